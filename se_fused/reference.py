@@ -1,0 +1,126 @@
+"""The three functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures.
+
+This module is three things at once: the fallback where no kernel can run (float64, exotic devices, second
+derivatives), the oracle of the tests (in float64 it is the truth), and the baseline of the benchmarks, because it is
+what a model without this library does.
+
+>>> y = act(gate(W2 · act(W1 · mean(bn(x)))) · bn(x) · drop_path_scale + residual)
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "GATES", "OUT_ACTIVATIONS", "batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": _identity,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,  # slope 0.01
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "hard_swish": F.hardswish,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+}
+"""What may stand between the two fully connected layers, by name."""
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
+"""What turns the excitation into a factor, by name."""
+
+OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": _identity, "relu": F.relu, "silu": F.silu}
+"""What may close the block, by name (``out_act=None`` means ``"none"``)."""
+
+
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """(N, C) or (N,) -> broadcastable against x: (N, C, *spatial)."""
+    return vector.reshape(vector.shape + (1,) * (x.dim() - vector.dim()))
+
+
+def _close(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_scale: Tensor | None) -> Tensor:
+    if drop_path_scale is not None:
+        u = u * _per_channel(drop_path_scale.to(u.dtype), u)
+    if residual is not None:
+        u = u + residual
+    return OUT_ACTIVATIONS[out_act or "none"](u)
+
+
+def squeeze_excite(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.squeeze_excite`; the arguments are explained there."""
+    squeezed = x.flatten(2).mean(2) if x.dim() > 2 else x  # (N, C)
+    # Weights of another dtype than x (float32 parameters beside bfloat16 activations) decide the gate's arithmetic.
+    hidden = ACTIVATIONS[act](F.linear(squeezed.to(fc1_weight.dtype), fc1_weight.flatten(1), fc1_bias))  # (N, R)
+    factor = GATES[gate](F.linear(hidden, fc2_weight.flatten(1), fc2_bias))  # (N, C)
+    return _close(x * _per_channel(factor, x).to(x.dtype), residual, out_act, drop_path_scale)
+
+
+def batch_norm_squeeze_excite(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.batch_norm_squeeze_excite`; the arguments are explained there."""
+    u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    return squeeze_excite(
+        u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual,
+        act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale,
+    )  # fmt: skip
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    out_act: str | None = "relu",
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.batch_norm_act`; the arguments are explained there."""
+    u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    return _close(u, residual, out_act, drop_path_scale)
