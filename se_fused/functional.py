@@ -1,1 +1,304 @@
-from .reference import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite  # noqa: F401  (placeholder)
+"""The three functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them.
+
+They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
+running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _arguments as check
+from . import reference
+from .backends import why_reference
+from .ops import tail
+from .ops.layout import dense, dense_like, positions
+
+__all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
+
+_warned: set[tuple[str, torch.dtype]] = set()
+
+
+def _takes_reference(x: Tensor) -> bool:
+    """Whether this call runs in plain PyTorch; says so once where that is not what was asked for."""
+    reason = why_reference(x.device.type, x.dtype)
+    if reason is None:
+        # An empty map has nothing to stream, and its means (0/0) are PyTorch's business.
+        return x.numel() == 0
+    expected = reason == "asked for" or x.dtype == torch.float64
+    if not expected and not torch.compiler.is_compiling() and (x.device.type, x.dtype) not in _warned:
+        _warned.add((x.device.type, x.dtype))
+        warnings.warn(
+            f"se_fused has no kernel for {x.dtype} on {x.device.type} here and runs plain PyTorch ({reason}); "
+            "se_fused.use_backend('reference') asks for that without this warning",
+            stacklevel=3,
+        )
+    return True
+
+
+def _check_residual(residual: Any, x: Tensor) -> None:
+    if residual is None:
+        return
+    check.check_tensor(residual, "residual")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    if residual.device != x.device:
+        raise ValueError(f"residual is on {residual.device}, x on {x.device}: move one, residual.to(x.device)")
+
+
+def _check_drop_path(drop_path_scale: Any, x: Tensor) -> None:
+    check.check_parameter(drop_path_scale, "drop_path_scale", (x.shape[0],), "(N,)", x)
+    if drop_path_scale is not None and drop_path_scale.requires_grad:
+        raise ValueError("drop_path_scale must not require a gradient: use drop_path_scale.detach()")
+
+
+def _check_gate(x: Tensor, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, gate: Any) -> None:
+    c = x.shape[1]
+    for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
+        check.check_tensor(weight, name)
+        if weight.dim() < 2:
+            raise ValueError(f"{name} must be 2-D or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
+    r = w1.shape[0]
+    if r < 1:
+        raise ValueError(f"fc1_weight must have at least one output, got shape {tuple(w1.shape)}")
+    check.check_parameter(w1, "fc1_weight", (r, c), "(R, C)", x)
+    check.check_parameter(b1, "fc1_bias", (r,), "(R,)", x)
+    check.check_parameter(w2, "fc2_weight", (c, r), "(C, R)", x)
+    check.check_parameter(b2, "fc2_bias", (c,), "(C,)", x)
+    check.check_choice(act, "act", reference.ACTIVATIONS)
+    check.check_choice(gate, "gate", reference.GATES)
+
+
+def _check_batch_norm(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: Any, momentum: Any, eps: Any
+) -> None:
+    c = x.shape[1]
+    named = (running_mean, "running_mean"), (running_var, "running_var"), (weight, "bn_weight"), (bias, "bn_bias")
+    for t, name in named:
+        check.check_parameter(t, name, (c,), "(C,)", x)
+    if not isinstance(training, bool):
+        raise TypeError(f"training must be a bool, got {type(training).__name__}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must both be tensors or both be None")
+    if not training and running_mean is None:
+        raise ValueError("running_mean and running_var are needed with training=False; pass training=True to normalise "
+                         "by the batch")  # fmt: skip
+    if momentum is None:
+        raise TypeError("momentum must be a number; for a cumulative average pass 1 / num_batches_tracked")
+    check.check_number(momentum, "momentum", 0.0, 1.0)
+    check.check_number(eps, "eps", 0.0, float("inf"))
+    if training and x.shape[0] * positions(x) == 1:
+        raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
+
+
+def _fused(
+    x: Tensor,
+    residual: Tensor | None,
+    bn: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    fc: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    drop_path_scale: Tensor | None,
+    training: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Bring the tensors into the form that kernels take, and run the operator: (y, stats)."""
+    x = dense(x)
+    if residual is not None:
+        residual = dense_like(residual, x)
+    if drop_path_scale is not None:
+        drop_path_scale = drop_path_scale.reshape(-1)
+    running_mean, running_var, bn_weight, bn_bias = bn
+    if training:
+        running_mean = running_var = None
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
+    if fc1_weight is not None and fc2_weight is not None:
+        # (R, C, 1, 1) of a 1x1 convolution, whose channels_last strides are those of (R, C) all the same
+        fc1_weight = fc1_weight.reshape(fc1_weight.shape[:2]).contiguous()
+        fc2_weight = fc2_weight.reshape(fc2_weight.shape[:2]).contiguous()
+        if fc1_weight.dtype != fc2_weight.dtype:
+            fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
+    tensors = [
+        t if t is None or t.dtype != torch.float64 else t.float()
+        for t in (running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
+    ]  # fmt: skip
+    return tail(x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
+
+
+def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Under autocast x and residual may differ, and eager mode promotes; otherwise they must agree."""
+    if residual is None or residual.dtype == x.dtype:
+        return x, residual
+    if not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}: cast one, residual.to(x.dtype)")
+    common = torch.promote_types(x.dtype, residual.dtype)
+    return x.to(common), residual.to(common)
+
+
+def squeeze_excite(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507), residual and activation, in two reads of x.
+
+    Equivalent to::
+
+        s = gate(fc2(act(fc1(x.mean(spatial)))))          # (N, C)
+        y = out_act(x * s * drop_path_scale + residual)
+
+    Args:
+        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as it
+            is in the contiguous and the channels_last order; other strides are made contiguous once.
+        fc1_weight: (R, C), or (R, C, 1, 1) of a 1x1 convolution; any floating dtype.
+        fc1_bias: (R,) or None.
+        fc2_weight: (C, R), or (C, R, 1, 1).
+        fc2_bias: (C,) or None.
+        residual: what is added, of x's shape and dtype, or None.
+        act: between the layers: identity, relu, relu6, leaky_relu (slope 0.01), silu, gelu, gelu_tanh, hard_swish, mish
+            or tanh.
+        gate: sigmoid or hard_sigmoid.
+        out_act: after the sum: None, relu or silu.
+        drop_path_scale: (N,) factor of each sample's branch (stochastic depth: 0 or 1/keep), without gradient.
+
+    Returns:
+        y of x's shape, dtype and memory format. Sums run in float32, and y is rounded once.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that is not taken. ValueError: a wrong shape, device or name.
+        BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
+    """
+    check.check_x(x)
+    _check_residual(residual, x)
+    _check_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    _check_drop_path(drop_path_scale, x)
+    x, residual = _common_dtype(x, residual)
+    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if _takes_reference(x):
+        return reference.squeeze_excite(
+            x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
+        )
+    none = (None, None, None, None)
+    return _fused(x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act)[0]
+
+
+def _move_running(running: Tensor | None, batch: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.lerp_(batch.to(running.dtype), momentum)
+
+
+def _update_running(
+    running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, count: int, momentum: float
+) -> None:
+    """running = (1 - momentum) running + momentum batch, with the unbiased variance, as in PyTorch."""
+    with torch.no_grad():
+        _move_running(running_mean, stats[0], momentum)
+        _move_running(running_var, stats[1] * (count / (count - 1)), momentum)
+
+
+def batch_norm_squeeze_excite(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Batch norm and then :func:`squeeze_excite`: the tail of an SE-ResNet block, still in two reads of x.
+
+    Equivalent to ``squeeze_excite(F.batch_norm(x, ...), ...)``. The normalised map never exists, and for the backward
+    pass only x, one bit per element and (N, C) vectors are kept.
+
+    Args:
+        x: (N, C, *spatial), as in :func:`squeeze_excite`.
+        running_mean, running_var: (C,), or None. With ``training`` they are moved, without it they are used.
+        bn_weight, bn_bias: gamma and beta (C,), or None for 1 and 0.
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act, gate, out_act, drop_path_scale: as in
+            :func:`squeeze_excite`.
+        training: normalise by the batch's statistics.
+        momentum: share of the batch in the running statistics, in [0, 1]. For a cumulative average pass
+            1 / num_batches_tracked, as ``torch.nn.BatchNorm2d(momentum=None)`` does.
+        eps: added to the variance.
+
+    Returns, Raises: as :func:`squeeze_excite`.
+    """
+    check.check_x(x)
+    _check_residual(residual, x)
+    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    _check_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    _check_drop_path(drop_path_scale, x)
+    x, residual = _common_dtype(x, residual)
+    bn = (running_mean, running_var, bn_weight, bn_bias)
+    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if _takes_reference(x):
+        return reference.batch_norm_squeeze_excite(
+            x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
+            drop_path_scale=drop_path_scale,
+        )  # fmt: skip
+    y, stats = _fused(x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act)
+    if training:
+        _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
+    return y
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    out_act: str | None = "relu",
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Batch norm, residual and activation: the same kernels without the gate.
+
+    Equivalent to ``out_act(F.batch_norm(x, ...) * drop_path_scale + residual)``. Arguments, result and errors are those
+    of :func:`batch_norm_squeeze_excite`.
+    """
+    check.check_x(x)
+    _check_residual(residual, x)
+    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    _check_drop_path(drop_path_scale, x)
+    x, residual = _common_dtype(x, residual)
+    bn = (running_mean, running_var, bn_weight, bn_bias)
+    if _takes_reference(x):
+        return reference.batch_norm_act(
+            x, *bn, residual, training=training, momentum=momentum, eps=eps, out_act=out_act,
+            drop_path_scale=drop_path_scale,
+        )  # fmt: skip
+    none = (None, None, None, None)
+    y, stats = _fused(x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act)
+    if training:
+        _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
+    return y

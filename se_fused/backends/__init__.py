@@ -1,0 +1,111 @@
+"""Which kernels run: one small class per backend, and the choice between them.
+
+A backend offers the streams (``moments``, ``affine`` and their backwards) and, if it has one, the whole op in one call
+(``tail_forward``, ``tail_backward``). :mod:`se_fused.ops` defines what each of them computes. The choice is made below
+the operators, so a compiled graph does not depend on it, except for ``reference``, which has no operator at all.
+"""
+
+import os
+from types import TracebackType
+
+import torch
+
+from .cpu import CpuBackend
+from .interface import Backend, BackendUnavailable, Planned
+
+__all__ = ["AUTO_ORDER", "BACKENDS", "Backend", "BackendUnavailable", "forced", "select", "use_backend", "why_reference"]
+
+BACKENDS: dict[str, Backend] = {
+    "cuda": Planned("cuda", "the CUDA kernels are not part of this version of se_fused"),
+    "triton": Planned("triton", "the Triton kernels are not part of this version of se_fused"),
+    "cpu": CpuBackend(),
+}
+"""Backends with kernels, in the order in which ``auto`` tries them. ``reference`` is the absence of one."""
+
+AUTO_ORDER = tuple(BACKENDS)
+NAMES = ("auto", *AUTO_ORDER, "reference")
+
+_forced: str = "auto"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+_forced = _checked(os.environ.get("SE_FUSED_BACKEND", "auto") or "auto", "environment variable SE_FUSED_BACKEND")
+
+
+def forced() -> str:
+    """The backend that is asked for now: a name, or ``"auto"``."""
+    return _forced
+
+
+class use_backend:
+    """Asks for a backend: at once when called, and until the end of the block when used with ``with``.
+
+    Args:
+        name: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. The environment variable
+            ``SE_FUSED_BACKEND`` sets the value that a process starts with.
+
+    The setting belongs to the process, not to a thread. A backend that cannot take a call raises
+    :class:`BackendUnavailable` with the reason when the call is made.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        self._previous = _forced
+        self._name = _forced = _checked(name, "name")
+
+    def __enter__(self) -> "use_backend":
+        global _forced
+        _forced = self._name
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def why_reference(device: str, dtype: torch.dtype) -> str | None:
+    """Why a call on this device and dtype takes plain PyTorch, or None if a kernel can take it.
+
+    Raises:
+        BackendUnavailable: a backend was asked for by name and cannot run.
+    """
+    if _forced == "reference":
+        return "asked for"
+    if _forced != "auto":
+        reason = BACKENDS[_forced].can_use(device, dtype)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {_forced!r} was asked for and cannot run here: {reason}")
+        return None
+    reasons = []
+    for name, backend in BACKENDS.items():
+        reason = backend.can_use(device, dtype)
+        if reason is None:
+            return None
+        reasons.append(f"{name}: {reason}")
+    return "; ".join(reasons)
+
+
+def select(device: str, dtype: torch.dtype) -> Backend:
+    """The backend that takes a call on this device and dtype.
+
+    Raises:
+        BackendUnavailable: none can, or the one asked for by name cannot.
+    """
+    names = AUTO_ORDER if _forced in ("auto", "reference") else (_forced,)
+    reasons = []
+    for name in names:
+        reason = BACKENDS[name].can_use(device, dtype)
+        if reason is None:
+            return BACKENDS[name]
+        reasons.append(f"{name}: {reason}")
+    raise BackendUnavailable(f"no backend can take {dtype} on {device}: {'; '.join(reasons)}")

@@ -1,0 +1,106 @@
+// Stream 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
+
+template <OutAct act, bool has_residual, class T, class A>
+SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i) {
+  F t = scale * a.get(x + i) + shift;
+  if constexpr (has_residual) t = t + a.get(residual + i);
+  if constexpr (act == OutAct::relu) {
+    const uint32_t bits = positive_bits(t);
+    if (mask) a.put_bits(mask, i, bits);
+    t = keep_bits(bits, t);
+  }
+  if constexpr (act == OutAct::silu) t = t * sigmoid(t);
+  a.put(y + i, t);
+}
+
+template <bool per_row, OutAct act, bool has_residual, class T>
+static void affine_as(const AffineArgs& g) {
+  const T *x = (const T*)g.x, *residual = (const T*)g.residual;
+  T* y = (T*)g.y;
+  uint8_t* mask = g.mask;
+  const int64_t mask_bytes = (g.len + 7) / 8;
+  for (int64_t row = 0; row < g.rows; ++row) {
+    if constexpr (per_row) {
+      const F scale = splat(g.scale[row]), shift = splat(g.shift[row]);
+      sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
+        affine_step<act, has_residual>(a, x, residual, y, mask, scale, shift, i);
+      });
+    } else {
+      sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
+        affine_step<act, has_residual>(a, x, residual, y, mask, a.get(g.scale + i), a.get(g.shift + i), i);
+      });
+    }
+    x += g.len;
+    if (has_residual) residual += g.len;
+    y += g.len;
+    if (mask) mask += mask_bytes;
+  }
+}
+
+template <bool per_row, OutAct act, class T>
+static void affine_residual(const AffineArgs& g) {
+  return g.residual ? affine_as<per_row, act, true, T>(g) : affine_as<per_row, act, false, T>(g);
+}
+template <OutAct act, class T>
+static void affine_rows_as(const AffineArgs& g) {
+  affine_residual<true, act, T>(g);
+}
+template <OutAct act, class T>
+static void affine_cols_as(const AffineArgs& g) {
+  affine_residual<false, act, T>(g);
+}
+template <class T>
+static void affine_rows(const AffineArgs& g) {
+  SE_BY_OUT_ACT(affine_rows_as, T, g)
+}
+template <class T>
+static void affine_cols(const AffineArgs& g) {
+  SE_BY_OUT_ACT(affine_cols_as, T, g)
+}
+
+// Stream 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. Centred: k2 * x alone would cancel against k3.
+template <bool per_row, bool has_mask, bool has_x, class T>
+static void affine_backward_as(const AffineBackwardArgs& g) {
+  const T *dr = (const T*)g.dr, *x = (const T*)g.x;
+  T* dx = (T*)g.dx;
+  const uint8_t* mask = g.mask;
+  const int64_t mask_bytes = (g.len + 7) / 8;
+  for (int64_t row = 0; row < g.rows; ++row) {
+    const auto step = [&](auto a, int64_t i, F mean, F k1, F k2, F k3) SE_LAMBDA {
+      F d = a.get(dr + i);
+      if constexpr (has_mask) d = keep_bits(a.get_bits(mask, i), d);
+      F y = k1 * d + k3;
+      if constexpr (has_x) y = y + k2 * (a.get(x + i) - mean);
+      a.put(dx + i, y);
+    };
+    if constexpr (per_row) {
+      const F mean = has_x ? splat(g.mean[row]) : zero();
+      const F k1 = splat(g.k1[row]), k2 = splat(g.k2[row]), k3 = splat(g.k3[row]);
+      sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA { step(a, i, mean, k1, k2, k3); });
+    } else {
+      sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
+        step(a, i, has_x ? a.get(g.mean + i) : zero(), a.get(g.k1 + i), has_x ? a.get(g.k2 + i) : zero(),
+             a.get(g.k3 + i));
+      });
+    }
+    dr += g.len;
+    if (has_x) x += g.len;
+    dx += g.len;
+    if (has_mask) mask += mask_bytes;
+  }
+}
+
+template <bool per_row, class T>
+static void affine_backward_choose(const AffineBackwardArgs& g) {
+  if (g.mask)
+    return g.x ? affine_backward_as<per_row, true, true, T>(g) : affine_backward_as<per_row, true, false, T>(g);
+  return g.x ? affine_backward_as<per_row, false, true, T>(g) : affine_backward_as<per_row, false, false, T>(g);
+}
+template <class T>
+static void affine_backward_rows(const AffineBackwardArgs& g) {
+  affine_backward_choose<true, T>(g);
+}
+template <class T>
+static void affine_backward_cols(const AffineBackwardArgs& g) {
+  affine_backward_choose<false, T>(g);
+}

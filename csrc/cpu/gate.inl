@@ -1,0 +1,317 @@
+// Between the streams: everything per (n, c). Squeeze of the normalised map, two fully connected layers, the gate, and
+// the coefficients that the streams need; the formulas with their proof are in se_fused/ops/gate.py.
+
+// ---- the activation between the layers, on the (N, R) hidden values: few, so scalar
+SE_INLINE float logistic(float x) { return 1.f / (1.f + __builtin_expf(-x)); }
+SE_INLINE float softplus(float x) { return x > 20.f ? x : __builtin_log1pf(__builtin_expf(x)); }
+constexpr float kSqrtHalf = 0.70710678118654752f, kInvSqrt2Pi = 0.39894228040143268f;
+constexpr float kGeluA = 0.79788456080286536f, kGeluB = 0.044715f;  // sqrt(2 / pi)
+
+static float activate(Act act, float x) {
+  switch (act) {
+    case Act::identity: return x;
+    case Act::relu: return x <= 0.f ? 0.f : x;
+    case Act::relu6: return x <= 0.f ? 0.f : x >= 6.f ? 6.f : x;
+    case Act::leaky_relu: return x > 0.f ? x : 0.01f * x;
+    case Act::silu: return x * logistic(x);
+    case Act::gelu: return 0.5f * x * (1.f + __builtin_erff(x * kSqrtHalf));
+    case Act::gelu_tanh: return 0.5f * x * (1.f + __builtin_tanhf(kGeluA * (x + kGeluB * x * x * x)));
+    case Act::hard_swish: return x <= -3.f ? 0.f : x >= 3.f ? x : x * (x + 3.f) * (1.f / 6.f);
+    case Act::mish: return x * __builtin_tanhf(softplus(x));
+    case Act::tanh: return __builtin_tanhf(x);
+  }
+  __builtin_unreachable();
+}
+
+static float activate_slope(Act act, float x) {
+  switch (act) {
+    case Act::identity: return 1.f;
+    case Act::relu: return x <= 0.f ? 0.f : 1.f;
+    case Act::relu6: return x <= 0.f || x >= 6.f ? 0.f : 1.f;
+    case Act::leaky_relu: return x > 0.f ? 1.f : 0.01f;
+    case Act::silu: {
+      const float s = logistic(x);
+      return s * (1.f + x * (1.f - s));
+    }
+    case Act::gelu:
+      return 0.5f * (1.f + __builtin_erff(x * kSqrtHalf)) + x * kInvSqrt2Pi * __builtin_expf(-0.5f * x * x);
+    case Act::gelu_tanh: {
+      const float t = __builtin_tanhf(kGeluA * (x + kGeluB * x * x * x));
+      return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * kGeluA * (1.f + 3.f * kGeluB * x * x);
+    }
+    case Act::hard_swish: return x < -3.f ? 0.f : x <= 3.f ? x * (1.f / 3.f) + 0.5f : 1.f;
+    case Act::mish: {
+      const float t = __builtin_tanhf(softplus(x));
+      return t + x * logistic(x) * (1.f - t * t);
+    }
+    case Act::tanh: {
+      const float t = __builtin_tanhf(x);
+      return 1.f - t * t;
+    }
+  }
+  __builtin_unreachable();
+}
+
+SE_INLINE F open_gate(Gate gate, F q) {
+  if (gate == Gate::sigmoid) return sigmoid(q);
+  const F t = q * splat(1.f / 6.f) + splat(0.5f);
+  const F low = select(less(t, zero()), zero(), t);  // NaN passes both comparisons
+  return select(greater(low, splat(1.f)), splat(1.f), low);
+}
+
+// d gate / d q from the gate's own value (hard sigmoid: its corners have slope 0, as in PyTorch).
+SE_INLINE F gate_slope(Gate gate, F s) {
+  if (gate == Gate::sigmoid) return s * (splat(1.f) - s);
+  const F slope = select(greater(s, zero()), splat(1.f / 6.f), zero());
+  return select(less(s, splat(1.f)), slope, zero());
+}
+
+// ---- batch norm's coefficients
+static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
+  const int64_t len = c1 - c0;
+  float *mu = g.mu + c0, *var = g.var + c0;
+  if (g.batch_stats) {
+    __builtin_memcpy(mu, g.mean + c0, len * sizeof(float));
+    __builtin_memcpy(var, g.m2 + c0, len * sizeof(float));
+    for (int64_t n = 1; n < g.n; ++n)
+      merge(mu, var, (float)(n * g.s), g.mean + n * g.c + c0, g.m2 + n * g.c + c0, (float)g.s, len);
+    const float inverse = 1.f / (float)(g.n * g.s);
+    for (int64_t c = 0; c < len; ++c) var[c] *= inverse;
+  }
+  for (int64_t c = 0; c < len; ++c) {
+    const float rstd = 1.f / __builtin_sqrtf(var[c] + g.eps);
+    const float a = g.weight ? g.weight[c0 + c] * rstd : rstd;
+    g.rstd[c0 + c] = rstd;
+    g.a[c0 + c] = a;
+    g.b[c0 + c] = (g.bias ? g.bias[c0 + c] : 0.f) - a * mu[c];
+  }
+}
+
+// ---- matrix products: out[i][j] = sum_k w[i][k] * v[j][k], sixteen results at a time
+template <int A, int B, class W>
+SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
+  F acc[A][B];
+  for (int i = 0; i < A; ++i)
+    for (int j = 0; j < B; ++j) acc[i][j] = zero();
+  sweep(k, [&](auto a, int64_t at) SE_LAMBDA {
+    F left[A];
+    for (int i = 0; i < A; ++i) left[i] = a.own(a.get(w + i * k + at));
+    for (int j = 0; j < B; ++j) {
+      const F right = a.own(a.get(v + j * k + at));
+      for (int i = 0; i < A; ++i) acc[i][j] = acc[i][j] + left[i] * right;
+    }
+  });
+#if SE_VL == 16
+  if constexpr (A * B == 16) {  // sixteen horizontal sums as one tree of shuffles
+    vf t[16];
+    for (int i = 0; i < 16; ++i) t[i] = acc[i / B][i % B].p[0];
+#define SE_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+    for (int i = 0; i < 8; ++i)
+      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; ++i)
+      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; ++i)
+      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    t[0] = SE_SHUFFLE(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           SE_SHUFFLE(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#undef SE_SHUFFLE
+    *(vf_mem*)out = t[0];
+    return;
+  }
+#endif
+  for (int i = 0; i < A; ++i)
+    for (int j = 0; j < B; ++j) out[i * B + j] = sum(acc[i][j]);
+}
+
+// out[j * ld + i] for weight rows i0..i1 and all vectors j
+template <class W>
+static void fully_connected(const W* w, const float* bias, int64_t i0, int64_t i1, int64_t k, const float* v,
+                            int64_t vectors, float* out, int64_t ld) {
+  float block[16];
+  const auto put = [&](int64_t i, int64_t j, float value) SE_LAMBDA { out[j * ld + i] = value + (bias ? bias[i] : 0.f); };
+  int64_t i = i0;
+  for (; i + 4 <= i1; i += 4) {
+    int64_t j = 0;
+    for (; j + 4 <= vectors; j += 4) {
+      dot_block<4, 4>(w + i * k, v + j * k, k, block);
+      for (int e = 0; e < 16; ++e) put(i + e / 4, j + e % 4, block[e]);
+    }
+    for (; j < vectors; ++j) {
+      dot_block<4, 1>(w + i * k, v + j * k, k, block);
+      for (int e = 0; e < 4; ++e) put(i + e, j, block[e]);
+    }
+  }
+  for (; i < i1; ++i)
+    for (int64_t j = 0; j < vectors; ++j) {
+      dot_block<1, 1>(w + i * k, v + j * k, k, block);
+      put(i, j, block[0]);
+    }
+}
+
+// ---- forward
+static void squeeze(const GateArgs& g, int64_t c0, int64_t c1) {
+  if (!g.a) return;  // the driver points z at the means themselves
+  for (int64_t n = 0; n < g.n; ++n)
+    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+      const int64_t c = c0 + i;
+      a.put(g.z + n * g.c + c, a.get(g.a + c) * a.get(g.mean + n * g.c + c) + a.get(g.b + c));
+    });
+}
+
+template <class W>
+static void fc1(const GateArgs& g, int64_t r0, int64_t r1) {
+  fully_connected((const W*)g.fc1_weight, g.fc1_bias, r0, r1, g.c, g.z, g.n, g.hidden, g.r);
+  for (int64_t n = 0; n < g.n; ++n)
+    for (int64_t r = r0; r < r1; ++r) g.active[n * g.r + r] = activate(g.act, g.hidden[n * g.r + r]);
+}
+
+static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
+  for (int64_t n = 0; n < g.n; ++n) {
+    const F drop = splat(g.drop ? g.drop[n] : 1.f);
+    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+      const int64_t c = c0 + i, at = n * g.c + c;
+      const F factor = g.factor ? a.get(g.factor + at) * drop : drop;
+      a.put(g.scale + at, g.a ? factor * a.get(g.a + c) : factor);
+      a.put(g.shift + at, g.a ? factor * a.get(g.b + c) : zero());
+    });
+  }
+}
+
+template <class W>
+static void fc2(const GateArgs& g, int64_t c0, int64_t c1) {
+  fully_connected((const W*)g.fc2_weight, g.fc2_bias, c0, c1, g.r, g.active, g.n, g.factor, g.c);
+  for (int64_t n = 0; n < g.n; ++n)
+    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+      float* const at = g.factor + n * g.c + c0 + i;
+      const F q = a.get(at);
+      a.put(at, a.own_or(open_gate(g.gate, q), q));
+    });
+  scale_shift(g, c0, c1);
+}
+
+// ---- backward
+static void activate_hidden(const GateBackwardArgs& g) {
+  for (int64_t at = 0; at < g.n * g.r; ++at) g.active[at] = activate(g.act, g.hidden[at]);
+}
+
+// ds = d (a Q + z P), dq = ds gate', dW2 = dq^T h, db2 = sum_n dq
+template <class W>
+static void backward_fc2(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+  for (int64_t n = 0; n < g.n; ++n) {
+    const F drop = splat(g.drop ? g.drop[n] : 1.f);
+    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+      const int64_t c = c0 + i, at = n * g.c + c;
+      const F mean = a.get(g.mean + at), p = a.get(g.p + at), q = a.get(g.q + at);
+      const F ga = g.a ? a.get(g.a + c) : splat(1.f);
+      const F z = g.a ? ga * mean + a.get(g.b + c) : mean;
+      a.put(g.z + at, z);
+      a.put(g.dq + at, drop * (ga * q + z * p) * gate_slope(g.gate, a.get(g.factor + at)));
+    });
+  }
+  for (int64_t c = c0; c < c1; ++c) {
+    float total = 0;
+    for (int64_t n = 0; n < g.n; ++n) total += g.dq[n * g.c + c];
+    g.dfc2_bias[c] = total;
+    sweep(g.r, [&](auto a, int64_t i) SE_LAMBDA {
+      F acc = zero();
+      for (int64_t n = 0; n < g.n; ++n) acc = acc + splat(g.dq[n * g.c + c]) * a.get(g.active + n * g.r + i);
+      a.put(g.dfc2_weight + c * g.r + i, acc);
+    });
+  }
+}
+
+// dhidden = (dq W2) act'; four samples share each row of W2
+template <int B, class W>
+SE_INLINE void backward_hidden_block(const GateBackwardArgs& g, int64_t n) {
+  const W* const w = (const W*)g.fc2_weight;
+  sweep(g.r, [&](auto a, int64_t i) SE_LAMBDA {
+    F acc[B];
+    for (int j = 0; j < B; ++j) acc[j] = zero();
+    for (int64_t c = 0; c < g.c; ++c) {
+      const F row = a.get(w + c * g.r + i);
+      for (int j = 0; j < B; ++j) acc[j] = acc[j] + splat(g.dq[(n + j) * g.c + c]) * row;
+    }
+    for (int j = 0; j < B; ++j) a.put(g.dhidden + (n + j) * g.r + i, acc[j]);
+  });
+  for (int64_t at = n * g.r; at < (n + B) * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
+}
+
+template <class W>
+static void backward_hidden(const GateBackwardArgs& g, int64_t n0, int64_t n1) {
+  int64_t n = n0;
+  for (; n + 4 <= n1; n += 4) backward_hidden_block<4, W>(g, n);
+  for (; n < n1; ++n) backward_hidden_block<1, W>(g, n);
+}
+
+// dz = dhidden W1, dW1 = dhidden^T z, for the channels c0..c1 of every row of W1
+template <class W>
+static void backward_fc1(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+  const W* const w = (const W*)g.fc1_weight;
+  sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+    const int64_t c = c0 + i;
+    constexpr int B = 4;
+    int64_t n = 0;
+    for (; n + B <= g.n; n += B) {
+      F acc[B];
+      for (int j = 0; j < B; ++j) acc[j] = zero();
+      for (int64_t r = 0; r < g.r; ++r) {
+        const F row = a.get(w + r * g.c + c);
+        for (int j = 0; j < B; ++j) acc[j] = acc[j] + splat(g.dhidden[(n + j) * g.r + r]) * row;
+      }
+      for (int j = 0; j < B; ++j) a.put(g.dz + (n + j) * g.c + c, acc[j]);
+    }
+    for (; n < g.n; ++n) {
+      F acc = zero();
+      for (int64_t r = 0; r < g.r; ++r) acc = acc + splat(g.dhidden[n * g.r + r]) * a.get(w + r * g.c + c);
+      a.put(g.dz + n * g.c + c, acc);
+    }
+  });
+  for (int64_t r = 0; r < g.r; ++r)
+    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+      const int64_t c = c0 + i;
+      F acc = zero();
+      for (int64_t n = 0; n < g.n; ++n) acc = acc + splat(g.dhidden[n * g.r + r]) * a.get(g.z + n * g.c + c);
+      a.put(g.dfc1_weight + r * g.c + c, acc);
+    });
+}
+
+// g1 = d s P + dz, g2 = d s Q, d beta = sum g1, d gamma = rstd sum(g2 + (m - mu) g1), and k1, k2, k3 of stream 2
+template <class W>
+static void backward_coefficients(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+  const F inverse_s = splat(1.f / (float)g.s), inverse_ns = splat(1.f / (float)(g.n * g.s));
+  sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
+    const int64_t c = c0 + i;
+    F ga = splat(1.f), mu = zero(), rstd = splat(1.f), dbeta = zero(), dgamma = zero(), k2 = zero();
+    const auto factor = [&](int64_t n) SE_LAMBDA {
+      const F drop = splat(g.drop ? g.drop[n] : 1.f);
+      return g.factor ? drop * a.get(g.factor + n * g.c + c) : drop;
+    };
+    if (g.a) {
+      ga = a.get(g.a + c);
+      mu = a.get(g.mu + c);
+      rstd = a.get(g.rstd + c);
+      for (int64_t n = 0; n < g.n; ++n) {
+        const int64_t at = n * g.c + c;
+        F g1 = factor(n) * a.get(g.p + at);
+        if (g.factor) g1 = g1 + a.get(g.dz + at);
+        dbeta = dbeta + g1;
+        dgamma = dgamma + factor(n) * a.get(g.q + at) + (a.get(g.mean + at) - mu) * g1;
+      }
+      dgamma = dgamma * rstd;
+      a.put(g.dbn_weight + c, dgamma);
+      a.put(g.dbn_bias + c, dbeta);
+      if (g.batch_stats) k2 = zero() - ga * rstd * dgamma * inverse_ns;
+    }
+    for (int64_t n = 0; n < g.n; ++n) {
+      const int64_t at = n * g.c + c;
+      F k3 = g.factor ? a.get(g.dz + at) * inverse_s : zero();
+      if (g.a && g.batch_stats) k3 = k3 - dbeta * inverse_ns;
+      a.put(g.k1 + at, ga * factor(n));
+      a.put(g.k2 + at, k2);
+      a.put(g.k3 + at, ga * k3 + k2 * (a.get(g.mean + at) - mu));
+    }
+  });
+}

@@ -1,0 +1,24 @@
+// One instruction set's kernels: included once per set, inside its namespace, by kernels_*.cpp.
+#include "vec.inl"
+
+#include "moments.inl"
+
+#include "affine.inl"
+
+#include "gate.inl"
+
+#define SE_STREAM(T)                                                                                         \
+  {moments_rows<T>, moments_cols<T>, affine_rows<T>, affine_cols<T>, moments_backward_rows<T>,               \
+   moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>}
+#define SE_GATE(W)                                                                                           \
+  {squeeze, fc1<W>, fc2<W>, scale_shift, activate_hidden, backward_fc2<W>, backward_hidden<W>, backward_fc1<W>,               \
+   backward_coefficients<W>}
+
+extern const Kernels kernels;
+const Kernels kernels = {SE_KERNELS_NAME,
+                         {SE_STREAM(float), SE_STREAM(BFloat16), SE_STREAM(Half)},
+                         {SE_GATE(float), SE_GATE(BFloat16), SE_GATE(Half)},
+                         batch_norm,
+                         merge,
+                         add,
+                         {to_float<float>, to_float<BFloat16>, to_float<Half>}};

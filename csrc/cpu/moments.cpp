@@ -1,0 +1,150 @@
+// Stream 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
+// channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
+#include "streams.h"
+
+namespace se_fused::cpu {
+namespace {
+
+// Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
+// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain.
+int64_t chunk_rows(const Layout& layout) {
+  return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 32, 512);
+}
+
+// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
+template <class Work, class Join>
+void in_chunks(const Layout& layout, int64_t n0, int64_t n1, const Work& work, const Join& join) {
+  const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;
+  const int64_t c = layout.c, samples = n1 - n0;
+  const std::unique_ptr<float[]> partial(chunks > 1 ? new float[samples * chunks * 2 * c] : nullptr);
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (size * c));
+  torch::stable::parallel_for(0, samples * chunks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = n0 + task / chunks, first = task % chunks * size;
+      work(n, first, std::min(size, layout.s - first), partial ? partial.get() + task * 2 * c : nullptr);
+    }
+  });
+  if (!partial) return;
+  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        join(n0 + i, chunk * size, std::min(size, layout.s - chunk * size), partial.get() + (i * chunks + chunk) * 2 * c);
+  });
+}
+
+}  // namespace
+
+void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, int64_t n0, int64_t n1,
+             float* mean, float* m2) {
+  const char* const from = static_cast<const char*>(x);
+  const int64_t c = layout.c, s = layout.s;
+  if (!layout.channels_last) {
+    for_sample_rows(layout, n0, n1, [&](int64_t, int64_t row, int64_t rows) {
+      k.moments_rows(from + row * s * item, rows, s, mean + row, m2 + row);
+    });
+    return;
+  }
+  in_chunks(
+      layout, n0, n1,
+      [&](int64_t n, int64_t first, int64_t rows, float* out) {
+        float* const to_mean = out ? out : mean + n * c;
+        float* const to_m2 = out ? out + c : m2 + n * c;
+        k.moments_cols(from + (n * s + first) * c * item, rows, c, to_mean, to_m2);
+      },
+      [&](int64_t n, int64_t before, int64_t rows, const float* part) {
+        if (before == 0) {
+          std::copy_n(part, c, mean + n * c);
+          std::copy_n(part + c, c, m2 + n * c);
+        } else {
+          kernels().merge(mean + n * c, m2 + n * c, float(before), part, part + c, float(rows), c);
+        }
+      });
+}
+
+void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
+  // the part of `args` that starts at a row; coefficients are per row or per sample
+  const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
+    const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
+    const auto at = [&](const void* base) { return base ? static_cast<const char*>(base) + skip : nullptr; };
+    const auto coefficient = [&](const float* base) { return base ? base + coefficients : nullptr; };
+    MomentsBackwardArgs g = args;
+    g.dy = at(args.dy);
+    g.x = at(args.x);
+    g.residual = at(args.residual);
+    g.dr = const_cast<char*>(at(args.dr));
+    if (args.mask) g.mask = args.mask + row * layout.row_mask_bytes();
+    g.mean = coefficient(args.mean);
+    g.scale = coefficient(args.scale);
+    g.shift = coefficient(args.shift);
+    g.p = p;
+    g.q = q;
+    g.rows = rows;
+    g.len = layout.row_len();
+    return g;
+  };
+  const int64_t c = layout.c;
+  if (!layout.channels_last) {
+    for_sample_rows(layout, 0, layout.n, [&](int64_t n, int64_t row, int64_t rows) {
+      k.moments_backward_rows(part(n, row, rows, args.p + row, args.q + row));
+    });
+    return;
+  }
+  in_chunks(
+      layout, 0, layout.n,
+      [&](int64_t n, int64_t first, int64_t rows, float* out) {
+        float* const p = out ? out : args.p + n * c;
+        float* const q = out ? out + c : args.q + n * c;
+        k.moments_backward_cols(part(n, n * layout.s + first, rows, p, q));
+      },
+      [&](int64_t n, int64_t before, int64_t, const float* from) {
+        float *p = args.p + n * c, *q = args.q + n * c;
+        if (before == 0) {
+          std::copy_n(from, c, p);
+          std::copy_n(from + c, c, q);
+        } else {
+          kernels().add(p, from, c);
+          kernels().add(q, from + c, c);
+        }
+      });
+}
+
+}  // namespace se_fused::cpu
+
+namespace se_fused {
+
+std::tuple<Tensor, Tensor> moments(const Tensor& x) {
+  const Layout layout = layout_of(x, "x");
+  Tensor mean = cpu::new_float(x, {layout.n, layout.c}), m2 = cpu::new_float(x, {layout.n, layout.c});
+  cpu::moments(cpu::stream_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, 0, layout.n, cpu::floats(mean),
+               cpu::floats(m2));
+  return {mean, m2};
+}
+
+std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& residual,
+                                                    const Tensor& mask, const Tensor& mean, const Tensor& scale,
+                                                    const Tensor& shift, int64_t out_act, bool want_dr) {
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  check_like(dy, x, layout, "dy");
+  if (residual) check_like(*residual, x, layout, "residual");
+  const auto act = static_cast<cpu::OutAct>(out_act);
+  if (act == cpu::OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  Tensor dr = want_dr ? torch::stable::empty_like(x) : cpu::new_nothing(x);
+  Tensor p = cpu::new_float(x, {layout.n, layout.c}), q = cpu::new_float(x, {layout.n, layout.c});
+  cpu::MomentsBackwardArgs args{};
+  args.dy = cpu::bytes(dy);
+  args.x = cpu::bytes(x);
+  args.residual = cpu::bytes(residual);
+  args.mask = act == cpu::OutAct::relu ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
+  args.mean = float_vector(mean, nc, "mean");
+  args.scale = act == cpu::OutAct::silu ? float_vector(scale, nc, "scale") : nullptr;
+  args.shift = act == cpu::OutAct::silu ? float_vector(shift, nc, "shift") : nullptr;
+  args.dr = want_dr ? cpu::mutable_bytes(dr) : nullptr;
+  args.p = cpu::floats(p);
+  args.q = cpu::floats(q);
+  args.out_act = act;
+  cpu::moments_backward(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  return {dr, p, q};
+}
+
+}  // namespace se_fused

@@ -1,0 +1,201 @@
+// Stream 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
+
+// Joins (mean, m2) of `count` elements with (mean2, m22) of `more` (Chan, Golub, LeVeque 1983).
+SE_INLINE void chan(F& mean, F& m2, float count, F mean2, F m22, float more) {
+  const float share = more / (count + more);
+  const F delta = mean2 - mean;
+  mean = mean + delta * splat(share);
+  m2 = m2 + m22 + delta * delta * splat(count * share);
+}
+
+static void merge(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len) {
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i);
+    F new_mean = old_mean, new_m2 = old_m2;
+    chan(new_mean, new_m2, count, a.get(mean2 + i), a.get(m22 + i), more);
+    a.put(mean + i, a.own_or(new_mean, old_mean));
+    a.put(m2 + i, a.own_or(new_m2, old_m2));
+  });
+}
+
+static void add(float* into, const float* from, int64_t len) {
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F old = a.get(into + i);
+    a.put(into + i, a.own_or(old + a.get(from + i), old));
+  });
+}
+
+template <class T>
+static void to_float(const void* from, float* into, int64_t len) {
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA { a.put(into + i, a.get((const T*)from + i)); });
+}
+
+// Long rows go in blocks that stay in the L1 cache (16 KB of floats), because each is read twice: sum, then squares.
+constexpr int64_t kBlock = 4096;
+
+template <class T>
+static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
+  const T* x = (const T*)x_;
+  for (int64_t row = 0; row < rows; ++row, x += len) {
+    float row_mean = 0, row_m2 = 0;
+    for (int64_t start = 0; start < len; start += kBlock) {
+      const T* const block = x + start;
+      const int64_t size = len - start < kBlock ? len - start : kBlock;
+      F total[4] = {zero(), zero(), zero(), zero()};
+      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA { total[k] = total[k] + a.own(a.get(block + i)); });
+      const float block_mean = sum((total[0] + total[1]) + (total[2] + total[3])) / (float)size;
+      const F centre = splat(block_mean);
+      F squares[4] = {zero(), zero(), zero(), zero()};
+      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
+        const F d = a.own(a.get(block + i) - centre);
+        squares[k] = squares[k] + d * d;
+      });
+      const float block_m2 = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+      const float share = (float)size / (float)(start + size);
+      const float delta = block_mean - row_mean;
+      row_mean += delta * share;
+      row_m2 += block_m2 + (start ? delta * delta * (float)start * share : 0.f);
+    }
+    mean[row] = row_mean;
+    m2[row] = row_m2;
+  }
+}
+
+// Eight rows are centred on their own mean in registers, then joined with what came before: one read of x.
+template <int R, class T>
+SE_INLINE void moments_tile(const T* x, int64_t before, int64_t len, float* mean, float* m2) {
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    F v[R];
+    F tile_mean = zero(), tile_m2 = zero();
+    for (int r = 0; r < R; ++r) v[r] = a.get(x + r * len + i);
+    for (int r = 0; r < R; ++r) tile_mean = tile_mean + v[r];
+    tile_mean = tile_mean * splat(1.f / R);
+    for (int r = 0; r < R; ++r) {
+      const F d = v[r] - tile_mean;
+      tile_m2 = tile_m2 + d * d;
+    }
+    if (before == 0) {
+      a.put(mean + i, tile_mean);
+      a.put(m2 + i, tile_m2);
+      return;
+    }
+    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i);
+    F new_mean = old_mean, new_m2 = old_m2;
+    chan(new_mean, new_m2, (float)before, tile_mean, tile_m2, R);
+    a.put(mean + i, a.own_or(new_mean, old_mean));
+    a.put(m2 + i, a.own_or(new_m2, old_m2));
+  });
+}
+
+template <class T>
+static void moments_cols(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
+  const T* const x = (const T*)x_;
+  int64_t row = 0;
+  for (; row + 8 <= rows; row += 8) moments_tile<8>(x + row * len, row, len, mean, m2);
+  for (; row < rows; ++row) moments_tile<1>(x + row * len, row, len, mean, m2);
+}
+
+// Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean).
+template <OutAct act, class T, class A>
+SE_INLINE F out_act_backward(const MomentsBackwardArgs& g, A a, const T* dy, const T* x, const T* residual,
+                             const uint8_t* mask, F scale, F shift, int64_t i, F xv) {
+  const F d = a.get(dy + i);
+  if constexpr (act == OutAct::relu) return keep_bits(a.get_bits(mask, i), d);
+  if constexpr (act == OutAct::silu) {
+    F t = scale * xv + shift;
+    if (residual) t = t + a.get(residual + i);
+    const F s = sigmoid(t);
+    // Stream 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
+    return rounded<T>(d * s * (splat(1.f) + t * (splat(1.f) - s)));
+  }
+  return d;
+}
+
+template <OutAct act, class T>
+static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
+  const T *dy = (const T*)g.dy, *x = (const T*)g.x, *residual = (const T*)g.residual;
+  T* dr = (T*)g.dr;
+  const uint8_t* mask = g.mask;
+  const int64_t mask_bytes = (g.len + 7) / 8;
+  for (int64_t row = 0; row < g.rows; ++row) {
+    const F mean = splat(g.mean[row]);
+    const F scale = act == OutAct::silu ? splat(g.scale[row]) : zero();
+    const F shift = act == OutAct::silu ? splat(g.shift[row]) : zero();
+    float row_p = 0, row_q = 0;
+    for (int64_t start = 0; start < g.len; start += kBlock) {  // bounds the length of each float32 chain
+      const int64_t size = g.len - start < kBlock ? g.len - start : kBlock;
+      F p[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
+      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
+        const F xv = a.get(x + start + i);
+        const F d = out_act_backward<act>(g, a, dy + start, x + start, residual ? residual + start : nullptr,
+                                          mask + start / 8, scale, shift, i, xv);
+        if (dr) a.put(dr + start + i, d);
+        p[k] = p[k] + a.own(d);
+        q[k] = q[k] + a.own(d * (xv - mean));
+      });
+      row_p += sum((p[0] + p[1]) + (p[2] + p[3]));
+      row_q += sum((q[0] + q[1]) + (q[2] + q[3]));
+    }
+    g.p[row] = row_p;
+    g.q[row] = row_q;
+    dy += g.len;
+    x += g.len;
+    if (residual) residual += g.len;
+    if (dr) dr += g.len;
+    if (mask) mask += mask_bytes;
+  }
+}
+
+template <OutAct act, int R, class T>
+SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) {
+  const int64_t mask_bytes = (g.len + 7) / 8, at = row * g.len;
+  const T *dy = (const T*)g.dy + at, *x = (const T*)g.x + at;
+  const T* residual = g.residual ? (const T*)g.residual + at : nullptr;
+  T* dr = g.dr ? (T*)g.dr + at : nullptr;
+  const uint8_t* mask = act == OutAct::relu ? g.mask + row * mask_bytes : nullptr;
+  sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F mean = a.get(g.mean + i);
+    const F scale = act == OutAct::silu ? a.get(g.scale + i) : zero();
+    const F shift = act == OutAct::silu ? a.get(g.shift + i) : zero();
+    F p = zero(), q = zero();
+    for (int r = 0; r < R; ++r) {
+      const int64_t skip = r * g.len;
+      const F xv = a.get(x + skip + i);
+      const F d = out_act_backward<act>(g, a, dy + skip, x + skip, residual ? residual + skip : nullptr,
+                                        mask + r * mask_bytes, scale, shift, i, xv);
+      if (dr) a.put(dr + skip + i, d);
+      p = p + d;
+      q = q + d * (xv - mean);
+    }
+    if (row) {
+      const F old_p = a.get(g.p + i), old_q = a.get(g.q + i);
+      p = a.own_or(old_p + p, old_p);
+      q = a.own_or(old_q + q, old_q);
+    }
+    a.put(g.p + i, p);
+    a.put(g.q + i, q);
+  });
+}
+
+template <OutAct act, class T>
+static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
+  int64_t row = 0;
+  for (; row + 4 <= g.rows; row += 4) moments_backward_tile<act, 4, T>(g, row);
+  for (; row < g.rows; ++row) moments_backward_tile<act, 1, T>(g, row);
+}
+
+#define SE_BY_OUT_ACT(function, T, args)                                   \
+  switch (args.out_act) {                                                  \
+    case OutAct::none: return function<OutAct::none, T>(args);             \
+    case OutAct::relu: return function<OutAct::relu, T>(args);             \
+    case OutAct::silu: return function<OutAct::silu, T>(args);             \
+  }
+
+template <class T>
+static void moments_backward_rows(const MomentsBackwardArgs& g) {
+  SE_BY_OUT_ACT(moments_backward_rows_as, T, g)
+}
+template <class T>
+static void moments_backward_cols(const MomentsBackwardArgs& g) {
+  SE_BY_OUT_ACT(moments_backward_cols_as, T, g)
+}

@@ -1,0 +1,282 @@
+// The whole op: stream 1, the gate, stream 2, in one call.
+#include "gate.h"
+#include "streams.h"
+
+namespace se_fused::cpu {
+namespace {
+
+// Without batch statistics a sample needs nothing from the others, so the samples go through both streams in groups
+// that the two L2 caches of a small machine still hold when stream 2 comes.
+constexpr int64_t kGroupBytes = 2 << 20;
+
+int64_t group_size(const Layout& layout, int64_t item, bool batch_stats) {
+  if (batch_stats) return layout.n;
+  const int64_t sample = std::max<int64_t>(1, layout.c * layout.s * item);
+  return std::clamp<int64_t>(kGroupBytes / sample, 1, std::max<int64_t>(1, layout.n));
+}
+
+// Parameters of one call as float32 vectors, and what both directions check about them.
+struct Parameters {
+  bool has_bn, has_gate;
+  int64_t r = 0;
+  const float *bn_weight, *bn_bias, *drop;
+
+  Parameters(const Layout& layout, bool has_bn_, const OptionalTensor& weight, const OptionalTensor& bias,
+             const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight, const OptionalTensor& drop_path_scale,
+             Scratch& scratch)
+      : has_bn(has_bn_), has_gate(fc1_weight.has_value()) {
+    bn_weight = as_floats(weight, layout.c, scratch, "bn_weight");
+    bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
+    drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
+    if (!has_gate) return;
+    r = fc1_weight->size(0);
+    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is missing");
+    check_vector(*fc1_weight, r * layout.c, "fc1_weight");
+    check_vector(*fc2_weight, layout.c * r, "fc2_weight");
+    STD_TORCH_CHECK(fc1_weight->scalar_type() == fc2_weight->scalar_type(),
+                    "fc1_weight and fc2_weight must have one dtype");
+  }
+};
+
+}  // namespace
+}  // namespace se_fused::cpu
+
+namespace se_fused {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
+    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
+    int64_t gate, int64_t out_act, bool save) {
+  using namespace cpu;
+  const Layout layout = layout_of(x, "x");
+  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
+  const StreamKernels& stream = stream_kernels(x);
+  if (residual) check_like(*residual, x, layout, "residual");
+
+  const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
+  Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
+  const bool has_bn = batch_stats || running_mean.has_value();
+  const Parameters p(layout, has_bn, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
+  const int64_t r = p.r;
+
+  Tensor y = torch::stable::empty_like(x);
+  const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
+  Tensor mask = save_mask ? new_mask(x, layout) : new_nothing(x);
+  Tensor mean_out = save ? new_float(x, {n, c}) : new_nothing(x);
+  Tensor factor_out = save && p.has_gate ? new_float(x, {n, c}) : new_nothing(x);
+  Tensor hidden_out = save && p.has_gate ? new_float(x, {n, r}) : new_nothing(x);
+  Tensor stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : new_nothing(x);
+  if (layout.numel() == 0) return {y, mask, mean_out, factor_out, hidden_out, stats};
+
+  float* const mean = save ? floats(mean_out) : scratch.take(nc);
+  float* const m2 = scratch.take(nc);
+  const bool needs_moments = batch_stats || p.has_gate || save;
+
+  GateArgs g{};
+  BatchNormArgs bn{};
+  if (has_bn) {
+    bn.n = n;
+    bn.c = c;
+    bn.s = layout.s;
+    bn.mean = mean;
+    bn.m2 = m2;
+    bn.weight = p.bn_weight;
+    bn.bias = p.bn_bias;
+    bn.eps = static_cast<float>(eps);
+    bn.batch_stats = batch_stats;
+    bn.mu = stats.numel() ? floats(stats) : scratch.take(c);
+    bn.var = stats.numel() ? floats(stats) + c : scratch.take(c);
+    bn.rstd = scratch.take(c);
+    bn.a = scratch.take(c);
+    bn.b = scratch.take(c);
+    if (!batch_stats) {
+      STD_TORCH_CHECK(running_var.has_value(), "running_var is missing");
+      std::copy_n(as_floats(running_mean, c, scratch, "running_mean"), c, bn.mu);
+      std::copy_n(as_floats(running_var, c, scratch, "running_var"), c, bn.var);
+      batch_norm(bn);
+    }
+    g.a = bn.a;
+    g.b = bn.b;
+  }
+  g.c = c;
+  g.r = r;
+  g.act = static_cast<Act>(act);
+  g.gate = static_cast<Gate>(gate);
+  g.scale = scratch.take(nc);
+  g.shift = scratch.take(nc);
+  int weight_type = 0;
+  if (p.has_gate) {
+    weight_type = type_index(*fc1_weight, "fc1_weight");
+    g.fc1_weight = bytes(fc1_weight);
+    g.fc2_weight = bytes(fc2_weight);
+    g.fc1_bias = as_floats(fc1_bias, r, scratch, "fc1_bias");
+    g.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
+    g.hidden = save ? floats(hidden_out) : scratch.take(n * r);
+    g.active = scratch.take(n * r);
+    g.factor = save ? floats(factor_out) : scratch.take(nc);
+    g.z = has_bn ? scratch.take(nc) : mean;
+  }
+  g.mean = mean;
+  g.drop = p.drop;
+
+  AffineArgs affine_args{};
+  affine_args.x = bytes(x);
+  affine_args.residual = bytes(residual);
+  affine_args.y = mutable_bytes(y);
+  affine_args.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(mask)) : nullptr;
+  affine_args.scale = g.scale;
+  affine_args.shift = g.shift;
+  affine_args.out_act = static_cast<OutAct>(out_act);
+
+  const int64_t step = group_size(layout, item, batch_stats);
+  for (int64_t n0 = 0; n0 < n; n0 += step) {
+    const int64_t n1 = std::min(n, n0 + step);
+    if (needs_moments) moments(stream, bytes(x), item, layout, n0, n1, mean, m2);
+    if (batch_stats) batch_norm(bn);
+    GateArgs group = g;  // the samples n0..n1 of it
+    group.n = n1 - n0;
+    for (float* GateArgs::* field : {&GateArgs::z, &GateArgs::factor, &GateArgs::scale, &GateArgs::shift})
+      if (group.*field) group.*field += n0 * c;
+    group.mean += n0 * c;
+    if (p.has_gate) {
+      group.hidden += n0 * r;
+      group.active += n0 * r;
+    }
+    if (group.drop) group.drop += n0;
+    gate_forward(kernels().gate[weight_type], group);
+    affine(stream, affine_args, item, layout, n0, n1);
+  }
+  return {y, mask, mean_out, factor_out, hidden_out, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
+    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
+    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
+    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
+    bool want_dr) {
+  using namespace cpu;
+  const Layout layout = layout_of(x, "x");
+  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
+  const StreamKernels& stream = stream_kernels(x);
+  check_like(dy, x, layout, "dy");
+  if (residual) check_like(*residual, x, layout, "residual");
+  const auto closing = static_cast<OutAct>(out_act);
+
+  const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
+  Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
+  const bool has_bn = stats.numel() != 0;
+  const Parameters p(layout, has_bn, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
+  const int64_t r = p.r;
+
+  Tensor dx = torch::stable::empty_like(x);
+  // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
+  const bool write_dr = want_dr ? closing != OutAct::none : closing == OutAct::silu;
+  Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
+  Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x), dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
+  Tensor dfc1_weight = p.has_gate ? new_float(x, {r, c}) : new_nothing(x);
+  Tensor dfc1_bias = p.has_gate ? new_float(x, {r}) : new_nothing(x);
+  Tensor dfc2_weight = p.has_gate ? new_float(x, {c, r}) : new_nothing(x);
+  Tensor dfc2_bias = p.has_gate ? new_float(x, {c}) : new_nothing(x);
+  STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
+
+  GateBackwardArgs g{};
+  g.n = n;
+  g.c = c;
+  g.r = r;
+  g.s = layout.s;
+  g.mean = float_vector(mean, nc, "mean");
+  g.drop = p.drop;
+  g.act = static_cast<Act>(act);
+  g.gate = static_cast<Gate>(gate);
+  g.batch_stats = batch_stats;
+  if (has_bn) {
+    // a, b, rstd are a few (C,) operations: recomputed rather than saved
+    BatchNormArgs bn{};
+    bn.c = c;
+    bn.weight = p.bn_weight;
+    bn.bias = p.bn_bias;
+    bn.eps = static_cast<float>(eps);
+    bn.mu = const_cast<float*>(float_vector(stats, 2 * c, "stats"));
+    bn.var = bn.mu + c;
+    bn.rstd = scratch.take(c);
+    bn.a = scratch.take(c);
+    bn.b = scratch.take(c);
+    batch_norm(bn);
+    g.a = bn.a;
+    g.b = bn.b;
+    g.mu = bn.mu;
+    g.rstd = bn.rstd;
+    g.dbn_weight = floats(dbn_weight);
+    g.dbn_bias = floats(dbn_bias);
+  }
+  float* const sums = scratch.take(2 * nc);
+  g.p = sums;
+  g.q = sums + nc;
+  g.k1 = scratch.take(nc);
+  g.k2 = scratch.take(nc);
+  g.k3 = scratch.take(nc);
+  int weight_type = 0;
+  if (p.has_gate) {
+    weight_type = type_index(*fc1_weight, "fc1_weight");
+    g.fc1_weight = bytes(fc1_weight);
+    g.fc2_weight = bytes(fc2_weight);
+    g.factor = float_vector(factor, nc, "factor");
+    g.hidden = float_vector(hidden, n * r, "hidden");
+    g.z = scratch.take(nc);
+    g.dq = scratch.take(nc);
+    g.dz = scratch.take(nc);
+    g.active = scratch.take(n * r);
+    g.dhidden = scratch.take(n * r);
+    g.dfc1_weight = floats(dfc1_weight);
+    g.dfc1_bias = floats(dfc1_bias);
+    g.dfc2_weight = floats(dfc2_weight);
+    g.dfc2_bias = floats(dfc2_bias);
+  }
+
+  MomentsBackwardArgs first{};
+  first.dy = bytes(dy);
+  first.x = bytes(x);
+  first.mean = g.mean;
+  first.dr = write_dr ? mutable_bytes(dr) : nullptr;
+  first.p = sums;
+  first.q = sums + nc;
+  first.out_act = closing;
+  if (closing == OutAct::relu) {
+    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+    first.mask = reinterpret_cast<const uint8_t*>(bytes(mask));
+  }
+  if (closing == OutAct::silu) {  // scale and shift of the forward, from what was saved
+    first.residual = bytes(residual);
+    GateArgs forward{};
+    forward.n = n;
+    forward.c = c;
+    forward.a = g.a;
+    forward.b = g.b;
+    forward.drop = g.drop;
+    forward.factor = const_cast<float*>(g.factor);
+    forward.scale = scratch.take(nc);
+    forward.shift = scratch.take(nc);
+    scale_shift(kernels().gate[0], forward);
+    first.scale = forward.scale;
+    first.shift = forward.shift;
+  }
+  moments_backward(stream, first, item, layout);
+  gate_backward(kernels().gate[weight_type], g);
+
+  AffineBackwardArgs second{};
+  second.dr = write_dr ? bytes(dr) : bytes(dy);
+  second.mask = write_dr ? nullptr : first.mask;
+  second.x = batch_stats ? bytes(x) : nullptr;  // else k2 is zero: one stream less
+  second.mean = g.mean;
+  second.k1 = g.k1;
+  second.k2 = g.k2;
+  second.k3 = g.k3;
+  second.dx = mutable_bytes(dx);
+  affine_backward(stream, second, item, layout);
+  return {dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
+}
+
+}  // namespace se_fused

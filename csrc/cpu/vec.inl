@@ -1,0 +1,349 @@
+// Sixteen floats at a time on any instruction set, through GCC's and Clang's vector types.
+//
+// Included by kernels.inl inside a namespace of its own per instruction set; everything is static, so no function
+// compiled for AVX-512 can be picked by the linker for a machine without it.
+// Rows shorter or longer than a multiple of sixteen: the last step of a long row starts 16 before its end and repeats
+// some elements (`Overlap`); a row shorter than 16 goes through a buffer (`Partial`). Neither reads past the row.
+
+#if defined(__AVX512F__)
+#define SE_VL 16
+#elif defined(__AVX2__)
+#define SE_VL 8
+#else
+#define SE_VL 4
+#endif
+#define SE_INLINE static inline __attribute__((always_inline))
+#define SE_LAMBDA __attribute__((always_inline))
+
+constexpr int kLanes = 16;
+constexpr int kParts = kLanes / SE_VL;
+
+typedef float vf __attribute__((vector_size(SE_VL * 4)));
+typedef int32_t vi __attribute__((vector_size(SE_VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(SE_VL * 4)));
+typedef uint16_t vh __attribute__((vector_size(SE_VL * 2)));
+typedef float vf_mem __attribute__((vector_size(SE_VL * 4), aligned(4), may_alias));
+typedef int32_t vi_mem __attribute__((vector_size(SE_VL * 4), aligned(4), may_alias));
+typedef uint16_t vh_mem __attribute__((vector_size(SE_VL * 2), aligned(2), may_alias));
+
+struct F {
+  vf p[kParts];
+};
+struct M {  // lanes: all ones or zero
+  vi p[kParts];
+};
+
+#define SE_EACH for (int j = 0; j < kParts; ++j)
+#define SE_OPERATOR(op)                           \
+  SE_INLINE F operator op(F a, F b) {             \
+    F y;                                          \
+    SE_EACH y.p[j] = a.p[j] op b.p[j];            \
+    return y;                                     \
+  }
+SE_OPERATOR(+)
+SE_OPERATOR(-)
+SE_OPERATOR(*)
+SE_OPERATOR(/)
+#undef SE_OPERATOR
+
+SE_INLINE vf splat_part(float v) { return v - vf{}; }
+SE_INLINE F splat(float v) {
+  F y;
+  SE_EACH y.p[j] = splat_part(v);
+  return y;
+}
+SE_INLINE F zero() {
+  F y;
+  SE_EACH y.p[j] = vf{};
+  return y;
+}
+SE_INLINE F select(M m, F a, F b) {
+  F y;
+  SE_EACH y.p[j] = (vf)((m.p[j] & (vi)a.p[j]) | (~m.p[j] & (vi)b.p[j]));
+  return y;
+}
+SE_INLINE F keep(M m, F a) {
+  F y;
+  SE_EACH y.p[j] = (vf)(m.p[j] & (vi)a.p[j]);
+  return y;
+}
+#define SE_COMPARE(name, expression)              \
+  SE_INLINE M name(F a, F b) {                    \
+    M m;                                          \
+    SE_EACH m.p[j] = (vi)(expression);            \
+    return m;                                     \
+  }
+SE_COMPARE(greater, a.p[j] > b.p[j])
+SE_COMPARE(less, a.p[j] < b.p[j])
+SE_COMPARE(not_equal, a.p[j] != b.p[j])
+#undef SE_COMPARE
+
+SE_INLINE float sum(F a) {
+  vf t = a.p[0];
+  for (int j = 1; j < kParts; ++j) t += a.p[j];
+  float buffer[SE_VL];
+  *(vf_mem*)buffer = t;
+  for (int width = SE_VL / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) buffer[i] += buffer[i + width];
+  return buffer[0];
+}
+
+// ---- conversions
+SE_INLINE F load(const float* p) {
+  F y;
+  SE_EACH y.p[j] = *(const vf_mem*)(p + j * SE_VL);
+  return y;
+}
+SE_INLINE void store(float* p, F v) { SE_EACH * (vf_mem*)(p + j * SE_VL) = v.p[j]; }
+
+SE_INLINE F load(const BFloat16* p) {
+  F y;
+  SE_EACH {
+    const vh bits = *(const vh_mem*)(p + j * SE_VL);
+    y.p[j] = (vf)(__builtin_convertvector(bits, vu) << 16);
+  }
+  return y;
+}
+SE_INLINE void store(BFloat16* p, F v) {
+  SE_EACH {
+    const vu bits = (vu)v.p[j];
+    const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+    const vu nan = (vu)(v.p[j] != v.p[j]);
+    *(vh_mem*)(p + j * SE_VL) = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), vh);
+  }
+}
+
+#if defined(__AVX512F__)
+SE_INLINE F load(const Half* p) { return F{{(vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}}; }
+SE_INLINE void store(Half* p, F v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v.p[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__F16C__)
+SE_INLINE F load(const Half* p) {
+  F y;
+  SE_EACH y.p[j] = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + j * SE_VL)));
+  return y;
+}
+SE_INLINE void store(Half* p, F v) {
+  SE_EACH _mm_storeu_si128((__m128i*)(p + j * SE_VL),
+                           _mm256_cvtps_ph((__m256)v.p[j], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+SE_INLINE F load(const Half* p) {
+  F y;
+  SE_EACH {
+    const vu h = __builtin_convertvector(*(const vh_mem*)(p + j * SE_VL), vu);
+    const vu magnitude = (h & 0x7fffu) << 13;
+    vu bits = (vu)((vf)magnitude * splat_part(0x1p112f));  // exponent bias 15 -> 127, subnormals included
+    const vu special = (vu)(magnitude >= (0x7c00u << 13));
+    bits |= special & 0x7f800000u;
+    y.p[j] = (vf)(bits | ((h & 0x8000u) << 16));
+  }
+  return y;
+}
+SE_INLINE void store(Half* p, F v) {
+  SE_EACH {
+    const vu bits = (vu)v.p[j];
+    const vu sign = (bits >> 16) & 0x8000u;
+    const vu magnitude = bits & 0x7fffffffu;
+    // Below 2^-14 adding 0.5 leaves the rounded subnormal in the low bits.
+    const vu subnormal = (vu)((vf)magnitude + splat_part(0.5f)) - 0x3f000000u;
+    const vu normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const vu is_subnormal = (vu)(magnitude < 0x38800000u);
+    const vu overflows = (vu)(magnitude >= 0x477ff000u);  // 65520 rounds to infinity
+    const vu nan = (vu)(v.p[j] != v.p[j]);
+    vu half = (is_subnormal & subnormal) | (~is_subnormal & normal);
+    half = (overflows & 0x7c00u) | (~overflows & half);
+    half = (nan & 0x7e00u) | (~nan & half);
+    *(vh_mem*)(p + j * SE_VL) = __builtin_convertvector(half | sign, vh);
+  }
+}
+#endif
+
+// v as an element of type T holds it
+template <class T>
+SE_INLINE F rounded(F v) {
+  T buffer[kLanes];
+  store(buffer, v);
+  return load(buffer);
+}
+
+// ---- bits: bit i of the result belongs to lane i
+alignas(64) static const int32_t kWeights[16] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                                 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+
+// Set where v > 0 or v is NaN: there PyTorch's ReLU lets the gradient through.
+SE_INLINE uint32_t positive_bits(F v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v.p[0], _mm512_setzero_ps(), _CMP_NLE_UQ);
+#elif defined(__AVX2__)
+  uint32_t bits = 0;
+  SE_EACH bits |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v.p[j], _mm256_setzero_ps(), _CMP_NLE_UQ))
+                  << (j * SE_VL);
+  return bits;
+#else
+  uint32_t bits = 0;
+  SE_EACH {
+    const vi picked = ~(v.p[j] <= vf{}) & *(const vi_mem*)(kWeights + j * SE_VL);
+    bits |= (uint32_t)(picked[0] | picked[1] | picked[2] | picked[3]);
+  }
+  return bits;
+#endif
+}
+
+SE_INLINE F keep_bits(uint32_t bits, F v) {
+#if defined(__AVX512F__)
+  return F{{(vf)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)v.p[0])}};
+#else
+  F y;
+  SE_EACH {
+    const vi weights = *(const vi_mem*)(kWeights + j * SE_VL);
+    const vi on = (((int32_t)bits - vi{}) & weights) == weights;
+    y.p[j] = (vf)(on & (vi)v.p[j]);
+  }
+  return y;
+#endif
+}
+
+// ---- walking along a row
+static const int32_t kTail[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                  -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const int32_t kHead[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+
+SE_INLINE M lanes(const int32_t* table) {
+  M m;
+  SE_EACH m.p[j] = *(const vi_mem*)(table + j * SE_VL);
+  return m;
+}
+
+struct Full {
+  template <class T>
+  SE_INLINE F get(const T* p) { return load(p); }
+  template <class T>
+  SE_INLINE void put(T* p, F v) { store(p, v); }
+  // Lanes that this step does not own become 0 (in sums) or keep what they were (in running values).
+  SE_INLINE F own(F v) { return v; }
+  SE_INLINE F own_or(F v, F) { return v; }
+  SE_INLINE void put_bits(uint8_t* mask, int64_t i, uint32_t bits) {
+    const uint16_t two = (uint16_t)bits;
+    __builtin_memcpy(mask + i / 8, &two, 2);
+  }
+  SE_INLINE uint32_t get_bits(const uint8_t* mask, int64_t i) {
+    uint16_t two;
+    __builtin_memcpy(&two, mask + i / 8, 2);
+    return two;
+  }
+};
+
+struct Overlap {  // the last `rest` lanes are new
+  int rest;
+  template <class T>
+  SE_INLINE F get(const T* p) { return load(p); }
+  template <class T>
+  SE_INLINE void put(T* p, F v) { store(p, v); }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kTail + rest), v); }
+  inline __attribute__((always_inline)) F own_or(F v, F old) const { return select(lanes(kTail + rest), v, old); }
+  inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t i, uint32_t bits) const {
+    uint8_t* const at = mask + (i + kLanes - rest) / 8;
+    bits >>= kLanes - rest;
+    at[0] = (uint8_t)bits;
+    if (rest > 8) at[1] = (uint8_t)(bits >> 8);
+  }
+  inline __attribute__((always_inline)) uint32_t get_bits(const uint8_t* mask, int64_t i) const {
+    const uint8_t* const at = mask + i / 8;  // all sixteen: the repeated lanes are stored again
+    const int shift = (int)(i % 8);
+    const uint32_t bits = (uint32_t)at[0] | (uint32_t)at[1] << 8 | (shift ? (uint32_t)at[2] << 16 : 0u);
+    return (bits >> shift) & 0xffffu;
+  }
+};
+
+struct Partial {  // the row has only `rest` < 16 elements
+  int rest;
+  template <class T>
+  inline __attribute__((always_inline)) F get(const T* p) const {
+    T buffer[kLanes] = {};
+    for (int i = 0; i < rest; ++i) buffer[i] = p[i];
+    return load(buffer);
+  }
+  template <class T>
+  inline __attribute__((always_inline)) void put(T* p, F v) const {
+    T buffer[kLanes];
+    store(buffer, v);
+    for (int i = 0; i < rest; ++i) p[i] = buffer[i];
+  }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kHead + kLanes - rest), v); }
+  inline __attribute__((always_inline)) F own_or(F v, F) const { return v; }
+  inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t, uint32_t bits) const {
+    mask[0] = (uint8_t)bits;
+    if (rest > 8) mask[1] = (uint8_t)(bits >> 8);
+  }
+  inline __attribute__((always_inline)) uint32_t get_bits(const uint8_t* mask, int64_t) const {
+    return (uint32_t)mask[0] | (rest > 8 ? (uint32_t)mask[1] << 8 : 0u);
+  }
+};
+
+// body(access, i) for every step of a row.
+template <class Body>
+SE_INLINE void sweep(int64_t len, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= len; i += kLanes) body(Full{}, i);
+  const int rest = (int)(len - i);
+  if (!rest) return;
+  if (len >= kLanes)
+    body(Overlap{rest}, len - kLanes);
+  else
+    body(Partial{rest}, 0);
+}
+
+// The same for sums: body(access, i, k) with k = 0..3 round and round, so that a sum runs in four independent chains
+// (an add takes four cycles).
+template <int K>
+struct Index {
+  constexpr operator int() const { return K; }
+};
+template <class Body>
+SE_INLINE void sweep_sums(int64_t len, Body body) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= len; i += 4 * kLanes) {
+    body(Full{}, i, Index<0>{});
+    body(Full{}, i + kLanes, Index<1>{});
+    body(Full{}, i + 2 * kLanes, Index<2>{});
+    body(Full{}, i + 3 * kLanes, Index<3>{});
+  }
+  for (; i + kLanes <= len; i += kLanes) body(Full{}, i, Index<0>{});
+  const int rest = (int)(len - i);
+  if (!rest) return;
+  if (len >= kLanes)
+    body(Overlap{rest}, len - kLanes, Index<1>{});
+  else
+    body(Partial{rest}, 0, Index<1>{});
+}
+
+// ---- functions
+// exp to about 1 ulp: Cephes' expf (range reduction by ln 2 in two parts, degree-5 polynomial).
+SE_INLINE F exp_(F x) {
+  const F high = splat(88.72283f), low = splat(-87.33654f), magic = splat(12582912.f);
+  const M over = greater(x, high), under = less(x, low), nan = not_equal(x, x);
+  const F t = select(over, high, select(under, low, x));
+  const F n = (t * splat(1.44269504088896341f) + magic) - magic;
+  const F r = (t - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+  F y = splat(1.9875691500e-4f);
+  y = y * r + splat(1.3981999507e-3f);
+  y = y * r + splat(8.3334519073e-3f);
+  y = y * r + splat(4.1665795894e-2f);
+  y = y * r + splat(1.6666665459e-1f);
+  y = y * r + splat(5.0000001201e-1f);
+  y = y * (r * r) + r + splat(1.f);
+  F power;  // 2^n in two factors: n reaches 128, whose own power is infinite
+  SE_EACH {
+    const vi whole = __builtin_convertvector(n.p[j], vi);
+    const vi half = whole >> 1;
+    power.p[j] = (vf)((half + 127) << 23);
+    y.p[j] *= (vf)((whole - half + 127) << 23);
+  }
+  y = y * power;
+  y = select(over, splat(__builtin_inff()), select(under, zero(), y));
+  return select(nan, x, y);
+}
+SE_INLINE F sigmoid(F x) { return splat(1.f) / (splat(1.f) + exp_(zero() - x)); }

@@ -1,0 +1,56 @@
+// The operators of one backend, as PyTorch sees them: what register.cpp binds and each backend folder implements.
+//
+// Symbols (DESIGN): N batch, C channels, S positions, R squeezed channels. `x`-shaped tensors are (N, C, *spatial), dense
+// in the contiguous or the channels_last order, and all those of one call in the same one; everything named per (n, c)
+// is float32. se_fused/ops/ defines each in readable PyTorch, under the same name.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace se_fused {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// mean (N, C) and m2 (N, C) = sum (x - mean)^2
+std::tuple<Tensor, Tensor> moments(const Tensor& x);
+
+// y = out_act(scale * x + shift + residual); mask: uint8, one bit per element, or empty
+std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
+                                  const Tensor& shift, int64_t out_act, bool save_mask);
+
+// (dr, P, Q): dr = dy * out_act', P = sum dr, Q = sum dr * (x - mean); dr is empty if not wanted
+std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& residual,
+                                                    const Tensor& mask, const Tensor& mean, const Tensor& scale,
+                                                    const Tensor& shift, int64_t out_act, bool want_dr);
+
+// dx = k1 * dr + k2 * (x - mean) + k3; x may be absent (k2 = 0), a mask that is not empty is applied to dr first
+Tensor affine_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& mask, const Tensor& mean,
+                       const Tensor& k1, const Tensor& k2, const Tensor& k3);
+
+// The whole op. Returns (y, mask, mean (N, C), factor (N, C), hidden (N, R), stats (2, C) = batch mean and biased
+// variance); all but y and stats are empty unless `save`, stats is empty without batch norm.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
+    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
+    int64_t gate, int64_t out_act, bool save);
+
+// Returns (dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias), the parameters' in float32;
+// dr is empty if not wanted.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
+    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
+    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
+    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
+    bool want_dr);
+
+// Caps the instruction set ("" lifts the cap) and returns the name of the one in use.
+std::string capability(const std::optional<std::string>& cap);
+
+}  // namespace se_fused

@@ -1,0 +1,64 @@
+"""The C++ backend (csrc/cpu): loaded once, on import, and quiet about failure until somebody needs it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["CpuBackend"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LIBRARY = Path(__file__).parent.parent / "_C_cpu.abi3.so"
+
+
+def _load() -> str | None:
+    """Load the library. Returns None, or the reason why its operators are not there."""
+    if not _LIBRARY.exists():
+        return (
+            "the C++ library is not built: install a C++ compiler (Debian: apt-get install g++) and reinstall with "
+            "SE_FUSED_BUILD=cpu pip install --no-build-isolation ."
+        )
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except (OSError, RuntimeError) as error:  # another torch than it was built for, a missing symbol, a wrong machine
+        return f"{_LIBRARY.name} does not load: {error}"
+    return None
+
+
+class CpuBackend:
+    """Streams, gate and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's default."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self.load_error = _load()
+        if self.load_error is None:
+            ops = torch.ops.se_fused_cpu
+            self.moments = ops.moments.default
+            self.affine = ops.affine.default
+            self.moments_backward = ops.moments_backward.default
+            self.affine_backward = ops.affine_backward.default
+            self.tail_forward = ops.tail_forward.default
+            self.tail_backward = ops.tail_backward.default
+
+    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        if device != "cpu":
+            return f"it takes tensors on the CPU, not on {device}"
+        if dtype not in _DTYPES:
+            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        return self.load_error
+
+    def describe(self) -> dict[str, Any]:
+        if self.load_error is not None:
+            return {"built": _LIBRARY.exists(), "reason": self.load_error}
+        return {"built": True, "library": _LIBRARY.name, "instructions": self.capability()}
+
+    @staticmethod
+    def capability(cap: str | None = None) -> str:
+        """The instruction set in use: ``"default"``, ``"avx2"`` or ``"avx512"``.
+
+        Args:
+            cap: caps it from now on, in this process (``""`` lifts the cap); None leaves it. The environment variable
+                ``ATEN_CPU_CAPABILITY`` caps it from the start, as it does in PyTorch.
+        """
+        return str(torch.ops.se_fused_cpu.capability(cap))

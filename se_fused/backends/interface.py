@@ -1,0 +1,45 @@
+"""What a backend is."""
+
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Backend", "BackendUnavailable", "Planned"]
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot take the call; the message says why."""
+
+
+class Backend(Protocol):
+    """A set of kernels. The operators' meaning, arguments and results are those of :mod:`se_fused.ops`."""
+
+    name: str
+
+    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        """None if a tensor of this device type and dtype can be taken, else the reason why not, in a few words."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is built and found, for :func:`se_fused.info`."""
+
+    moments: Any
+    affine: Any
+    moments_backward: Any
+    affine_backward: Any
+    tail_forward: Any
+    tail_backward: Any
+
+
+class Planned:
+    """A backend whose name is part of the contract and whose kernels this version does not have."""
+
+    moments = affine = moments_backward = affine_backward = tail_forward = tail_backward = None
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+
+    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        return self.reason
+
+    def describe(self) -> dict[str, Any]:
+        return {"built": False, "reason": self.reason}

@@ -1,0 +1,72 @@
+"""Memory formats that kernels take as they are, and the bit mask that follows them.
+
+A tensor (N, C, *spatial) is dense in one of two orders: contiguous (positions run fastest) or channels_last (channels
+do). A "row" is a run of contiguous elements: (n, c) with its S positions, or (n, s) with its C channels. The mask of a
+ReLU holds one bit per element, each row padded to whole bytes, lowest bit first.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["dense", "dense_like", "is_channels_last", "mask_numel", "pack_mask", "positions", "unpack_mask"]
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def positions(x: Tensor) -> int:
+    """S: the number of positions of x (N, C, *spatial)."""
+    s = 1
+    for size in x.shape[2:]:
+        s *= size
+    return s
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x (N, C, *spatial) is dense with channels running fastest; true of 3-D tensors too."""
+    memory_format = _FORMATS.get(x.dim())
+    if memory_format is not None:
+        return x.is_contiguous(memory_format=memory_format)
+    return x.movedim(1, -1).is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous or channels_last, else a contiguous copy."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def dense_like(t: Tensor, x: Tensor) -> Tensor:
+    """t in the memory order of x: itself where it has it already."""
+    if t.stride() == x.stride() or (t.is_contiguous() if x.is_contiguous() else is_channels_last(t)):
+        return t
+    return torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """(number of rows, elements of a row) of a dense x."""
+    n, c, s = x.shape[0], x.shape[1], positions(x)
+    return (n * c, s) if x.is_contiguous() else (n * s, c)
+
+
+def mask_numel(x: Tensor) -> int:
+    """Bytes of the mask that belongs to a dense x."""
+    rows, length = _rows(x)
+    return rows * ((length + 7) // 8)
+
+
+def pack_mask(bits: Tensor) -> Tensor:
+    """Booleans (N, C, *spatial), dense -> uint8 (mask_numel,)."""
+    rows, length = _rows(bits)
+    flat = (bits if bits.is_contiguous() else bits.movedim(1, -1)).reshape(rows, length)
+    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -length % 8)).reshape(-1, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
+    return (padded * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """uint8 (mask_numel,) -> booleans of the shape of a dense x."""
+    rows, length = _rows(x)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    flat = ((mask.reshape(rows, -1, 1) & weights) != 0).reshape(rows, -1)[:, :length]
+    if x.is_contiguous():
+        return flat.reshape(x.shape)
+    return flat.reshape(x.movedim(1, -1).shape).movedim(-1, 1)

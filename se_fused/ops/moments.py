@@ -1,0 +1,59 @@
+"""Stream 1: what is summed per sample and channel. Definitions in plain PyTorch; backends replace them.
+
+Symbols: N batch, C channels, S positions; x, dy, residual, dr: (N, C, *spatial); everything else (N, C), in float32
+(float64 for float64 inputs).
+"""
+
+import torch
+from torch import Tensor
+
+from .layout import unpack_mask
+
+__all__ = ["accumulation_dtype", "moments", "moments_backward", "per_channel"]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float32, float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """(N, C) -> broadcastable against x (N, C, *spatial)."""
+    return vector.reshape(vector.shape + (1,) * (x.dim() - 2))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """mean (N, C) and m2 (N, C) = sum of (x - mean)^2 over the positions: never E[x^2] - E[x]^2, which cancels."""
+    wide = x.to(accumulation_dtype(x.dtype)).flatten(2)
+    mean = wide.mean(2)
+    return mean, (wide - mean[:, :, None]).square().sum(2)
+
+
+def moments_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out_act: int,
+    want_dr: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dr = dy * out_act'(t) with t = scale * x + shift + residual; P = sum dr; Q = sum dr * (x - mean).
+
+    ReLU's derivative is the mask; SiLU's is computed again from t. dr is in x's dtype, and empty unless wanted: it is
+    the residual's gradient, and what stream 2 reads.
+    """
+    wide = x.to(mean.dtype)
+    g = dy.to(mean.dtype)
+    if out_act == 1:
+        g = torch.where(unpack_mask(mask, x), g, 0)
+    elif out_act == 2:
+        t = per_channel(scale, x) * wide + per_channel(shift, x)
+        g = torch.ops.aten.silu_backward(g, t if residual is None else t + residual)
+        g = g.to(x.dtype).to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers
+    p = g.flatten(2).sum(2)
+    q = (g * (wide - per_channel(mean, x))).flatten(2).sum(2)
+    dr = torch.empty_like(x).copy_(g) if want_dr else x.new_empty(0, dtype=mean.dtype)
+    return dr, p, q

@@ -1,0 +1,243 @@
+"""The operator that PyTorch sees: y = out_act(d * SE(BN(x)) + residual), with batch norm and squeeze-excite optional.
+
+Two operators, ``se_fused::tail_forward`` and ``se_fused::tail_backward``, are the boundary for ``torch.compile`` and
+export; which backend runs is decided below them. A backend that has the whole op takes it in one call; from one that
+has only the streams it is put together here, with the arithmetic of :mod:`se_fused.ops.gate` between them.
+
+Nothing is mutated: the batch's statistics are returned, and :mod:`se_fused.functional` moves the running ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from .gate import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
+from .layout import dense_like, mask_numel, positions
+from .moments import accumulation_dtype
+
+__all__ = ["compose_backward", "compose_forward", "tail"]
+
+_FORWARD = """tail_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,
+    Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,
+    Tensor? drop_path_scale, bool batch_stats, float eps, str act, str gate, str out_act, bool save)
+    -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)"""
+_BACKWARD = """tail_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor,
+    Tensor hidden, Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight,
+    Tensor? drop_path_scale, bool batch_stats, float eps, str act, str gate, str out_act, bool want_dr)
+    -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight, Tensor dfc1_bias,
+    Tensor dfc2_weight, Tensor dfc2_bias)"""
+
+_library = torch.library.Library("se_fused", "DEF")  # the operators live as long as this object
+_library.define(" ".join(_FORWARD.split()))
+_library.define(" ".join(_BACKWARD.split()))
+
+
+def _some(tensor: Tensor) -> Tensor | None:
+    """None for the empty tensor that stands for "absent" in an operator's results."""
+    return tensor if tensor.numel() else None
+
+
+def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor.contiguous()
+
+
+# ---- put together from streams (a backend's, or the definitions in this package)
+def compose_forward(
+    streams: Any, x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
+    act: str, gate: str, out_act: str, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``tail_forward`` from ``streams.moments``, :mod:`.gate` and ``streams.affine``."""
+    m, v = streams.moments(x)
+    given = None
+    if not batch_stats and running_mean is not None and running_var is not None:
+        given = (running_mean.to(m.dtype), running_var.to(m.dtype))
+    bn = None
+    if batch_stats or given is not None:
+        bn = batch_norm(m, v, positions(x), given, bn_weight, bn_bias, eps)
+    gate_parameters = None
+    if fc1_weight is not None and fc2_weight is not None:
+        gate_parameters = Gate(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    scale, shift, factor, hidden = gate_forward(m, bn, gate_parameters, drop_path_scale)
+    code = OUT_ACT_CODES[out_act]
+    y, mask = streams.affine(x, residual, scale.contiguous(), shift.contiguous(), code, save and code == 1)
+    nothing = m.new_empty(0)
+    stats = nothing if bn is None or not (save or batch_stats) else torch.stack([bn.mean, bn.var])
+    if not save:
+        return y, nothing, nothing, nothing, nothing, stats
+    return y, mask, m, _or_empty(factor, m), _or_empty(hidden, m), stats
+
+
+def compose_backward(
+    streams: Any, dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor,
+    hidden: Tensor, stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
+    out_act: str, want_dr: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``tail_backward`` from ``streams.moments_backward``, :mod:`.gate` and ``streams.affine_backward``."""
+    code = OUT_ACT_CODES[out_act]
+    bn: BatchNorm | None = None
+    if stats.numel():
+        bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
+    gate_parameters = None
+    if fc1_weight is not None and fc2_weight is not None:
+        gate_parameters = Gate(fc1_weight, None, fc2_weight, None, act, gate)
+    scale = shift = mean
+    if code == 2:  # SiLU's derivative needs the sum before it
+        scale = torch.ones_like(mean) if gate_parameters is None else factor
+        if drop_path_scale is not None:
+            scale = scale * drop_path_scale.to(mean.dtype)[:, None]
+        scale, shift = (scale, torch.zeros_like(mean)) if bn is None else (scale * bn.a, scale * bn.b)
+    write_dr = code == 2 or (want_dr and code != 0)
+    dr, p, q = streams.moments_backward(
+        dy, x, residual, mask, mean, scale.contiguous(), shift.contiguous(), code, write_dr
+    )
+    g = gate_backward(
+        p, q, mean, _some(factor), _some(hidden), bn, gate_parameters, drop_path_scale, positions(x), batch_stats
+    )
+    dx = streams.affine_backward(
+        dr if write_dr else dy, x if batch_stats else None, mask if code == 1 and not write_dr else mean.new_empty(0),
+        mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous(),
+    )  # fmt: skip
+    return (dx, dr, *(_or_empty(t, mean) for t in g[3:]))
+
+
+# ---- the operators' implementations
+def _tail_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    backend = backends.select(x.device.type, x.dtype)
+    if backend.tail_forward is None:
+        return compose_forward(backend, x, *args)
+    *rest, act, gate, out_act, save = args
+    return backend.tail_forward(x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], save)
+
+
+def _tail_backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    backend = backends.select(x.device.type, x.dtype)
+    dy = dense_like(dy, x)  # a gradient may come in any strides: expanded by a sum, transposed by a loss
+    if backend.tail_backward is None:
+        return compose_backward(backend, dy, x, *args)
+    *rest, act, gate, out_act, want_dr = args
+    return backend.tail_backward(dy, x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], want_dr)
+
+
+_library.impl("tail_forward", _tail_forward, "CompositeExplicitAutograd")
+_library.impl("tail_backward", _tail_backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("se_fused::tail_forward", lib=_library)
+def _tail_forward_fake(
+    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
+    act: str, gate: str, out_act: str, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    n, c = x.shape[:2]
+    wide = accumulation_dtype(x.dtype)
+
+    def new(wanted: bool, *shape: Any) -> Tensor:
+        return x.new_empty(shape if wanted else 0, dtype=wide)
+
+    has_bn = batch_stats or running_mean is not None
+    has_gate = save and fc1_weight is not None
+    mask = x.new_empty(mask_numel(x), dtype=torch.uint8) if save and out_act == "relu" else new(False)
+    r = 0 if fc1_weight is None else fc1_weight.shape[0]
+    stats = new(has_bn and (save or batch_stats), 2, c)
+    return torch.empty_like(x), mask, new(save, n, c), new(has_gate, n, c), new(has_gate, n, r), stats
+
+
+@torch.library.register_fake("se_fused::tail_backward", lib=_library)
+def _tail_backward_fake(
+    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, hidden: Tensor,
+    stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
+    out_act: str, want_dr: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    c = x.shape[1]
+    write_dr = out_act == "silu" or (want_dr and out_act != "none")
+    dr = torch.empty_like(x) if write_dr else mean.new_empty(0)
+    bn = [mean.new_empty(c if stats.numel() else 0) for _ in range(2)]
+    if fc1_weight is None:
+        return (torch.empty_like(x), dr, *bn, *(mean.new_empty(0) for _ in range(4)))
+    r = fc1_weight.shape[0]
+    gate_gradients = (mean.new_empty(r, c), mean.new_empty(r), mean.new_empty(c, r), mean.new_empty(c))
+    return (torch.empty_like(x), dr, *bn, *gate_gradients)
+
+
+# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode, which is 5 us quicker
+_TENSORS = 11  # leading tensor arguments of tail_forward; a gradient is returned for each but the statistics and d
+_DOUBLE_BACKWARD = (
+    "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
+)
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    (x, residual, _, _, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale,
+     batch_stats, eps, act, gate, out_act, save) = inputs  # fmt: skip
+    _, *saved = output
+    if not save:
+        raise RuntimeError("se_fused::tail_forward was called with save=False on inputs that require a gradient")
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*saved)
+    # SiLU's derivative is computed from the residual again; nothing else needs it.
+    kept_residual = residual if out_act == "silu" else None
+    ctx.save_for_backward(x, kept_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
+    ctx.options = (batch_stats, eps, act, gate, out_act)
+    # what a gradient is cast and shaped to: the kernels return (R, C) in float32
+    ctx.like = [
+        None if t is None else (t.shape, t.dtype) for t in (bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    ]  # fmt: skip
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * (_TENSORS + 6)
+    x, residual, mask, mean, factor, hidden, stats, *parameters = ctx.saved_tensors
+    want_dr = ctx.needs_input_grad[1]
+    dx, dr, *gradients = torch.ops.se_fused.tail_backward(
+        dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr
+    )
+    if not want_dr:
+        dr = None
+    elif ctx.options[-1] == "none":
+        dr = dy  # the sum hands its gradient on unchanged
+    bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = (
+        None if like is None else g.reshape(like[0]).to(like[1]) for g, like in zip(gradients, ctx.like, strict=True)
+    )
+    return (dx, dr, None, None, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *(None,) * 7)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(_DOUBLE_BACKWARD)
+
+
+torch.library.register_autograd("se_fused::tail_forward", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("se_fused::tail_backward", _no_second_derivative, lib=_library)
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _tail_forward(*args)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+def tail(*args: Any) -> tuple[Tensor, Tensor]:
+    """``tail_forward`` without its last argument: (y, stats), differentiable.
+
+    ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out.
+    """
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
+    if torch.compiler.is_compiling():
+        output = torch.ops.se_fused.tail_forward(*args, wants_grad)
+    elif wants_grad:
+        output = _Tail.apply(*args, True)
+    else:
+        output = _tail_forward(*args, False)
+    return output[0], output[5]
