@@ -1,18 +1,14 @@
 // Stream 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
 
-// Joins (mean, m2) of `count` elements with (mean2, m22) of `more` (Chan, Golub, LeVeque 1983).
-SE_INLINE void chan(F& mean, F& m2, float count, F mean2, F m22, float more) {
-  const float share = more / (count + more);
-  const F delta = mean2 - mean;
-  mean = mean + delta * splat(share);
-  m2 = m2 + m22 + delta * delta * splat(count * share);
-}
-
+// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983). The mean is weighted, not moved
+// by a difference, so that an infinite one stays infinite.
 static void merge(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len) {
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
-    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i);
-    F new_mean = old_mean, new_m2 = old_m2;
-    chan(new_mean, new_m2, count, a.get(mean2 + i), a.get(m22 + i), more);
+    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i), other = a.get(mean2 + i);
+    const float share = more / (count + more);
+    const F delta = other - old_mean;
+    const F new_mean = old_mean * splat(count / (count + more)) + other * splat(share);
+    const F new_m2 = old_m2 + a.get(m22 + i) + delta * delta * splat(count * share);
     a.put(mean + i, a.own_or(new_mean, old_mean));
     a.put(m2 + i, a.own_or(new_m2, old_m2));
   });
@@ -37,13 +33,14 @@ template <class T>
 static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
   const T* x = (const T*)x_;
   for (int64_t row = 0; row < rows; ++row, x += len) {
-    float row_mean = 0, row_m2 = 0;
+    float row_sum = 0, row_m2 = 0;
     for (int64_t start = 0; start < len; start += kBlock) {
       const T* const block = x + start;
       const int64_t size = len - start < kBlock ? len - start : kBlock;
       F total[4] = {zero(), zero(), zero(), zero()};
       sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA { total[k] = total[k] + a.own(a.get(block + i)); });
-      const float block_mean = sum((total[0] + total[1]) + (total[2] + total[3])) / (float)size;
+      const float block_sum = sum((total[0] + total[1]) + (total[2] + total[3]));
+      const float block_mean = block_sum / (float)size;
       const F centre = splat(block_mean);
       F squares[4] = {zero(), zero(), zero(), zero()};
       sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
@@ -51,39 +48,43 @@ static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean,
         squares[k] = squares[k] + d * d;
       });
       const float block_m2 = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
-      const float share = (float)size / (float)(start + size);
-      const float delta = block_mean - row_mean;
-      row_mean += delta * share;
-      row_m2 += block_m2 + (start ? delta * delta * (float)start * share : 0.f);
+      row_m2 += block_m2;
+      if (start) {
+        const float delta = block_mean - row_sum / (float)start;
+        row_m2 += delta * delta * (float)start * ((float)size / (float)(start + size));
+      }
+      row_sum += block_sum;
     }
-    mean[row] = row_mean;
+    mean[row] = row_sum / (float)len;
     m2[row] = row_m2;
   }
 }
 
-// Eight rows are centred on their own mean in registers, then joined with what came before: one read of x.
+// Eight rows are centred on their own mean in registers, then joined with what came before: one read of x. While rows
+// are added, `total` holds sums.
 template <int R, class T>
-SE_INLINE void moments_tile(const T* x, int64_t before, int64_t len, float* mean, float* m2) {
+SE_INLINE void moments_tile(const T* x, int64_t before, int64_t len, float* total, float* m2) {
+  const float before_inverse = before ? 1.f / (float)before : 0.f;
+  const float weight = (float)before * R / (float)(before + R);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
     F v[R];
-    F tile_mean = zero(), tile_m2 = zero();
+    F tile_sum = zero(), tile_m2 = zero();
     for (int r = 0; r < R; ++r) v[r] = a.get(x + r * len + i);
-    for (int r = 0; r < R; ++r) tile_mean = tile_mean + v[r];
-    tile_mean = tile_mean * splat(1.f / R);
+    for (int r = 0; r < R; ++r) tile_sum = tile_sum + v[r];
+    const F tile_mean = tile_sum * splat(1.f / R);
     for (int r = 0; r < R; ++r) {
       const F d = v[r] - tile_mean;
       tile_m2 = tile_m2 + d * d;
     }
     if (before == 0) {
-      a.put(mean + i, tile_mean);
+      a.put(total + i, tile_sum);
       a.put(m2 + i, tile_m2);
       return;
     }
-    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i);
-    F new_mean = old_mean, new_m2 = old_m2;
-    chan(new_mean, new_m2, (float)before, tile_mean, tile_m2, R);
-    a.put(mean + i, a.own_or(new_mean, old_mean));
-    a.put(m2 + i, a.own_or(new_m2, old_m2));
+    const F old_total = a.get(total + i), old_m2 = a.get(m2 + i);
+    const F delta = tile_mean - old_total * splat(before_inverse);
+    a.put(total + i, a.own_or(old_total + tile_sum, old_total));
+    a.put(m2 + i, a.own_or(old_m2 + tile_m2 + delta * delta * splat(weight), old_m2));
   });
 }
 
@@ -93,6 +94,7 @@ static void moments_cols(const void* x_, int64_t rows, int64_t len, float* mean,
   int64_t row = 0;
   for (; row + 8 <= rows; row += 8) moments_tile<8>(x + row * len, row, len, mean, m2);
   for (; row < rows; ++row) moments_tile<1>(x + row * len, row, len, mean, m2);
+  for (int64_t i = 0; i < len; ++i) mean[i] *= 1.f / (float)rows;
 }
 
 // Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean).

@@ -1,0 +1,101 @@
+"""How far a result may be from the truth: derived, not chosen (DESIGN section 3).
+
+The forward bound carries rounding errors through the op's own formulas, in float64: a sum of n float32 numbers may err by
+eps * sqrt(n) of its terms' magnitude (the usual model of independent roundings), a product or sum of two by eps, and
+the result by 4 units in the last place of its dtype. Gradients may err twice as much as eager PyTorch itself does on
+the same inputs in the same dtype.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops.moments import per_channel
+from .reference import ACTIVATIONS, GATES
+
+__all__ = ["EPS", "GRADIENT_FLOOR", "forward_bound", "relative_error", "ulp"]
+
+EPS = torch.finfo(torch.float32).eps
+GRADIENT_FLOOR = 8 * EPS
+"""Relative error that a gradient may have where eager's happens to be smaller: its last sums, in another order."""
+
+_SLOPE = 1.13  # the steepest slope of an activation (GELU); all but hard-swish stay under it
+_STEEPEST = {"hard_swish": 1.5}
+_GATE_SLOPE = {"sigmoid": 1 / 4, "hard_sigmoid": 1 / 6}
+
+
+def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance between neighbours of dtype at y (float64)."""
+    info = torch.finfo(dtype)
+    exponent = torch.floor(torch.log2(y.abs().clamp_min(info.tiny)))
+    return torch.exp2(exponent) * info.eps
+
+
+def relative_error(mine: Tensor, truth: Tensor) -> float:
+    """||mine - truth|| / ||truth|| in float64; infinite if mine is not finite where the truth is."""
+    difference = (mine.double() - truth).norm().item()
+    if difference != difference:
+        return float("inf")
+    return difference / max(truth.norm().item(), torch.finfo(torch.float64).tiny)
+
+
+def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Largest error that an element of the result may have.
+
+    Args:
+        given: the op's arguments by name, in float64: x, residual, running_mean, running_var, bn_weight, bn_bias,
+            fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate.
+        y: the truth, float64, x's shape.
+        dtype: of the result.
+    """
+    x: Tensor = given["x"]
+    n, c = x.shape[:2]
+    flat = x.flatten(2)
+    s = flat.shape[2]
+    m, size = flat.mean(2), flat.abs().mean(2)
+    error_m = EPS * s**0.5 * size
+    a, b = torch.ones(c, dtype=x.dtype, device=x.device), torch.zeros(c, dtype=x.dtype, device=x.device)
+    error_a = error_b = torch.zeros_like(a)
+    if given.get("training") or given.get("running_mean") is not None:
+        gamma = a if given.get("bn_weight") is None else given["bn_weight"]
+        beta = b if given.get("bn_bias") is None else given["bn_bias"]
+        if given.get("training"):
+            mu, var = m.mean(0), flat.var((0, 2), correction=0)
+            error_mu = error_m.mean(0) + EPS * n**0.5 * size.mean(0)
+            relative_var = EPS * (n * s) ** 0.5 + 2 * EPS
+        else:
+            mu, var = given["running_mean"], given["running_var"]
+            error_mu, relative_var = torch.zeros_like(mu), 2 * EPS
+        a = gamma * (var + given["eps"]).rsqrt()
+        b = beta - a * mu
+        # centred on mu, u = a (x - mu) + beta: an error of mu moves b by a * error_mu, one of a turns about mu
+        error_a = a.abs() * (relative_var / 2 + 2 * EPS)
+        error_b = EPS * beta.abs() + error_a * mu.abs() + a.abs() * error_mu + EPS * (a * mu).abs()
+    factor = torch.ones_like(m)
+    error_factor = torch.zeros_like(m)
+    if given.get("fc1_weight") is not None:
+        w1, w2 = given["fc1_weight"], given["fc2_weight"]
+        b1 = 0 if given.get("fc1_bias") is None else given["fc1_bias"]
+        b2 = 0 if given.get("fc2_bias") is None else given["fc2_bias"]
+        z = a * m + b
+        error_z = a.abs() * error_m + error_a * m.abs() + error_b + EPS * ((a * m).abs() + b.abs())
+        p = z @ w1.T + b1
+        error_p = error_z @ w1.abs().T + EPS * c**0.5 * (z.abs() @ w1.abs().T + abs(b1))
+        h = ACTIVATIONS[given["act"]](p)
+        error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * h.abs()
+        q = h @ w2.T + b2
+        error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (h.abs() @ w2.abs().T + abs(b2))
+        factor = GATES[given["gate"]](q)
+        error_factor = _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+    if given.get("drop_path_scale") is not None:
+        factor = factor * given["drop_path_scale"][:, None]
+        error_factor = error_factor * given["drop_path_scale"][:, None]
+    error_scale = error_factor * a.abs() + factor.abs() * error_a + 2 * EPS * (factor * a).abs()
+    error_shift = error_factor * b.abs() + factor.abs() * error_b + 2 * EPS * (factor * b).abs()
+    terms = per_channel((factor * a).abs(), x) * x.abs() + per_channel((factor * b).abs(), x)
+    if given.get("residual") is not None:
+        terms = terms + given["residual"].abs()
+    carried = per_channel(error_scale, x) * x.abs() + per_channel(error_shift, x) + 2 * EPS * terms
+    return _SLOPE * carried + 4 * ulp(y, dtype)

@@ -1,0 +1,44 @@
+"""Every test runs with poisoned allocations: torch.empty hands out NaN (and all ones in integers and masks)."""
+
+import pytest
+import torch
+
+from se_fused import backends
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations():
+    """What a kernel forgets to write is NaN, not a stale right answer."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(autouse=True)
+def backend_as_found():
+    """A test that forces a backend or an instruction set leaves nothing behind."""
+    asked = backends.forced()
+    yield
+    backends.use_backend(asked)
+    if backends.BACKENDS["cpu"].can_use("cpu", torch.float32) is None:
+        backends.BACKENDS["cpu"].capability("")
+
+
+@pytest.fixture(params=["default", "avx2", "avx512"])
+def instructions(request):
+    """Each instruction set that this machine can run."""
+    cpu = backends.BACKENDS["cpu"]
+    reason = cpu.can_use("cpu", torch.float32)
+    if reason is not None:
+        pytest.fail(f"the C++ library is needed: {reason}")
+    if cpu.capability(request.param) != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
