@@ -71,12 +71,22 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
   const int64_t len = c1 - c0;
   float *mu = g.mu + c0, *var = g.var + c0;
   if (g.batch_stats) {
-    __builtin_memcpy(mu, g.mean + c0, len * sizeof(float));
-    __builtin_memcpy(var, g.m2 + c0, len * sizeof(float));
-    for (int64_t n = 1; n < g.n; ++n)
-      merge(mu, var, (float)(n * g.s), g.mean + n * g.c + c0, g.m2 + n * g.c + c0, (float)g.s, len);
-    const float inverse = 1.f / (float)(g.n * g.s);
-    for (int64_t c = 0; c < len; ++c) var[c] *= inverse;
+    // The samples' means are summed as differences from the first one's: rounding is of their spread, not of their size.
+    const float inverse_n = 1.f / (float)g.n, inverse_ns = 1.f / (float)(g.n * g.s);
+    sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+      const float *mean = g.mean + c0 + i, *m2 = g.m2 + c0 + i;
+      const F first = a.get(mean);
+      F spread = zero(), within = zero(), between = zero();
+      for (int64_t n = 1; n < g.n; ++n) spread = spread + (a.get(mean + n * g.c) - first);
+      const F centre = first + spread * splat(inverse_n);
+      for (int64_t n = 0; n < g.n; ++n) {
+        const F d = a.get(mean + n * g.c) - centre;
+        within = within + a.get(m2 + n * g.c);
+        between = between + d * d;
+      }
+      a.put(mu + i, centre);
+      a.put(var + i, (within + between * splat((float)g.s)) * splat(inverse_ns));
+    });
   }
   for (int64_t c = 0; c < len; ++c) {
     const float rstd = 1.f / __builtin_sqrtf(var[c] + g.eps);

@@ -1,0 +1,74 @@
+"""The house's order: imports point one way, files stay small, and the package needs nothing but its core."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "se_fused"
+# A module may import from its own layer and from those to its right (DESIGN section 4).
+LAYERS = ["fracture", "models", "nn", "functional", "ops", "backends"]
+# Below all layers: plain PyTorch and leaf helpers. Above all: tools that people run.
+LEAVES = {"reference", "_arguments", "_version", "_build_info"}
+TOOLS = {"__init__", "__main__", "info", "verify", "bounds", "measure", "compare", "plots"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(parts):
+    return parts[0] if parts else "__init__"
+
+
+def imported(path):
+    """Top-level names inside se_fused that a file imports, at any depth of its code."""
+    package = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            module = tuple(node.module.split(".")) if node.module else ()
+            if base + module:
+                yield layer(base + module)
+            else:
+                yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "se_fused":
+            rest = node.module.split(".")[1:]
+            yield from [layer(tuple(rest))] if rest else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("se_fused."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(PACKAGE)) for p in FILES])
+def test_imports_point_one_way(path):
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        if mine in TOOLS or name == mine or name in LEAVES:
+            continue
+        assert mine not in LEAVES, f"{mine} is a leaf and imports {name}"
+        if name in TOOLS:
+            assert mine == "fracture", f"{mine} imports the tool {name}"
+            continue
+        assert LAYERS.index(mine) <= LAYERS.index(name), f"{mine} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(PACKAGE)) for p in FILES])
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 420
+
+
+def test_import_needs_the_core_only():
+    """torch and numpy are enough to import and to call; nothing else is even looked at."""
+    code = """
+import sys
+blocked = {"timm", "torchvision", "matplotlib", "typer", "rich", "PIL", "scipy", "pytest", "triton", "lightning", "pynvml"}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Block())
+import torch, se_fused
+model = se_fused.SEResNet18(num_classes=3).eval()
+assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+print(se_fused.info()["se_fused"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
