@@ -1,0 +1,68 @@
+# Two commands are all that most people need: make run, make test.
+PYTHON ?= python3
+VENV ?= .venv
+# The pair that the tests pass with: a release elsewhere must not break anybody's first hour. Any torch from 2.11 on works.
+TORCH ?= torch==2.14.1 torchvision==0.29.2
+DATA ?=
+PYTEST_ARGS ?= -q
+MAX_JOBS ?= 2
+export MAX_JOBS
+
+PY = $(VENV)/bin/python
+CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test lint format bench wheel gpu clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Two steps with a stamp each: a changed kernel is compiled without asking pip about all the tools again.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "se_fused needs Python 3.11 or later; choose one: make venv PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "this Python cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q "setuptools>=77.0.3" ninja
+	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -q $(TORCH)
+	SE_FUSED_BUILD=none $(PY) -m pip install -q --no-build-isolation -e ".[test,bench,dev]"
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py build_backend.py $(CPP)
+	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+venv: $(VENV)/.built  ## .venv with torch, the tools and this package, kernels compiled
+
+run: venv  ## SE-ResNet50, ours against plain PyTorch, on drawn radiographs or on DATA=folder; plot in build/demo.png
+	@mkdir -p build
+	$(PY) -m se_fused demo $(if $(DATA),--data "$(DATA)") --plot build/demo.png
+
+test: venv lint  ## lint and the whole test suite; PYTEST_ARGS="-q -k name" for a part
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: venv  ## ruff, mypy, clang-format; changes nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: venv  ## let ruff and clang-format rewrite the sources
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+bench: venv  ## the benchmarks on this machine
+	$(PY) -m pytest benchmarks --benchmark-only
+
+wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
+	$(PY) -m build --wheel --no-isolation
+
+gpu:  ## where there is a GPU, no network needed: build, test, measure into benchmarks/results/<gpu>
+	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -f se_fused/_C_*.so se_fused/_build_info.py $(VENV)/.built
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""setuptools' build hooks, with one change: torch is fetched into an isolated build only where kernels are compiled.
+
+As a fixed build requirement, torch (5 GB) would be downloaded even for ``SE_FUSED_BUILD=none`` and a source archive.
+"""
+
+import os
+import sys
+
+import setuptools
+from setuptools.build_meta import *  # noqa: F403
+
+# Without build isolation nobody checks build-system.requires, and a new venv of Python 3.11 brings setuptools 65, whose
+# error message would be about the license. (torch 2.11 wants setuptools<82.)
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"\nse_fused: this is setuptools {setuptools.__version__}, too old: pip install 'setuptools>=77.0.3'\n")
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    # ninja is a convenience (parallel compilation), but in an isolated build it costs nothing.
+    return [] if os.environ.get("SE_FUSED_BUILD") == "none" else ["torch>=2.11", "ninja"]
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel

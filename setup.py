@@ -1,0 +1,150 @@
+"""Builds the kernels; everything that needs no decision is in pyproject.toml.
+
+SE_FUSED_BUILD says what to build:
+    auto   (default) CPU kernels, and CUDA kernels where torch and a toolkit allow; pure Python where no compiler is
+    cpu    CPU kernels, or fail
+    cuda   CPU and CUDA kernels, or fail
+    none   pure Python: needs neither a compiler nor torch
+CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS are obeyed. What was built goes into se_fused/_build_info.py.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pprint import pformat
+
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "cpu", "cuda", "none")
+# torch 2.10's stable ABI is the oldest with all that csrc/ calls; one binary then serves every later torch and Python.
+TARGET_ABI, DEFINES = "2.10", ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+# No -march: the instruction set is chosen at run time. No -ffast-math: NaN and Inf flow through as in PyTorch.
+CXX_FLAGS = "-std=c++20 -O3 -g0 -fvisibility=hidden -fno-math-errno -fno-trapping-math".split()
+
+
+def fail(message: str) -> None:
+    sys.exit(f"\nse_fused: {message}\n")
+
+
+def output(*command, text: str = "") -> str:
+    """All that a command prints; nothing where it fails."""
+    run = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return "" if run.returncode else run.stdout
+
+
+def find_sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def find_compiler() -> tuple[str, str]:
+    """(the C++20 compiler, "") or ("", why there is none)."""
+    reasons = []
+    for cxx in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]:
+        command = [*shlex.split(cxx), "-std=c++20", "-x", "c++", "-E", "-"]
+        if not shutil.which(command[0]):
+            reasons.append(f"{cxx} is not there")
+        elif output(*command, text="#include <concepts>\n"):
+            return cxx, ""
+        else:
+            reasons.append(f"{cxx} cannot compile C++20")
+    return "", f"no C++ compiler ({', '.join(reasons)}); install one: apt-get install g++"
+
+
+def find_cuda_home() -> Path | None:
+    """The toolkit's folder. torch would take the parent of the nvcc on PATH: wrong where that is a wrapper script."""
+    guesses = [os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")]
+    if not guesses[0]:
+        if nvcc := shutil.which("nvcc"):
+            guesses += re.findall(r" TOP=(.+)", output(nvcc, "-dryrun", "-x", "cu", os.devnull))
+        guesses += ["/usr/local/cuda", *sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)]
+    for home in (Path(guess).resolve() for guess in guesses if guess):
+        if all(any(home.glob(f)) for f in ("bin/nvcc", "include/cuda_runtime.h", "lib*/libcudart.so")):
+            return home
+    return None
+
+
+def prepare_cuda(torch) -> str:
+    """Set CUDA_HOME and TORCH_CUDA_ARCH_LIST for torch's build helpers; returns why there can be no CUDA kernels."""
+    if not find_sources("csrc/cuda/*.cu"):
+        return "this version has no CUDA sources yet (csrc/cuda holds no .cu file)"
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is a build without CUDA; install one with it"
+    if not (home := find_cuda_home()):
+        return f"no CUDA {torch.version.cuda} toolkit (nvcc, headers, libcudart.so); install it or set CUDA_HOME"
+    release = re.findall(r"release (\d+)\.(\d+)", output(home / "bin/nvcc", "--version")) or [(0, 0)]
+    version = [int(number) for number in release[0]]
+    if version[0] != int(torch.version.cuda.split(".")[0]):
+        return f"{home} is CUDA {version[0]}.{version[1]} but torch {torch.__version__} is for {torch.version.cuda}"
+    os.environ["CUDA_HOME"] = str(home)
+    # With no GPU in sight torch has no default and dies of an IndexError. CUDA 12.8 is the first to know Blackwell.
+    archs = "8.0;8.6;8.9;9.0;10.0;12.0+PTX" if version >= [12, 8] else "8.0;8.6;8.9;9.0+PTX"
+    os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or archs
+    return ""
+
+
+def plan(mode: str) -> tuple[dict, list[Extension], dict]:
+    """(what will be built, the extensions, their command); fails where what was asked for cannot be had."""
+    info = {"mode": "none", "requested": mode, "target_abi": TARGET_ABI, "note": "SE_FUSED_BUILD=none"}
+    info |= dict.fromkeys(("torch", "compiler", "flags", "cuda", "arch_list"))
+    if mode == "none":
+        return info, [], {}
+    cxx, reason = find_compiler()
+    if not cxx:
+        if mode != "auto":
+            fail(f"SE_FUSED_BUILD={mode}: {reason}")
+        print(f"WARNING: se_fused: {reason}. Building pure Python, without compiled kernels.", file=sys.stderr)
+        return info | {"note": reason}, [], {}
+    os.environ["CXX"] = cxx
+    try:
+        import torch
+    except ImportError as error:
+        wanted = f"the kernels are built against torch>=2.11, which {sys.executable} lacks ({error})"
+        fail(f"{wanted}: pip install torch setuptools ninja, or drop --no-build-isolation, or set SE_FUSED_BUILD=none")
+    obstacle = "SE_FUSED_BUILD=cpu" if mode == "cpu" else prepare_cuda(torch)
+    if mode == "cuda" and obstacle:
+        fail(f"SE_FUSED_BUILD=cuda: {obstacle}. SE_FUSED_BUILD=cpu builds the CPU kernels")
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # reads CUDA_HOME: not earlier
+
+    # Folders are cut out of what __FILE__ leaves in the binary: the same sources give the same bytes wherever they lie.
+    folders = {ROOT: "", Path(torch.__file__).parent: "torch/"}
+    cxx_flags = [*CXX_FLAGS, *DEFINES, *(f"-ffile-prefix-map={folder}/={name}" for folder, name in folders.items())]
+    # No path among nvcc's flags: torch drops its whole list of architectures where one contains the letters "arch".
+    nvcc_flags = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", *DEFINES]
+    stable = {"py_limited_api": True, "extra_link_args": ["-s"]}
+    sources = ["csrc/register.cpp", *find_sources("csrc/cpu/*.cpp")]
+    extensions = [CppExtension("se_fused._C_cpu", sources, extra_compile_args=cxx_flags, **stable)]
+    compiler = output(*shlex.split(cxx), "--version").partition("\n")[0]
+    info |= {"mode": "cpu", "torch": torch.__version__, "compiler": compiler, "flags": CXX_FLAGS, "note": obstacle}
+    if not obstacle:
+        sources = [*find_sources("csrc/cuda/*.cpp"), *find_sources("csrc/cuda/*.cu")]
+        flags = {"cxx": [*cxx_flags, "-DUSE_CUDA"], "nvcc": nvcc_flags}
+        extensions.append(CUDAExtension("se_fused._C_cuda", sources, extra_compile_args=flags, **stable))
+        info |= {"mode": "cuda", "cuda": torch.version.cuda, "arch_list": os.environ["TORCH_CUDA_ARCH_LIST"]}
+    return info, extensions, {"build_ext": BuildExtension}
+
+
+class BuildPython(build_py):
+    """Also records what is built, and takes nothing of an earlier build along."""
+
+    def run(self) -> None:
+        package = (ROOT if self.editable_mode else Path(self.build_lib)) / "se_fused"
+        for stale in package.glob("_C_*.so") if self.editable_mode else package.rglob("*.*"):
+            stale.unlink()
+        super().run()
+        (package / "_build_info.py").write_text(f"# Written by setup.py.\nBUILD = {pformat(info, sort_dicts=False)}\n")
+
+
+mode = os.environ.get("SE_FUSED_BUILD") or "auto"
+if mode not in MODES:
+    fail(f"SE_FUSED_BUILD={mode} is unknown; it is one of {', '.join(MODES)}")
+# Metadata and source archives need no plan: they are made without a compiler and without torch.
+builds = {"bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"} & set(sys.argv)
+info, extensions, commands = plan(mode if builds else "none")
+abi3 = {"bdist_wheel": {"py_limited_api": "cp311"}} if extensions else {}
+setup(ext_modules=extensions, cmdclass={"build_py": BuildPython, **commands}, options=abi3)
