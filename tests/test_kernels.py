@@ -89,11 +89,14 @@ def test_moments_backward(shape, dtype, layout, out_act, want_dr):
         assert dr.numel() == 0
     # the sums are of dr as it is stored: rounded
     stored = dr.double() if want_dr else true_dr.to(dtype).double()
-    slack = 1.0 if want_dr or out_act != 2 else 16 + torch.finfo(dtype).eps / EPS  # here SiLU's own error counts
+    # without dr, SiLU's own error counts: of terms that cancel where its slope is zero, and of dtype's rounding
+    own = 0 if want_dr or out_act != 2 else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
     s = x[0, 0].numel()
     wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
-    close(p, stored.flatten(2).sum(2), torch.float32, s**0.5 * slack * stored.abs().flatten(2).sum(2))
-    close(q, (stored * wide).flatten(2).sum(2), torch.float32, s**0.5 * slack * (stored * wide).abs().flatten(2).sum(2))
+    close(p, stored.flatten(2).sum(2), torch.float32, (s**0.5 * stored.abs() + own).flatten(2).sum(2))
+    close(
+        q, (stored * wide).flatten(2).sum(2), torch.float32, ((s**0.5 * stored.abs() + own) * wide.abs()).flatten(2).sum(2)
+    )
 
 
 @pytest.mark.parametrize(("masked", "with_x"), itertools.product([True, False], repeat=2))

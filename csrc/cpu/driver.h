@@ -14,7 +14,7 @@ namespace se_fused::cpu {
 // Below this much work per thread, waking another one costs more than it saves (a fork and join takes about 5 us here,
 // in which one core streams about this many elements from its caches).
 constexpr int64_t kGrainElements = 16384;
-constexpr int64_t kGrainFlops = 65536;
+constexpr int64_t kGrainFlops = 262144;
 
 inline int type_index(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {

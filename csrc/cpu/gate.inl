@@ -98,6 +98,9 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
 }
 
 // ---- matrix products: out[i][j] = sum_k w[i][k] * v[j][k], sixteen results at a time
+// Sixteen weight rows at once give sixteen neighbouring results, where there are registers for as many sums.
+constexpr int kRowsAtOnce = SE_VL == 16 ? 16 : 4;
+
 template <int A, int B, class W>
 SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
   F acc[A][B];
@@ -111,27 +114,10 @@ SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
       for (int i = 0; i < A; ++i) acc[i][j] = acc[i][j] + left[i] * right;
     }
   });
-#if SE_VL == 16
-  if constexpr (A * B == 16) {  // sixteen horizontal sums as one tree of shuffles
-    vf t[16];
-    for (int i = 0; i < 16; ++i) t[i] = acc[i / B][i % B].p[0];
-#define SE_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-    for (int i = 0; i < 8; ++i)
-      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; ++i)
-      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    for (int i = 0; i < 2; ++i)
-      t[i] = SE_SHUFFLE(t[2 * i], t[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-             SE_SHUFFLE(t[2 * i], t[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-    t[0] = SE_SHUFFLE(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           SE_SHUFFLE(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#undef SE_SHUFFLE
-    *(vf_mem*)out = t[0];
+  if constexpr (A * B == 16) {
+    store(out, sums(&acc[0][0]));
     return;
   }
-#endif
   for (int i = 0; i < A; ++i)
     for (int j = 0; j < B; ++j) out[i * B + j] = sum(acc[i][j]);
 }
@@ -190,16 +176,32 @@ static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
   }
 }
 
+// The factor, scale and shift of `count` <= 16 channels of every sample, straight from the sums.
+template <class A, class W>
+SE_INLINE void fc2_block(const GateArgs& g, A a, int64_t c, int count) {
+  const W* const w = (const W*)g.fc2_weight + c * g.r;
+  const F bias = g.fc2_bias ? a.get(g.fc2_bias + c) : zero();
+  float block[kLanes] = {};
+  for (int64_t n = 0; n < g.n; ++n) {
+    const float* const v = g.active + n * g.r;
+    if (count == kLanes) {
+      for (int i = 0; i < kLanes; i += kRowsAtOnce) dot_block<kRowsAtOnce, 1>(w + i * g.r, v, g.r, block + i);
+    } else {
+      for (int i = 0; i < count; ++i) dot_block<1, 1>(w + i * g.r, v, g.r, block + i);
+    }
+    const int64_t at = n * g.c + c;
+    const F opened = open_gate(g.gate, load(block) + bias), factor = opened * splat(g.drop ? g.drop[n] : 1.f);
+    a.put(g.factor + at, opened);
+    a.put(g.scale + at, g.a ? factor * a.get(g.a + c) : factor);
+    a.put(g.shift + at, g.a ? factor * a.get(g.b + c) : zero());
+  }
+}
+
 template <class W>
 static void fc2(const GateArgs& g, int64_t c0, int64_t c1) {
-  fully_connected((const W*)g.fc2_weight, g.fc2_bias, c0, c1, g.r, g.active, g.n, g.factor, g.c);
-  for (int64_t n = 0; n < g.n; ++n)
-    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
-      float* const at = g.factor + n * g.c + c0 + i;
-      const F q = a.get(at);
-      a.put(at, a.own_or(open_gate(g.gate, q), q));
-    });
-  scale_shift(g, c0, c1);
+  int64_t c = c0;
+  for (; c + kLanes <= c1; c += kLanes) fc2_block<Full, W>(g, Full{}, c, kLanes);
+  if (c < c1) fc2_block<Partial, W>(g, Partial{(int)(c1 - c)}, c, (int)(c1 - c));
 }
 
 // ---- backward

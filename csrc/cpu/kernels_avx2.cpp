@@ -6,6 +6,7 @@
 #include "kernels.h"
 
 #pragma GCC target("arch=x86-64-v3")
+#define SE_VL 8
 #define SE_KERNELS_NAME "avx2"
 namespace se_fused::cpu::avx2 {
 #include "kernels.inl"

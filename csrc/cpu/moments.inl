@@ -1,13 +1,17 @@
 // Stream 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
 
-// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983). The mean is weighted, not moved
-// by a difference, so that an infinite one stays infinite.
+// Sums are taken of differences from a first element (`shift`), so that rounding is of the values' spread and not of their
+// size; a mean's error is then that of its last rounding. Infinite and NaN elements are no shift.
+SE_INLINE F finite_or_zero(F v) { return select(not_equal(v - v, zero()), zero(), v); }
+SE_INLINE float finite_or_zero(float v) { return v - v == 0.f ? v : 0.f; }
+
+// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983).
 static void merge(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len) {
+  const float share = more / (count + more);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
     const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i), other = a.get(mean2 + i);
-    const float share = more / (count + more);
-    const F delta = other - old_mean;
-    const F new_mean = old_mean * splat(count / (count + more)) + other * splat(share);
+    const F delta = other - old_mean, moved = old_mean + delta * splat(share);
+    const F new_mean = select(not_equal(moved, moved), old_mean + other, moved);  // infinity - infinity: keep infinity
     const F new_m2 = old_m2 + a.get(m22 + i) + delta * delta * splat(count * share);
     a.put(mean + i, a.own_or(new_mean, old_mean));
     a.put(m2 + i, a.own_or(new_m2, old_m2));
@@ -29,47 +33,80 @@ static void to_float(const void* from, float* into, int64_t len) {
 // Long rows go in blocks that stay in the L1 cache (16 KB of floats), because each is read twice: sum, then squares.
 constexpr int64_t kBlock = 4096;
 
+// Rows so short that the two horizontal sums of each would cost more than its elements go sixteen at a time (7x7 maps:
+// 8 GB/s without this in bfloat16).
+constexpr int64_t kShortRow = 256;
+
 template <class T>
 static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
   const T* x = (const T*)x_;
-  for (int64_t row = 0; row < rows; ++row, x += len) {
+  int64_t row = 0;
+  for (; len <= kShortRow && row + kLanes <= rows; row += kLanes, x += kLanes * len) {
+    F part[kLanes];
+    float first[kLanes], shifted[kLanes];
+    for (int r = 0; r < kLanes; ++r) first[r] = finite_or_zero(element(x + r * len));
+    for (int r = 0; r < kLanes; ++r) {
+      const F shift = splat(first[r]);
+      F total = zero();
+      sweep(len, [&](auto a, int64_t i) SE_LAMBDA { total = total + a.own(a.get(x + r * len + i) - shift); });
+      part[r] = total;
+    }
+    const F shifted_mean = sums(part) * splat(1.f / (float)len);
+    store(shifted, shifted_mean);
+    store(mean + row, load(first) + shifted_mean);
+    for (int r = 0; r < kLanes; ++r) {
+      const F shift = splat(first[r]), centre = splat(shifted[r]);
+      F squares = zero();
+      sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+        const F d = a.own((a.get(x + r * len + i) - shift) - centre);
+        squares = squares + d * d;
+      });
+      part[r] = squares;
+    }
+    store(m2 + row, sums(part));
+  }
+  for (; row < rows; ++row, x += len) {
+    const float first = finite_or_zero(element(x));
+    const F shift = splat(first);
     float row_sum = 0, row_m2 = 0;
     for (int64_t start = 0; start < len; start += kBlock) {
       const T* const block = x + start;
       const int64_t size = len - start < kBlock ? len - start : kBlock;
       F total[4] = {zero(), zero(), zero(), zero()};
-      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA { total[k] = total[k] + a.own(a.get(block + i)); });
+      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
+        total[k] = total[k] + a.own(a.get(block + i) - shift);
+      });
       const float block_sum = sum((total[0] + total[1]) + (total[2] + total[3]));
       const float block_mean = block_sum / (float)size;
       const F centre = splat(block_mean);
       F squares[4] = {zero(), zero(), zero(), zero()};
       sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
-        const F d = a.own(a.get(block + i) - centre);
+        const F d = a.own((a.get(block + i) - shift) - centre);
         squares[k] = squares[k] + d * d;
       });
-      const float block_m2 = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
-      row_m2 += block_m2;
+      row_m2 += sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
       if (start) {
         const float delta = block_mean - row_sum / (float)start;
         row_m2 += delta * delta * (float)start * ((float)size / (float)(start + size));
       }
       row_sum += block_sum;
     }
-    mean[row] = row_sum / (float)len;
+    mean[row] = first + row_sum / (float)len;
     m2[row] = row_m2;
   }
 }
 
 // Eight rows are centred on their own mean in registers, then joined with what came before: one read of x. While rows
-// are added, `total` holds sums.
+// are added, `total` holds sums of differences from `first`, the chunk's first row.
 template <int R, class T>
-SE_INLINE void moments_tile(const T* x, int64_t before, int64_t len, float* total, float* m2) {
+SE_INLINE void moments_tile(const T* x, const T* first, int64_t before, int64_t len, float* total, float* m2) {
   const float before_inverse = before ? 1.f / (float)before : 0.f;
   const float weight = (float)before * R / (float)(before + R);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F shift = finite_or_zero(a.get(first + i));
     F v[R];
     F tile_sum = zero(), tile_m2 = zero();
-    for (int r = 0; r < R; ++r) v[r] = a.get(x + r * len + i);
+    for (int r = 0; r < R; ++r) v[r] = a.get(x + r * len + i) - shift;
     for (int r = 0; r < R; ++r) tile_sum = tile_sum + v[r];
     const F tile_mean = tile_sum * splat(1.f / R);
     for (int r = 0; r < R; ++r) {
@@ -92,9 +129,13 @@ template <class T>
 static void moments_cols(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
   const T* const x = (const T*)x_;
   int64_t row = 0;
-  for (; row + 8 <= rows; row += 8) moments_tile<8>(x + row * len, row, len, mean, m2);
-  for (; row < rows; ++row) moments_tile<1>(x + row * len, row, len, mean, m2);
-  for (int64_t i = 0; i < len; ++i) mean[i] *= 1.f / (float)rows;
+  for (; row + 8 <= rows; row += 8) moments_tile<8>(x + row * len, x, row, len, mean, m2);
+  for (; row < rows; ++row) moments_tile<1>(x + row * len, x, row, len, mean, m2);
+  const F inverse = splat(1.f / (float)rows);
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F total = a.get(mean + i);
+    a.put(mean + i, a.own_or(finite_or_zero(a.get(x + i)) + total * inverse, total));
+  });
 }
 
 // Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean).
@@ -119,6 +160,8 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
   T* dr = (T*)g.dr;
   const uint8_t* mask = g.mask;
   const int64_t mask_bytes = (g.len + 7) / 8;
+  F parts_p[kLanes], parts_q[kLanes];  // the sums of sixteen short rows, added across at once
+  const int64_t together = g.len <= kShortRow ? g.rows / kLanes * kLanes : 0;
   for (int64_t row = 0; row < g.rows; ++row) {
     const F mean = splat(g.mean[row]);
     const F scale = act == OutAct::silu ? splat(g.scale[row]) : zero();
@@ -135,11 +178,22 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
         p[k] = p[k] + a.own(d);
         q[k] = q[k] + a.own(d * (xv - mean));
       });
-      row_p += sum((p[0] + p[1]) + (p[2] + p[3]));
-      row_q += sum((q[0] + q[1]) + (q[2] + q[3]));
+      const F all_p = (p[0] + p[1]) + (p[2] + p[3]), all_q = (q[0] + q[1]) + (q[2] + q[3]);
+      if (row < together) {
+        parts_p[row % kLanes] = all_p;
+        parts_q[row % kLanes] = all_q;
+      } else {
+        row_p += sum(all_p);
+        row_q += sum(all_q);
+      }
     }
-    g.p[row] = row_p;
-    g.q[row] = row_q;
+    if (row >= together) {
+      g.p[row] = row_p;
+      g.q[row] = row_q;
+    } else if (row % kLanes == kLanes - 1) {
+      store(g.p + row - (kLanes - 1), sums(parts_p));
+      store(g.q + row - (kLanes - 1), sums(parts_q));
+    }
     dy += g.len;
     x += g.len;
     if (residual) residual += g.len;

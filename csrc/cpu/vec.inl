@@ -5,11 +5,9 @@
 // Rows shorter or longer than a multiple of sixteen: the last step of a long row starts 16 before its end and repeats
 // some elements (`Overlap`); a row shorter than 16 goes through a buffer (`Partial`). Neither reads past the row.
 
-#if defined(__AVX512F__)
-#define SE_VL 16
-#elif defined(__AVX2__)
-#define SE_VL 8
-#else
+// SE_VL: floats in a register. kernels_*.cpp says it, because GCC 12 does not define __AVX512F__ and its like for
+// `#pragma GCC target("arch=...")`.
+#ifndef SE_VL
 #define SE_VL 4
 #endif
 #define SE_INLINE static inline __attribute__((always_inline))
@@ -81,11 +79,46 @@ SE_COMPARE(not_equal, a.p[j] != b.p[j])
 SE_INLINE float sum(F a) {
   vf t = a.p[0];
   for (int j = 1; j < kParts; ++j) t += a.p[j];
+#if SE_VL == 16
+  return _mm512_reduce_add_ps((__m512)t);
+#else
   float buffer[SE_VL];
   *(vf_mem*)buffer = t;
   for (int width = SE_VL / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) buffer[i] += buffer[i + width];
   return buffer[0];
+#endif
+}
+
+// sum(t[i]) in lane i. With AVX-512 one tree of shuffles, three instructions a sum instead of ten.
+SE_INLINE F sums(const F* a) {
+#if SE_VL == 16
+#define SE_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+  vf t[16];
+  for (int i = 0; i < 8; ++i) {
+    const vf x = a[2 * i].p[0], y = a[2 * i + 1].p[0];
+    t[i] = SE_SHUFFLE(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SE_SHUFFLE(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const vf x = t[2 * i], y = t[2 * i + 1];
+    t[i] = SE_SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           SE_SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const vf x = t[2 * i], y = t[2 * i + 1];
+    t[i] = SE_SHUFFLE(x, y, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+           SE_SHUFFLE(x, y, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  }
+  return F{{SE_SHUFFLE(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+            SE_SHUFFLE(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)}};
+#undef SE_SHUFFLE
+#else
+  F y;
+  float* const lane = (float*)&y;
+  for (int i = 0; i < kLanes; ++i) lane[i] = sum(a[i]);
+  return y;
+#endif
 }
 
 // ---- conversions
@@ -96,11 +129,31 @@ SE_INLINE F load(const float* p) {
 }
 SE_INLINE void store(float* p, F v) { SE_EACH * (vf_mem*)(p + j * SE_VL) = v.p[j]; }
 
+// 16 bits to 32 and back (what does not fit is cut off). GCC 12 makes a dozen shuffles of the generic form.
+SE_INLINE vu widen(vh v) {
+#if SE_VL == 16
+  return (vu)_mm512_cvtepu16_epi32((__m256i)v);
+#elif SE_VL == 8
+  return (vu)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, vu);
+#endif
+}
+SE_INLINE vh narrow(vu v) {
+#if SE_VL == 16
+  return (vh)_mm512_cvtepi32_epi16((__m512i)v);
+#elif SE_VL == 8
+  const __m256i low = _mm256_and_si256((__m256i)v, _mm256_set1_epi32(0xffff));
+  return (vh)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+#else
+  return __builtin_convertvector(v, vh);
+#endif
+}
+
 SE_INLINE F load(const BFloat16* p) {
   F y;
   SE_EACH {
-    const vh bits = *(const vh_mem*)(p + j * SE_VL);
-    y.p[j] = (vf)(__builtin_convertvector(bits, vu) << 16);
+    y.p[j] = (vf)(widen(*(const vh_mem*)(p + j * SE_VL)) << 16);
   }
   return y;
 }
@@ -109,16 +162,16 @@ SE_INLINE void store(BFloat16* p, F v) {
     const vu bits = (vu)v.p[j];
     const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
     const vu nan = (vu)(v.p[j] != v.p[j]);
-    *(vh_mem*)(p + j * SE_VL) = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), vh);
+    *(vh_mem*)(p + j * SE_VL) = narrow((nan & 0x7fc0u) | (~nan & rounded));
   }
 }
 
-#if defined(__AVX512F__)
+#if SE_VL == 16
 SE_INLINE F load(const Half* p) { return F{{(vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}}; }
 SE_INLINE void store(Half* p, F v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v.p[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-#elif defined(__F16C__)
+#elif SE_VL == 8
 SE_INLINE F load(const Half* p) {
   F y;
   SE_EACH y.p[j] = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + j * SE_VL)));
@@ -160,6 +213,21 @@ SE_INLINE void store(Half* p, F v) {
 }
 #endif
 
+SE_INLINE float element(const float* p) { return *p; }
+SE_INLINE float from_bits(uint32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, 4);
+  return v;
+}
+SE_INLINE float element(const BFloat16* p) { return from_bits((uint32_t)p->bits << 16); }
+SE_INLINE float element(const Half* p) {  // as the generic load above
+  const uint32_t magnitude = (uint32_t)(p->bits & 0x7fff) << 13, sign = (uint32_t)(p->bits & 0x8000) << 16;
+  const float v = from_bits(magnitude) * 0x1p112f;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, 4);
+  return from_bits(bits | sign | (magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u));
+}
+
 // v as an element of type T holds it
 template <class T>
 SE_INLINE F rounded(F v) {
@@ -174,9 +242,9 @@ alignas(64) static const int32_t kWeights[16] = {1,      1 << 1, 1 << 2,  1 << 3
 
 // Set where v > 0 or v is NaN: there PyTorch's ReLU lets the gradient through.
 SE_INLINE uint32_t positive_bits(F v) {
-#if defined(__AVX512F__)
+#if SE_VL == 16
   return _mm512_cmp_ps_mask((__m512)v.p[0], _mm512_setzero_ps(), _CMP_NLE_UQ);
-#elif defined(__AVX2__)
+#elif SE_VL == 8
   uint32_t bits = 0;
   SE_EACH bits |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v.p[j], _mm256_setzero_ps(), _CMP_NLE_UQ))
                   << (j * SE_VL);
@@ -192,7 +260,7 @@ SE_INLINE uint32_t positive_bits(F v) {
 }
 
 SE_INLINE F keep_bits(uint32_t bits, F v) {
-#if defined(__AVX512F__)
+#if SE_VL == 16
   return F{{(vf)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)v.p[0])}};
 #else
   F y;
@@ -258,19 +326,25 @@ struct Overlap {  // the last `rest` lanes are new
   }
 };
 
+// Out of line: the rare case of rows shorter than 16 would otherwise be half of all the code.
+template <class T>
+static __attribute__((noinline)) void copy_elements(T* to, const T* from, int count) {
+  for (int i = 0; i < count; ++i) to[i] = from[i];
+}
+
 struct Partial {  // the row has only `rest` < 16 elements
   int rest;
   template <class T>
   inline __attribute__((always_inline)) F get(const T* p) const {
     T buffer[kLanes] = {};
-    for (int i = 0; i < rest; ++i) buffer[i] = p[i];
+    copy_elements(buffer, p, rest);
     return load(buffer);
   }
   template <class T>
   inline __attribute__((always_inline)) void put(T* p, F v) const {
     T buffer[kLanes];
     store(buffer, v);
-    for (int i = 0; i < rest; ++i) p[i] = buffer[i];
+    copy_elements(p, buffer, rest);
   }
   inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kHead + kLanes - rest), v); }
   inline __attribute__((always_inline)) F own_or(F v, F) const { return v; }

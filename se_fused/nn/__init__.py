@@ -1,0 +1,6 @@
+"""Modules: the SE layer, stochastic depth, and the tail of a residual block."""
+
+from .squeeze_excite import SqueezeExcite, activation_name, gate_name
+from .tail import DropPath, bn_act, drop_path_scale, fused_tail
+
+__all__ = ["DropPath", "SqueezeExcite", "activation_name", "bn_act", "drop_path_scale", "fused_tail", "gate_name"]

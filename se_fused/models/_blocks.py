@@ -1,0 +1,220 @@
+"""What residual networks are made of: blocks with a fused tail, the shortcut's projection, stem, global pooling."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn import DropPath, SqueezeExcite, bn_act, fused_tail
+from ..nn._checks import check_choice
+
+__all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
+
+POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
+
+
+class Downsample(nn.Sequential):
+    """The shortcut's projection, keys "0" (convolution) and "1" (batch norm). (N, C, H, W) -> (N, D, H/s, W/s)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        kernel_size = 1 if stride == 1 else kernel_size
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False, device=device, dtype=dtype
+        )
+        super().__init__(conv, nn.BatchNorm2d(out_channels, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bn_act(self[1], self[0](x), None)
+
+
+class DeepStem(nn.Sequential):
+    """Three 3x3 convolutions for one 7x7, without the last one's batch norm. (N, C, H, W) -> (N, 2w, H/2, W/2)."""
+
+    def __init__(
+        self, in_chans: int, width: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        def conv(c: int, k: int, stride: int) -> nn.Conv2d:
+            return nn.Conv2d(c, k, 3, stride, 1, bias=False, device=device, dtype=dtype)
+
+        def norm() -> nn.BatchNorm2d:
+            return nn.BatchNorm2d(width, device=device, dtype=dtype)
+
+        # forward applies the two ReLUs with the batch norms; they stand here for the numbering of the keys.
+        super().__init__(
+            conv(in_chans, width, 2), norm(), nn.ReLU(),
+            conv(width, width, 1), norm(), nn.ReLU(),
+            conv(width, 2 * width, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = bn_act(self[1], self[0](x), "relu")
+        x = bn_act(self[4], self[3](x), "relu")
+        y: Tensor = self[6](x)
+        return y
+
+
+class _Block(nn.Module):
+    """What both blocks share: the arguments and the attributes behind the convolutions."""
+
+    expansion: int
+    se: SqueezeExcite | None
+    downsample: nn.Module | None
+    drop_path: DropPath | None
+
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm before SE and the addition: the one that ``zero_init_last`` zeroes."""
+        raise NotImplementedError
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions, the first one strided; the block of SEResNet18 and 34. (N, C, H, W) -> (N, P, H/s, W/s).
+
+    Args:
+        in_channels: C.
+        planes: P.
+        stride: s.
+        downsample: projects the shortcut to (N, P, H/s, W/s); None: the shortcut is x.
+        se: whether SE stands before the addition.
+        drop_path: the probability with which a sample loses the block's branch.
+        cardinality, base_width, reduce_first: of :class:`Bottleneck`; only 1, 64, 1 here.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: ``cardinality``, ``base_width`` or ``reduce_first`` is another.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        *,
+        se: bool = True,
+        drop_path: float = 0.0,
+        cardinality: int = 1,
+        base_width: int = 64,
+        reduce_first: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, wanted in (
+            ("cardinality", cardinality, 1),
+            ("base_width", base_width, 64),
+            ("reduce_first", reduce_first, 1),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted} with BasicBlock, got {value!r}; Bottleneck takes others")
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False, device=device, dtype=dtype)
+        self.bn1 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False, device=device, dtype=dtype)
+        self.bn2 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
+        self.se = SqueezeExcite(planes, device=device, dtype=dtype) if se else None
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path) if drop_path else None
+
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        u = bn_act(self.bn1, self.conv1(x), "relu")
+        return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path)
+
+
+class Bottleneck(_Block):
+    """1x1, strided 3x3 and 1x1 convolution; the block from SEResNet50 up. (N, C, H, W) -> (N, 4P, H/s, W/s).
+
+    Args:
+        in_channels: C.
+        planes: P.
+        stride: s, of the 3x3 convolution.
+        downsample: projects the shortcut to (N, 4P, H/s, W/s); None: the shortcut is x.
+        se: whether SE stands before the addition.
+        drop_path: the probability with which a sample loses the block's branch.
+        cardinality: groups of the 3x3 convolution.
+        base_width: width of a group at P = 64.
+        reduce_first: what the first convolution's width is divided by.
+        device, dtype: of the parameters.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        *,
+        se: bool = True,
+        drop_path: float = 0.0,
+        cardinality: int = 1,
+        base_width: int = 64,
+        reduce_first: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        width = planes * base_width // 64 * cardinality
+        first, out = width // reduce_first, planes * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, first, 1, bias=False, device=device, dtype=dtype)
+        self.bn1 = nn.BatchNorm2d(first, device=device, dtype=dtype)
+        self.conv2 = nn.Conv2d(
+            first, width, 3, stride, 1, groups=cardinality, bias=False, device=device, dtype=dtype
+        )  # fmt: skip
+        self.bn2 = nn.BatchNorm2d(width, device=device, dtype=dtype)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False, device=device, dtype=dtype)
+        self.bn3 = nn.BatchNorm2d(out, device=device, dtype=dtype)
+        self.se = SqueezeExcite(out, device=device, dtype=dtype) if se else None
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path) if drop_path else None
+
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        u = bn_act(self.bn1, self.conv1(x), "relu")
+        u = bn_act(self.bn2, self.conv2(u), "relu")
+        return fused_tail(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path)
+
+
+class GlobalPool(nn.Module):
+    """(N, C, H, W) -> (N, C) with "avg", "max", "avgmax" (their mean); (N, 2C) with "catavgmax"; unchanged with "".
+
+    Raises:
+        ValueError: another ``pool_type``.
+    """
+
+    def __init__(self, pool_type: str = "avg") -> None:
+        super().__init__()
+        self.pool_type = check_choice("global_pool", pool_type, POOLINGS)
+
+    def feat_mult(self) -> int:
+        """How many features come out per channel."""
+        return 2 if self.pool_type == "catavgmax" else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.pool_type:
+            return x
+        if self.pool_type == "avg":
+            return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        largest = F.adaptive_max_pool2d(x, 1).flatten(1)
+        if self.pool_type == "max":
+            return largest
+        mean = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return 0.5 * (mean + largest) if self.pool_type == "avgmax" else torch.cat((mean, largest), 1)
+
+    def extra_repr(self) -> str:
+        return f"pool_type={self.pool_type!r}"

@@ -1,0 +1,214 @@
+"""Squeeze-and-Excitation as a module, in place of timm's ``SEModule``: its signature, initial values and state_dict."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as F_se
+from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
+from ._checks import check_bool, check_int, check_positive, is_plain
+
+__all__ = ["SqueezeExcite", "activation_name", "close_block", "gate_name"]
+
+Layer = str | nn.Module | type[nn.Module] | functools.partial[nn.Module]
+"""How a layer may be named: by its name, as a class, as an instance, or as a partial of a class."""
+
+_ALIASES = {"swish": "silu", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
+_TORCH: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hard_swish",
+    nn.Mish: "mish",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hard_sigmoid",
+}
+# timm has classes of its own for the same functions; they are known by name, because timm may not be installed.
+_TIMM = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSigmoidMe": "hard_sigmoid",
+    "HardSwish": "hard_swish",
+    "HardSwishMe": "hard_swish",
+    "Mish": "mish",
+    "MishMe": "mish",
+    "Sigmoid": "sigmoid",
+    "Swish": "silu",
+    "SwishMe": "silu",
+    "Tanh": "tanh",
+}
+
+
+def _layer_name(argument: str, layer: object, supported: Mapping[str, object]) -> str:
+    given = layer
+    if isinstance(layer, functools.partial):
+        layer = layer()
+    name = layer if isinstance(layer, str) else None
+    if name is not None:
+        name = _ALIASES.get(name.lower(), name.lower())
+    else:
+        cls = layer if isinstance(layer, type) else type(layer)
+        name = _TORCH.get(cls)
+        if name is None and cls.__module__.startswith("timm."):
+            name = _TIMM.get(cls.__name__)
+        if isinstance(layer, nn.GELU) and layer.approximate == "tanh":
+            name = "gelu_tanh"
+        if isinstance(layer, nn.LeakyReLU) and layer.negative_slope != 0.01:
+            name = None
+    if name is None or name not in supported:
+        raise ValueError(
+            f"{argument} must be one of {', '.join(supported)} or the nn.Module class of one of them (defaults only), "
+            f"got {given!r}; for any other, keep the SE module of the library that has it"
+        )
+    return name
+
+
+def activation_name(layer: Layer, argument: str = "act_layer") -> str:
+    """The name in :data:`se_fused.reference.ACTIVATIONS` of an activation given by name, class or instance.
+
+    Raises:
+        ValueError: the library has no such activation; the message names ``argument``.
+    """
+    return _layer_name(argument, layer, ACTIVATIONS)
+
+
+def gate_name(layer: Layer, argument: str = "gate_layer") -> str:
+    """The name in :data:`se_fused.reference.GATES` of a gate given by name, class or instance.
+
+    Raises:
+        ValueError: the library has no such gate; the message names ``argument``.
+    """
+    return _layer_name(argument, layer, GATES)
+
+
+def close_block(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_scale: Tensor | None) -> Tensor:
+    """``out_act(u · drop_path_scale + residual)`` in plain PyTorch, for the paths that no kernel takes.
+
+    Shapes: u and residual (N, C, *spatial), drop_path_scale (N,). Returns u's shape.
+    """
+    if drop_path_scale is not None:
+        u = u * drop_path_scale.to(u.dtype).reshape(-1, *(1,) * (u.dim() - 1))
+    if residual is not None:
+        u = u + residual
+    return OUT_ACTIVATIONS[out_act or "none"](u)
+
+
+def _reduced(channels: int, rd_ratio: float, rd_divisor: int) -> int:
+    """The squeezed width as timm rounds it: ``make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.)``."""
+    return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
+
+
+class SqueezeExcite(nn.Module):
+    """``y = gate(fc2(act(fc1(mean(x))))) · x``, and in the same kernel ``out_act(y · drop_path_scale + residual)``.
+
+    The arguments stand in the order of timm's ``SEModule``; the parameters are fc1.weight (R, C, 1, 1), fc1.bias (R,),
+    fc2.weight (C, R, 1, 1), fc2.bias (C,), with the same initial values for the same seed. Checkpoints that hold the
+    two weights as matrices, (R, C) and (C, R), load too.
+
+    Args:
+        channels: C.
+        rd_ratio: R / C, before R is rounded to a multiple of ``rd_divisor`` (and to at least that).
+        rd_channels: R itself; 0 or None: from ``rd_ratio``.
+        rd_divisor: what R is a multiple of.
+        add_maxpool: timm's experiment with a second pooling; only False.
+        bias: whether fc1 and fc2 have one.
+        act_layer: between fc1 and fc2: a name in ``se_fused.reference.ACTIVATIONS``, or the class or an instance of it.
+        norm_layer: timm's normalisation between fc1 and fc2; only None.
+        gate_layer: "sigmoid" or "hard_sigmoid", or the class.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range, or a variant that the kernels have not; the message names it.
+    """
+
+    act: str
+    gate: str
+    fc1: nn.Conv2d
+    fc2: nn.Conv2d
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1.0 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 8,
+        add_maxpool: bool = False,
+        bias: bool = True,
+        act_layer: Layer = nn.ReLU,
+        norm_layer: type[nn.Module] | None = None,
+        gate_layer: Layer = "sigmoid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        channels = check_int("channels", channels, 1)
+        rd_divisor = check_int("rd_divisor", rd_divisor, 1)
+        rd_ratio = check_positive("rd_ratio", rd_ratio)
+        bias = check_bool("bias", bias)
+        if check_bool("add_maxpool", add_maxpool):
+            raise ValueError(
+                f"add_maxpool must be False, got {add_maxpool!r}: the squeeze of the fused kernels is the mean; "
+                "keep timm's SEModule for this layer"
+            )
+        if norm_layer is not None:
+            raise ValueError(
+                f"norm_layer must be None, got {norm_layer!r}: the fused kernels have nothing between fc1 and act; "
+                "keep timm's SEModule for this layer"
+            )
+        reduced = check_int("rd_channels", rd_channels or 0, 0) or _reduced(channels, rd_ratio, rd_divisor)
+        self.act = activation_name(act_layer)
+        self.gate = gate_name(gate_layer)
+        # 1x1 convolutions, though they are matrices: timm's initial values and state_dict are theirs.
+        self.fc1 = nn.Conv2d(channels, reduced, kernel_size=1, bias=bias, device=device, dtype=dtype)
+        self.fc2 = nn.Conv2d(reduced, channels, kernel_size=1, bias=bias, device=device, dtype=dtype)
+
+    def is_fusable(self) -> bool:
+        """Whether fc1 and fc2 are read by the kernel; if they carry hooks or were replaced, they are called instead."""
+        return is_plain(self.fc1, nn.Conv2d, nn.Linear) and is_plain(self.fc2, nn.Conv2d, nn.Linear)
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        out_act: str | None = None,
+        drop_path_scale: Tensor | None = None,
+    ) -> Tensor:
+        """The rescaled map, and what closes a residual block behind it.
+
+        Args:
+            x: (N, C, *spatial), one to three spatial dimensions.
+            residual: added to the rescaled map; x's shape and dtype.
+            out_act: None, "relu" or "silu", after the addition.
+            drop_path_scale: (N,), a factor per sample, before the addition.
+
+        Returns:
+            (N, C, *spatial), x's dtype and memory format.
+        """
+        if self.is_fusable():
+            return F_se.squeeze_excite(
+                x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual,
+                act=self.act, gate=self.gate, out_act=out_act, drop_path_scale=drop_path_scale,
+            )  # fmt: skip
+        squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), what fc1 takes as a convolution
+        factor = GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(squeezed))))  # (N, C, 1, 1)
+        return close_block(x * factor.reshape(*x.shape[:2], *(1,) * (x.dim() - 2)), residual, out_act, drop_path_scale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, fc in (("fc1", self.fc1), ("fc2", self.fc2)):
+            weight = state_dict.get(f"{prefix}{name}.weight")
+            if isinstance(weight, Tensor) and weight.dim() == 2 and fc.weight.dim() == 4:
+                state_dict[f"{prefix}{name}.weight"] = weight[:, :, None, None]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}, gate={self.gate}"

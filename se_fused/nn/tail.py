@@ -1,0 +1,182 @@
+"""The tail of a residual block, ``act(drop_path(SE(BN(x))) + residual)``, from the modules that hold its parameters.
+
+A block calls :func:`fused_tail` with its own ``bn``, ``se`` and ``drop_path`` modules instead of calling them one after
+another. Where they are what the kernels know, that is one call of :mod:`se_fused.functional`; where not, they are
+called as modules and the result is the same. No state moves: state_dict, hooks and running statistics stay theirs.
+"""
+
+from typing import TypeGuard
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import functional as F_se
+from ._checks import check_rate, is_plain
+from .squeeze_excite import SqueezeExcite, close_block
+
+__all__ = ["DropPath", "bn_act", "drop_path_scale", "fused_tail"]
+
+
+def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
+    """A factor per sample that drops the path with probability ``drop_prob``: 0, or 1 / (1 - drop_prob).
+
+    Draws what timm's ``drop_path`` draws, so that the same seed drops the same samples.
+
+    Args:
+        x: (N, ...), gives N, dtype and device.
+        drop_prob: in [0, 1].
+        scale_by_keep: whether what is kept is divided by the probability of keeping it.
+
+    Returns:
+        (N,), x's dtype.
+    """
+    keep = 1 - drop_prob
+    scale = x.new_empty((x.shape[0],)).bernoulli_(keep)
+    return scale.div_(keep) if keep > 0.0 and scale_by_keep else scale
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample, for a kernel to apply.
+
+    Called, it is timm's ``DropPath``; :meth:`scale` gives the factors alone.
+
+    Args:
+        drop_prob: the probability with which a sample loses the path, in [0, 1].
+        scale_by_keep: whether what is kept is divided by the probability of keeping it.
+
+    Raises:
+        TypeError, ValueError: ``drop_prob`` is no number in [0, 1].
+    """
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
+        super().__init__()
+        self.drop_prob = check_rate("drop_prob", drop_prob, one=True)
+        self.scale_by_keep = scale_by_keep
+
+    def scale(self, x: Tensor) -> Tensor | None:
+        """The factors (N,) for x: (N, ...), in x's dtype; None in eval mode or if nothing is ever dropped."""
+        if not self.training or self.drop_prob == 0.0:
+            return None
+        return drop_path_scale(x, self.drop_prob, self.scale_by_keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, *) -> (N, *), some samples zeroed in training."""
+        return close_block(x, None, None, self.scale(x))
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
+def _synchronises(bn: nn.SyncBatchNorm) -> bool:
+    """Whether calling bn would gather the statistics of other processes."""
+    if not (bn.training and dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size(bn.process_group or dist.group.WORLD) > 1
+
+
+def _is_fusable(bn: nn.Module, x: Tensor) -> TypeGuard[_BatchNorm]:
+    if x.dim() < 3:  # BatchNorm1d on (N, C): there is no space to stream over
+        return False
+    if is_plain(bn, nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm3d):
+        return True
+    return is_plain(bn, nn.SyncBatchNorm) and not _synchronises(bn)
+
+
+def _is_fusable_se(se: nn.Module) -> TypeGuard[SqueezeExcite]:
+    return is_plain(se, SqueezeExcite) and se.is_fusable()
+
+
+def _step(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """What ``bn.forward`` does before its arithmetic: counts the batch, resolves its settings.
+
+    Returns:
+        running_mean (C,), running_var (C,), whether the batch's statistics normalise it, and the momentum.
+    """
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:
+            # The cumulative average needs the count as a number: a synchronisation, as in nn.BatchNorm2d itself.
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    running = not bn.training or bn.track_running_stats
+    training = bn.training or (bn.running_mean is None and bn.running_var is None)
+    return bn.running_mean if running else None, bn.running_var if running else None, training, momentum
+
+
+def fused_tail(
+    bn: nn.Module,
+    se: nn.Module | None,
+    x: Tensor,
+    residual: Tensor | None = None,
+    out_act: str | None = "relu",
+    drop_path: nn.Module | None = None,
+) -> Tensor:
+    """``out_act(drop_path(se(bn(x))) + residual)``, fused where the modules allow.
+
+    One functional call if ``bn`` is exactly an ``nn.BatchNorm{1,2,3}d`` (or an ``nn.SyncBatchNorm`` with nothing to
+    synchronise), ``se`` a :class:`SqueezeExcite` or None, and ``drop_path`` a :class:`DropPath` or None, all without
+    hooks. Otherwise the modules are called and as much as possible of what follows them is fused: for an
+    ``nn.SyncBatchNorm`` in training on several processes, bn is called, then SE, addition and activation are one
+    call; without SE they are plain PyTorch. Correct everywhere, fused not everywhere.
+
+    Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would.
+
+    Args:
+        bn: the block's last normalisation.
+        se: what rescales its channels, if anything.
+        x: (N, C, *spatial), what the block's last convolution gave.
+        residual: x's shape and dtype, or None.
+        out_act: None, "relu" or "silu".
+        drop_path: stochastic depth between ``se`` and the addition, if any.
+
+    Returns:
+        (N, C, *spatial), x's dtype and memory format.
+    """
+    if not (
+        _is_fusable(bn, x)
+        and (se is None or _is_fusable_se(se))
+        and (drop_path is None or is_plain(drop_path, DropPath))
+    ):
+        return _unfused_tail(bn, se, x, residual, out_act, drop_path)
+
+    bn._check_input_dim(x)
+    mean, var, training, momentum = _step(bn)
+    scale = None if drop_path is None else drop_path.scale(x)
+    if se is None:
+        return F_se.batch_norm_act(
+            x, mean, var, bn.weight, bn.bias, residual,
+            training=training, momentum=momentum, eps=bn.eps, out_act=out_act, drop_path_scale=scale,
+        )  # fmt: skip
+    return F_se.batch_norm_squeeze_excite(
+        x, mean, var, bn.weight, bn.bias, se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias, residual,
+        training=training, momentum=momentum, eps=bn.eps, act=se.act, gate=se.gate,
+        out_act=out_act, drop_path_scale=scale,
+    )  # fmt: skip
+
+
+def _unfused_tail(
+    bn: nn.Module,
+    se: nn.Module | None,
+    x: Tensor,
+    residual: Tensor | None,
+    out_act: str | None,
+    drop_path: nn.Module | None,
+) -> Tensor:
+    """:func:`fused_tail` for modules that must be called, each with what it expects, so that their hooks see it."""
+    u = bn(x)
+    if drop_path is None or is_plain(drop_path, DropPath):
+        scale = None if drop_path is None else drop_path.scale(u)
+        if se is not None and is_plain(se, SqueezeExcite):
+            y: Tensor = se(u, residual, out_act, scale)
+            return y
+        return close_block(u if se is None else se(u), residual, out_act, scale)
+    return close_block(drop_path(u if se is None else se(u)), residual, out_act, None)
+
+
+def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu") -> Tensor:
+    """``out_act(bn(x))``: the normalisations inside a block, of its stem and of its shortcut. x: (N, C, *spatial).
+
+    The models call this for every batch norm that no SE follows, so that this one line decides what runs there.
+    """
+    return fused_tail(bn, None, x, None, out_act)

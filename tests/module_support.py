@@ -1,0 +1,72 @@
+"""What the tests of modules and models share: inputs, weights that hide no term, the measure of closeness, a spy."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from se_fused import functional as F_se
+
+SPACES = {1: (10,), 2: (5, 4), 3: (2, 3, 4)}
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a shared CPU, maps this small take one thread a fiftieth of the time of two that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rms(x: Tensor) -> float:
+    """Root of the mean square, in float64."""
+    return x.detach().double().square().mean().sqrt().item()
+
+
+def assert_as_close(ours: Tensor, theirs: Tensor, truth: Tensor, flips: float = 0.0, terms: int = 100) -> None:
+    """Ours errs at most twice as much as theirs against the float64 truth, plus a floor, plus ``flips``.
+
+    The floor is 4 ulp and what a sum of ``terms`` rounded numbers is expected to be off by; without it, a tensor of
+    four elements would fail whenever theirs are exact by luck.
+    ``flips`` is for gradients of a whole network: rounding takes an activation next to zero to the other side of a ReLU
+    in one of the two float32 models and not in the other, and that element's gradient is then off by all of itself.
+    """
+    assert ours.shape == truth.shape
+    bound = 2 * rms(theirs.double() - truth) + (EPS * (4 + terms**0.5) + flips) * rms(truth)
+    assert rms(ours.double() - truth) <= bound, (rms(ours.double() - truth), bound)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """As after some training: no bias, statistic or zero-initialised weight is neutral, and signals keep their size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and tensor.dim() > 1:
+            nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif tensor.is_floating_point():
+            draw = torch.rand(tensor.shape, generator=generator)
+            if name.endswith(("running_var", "bn.weight", "bn1.weight", "bn2.weight")):
+                draw += 0.5
+            elif name.endswith("weight"):  # what is added to another branch: small, or deep networks overflow
+                draw = draw / 2 + 0.25
+            else:
+                draw -= 0.5
+            tensor.data.copy_(draw)
+
+
+def batch(n: int, c: int, dims: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(n, c, *SPACES[dims]), the same values in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, c, *SPACES[dims], generator=generator, dtype=torch.float64).to(dtype)
+
+
+def spy_on_functional(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that receives the names of the functional's functions, in the order of their calls from here on."""
+    names: list[str] = []
+    for name in ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act"):
+        function: Callable[..., Tensor] = getattr(F_se, name)
+        monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
+    return names
