@@ -38,7 +38,8 @@ inline Layout layout_of(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.dim() >= 3, name, " must be (N, C, *spatial), got ", x.dim(), " dimensions");
   Layout layout{x.size(0), x.size(1), 1, false};
   for (int64_t d = 2; d < x.dim(); ++d) layout.s *= x.size(d);
-  if (x.is_contiguous()) return layout;
+  // One position: both orders are the same memory, and rows of C are the longer ones.
+  if (x.is_contiguous() && layout.s != 1) return layout;
   layout.channels_last = true;
   STD_TORCH_CHECK(is_channels_last(x), name, " must be dense, contiguous or channels_last");
   return layout;

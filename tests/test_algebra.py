@@ -62,6 +62,8 @@ def test_composition_equals_autograd(options):
         kept = (given["residual"] if case.out_act == "silu" else None, mask, mean, factor, hidden, stats)
         parameters = [given.get(k) for k in ("bn_weight", "bn_bias", "fc1_weight", "fc2_weight")]
         results = compose_backward(Definitions, dy, x, *kept, *parameters, d, *options, True)
+    # PyTorch's own hard-sigmoid backward multiplies by a float32 1/6, off by 5e-9, in float64 too
+    rtol, atol = (1e-7, 1e-7) if case.gate == "hard_sigmoid" else (1e-10, 1e-11)
     torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
     assert y.stride() == x.stride()
     names = ("x", "residual", "bn_weight", "bn_bias", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
@@ -69,7 +71,7 @@ def test_composition_equals_autograd(options):
     if case.out_act is None:
         mine["residual"] = dy
     for name, gradient in gradients.items():
-        torch.testing.assert_close(mine[name].reshape(gradient.shape), gradient, rtol=1e-10, atol=1e-11, msg=name)
+        torch.testing.assert_close(mine[name].reshape(gradient.shape), gradient, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])

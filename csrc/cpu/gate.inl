@@ -103,23 +103,20 @@ constexpr int kRowsAtOnce = SE_VL == 16 ? 16 : 4;
 
 template <int A, int B, class W>
 SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
-  F acc[A][B];
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j) acc[i][j] = zero();
+  F acc[A * B];
+  each<A * B>([&](auto e) SE_LAMBDA { acc[e] = zero(); });
   sweep(k, [&](auto a, int64_t at) SE_LAMBDA {
     F left[A];
-    for (int i = 0; i < A; ++i) left[i] = a.own(a.get(w + i * k + at));
-    for (int j = 0; j < B; ++j) {
+    each<A>([&](auto i) SE_LAMBDA { left[i] = a.own(a.get(w + i * k + at)); });
+    each<B>([&](auto j) SE_LAMBDA {
       const F right = a.own(a.get(v + j * k + at));
-      for (int i = 0; i < A; ++i) acc[i][j] = acc[i][j] + left[i] * right;
-    }
+      each<A>([&](auto i) SE_LAMBDA { acc[i * B + j] = acc[i * B + j] + left[i] * right; });
+    });
   });
-  if constexpr (A * B == 16) {
-    store(out, sums(&acc[0][0]));
-    return;
-  }
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j) out[i * B + j] = sum(acc[i][j]);
+  if constexpr (A * B == 16)
+    store(out, sums(acc));
+  else
+    each<A * B>([&](auto e) SE_LAMBDA { out[e] = sum(acc[e]); });
 }
 
 // out[j * ld + i] for weight rows i0..i1 and all vectors j
@@ -241,12 +238,12 @@ SE_INLINE void backward_hidden_block(const GateBackwardArgs& g, int64_t n) {
   const W* const w = (const W*)g.fc2_weight;
   sweep(g.r, [&](auto a, int64_t i) SE_LAMBDA {
     F acc[B];
-    for (int j = 0; j < B; ++j) acc[j] = zero();
+    each<B>([&](auto j) SE_LAMBDA { acc[j] = zero(); });
     for (int64_t c = 0; c < g.c; ++c) {
       const F row = a.get(w + c * g.r + i);
-      for (int j = 0; j < B; ++j) acc[j] = acc[j] + splat(g.dq[(n + j) * g.c + c]) * row;
+      each<B>([&](auto j) SE_LAMBDA { acc[j] = acc[j] + splat(g.dq[(n + j) * g.c + c]) * row; });
     }
-    for (int j = 0; j < B; ++j) a.put(g.dhidden + (n + j) * g.r + i, acc[j]);
+    each<B>([&](auto j) SE_LAMBDA { a.put(g.dhidden + (n + j) * g.r + i, acc[j]); });
   });
   for (int64_t at = n * g.r; at < (n + B) * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
 }
@@ -268,12 +265,12 @@ static void backward_fc1(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
     int64_t n = 0;
     for (; n + B <= g.n; n += B) {
       F acc[B];
-      for (int j = 0; j < B; ++j) acc[j] = zero();
+      each<B>([&](auto j) SE_LAMBDA { acc[j] = zero(); });
       for (int64_t r = 0; r < g.r; ++r) {
         const F row = a.get(w + r * g.c + c);
-        for (int j = 0; j < B; ++j) acc[j] = acc[j] + splat(g.dhidden[(n + j) * g.r + r]) * row;
+        each<B>([&](auto j) SE_LAMBDA { acc[j] = acc[j] + splat(g.dhidden[(n + j) * g.r + r]) * row; });
       }
-      for (int j = 0; j < B; ++j) a.put(g.dz + (n + j) * g.c + c, acc[j]);
+      each<B>([&](auto j) SE_LAMBDA { a.put(g.dz + (n + j) * g.c + c, acc[j]); });
     }
     for (; n < g.n; ++n) {
       F acc = zero();

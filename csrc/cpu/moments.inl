@@ -106,13 +106,13 @@ SE_INLINE void moments_tile(const T* x, const T* first, int64_t before, int64_t 
     const F shift = finite_or_zero(a.get(first + i));
     F v[R];
     F tile_sum = zero(), tile_m2 = zero();
-    for (int r = 0; r < R; ++r) v[r] = a.get(x + r * len + i) - shift;
-    for (int r = 0; r < R; ++r) tile_sum = tile_sum + v[r];
+    each<R>([&](auto r) SE_LAMBDA { v[r] = a.get(x + r * len + i) - shift; });
+    each<R>([&](auto r) SE_LAMBDA { tile_sum = tile_sum + v[r]; });
     const F tile_mean = tile_sum * splat(1.f / R);
-    for (int r = 0; r < R; ++r) {
+    each<R>([&](auto r) SE_LAMBDA {
       const F d = v[r] - tile_mean;
       tile_m2 = tile_m2 + d * d;
-    }
+    });
     if (before == 0) {
       a.put(total + i, tile_sum);
       a.put(m2 + i, tile_m2);

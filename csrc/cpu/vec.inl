@@ -273,6 +273,20 @@ SE_INLINE F keep_bits(uint32_t bits, F v) {
 #endif
 }
 
+// A loop unrolled while it is parsed: arrays indexed by its counter stay in registers. (GCC 12 unrolls ordinary loops too
+// late for that: the matrix product of gate.inl ran at a quarter of its speed.)
+template <int K>
+struct Index {
+  constexpr operator int() const { return K; }
+};
+template <int N, int K = 0, class Body>
+SE_INLINE void each(Body body) {
+  if constexpr (K < N) {
+    body(Index<K>{});
+    each<N, K + 1>(body);
+  }
+}
+
 // ---- walking along a row
 static const int32_t kTail[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
                                   -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
@@ -372,10 +386,6 @@ SE_INLINE void sweep(int64_t len, Body body) {
 
 // The same for sums: body(access, i, k) with k = 0..3 round and round, so that a sum runs in four independent chains
 // (an add takes four cycles).
-template <int K>
-struct Index {
-  constexpr operator int() const { return K; }
-};
 template <class Body>
 SE_INLINE void sweep_sums(int64_t len, Body body) {
   int64_t i = 0;

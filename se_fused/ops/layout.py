@@ -44,7 +44,8 @@ def dense_like(t: Tensor, x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> tuple[int, int]:
     """(number of rows, elements of a row) of a dense x."""
     n, c, s = x.shape[0], x.shape[1], positions(x)
-    return (n * c, s) if x.is_contiguous() else (n * s, c)
+    # One position: both orders are the same memory, and kernels take it by rows of C.
+    return (n * c, s) if s != 1 and x.is_contiguous() else (n * s, c)
 
 
 def mask_numel(x: Tensor) -> int:
