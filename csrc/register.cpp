@@ -1,4 +1,5 @@
-// Names and schemas of the backend's operators. Users never call these: se_fused/ops wraps them with fakes and autograd.
+// Names and schemas of the backend's operators. Users never call these: se_fused/ops wraps them with fakes and
+// autograd.
 #include "ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,7 +12,8 @@ STABLE_TORCH_LIBRARY(se_fused_cpu, m) {
   m.def(
       "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
-  m.def("affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
+  m.def(
+      "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
   m.def(
       "tail_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"

@@ -1,7 +1,7 @@
 """How far a result may be from the truth: derived, not chosen (DESIGN section 3).
 
-The forward bound carries rounding errors through the op's own formulas, in float64: a sum of n float32 numbers may err by
-eps * sqrt(n) of its terms' magnitude (the usual model of independent roundings), a product or sum of two by eps, and
+The forward bound carries rounding errors through the op's own formulas, in float64: a sum of n float32 numbers may err
+by eps * sqrt(n) of its terms' magnitude (the usual model of independent roundings), a product or sum of two by eps, and
 the result by 4 units in the last place of its dtype. Gradients may err twice as much as eager PyTorch itself does on
 the same inputs in the same dtype.
 """

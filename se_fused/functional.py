@@ -13,8 +13,8 @@ from torch import Tensor
 from . import _arguments as check
 from . import reference
 from .backends import why_reference
-from .ops import tail
 from .ops.layout import dense, dense_like, positions
+from .ops.tail import tail
 
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 
@@ -112,9 +112,7 @@ def _fused(
         residual = dense_like(residual, x)
     if drop_path_scale is not None:
         drop_path_scale = drop_path_scale.reshape(-1)
-    running_mean, running_var, bn_weight, bn_bias = bn
-    if training:
-        running_mean = running_var = None
+    bn_tensors = (None, None, *bn[2:]) if training else bn
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
     if fc1_weight is not None and fc2_weight is not None:
         # (R, C, 1, 1) of a 1x1 convolution, whose channels_last strides are those of (R, C) all the same
@@ -124,7 +122,7 @@ def _fused(
             fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     tensors = [
         t if t is None or t.dtype != torch.float64 else t.float()
-        for t in (running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
+        for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
     return tail(x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
 
@@ -160,8 +158,8 @@ def squeeze_excite(
         y = out_act(x * s * drop_path_scale + residual)
 
     Args:
-        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as it
-            is in the contiguous and the channels_last order; other strides are made contiguous once.
+        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as
+            it is in the contiguous and the channels_last order; other strides are made contiguous once.
         fc1_weight: (R, C), or (R, C, 1, 1) of a 1x1 convolution; any floating dtype.
         fc1_bias: (R,) or None.
         fc2_weight: (C, R), or (C, R, 1, 1).

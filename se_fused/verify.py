@@ -1,8 +1,8 @@
-"""Every op × dtype × layout of this machine against float64: what ``se-fused verify`` prints, and the tests' op contract.
+"""Every op × dtype × layout of this machine against float64: ``se-fused verify``, and the tests' op contract.
 
-A case is drawn from a seed, run through :mod:`se_fused.functional`, through plain PyTorch in the same dtype, and through
-plain PyTorch in float64, which is the truth. The forward error is held to a derived bound, element by element; each
-gradient to twice the error that eager PyTorch has, as the median of several draws: where a sum cancels, one draw
+A case is drawn from a seed, run through :mod:`se_fused.functional`, through plain PyTorch in the same dtype, and
+through plain PyTorch in float64, which is the truth. The forward error is held to a derived bound, element by element;
+each gradient to twice the error that eager PyTorch has, as the median of several draws: where a sum cancels, one draw
 compares luck with luck.
 """
 
@@ -109,7 +109,7 @@ def _copy(given: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Result:
-    """Errors of one case. Forward: largest error over its bound. Gradients and statistics: relative error, and bound."""
+    """Errors of one case. Forward: largest error over its bound. Gradients and statistics: (error, bound)."""
 
     case: Case
     backend: str
@@ -229,7 +229,12 @@ def verify_command(as_json: bool) -> int:
         return 1 if failed or not rows else 0
     console = Console()
     for group in dict.fromkeys((row["op"], row["mode"], row["device"], row["backend"]) for row in rows):
-        table = Table(title="{}, {}, on {} by backend {}".format(*group), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title="{}, {}, on {} by backend {}".format(*group),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
         for heading in ("dtype", "layout"):
             table.add_column(heading)
         for heading in ("error", "of bound", "gradient", "error", "bound", ""):
@@ -247,7 +252,7 @@ def verify_command(as_json: bool) -> int:
         print(f"No backend can run here, so nothing was verified. {reasons}")
     else:
         console.print(
-            f"{len(rows) - len(failed)} of {len(rows)} within their bounds. error: relative to float64, median of draws; "
+            f"{len(rows) - len(failed)} of {len(rows)} within their bounds. error: relative to float64, median; "
             "of bound: the largest share of the derived bound that an element took (se_fused/bounds.py); gradient: the "
             "one nearest to its bound, twice eager PyTorch's own error."
         )

@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations():
-    """What a kernel forgets to write is NaN, not a stale right answer; and every test draws the same numbers each time."""
+    """What a kernel forgets to write is NaN, not a stale right answer; and a test draws the same numbers each time."""
     torch.manual_seed(0)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

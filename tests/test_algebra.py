@@ -45,7 +45,9 @@ CASES = {
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_composition_equals_autograd(options):
-    case = Case(**{"op": "batch_norm_squeeze_excite", "dtype": torch.float64, "parameter_dtype": torch.float64} | options)
+    case = Case(
+        **{"op": "batch_norm_squeeze_excite", "dtype": torch.float64, "parameter_dtype": torch.float64} | options
+    )
     given = case.draw(0)
     inputs = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
     truth = case.call(reference, {k: v.clone() if k.startswith("running") else v for k, v in given.items()})
@@ -71,7 +73,13 @@ def test_composition_equals_autograd(options):
     if case.out_act is None:
         mine["residual"] = dy
     for name, gradient in gradients.items():
-        torch.testing.assert_close(mine[name].reshape(gradient.shape), gradient, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine[name].reshape(gradient.shape),
+            gradient,
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])

@@ -10,9 +10,10 @@ from se_fused.verify import OPS, Case
 
 def forward_arguments(out_act="relu", training=True, dtype=torch.float32, layout="contiguous"):
     given = Case("batch_norm_squeeze_excite", dtype=dtype, layout=layout).draw(0)
-    names = ("x", "residual", "running_mean", "running_var", "bn_weight", "bn_bias", "fc1_weight", "fc1_bias", "fc2_weight",
-             "fc2_bias", "drop_path_scale")  # fmt: skip
-    tensors = [given[name] for name in names]
+    names = (
+        "x residual running_mean running_var bn_weight bn_bias fc1_weight fc1_bias fc2_weight fc2_bias drop_path_scale"
+    )
+    tensors = [given[name] for name in names.split()]
     if training:
         tensors[2:4] = None, None
     return (*tensors, training, 1e-5, "relu", "sigmoid", out_act, True)
@@ -28,7 +29,19 @@ def test_opcheck(out_act, training, layout):
     with torch.no_grad():
         y, *saved = torch.ops.se_fused.tail_forward(*arguments)
     x, residual, _, _, bn_weight, bn_bias, fc1_weight, _, fc2_weight, _, d, *options = arguments
-    backward = (torch.randn_like(y), x, residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, d, *options[:-1], True)
+    backward = (
+        torch.randn_like(y),
+        x,
+        residual,
+        *saved,
+        bn_weight,
+        bn_bias,
+        fc1_weight,
+        fc2_weight,
+        d,
+        *options[:-1],
+        True,
+    )
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in backward]
     torch.library.opcheck(torch.ops.se_fused.tail_backward.default, tuple(detached))
 
@@ -98,7 +111,9 @@ def test_operator_called_directly_has_gradients():
     y = torch.ops.se_fused.tail_forward(*arguments)[0]
     given = Case("batch_norm_squeeze_excite").draw(0)
     truth = functional.batch_norm_squeeze_excite(**given)
-    torch.testing.assert_close(torch.autograd.grad(y.sum(), arguments[0])[0], torch.autograd.grad(truth.sum(), given["x"])[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), arguments[0])[0], torch.autograd.grad(truth.sum(), given["x"])[0]
+    )
 
 
 def test_activation_checkpointing():

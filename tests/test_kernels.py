@@ -17,8 +17,17 @@ from se_fused.verify import DTYPES, LAYOUTS, to_layout
 
 CPU = backends.BACKENDS["cpu"]
 # (N, C, *spatial): S = 1, 3, 16, 35, 49, 64+1, a long row in two blocks; C below, at and above a vector step
-SHAPES = [(2, 5, 1, 1), (3, 16, 3), (2, 8, 4, 4), (2, 33, 7, 5), (2, 17, 7, 7), (1, 3, 5, 13), (2, 2, 70, 61), (2, 40, 3, 3, 5),
-          (1, 24, 600)]  # fmt: skip
+SHAPES = [
+    (2, 5, 1, 1),
+    (3, 16, 3),
+    (2, 8, 4, 4),
+    (2, 33, 7, 5),
+    (2, 17, 7, 7),
+    (1, 3, 5, 13),
+    (2, 2, 70, 61),
+    (2, 40, 3, 3, 5),
+]
+SHAPES += [(1, 24, 600)]
 SHAPE_IDS = ["x".join(map(str, shape)) for shape in SHAPES]
 
 pytestmark = [
@@ -95,7 +104,10 @@ def test_moments_backward(shape, dtype, layout, out_act, want_dr):
     wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
     close(p, stored.flatten(2).sum(2), torch.float32, (s**0.5 * stored.abs() + own).flatten(2).sum(2))
     close(
-        q, (stored * wide).flatten(2).sum(2), torch.float32, ((s**0.5 * stored.abs() + own) * wide.abs()).flatten(2).sum(2)
+        q,
+        (stored * wide).flatten(2).sum(2),
+        torch.float32,
+        ((s**0.5 * stored.abs() + own) * wide.abs()).flatten(2).sum(2),
     )
 
 
@@ -105,7 +117,9 @@ def test_affine_backward(shape, dtype, layout, masked, with_x):
     mask = pack_mask(to_layout(torch.rand(shape) > 0.4, layout)) if masked else torch.empty(0)
     k = [nc(shape) for _ in range(4)]
     dx = CPU.affine_backward(dr, x if with_x else None, mask, *k)
-    truth = affine_definition.affine_backward(dr.double(), x.double() if with_x else None, mask, *(t.double() for t in k))
+    truth = affine_definition.affine_backward(
+        dr.double(), x.double() if with_x else None, mask, *(t.double() for t in k)
+    )
     close(dx, truth, dtype, 8 + 4 * x.double().abs())
     assert dx.stride() == dr.stride()
 

@@ -38,10 +38,9 @@ void gate_backward(const GateKernels& k, const GateBackwardArgs& g) {
     split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc2(g, begin, end); });
     // over samples: four share each row of the weight
     const int64_t blocks = (g.n + 3) / 4;
-    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),
-                                [&](int64_t begin, int64_t end) {
-                                  k.backward_hidden(g, begin * 4, std::min(g.n, end * 4));
-                                });
+    torch::stable::parallel_for(
+        0, blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),
+        [&](int64_t begin, int64_t end) { k.backward_hidden(g, begin * 4, std::min(g.n, end * 4)); });
     for (int64_t r = 0; r < g.r; ++r) {
       g.dfc1_bias[r] = 0;
       for (int64_t n = 0; n < g.n; ++n) g.dfc1_bias[r] += g.dhidden[n * g.r + r];

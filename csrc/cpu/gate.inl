@@ -71,7 +71,8 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
   const int64_t len = c1 - c0;
   float *mu = g.mu + c0, *var = g.var + c0;
   if (g.batch_stats) {
-    // The samples' means are summed as differences from the first one's: rounding is of their spread, not of their size.
+    // The samples' means are summed as differences from the first one's: rounding is of their spread, not of their
+    // size.
     const float inverse_n = 1.f / (float)g.n, inverse_ns = 1.f / (float)(g.n * g.s);
     sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
       const float *mean = g.mean + c0 + i, *m2 = g.m2 + c0 + i;
@@ -124,7 +125,8 @@ template <class W>
 static void fully_connected(const W* w, const float* bias, int64_t i0, int64_t i1, int64_t k, const float* v,
                             int64_t vectors, float* out, int64_t ld) {
   float block[16];
-  const auto put = [&](int64_t i, int64_t j, float value) SE_LAMBDA { out[j * ld + i] = value + (bias ? bias[i] : 0.f); };
+  const auto put = [&](int64_t i, int64_t j, float value)
+                       SE_LAMBDA { out[j * ld + i] = value + (bias ? bias[i] : 0.f); };
   int64_t i = i0;
   for (; i + 4 <= i1; i += 4) {
     int64_t j = 0;

@@ -79,10 +79,10 @@ struct StreamKernels {
 // Everything per (n, c), float32. Absent things are null: no batch norm -> a, b; no drop path -> drop.
 struct GateArgs {
   int64_t n, c, r;
-  const float* mean;  // (N, C)
-  const float* a;     // (C,)   u = a * x + b is the normalised map
-  const float* b;     // (C,)
-  const float* drop;  // (N,)
+  const float* mean;       // (N, C)
+  const float* a;          // (C,)   u = a * x + b is the normalised map
+  const float* b;          // (C,)
+  const float* drop;       // (N,)
   const void* fc1_weight;  // (R, C)
   const float* fc1_bias;   // (R,)
   const void* fc2_weight;  // (C, R)
@@ -114,11 +114,11 @@ struct GateBackwardArgs {
   Act act;
   Gate gate;
   bool batch_stats;
-  float* z;       // (N, C) scratch
-  float* active;  // (N, R) scratch
-  float* dq;      // (N, C) scratch
-  float* dhidden;  // (N, R) scratch
-  float* dz;       // (N, C) scratch
+  float* z;            // (N, C) scratch
+  float* active;       // (N, R) scratch
+  float* dq;           // (N, C) scratch
+  float* dhidden;      // (N, R) scratch
+  float* dz;           // (N, C) scratch
   float* dfc1_weight;  // (R, C)
   float* dfc1_bias;
   float* dfc2_weight;  // (C, R)
@@ -135,11 +135,11 @@ struct GateKernels {
   void (*squeeze)(const GateArgs&, int64_t c0, int64_t c1);
   void (*fc1)(const GateArgs&, int64_t r0, int64_t r1);
   void (*fc2)(const GateArgs&, int64_t c0, int64_t c1);
-  void (*scale_shift)(const GateArgs&, int64_t c0, int64_t c1);           // without squeeze-excite
-  void (*activate)(const GateBackwardArgs&);                              // active, from hidden
-  void (*backward_fc2)(const GateBackwardArgs&, int64_t c0, int64_t c1);  // dq, dfc2
-  void (*backward_hidden)(const GateBackwardArgs&, int64_t n0, int64_t n1);  // dhidden
-  void (*backward_fc1)(const GateBackwardArgs&, int64_t c0, int64_t c1);  // dz, dfc1
+  void (*scale_shift)(const GateArgs&, int64_t c0, int64_t c1);                    // without squeeze-excite
+  void (*activate)(const GateBackwardArgs&);                                       // active, from hidden
+  void (*backward_fc2)(const GateBackwardArgs&, int64_t c0, int64_t c1);           // dq, dfc2
+  void (*backward_hidden)(const GateBackwardArgs&, int64_t n0, int64_t n1);        // dhidden
+  void (*backward_fc1)(const GateBackwardArgs&, int64_t c0, int64_t c1);           // dz, dfc1
   void (*backward_coefficients)(const GateBackwardArgs&, int64_t c0, int64_t c1);  // dbn, k1, k2, k3
 };
 

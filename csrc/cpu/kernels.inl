@@ -7,11 +7,18 @@
 
 #include "gate.inl"
 
-#define SE_STREAM(T)                                                                                         \
-  {moments_rows<T>, moments_cols<T>, affine_rows<T>, affine_cols<T>, moments_backward_rows<T>,               \
-   moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>}
-#define SE_GATE(W)                                                                                           \
-  {squeeze, fc1<W>, fc2<W>, scale_shift, activate_hidden, backward_fc2<W>, backward_hidden<W>, backward_fc1<W>,               \
+#define SE_STREAM(T)                                                                            \
+  {moments_rows<T>,          moments_cols<T>,          affine_rows<T>,          affine_cols<T>, \
+   moments_backward_rows<T>, moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>}
+#define SE_GATE(W)     \
+  {squeeze,            \
+   fc1<W>,             \
+   fc2<W>,             \
+   scale_shift,        \
+   activate_hidden,    \
+   backward_fc2<W>,    \
+   backward_hidden<W>, \
+   backward_fc1<W>,    \
    backward_coefficients<W>}
 
 extern const Kernels kernels;

@@ -7,9 +7,7 @@ namespace {
 
 // Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
 // chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain.
-int64_t chunk_rows(const Layout& layout) {
-  return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 32, 512);
-}
+int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 32, 512); }
 
 // work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
 template <class Work, class Join>
@@ -25,11 +23,13 @@ void in_chunks(const Layout& layout, int64_t n0, int64_t n1, const Work& work, c
     }
   });
   if (!partial) return;
-  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        join(n0 + i, chunk * size, std::min(size, layout.s - chunk * size), partial.get() + (i * chunks + chunk) * 2 * c);
-  });
+  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i)
+                                  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                                    join(n0 + i, chunk * size, std::min(size, layout.s - chunk * size),
+                                         partial.get() + (i * chunks + chunk) * 2 * c);
+                              });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Stream 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
 
-// Sums are taken of differences from a first element (`shift`), so that rounding is of the values' spread and not of their
-// size; a mean's error is then that of its last rounding. Infinite and NaN elements are no shift.
+// Sums are taken of differences from a first element (`shift`), so that rounding is of the values' spread and not of
+// their size; a mean's error is then that of its last rounding. Infinite and NaN elements are no shift.
 SE_INLINE F finite_or_zero(F v) { return select(not_equal(v - v, zero()), zero(), v); }
 SE_INLINE float finite_or_zero(float v) { return v - v == 0.f ? v : 0.f; }
 
@@ -73,9 +73,8 @@ static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean,
       const T* const block = x + start;
       const int64_t size = len - start < kBlock ? len - start : kBlock;
       F total[4] = {zero(), zero(), zero(), zero()};
-      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
-        total[k] = total[k] + a.own(a.get(block + i) - shift);
-      });
+      sweep_sums(size,
+                 [&](auto a, int64_t i, auto k) SE_LAMBDA { total[k] = total[k] + a.own(a.get(block + i) - shift); });
       const float block_sum = sum((total[0] + total[1]) + (total[2] + total[3]));
       const float block_mean = block_sum / (float)size;
       const F centre = splat(block_mean);
@@ -240,11 +239,11 @@ static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
   for (; row < g.rows; ++row) moments_backward_tile<act, 1, T>(g, row);
 }
 
-#define SE_BY_OUT_ACT(function, T, args)                                   \
-  switch (args.out_act) {                                                  \
-    case OutAct::none: return function<OutAct::none, T>(args);             \
-    case OutAct::relu: return function<OutAct::relu, T>(args);             \
-    case OutAct::silu: return function<OutAct::silu, T>(args);             \
+#define SE_BY_OUT_ACT(function, T, args)                       \
+  switch (args.out_act) {                                      \
+    case OutAct::none: return function<OutAct::none, T>(args); \
+    case OutAct::relu: return function<OutAct::relu, T>(args); \
+    case OutAct::silu: return function<OutAct::silu, T>(args); \
   }
 
 template <class T>

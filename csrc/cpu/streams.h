@@ -1,4 +1,5 @@
-// The four streams over raw memory for the samples n0..n1 of a tensor: what the operators and the whole-op driver share.
+// The four streams over raw memory for the samples n0..n1 of a tensor: what the operators and the whole-op driver
+// share.
 #pragma once
 
 #include "driver.h"

@@ -175,7 +175,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
   const bool write_dr = want_dr ? closing != OutAct::none : closing == OutAct::silu;
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
-  Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x), dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
+  Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
+         dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
   Tensor dfc1_weight = p.has_gate ? new_float(x, {r, c}) : new_nothing(x);
   Tensor dfc1_bias = p.has_gate ? new_float(x, {r}) : new_nothing(x);
   Tensor dfc2_weight = p.has_gate ? new_float(x, {c, r}) : new_nothing(x);

@@ -32,11 +32,11 @@ struct M {  // lanes: all ones or zero
 };
 
 #define SE_EACH for (int j = 0; j < kParts; ++j)
-#define SE_OPERATOR(op)                           \
-  SE_INLINE F operator op(F a, F b) {             \
-    F y;                                          \
-    SE_EACH y.p[j] = a.p[j] op b.p[j];            \
-    return y;                                     \
+#define SE_OPERATOR(op)                \
+  SE_INLINE F operator op(F a, F b) {  \
+    F y;                               \
+    SE_EACH y.p[j] = a.p[j] op b.p[j]; \
+    return y;                          \
   }
 SE_OPERATOR(+)
 SE_OPERATOR(-)
@@ -65,11 +65,11 @@ SE_INLINE F keep(M m, F a) {
   SE_EACH y.p[j] = (vf)(m.p[j] & (vi)a.p[j]);
   return y;
 }
-#define SE_COMPARE(name, expression)              \
-  SE_INLINE M name(F a, F b) {                    \
-    M m;                                          \
-    SE_EACH m.p[j] = (vi)(expression);            \
-    return m;                                     \
+#define SE_COMPARE(name, expression)   \
+  SE_INLINE M name(F a, F b) {         \
+    M m;                               \
+    SE_EACH m.p[j] = (vi)(expression); \
+    return m;                          \
   }
 SE_COMPARE(greater, a.p[j] > b.p[j])
 SE_COMPARE(less, a.p[j] < b.p[j])
@@ -127,7 +127,7 @@ SE_INLINE F load(const float* p) {
   SE_EACH y.p[j] = *(const vf_mem*)(p + j * SE_VL);
   return y;
 }
-SE_INLINE void store(float* p, F v) { SE_EACH * (vf_mem*)(p + j * SE_VL) = v.p[j]; }
+SE_INLINE void store(float* p, F v) { SE_EACH*(vf_mem*)(p + j * SE_VL) = v.p[j]; }
 
 // 16 bits to 32 and back (what does not fit is cut off). GCC 12 makes a dozen shuffles of the generic form.
 SE_INLINE vu widen(vh v) {
@@ -152,9 +152,7 @@ SE_INLINE vh narrow(vu v) {
 
 SE_INLINE F load(const BFloat16* p) {
   F y;
-  SE_EACH {
-    y.p[j] = (vf)(widen(*(const vh_mem*)(p + j * SE_VL)) << 16);
-  }
+  SE_EACH { y.p[j] = (vf)(widen(*(const vh_mem*)(p + j * SE_VL)) << 16); }
   return y;
 }
 SE_INLINE void store(BFloat16* p, F v) {
@@ -273,8 +271,8 @@ SE_INLINE F keep_bits(uint32_t bits, F v) {
 #endif
 }
 
-// A loop unrolled while it is parsed: arrays indexed by its counter stay in registers. (GCC 12 unrolls ordinary loops too
-// late for that: the matrix product of gate.inl ran at a quarter of its speed.)
+// A loop unrolled while it is parsed: arrays indexed by its counter stay in registers. (GCC 12 unrolls ordinary loops
+// too late for that: the matrix product of gate.inl ran at a quarter of its speed.)
 template <int K>
 struct Index {
   constexpr operator int() const { return K; }
@@ -301,9 +299,13 @@ SE_INLINE M lanes(const int32_t* table) {
 
 struct Full {
   template <class T>
-  SE_INLINE F get(const T* p) { return load(p); }
+  SE_INLINE F get(const T* p) {
+    return load(p);
+  }
   template <class T>
-  SE_INLINE void put(T* p, F v) { store(p, v); }
+  SE_INLINE void put(T* p, F v) {
+    store(p, v);
+  }
   // Lanes that this step does not own become 0 (in sums) or keep what they were (in running values).
   SE_INLINE F own(F v) { return v; }
   SE_INLINE F own_or(F v, F) { return v; }
@@ -321,9 +323,13 @@ struct Full {
 struct Overlap {  // the last `rest` lanes are new
   int rest;
   template <class T>
-  SE_INLINE F get(const T* p) { return load(p); }
+  SE_INLINE F get(const T* p) {
+    return load(p);
+  }
   template <class T>
-  SE_INLINE void put(T* p, F v) { store(p, v); }
+  SE_INLINE void put(T* p, F v) {
+    store(p, v);
+  }
   inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kTail + rest), v); }
   inline __attribute__((always_inline)) F own_or(F v, F old) const { return select(lanes(kTail + rest), v, old); }
   inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t i, uint32_t bits) const {

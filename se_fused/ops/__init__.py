@@ -3,7 +3,3 @@
 ``moments``, ``gate`` and ``affine`` define the three steps in plain PyTorch (DESIGN: stream 1, the (N, C) arithmetic
 between the streams, stream 2); ``tail`` makes one differentiable operator of them.
 """
-
-from .tail import tail
-
-__all__ = ["tail"]

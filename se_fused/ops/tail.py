@@ -168,7 +168,7 @@ def _tail_backward_fake(
     return (torch.empty_like(x), dr, *bn, *gate_gradients)
 
 
-# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode, which is 5 us quicker
+# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode, 5 us quicker
 _TENSORS = 11  # leading tensor arguments of tail_forward; a gradient is returned for each but the statistics and d
 _DOUBLE_BACKWARD = (
     "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
@@ -189,7 +189,8 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
     ctx.options = (batch_stats, eps, act, gate, out_act)
     # what a gradient is cast and shaped to: the kernels return (R, C) in float32
     ctx.like = [
-        None if t is None else (t.shape, t.dtype) for t in (bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        None if t is None else (t.shape, t.dtype)
+        for t in (bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     ]  # fmt: skip
 
 
