@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
 # torch 2.10's stable ABI is the oldest with all that csrc/ calls; one binary then serves every later torch and Python.
 TARGET_ABI, DEFINES = "2.10", ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-# No -march: chosen at run time. No -ffast-math: NaN and Inf must survive. Contraction: fused multiply-adds, off in c++20.
+# No -march: chosen at run time. No -ffast-math: NaN and Inf must survive. Contraction makes fused multiply-adds.
 CXX_FLAGS = "-std=c++20 -O3 -g0 -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
 
 

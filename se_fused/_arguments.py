@@ -20,7 +20,9 @@ def check_tensor(t: Any, name: str) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
     if t.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_dtype(t)}: cast it, {name}.float()")
+        raise TypeError(
+            f"{name} must be float32, bfloat16, float16 or float64, got {_dtype(t)}: cast it, {name}.float()"
+        )
 
 
 def check_x(x: Any) -> None:

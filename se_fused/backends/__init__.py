@@ -13,7 +13,16 @@ import torch
 from .cpu import CpuBackend
 from .interface import Backend, BackendUnavailable, Planned
 
-__all__ = ["AUTO_ORDER", "BACKENDS", "Backend", "BackendUnavailable", "forced", "select", "use_backend", "why_reference"]
+__all__ = [
+    "AUTO_ORDER",
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailable",
+    "forced",
+    "select",
+    "use_backend",
+    "why_reference",
+]
 
 BACKENDS: dict[str, Backend] = {
     "cuda": Planned("cuda", "the CUDA kernels are not part of this version of se_fused"),
