@@ -43,7 +43,7 @@ def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: 
     if t.device != x.device:
         raise ValueError(f"{name} is on {t.device}, x on {x.device}: move one, for example {name}.to(x.device)")
     dims = len(shape)
-    if t.shape[:dims] != shape or any(size != 1 for size in t.shape[dims:]):
+    if t.shape != shape and (t.shape[:dims] != shape or any(size != 1 for size in t.shape[dims:])):
         raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for x of shape {tuple(x.shape)}")
 
 

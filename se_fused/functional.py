@@ -116,8 +116,11 @@ def _fused(
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
     if fc1_weight is not None and fc2_weight is not None:
         # (R, C, 1, 1) of a 1x1 convolution, whose channels_last strides are those of (R, C) all the same
-        fc1_weight = fc1_weight.reshape(fc1_weight.shape[:2]).contiguous()
-        fc2_weight = fc2_weight.reshape(fc2_weight.shape[:2]).contiguous()
+        if fc1_weight.dim() > 2:
+            fc1_weight = fc1_weight.reshape(fc1_weight.shape[:2])
+        if fc2_weight.dim() > 2:
+            fc2_weight = fc2_weight.reshape(fc2_weight.shape[:2])
+        fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
         if fc1_weight.dtype != fc2_weight.dtype:
             fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     tensors = [

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import se_fused
-from se_fused import __main__, backends, cli, compare, functional, networks, report
+from se_fused import __main__, backends, cli, compare, functional, networks, report, workloads
 from se_fused.workloads import Candidate, TailWorkload, Workload
 
 BLOCK = ["compare", "2,32,8,8", "--no-compile", "--repeats", "2"]
@@ -221,6 +221,16 @@ def test_compare_says_what_a_dtype_lacks(monkeypatch):
     monkeypatch.setattr(functional, "squeeze_excite", missing)
     shown = invoke(*BLOCK, "--mode", "infer", "--dtype", "float32", "--layout", "contiguous")
     assert shown.exit_code == 1 and "failed, not timed: NotImplementedError: no kernel for this" in shown.output
+
+
+def test_compare_goes_on_without_a_compiler(monkeypatch):
+    def broken(**_):
+        raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\nset CXX")
+
+    monkeypatch.setattr(workloads, "compiled", lambda *_, **__: broken)
+    row = compare.measure(TailWorkload((2, 8, 4, 4), torch.float32, "contiguous", "infer", "cpu"), repeats=1)
+    assert row.ok and row.speedups.keys() == {"eager"}
+    assert row.results[2].note == "RuntimeError: InvalidCxxCompiler: no working C++ compiler"
 
 
 class Jumping(Workload):

@@ -53,7 +53,7 @@ def test_time_holds_the_wait_for_the_device(monkeypatch):
         clock.now += sum(pending)
         pending.clear()
 
-    assert measure.timed(launch, repeats=3, warmup=0, synchronize=synchronize).median == 2.0
+    assert measure.timed(launch, repeats=1, warmup=0, synchronize=synchronize).median == 2.0
 
 
 @pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (1, -1)])
@@ -103,8 +103,8 @@ def test_saved_bytes():
     # Two views of one storage count once and whole.
     assert saved_bytes(lambda: (x[:10] * weight[:10], x[500:] * weight[500:]), without=[weight]) == 4000
     assert saved_bytes(lambda: x + 1) == 0
-    # A temporary that is freed gives its address away; it must not be taken for one already counted.
-    assert saved_bytes(lambda: [(x * k).exp() for k in range(5)], without=[x]) >= 5 * 4000
+    # What is dropped at once gives its address away; the next one must not be taken for it.
+    assert saved_bytes(lambda: [(x.exp(), None)[1] for _ in range(5)]) == 5 * 4000
 
 
 def test_saved_bytes_of_the_tail():

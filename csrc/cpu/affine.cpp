@@ -3,9 +3,9 @@
 
 namespace se_fused::cpu {
 
-void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout, int64_t n0, int64_t n1) {
+void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_cols : k.affine_rows;
-  for_sample_rows(layout, n0, n1, [&](int64_t n, int64_t row, int64_t rows) {
+  for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineArgs g = args;
     g.x = static_cast<const char*>(args.x) + skip;
@@ -22,7 +22,7 @@ void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout&
 
 void affine_backward(const StreamKernels& k, const AffineBackwardArgs& args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_backward_cols : k.affine_backward_rows;
-  for_sample_rows(layout, 0, layout.n, [&](int64_t n, int64_t row, int64_t rows) {
+  for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineBackwardArgs g = args;
     g.dr = static_cast<const char*>(args.dr) + skip;
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residua
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
   args.out_act = static_cast<cpu::OutAct>(out_act);
-  cpu::affine(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout, 0, layout.n);
+  cpu::affine(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
   return {y, mask};
 }
 

@@ -72,10 +72,10 @@ inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& s
 
 // f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
 template <class F>
-void for_sample_rows(const Layout& layout, int64_t n0, int64_t n1, const F& f) {
+void for_sample_rows(const Layout& layout, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
-  torch::stable::parallel_for(n0 * per_sample, n1 * per_sample, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / per_sample;
       const int64_t stop = std::min(end, (n + 1) * per_sample);

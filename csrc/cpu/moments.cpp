@@ -11,14 +11,14 @@ int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n 
 
 // work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
 template <class Work, class Join>
-void in_chunks(const Layout& layout, int64_t n0, int64_t n1, const Work& work, const Join& join) {
+void in_chunks(const Layout& layout, const Work& work, const Join& join) {
   const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;
-  const int64_t c = layout.c, samples = n1 - n0;
+  const int64_t c = layout.c, samples = layout.n;
   const std::unique_ptr<float[]> partial(chunks > 1 ? new float[samples * chunks * 2 * c] : nullptr);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (size * c));
   torch::stable::parallel_for(0, samples * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t n = n0 + task / chunks, first = task % chunks * size;
+      const int64_t n = task / chunks, first = task % chunks * size;
       work(n, first, std::min(size, layout.s - first), partial ? partial.get() + task * 2 * c : nullptr);
     }
   });
@@ -27,25 +27,24 @@ void in_chunks(const Layout& layout, int64_t n0, int64_t n1, const Work& work, c
                               [&](int64_t begin, int64_t end) {
                                 for (int64_t i = begin; i < end; ++i)
                                   for (int64_t chunk = 0; chunk < chunks; ++chunk)
-                                    join(n0 + i, chunk * size, std::min(size, layout.s - chunk * size),
+                                    join(i, chunk * size, std::min(size, layout.s - chunk * size),
                                          partial.get() + (i * chunks + chunk) * 2 * c);
                               });
 }
 
 }  // namespace
 
-void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, int64_t n0, int64_t n1,
-             float* mean, float* m2) {
+void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
   const char* const from = static_cast<const char*>(x);
   const int64_t c = layout.c, s = layout.s;
   if (!layout.channels_last) {
-    for_sample_rows(layout, n0, n1, [&](int64_t, int64_t row, int64_t rows) {
+    for_sample_rows(layout, [&](int64_t, int64_t row, int64_t rows) {
       k.moments_rows(from + row * s * item, rows, s, mean + row, m2 + row);
     });
     return;
   }
   in_chunks(
-      layout, n0, n1,
+      layout,
       [&](int64_t n, int64_t first, int64_t rows, float* out) {
         float* const to_mean = out ? out : mean + n * c;
         float* const to_m2 = out ? out + c : m2 + n * c;
@@ -84,13 +83,13 @@ void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, i
   };
   const int64_t c = layout.c;
   if (!layout.channels_last) {
-    for_sample_rows(layout, 0, layout.n, [&](int64_t n, int64_t row, int64_t rows) {
+    for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
       k.moments_backward_rows(part(n, row, rows, args.p + row, args.q + row));
     });
     return;
   }
   in_chunks(
-      layout, 0, layout.n,
+      layout,
       [&](int64_t n, int64_t first, int64_t rows, float* out) {
         float* const p = out ? out : args.p + n * c;
         float* const q = out ? out + c : args.q + n * c;
@@ -115,8 +114,7 @@ namespace se_fused {
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Layout layout = layout_of(x, "x");
   Tensor mean = cpu::new_float(x, {layout.n, layout.c}), m2 = cpu::new_float(x, {layout.n, layout.c});
-  cpu::moments(cpu::stream_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, 0, layout.n, cpu::floats(mean),
-               cpu::floats(m2));
+  cpu::moments(cpu::stream_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, cpu::floats(mean), cpu::floats(m2));
   return {mean, m2};
 }
 

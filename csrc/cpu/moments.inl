@@ -235,7 +235,7 @@ SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) 
 template <OutAct act, class T>
 static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
   int64_t row = 0;
-  for (; row + 4 <= g.rows; row += 4) moments_backward_tile<act, 4, T>(g, row);
+  for (; row + 8 <= g.rows; row += 8) moments_backward_tile<act, 8, T>(g, row);
   for (; row < g.rows; ++row) moments_backward_tile<act, 1, T>(g, row);
 }
 

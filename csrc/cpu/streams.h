@@ -1,4 +1,4 @@
-// The four streams over raw memory for the samples n0..n1 of a tensor: what the operators and the whole-op driver
+// The four streams over raw memory: what the operators and the whole-op driver
 // share.
 #pragma once
 
@@ -7,11 +7,10 @@
 namespace se_fused::cpu {
 
 // mean, m2: (N, C)
-void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, int64_t n0, int64_t n1,
-             float* mean, float* m2);
+void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
 
 // args.scale and args.shift: (N, C); rows and len are filled in here, as are the pointers of each thread's share
-void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout, int64_t n0, int64_t n1);
+void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout);
 
 // args.mean, scale, shift, p, q: (N, C)
 void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout);

@@ -5,16 +5,6 @@
 namespace se_fused::cpu {
 namespace {
 
-// Without batch statistics a sample needs nothing from the others, so the samples go through both streams in groups
-// that the two L2 caches of a small machine still hold when stream 2 comes.
-constexpr int64_t kGroupBytes = 2 << 20;
-
-int64_t group_size(const Layout& layout, int64_t item, bool batch_stats) {
-  if (batch_stats) return layout.n;
-  const int64_t sample = std::max<int64_t>(1, layout.c * layout.s * item);
-  return std::clamp<int64_t>(kGroupBytes / sample, 1, std::max<int64_t>(1, layout.n));
-}
-
 // Parameters of one call as float32 vectors, and what both directions check about them.
 struct Parameters {
   bool has_bn, has_gate;
@@ -61,13 +51,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
   const Parameters p(layout, has_bn, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
   const int64_t r = p.r;
 
+  const Tensor nothing = new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
   Tensor y = torch::stable::empty_like(x);
   const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
-  Tensor mask = save_mask ? new_mask(x, layout) : new_nothing(x);
-  Tensor mean_out = save ? new_float(x, {n, c}) : new_nothing(x);
-  Tensor factor_out = save && p.has_gate ? new_float(x, {n, c}) : new_nothing(x);
-  Tensor hidden_out = save && p.has_gate ? new_float(x, {n, r}) : new_nothing(x);
-  Tensor stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : new_nothing(x);
+  Tensor mask = save_mask ? new_mask(x, layout) : nothing;
+  Tensor mean_out = save ? new_float(x, {n, c}) : nothing;
+  Tensor factor_out = save && p.has_gate ? new_float(x, {n, c}) : nothing;
+  Tensor hidden_out = save && p.has_gate ? new_float(x, {n, r}) : nothing;
+  Tensor stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : nothing;
   if (layout.numel() == 0) return {y, mask, mean_out, factor_out, hidden_out, stats};
 
   float* const mean = save ? floats(mean_out) : scratch.take(nc);
@@ -100,6 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
     g.a = bn.a;
     g.b = bn.b;
   }
+  g.n = n;
   g.c = c;
   g.r = r;
   g.act = static_cast<Act>(act);
@@ -130,24 +122,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
   affine_args.shift = g.shift;
   affine_args.out_act = static_cast<OutAct>(out_act);
 
-  const int64_t step = group_size(layout, item, batch_stats);
-  for (int64_t n0 = 0; n0 < n; n0 += step) {
-    const int64_t n1 = std::min(n, n0 + step);
-    if (needs_moments) moments(stream, bytes(x), item, layout, n0, n1, mean, m2);
-    if (batch_stats) batch_norm(bn);
-    GateArgs group = g;  // the samples n0..n1 of it
-    group.n = n1 - n0;
-    for (float* GateArgs::* field : {&GateArgs::z, &GateArgs::factor, &GateArgs::scale, &GateArgs::shift})
-      if (group.*field) group.*field += n0 * c;
-    group.mean += n0 * c;
-    if (p.has_gate) {
-      group.hidden += n0 * r;
-      group.active += n0 * r;
-    }
-    if (group.drop) group.drop += n0;
-    gate_forward(kernels().gate[weight_type], group);
-    affine(stream, affine_args, item, layout, n0, n1);
-  }
+  if (needs_moments) moments(stream, bytes(x), item, layout, mean, m2);
+  if (batch_stats) batch_norm(bn);
+  gate_forward(kernels().gate[weight_type], g);
+  affine(stream, affine_args, item, layout);
   return {y, mask, mean_out, factor_out, hidden_out, stats};
 }
 
