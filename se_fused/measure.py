@@ -213,7 +213,7 @@ def saved_bytes(fn: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # a saved output would hold its own graph, and nothing would ever free it
 
     def unpack(tensor: Tensor) -> Tensor:
         return tensor

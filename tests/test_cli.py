@@ -23,9 +23,16 @@ PNG = b"\x89PNG"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No copy of gigabytes, and no rounds for the clock's sake: these tests look at everything but the times."""
+    """No copy of gigabytes, no rounds for the clock's sake: these tests look at everything but the times.
+
+    One thread: two on a busy machine wait for each other ten times as long as they work.
+    """
     monkeypatch.setattr(compare, "copy_bandwidth", lambda device: 1e10)
     monkeypatch.setattr(compare, "_ROUNDS", (1, 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def invoke(*arguments: str):

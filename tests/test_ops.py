@@ -39,6 +39,14 @@ def test_shapes(op, shape, dtype, layout):
     passes(Case(op, shape, dtype, layout, training=training), seeds=range(5))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("out_act", ["relu", "silu"])
+def test_large_results(dtype, layout, out_act):
+    """Above 4 MB results are stored past the caches."""
+    passes(Case("batch_norm_squeeze_excite", (2, 64, 160, 112), dtype, layout, out_act=out_act), seeds=[0])
+
+
 OPTIONS = {
     "eval": {"training": False},
     "silu": {"out_act": "silu"},

@@ -5,6 +5,7 @@ namespace se_fused::cpu {
 
 void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_cols : k.affine_rows;
+  const bool past = past_caches(args.y, item, layout);
   for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineArgs g = args;
@@ -16,12 +17,14 @@ void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout&
     g.shift = args.shift + coefficients;
     g.rows = rows;
     g.len = layout.row_len();
+    g.past_caches = past;
     run(g);
   });
 }
 
 void affine_backward(const StreamKernels& k, const AffineBackwardArgs& args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_backward_cols : k.affine_backward_rows;
+  const bool past = past_caches(args.dx, item, layout);
   for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineBackwardArgs g = args;
@@ -37,6 +40,7 @@ void affine_backward(const StreamKernels& k, const AffineBackwardArgs& args, int
     g.dx = static_cast<char*>(args.dx) + skip;
     g.rows = rows;
     g.len = layout.row_len();
+    g.past_caches = past;
     run(g);
   });
 }

@@ -1,7 +1,8 @@
 // Stream 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
 
 template <OutAct act, bool has_residual, class T, class A>
-SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i) {
+SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
+                           bool past_caches) {
   F t = scale * a.get(x + i) + shift;
   if constexpr (has_residual) t = t + a.get(residual + i);
   if constexpr (act == OutAct::relu) {
@@ -10,7 +11,7 @@ SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* ma
     t = keep_bits(bits, t);
   }
   if constexpr (act == OutAct::silu) t = t * sigmoid(t);
-  a.put(y + i, t);
+  a.put_result(y + i, t, past_caches);
 }
 
 template <bool per_row, OutAct act, bool has_residual, class T>
@@ -19,15 +20,16 @@ static void affine_as(const AffineArgs& g) {
   T* y = (T*)g.y;
   uint8_t* mask = g.mask;
   const int64_t mask_bytes = (g.len + 7) / 8;
+  const bool past_caches = g.past_caches;
   for (int64_t row = 0; row < g.rows; ++row) {
     if constexpr (per_row) {
       const F scale = splat(g.scale[row]), shift = splat(g.shift[row]);
       sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
-        affine_step<act, has_residual>(a, x, residual, y, mask, scale, shift, i);
+        affine_step<act, has_residual>(a, x, residual, y, mask, scale, shift, i, past_caches);
       });
     } else {
       sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
-        affine_step<act, has_residual>(a, x, residual, y, mask, a.get(g.scale + i), a.get(g.shift + i), i);
+        affine_step<act, has_residual>(a, x, residual, y, mask, a.get(g.scale + i), a.get(g.shift + i), i, past_caches);
       });
     }
     x += g.len;
@@ -35,6 +37,7 @@ static void affine_as(const AffineArgs& g) {
     y += g.len;
     if (mask) mask += mask_bytes;
   }
+  if (past_caches) fence();
 }
 
 template <bool per_row, OutAct act, class T>
@@ -65,13 +68,14 @@ static void affine_backward_as(const AffineBackwardArgs& g) {
   T* dx = (T*)g.dx;
   const uint8_t* mask = g.mask;
   const int64_t mask_bytes = (g.len + 7) / 8;
+  const bool past_caches = g.past_caches;
   for (int64_t row = 0; row < g.rows; ++row) {
     const auto step = [&](auto a, int64_t i, F mean, F k1, F k2, F k3) SE_LAMBDA {
       F d = a.get(dr + i);
       if constexpr (has_mask) d = keep_bits(a.get_bits(mask, i), d);
       F y = k1 * d + k3;
       if constexpr (has_x) y = y + k2 * (a.get(x + i) - mean);
-      a.put(dx + i, y);
+      a.put_result(dx + i, y, past_caches);
     };
     if constexpr (per_row) {
       const F mean = has_x ? splat(g.mean[row]) : zero();
@@ -88,6 +92,7 @@ static void affine_backward_as(const AffineBackwardArgs& g) {
     dx += g.len;
     if (has_mask) mask += mask_bytes;
   }
+  if (past_caches) fence();
 }
 
 template <bool per_row, class T>

@@ -32,6 +32,7 @@ struct AffineArgs {
   const float* shift;
   int64_t rows, len;
   OutAct out_act;
+  bool past_caches;  // y is too large for them: see streams.h
 };
 
 // dr = dy * act'; P = sum dr; Q = sum dr * (x - mean).
@@ -48,6 +49,7 @@ struct MomentsBackwardArgs {
   float* q;
   int64_t rows, len;
   OutAct out_act;
+  bool past_caches;
 };
 
 // dx = k1 * dr + k2 * (x - mean) + k3.
@@ -61,6 +63,7 @@ struct AffineBackwardArgs {
   const float* k3;
   void* dx;
   int64_t rows, len;
+  bool past_caches;
 };
 
 struct StreamKernels {

@@ -61,6 +61,7 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
 }
 
 void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
+  const bool past = args.dr && past_caches(args.dr, item, layout);
   // the part of `args` that starts at a row; coefficients are per row or per sample
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
@@ -79,6 +80,7 @@ void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, i
     g.q = q;
     g.rows = rows;
     g.len = layout.row_len();
+    g.past_caches = past;
     return g;
   };
   const int64_t c = layout.c;

@@ -173,7 +173,7 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
         const F xv = a.get(x + start + i);
         const F d = out_act_backward<act>(g, a, dy + start, x + start, residual ? residual + start : nullptr,
                                           mask + start / 8, scale, shift, i, xv);
-        if (dr) a.put(dr + start + i, d);
+        if (dr) a.put_result(dr + start + i, d, g.past_caches);
         p[k] = p[k] + a.own(d);
         q[k] = q[k] + a.own(d * (xv - mean));
       });
@@ -199,6 +199,7 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
     if (dr) dr += g.len;
     if (mask) mask += mask_bytes;
   }
+  if (g.past_caches) fence();
 }
 
 template <OutAct act, int R, class T>
@@ -218,7 +219,7 @@ SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) 
       const F xv = a.get(x + skip + i);
       const F d = out_act_backward<act>(g, a, dy + skip, x + skip, residual ? residual + skip : nullptr,
                                         mask + r * mask_bytes, scale, shift, i, xv);
-      if (dr) a.put(dr + skip + i, d);
+      if (dr) a.put_result(dr + skip + i, d, g.past_caches);
       p = p + d;
       q = q + d * (xv - mean);
     }
@@ -237,6 +238,7 @@ static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
   int64_t row = 0;
   for (; row + 8 <= g.rows; row += 8) moments_backward_tile<act, 8, T>(g, row);
   for (; row < g.rows; ++row) moments_backward_tile<act, 1, T>(g, row);
+  if (g.past_caches) fence();
 }
 
 #define SE_BY_OUT_ACT(function, T, args)                       \

@@ -6,6 +6,17 @@
 
 namespace se_fused::cpu {
 
+// Results at least this large are written past the caches: an ordinary store first reads the line that it overwrites, a
+// quarter of all traffic, and keeps a line that would be pushed out before anybody reads it. A step of sixteen 16-bit
+// elements is half a line, whose halves only meet in time where rows are long. Measured in benchmarks/NOTES.md.
+constexpr int64_t kPastCaches = 4 << 20;
+
+inline bool past_caches(const void* result, int64_t item, const Layout& layout) {
+  if (item == 2 && layout.channels_last) return false;
+  const bool aligned = layout.row_len() * item % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+  return aligned && layout.numel() * item >= kPastCaches;
+}
+
 // mean, m2: (N, C)
 void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
 
