@@ -103,9 +103,6 @@ def test_saved_bytes():
     # Two views of one storage count once and whole.
     assert saved_bytes(lambda: (x[:10] * weight[:10], x[500:] * weight[500:]), without=[weight]) == 4000
     assert saved_bytes(lambda: x + 1) == 0
-    # What is dropped at once gives its address away; the next one must not be taken for it.
-    large = torch.randn(MIB, requires_grad=True)
-    assert saved_bytes(lambda: [(large.exp(), None)[1] for _ in range(5)]) == 5 * large.nbytes
 
 
 def test_saved_bytes_of_the_tail():
