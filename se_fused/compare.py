@@ -173,7 +173,11 @@ def agreement(
 
 
 def _rounds(seconds: float, once: float) -> int:
-    return int(min(max(seconds / max(once, 1e-9), _ROUNDS[0]), _ROUNDS[1]))
+    """How many rounds of ``once`` seconds: about ``seconds`` of them; a median of three where one takes longer."""
+    least, most = _ROUNDS
+    if once > seconds:
+        least = min(least, 3)
+    return int(min(max(seconds / max(once, 1e-9), least), most))
 
 
 def measure(
@@ -189,7 +193,7 @@ def measure(
     Args:
         workload: what to compute.
         compiled: whether torch.compile of the peer takes part.
-        repeats: rounds; None: as many as fit into about ``workload.seconds``, from 5 to 200.
+        repeats: rounds; None: as many as fit into about ``workload.seconds``, from 5 (3 where a round takes longer) to 200.
         memory_copy: bytes per second of ``copy_`` on a working set far larger than the caches, for the floor.
         progress: told what is being done.
     """

@@ -1,6 +1,8 @@
 // One instruction set's kernels: included once per set, inside its namespace, by kernels_*.cpp.
 #include "vec.inl"
 
+#include "sweep.inl"
+
 #include "moments.inl"
 
 #include "affine.inl"

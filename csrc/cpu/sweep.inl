@@ -1,0 +1,162 @@
+// Walking along a row, sixteen elements a step.
+//
+// Rows shorter or longer than a multiple of sixteen: the last step of a long row starts 16 before its end and repeats
+// some elements (`Overlap`); a row shorter than 16 goes through a buffer (`Partial`). Neither reads past the row.
+
+static const int32_t kTail[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                  -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const int32_t kHead[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+
+SE_INLINE M lanes(const int32_t* table) {
+  M m;
+  SE_EACH m.p[j] = *(const vi_mem*)(table + j * SE_VL);
+  return m;
+}
+
+// Stores that do not first read what they overwrite (a quarter of the traffic of an affine map), past the caches.
+// The address must be aligned to the store; end with fence().
+#if SE_VL == 16
+SE_INLINE void store_past(float* p, F v) { _mm512_stream_ps(p, (__m512)v.p[0]); }
+template <class T>
+SE_INLINE void store_past(T* p, F v) {
+  alignas(32) T buffer[kLanes];
+  store(buffer, v);
+  _mm256_stream_si256((__m256i*)p, _mm256_load_si256((const __m256i*)buffer));
+}
+SE_INLINE void fence() { _mm_sfence(); }
+#else
+template <class T>
+SE_INLINE void store_past(T* p, F v) {
+  store(p, v);
+}
+SE_INLINE void fence() {}
+#endif
+
+struct Full {
+  template <class T>
+  SE_INLINE void put_result(T* p, F v, bool past_caches) {
+    if (past_caches)
+      store_past(p, v);
+    else
+      store(p, v);
+  }
+  template <class T>
+  SE_INLINE F get(const T* p) {
+    return load(p);
+  }
+  template <class T>
+  SE_INLINE void put(T* p, F v) {
+    store(p, v);
+  }
+  // Lanes that this step does not own become 0 (in sums) or keep what they were (in running values).
+  SE_INLINE F own(F v) { return v; }
+  SE_INLINE F own_or(F v, F) { return v; }
+  SE_INLINE void put_bits(uint8_t* mask, int64_t i, uint32_t bits) {
+    const uint16_t two = (uint16_t)bits;
+    __builtin_memcpy(mask + i / 8, &two, 2);
+  }
+  SE_INLINE uint32_t get_bits(const uint8_t* mask, int64_t i) {
+    uint16_t two;
+    __builtin_memcpy(&two, mask + i / 8, 2);
+    return two;
+  }
+};
+
+struct Overlap {  // the last `rest` lanes are new
+  int rest;
+  template <class T>
+  SE_INLINE void put_result(T* p, F v, bool) {
+    store(p, v);
+  }
+  template <class T>
+  SE_INLINE F get(const T* p) {
+    return load(p);
+  }
+  template <class T>
+  SE_INLINE void put(T* p, F v) {
+    store(p, v);
+  }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kTail + rest), v); }
+  inline __attribute__((always_inline)) F own_or(F v, F old) const { return select(lanes(kTail + rest), v, old); }
+  inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t i, uint32_t bits) const {
+    uint8_t* const at = mask + (i + kLanes - rest) / 8;
+    bits >>= kLanes - rest;
+    at[0] = (uint8_t)bits;
+    if (rest > 8) at[1] = (uint8_t)(bits >> 8);
+  }
+  inline __attribute__((always_inline)) uint32_t get_bits(const uint8_t* mask, int64_t i) const {
+    const uint8_t* const at = mask + i / 8;  // all sixteen: the repeated lanes are stored again
+    const int shift = (int)(i % 8);
+    const uint32_t bits = (uint32_t)at[0] | (uint32_t)at[1] << 8 | (shift ? (uint32_t)at[2] << 16 : 0u);
+    return (bits >> shift) & 0xffffu;
+  }
+};
+
+// Out of line: the rare case of rows shorter than 16 would otherwise be half of all the code.
+template <class T>
+static __attribute__((noinline)) void copy_elements(T* to, const T* from, int count) {
+  for (int i = 0; i < count; ++i) to[i] = from[i];
+}
+
+struct Partial {  // the row has only `rest` < 16 elements
+  int rest;
+  template <class T>
+  inline __attribute__((always_inline)) void put_result(T* p, F v, bool) const {
+    put(p, v);
+  }
+  template <class T>
+  inline __attribute__((always_inline)) F get(const T* p) const {
+    T buffer[kLanes] = {};
+    copy_elements(buffer, p, rest);
+    return load(buffer);
+  }
+  template <class T>
+  inline __attribute__((always_inline)) void put(T* p, F v) const {
+    T buffer[kLanes];
+    store(buffer, v);
+    copy_elements(p, buffer, rest);
+  }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kHead + kLanes - rest), v); }
+  inline __attribute__((always_inline)) F own_or(F v, F) const { return v; }
+  inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t, uint32_t bits) const {
+    mask[0] = (uint8_t)bits;
+    if (rest > 8) mask[1] = (uint8_t)(bits >> 8);
+  }
+  inline __attribute__((always_inline)) uint32_t get_bits(const uint8_t* mask, int64_t) const {
+    return (uint32_t)mask[0] | (rest > 8 ? (uint32_t)mask[1] << 8 : 0u);
+  }
+};
+
+// body(access, i) for every step of a row.
+template <class Body>
+SE_INLINE void sweep(int64_t len, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= len; i += kLanes) body(Full{}, i);
+  const int rest = (int)(len - i);
+  if (!rest) return;
+  if (len >= kLanes)
+    body(Overlap{rest}, len - kLanes);
+  else
+    body(Partial{rest}, 0);
+}
+
+// The same for sums: body(access, i, k) with k = 0..3 round and round, so that a sum runs in four independent chains
+// (an add takes four cycles).
+template <class Body>
+SE_INLINE void sweep_sums(int64_t len, Body body) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= len; i += 4 * kLanes) {
+    body(Full{}, i, Index<0>{});
+    body(Full{}, i + kLanes, Index<1>{});
+    body(Full{}, i + 2 * kLanes, Index<2>{});
+    body(Full{}, i + 3 * kLanes, Index<3>{});
+  }
+  for (; i + kLanes <= len; i += kLanes) body(Full{}, i, Index<0>{});
+  const int rest = (int)(len - i);
+  if (!rest) return;
+  if (len >= kLanes)
+    body(Overlap{rest}, len - kLanes, Index<1>{});
+  else
+    body(Partial{rest}, 0, Index<1>{});
+}
