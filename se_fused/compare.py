@@ -193,7 +193,7 @@ def measure(
     Args:
         workload: what to compute.
         compiled: whether torch.compile of the peer takes part.
-        repeats: rounds; None: as many as fit into about ``workload.seconds``, from 5 (3 where a round takes longer) to 200.
+        repeats: rounds; None: as many as fit into about ``workload.seconds``, from 5 (3 of very long ones) to 200.
         memory_copy: bytes per second of ``copy_`` on a working set far larger than the caches, for the floor.
         progress: told what is being done.
     """
