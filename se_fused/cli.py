@@ -190,15 +190,16 @@ def compare_command(
     with _progress("compare") as progress:
         rows, memory = comparing.run(builds, compiled=compile, repeats=repeats, progress=progress)
     text = report.document(rows, memory, context.obj or sys.argv[1:])
-    if json_file == "-":
-        print(text, end="")
-    else:
-        report.print_rows(rows, memory, report.console())
+    # Files first: a reader of the output that closes its pipe early does not lose them.
     if to_file is not None:
         report.write_text(to_file, text)
     if plot is not None:
         threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
         plots.speedup_figure(rows, f"se-fused compare {target} on {device}, {threads}, torch {torch.__version__}", plot)
+    if json_file == "-":
+        print(text, end="")
+    else:
+        report.print_rows(rows, memory, report.console())
     raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
 
 
@@ -234,8 +235,9 @@ def demo_command(
     with _progress("demo") as progress:
         outcome = demo.run(loaded, settings, progress)
     to = report.console()
-    demo.show(loaded, settings, outcome, to)
     if plot is not None:
         demo.draw(loaded, settings, outcome, plot)
+    demo.show(loaded, settings, outcome, to)
+    if plot is not None:
         to.print(f"drawn: {plot}", markup=False)
     raise typer.Exit(0 if outcome.ok(DTYPES[dtype]) else 1)

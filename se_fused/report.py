@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ __all__ = [
 ]
 
 SHORT = {"contiguous": "NCHW", "channels_last": "NHWC"}
+_WIDTH = 132
 NAMES = {"se_fused": "se_fused", "eager": "eager", "compile": "torch.compile"}
 
 
@@ -111,11 +111,13 @@ def shape(row: Row) -> str:
 
 # ---- tables
 def console(stderr: bool = False) -> "Console":
-    """A console as wide as the terminal; in a file or a pipe wide enough for every table."""
+    """A console as wide as the terminal; for tables at least so wide that no number is cut short."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 132, highlight=False)
+    made = Console(stderr=stderr, highlight=False)
+    if not stderr and made.width < _WIDTH:
+        made.width = _WIDTH
+    return made
 
 
 def table(left: Sequence[str], right: Sequence[str]) -> "Table":

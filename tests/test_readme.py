@@ -23,7 +23,8 @@ def test_there_are_examples():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text()))
+    commands = README + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"(?:^|`)make (\w+)", commands, re.MULTILINE))
     assert {"run", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} is not in the Makefile"
