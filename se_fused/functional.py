@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _arguments as check
 from . import reference
-from .backends import why_reference
+from .backends import Backend, find
 from .ops.layout import dense, dense_like, positions
 from .ops.tail import tail
 
@@ -21,12 +22,21 @@ __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 _warned: set[tuple[str, torch.dtype]] = set()
 
 
-def _takes_reference(x: Tensor) -> bool:
-    """Whether this call runs in plain PyTorch; says so once where that is not what was asked for."""
-    reason = why_reference(x.device.type, x.dtype)
-    if reason is None:
+def _is_transformed() -> bool:
+    """Whether tensors may be wrapped by torch.func (grad, vmap, jvp ...) or carry forward-mode tangents."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _backend_for(x: Tensor) -> Backend | None:
+    """Whose kernels take this call; None: plain PyTorch, which says so once where that is not what was asked for."""
+    backend, reason = find(x.device.type, x.dtype)
+    if backend is not None and _is_transformed():
+        backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
+    if backend is not None:
         # An empty map has nothing to stream, and its means (0/0) are PyTorch's business.
-        return x.numel() == 0
+        return backend if x.numel() else None
     # float64 is documented to go this way, and on the meta device nothing runs
     expected = reason == "asked for" or x.dtype == torch.float64 or x.device.type == "meta"
     if not expected and not torch.compiler.is_compiling() and (x.device.type, x.dtype) not in _warned:
@@ -36,7 +46,7 @@ def _takes_reference(x: Tensor) -> bool:
             "se_fused.use_backend('reference') asks for that without this warning",
             stacklevel=3,
         )
-    return True
+    return None
 
 
 def _check_residual(residual: Any, x: Tensor) -> None:
@@ -95,6 +105,7 @@ def _check_batch_norm(
 
 
 def _fused(
+    backend: Backend,
     x: Tensor,
     residual: Tensor | None,
     bn: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
@@ -115,11 +126,7 @@ def _fused(
     bn_tensors = (None, None, *bn[2:]) if training else bn
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
     if fc1_weight is not None and fc2_weight is not None:
-        # (R, C, 1, 1) of a 1x1 convolution, whose channels_last strides are those of (R, C) all the same
-        if fc1_weight.dim() > 2:
-            fc1_weight = fc1_weight.reshape(fc1_weight.shape[:2])
-        if fc2_weight.dim() > 2:
-            fc2_weight = fc2_weight.reshape(fc2_weight.shape[:2])
+        # (R, C, 1, 1) of a 1x1 convolution goes on as it is: in both memory formats it is the matrix (R, C)
         fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
         if fc1_weight.dtype != fc2_weight.dtype:
             fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
@@ -127,7 +134,7 @@ def _fused(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
-    return tail(x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
+    return tail(backend, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
 
 
 def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -188,26 +195,25 @@ def squeeze_excite(
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if _takes_reference(x):
+    backend = _backend_for(x)
+    if backend is None:
         return reference.squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
         )
     none = (None, None, None, None)
-    return _fused(x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act)[0]
-
-
-def _move_running(running: Tensor | None, batch: Tensor, momentum: float) -> None:
-    if running is not None:
-        running.lerp_(batch.to(running.dtype), momentum)
+    return _fused(backend, x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act)[0]
 
 
 def _update_running(
     running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, count: int, momentum: float
 ) -> None:
     """running = (1 - momentum) running + momentum batch, with the unbiased variance, as in PyTorch."""
+    if running_mean is None or running_var is None:
+        return
     with torch.no_grad():
-        _move_running(running_mean, stats[0], momentum)
-        _move_running(running_var, stats[1] * (count / (count - 1)), momentum)
+        mean, var = stats.unbind(0)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
 
 
 def batch_norm_squeeze_excite(
@@ -257,12 +263,13 @@ def batch_norm_squeeze_excite(
     x, residual = _common_dtype(x, residual)
     bn = (running_mean, running_var, bn_weight, bn_bias)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if _takes_reference(x):
+    backend = _backend_for(x)
+    if backend is None:
         return reference.batch_norm_squeeze_excite(
             x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
-    y, stats = _fused(x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act)
+    y, stats = _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act)
     if training:
         _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
     return y
@@ -294,13 +301,14 @@ def batch_norm_act(
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     bn = (running_mean, running_var, bn_weight, bn_bias)
-    if _takes_reference(x):
+    backend = _backend_for(x)
+    if backend is None:
         return reference.batch_norm_act(
             x, *bn, residual, training=training, momentum=momentum, eps=eps, out_act=out_act,
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
     none = (None, None, None, None)
-    y, stats = _fused(x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act)
+    y, stats = _fused(backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act)
     if training:
         _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
     return y

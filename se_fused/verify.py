@@ -144,8 +144,8 @@ def _run(case: Case, module: ModuleType, given: dict[str, Any], seed: int) -> tu
 
 def check(case: Case, seeds: Sequence[int] = (0, 1, 2)) -> Result:
     """Run one case on the backend in force."""
-    taken = backends.why_reference(case.device, case.dtype)
-    result = Result(case, "reference" if taken else backends.select(case.device, case.dtype).name)
+    backend, _ = backends.find(case.device, case.dtype)
+    result = Result(case, "reference" if backend is None else backend.name)
     errors: dict[str, list[tuple[float, float]]] = {}
     forward: list[tuple[float, float]] = []
     for seed in seeds:

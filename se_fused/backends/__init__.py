@@ -6,6 +6,7 @@ the operators, so a compiled graph does not depend on it, except for ``reference
 """
 
 import os
+from collections.abc import Iterable
 from types import TracebackType
 
 import torch
@@ -18,10 +19,10 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendUnavailable",
+    "find",
     "forced",
     "select",
     "use_backend",
-    "why_reference",
 ]
 
 BACKENDS: dict[str, Backend] = {
@@ -82,39 +83,41 @@ class use_backend:
         _forced = self._previous
 
 
-def why_reference(device: str, dtype: torch.dtype) -> str | None:
-    """Why a call on this device and dtype takes plain PyTorch, or None if a kernel can take it.
+def _search(names: Iterable[str], device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
+    """The first of these backends that takes a call, or None and why none does."""
+    reasons = []
+    for name in names:
+        backend = BACKENDS[name]
+        reason = backend.can_use(device, dtype)
+        if reason is None:
+            return backend, ""
+        reasons.append(f"{name}: {reason}")
+    return None, "; ".join(reasons)
+
+
+def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
+    """The backend that takes a call on this device and dtype, or None and why the call takes plain PyTorch.
 
     Raises:
         BackendUnavailable: a backend was asked for by name and cannot run.
     """
     if _forced == "reference":
-        return "asked for"
-    if _forced != "auto":
-        reason = BACKENDS[_forced].can_use(device, dtype)
-        if reason is not None:
-            raise BackendUnavailable(f"backend {_forced!r} was asked for and cannot run here: {reason}")
-        return None
-    reasons = []
-    for name, backend in BACKENDS.items():
-        reason = backend.can_use(device, dtype)
-        if reason is None:
-            return None
-        reasons.append(f"{name}: {reason}")
-    return "; ".join(reasons)
+        return None, "asked for"
+    if _forced == "auto":
+        return _search(AUTO_ORDER, device, dtype)
+    reason = BACKENDS[_forced].can_use(device, dtype)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {_forced!r} was asked for and cannot run here: {reason}")
+    return BACKENDS[_forced], ""
 
 
 def select(device: str, dtype: torch.dtype) -> Backend:
-    """The backend that takes a call on this device and dtype.
+    """The backend for an operator that runs already, in a compiled graph: ``reference`` is no choice any more.
 
     Raises:
         BackendUnavailable: none can, or the one asked for by name cannot.
     """
-    names = AUTO_ORDER if _forced in ("auto", "reference") else (_forced,)
-    reasons = []
-    for name in names:
-        reason = BACKENDS[name].can_use(device, dtype)
-        if reason is None:
-            return BACKENDS[name]
-        reasons.append(f"{name}: {reason}")
-    raise BackendUnavailable(f"no backend can take {dtype} on {device}: {'; '.join(reasons)}")
+    backend, reason = _search(AUTO_ORDER if _forced in ("auto", "reference") else (_forced,), device, dtype)
+    if backend is None:
+        raise BackendUnavailable(f"no backend can take {dtype} on {device}: {reason}")
+    return backend

@@ -7,7 +7,8 @@ has only the streams it is put together here, with the arithmetic of :mod:`se_fu
 Nothing is mutated: the batch's statistics are returned, and :mod:`se_fused.functional` moves the running ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,22 +108,37 @@ def compose_backward(
     return (dx, dr, *(_or_empty(t, mean) for t in g[3:]))
 
 
-# ---- the operators' implementations
-def _tail_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    backend = backends.select(x.device.type, x.dtype)
+# ---- one call of a backend
+def _forward(backend: backends.Backend, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     if backend.tail_forward is None:
         return compose_forward(backend, x, *args)
     *rest, act, gate, out_act, save = args
-    return backend.tail_forward(x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], save)
+    output: tuple[Tensor, ...] = backend.tail_forward(
+        x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], save
+    )
+    return output
 
 
-def _tail_backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    backend = backends.select(x.device.type, x.dtype)
+def _backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dy = dense_like(dy, x)  # a gradient may come in any strides: expanded by a sum, transposed by a loss
     if backend.tail_backward is None:
         return compose_backward(backend, dy, x, *args)
     *rest, act, gate, out_act, want_dr = args
-    return backend.tail_backward(dy, x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], want_dr)
+    gradients: tuple[Tensor, ...] = backend.tail_backward(
+        dy, x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], want_dr
+    )
+    return gradients
+
+
+# ---- the operators' implementations
+def _tail_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    y, *others = _forward(backends.select(x.device.type, x.dtype), x, *args)
+    # What is absent is one empty tensor several times over; an operator's results must be different tensors.
+    return (y, *(t if t.numel() else t.new_empty(0) for t in others))
+
+
+def _tail_backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _backward(backends.select(x.device.type, x.dtype), dy, x, *args)
 
 
 _library.impl("tail_forward", _tail_forward, "CompositeExplicitAutograd")
@@ -168,21 +184,18 @@ def _tail_backward_fake(
     return (torch.empty_like(x), dr, *bn, *gate_gradients)
 
 
-# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode, 5 us quicker
+# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode
 _TENSORS = 11  # leading tensor arguments of tail_forward; a gradient is returned for each but the statistics and d
 _DOUBLE_BACKWARD = (
     "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
 )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
+    """Save what the backward pass needs: x, and of the results all but y."""
     (x, residual, _, _, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale,
-     batch_stats, eps, act, gate, out_act, save) = inputs  # fmt: skip
-    _, *saved = output
-    if not save:
-        raise RuntimeError("se_fused::tail_forward was called with save=False on inputs that require a gradient")
+     batch_stats, eps, act, gate, out_act) = inputs[: _TENSORS + 5]  # fmt: skip
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*saved)
     # SiLU's derivative is computed from the residual again; nothing else needs it.
     kept_residual = residual if out_act == "silu" else None
     ctx.save_for_backward(x, kept_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
@@ -194,51 +207,83 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
     ]  # fmt: skip
 
 
-def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _shaped(gradient: Tensor, like: tuple[torch.Size, torch.dtype] | None) -> Tensor | None:
+    if like is None:
+        return None
+    shape, dtype = like
+    if gradient.dtype != dtype:
+        gradient = gradient.to(dtype)
+    return gradient if gradient.shape == shape else gradient.reshape(shape)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
+    """The gradients of the leading tensor arguments, by ``run``, which is tail_backward."""
     if dy is None:
-        return (None,) * (_TENSORS + 6)
+        return (None,) * _TENSORS
     x, residual, mask, mean, factor, hidden, stats, *parameters = ctx.saved_tensors
-    want_dr = ctx.needs_input_grad[1]
-    dx, dr, *gradients = torch.ops.se_fused.tail_backward(
-        dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr
-    )
+    want_dr = ctx.needs_input_grad[ctx.residual_at]
+    dx, dr, *others = run(dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr)
     if not want_dr:
         dr = None
     elif ctx.options[-1] == "none":
         dr = dy  # the sum hands its gradient on unchanged
-    bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias = (
-        None if like is None else g.reshape(like[0]).to(like[1]) for g, like in zip(gradients, ctx.like, strict=True)
-    )
-    return (dx, dr, None, None, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *(None,) * 7)
+    return (dx, dr, None, None, *map(_shaped, others, ctx.like), None)
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    if not inputs[-1]:
+        raise RuntimeError("se_fused::tail_forward was called with save=False on inputs that require a gradient")
+    _keep(ctx, inputs, output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.residual_at = 1
+
+
+def _operator_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return (*_gradients(ctx, dy, torch.ops.se_fused.tail_backward), *(None,) * 6)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
     raise RuntimeError(_DOUBLE_BACKWARD)
 
 
-torch.library.register_autograd("se_fused::tail_forward", _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd(
+    "se_fused::tail_forward", _operator_backward, setup_context=_setup_context, lib=_library
+)
 torch.library.register_autograd("se_fused::tail_backward", _no_second_derivative, lib=_library)
 
 
 class _Tail(torch.autograd.Function):
+    """The operator for eager mode: no dispatcher, no second autograd node in the backward pass. 60 us a call less, and
+    several times that in a network, whose convolutions leave no Python in the caches."""
+
+    # setup_context would be needed for torch.func alone, and costs an inspect.signature per call
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return _tail_forward(*args)
+    def forward(ctx: Any, backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor]:
+        y, *saved = _forward(backend, *args, True)
+        _keep(ctx, args, saved)
+        ctx.backend, ctx.residual_at = backend, 2
+        ctx.mark_non_differentiable(saved[-1])
+        return y, saved[-1]
 
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
+        run = torch.ops.se_fused.tail_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
+        return (None, *_gradients(ctx, dy, run), *(None,) * 5)
 
 
-def tail(*args: Any) -> tuple[Tensor, Tensor]:
+def tail(backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor]:
     """``tail_forward`` without its last argument: (y, stats), differentiable.
 
-    ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out.
+    ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
+    is called; a graph looks for its own when it runs.
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if torch.compiler.is_compiling():
         output = torch.ops.se_fused.tail_forward(*args, wants_grad)
-    elif wants_grad:
-        output = _Tail.apply(*args, True)
-    else:
-        output = _tail_forward(*args, False)
-    return output[0], output[5]
+        return output[0], output[5]
+    if wants_grad:
+        y, stats = _Tail.apply(backend, *args)
+        return y, stats
+    y, *_, stats = _forward(backend, *args, False)
+    return y, stats
