@@ -116,6 +116,7 @@ def _fused(
     act: str,
     gate: str,
     out_act: str | None,
+    inplace: bool,
 ) -> tuple[Tensor, Tensor]:
     """Bring the tensors into the form that kernels take, and run the operator: (y, stats)."""
     x = dense(x)
@@ -134,7 +135,7 @@ def _fused(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
-    return tail(backend, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
+    return tail(backend, inplace, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
 
 
 def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -159,6 +160,7 @@ def squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507), residual and activation, in two reads of x.
 
@@ -180,6 +182,8 @@ def squeeze_excite(
         gate: sigmoid or hard_sigmoid.
         out_act: after the sum: None, relu or silu.
         drop_path_scale: (N,) factor of each sample's branch (stochastic depth: 0 or 1/keep), without gradient.
+        inplace: permits y to be written over x in inference (no gradient asked for, statistics given), where that
+            saves an allocation and keeps the lines in the caches. What x then holds is undefined.
 
     Returns:
         y of x's shape, dtype and memory format. Sums run in float32, and y is rounded once.
@@ -201,7 +205,7 @@ def squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
         )
     none = (None, None, None, None)
-    return _fused(backend, x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act)[0]
+    return _fused(backend, x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act, inplace)[0]
 
 
 def _update_running(
@@ -235,6 +239,7 @@ def batch_norm_squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Batch norm and then :func:`squeeze_excite`: the tail of an SE-ResNet block, still in two reads of x.
 
@@ -245,7 +250,7 @@ def batch_norm_squeeze_excite(
         x: (N, C, *spatial), as in :func:`squeeze_excite`.
         running_mean, running_var: (C,), or None. With ``training`` they are moved, without it they are used.
         bn_weight, bn_bias: gamma and beta (C,), or None for 1 and 0.
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act, gate, out_act, drop_path_scale: as in
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act, gate, out_act, drop_path_scale, inplace: as in
             :func:`squeeze_excite`.
         training: normalise by the batch's statistics.
         momentum: share of the batch in the running statistics, in [0, 1]. For a cumulative average pass
@@ -269,7 +274,7 @@ def batch_norm_squeeze_excite(
             x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
-    y, stats = _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act)
+    y, stats = _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act, inplace)
     if training:
         _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
     return y
@@ -288,6 +293,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     out_act: str | None = "relu",
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Batch norm, residual and activation: the same kernels without the gate.
 
@@ -308,7 +314,7 @@ def batch_norm_act(
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
     none = (None, None, None, None)
-    y, stats = _fused(backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act)
+    y, stats = _fused(backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act, inplace)
     if training:
         _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
     return y

@@ -2,7 +2,7 @@
 
 This module is three things at once: the fallback where no kernel can run (float64, exotic devices, second
 derivatives), the oracle of the tests (in float64 it is the truth), and the baseline of the benchmarks, because it is
-what a model without this library does.
+what a model without this library does. ``inplace`` is a permission, which nothing here takes.
 
 >>> y = act(gate(W2 · act(W1 · mean(bn(x)))) · bn(x) · drop_path_scale + residual)
 """
@@ -70,6 +70,7 @@ def squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Plain PyTorch of :func:`se_fused.functional.squeeze_excite`; the arguments are explained there."""
     squeezed = x.flatten(2).mean(2) if x.dim() > 2 else x  # (N, C)
@@ -98,6 +99,7 @@ def batch_norm_squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Plain PyTorch of :func:`se_fused.functional.batch_norm_squeeze_excite`; the arguments are explained there."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
@@ -120,6 +122,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     out_act: str | None = "relu",
     drop_path_scale: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Plain PyTorch of :func:`se_fused.functional.batch_norm_act`; the arguments are explained there."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)

@@ -5,7 +5,9 @@ namespace se_fused::cpu {
 
 void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_cols : k.affine_rows;
-  const bool past = past_caches(args.y, item, layout);
+  // x's lines are in the caches already where y is written over it
+  const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;
+  const bool past = args.x != args.y && past_caches(args.y, item, layout, any_rows);
   for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineArgs g = args;

@@ -40,8 +40,41 @@ static void affine_as(const AffineArgs& g) {
   if (past_caches) fence();
 }
 
+// Rows of 16 and more elements, coefficients per row, no mask: steps at whole lines of y whatever the rows' length, so
+// that they can go past the caches, and no step is done twice (7x7: 3.06 steps a row instead of 4). A step that a row
+// ends in takes the rest of its coefficients from the next row.
+template <OutAct act, bool has_residual, class T>
+static void affine_flat(const AffineArgs& g) {
+  const T *x = (const T*)g.x, *residual = (const T*)g.residual;
+  T* const y = (T*)g.y;
+  const int64_t total = g.rows * g.len;
+  const auto step = [&](auto a, int64_t i, F scale, F shift, bool past) SE_LAMBDA {
+    affine_step<act, has_residual>(a, x, residual, y, (uint8_t*)nullptr, scale, shift, i, past);
+  };
+  const int64_t misaligned = (int64_t)((uintptr_t)y / sizeof(T) % kLanes);
+  int64_t i = misaligned ? kLanes - misaligned : 0, row = 0, row_end = g.len;
+  if (i > total) i = total;
+  if (i) step(Partial{(int)i}, 0, splat(g.scale[0]), splat(g.shift[0]), false);
+  while (true) {
+    const F scale = splat(g.scale[row]), shift = splat(g.shift[row]);
+    for (; i + kLanes <= row_end; i += kLanes) step(Full{}, i, scale, shift, g.past_caches);
+    if (row + 1 == g.rows) break;
+    const int left = (int)(row_end - i);
+    ++row;
+    row_end += g.len;
+    if (!left) continue;
+    const M mine = lanes(kHead + kLanes - left);
+    step(Full{}, i, select(mine, scale, splat(g.scale[row])), select(mine, shift, splat(g.shift[row])), g.past_caches);
+    i += kLanes;
+  }
+  if (i < total) step(Partial{(int)(total - i)}, i, splat(g.scale[row]), splat(g.shift[row]), false);
+  if (g.past_caches) fence();
+}
+
 template <bool per_row, OutAct act, class T>
 static void affine_residual(const AffineArgs& g) {
+  if (per_row && !g.mask && g.len >= kLanes && g.len % kLanes)
+    return g.residual ? affine_flat<act, true, T>(g) : affine_flat<act, false, T>(g);
   return g.residual ? affine_as<per_row, act, true, T>(g) : affine_as<per_row, act, false, T>(g);
 }
 template <OutAct act, class T>

@@ -98,12 +98,10 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
   }
 }
 
-// ---- matrix products: out[i][j] = sum_k w[i][k] * v[j][k], sixteen results at a time
-// Sixteen weight rows at once give sixteen neighbouring results, where there are registers for as many sums.
-constexpr int kRowsAtOnce = SE_VL == 16 ? 16 : 4;
-
+// ---- matrix products: out[j][i] = sum_k v[j][k] * w[i][k]
+// A weight rows with B vectors: A * B sums for A + B loads. Sixteen sums are added across together.
 template <int A, int B, class W>
-SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
+SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out, int64_t ld) {
   F acc[A * B];
   each<A * B>([&](auto e) SE_LAMBDA { acc[e] = zero(); });
   sweep(k, [&](auto a, int64_t at) SE_LAMBDA {
@@ -111,39 +109,29 @@ SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out) {
     each<A>([&](auto i) SE_LAMBDA { left[i] = a.own(a.get(w + i * k + at)); });
     each<B>([&](auto j) SE_LAMBDA {
       const F right = a.own(a.get(v + j * k + at));
-      each<A>([&](auto i) SE_LAMBDA { acc[i * B + j] = acc[i * B + j] + left[i] * right; });
+      each<A>([&](auto i) SE_LAMBDA { acc[j * A + i] = acc[j * A + i] + left[i] * right; });
     });
   });
-  if constexpr (A * B == 16)
-    store(out, sums(acc));
-  else
-    each<A * B>([&](auto e) SE_LAMBDA { out[e] = sum(acc[e]); });
+  if constexpr (A * B == 16) {
+    float block[16];
+    store(block, sums(acc));
+    each<B>([&](auto j) SE_LAMBDA { __builtin_memcpy(out + j * ld, block + j * A, A * sizeof(float)); });
+  } else {
+    each<A * B>([&](auto e) SE_LAMBDA { out[e / A * ld + e % A] = sum(acc[e]); });
+  }
 }
 
-// out[j * ld + i] for weight rows i0..i1 and all vectors j
+// out[j * ld + i] for `rows` weight rows i and `vectors` vectors j; w: (rows, k), v: (vectors, k)
 template <class W>
-static void fully_connected(const W* w, const float* bias, int64_t i0, int64_t i1, int64_t k, const float* v,
-                            int64_t vectors, float* out, int64_t ld) {
-  float block[16];
-  const auto put = [&](int64_t i, int64_t j, float value)
-                       SE_LAMBDA { out[j * ld + i] = value + (bias ? bias[i] : 0.f); };
-  int64_t i = i0;
-  for (; i + 4 <= i1; i += 4) {
+static void products(const W* w, int64_t rows, int64_t k, const float* v, int64_t vectors, float* out, int64_t ld) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) {
     int64_t j = 0;
-    for (; j + 4 <= vectors; j += 4) {
-      dot_block<4, 4>(w + i * k, v + j * k, k, block);
-      for (int e = 0; e < 16; ++e) put(i + e / 4, j + e % 4, block[e]);
-    }
-    for (; j < vectors; ++j) {
-      dot_block<4, 1>(w + i * k, v + j * k, k, block);
-      for (int e = 0; e < 4; ++e) put(i + e, j, block[e]);
-    }
+    for (; j + 4 <= vectors; j += 4) dot_block<4, 4>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+    for (; j < vectors; ++j) dot_block<4, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
   }
-  for (; i < i1; ++i)
-    for (int64_t j = 0; j < vectors; ++j) {
-      dot_block<1, 1>(w + i * k, v + j * k, k, block);
-      put(i, j, block[0]);
-    }
+  for (int64_t rest = rows % 4; rest > 0; --rest, ++i)
+    for (int64_t j = 0; j < vectors; ++j) dot_block<1, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
 }
 
 // ---- forward
@@ -158,9 +146,13 @@ static void squeeze(const GateArgs& g, int64_t c0, int64_t c1) {
 
 template <class W>
 static void fc1(const GateArgs& g, int64_t r0, int64_t r1) {
-  fully_connected((const W*)g.fc1_weight, g.fc1_bias, r0, r1, g.c, g.z, g.n, g.hidden, g.r);
+  products((const W*)g.fc1_weight + r0 * g.c, r1 - r0, g.c, g.z, g.n, g.hidden + r0, g.r);
   for (int64_t n = 0; n < g.n; ++n)
-    for (int64_t r = r0; r < r1; ++r) g.active[n * g.r + r] = activate(g.act, g.hidden[n * g.r + r]);
+    for (int64_t r = r0; r < r1; ++r) {
+      float* const hidden = g.hidden + n * g.r + r;
+      if (g.fc1_bias) *hidden += g.fc1_bias[r];
+      g.active[n * g.r + r] = activate(g.act, *hidden);
+    }
 }
 
 static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
@@ -180,19 +172,20 @@ template <class A, class W>
 SE_INLINE void fc2_block(const GateArgs& g, A a, int64_t c, int count) {
   const W* const w = (const W*)g.fc2_weight + c * g.r;
   const F bias = g.fc2_bias ? a.get(g.fc2_bias + c) : zero();
-  float block[kLanes] = {};
-  for (int64_t n = 0; n < g.n; ++n) {
-    const float* const v = g.active + n * g.r;
-    if (count == kLanes) {
-      for (int i = 0; i < kLanes; i += kRowsAtOnce) dot_block<kRowsAtOnce, 1>(w + i * g.r, v, g.r, block + i);
-    } else {
-      for (int i = 0; i < count; ++i) dot_block<1, 1>(w + i * g.r, v, g.r, block + i);
+  const F ga = g.a ? a.get(g.a + c) : splat(1.f), gb = g.a ? a.get(g.b + c) : zero();
+  constexpr int kSamples = 4;  // whose sums share each row of the weight
+  float block[kSamples * kLanes] = {};
+  for (int64_t first = 0; first < g.n; first += kSamples) {
+    const int64_t samples = g.n - first < kSamples ? g.n - first : kSamples;
+    products(w, count, g.r, g.active + first * g.r, samples, block, kLanes);
+    for (int64_t j = 0; j < samples; ++j) {
+      const int64_t at = (first + j) * g.c + c;
+      const F opened = open_gate(g.gate, load(block + j * kLanes) + bias);
+      const F factor = opened * splat(g.drop ? g.drop[first + j] : 1.f);
+      a.put(g.factor + at, opened);
+      a.put(g.scale + at, factor * ga);
+      a.put(g.shift + at, factor * gb);
     }
-    const int64_t at = n * g.c + c;
-    const F opened = open_gate(g.gate, load(block) + bias), factor = opened * splat(g.drop ? g.drop[n] : 1.f);
-    a.put(g.factor + at, opened);
-    a.put(g.scale + at, g.a ? factor * a.get(g.a + c) : factor);
-    a.put(g.shift + at, g.a ? factor * a.get(g.b + c) : zero());
   }
 }
 

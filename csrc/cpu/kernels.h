@@ -67,7 +67,7 @@ struct AffineBackwardArgs {
 };
 
 struct StreamKernels {
-  // mean[row] and m2[row] = sum (x - mean)^2 over the row
+  // mean[row] and m2[row] = sum (x - mean)^2 over the row; m2 may be null: inference needs the means alone
   void (*moments_rows)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
   // the same per column, over the rows
   void (*moments_cols)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
@@ -167,7 +167,7 @@ struct Kernels {
   StreamKernels stream[3];  // by element type: float, BFloat16, Half
   GateKernels gate[3];      // by weight type
   void (*batch_norm)(const BatchNormArgs&, int64_t c0, int64_t c1);
-  // (mean, m2) of `count` elements joined with those of `more`; vectors of length len
+  // (mean, m2) of `count` elements joined with those of `more`; vectors of length len; m2 may be null
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);
   void (*add)(float* into, const float* from, int64_t len);
   void (*to_float[3])(const void* from, float* into, int64_t len);

@@ -6,8 +6,9 @@ namespace se_fused::cpu {
 namespace {
 
 // Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
-// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain.
-int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 32, 512); }
+// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain, and fewer than 64 (7x7 maps) are not
+// worth joining.
+int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512); }
 
 // work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
 template <class Work, class Join>
@@ -39,7 +40,7 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
   const int64_t c = layout.c, s = layout.s;
   if (!layout.channels_last) {
     for_sample_rows(layout, [&](int64_t, int64_t row, int64_t rows) {
-      k.moments_rows(from + row * s * item, rows, s, mean + row, m2 + row);
+      k.moments_rows(from + row * s * item, rows, s, mean + row, m2 ? m2 + row : nullptr);
     });
     return;
   }
@@ -47,15 +48,16 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
       layout,
       [&](int64_t n, int64_t first, int64_t rows, float* out) {
         float* const to_mean = out ? out : mean + n * c;
-        float* const to_m2 = out ? out + c : m2 + n * c;
+        float* const to_m2 = !m2 ? nullptr : out ? out + c : m2 + n * c;
         k.moments_cols(from + (n * s + first) * c * item, rows, c, to_mean, to_m2);
       },
       [&](int64_t n, int64_t before, int64_t rows, const float* part) {
+        float* const to_m2 = m2 ? m2 + n * c : nullptr;
         if (before == 0) {
           std::copy_n(part, c, mean + n * c);
-          std::copy_n(part + c, c, m2 + n * c);
+          if (m2) std::copy_n(part + c, c, to_m2);
         } else {
-          kernels().merge(mean + n * c, m2 + n * c, float(before), part, part + c, float(rows), c);
+          kernels().merge(mean + n * c, to_m2, float(before), part, part + c, float(rows), c);
         }
       });
 }

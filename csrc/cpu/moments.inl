@@ -5,15 +5,16 @@
 SE_INLINE F finite_or_zero(F v) { return select(not_equal(v - v, zero()), zero(), v); }
 SE_INLINE float finite_or_zero(float v) { return v - v == 0.f ? v : 0.f; }
 
-// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983).
+// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983); means alone if m2 is null.
 static void merge(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len) {
   const float share = more / (count + more);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
-    const F old_mean = a.get(mean + i), old_m2 = a.get(m2 + i), other = a.get(mean2 + i);
+    const F old_mean = a.get(mean + i), other = a.get(mean2 + i);
     const F delta = other - old_mean, moved = old_mean + delta * splat(share);
     const F new_mean = select(not_equal(moved, moved), old_mean + other, moved);  // infinity - infinity: keep infinity
-    const F new_m2 = old_m2 + a.get(m22 + i) + delta * delta * splat(count * share);
     a.put(mean + i, a.own_or(new_mean, old_mean));
+    if (!m2) return;
+    const F old_m2 = a.get(m2 + i), new_m2 = old_m2 + a.get(m22 + i) + delta * delta * splat(count * share);
     a.put(m2 + i, a.own_or(new_m2, old_m2));
   });
 }
@@ -37,9 +38,8 @@ constexpr int64_t kBlock = 4096;
 // 8 GB/s without this in bfloat16).
 constexpr int64_t kShortRow = 256;
 
-template <class T>
-static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
-  const T* x = (const T*)x_;
+template <bool with_m2, class T>
+static void moments_rows_as(const T* x, int64_t rows, int64_t len, float* mean, float* m2) {
   int64_t row = 0;
   for (; len <= kShortRow && row + kLanes <= rows; row += kLanes, x += kLanes * len) {
     F part[kLanes];
@@ -54,6 +54,7 @@ static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean,
     const F shifted_mean = sums(part) * splat(1.f / (float)len);
     store(shifted, shifted_mean);
     store(mean + row, load(first) + shifted_mean);
+    if constexpr (!with_m2) continue;
     for (int r = 0; r < kLanes; ++r) {
       const F shift = splat(first[r]), centre = splat(shifted[r]);
       F squares = zero();
@@ -76,28 +77,36 @@ static void moments_rows(const void* x_, int64_t rows, int64_t len, float* mean,
       sweep_sums(size,
                  [&](auto a, int64_t i, auto k) SE_LAMBDA { total[k] = total[k] + a.own(a.get(block + i) - shift); });
       const float block_sum = sum((total[0] + total[1]) + (total[2] + total[3]));
-      const float block_mean = block_sum / (float)size;
-      const F centre = splat(block_mean);
-      F squares[4] = {zero(), zero(), zero(), zero()};
-      sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
-        const F d = a.own((a.get(block + i) - shift) - centre);
-        squares[k] = squares[k] + d * d;
-      });
-      row_m2 += sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
-      if (start) {
-        const float delta = block_mean - row_sum / (float)start;
-        row_m2 += delta * delta * (float)start * ((float)size / (float)(start + size));
+      if constexpr (with_m2) {
+        const float block_mean = block_sum / (float)size;
+        const F centre = splat(block_mean);
+        F squares[4] = {zero(), zero(), zero(), zero()};
+        sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
+          const F d = a.own((a.get(block + i) - shift) - centre);
+          squares[k] = squares[k] + d * d;
+        });
+        row_m2 += sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+        if (start) {
+          const float delta = block_mean - row_sum / (float)start;
+          row_m2 += delta * delta * (float)start * ((float)size / (float)(start + size));
+        }
       }
       row_sum += block_sum;
     }
     mean[row] = first + row_sum / (float)len;
-    m2[row] = row_m2;
+    if constexpr (with_m2) m2[row] = row_m2;
   }
+}
+
+template <class T>
+static void moments_rows(const void* x, int64_t rows, int64_t len, float* mean, float* m2) {
+  return m2 ? moments_rows_as<true>((const T*)x, rows, len, mean, m2)
+            : moments_rows_as<false>((const T*)x, rows, len, mean, m2);
 }
 
 // Eight rows are centred on their own mean in registers, then joined with what came before: one read of x. While rows
 // are added, `total` holds sums of differences from `first`, the chunk's first row.
-template <int R, class T>
+template <bool with_m2, int R, class T>
 SE_INLINE void moments_tile(const T* x, const T* first, int64_t before, int64_t len, float* total, float* m2) {
   const float before_inverse = before ? 1.f / (float)before : 0.f;
   const float weight = (float)before * R / (float)(before + R);
@@ -108,33 +117,42 @@ SE_INLINE void moments_tile(const T* x, const T* first, int64_t before, int64_t 
     each<R>([&](auto r) SE_LAMBDA { v[r] = a.get(x + r * len + i) - shift; });
     each<R>([&](auto r) SE_LAMBDA { tile_sum = tile_sum + v[r]; });
     const F tile_mean = tile_sum * splat(1.f / R);
-    each<R>([&](auto r) SE_LAMBDA {
-      const F d = v[r] - tile_mean;
-      tile_m2 = tile_m2 + d * d;
-    });
+    if constexpr (with_m2) {
+      each<R>([&](auto r) SE_LAMBDA {
+        const F d = v[r] - tile_mean;
+        tile_m2 = tile_m2 + d * d;
+      });
+    }
     if (before == 0) {
       a.put(total + i, tile_sum);
-      a.put(m2 + i, tile_m2);
+      if constexpr (with_m2) a.put(m2 + i, tile_m2);
       return;
     }
-    const F old_total = a.get(total + i), old_m2 = a.get(m2 + i);
-    const F delta = tile_mean - old_total * splat(before_inverse);
+    const F old_total = a.get(total + i);
+    if constexpr (with_m2) {
+      const F old_m2 = a.get(m2 + i), delta = tile_mean - old_total * splat(before_inverse);
+      a.put(m2 + i, a.own_or(old_m2 + tile_m2 + delta * delta * splat(weight), old_m2));
+    }
     a.put(total + i, a.own_or(old_total + tile_sum, old_total));
-    a.put(m2 + i, a.own_or(old_m2 + tile_m2 + delta * delta * splat(weight), old_m2));
   });
 }
 
-template <class T>
-static void moments_cols(const void* x_, int64_t rows, int64_t len, float* mean, float* m2) {
-  const T* const x = (const T*)x_;
+template <bool with_m2, class T>
+static void moments_cols_as(const T* x, int64_t rows, int64_t len, float* mean, float* m2) {
   int64_t row = 0;
-  for (; row + 8 <= rows; row += 8) moments_tile<8>(x + row * len, x, row, len, mean, m2);
-  for (; row < rows; ++row) moments_tile<1>(x + row * len, x, row, len, mean, m2);
+  for (; row + 8 <= rows; row += 8) moments_tile<with_m2, 8>(x + row * len, x, row, len, mean, m2);
+  for (; row < rows; ++row) moments_tile<with_m2, 1>(x + row * len, x, row, len, mean, m2);
   const F inverse = splat(1.f / (float)rows);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
     const F total = a.get(mean + i);
     a.put(mean + i, a.own_or(finite_or_zero(a.get(x + i)) + total * inverse, total));
   });
+}
+
+template <class T>
+static void moments_cols(const void* x, int64_t rows, int64_t len, float* mean, float* m2) {
+  return m2 ? moments_cols_as<true>((const T*)x, rows, len, mean, m2)
+            : moments_cols_as<false>((const T*)x, rows, len, mean, m2);
 }
 
 // Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean).

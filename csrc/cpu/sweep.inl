@@ -65,9 +65,10 @@ struct Full {
 
 struct Overlap {  // the last `rest` lanes are new
   int rest;
+  // Written over its own input, a repeated lane would be computed from its result.
   template <class T>
-  SE_INLINE void put_result(T* p, F v, bool) {
-    store(p, v);
+  inline __attribute__((always_inline)) void put_result(T* p, F v, bool) const {
+    store(p, own_or(v, load(p)));
   }
   template <class T>
   SE_INLINE F get(const T* p) {

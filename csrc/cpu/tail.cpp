@@ -7,26 +7,136 @@ namespace {
 
 // Parameters of one call as float32 vectors, and what both directions check about them.
 struct Parameters {
-  bool has_bn, has_gate;
+  bool has_gate;
   int64_t r = 0;
+  int weight_type = 0;
+  const void *fc1_weight = nullptr, *fc2_weight = nullptr;
   const float *bn_weight, *bn_bias, *drop;
 
-  Parameters(const Layout& layout, bool has_bn_, const OptionalTensor& weight, const OptionalTensor& bias,
-             const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight, const OptionalTensor& drop_path_scale,
-             Scratch& scratch)
-      : has_bn(has_bn_), has_gate(fc1_weight.has_value()) {
+  Parameters(const Layout& layout, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& fc1,
+             const OptionalTensor& fc2, const OptionalTensor& drop_path_scale, Scratch& scratch)
+      : has_gate(fc1.has_value()) {
     bn_weight = as_floats(weight, layout.c, scratch, "bn_weight");
     bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
     drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
     if (!has_gate) return;
-    r = fc1_weight->size(0);
-    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is missing");
-    check_vector(*fc1_weight, r * layout.c, "fc1_weight");
-    check_vector(*fc2_weight, layout.c * r, "fc2_weight");
-    STD_TORCH_CHECK(fc1_weight->scalar_type() == fc2_weight->scalar_type(),
-                    "fc1_weight and fc2_weight must have one dtype");
+    r = fc1->size(0);
+    STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+    check_vector(*fc1, r * layout.c, "fc1_weight");
+    check_vector(*fc2, layout.c * r, "fc2_weight");
+    STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+    weight_type = type_index(*fc1, "fc1_weight");
+    fc1_weight = bytes(fc1);
+    fc2_weight = bytes(fc2);
   }
 };
+
+// What the gate's two directions take alike.
+template <class Args>
+Args gate_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
+  Args g{};
+  g.n = layout.n;
+  g.c = layout.c;
+  g.r = p.r;
+  g.mean = mean;
+  g.drop = p.drop;
+  g.fc1_weight = p.fc1_weight;
+  g.fc2_weight = p.fc2_weight;
+  g.act = static_cast<Act>(act);
+  g.gate = static_cast<Gate>(gate);
+  return g;
+}
+
+// The arguments of a forward call; those of tail_forward.
+struct Forward {
+  const Tensor& x;
+  const OptionalTensor &residual, &running_mean, &running_var, &bn_weight, &bn_bias, &fc1_weight, &fc1_bias,
+      &fc2_weight, &fc2_bias, &drop_path_scale;
+  bool batch_stats;
+  double eps;
+  int64_t act, gate, out_act;
+  bool save;
+};
+
+// What it leaves besides y: for the backward pass and for the running statistics.
+struct Saved {
+  Tensor mask, mean, factor, hidden, stats;
+};
+
+// y may be x's own memory: every element is read before it is written.
+Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& nothing) {
+  const Tensor& x = f.x;
+  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
+  const StreamKernels& stream = stream_kernels(x);
+  if (f.residual) check_like(*f.residual, x, layout, "residual");
+
+  const int64_t r_bound = f.fc1_weight ? f.fc1_weight->size(0) : 0;
+  Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
+  const bool has_bn = f.batch_stats || f.running_mean.has_value();
+  const Parameters p(layout, f.bn_weight, f.bn_bias, f.fc1_weight, f.fc2_weight, f.drop_path_scale, scratch);
+
+  const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
+  Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
+              save && p.has_gate ? new_float(x, {n, c}) : nothing, save && p.has_gate ? new_float(x, {n, p.r}) : nothing,
+              has_bn && (save || f.batch_stats) ? new_float(x, {2, c}) : nothing};
+  if (layout.numel() == 0) return saved;
+
+  float* const mean = save ? floats(saved.mean) : scratch.take(nc);
+  float* const m2 = f.batch_stats ? scratch.take(nc) : nullptr;
+
+  auto g = gate_args<GateArgs>(layout, p, f.act, f.gate, mean);
+  BatchNormArgs bn{};
+  if (has_bn) {
+    const bool keep = save || f.batch_stats;
+    bn.n = n;
+    bn.c = c;
+    bn.s = layout.s;
+    bn.mean = mean;
+    bn.m2 = m2;
+    bn.weight = p.bn_weight;
+    bn.bias = p.bn_bias;
+    bn.eps = static_cast<float>(f.eps);
+    bn.batch_stats = f.batch_stats;
+    bn.mu = keep ? floats(saved.stats) : scratch.take(c);
+    bn.var = keep ? bn.mu + c : scratch.take(c);
+    bn.rstd = scratch.take(c);
+    bn.a = scratch.take(c);
+    bn.b = scratch.take(c);
+    if (!f.batch_stats) {
+      STD_TORCH_CHECK(f.running_var.has_value(), "running_var is missing");
+      std::copy_n(as_floats(f.running_mean, c, scratch, "running_mean"), c, bn.mu);
+      std::copy_n(as_floats(f.running_var, c, scratch, "running_var"), c, bn.var);
+      batch_norm(bn);
+    }
+    g.a = bn.a;
+    g.b = bn.b;
+  }
+  g.scale = scratch.take(nc);
+  g.shift = scratch.take(nc);
+  if (p.has_gate) {
+    g.fc1_bias = as_floats(f.fc1_bias, p.r, scratch, "fc1_bias");
+    g.fc2_bias = as_floats(f.fc2_bias, c, scratch, "fc2_bias");
+    g.hidden = save ? floats(saved.hidden) : scratch.take(n * p.r);
+    g.active = scratch.take(n * p.r);
+    g.factor = save ? floats(saved.factor) : scratch.take(nc);
+    g.z = has_bn ? scratch.take(nc) : mean;
+  }
+
+  AffineArgs second{};
+  second.x = bytes(x);
+  second.residual = bytes(f.residual);
+  second.y = y;
+  second.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(saved.mask)) : nullptr;
+  second.scale = g.scale;
+  second.shift = g.shift;
+  second.out_act = static_cast<OutAct>(f.out_act);
+
+  if (f.batch_stats || p.has_gate || save) moments(stream, bytes(x), item, layout, mean, m2);
+  if (f.batch_stats) batch_norm(bn);
+  gate_forward(kernels().gate[p.weight_type], g);
+  affine(stream, second, item, layout);
+  return saved;
+}
 
 }  // namespace
 }  // namespace se_fused::cpu
@@ -39,94 +149,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
     const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
     const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
     int64_t gate, int64_t out_act, bool save) {
-  using namespace cpu;
   const Layout layout = layout_of(x, "x");
-  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
-  const StreamKernels& stream = stream_kernels(x);
-  if (residual) check_like(*residual, x, layout, "residual");
-
-  const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
-  Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
-  const bool has_bn = batch_stats || running_mean.has_value();
-  const Parameters p(layout, has_bn, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
-  const int64_t r = p.r;
-
-  const Tensor nothing = new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
   Tensor y = torch::stable::empty_like(x);
-  const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
-  Tensor mask = save_mask ? new_mask(x, layout) : nothing;
-  Tensor mean_out = save ? new_float(x, {n, c}) : nothing;
-  Tensor factor_out = save && p.has_gate ? new_float(x, {n, c}) : nothing;
-  Tensor hidden_out = save && p.has_gate ? new_float(x, {n, r}) : nothing;
-  Tensor stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : nothing;
-  if (layout.numel() == 0) return {y, mask, mean_out, factor_out, hidden_out, stats};
+  const Tensor nothing = cpu::new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
+  const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
+                               fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
+                              layout, cpu::mutable_bytes(y), nothing);
+  return {y, s.mask, s.mean, s.factor, s.hidden, s.stats};
+}
 
-  float* const mean = save ? floats(mean_out) : scratch.take(nc);
-  float* const m2 = scratch.take(nc);
-  const bool needs_moments = batch_stats || p.has_gate || save;
-
-  GateArgs g{};
-  BatchNormArgs bn{};
-  if (has_bn) {
-    bn.n = n;
-    bn.c = c;
-    bn.s = layout.s;
-    bn.mean = mean;
-    bn.m2 = m2;
-    bn.weight = p.bn_weight;
-    bn.bias = p.bn_bias;
-    bn.eps = static_cast<float>(eps);
-    bn.batch_stats = batch_stats;
-    bn.mu = stats.numel() ? floats(stats) : scratch.take(c);
-    bn.var = stats.numel() ? floats(stats) + c : scratch.take(c);
-    bn.rstd = scratch.take(c);
-    bn.a = scratch.take(c);
-    bn.b = scratch.take(c);
-    if (!batch_stats) {
-      STD_TORCH_CHECK(running_var.has_value(), "running_var is missing");
-      std::copy_n(as_floats(running_mean, c, scratch, "running_mean"), c, bn.mu);
-      std::copy_n(as_floats(running_var, c, scratch, "running_var"), c, bn.var);
-      batch_norm(bn);
-    }
-    g.a = bn.a;
-    g.b = bn.b;
-  }
-  g.n = n;
-  g.c = c;
-  g.r = r;
-  g.act = static_cast<Act>(act);
-  g.gate = static_cast<Gate>(gate);
-  g.scale = scratch.take(nc);
-  g.shift = scratch.take(nc);
-  int weight_type = 0;
-  if (p.has_gate) {
-    weight_type = type_index(*fc1_weight, "fc1_weight");
-    g.fc1_weight = bytes(fc1_weight);
-    g.fc2_weight = bytes(fc2_weight);
-    g.fc1_bias = as_floats(fc1_bias, r, scratch, "fc1_bias");
-    g.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
-    g.hidden = save ? floats(hidden_out) : scratch.take(n * r);
-    g.active = scratch.take(n * r);
-    g.factor = save ? floats(factor_out) : scratch.take(nc);
-    g.z = has_bn ? scratch.take(nc) : mean;
-  }
-  g.mean = mean;
-  g.drop = p.drop;
-
-  AffineArgs affine_args{};
-  affine_args.x = bytes(x);
-  affine_args.residual = bytes(residual);
-  affine_args.y = mutable_bytes(y);
-  affine_args.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(mask)) : nullptr;
-  affine_args.scale = g.scale;
-  affine_args.shift = g.shift;
-  affine_args.out_act = static_cast<OutAct>(out_act);
-
-  if (needs_moments) moments(stream, bytes(x), item, layout, mean, m2);
-  if (batch_stats) batch_norm(bn);
-  gate_forward(kernels().gate[weight_type], g);
-  affine(stream, affine_args, item, layout);
-  return {y, mask, mean_out, factor_out, hidden_out, stats};
+void tail_forward_(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+                   const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                   const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+                   const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, double eps, int64_t act,
+                   int64_t gate, int64_t out_act) {
+  const Layout layout = layout_of(x, "x");
+  cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+                drop_path_scale, false, eps, act, gate, out_act, false},
+               layout, cpu::mutable_bytes(x), x);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward(
@@ -146,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
   Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
   const bool has_bn = stats.numel() != 0;
-  const Parameters p(layout, has_bn, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
+  const Parameters p(layout, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
   const int64_t r = p.r;
 
   Tensor dx = torch::stable::empty_like(x);
@@ -161,15 +201,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   Tensor dfc2_bias = p.has_gate ? new_float(x, {c}) : new_nothing(x);
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
 
-  GateBackwardArgs g{};
-  g.n = n;
-  g.c = c;
-  g.r = r;
+  auto g = gate_args<GateBackwardArgs>(layout, p, act, gate, float_vector(mean, nc, "mean"));
   g.s = layout.s;
-  g.mean = float_vector(mean, nc, "mean");
-  g.drop = p.drop;
-  g.act = static_cast<Act>(act);
-  g.gate = static_cast<Gate>(gate);
   g.batch_stats = batch_stats;
   if (has_bn) {
     // a, b, rstd are a few (C,) operations: recomputed rather than saved
@@ -197,11 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   g.k1 = scratch.take(nc);
   g.k2 = scratch.take(nc);
   g.k3 = scratch.take(nc);
-  int weight_type = 0;
   if (p.has_gate) {
-    weight_type = type_index(*fc1_weight, "fc1_weight");
-    g.fc1_weight = bytes(fc1_weight);
-    g.fc2_weight = bytes(fc2_weight);
     g.factor = float_vector(factor, nc, "factor");
     g.hidden = float_vector(hidden, n * r, "hidden");
     g.z = scratch.take(nc);
@@ -243,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
     first.shift = forward.shift;
   }
   moments_backward(stream, first, item, layout);
-  gate_backward(kernels().gate[weight_type], g);
+  gate_backward(kernels().gate[p.weight_type], g);
 
   AffineBackwardArgs second{};
   second.dr = write_dr ? bytes(dr) : bytes(dy);

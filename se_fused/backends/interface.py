@@ -27,13 +27,15 @@ class Backend(Protocol):
     moments_backward: Any
     affine_backward: Any
     tail_forward: Any
+    tail_forward_: Any  # in inference, written over x
     tail_backward: Any
 
 
 class Planned:
     """A backend whose name is part of the contract and whose kernels this version does not have."""
 
-    moments = affine = moments_backward = affine_backward = tail_forward = tail_backward = None
+    moments = affine = moments_backward = affine_backward = None
+    tail_forward = tail_forward_ = tail_backward = None
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import DropPath, SqueezeExcite, bn_act, fused_tail
+from ..nn import DropPath, SqueezeExcite, bn_act, fused_tail, is_own
 from ..nn._checks import check_choice
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
@@ -31,7 +31,7 @@ class Downsample(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(out_channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return bn_act(self[1], self[0](x), None)
+        return bn_act(self[1], self[0](x), None, is_own(self[0]))
 
 
 class DeepStem(nn.Sequential):
@@ -54,8 +54,8 @@ class DeepStem(nn.Sequential):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        x = bn_act(self[1], self[0](x), "relu")
-        x = bn_act(self[4], self[3](x), "relu")
+        x = bn_act(self[1], self[0](x), "relu", is_own(self[0]))
+        x = bn_act(self[4], self[3](x), "relu", is_own(self[3]))
         y: Tensor = self[6](x)
         return y
 
@@ -128,8 +128,8 @@ class BasicBlock(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        u = bn_act(self.bn1, self.conv1(x), "relu")
-        return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path)
+        u = bn_act(self.bn1, self.conv1(x), "relu", is_own(self.conv1))
+        return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
 
 
 class Bottleneck(_Block):
@@ -185,9 +185,9 @@ class Bottleneck(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        u = bn_act(self.bn1, self.conv1(x), "relu")
-        u = bn_act(self.bn2, self.conv2(u), "relu")
-        return fused_tail(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path)
+        u = bn_act(self.bn1, self.conv1(x), "relu", is_own(self.conv1))
+        u = bn_act(self.bn2, self.conv2(u), "relu", is_own(self.conv2))
+        return fused_tail(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path, is_own(self.conv3))
 
 
 class GlobalPool(nn.Module):

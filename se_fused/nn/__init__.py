@@ -1,6 +1,15 @@
 """Modules: the SE layer, stochastic depth, and the tail of a residual block."""
 
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
-from .tail import DropPath, bn_act, drop_path_scale, fused_tail
+from .tail import DropPath, bn_act, drop_path_scale, fused_tail, is_own
 
-__all__ = ["DropPath", "SqueezeExcite", "activation_name", "bn_act", "drop_path_scale", "fused_tail", "gate_name"]
+__all__ = [
+    "DropPath",
+    "SqueezeExcite",
+    "activation_name",
+    "bn_act",
+    "drop_path_scale",
+    "fused_tail",
+    "gate_name",
+    "is_own",
+]

@@ -9,13 +9,14 @@ from typing import TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F_se
 from ._checks import check_rate, is_plain
 from .squeeze_excite import SqueezeExcite, close_block
 
-__all__ = ["DropPath", "bn_act", "drop_path_scale", "fused_tail"]
+__all__ = ["DropPath", "bn_act", "drop_path_scale", "fused_tail", "is_own"]
 
 
 def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
@@ -111,6 +112,7 @@ def fused_tail(
     residual: Tensor | None = None,
     out_act: str | None = "relu",
     drop_path: nn.Module | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """``out_act(drop_path(se(bn(x))) + residual)``, fused where the modules allow.
 
@@ -129,6 +131,7 @@ def fused_tail(
         residual: x's shape and dtype, or None.
         out_act: None, "relu" or "silu".
         drop_path: stochastic depth between ``se`` and the addition, if any.
+        inplace: permits the result to be written over x in inference; see :func:`is_own`.
 
     Returns:
         (N, C, *spatial), x's dtype and memory format.
@@ -147,11 +150,12 @@ def fused_tail(
         return F_se.batch_norm_act(
             x, mean, var, bn.weight, bn.bias, residual,
             training=training, momentum=momentum, eps=bn.eps, out_act=out_act, drop_path_scale=scale,
+            inplace=inplace,
         )  # fmt: skip
     return F_se.batch_norm_squeeze_excite(
         x, mean, var, bn.weight, bn.bias, se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias, residual,
         training=training, momentum=momentum, eps=bn.eps, act=se.act, gate=se.gate,
-        out_act=out_act, drop_path_scale=scale,
+        out_act=out_act, drop_path_scale=scale, inplace=inplace,
     )  # fmt: skip
 
 
@@ -174,9 +178,17 @@ def _unfused_tail(
     return close_block(drop_path(u if se is None else se(u)), residual, out_act, None)
 
 
-def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu") -> Tensor:
+def is_own(conv: nn.Module) -> bool:
+    """Whether what ``conv(x)`` returns is the caller's alone: a new tensor, and no hook has seen it.
+
+    Then it may be overwritten in inference. Feature extractors (forward hooks, on this module or on all) keep theirs.
+    """
+    return is_plain(conv, nn.Conv2d) and not _module._global_forward_hooks
+
+
+def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu", inplace: bool = False) -> Tensor:
     """``out_act(bn(x))``: the normalisations inside a block, of its stem and of its shortcut. x: (N, C, *spatial).
 
     The models call this for every batch norm that no SE follows, so that this one line decides what runs there.
     """
-    return fused_tail(bn, None, x, None, out_act)
+    return fused_tail(bn, None, x, None, out_act, inplace=inplace)

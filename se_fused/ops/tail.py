@@ -4,7 +4,7 @@ Two operators, ``se_fused::tail_forward`` and ``se_fused::tail_backward``, are t
 export; which backend runs is decided below them. A backend that has the whole op takes it in one call; from one that
 has only the streams it is put together here, with the arithmetic of :mod:`se_fused.ops.gate` between them.
 
-Nothing is mutated: the batch's statistics are returned, and :mod:`se_fused.functional` moves the running ones.
+The operators mutate nothing (in inference, eager mode may write y over x if the caller permits it): the batch's statistics are returned, and :mod:`se_fused.functional` moves the running ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -272,11 +272,11 @@ class _Tail(torch.autograd.Function):
         return (None, *_gradients(ctx, dy, run), *(None,) * 5)
 
 
-def tail(backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor]:
+def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, Tensor]:
     """``tail_forward`` without its last argument: (y, stats), differentiable.
 
     ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
-    is called; a graph looks for its own when it runs.
+    is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference.
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if torch.compiler.is_compiling():
@@ -285,5 +285,10 @@ def tail(backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor]:
     if wants_grad:
         y, stats = _Tail.apply(backend, *args)
         return y, stats
+    *tensors, batch_stats, eps, act, gate, out_act = args
+    x = args[0]
+    if inplace and not batch_stats and backend.tail_forward_ is not None:
+        backend.tail_forward_(*tensors, eps, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act])
+        return x, x.new_empty(0)
     y, *_, stats = _forward(backend, *args, False)
     return y, stats
