@@ -46,6 +46,16 @@ def test_opcheck(out_act, training, layout):
     torch.library.opcheck(torch.ops.se_fused.tail_backward.default, tuple(detached))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_results_without_saving_are_distinct_tensors(training):
+    """PyTorch refuses operators whose results are one another; what is absent shares one tensor below the operator."""
+    arguments = (*forward_arguments(training=training)[:-1], False)
+    arguments = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
+    torch.library.opcheck(torch.ops.se_fused.tail_forward.default, arguments)
+    results = torch.ops.se_fused.tail_forward(*arguments)
+    assert len({id(t) for t in results}) == len(results)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fullgraph_with_backward(op, layout):
