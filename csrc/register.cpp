@@ -20,9 +20,9 @@ STABLE_TORCH_LIBRARY(se_fused_cpu, m) {
       " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool save)"
       " -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
   m.def(
-      "tail_forward_(Tensor(a!) x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
+      "tail_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
-      " Tensor? drop_path_scale, float eps, int act, int gate, int out_act) -> ()");
+      " Tensor? drop_path_scale, float eps, int act, int gate, int out_act, Tensor(a!) y) -> ()");
   m.def(
       "tail_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor, Tensor hidden,"
       " Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight,"
@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CPU, m) {
   m.impl("moments_backward", TORCH_BOX(&se_fused::moments_backward));
   m.impl("affine_backward", TORCH_BOX(&se_fused::affine_backward));
   m.impl("tail_forward", TORCH_BOX(&se_fused::tail_forward));
-  m.impl("tail_forward_", TORCH_BOX(&se_fused::tail_forward_));
+  m.impl("tail_inference", TORCH_BOX(&se_fused::tail_inference));
   m.impl("tail_backward", TORCH_BOX(&se_fused::tail_backward));
 }
 

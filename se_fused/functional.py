@@ -68,7 +68,8 @@ def _check_drop_path(drop_path_scale: Any, x: Tensor) -> None:
 def _check_gate(x: Tensor, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, gate: Any) -> None:
     c = x.shape[1]
     for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
-        check.check_tensor(weight, name)
+        if not isinstance(weight, Tensor):
+            check.check_tensor(weight, name)
         if weight.dim() < 2:
             raise ValueError(f"{name} must be 2-D or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
     r = w1.shape[0]
@@ -117,7 +118,7 @@ def _fused(
     gate: str,
     out_act: str | None,
     inplace: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Bring the tensors into the form that kernels take, and run the operator: (y, stats)."""
     x = dense(x)
     if residual is not None:
@@ -132,7 +133,7 @@ def _fused(
         if fc1_weight.dtype != fc2_weight.dtype:
             fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     tensors = [
-        t if t is None or t.dtype != torch.float64 else t.float()
+        t.float() if t is not None and t.dtype == torch.float64 else t
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
     return tail(backend, inplace, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
@@ -209,10 +210,10 @@ def squeeze_excite(
 
 
 def _update_running(
-    running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, count: int, momentum: float
+    running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor | None, count: int, momentum: float
 ) -> None:
     """running = (1 - momentum) running + momentum batch, with the unbiased variance, as in PyTorch."""
-    if running_mean is None or running_var is None:
+    if running_mean is None or running_var is None or stats is None:
         return
     with torch.no_grad():
         mean, var = stats.unbind(0)

@@ -9,7 +9,7 @@ namespace se_fused::cpu {
 // Results at least this large are written past the caches: an ordinary store first reads the line that it overwrites, a
 // quarter of all traffic, and keeps a line that would be pushed out before anybody reads it. A step of sixteen 16-bit
 // elements is half a line, whose halves only meet in time where rows are long. Measured in benchmarks/NOTES.md.
-constexpr int64_t kPastCaches = 2 << 20;
+constexpr int64_t kPastCaches = 4 << 20;
 
 // any_rows: the kernel's steps are aligned wherever rows start, else rows must be whole lines.
 inline bool past_caches(const void* result, int64_t item, const Layout& layout, bool any_rows = false) {

@@ -158,15 +158,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
   return {y, s.mask, s.mean, s.factor, s.hidden, s.stats};
 }
 
-void tail_forward_(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
-                   const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                   const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
-                   const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, double eps, int64_t act,
-                   int64_t gate, int64_t out_act) {
+void tail_inference(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+                    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+                    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, double eps, int64_t act,
+                    int64_t gate, int64_t out_act, const Tensor& y) {
   const Layout layout = layout_of(x, "x");
+  check_like(y, x, layout, "y");
   cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
                 drop_path_scale, false, eps, act, gate, out_act, false},
-               layout, cpu::mutable_bytes(x), x);
+               layout, cpu::mutable_bytes(y), y);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward(

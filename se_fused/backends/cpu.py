@@ -39,7 +39,7 @@ class CpuBackend:
             self.moments_backward = ops.moments_backward.default
             self.affine_backward = ops.affine_backward.default
             self.tail_forward = ops.tail_forward.default
-            self.tail_forward_ = ops.tail_forward_.default
+            self.tail_inference = ops.tail_inference.default
             self.tail_backward = ops.tail_backward.default
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:

@@ -27,7 +27,7 @@ class Backend(Protocol):
     moments_backward: Any
     affine_backward: Any
     tail_forward: Any
-    tail_forward_: Any  # in inference, written over x
+    tail_inference: Any  # without saving, into its last argument y, which may be x
     tail_backward: Any
 
 
@@ -35,7 +35,7 @@ class Planned:
     """A backend whose name is part of the contract and whose kernels this version does not have."""
 
     moments = affine = moments_backward = affine_backward = None
-    tail_forward = tail_forward_ = tail_backward = None
+    tail_forward = tail_inference = tail_backward = None
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason

@@ -176,6 +176,11 @@ class SqueezeExcite(nn.Module):
         """Whether fc1 and fc2 are read by the kernel; if they carry hooks or were replaced, they are called instead."""
         return is_plain(self.fc1, nn.Conv2d, nn.Linear) and is_plain(self.fc2, nn.Conv2d, nn.Linear)
 
+    def parameters_of_gate(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """fc1.weight, fc1.bias, fc2.weight, fc2.bias, as :mod:`se_fused.functional` takes them."""
+        fc1, fc2 = self.fc1, self.fc2
+        return fc1.weight, fc1.bias, fc2.weight, fc2.bias
+
     def forward(
         self,
         x: Tensor,
@@ -196,7 +201,7 @@ class SqueezeExcite(nn.Module):
         """
         if self.is_fusable():
             return F_se.squeeze_excite(
-                x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual,
+                x, *self.parameters_of_gate(), residual,
                 act=self.act, gate=self.gate, out_act=out_act, drop_path_scale=drop_path_scale,
             )  # fmt: skip
         squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), what fc1 takes as a convolution

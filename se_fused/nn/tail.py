@@ -95,14 +95,18 @@ def _step(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
         running_mean (C,), running_var (C,), whether the batch's statistics normalise it, and the momentum.
     """
     momentum = 0.0 if bn.momentum is None else bn.momentum
-    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
+    mean, var = bn.running_mean, bn.running_var
+    if not bn.training:
+        return mean, var, mean is None and var is None, momentum
+    if not bn.track_running_stats:
+        return None, None, True, momentum
+    count = bn.num_batches_tracked
+    if count is not None:
+        count.add_(1)
         if bn.momentum is None:
             # The cumulative average needs the count as a number: a synchronisation, as in nn.BatchNorm2d itself.
-            momentum = 1.0 / float(bn.num_batches_tracked)
-    running = not bn.training or bn.track_running_stats
-    training = bn.training or (bn.running_mean is None and bn.running_var is None)
-    return bn.running_mean if running else None, bn.running_var if running else None, training, momentum
+            momentum = 1.0 / float(count)
+    return mean, var, True, momentum
 
 
 def fused_tail(
@@ -153,7 +157,7 @@ def fused_tail(
             inplace=inplace,
         )  # fmt: skip
     return F_se.batch_norm_squeeze_excite(
-        x, mean, var, bn.weight, bn.bias, se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias, residual,
+        x, mean, var, bn.weight, bn.bias, *se.parameters_of_gate(), residual,
         training=training, momentum=momentum, eps=bn.eps, act=se.act, gate=se.gate,
         out_act=out_act, drop_path_scale=scale, inplace=inplace,
     )  # fmt: skip

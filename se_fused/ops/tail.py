@@ -272,8 +272,8 @@ class _Tail(torch.autograd.Function):
         return (None, *_gradients(ctx, dy, run), *(None,) * 5)
 
 
-def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, Tensor]:
-    """``tail_forward`` without its last argument: (y, stats), differentiable.
+def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, Tensor | None]:
+    """``tail_forward`` without its last argument: (y, stats), differentiable; stats only where they are the batch's.
 
     ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
     is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference.
@@ -287,8 +287,9 @@ def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, 
         return y, stats
     *tensors, batch_stats, eps, act, gate, out_act = args
     x = args[0]
-    if inplace and not batch_stats and backend.tail_forward_ is not None:
-        backend.tail_forward_(*tensors, eps, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act])
-        return x, x.new_empty(0)
-    y, *_, stats = _forward(backend, *args, False)
-    return y, stats
+    if batch_stats or backend.tail_inference is None:
+        y, *_, stats = _forward(backend, *args, False)
+        return y, stats
+    y = x if inplace else torch.empty_like(x)
+    backend.tail_inference(*tensors, eps, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], y)
+    return y, None
