@@ -3,12 +3,12 @@
 
 namespace se_fused::cpu {
 
-void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout) {
+void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout, int64_t past_caches_from) {
   const auto run = layout.channels_last ? k.affine_cols : k.affine_rows;
   // x's lines are in the caches already where y is written over it
   const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;
-  const bool past = args.x != args.y && past_caches(args.y, item, layout, any_rows);
-  for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
+  const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
+  for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineArgs g = args;
     g.x = static_cast<const char*>(args.x) + skip;
@@ -27,7 +27,7 @@ void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout&
 void affine_backward(const StreamKernels& k, const AffineBackwardArgs& args, int64_t item, const Layout& layout) {
   const auto run = layout.channels_last ? k.affine_backward_cols : k.affine_backward_rows;
   const bool past = past_caches(args.dx, item, layout);
-  for_sample_rows(layout, [&](int64_t n, int64_t row, int64_t rows) {
+  for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
     AffineBackwardArgs g = args;
     g.dr = static_cast<const char*>(args.dr) + skip;
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residua
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
   args.out_act = static_cast<cpu::OutAct>(out_act);
-  cpu::affine(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  cpu::affine(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};
 }
 

@@ -15,6 +15,7 @@ namespace se_fused::cpu {
 // in which one core streams about this many elements from its caches).
 constexpr int64_t kGrainElements = 16384;
 constexpr int64_t kGrainFlops = 262144;
+constexpr int64_t kBackwardsBytes = 128 << 10;  // short beside an L2 cache, long beside the start of a block
 
 inline int type_index(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -81,6 +82,22 @@ void for_sample_rows(const Layout& layout, const F& f) {
       const int64_t stop = std::min(end, (n + 1) * per_sample);
       f(n, begin, stop - begin);
       begin = stop;
+    }
+  });
+}
+
+// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's cache.
+template <class F>
+void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
+  const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
+  const int64_t block = std::max<int64_t>(1, kBackwardsBytes / std::max<int64_t>(1, layout.row_len() * item));
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
+  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t n = (end - 1) / per_sample;
+      const int64_t start = std::max({begin, n * per_sample, end - block});
+      f(n, start, end - start);
+      end = start;
     }
   });
 }

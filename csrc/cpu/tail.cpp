@@ -134,7 +134,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   if (f.batch_stats || p.has_gate || save) moments(stream, bytes(x), item, layout, mean, m2);
   if (f.batch_stats) batch_norm(bn);
   gate_forward(kernels().gate[p.weight_type], g);
-  affine(stream, second, item, layout);
+  affine(stream, second, item, layout, save ? kPastCaches : kPastCachesInference);
   return saved;
 }
 
