@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from . import _arguments as check
 from . import reference
-from .backends import Backend, find
+from .backends import Backend, find, forced
 from .ops.layout import dense, dense_like, positions
 from .ops.tail import tail
 
@@ -281,6 +281,12 @@ def batch_norm_squeeze_excite(
     return y
 
 
+def _is_the_compilers(training: bool) -> bool:
+    """Whether batch norm and activation are better left to torch.compile: in inference it needs one pass as well, and
+    fuses them with what stands around them (SE-ResNet50, 2 cores: 144 ms instead of 151)."""
+    return torch.compiler.is_compiling() and not training and not torch.is_grad_enabled() and forced() == "auto"
+
+
 def batch_norm_act(
     x: Tensor,
     running_mean: Tensor | None,
@@ -298,7 +304,8 @@ def batch_norm_act(
 ) -> Tensor:
     """Batch norm, residual and activation: the same kernels without the gate.
 
-    Equivalent to ``out_act(F.batch_norm(x, ...) * drop_path_scale + residual)``. Arguments, result and errors are those
+    Equivalent to ``out_act(F.batch_norm(x, ...) * drop_path_scale + residual)``, and just that under ``torch.compile``
+    in inference, unless a backend is asked for: the compiler fuses it as well. Arguments, result and errors are those
     of :func:`batch_norm_squeeze_excite`.
     """
     check.check_x(x)
@@ -308,7 +315,7 @@ def batch_norm_act(
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     bn = (running_mean, running_var, bn_weight, bn_bias)
-    backend = _backend_for(x)
+    backend = None if _is_the_compilers(training) else _backend_for(x)
     if backend is None:
         return reference.batch_norm_act(
             x, *bn, residual, training=training, momentum=momentum, eps=eps, out_act=out_act,

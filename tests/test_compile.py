@@ -75,6 +75,32 @@ def test_fullgraph_with_backward(op, layout):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_batch_norm_and_activation_in_inference_are_left_to_the_compiler():
+    """They cost it one pass too. With a gradient, in training, with SE, or a backend asked for, they are ours."""
+
+    def operators(op, training=False, grad=False):
+        torch._dynamo.reset()
+        graphs = []
+
+        def keep(graph, _):
+            graphs.append(graph)
+            return graph
+
+        given = Case(op, training=training).draw(0)
+        fresh = [{k: v.clone() if "running" in k else v for k, v in given.items()} for _ in range(2)]
+        with torch.set_grad_enabled(grad):
+            y = torch.compile(getattr(functional, op), fullgraph=True, backend=keep)(**fresh[0])
+            torch.testing.assert_close(y, getattr(functional, op)(**fresh[1]), rtol=1e-5, atol=1e-5)
+        return any("tail_forward" in str(node.target) for node in graphs[0].graph.nodes)
+
+    assert not operators("batch_norm_act")
+    assert operators("batch_norm_act", grad=True)
+    assert operators("batch_norm_act", training=True)
+    assert operators("batch_norm_squeeze_excite")
+    with backends.use_backend("cpu"):
+        assert operators("batch_norm_act")
+
+
 def test_inductor_and_dynamic_batch():
     """The real compiler, another batch size without a new graph break, and a change of backend noticed."""
     torch._dynamo.reset()
