@@ -322,7 +322,9 @@ def batch_norm_act(
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
     none = (None, None, None, None)
-    y, stats = _fused(backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act, inplace)
+    y, stats = _fused(
+        backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act, inplace
+    )
     if training:
         _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
     return y

@@ -86,7 +86,8 @@ void for_sample_rows(const Layout& layout, const F& f) {
   });
 }
 
-// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's cache.
+// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's
+// cache.
 template <class F>
 void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;

@@ -23,7 +23,8 @@ inline bool past_caches(const void* result, int64_t item, const Layout& layout, 
 // mean, m2: (N, C); m2 may be null
 void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
 
-// args.y may be args.x; y goes past the caches from so many bytes. args.scale and args.shift: (N, C); rows and len are filled in here, as are the pointers of each thread's share
+// args.y may be args.x; y goes past the caches from so many bytes on. args.scale and args.shift: (N, C); rows and len
+// are filled in here, as are the pointers of each thread's share
 void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout, int64_t past_caches_from);
 
 // args.mean, scale, shift, p, q: (N, C)

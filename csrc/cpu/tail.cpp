@@ -77,7 +77,8 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
 
   const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
   Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
-              save && p.has_gate ? new_float(x, {n, c}) : nothing, save && p.has_gate ? new_float(x, {n, p.r}) : nothing,
+              save && p.has_gate ? new_float(x, {n, c}) : nothing,
+              save && p.has_gate ? new_float(x, {n, p.r}) : nothing,
               has_bn && (save || f.batch_stats) ? new_float(x, {2, c}) : nothing};
   if (layout.numel() == 0) return saved;
 

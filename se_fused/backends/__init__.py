@@ -1,8 +1,9 @@
 """Which kernels run: one small class per backend, and the choice between them.
 
 A backend offers the streams (``moments``, ``affine`` and their backwards) and, if it has one, the whole op in one call
-(``tail_forward``, ``tail_inference``, ``tail_backward``; None where it has not). :mod:`se_fused.ops` defines what each of them computes. The choice is made below
-the operators, so a compiled graph does not depend on it, except for ``reference``, which has no operator at all.
+(``tail_forward``, ``tail_inference``, ``tail_backward``; None where it has not). :mod:`se_fused.ops` defines what each
+of them computes. The choice is made below the operators, so a compiled graph does not depend on it, except for
+``reference``, which has no operator at all.
 """
 
 import os

@@ -4,7 +4,8 @@ Two operators, ``se_fused::tail_forward`` and ``se_fused::tail_backward``, are t
 export; which backend runs is decided below them. A backend that has the whole op takes it in one call; from one that
 has only the streams it is put together here, with the arithmetic of :mod:`se_fused.ops.gate` between them.
 
-The operators mutate nothing (in inference, eager mode may write y over x if the caller permits it): the batch's statistics are returned, and :mod:`se_fused.functional` moves the running ones.
+The operators mutate nothing: the batch's statistics are returned; :mod:`se_fused.functional` moves the running ones.
+In inference, eager mode may write y over x where the caller permits it.
 """
 
 from collections.abc import Callable, Sequence
@@ -223,11 +224,9 @@ def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., tuple[Tensor, ...
     x, residual, mask, mean, factor, hidden, stats, *parameters = ctx.saved_tensors
     want_dr = ctx.needs_input_grad[ctx.residual_at]
     dx, dr, *others = run(dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr)
-    if not want_dr:
-        dr = None
-    elif ctx.options[-1] == "none":
+    if ctx.options[-1] == "none":
         dr = dy  # the sum hands its gradient on unchanged
-    return (dx, dr, None, None, *map(_shaped, others, ctx.like), None)
+    return (dx, dr if want_dr else None, None, None, *map(_shaped, others, ctx.like), None)
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
