@@ -10,7 +10,7 @@ namespace se_fused::cpu {
 // quarter of all traffic, and keeps a line that would be pushed out before anybody reads it. A step of sixteen 16-bit
 // elements is half a line, whose halves only meet in time where rows are long. In inference the next layer reads y at
 // once, and only what the caches could not hold anyway should go past them. Measured in benchmarks/NOTES.md.
-constexpr int64_t kPastCaches = 4 << 20, kPastCachesInference = 16 << 20;
+constexpr int64_t kPastCaches = 4 << 20, kPastCachesInference = 8 << 20;
 
 // any_rows: the kernel's steps are aligned wherever rows start, else rows must be whole lines.
 inline bool past_caches(const void* result, int64_t item, const Layout& layout, int64_t from = kPastCaches,
