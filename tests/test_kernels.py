@@ -111,7 +111,7 @@ def test_moments_backward(shape, dtype, layout, out_act, want_dr):
     )
 
 
-@pytest.mark.parametrize(("masked", "with_x"), itertools.product([True, False], repeat=2))
+@pytest.mark.parametrize(("masked", "with_x"), list(itertools.product([True, False], repeat=2)))
 def test_affine_backward(shape, dtype, layout, masked, with_x):
     dr, x = draw(shape, dtype, layout), draw(shape, dtype, layout, mean=5.0)
     mask = pack_mask(to_layout(torch.rand(shape) > 0.4, layout)) if masked else torch.empty(0)

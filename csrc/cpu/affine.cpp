@@ -9,14 +9,14 @@ void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout&
   const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;
   const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
-    const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
+    const RowStart at(layout, item, n, row);
     AffineArgs g = args;
-    g.x = static_cast<const char*>(args.x) + skip;
-    if (args.residual) g.residual = static_cast<const char*>(args.residual) + skip;
-    g.y = static_cast<char*>(args.y) + skip;
-    if (args.mask) g.mask = args.mask + row * layout.row_mask_bytes();
-    g.scale = args.scale + coefficients;
-    g.shift = args.shift + coefficients;
+    g.x = at.elements(args.x);
+    g.residual = at.elements(args.residual);
+    g.y = at.elements(args.y);
+    g.mask = at.mask(args.mask);
+    g.scale = at.coefficients(args.scale);
+    g.shift = at.coefficients(args.shift);
     g.rows = rows;
     g.len = layout.row_len();
     g.past_caches = past;
@@ -28,18 +28,16 @@ void affine_backward(const StreamKernels& k, const AffineBackwardArgs& args, int
   const auto run = layout.channels_last ? k.affine_backward_cols : k.affine_backward_rows;
   const bool past = past_caches(args.dx, item, layout);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
-    const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
+    const RowStart at(layout, item, n, row);
     AffineBackwardArgs g = args;
-    g.dr = static_cast<const char*>(args.dr) + skip;
-    if (args.mask) g.mask = args.mask + row * layout.row_mask_bytes();
-    if (args.x) {
-      g.x = static_cast<const char*>(args.x) + skip;
-      g.mean = args.mean + coefficients;
-    }
-    g.k1 = args.k1 + coefficients;
-    g.k2 = args.k2 + coefficients;
-    g.k3 = args.k3 + coefficients;
-    g.dx = static_cast<char*>(args.dx) + skip;
+    g.dr = at.elements(args.dr);
+    g.mask = at.mask(args.mask);
+    g.x = at.elements(args.x);
+    g.mean = args.x ? at.coefficients(args.mean) : nullptr;
+    g.k1 = at.coefficients(args.k1);
+    g.k2 = at.coefficients(args.k2);
+    g.k3 = at.coefficients(args.k3);
+    g.dx = at.elements(args.dx);
     g.rows = rows;
     g.len = layout.row_len();
     g.past_caches = past;

@@ -71,6 +71,25 @@ inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& s
   return out;
 }
 
+// Where a kernel's arguments begin that works on the rows from `row` on, of sample n; null stays null.
+class RowStart {
+ public:
+  RowStart(const Layout& layout, int64_t item, int64_t n, int64_t row)
+      : bytes_(row * layout.row_len() * item),
+        mask_(row * layout.row_mask_bytes()),
+        coefficients_(layout.channels_last ? n * layout.c : row) {}
+  const void* elements(const void* base) const { return base ? static_cast<const char*>(base) + bytes_ : nullptr; }
+  void* elements(void* base) const { return base ? static_cast<char*>(base) + bytes_ : nullptr; }
+  template <class Byte>
+  Byte* mask(Byte* base) const {
+    return base ? base + mask_ : nullptr;
+  }
+  const float* coefficients(const float* base) const { return base ? base + coefficients_ : nullptr; }
+
+ private:
+  int64_t bytes_, mask_, coefficients_;
+};
+
 // f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
 template <class F>
 void for_sample_rows(const Layout& layout, const F& f) {

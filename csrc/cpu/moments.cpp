@@ -64,20 +64,17 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
 
 void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
   const bool past = args.dr && past_caches(args.dr, item, layout);
-  // the part of `args` that starts at a row; coefficients are per row or per sample
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
-    const int64_t skip = row * layout.row_len() * item, coefficients = layout.channels_last ? n * layout.c : row;
-    const auto at = [&](const void* base) { return base ? static_cast<const char*>(base) + skip : nullptr; };
-    const auto coefficient = [&](const float* base) { return base ? base + coefficients : nullptr; };
+    const RowStart at(layout, item, n, row);
     MomentsBackwardArgs g = args;
-    g.dy = at(args.dy);
-    g.x = at(args.x);
-    g.residual = at(args.residual);
-    g.dr = const_cast<char*>(at(args.dr));
-    if (args.mask) g.mask = args.mask + row * layout.row_mask_bytes();
-    g.mean = coefficient(args.mean);
-    g.scale = coefficient(args.scale);
-    g.shift = coefficient(args.shift);
+    g.dy = at.elements(args.dy);
+    g.x = at.elements(args.x);
+    g.residual = at.elements(args.residual);
+    g.dr = at.elements(args.dr);
+    g.mask = at.mask(args.mask);
+    g.mean = at.coefficients(args.mean);
+    g.scale = at.coefficients(args.scale);
+    g.shift = at.coefficients(args.shift);
     g.p = p;
     g.q = q;
     g.rows = rows;
