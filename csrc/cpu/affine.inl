@@ -53,7 +53,6 @@ static void affine_flat(const AffineArgs& g) {
   };
   const int64_t misaligned = (int64_t)((uintptr_t)y / sizeof(T) % kLanes);
   int64_t i = misaligned ? kLanes - misaligned : 0, row = 0, row_end = g.len;
-  if (i > total) i = total;
   if (i) step(Partial{(int)i}, 0, splat(g.scale[0]), splat(g.shift[0]), false);
   while (true) {
     const F scale = splat(g.scale[row]), shift = splat(g.shift[row]);

@@ -121,16 +121,19 @@ SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out, int6
   }
 }
 
+// Rows and vectors at once: as many sums as there are registers for.
+constexpr int kTile = SE_VL == 16 ? 4 : 2;
+
 // out[j * ld + i] for `rows` weight rows i and `vectors` vectors j; w: (rows, k), v: (vectors, k)
 template <class W>
 static void products(const W* w, int64_t rows, int64_t k, const float* v, int64_t vectors, float* out, int64_t ld) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
+  for (; i + kTile <= rows; i += kTile) {
     int64_t j = 0;
-    for (; j + 4 <= vectors; j += 4) dot_block<4, 4>(w + i * k, v + j * k, k, out + j * ld + i, ld);
-    for (; j < vectors; ++j) dot_block<4, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+    for (; j + kTile <= vectors; j += kTile) dot_block<kTile, kTile>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+    for (; j < vectors; ++j) dot_block<kTile, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
   }
-  for (int64_t rest = rows % 4; rest > 0; --rest, ++i)
+  for (int64_t rest = rows % kTile; rest > 0; --rest, ++i)
     for (int64_t j = 0; j < vectors; ++j) dot_block<1, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
 }
 
