@@ -39,15 +39,11 @@ def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: 
     """Check a parameter that may be None: its device is x's, its shape ``shape`` or that with trailing ones."""
     if t is None:
         return
-    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:
-        check_tensor(t, name)
+    check_tensor(t, name)
     if t.device != x.device:
         raise ValueError(f"{name} is on {t.device}, x on {x.device}: move one, for example {name}.to(x.device)")
-    given = t.shape
-    if given == shape or given == (*shape, 1, 1):  # the usual ones: a vector or matrix, the weight of a 1x1 convolution
-        return
     dims = len(shape)
-    if given[:dims] != shape or any(size != 1 for size in given[dims:]):
+    if t.shape != shape and (t.shape[:dims] != shape or any(size != 1 for size in t.shape[dims:])):
         raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for x of shape {tuple(x.shape)}")
 
 

@@ -68,8 +68,7 @@ def _check_drop_path(drop_path_scale: Any, x: Tensor) -> None:
 def _check_gate(x: Tensor, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, gate: Any) -> None:
     c = x.shape[1]
     for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
-        if not isinstance(weight, Tensor):
-            check.check_tensor(weight, name)
+        check.check_tensor(weight, name)
         if weight.dim() < 2:
             raise ValueError(f"{name} must be 2-D or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
     r = w1.shape[0]
@@ -133,7 +132,7 @@ def _fused(
         if fc1_weight.dtype != fc2_weight.dtype:
             fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     tensors = [
-        t.float() if t is not None and t.dtype == torch.float64 else t
+        t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
     return tail(backend, inplace, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
@@ -213,8 +212,9 @@ def _update_running(
     running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor | None, count: int, momentum: float
 ) -> None:
     """running = (1 - momentum) running + momentum batch, with the unbiased variance, as in PyTorch."""
-    if running_mean is None or running_var is None or stats is None:
+    if running_mean is None or running_var is None:
         return
+    assert stats is not None, "statistics of the batch always come back"
     with torch.no_grad():
         mean, var = stats.unbind(0)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)

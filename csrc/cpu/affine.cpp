@@ -5,8 +5,8 @@ namespace se_fused::cpu {
 
 void affine(const StreamKernels& k, AffineArgs args, int64_t item, const Layout& layout, int64_t past_caches_from) {
   const auto run = layout.channels_last ? k.affine_cols : k.affine_rows;
+  const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;  // affine_flat's
   // x's lines are in the caches already where y is written over it
-  const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;
   const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);

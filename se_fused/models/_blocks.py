@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import DropPath, SqueezeExcite, bn_act, fused_tail, is_own
+from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_tail, is_own
 from ..nn._checks import check_choice
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
@@ -31,7 +31,7 @@ class Downsample(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(out_channels, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return bn_act(self[1], self[0](x), None, is_own(self[0]))
+        return conv_bn_act(self[0], self[1], x, None)
 
 
 class DeepStem(nn.Sequential):
@@ -54,8 +54,8 @@ class DeepStem(nn.Sequential):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        x = bn_act(self[1], self[0](x), "relu", is_own(self[0]))
-        x = bn_act(self[4], self[3](x), "relu", is_own(self[3]))
+        x = conv_bn_act(self[0], self[1], x)
+        x = conv_bn_act(self[3], self[4], x)
         y: Tensor = self[6](x)
         return y
 
@@ -128,7 +128,7 @@ class BasicBlock(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        u = bn_act(self.bn1, self.conv1(x), "relu", is_own(self.conv1))
+        u = conv_bn_act(self.conv1, self.bn1, x)
         return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
 
 
@@ -185,8 +185,8 @@ class Bottleneck(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        u = bn_act(self.bn1, self.conv1(x), "relu", is_own(self.conv1))
-        u = bn_act(self.bn2, self.conv2(u), "relu", is_own(self.conv2))
+        u = conv_bn_act(self.conv1, self.bn1, x)
+        u = conv_bn_act(self.conv2, self.bn2, u)
         return fused_tail(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path, is_own(self.conv3))
 
 

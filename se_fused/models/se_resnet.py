@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..nn import bn_act, is_own
+from ..nn import conv_bn_act
 from ..nn._checks import check_int, check_rate
 from ._blocks import BasicBlock, Bottleneck, DeepStem, Downsample, GlobalPool
 from ._registry import register
@@ -196,7 +196,7 @@ class SEResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
-        x = self.maxpool(bn_act(self.bn1, self.conv1(x), "relu", is_own(self.conv1)))
+        x = self.maxpool(conv_bn_act(self.conv1, self.bn1, x))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 for block in stage:

@@ -1,13 +1,14 @@
 """Modules: the SE layer, stochastic depth, and the tail of a residual block."""
 
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
-from .tail import DropPath, bn_act, drop_path_scale, fused_tail, is_own
+from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
 
 __all__ = [
     "DropPath",
     "SqueezeExcite",
     "activation_name",
     "bn_act",
+    "conv_bn_act",
     "drop_path_scale",
     "fused_tail",
     "gate_name",

@@ -16,7 +16,7 @@ from .. import functional as F_se
 from ._checks import check_rate, is_plain
 from .squeeze_excite import SqueezeExcite, close_block
 
-__all__ = ["DropPath", "bn_act", "drop_path_scale", "fused_tail", "is_own"]
+__all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_tail", "is_own"]
 
 
 def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
@@ -193,6 +193,11 @@ def is_own(conv: nn.Module) -> bool:
 def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu", inplace: bool = False) -> Tensor:
     """``out_act(bn(x))``: the normalisations inside a block, of its stem and of its shortcut. x: (N, C, *spatial).
 
-    The models call this for every batch norm that no SE follows, so that this one line decides what runs there.
+    The models' batch norms that no SE follows all come here, so that this one line decides what runs there.
     """
     return fused_tail(bn, None, x, None, out_act, inplace=inplace)
+
+
+def conv_bn_act(conv: nn.Module, bn: nn.Module, x: Tensor, out_act: str | None = "relu") -> Tensor:
+    """``out_act(bn(conv(x)))``, over the convolution's output where that is nobody else's."""
+    return bn_act(bn, conv(x), out_act, is_own(conv))

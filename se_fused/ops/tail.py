@@ -110,13 +110,15 @@ def compose_backward(
 
 
 # ---- one call of a backend
+def _codes(act: str, gate: str, out_act: str) -> tuple[int, int, int]:
+    return ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
+
+
 def _forward(backend: backends.Backend, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     if backend.tail_forward is None:
         return compose_forward(backend, x, *args)
     *rest, act, gate, out_act, save = args
-    output: tuple[Tensor, ...] = backend.tail_forward(
-        x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], save
-    )
+    output: tuple[Tensor, ...] = backend.tail_forward(x, *rest, *_codes(act, gate, out_act), save)
     return output
 
 
@@ -125,9 +127,7 @@ def _backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> t
     if backend.tail_backward is None:
         return compose_backward(backend, dy, x, *args)
     *rest, act, gate, out_act, want_dr = args
-    gradients: tuple[Tensor, ...] = backend.tail_backward(
-        dy, x, *rest, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], want_dr
-    )
+    gradients: tuple[Tensor, ...] = backend.tail_backward(dy, x, *rest, *_codes(act, gate, out_act), want_dr)
     return gradients
 
 
@@ -218,15 +218,15 @@ def _shaped(gradient: Tensor, like: tuple[torch.Size, torch.dtype] | None) -> Te
 
 
 def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
-    """The gradients of the leading tensor arguments, by ``run``, which is tail_backward."""
+    """The gradients of all seventeen arguments, by ``run``, which is tail_backward."""
     if dy is None:
-        return (None,) * _TENSORS
+        return (None,) * (_TENSORS + 6)
     x, residual, mask, mean, factor, hidden, stats, *parameters = ctx.saved_tensors
-    want_dr = ctx.needs_input_grad[ctx.residual_at]
+    want_dr = ctx.needs_input_grad[1]
     dx, dr, *others = run(dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr)
     if ctx.options[-1] == "none":
         dr = dy  # the sum hands its gradient on unchanged
-    return (dx, dr if want_dr else None, None, None, *map(_shaped, others, ctx.like), None)
+    return (dx, dr if want_dr else None, None, None, *map(_shaped, others, ctx.like), *(None,) * 7)
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
@@ -234,11 +234,10 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
         raise RuntimeError("se_fused::tail_forward was called with save=False on inputs that require a gradient")
     _keep(ctx, inputs, output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.residual_at = 1
 
 
 def _operator_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return (*_gradients(ctx, dy, torch.ops.se_fused.tail_backward), *(None,) * 6)
+    return _gradients(ctx, dy, torch.ops.se_fused.tail_backward)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
@@ -257,10 +256,11 @@ class _Tail(torch.autograd.Function):
 
     # setup_context would be needed for torch.func alone, and costs an inspect.signature per call
     @staticmethod
-    def forward(ctx: Any, backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor]:
-        y, *saved = _forward(backend, *args, True)
+    def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, Tensor]:
+        # the backend stands where the operator has ``save``, so that both paths return their gradients alike
+        *args, ctx.backend = args_and_backend
+        y, *saved = _forward(ctx.backend, *args, True)
         _keep(ctx, args, saved)
-        ctx.backend, ctx.residual_at = backend, 2
         ctx.mark_non_differentiable(saved[-1])
         return y, saved[-1]
 
@@ -268,11 +268,11 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
         run = torch.ops.se_fused.tail_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
-        return (None, *_gradients(ctx, dy, run), *(None,) * 5)
+        return _gradients(ctx, dy, run)
 
 
 def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, Tensor | None]:
-    """``tail_forward`` without its last argument: (y, stats), differentiable; stats only where they are the batch's.
+    """``tail_forward`` without its last argument: (y, stats), differentiable. stats may be None unless batch_stats.
 
     ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
     is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference.
@@ -282,13 +282,12 @@ def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, 
         output = torch.ops.se_fused.tail_forward(*args, wants_grad)
         return output[0], output[5]
     if wants_grad:
-        y, stats = _Tail.apply(backend, *args)
+        y, stats = _Tail.apply(*args, backend)
         return y, stats
-    *tensors, batch_stats, eps, act, gate, out_act = args
-    x = args[0]
+    x, *tensors, batch_stats, eps, act, gate, out_act = args
     if batch_stats or backend.tail_inference is None:
         y, *_, stats = _forward(backend, *args, False)
         return y, stats
     y = x if inplace else torch.empty_like(x)
-    backend.tail_inference(*tensors, eps, ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act], y)
+    backend.tail_inference(x, *tensors, eps, *_codes(act, gate, out_act), y)
     return y, None
