@@ -14,6 +14,7 @@ import torch
 
 from .cpu import CpuBackend
 from .interface import Backend, BackendUnavailable, Planned
+from .triton import TritonBackend
 
 __all__ = [
     "AUTO_ORDER",
@@ -28,7 +29,7 @@ __all__ = [
 
 BACKENDS: dict[str, Backend] = {
     "cuda": Planned("cuda", "the CUDA kernels are not part of this version of se_fused"),
-    "triton": Planned("triton", "the Triton kernels are not part of this version of se_fused"),
+    "triton": TritonBackend(),
     "cpu": CpuBackend(),
 }
 """Backends with kernels, in the order in which ``auto`` tries them. ``reference`` is the absence of one."""
@@ -84,12 +85,20 @@ class use_backend:
         _forced = self._previous
 
 
+def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
+    """None if ``auto`` may take this backend here, else the reason."""
+    reason = backend.can_use(device, dtype)
+    if reason is None and device not in backend.auto_devices:
+        reason = f"on {device} it runs only where it is asked for by name"
+    return reason
+
+
 def _search(names: Iterable[str], device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
     """The first of these backends that takes a call, or None and why none does."""
     reasons = []
     for name in names:
         backend = BACKENDS[name]
-        reason = backend.can_use(device, dtype)
+        reason = why_not(backend, device, dtype)
         if reason is None:
             return backend, ""
         reasons.append(f"{name}: {reason}")
@@ -118,7 +127,11 @@ def select(device: str, dtype: torch.dtype) -> Backend:
     Raises:
         BackendUnavailable: none can, or the one asked for by name cannot.
     """
-    backend, reason = _search(AUTO_ORDER if _forced in ("auto", "reference") else (_forced,), device, dtype)
+    if _forced not in ("auto", "reference"):
+        backend, _ = find(device, dtype)
+        assert backend is not None, "only 'reference' has none"
+        return backend
+    backend, reason = _search(AUTO_ORDER, device, dtype)
     if backend is None:
         raise BackendUnavailable(f"no backend can take {dtype} on {device}: {reason}")
     return backend

@@ -15,6 +15,8 @@ class Backend(Protocol):
     """A set of kernels. The operators' meaning, arguments and results are those of :mod:`se_fused.ops`."""
 
     name: str
+    auto_devices: tuple[str, ...]
+    """Device types on which ``auto`` may take it; elsewhere it must be asked for by name."""
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         """None if a tensor of this device type and dtype can be taken, else the reason why not, in a few words."""
@@ -36,6 +38,7 @@ class Planned:
 
     moments = affine = moments_backward = affine_backward = None
     tail_forward = tail_inference = tail_backward = None
+    auto_devices = ("cuda",)
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason

@@ -1,0 +1,88 @@
+"""The Triton backend: the same streams on any GPU that Triton compiles for, and in its interpreter without one.
+
+Nothing here imports Triton before a call needs it. With ``TRITON_INTERPRET=1`` in the environment when that happens,
+kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests alone, so ``auto`` never chooses it.
+"""
+
+import os
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+__all__ = ["TritonBackend"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MINIMUM = (8, 0)  # bfloat16 and 16-byte asynchronous copies; Triton itself supports nothing older
+
+
+@lru_cache(maxsize=64)
+def _gpu_reason(index: int) -> str | None:
+    """None if this GPU can be used, else why not."""
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < _MINIMUM:
+        have = ".".join(map(str, torch.cuda.get_device_capability(index)))
+        return f"it needs compute capability 8.0 or later; {torch.cuda.get_device_name(index)} has {have}"
+    return None
+
+
+class TritonBackend:
+    """Streams, gate and the whole op in Triton: float32, bfloat16, float16."""
+
+    name = "triton"
+    auto_devices = ("cuda",)
+
+    def __init__(self) -> None:
+        self._modules: tuple[ModuleType, ...] = ()
+        self._error: str | None = None if find_spec("triton") else "Triton is not installed: pip install triton"
+        self._interprets = False
+
+    def load(self) -> str | None:
+        """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
+        if not self._modules and self._error is None:
+            try:
+                self._interprets = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+                self._modules = tuple(import_module(f".{name}", __name__) for name in ("streams", "tail", "conv"))
+            except Exception as error:  # a driver too old, a half-installed package: Triton raises all sorts
+                self._error = f"Triton does not load: {type(error).__name__}: {error}"
+        return self._error
+
+    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        if dtype not in _DTYPES:
+            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        if device == "cuda":
+            return self.load() or _gpu_reason(torch.cuda.current_device())
+        if device != "cpu":
+            return f"it takes tensors on a GPU, not on {device}"
+        if self._error is not None:
+            return self._error
+        interprets = self._interprets if self._modules else os.environ.get("TRITON_INTERPRET") == "1"
+        if not interprets:
+            return "it takes tensors on a GPU, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1, for tests)"
+        return self.load()
+
+    def describe(self) -> dict[str, Any]:
+        from importlib import metadata
+
+        if self._error is not None:
+            return {"built": False, "reason": self._error}
+        return {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}
+
+    def __getattr__(self, name: str) -> Any:
+        # The streams, the whole op and the convolution: looked up when first used, and then found as plain attributes.
+        if name.startswith("_") or name not in _OPERATIONS:
+            raise AttributeError(name)
+        reason = self.load()
+        if reason is not None:
+            raise RuntimeError(reason)
+        function = next(getattr(module, name) for module in self._modules if name in module.__all__)
+        setattr(self, name, function)
+        return function
+
+
+_OPERATIONS = frozenset(
+    ("moments", "affine", "moments_backward", "affine_backward", "tail_forward", "tail_inference", "tail_backward",
+     "conv_tail")
+)  # fmt: skip

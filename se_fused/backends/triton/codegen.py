@@ -1,0 +1,165 @@
+"""What the compiler makes of a launch, for any GPU and without one: registers, spills, shared memory, access widths.
+
+``python -m se_fused.backends.triton.codegen`` prints it for the tails of ResNet-50's stages. The launches are those that
+the backend itself would do: it is called with tensors on the ``meta`` device and nothing is launched.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tail
+from .launch import Launch, recording
+
+__all__ = ["ARCHITECTURES", "Code", "compiled", "launches_of_tail"]
+
+ARCHITECTURES = (80, 90, 100)
+_POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int32: "*i32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel, compiled for one architecture."""
+
+    registers: int  # per thread
+    spill_bytes: int  # local memory and stack per thread
+    shared_bytes: int  # per program
+    loads: Counter[int]  # instructions that load from global memory, by bits per thread
+    stores: Counter[int]
+    asm: dict[str, str]  # "ttir", "ptx", "sass" ...
+
+    def wide(self, kind: str) -> bool:
+        """Whether there are 128-bit accesses of that kind, "loads" or "stores"."""
+        return getattr(self, kind)[128] > 0
+
+
+def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+    """(types, constants, attributes) of the arguments, specialised as Triton's launcher does it."""
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    fixed = {p.name for p in launch.kernel.params if p.do_not_specialize}
+    for index, name in enumerate(launch.kernel.arg_names):
+        value = launch.arguments[name]
+        divisible = False
+        if isinstance(value, Tensor):
+            types[name], divisible = _POINTERS[value.dtype], True  # PyTorch's allocator aligns to 512 bytes
+        elif value is None or name.isupper() or (value == 1 and not isinstance(value, float) and name not in fixed):
+            types[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            types[name] = "fp32"
+        else:
+            types[name], divisible = "i32", value % 16 == 0 and name not in fixed
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _widths(sass: str, instruction: str) -> Counter[int]:
+    """Bits per thread of each such instruction; LDGSTS is a load that goes on into shared memory."""
+    found: Counter[int] = Counter()
+    for suffixes in re.findall(rf"\b(?:{instruction})\.E([.\w]*)", sass):
+        width = re.search(r"\.(128|64|U?8|[US]?16)\b", suffixes)
+        found[int(width.group(1).lstrip("US")) if width else 32] += 1
+    return found
+
+
+def compiled(launch: Launch, capability: int) -> Code:
+    """Compile what a launch would run, for compute capability ``capability`` (90 for 9.0).
+
+    Raises:
+        RuntimeError: Triton's interpreter is on in this process; it replaces what would be compiled.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not hasattr(launch.kernel, "arg_names") or type(launch.kernel).__name__ == "InterpretedFunction":
+        raise RuntimeError("kernels are interpreted in this process (TRITON_INTERPRET): compile them in another")
+    types, constants, attributes = _signature(launch)
+    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+
+        def dump(option: str) -> str:
+            return subprocess.run([_tool("cuobjdump"), option, cubin], check=True, capture_output=True, text=True).stdout
+
+        sass, usage = dump("-sass"), dump("-res-usage")
+    numbers = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    return Code(
+        numbers["REG"], numbers["STACK"] + numbers["LOCAL"], max(numbers["SHARED"], kernel.metadata.shared),
+        _widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), {**kernel.asm, "sass": sass},
+    )  # fmt: skip
+
+
+def launches_of_tail(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
+    out_act: int = 1, weight_dtype: torch.dtype | None = None, batch_norm: bool = True,
+) -> list[Launch]:  # fmt: skip
+    """What a tail of that shape would launch, forward and (in training) backward.
+
+    Args:
+        shape: (N, C, *spatial).
+        hidden: R; None without a gate.
+    """
+
+    def meta(*size: int, of: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=of, device="meta")
+
+    n, c = shape[:2]
+    x = meta(*shape, of=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    w = weight_dtype or dtype
+    fc: list[Tensor | None] = [None] * 4
+    if hidden is not None:
+        fc = [meta(hidden, c, of=w), meta(hidden, of=w), meta(c, hidden, of=w), meta(c, of=w)]
+    affine = [meta(c), meta(c)] if batch_norm else [None, None]
+    running = [meta(c), meta(c)] if batch_norm and not training else [None, None]
+    with recording(dry=True) as launches:
+        if not training:
+            tail.tail_inference(x, x, *running, *affine, *fc, None, 1e-5, 1, 0, out_act, torch.empty_like(x))
+            return launches
+        y, *saved = tail.tail_forward(x, x, *running, *affine, *fc, None, batch_norm, 1e-5, 1, 0, out_act, True)
+        tail.tail_backward(
+            y, x, x, *saved, *affine, fc[0], fc[2], None, batch_norm, 1e-5, 1, 0, out_act, True
+        )  # fmt: skip
+    return launches
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
+    for channels_last in (True, False):
+        for c, size in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
+            for training in (True, False):
+                shape = (128, c, size, size)
+                for launch in launches_of_tail(shape, torch.bfloat16, channels_last, training, max(c // 16, 8)):
+                    code = compiled(launch, 90)
+                    yield (
+                        "channels_last" if channels_last else "contiguous", f"{c}x{size}x{size}", launch.name,
+                        str(launch.grid[0]), str(code.registers), str(code.spill_bytes), str(code.shared_bytes),
+                        str(dict(code.loads)), str(dict(code.stores)),
+                    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    print("layout map kernel programs registers spills shared loads stores (bfloat16, N = 128, sm_90)")
+    for row in _rows():
+        print(*row)

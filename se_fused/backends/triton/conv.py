@@ -1,0 +1,141 @@
+"""A 1x1 convolution that ends in squeeze-excite, as one matrix product (inference, channels_last).
+
+Averaging commutes with a 1x1 convolution, so the squeeze of u = W3 h + b3 comes from the mean of h, which has fewer
+channels, and with FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product starts:
+
+    s = gate(W2 act((W1 W3) mean(h) + (W1 b3 + b1)) + b2),   y = out_act(s * (W3 h + b3) + residual)
+
+Three launches: means of h, gate, product. Beside the convolution's own traffic that is one read of h: a quarter of a
+pass over u in ResNet's bottlenecks, where the tail after the convolution moves three to five.
+"""
+
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import cdiv, device_of, product_config
+from .launch import contiguous, launch
+from .numerics import silu
+from .streams import map_of
+from .tail import coefficients, parameters_of, tail_inference
+from .tuning import fastest
+
+__all__ = ["conv_tail"]
+
+
+@triton.jit
+def conv_kernel(
+    h, weight, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr, ALIGN_C: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
+
+    A tile's rows are positions of one sample, so that scale and shift are vectors. Tiles of the same positions follow
+    each other: they read the same h, and the whole weight (2 MB at most in ResNet-50) stays in L2.
+
+    WIDEN: multiply in float32, for the interpreter, whose product of bfloat16 is wrong.
+    """
+    k_count = inner_k * ALIGN_K
+    channels = inner_c * ALIGN_C
+    c_tiles = tl.cdiv(channels, BLOCK_N)
+    m_tiles = tl.cdiv(positions, BLOCK_M)
+    tile = tl.program_id(0)
+    rest = tile // c_tiles
+    sample = rest // m_tiles
+    position = (rest % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = (tile % c_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_p = position < positions
+    in_c = channel < channels
+    row = sample.to(tl.int64) * positions + position
+    lane = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, k_count, BLOCK_K):
+        in_k = k + lane < k_count
+        left = tl.load(h + row[:, None] * k_count + (k + lane)[None, :], mask=in_p[:, None] & in_k[None, :], other=0)
+        right = tl.load(
+            weight + channel[:, None] * k_count + (k + lane)[None, :], mask=in_c[:, None] & in_k[None, :], other=0
+        )
+        if WIDEN:
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
+    vector = sample * channels + channel
+    a = tl.load(scale + vector, mask=in_c, other=0)
+    b = tl.load(shift + vector, mask=in_c, other=0)
+    exists = in_p[:, None] & in_c[None, :]
+    offsets = row[:, None] * channels + channel[None, :]
+    t = total * a[None, :] + b[None, :]
+    if residual is not None:
+        t += tl.load(residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
+    if OUT_ACT == 1:
+        t = tl.where(t <= 0, 0.0, t)
+    if OUT_ACT == 2:
+        t = silu(t)
+    tl.store(y + offsets, t.to(y.dtype.element_ty), mask=exists)
+
+
+def _conv_precision() -> str:
+    """"tf32" or "ieee": what PyTorch's float32 convolutions may do, with its settings' order of inheritance."""
+    for level in (torch.backends.cudnn.conv, torch.backends.cudnn, torch.backends):
+        if level.fp32_precision != "none":
+            return "tf32" if level.fp32_precision == "tf32" else "ieee"
+    return "ieee"
+
+
+def _product(
+    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
+    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
+) -> Tensor:  # fmt: skip
+    """Three launches: means of h, gate, product."""
+    m = map_of(h)
+    c, k = conv_weight.shape[:2]
+    parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
+    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, contiguous(conv_bias))
+    y = torch.empty(
+        (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
+        memory_format=torch.channels_last if h.dim() == 4 else torch.channels_last_3d,
+    )  # fmt: skip
+    exact = h.dtype == torch.float32 and (_conv_precision() == "ieee" or not device_of(h.device).is_nvidia)
+    config = product_config(m.s, c, k, h.element_size(), exact)
+    align_k, align_c = gcd(k, 16), gcd(c, 16)
+    launch(
+        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h,
+        weight=conv_weight.reshape(c, k).contiguous(), residual=residual, scale=found.scale, shift=found.shift, y=y,
+        inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
+        PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
+    )  # fmt: skip
+    return y
+
+
+def conv_tail(
+    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None,
+    fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor, residual: Tensor | None,
+    act: int, gate: int, out_act: int,
+) -> Tensor:  # fmt: skip
+    """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in se_fused/ops/conv.py.
+
+    The product, or cuDNN's convolution and the fused tail: whichever was faster when this shape was first seen.
+    """
+
+    def product() -> Tensor:
+        return _product(
+            h, conv_weight, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, act, gate, out_act
+        )
+
+    def separate() -> Tensor:
+        u = (F.conv2d if h.dim() == 4 else F.conv3d)(h, conv_weight, conv_bias)
+        none = (None, None, None, None)
+        tail_inference(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
+        return u
+
+    ways = {"product": product, "convolution and tail": separate}
+    key = (
+        f"conv_tail {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} r={fc2_weight.shape[1]} "
+        f"residual={residual is not None} torch={torch.__version__}"
+    )
+    return ways[fastest(key, ways, h.device)]()

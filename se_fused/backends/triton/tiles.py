@@ -1,0 +1,146 @@
+"""How kernels see a map, and how programs of one launch wait for each other.
+
+A dense map (N, C, *spatial) is ``rows`` of ``length`` contiguous elements: (n, c) with its S positions in contiguous
+order, (n, s) with its C channels in channels_last. A tile is [rows, columns]; coefficients and sums belong to (n, c), so
+they lie along the tile's rows in the one order and along its columns in the other. What is *kept* apart by a sum is one
+axis, *positions* the other:
+
+    contiguous:     kept = n * C + c of 1 sample, or c of N;  tile [kept, positions]
+    channels_last:  kept = c of N samples;                    tile [positions, kept]
+
+Whatever the order, the coefficient of a kept index lies at sample * kept_count + kept.
+
+``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two: the product tells the compiler that
+rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether an
+argument is a multiple of 16, and 14 x 14 is none). Offsets of rows are 64-bit.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def along_kept(vector, CHANNELS_LAST: tl.constexpr):
+    """A vector over the kept axis, to be broadcast over a tile."""
+    if CHANNELS_LAST:
+        return vector[None, :]
+    else:
+        return vector[:, None]
+
+
+@triton.jit
+def along_positions(vector, CHANNELS_LAST: tl.constexpr):
+    """A vector over the positions, to be broadcast over a tile."""
+    if CHANNELS_LAST:
+        return vector[:, None]
+    else:
+        return vector[None, :]
+
+
+@triton.jit
+def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
+    """Tile -> vector over the kept axis."""
+    if CHANNELS_LAST:
+        return tl.sum(tile, axis=0)
+    else:
+        return tl.sum(tile, axis=1)
+
+
+@triton.jit
+def sizes(inner, outer, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """(kept_count, position_count) from the contiguous axis' and the other one's length."""
+    if CHANNELS_LAST:
+        return inner * ALIGN, outer
+    else:
+        return outer, inner * ALIGN
+
+
+@triton.jit
+def tile_place(tile, kept_count, splits, BLOCK_KEPT: tl.constexpr):
+    """(sample, first kept index, split) of a stream's tile: neighbours in memory are neighbours in time."""
+    kept_blocks = tl.cdiv(kept_count, BLOCK_KEPT)
+    rest = tile // kept_blocks
+    return rest // splits, (tile % kept_blocks) * BLOCK_KEPT, rest % splits
+
+
+@triton.jit
+def element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST: tl.constexpr):
+    """Offsets of a tile's elements."""
+    if CHANNELS_LAST:
+        rows = sample.to(tl.int64) * position_count + position
+        return rows[:, None] * kept_count + kept[None, :]
+    else:
+        rows = sample.to(tl.int64) * kept_count + kept
+        return rows[:, None] * position_count + position[None, :]
+
+
+# ---- the mask: one bit per element, each row padded to whole bytes, lowest bit first (se_fused/ops/layout.py)
+@triton.jit
+def mask_offsets(
+    sample, first_kept, first_position, kept_count, position_count, CHANNELS_LAST: tl.constexpr,
+    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """(offsets of a tile's mask bytes [rows, columns / 8], which of them exist)."""
+    if CHANNELS_LAST:
+        position = first_position + tl.arange(0, BLOCK_POSITIONS)
+        row = sample.to(tl.int64) * position_count + position
+        byte = first_kept // 8 + tl.arange(0, BLOCK_KEPT // 8)
+        width = (kept_count + 7) // 8
+        return row[:, None] * width + byte[None, :], (position < position_count)[:, None] & (byte < width)[None, :]
+    else:
+        kept = first_kept + tl.arange(0, BLOCK_KEPT)
+        row = sample.to(tl.int64) * kept_count + kept
+        byte = first_position // 8 + tl.arange(0, BLOCK_POSITIONS // 8)
+        width = (position_count + 7) // 8
+        return row[:, None] * width + byte[None, :], (kept < kept_count)[:, None] & (byte < width)[None, :]
+
+
+@triton.jit
+def pack_bits(bits):
+    """[rows, columns] of 0 and 1 -> bytes [rows, columns / 8]. A thread that holds 8 neighbours sums registers."""
+    rows: tl.constexpr = bits.shape[0]
+    columns: tl.constexpr = bits.shape[1]
+    eights = tl.reshape(bits.to(tl.int32), (rows, columns // 8, 8))
+    return tl.sum(eights << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
+
+
+@triton.jit
+def unpack_bits(packed):
+    """Bytes [rows, columns / 8] -> [rows, columns] of booleans."""
+    rows: tl.constexpr = packed.shape[0]
+    columns: tl.constexpr = packed.shape[1] * 8
+    bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(bits, (rows, columns)) != 0
+
+
+# ---- one launch, several phases
+# Programs take tickets, in order. A tile that depends on others comes after them, so whoever waits waits for programs
+# that run already: no deadlock, however few programs the device holds at once. (In the interpreter, where programs run
+# one after another, the first one takes every ticket and never waits.) What is waited for is a count of finished tiles.
+@triton.jit
+def take(counters):
+    """The next tile of this launch. counters: int32, zero at first."""
+    return tl.atomic_add(counters, 1, sem="relaxed")
+
+
+@triton.jit
+def done(counter):
+    """Say that a tile's results are written: all threads' stores first, then the count."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release")
+
+
+@triton.jit
+def wait(counter, count):
+    """Wait until ``count`` tiles are done; what they wrote can then be read."""
+    seen = tl.atomic_add(counter, 0, sem="acquire")
+    while seen < count:
+        seen = tl.atomic_add(counter, 0, sem="acquire")
+    tl.debug_barrier()
+
+
+@triton.jit
+def clear(counters, COUNTERS: tl.constexpr):
+    """Zero the counters of the next launch: by one program of the launch before it, instead of a launch of its own."""
+    if tl.program_id(0) == 0:
+        tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
