@@ -25,26 +25,26 @@ def check_tensor(t: Any, name: str) -> None:
         )
 
 
-def check_x(x: Any) -> None:
-    """TypeError or ValueError unless x is a floating-point tensor (N, C, *spatial) with one to three spatial sizes."""
-    check_tensor(x, "x")
+def check_x(x: Any, name: str = "x") -> None:
+    """TypeError or ValueError unless x, called ``name``, is a floating-point tensor (N, C, *spatial) with one to three spatial sizes."""
+    check_tensor(x, name)
     if not 3 <= x.dim() <= 5:
         raise ValueError(
-            f"x must be (N, C, *spatial) with 3, 4 or 5 dimensions, got shape {tuple(x.shape)}"
-            + (": a single image needs a batch dimension, x.unsqueeze(0)" if x.dim() == 2 else "")
+            f"{name} must be (N, C, *spatial) with 3, 4 or 5 dimensions, got shape {tuple(x.shape)}"
+            + (f": a single image needs a batch dimension, {name}.unsqueeze(0)" if x.dim() == 2 else "")
         )
 
 
-def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
-    """Check a parameter that may be None: its device is x's, its shape ``shape`` or that with trailing ones."""
+def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: Tensor, of: str = "x") -> None:
+    """Check a parameter that may be None: its device is that of x, which is called ``of``, its shape ``shape`` or that with trailing ones."""
     if t is None:
         return
     check_tensor(t, name)
     if t.device != x.device:
-        raise ValueError(f"{name} is on {t.device}, x on {x.device}: move one, for example {name}.to(x.device)")
+        raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
     dims = len(shape)
     if t.shape != shape and (t.shape[:dims] != shape or any(size != 1 for size in t.shape[dims:])):
-        raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for x of shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for {of} of shape {tuple(x.shape)}")
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:

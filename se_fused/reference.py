@@ -1,4 +1,4 @@
-"""The three functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures.
+"""The functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures.
 
 This module is three things at once: the fallback where no kernel can run (float64, exotic devices, second
 derivatives), the oracle of the tests (in float64 it is the truth), and the baseline of the benchmarks, because it is
@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "GATES", "OUT_ACTIVATIONS", "batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
+__all__ = [
+    "ACTIVATIONS",
+    "GATES",
+    "OUT_ACTIVATIONS",
+    "batch_norm_act",
+    "batch_norm_squeeze_excite",
+    "conv1x1",
+    "conv1x1_squeeze_excite",
+    "squeeze_excite",
+]
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -127,3 +136,30 @@ def batch_norm_act(
     """Plain PyTorch of :func:`se_fused.functional.batch_norm_act`; the arguments are explained there."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     return _close(u, residual, out_act, drop_path_scale)
+
+
+def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution of (N, K, *spatial) with weight (C, K) or (C, K, 1, ...): (N, C, *spatial), in h's order."""
+    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[h.dim()]
+    return conv(h, weight.reshape(weight.shape[:2] + (1,) * (h.dim() - 2)), bias)
+
+
+def conv1x1_squeeze_excite(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    folded: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.conv1x1_squeeze_excite`, which explains the arguments; ``folded`` is a
+    shortcut that nothing here takes."""
+    u = conv1x1(h, conv_weight, conv_bias)
+    return squeeze_excite(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act=act, gate=gate, out_act=out_act)

@@ -1,9 +1,18 @@
 """Every test runs with poisoned allocations: torch.empty hands out NaN (and all ones in integers and masks)."""
 
+import os
+
 import pytest
 import torch
+from interpreter_support import round_bfloat16
 
 from se_fused import backends
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its own functions are interpreted too
+    if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is None:
+        round_bfloat16()
+os.environ.pop("SE_FUSED_AUTOTUNE", None)
 
 
 def pytest_collection_modifyitems(items):

@@ -101,7 +101,7 @@ def test_falling_back_says_so_once(monkeypatch):
     """No kernel for a call that could have one: a warning with the reason, not silence."""
     cpu = backends.BACKENDS["cpu"]
     monkeypatch.setattr(cpu, "load_error", "the C++ library is not built: for this test")
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr(functional.tail, "_warned", set())
     x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
     with pytest.warns(UserWarning, match="runs plain PyTorch.*not built: for this test"):
         functional.squeeze_excite(x, w1, None, w2, None)

@@ -30,6 +30,7 @@ class CpuBackend:
 
     name = "cpu"
     auto_devices = ("cpu",)
+    conv_tail = None
 
     def __init__(self) -> None:
         self.load_error = _load()

@@ -31,13 +31,14 @@ class Backend(Protocol):
     tail_forward: Any
     tail_inference: Any  # without saving, into its last argument y, which may be x
     tail_backward: Any
+    conv_tail: Any  # of h in channels_last, in inference
 
 
 class Planned:
     """A backend whose name is part of the contract and whose kernels this version does not have."""
 
     moments = affine = moments_backward = affine_backward = None
-    tail_forward = tail_inference = tail_backward = None
+    tail_forward = tail_inference = tail_backward = conv_tail = None
     auto_devices = ("cuda",)
 
     def __init__(self, name: str, reason: str) -> None:

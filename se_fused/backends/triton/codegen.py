@@ -80,8 +80,12 @@ def _widths(sass: str, instruction: str) -> Counter[int]:
     return found
 
 
-def compiled(launch: Launch, capability: int) -> Code:
-    """Compile what a launch would run, for compute capability ``capability`` (90 for 9.0).
+def compiled(launch: Launch, architecture: int | str) -> Code:
+    """Compile what a launch would run.
+
+    Args:
+        launch: from :func:`recording <se_fused.backends.triton.launch.recording>`.
+        architecture: NVIDIA's compute capability (90 for 9.0), or AMD's name of one ("gfx942").
 
     Raises:
         RuntimeError: Triton's interpreter is on in this process; it replaces what would be compiled.
@@ -90,11 +94,19 @@ def compiled(launch: Launch, capability: int) -> Code:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    if not hasattr(launch.kernel, "arg_names") or type(launch.kernel).__name__ == "InterpretedFunction":
+    if type(launch.kernel).__name__ == "InterpretedFunction":
         raise RuntimeError("kernels are interpreted in this process (TRITON_INTERPRET): compile them in another")
     types, constants, attributes = _signature(launch)
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    if isinstance(architecture, str):
+        target = GPUTarget("hip", architecture, 64)
+    else:
+        target = GPUTarget("cuda", architecture, 32)
+    kernel = triton.compile(source, target=target, options=launch.options)
+    return _amd(kernel) if isinstance(architecture, str) else _nvidia(kernel)
+
+
+def _nvidia(kernel: Any) -> Code:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
@@ -108,6 +120,22 @@ def compiled(launch: Launch, capability: int) -> Code:
         numbers["REG"], numbers["STACK"] + numbers["LOCAL"], max(numbers["SHARED"], kernel.metadata.shared),
         _widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), {**kernel.asm, "sass": sass},
     )  # fmt: skip
+
+
+def _amd(kernel: Any) -> Code:
+    """The assembler's text has it all. Widths are in its mnemonics' suffixes: global_load_dwordx4, _ushort, _ubyte."""
+    text = kernel.asm["amdgcn"]
+    bits = {"dwordx4": 128, "dwordx2": 64, "dword": 32, "short": 16, "ushort": 16, "byte": 8, "ubyte": 8}
+
+    def widths(kind: str) -> Counter[int]:
+        names = re.findall(rf"\b(?:global|buffer)_{kind}_(\w+)", text)
+        return Counter(bits[n.removesuffix("_d16").removesuffix("_hi")] for n in names if n.split("_")[0] in bits)
+
+    def number(name: str) -> int:
+        return max(int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text))
+
+    spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
+    return Code(number("vgpr_count"), spilled, kernel.metadata.shared, widths("load"), widths("store"), dict(kernel.asm))
 
 
 def launches_of_tail(

@@ -12,13 +12,15 @@ The rules are reasoned, not measured yet (benchmarks/results/UNMEASURED.md). The
 """
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 
 import torch
 
-__all__ = ["Device", "Gate", "Grouping", "Map", "Product", "Stream", "cdiv", "device_of", "gate_config", "grouping", "neighbours", "power_of_two", "product_config", "stream_config"]
+__all__ = ["Device", "Gate", "Grouping", "Map", "Product", "Stream", "cdiv", "device_of", "gate_config", "grouping", "neighbours", "power_of_two", "product_config", "standing_in", "stream_config"]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -41,16 +43,30 @@ class Device:
 
 
 H200 = Device(multiprocessors=132, l2_bytes=60 * 2**20)
-"""Stands in where there is no device to ask: in the interpreter, and where kernels are compiled for another machine."""
+_stand_in = H200
+
+
+@contextmanager
+def standing_in(device: Device) -> Iterator[None]:
+    """What the rules take for the device of tensors that are on none: in the interpreter, and on ``meta``, where kernels
+    are compiled for another machine. An H200 unless this says otherwise."""
+    global _stand_in
+    before, _stand_in = _stand_in, device
+    try:
+        yield
+    finally:
+        _stand_in = before
 
 
 @lru_cache(maxsize=64)
+def _gpu(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    return Device(properties.multi_processor_count, properties.L2_cache_size, torch.version.hip is None)
+
+
 def device_of(device: torch.device) -> Device:
     """The device of a tensor."""
-    if device.type != "cuda":
-        return H200
-    properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.L2_cache_size, torch.version.hip is None)
+    return _gpu(device.index or 0) if device.type == "cuda" else _stand_in
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ pass over u in ResNet's bottlenecks, where the tail after the convolution moves 
 from math import gcd
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reference import conv1x1
 from .configs import cdiv, device_of, product_config
 from .launch import contiguous, launch
 from .numerics import silu
@@ -87,7 +87,7 @@ def _conv_precision() -> str:
     return "ieee"
 
 
-def _product(
+def product(
     h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
     fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
 ) -> Tensor:  # fmt: skip
@@ -122,18 +122,18 @@ def conv_tail(
     The product, or cuDNN's convolution and the fused tail: whichever was faster when this shape was first seen.
     """
 
-    def product() -> Tensor:
-        return _product(
+    def as_product() -> Tensor:
+        return product(
             h, conv_weight, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, act, gate, out_act
         )
 
     def separate() -> Tensor:
-        u = (F.conv2d if h.dim() == 4 else F.conv3d)(h, conv_weight, conv_bias)
+        u = conv1x1(h, conv_weight, conv_bias)
         none = (None, None, None, None)
         tail_inference(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
         return u
 
-    ways = {"product": product, "convolution and tail": separate}
+    ways = {"product": as_product, "convolution and tail": separate}
     key = (
         f"conv_tail {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} r={fc2_weight.shape[1]} "
         f"residual={residual is not None} torch={torch.__version__}"

@@ -25,11 +25,15 @@ def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, posit
     ``stride`` is N * C. m2 is zero if m2_parts is None.
     """
     first = tl.load(mean_parts + at, mask=exists, other=0)
-    mean = first
     m2 = tl.zeros_like(first)
-    for k in range(1, splits):
-        count = tl.minimum(span, position_count - k * span).to(tl.float32)
-        mean += (tl.load(mean_parts + k * stride + at, mask=exists, other=0) - first) * (count / position_count)
+    # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+    shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
+    mean = first
+    if splits > 1:
+        mean = shift
+        for k in range(0, splits):
+            share = tl.minimum(span, position_count - k * span).to(tl.float32) / position_count
+            mean += (tl.load(mean_parts + k * stride + at, mask=exists, other=0) - shift) * share
     if m2_parts is not None:
         for k in range(0, splits):
             count = tl.minimum(span, position_count - k * span).to(tl.float32)
@@ -131,11 +135,11 @@ def hidden_tile(
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
         exists = in_n[:, None] & in_c[None, :]
         m = tl.load(mean_parts + at, mask=exists, other=0, cache_modifier=".cg")
-        first = m
-        for k in range(1, splits):
-            share = tl.minimum(span, position_count - k * span).to(tl.float32) / position_count
-            part = tl.load(mean_parts + k * stride + at, mask=exists, other=0, cache_modifier=".cg")
-            m += (part - first) * share
+        if splits > 1:
+            m *= tl.minimum(span, position_count).to(tl.float32) / position_count
+            for k in range(1, splits):
+                share = tl.minimum(span, position_count - k * span).to(tl.float32) / position_count
+                m += share * tl.load(mean_parts + k * stride + at, mask=exists, other=0, cache_modifier=".cg")
         if norm_mean is not None:
             mu, rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)

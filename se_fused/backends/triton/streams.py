@@ -137,9 +137,12 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     m = map_of(x)
     parts, squares, config = launch_moments(x, m, True, None)
     assert squares is not None
+    if len(parts) == 1:
+        return parts[0], squares[0]
     counts = [min(config.span, m.s - k * config.span) for k in range(len(parts))]
     count = torch.tensor(counts, dtype=torch.float32, device=x.device)[:, None, None]
-    mean = parts[0] + ((parts - parts[0]) * (count / m.s)).sum(0)
+    shift = torch.where(parts[0].isfinite(), parts[0], 0)
+    mean = shift + ((parts - shift) * (count / m.s)).sum(0)
     return mean, squares.sum(0) + (count * (parts - mean).square()).sum(0)
 
 

@@ -1,8 +1,4 @@
-"""The three functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them.
-
-They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
-running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
-"""
+"""The block's tail, from its parameters as tensors: three functions, and the checks and choices that they share."""
 
 import warnings
 from typing import Any
@@ -11,28 +7,28 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _arguments as check
-from . import reference
-from .backends import Backend, find, forced
-from .ops.layout import dense, dense_like, positions
-from .ops.tail import tail
+from .. import _arguments as check
+from .. import reference
+from ..backends import Backend, find, forced
+from ..ops.layout import dense, dense_like, positions
+from ..ops.tail import tail
 
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 
 _warned: set[tuple[str, torch.dtype]] = set()
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether tensors may be wrapped by torch.func (grad, vmap, jvp ...) or carry forward-mode tangents."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _backend_for(x: Tensor) -> Backend | None:
+def backend_for(x: Tensor) -> Backend | None:
     """Whose kernels take this call; None: plain PyTorch, which says so once where that is not what was asked for."""
     backend, reason = find(x.device.type, x.dtype)
-    if backend is not None and _is_transformed():
+    if backend is not None and is_transformed():
         backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
         # An empty map has nothing to stream, and its means (0/0) are PyTorch's business.
@@ -49,11 +45,14 @@ def _backend_for(x: Tensor) -> Backend | None:
     return None
 
 
-def _check_residual(residual: Any, x: Tensor) -> None:
+def check_residual(residual: Any, x: Tensor, shape: torch.Size | None = None) -> None:
+    """A residual may be None; else it is a tensor of the result's shape, which is x's unless ``shape`` is given."""
     if residual is None:
         return
     check.check_tensor(residual, "residual")
-    if residual.shape != x.shape:
+    if shape is not None and residual.shape != shape:
+        raise ValueError(f"residual must have the result's shape {tuple(shape)}, got {tuple(residual.shape)}")
+    if shape is None and residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, x on {x.device}: move one, residual.to(x.device)")
@@ -65,8 +64,8 @@ def _check_drop_path(drop_path_scale: Any, x: Tensor) -> None:
         raise ValueError("drop_path_scale must not require a gradient: use drop_path_scale.detach()")
 
 
-def _check_gate(x: Tensor, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, gate: Any) -> None:
-    c = x.shape[1]
+def check_gate(x: Tensor, c: int, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, gate: Any) -> None:
+    """The gate's parameters for C channels on x's device, and its names."""
     for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
         check.check_tensor(weight, name)
         if weight.dim() < 2:
@@ -193,13 +192,13 @@ def squeeze_excite(
         BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
     """
     check.check_x(x)
-    _check_residual(residual, x)
-    _check_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    check_residual(residual, x)
+    check_gate(x, x.shape[1], fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    backend = _backend_for(x)
+    backend = backend_for(x)
     if backend is None:
         return reference.squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
@@ -261,15 +260,15 @@ def batch_norm_squeeze_excite(
     Returns, Raises: as :func:`squeeze_excite`.
     """
     check.check_x(x)
-    _check_residual(residual, x)
+    check_residual(residual, x)
     _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
-    _check_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    check_gate(x, x.shape[1], fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     bn = (running_mean, running_var, bn_weight, bn_bias)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    backend = _backend_for(x)
+    backend = backend_for(x)
     if backend is None:
         return reference.batch_norm_squeeze_excite(
             x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
@@ -309,13 +308,13 @@ def batch_norm_act(
     of :func:`batch_norm_squeeze_excite`.
     """
     check.check_x(x)
-    _check_residual(residual, x)
+    check_residual(residual, x)
     _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
     bn = (running_mean, running_var, bn_weight, bn_bias)
-    backend = None if _is_the_compilers(training) else _backend_for(x)
+    backend = None if _is_the_compilers(training) else backend_for(x)
     if backend is None:
         return reference.batch_norm_act(
             x, *bn, residual, training=training, momentum=momentum, eps=eps, out_act=out_act,

@@ -1,0 +1,79 @@
+"""The operator of squeeze-excite behind a 1x1 convolution: ``se_fused::conv_tail``, for inference.
+
+    y = out_act(s * (W3 h + b3) + residual),   s = gate(W2 act(Wf mean(h) + bf) + b2)
+
+with Wf = W1 W3 and bf = W1 b3 + b1, which the caller has folded (``se_fused.functional.fold_squeeze``). A backend that
+has ``conv_tail`` may compute it so; with any other, and in the contiguous order, the convolution runs first and the
+tail of :mod:`.tail` after it, on the convolution's output and in its place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..reference import conv1x1
+from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from .layout import dense_like, is_channels_last
+from .tail import tail
+
+__all__ = ["conv_tail"]
+
+_library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
+_library.define(
+    "conv_tail(Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight,"
+    " Tensor? fc2_bias, Tensor folded_weight, Tensor folded_bias, Tensor? residual, str act, str gate, str out_act)"
+    " -> Tensor"
+)
+
+
+def _run(
+    backend: backends.Backend, h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor,
+    fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
+    residual: Tensor | None, act: str, gate: str, out_act: str,
+) -> Tensor:  # fmt: skip
+    # one channel or one position: both orders are the same memory, and only the library knows which it will return
+    rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
+    if backend.conv_tail is not None and rows_of_channels:
+        if residual is not None:
+            residual = _like_result(residual)
+        codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
+        y: Tensor = backend.conv_tail(
+            h, conv_weight, conv_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias, residual,
+            *codes,
+        )  # fmt: skip
+        return y
+    u = conv1x1(h, conv_weight, conv_bias)
+    if residual is not None:
+        residual = dense_like(residual, u)
+    none = (None, None, None, None)
+    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return tail(backend, True, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)[0]
+
+
+def _like_result(residual: Tensor) -> Tensor:
+    """The residual in channels_last: itself where it is."""
+    order = torch.channels_last if residual.dim() == 4 else torch.channels_last_3d
+    return residual.contiguous(memory_format=order)
+
+
+def _conv_tail(h: Tensor, *args: Any) -> Tensor:
+    return _run(backends.select(h.device.type, h.dtype), h, *args)
+
+
+_library.impl("conv_tail", _conv_tail, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("se_fused::conv_tail", lib=_library)
+def _conv_tail_fake(h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *_: Any) -> Tensor:
+    return conv1x1(h, conv_weight, conv_bias)
+
+
+def conv_tail(backend: backends.Backend, *args: Any) -> Tensor:
+    """The operator: through the dispatcher in a graph, else straight to ``backend``. Not differentiable."""
+    if torch.compiler.is_compiling():
+        y: Tensor = torch.ops.se_fused.conv_tail(*args)
+        return y
+    with torch.no_grad():
+        return _run(backend, *args)

@@ -1,0 +1,122 @@
+"""Each streaming kernel of a backend against its definition in se_fused.ops: what test_kernels.py and test_triton.py run."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_fused.bounds import EPS, relative_error, ulp
+from se_fused.ops import affine as affine_definition
+from se_fused.ops import moments as moments_definition
+from se_fused.ops.layout import mask_numel, pack_mask, unpack_mask
+from se_fused.verify import to_layout
+
+Shape = tuple[int, ...]
+
+
+def draw(shape: Shape, dtype: torch.dtype, layout: str, device: str, mean: float = 0.0) -> Tensor:
+    return to_layout((torch.randn(shape) + mean).to(device, dtype), layout)
+
+
+def per_sample(shape: Shape, device: str) -> Tensor:
+    """Numbers for each (n, c)."""
+    return torch.randn(shape[:2]).to(device)
+
+
+def bits(shape: Shape, layout: str, device: str) -> Tensor:
+    """A mask with three fifths of its bits set."""
+    return pack_mask(to_layout((torch.rand(shape) > 0.4).to(device), layout))
+
+
+def close(mine: Tensor, truth: Tensor, dtype: torch.dtype, terms: Tensor | float) -> None:
+    """Within 4 units in the last place of dtype and a few float32 roundings of the terms' magnitude."""
+    bound = 4 * ulp(truth, dtype) + 8 * EPS * terms
+    excess = ((mine.double() - truth).abs() / bound).max().item()
+    assert excess <= 1, f"error is {excess:.1f} times its bound"
+
+
+def check_moments(backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str = "cpu") -> None:
+    x = draw(shape, dtype, layout, device, mean=30.0)  # a mean that would cancel in E[x^2] - E[x]^2
+    mean, m2 = backend.moments(x)
+    true_mean, true_m2 = moments_definition.moments(x.double())
+    s = x[0, 0].numel()
+    close(mean, true_mean, torch.float32, s**0.5 * true_mean.abs())
+    # a rounding of the mean moves every difference: eps |mean| sum |x - mean| <= eps |mean| sqrt(S m2)
+    close(m2, true_m2, torch.float32, s**0.5 * true_m2 + true_mean.abs() * (s * true_m2).sqrt())
+
+
+def check_affine(
+    backend: Any, shape: Shape, dtype: torch.dtype, layout: str, out_act: int, with_residual: bool, device: str = "cpu"
+) -> None:
+    x = draw(shape, dtype, layout, device)
+    residual = draw(shape, dtype, layout, device) if with_residual else None
+    scale, shift = per_sample(shape, device), per_sample(shape, device)
+    y, mask = backend.affine(x, residual, scale, shift, out_act, out_act == 1)
+    wide = None if residual is None else residual.double()
+    truth, true_mask = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), out_act, out_act == 1)
+    close(y, truth, dtype, 4 + x.double().abs() * 4)
+    assert y.dtype == dtype and y.stride() == x.stride()
+    if out_act == 1:
+        assert mask.numel() == mask_numel(x)
+        different = unpack_mask(mask, x) != unpack_mask(true_mask, x)
+        # only where the sum is zero to rounding may float32 and float64 disagree on its sign
+        t, _ = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), 0, False)
+        assert t[different].abs().max().item() < 1e-5 if different.any() else True
+
+
+def check_moments_backward(
+    backend: Any, shape: Shape, dtype: torch.dtype, layout: str, out_act: int, want_dr: bool, device: str = "cpu"
+) -> None:
+    dy, x, residual = (draw(shape, dtype, layout, device) for _ in range(3))
+    mask = bits(shape, layout, device)
+    mean, scale, shift = (per_sample(shape, device) for _ in range(3))
+    dr, p, q = backend.moments_backward(dy, x, residual, mask, mean, scale, shift, out_act, want_dr)
+    true_dr, _, _ = moments_definition.moments_backward(
+        dy.double(), x.double(), residual.double(), mask, mean.double(), scale.double(), shift.double(), out_act, True
+    )
+    if want_dr:
+        close(dr, true_dr, dtype, 16)
+        assert dr.stride() == x.stride()
+    else:
+        assert dr.numel() == 0
+    # the sums are of dr as it is stored: rounded
+    stored = dr.double() if want_dr else true_dr.to(dtype).double()
+    # without dr, SiLU's own error counts: of terms that cancel where its slope is zero, and of dtype's rounding
+    own = 0 if want_dr or out_act != 2 else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
+    s = x[0, 0].numel()
+    wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
+    terms = s**0.5 * stored.abs() + own
+    close(p, stored.flatten(2).sum(2), torch.float32, terms.flatten(2).sum(2))
+    close(q, (stored * wide).flatten(2).sum(2), torch.float32, (terms * wide.abs()).flatten(2).sum(2))
+
+
+def check_affine_backward(
+    backend: Any, shape: Shape, dtype: torch.dtype, layout: str, masked: bool, with_x: bool, device: str = "cpu"
+) -> None:
+    dr, x = draw(shape, dtype, layout, device), draw(shape, dtype, layout, device, mean=5.0)
+    mask = bits(shape, layout, device) if masked else torch.empty(0, device=device)
+    k = [per_sample(shape, device) for _ in range(4)]
+    dx = backend.affine_backward(dr, x if with_x else None, mask, *k)
+    truth = affine_definition.affine_backward(
+        dr.double(), x.double() if with_x else None, mask, *(t.double() for t in k)
+    )
+    close(dx, truth, dtype, 8 + 4 * x.double().abs())
+    assert dx.stride() == dr.stride()
+
+
+def check_nan_and_infinity(backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str = "cpu") -> None:
+    x = draw(shape, dtype, layout, device)
+    flat = x.flatten()
+    for value, at in ((float("nan"), 0), (float("inf"), flat.numel() // 2), (float("-inf"), flat.numel() - 1)):
+        flat[at] = value
+    x = to_layout(flat.reshape(shape), layout)
+    one, nothing = torch.ones(shape[:2], device=device), torch.zeros(shape[:2], device=device)
+    y, mask = backend.affine(x, None, one, nothing, 1, True)
+    torch.testing.assert_close(y, torch.relu(x), rtol=0, atol=0, equal_nan=True)
+    truth = torch.autograd.grad(torch.relu(x.requires_grad_()).sum(), x)[0]
+    assert torch.equal(unpack_mask(mask, x), truth != 0)
+    mean, _ = backend.moments(x.detach())
+    expected = x.detach().float().flatten(2).mean(2)
+    assert torch.equal(mean.isnan(), expected.isnan())
+    assert torch.equal(mean.isinf(), expected.isinf())
+    assert relative_error(mean.nan_to_num(0, 0, 0), expected.double().nan_to_num(0, 0, 0)) < 1e-5

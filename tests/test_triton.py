@@ -1,0 +1,278 @@
+"""The Triton backend under the op contract: on a GPU where there is one, else in Triton's interpreter on small shapes.
+
+Interpreted programs cost milliseconds each, so shapes are few and small; they go through odd, prime and single C, S and
+R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of the
+same kernels is held by test_codegen.py.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from kernel_support import (
+    check_affine,
+    check_affine_backward,
+    check_moments,
+    check_moments_backward,
+    check_nan_and_infinity,
+)
+
+from se_fused import backends, functional, reference
+from se_fused.bounds import forward_bound
+from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, check, to_layout
+
+TRITON = backends.BACKENDS["triton"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if TRITON.can_use(DEVICE, torch.float32) is not None:
+    pytest.skip(f"no Triton here: {TRITON.can_use(DEVICE, torch.float32)}", allow_module_level=True)
+
+from se_fused.backends.triton import configs, streams, tail  # noqa: E402
+from se_fused.backends.triton.launch import Launch, recording  # noqa: E402
+
+Shape = tuple[int, ...]
+
+
+@pytest.fixture(autouse=True)
+def triton() -> Iterator[None]:
+    with backends.use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that every shape has several each way, and every sum of more than 16 positions is split."""
+
+    def small(m: configs.Map, device: configs.Device, tensors: int, sums: bool) -> configs.Stream:
+        kept, positions = (8, 4) if m.channels_last else (4, 8)
+        return configs.Stream(kept, positions, 2 * positions, 4)
+
+    monkeypatch.setattr(streams, "stream_config", small)
+
+
+# ---- the streams: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33
+STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (1, 20, 6, 6), (1, 5, 3, 3, 4)]
+streams_everywhere = [
+    pytest.mark.parametrize("layout", LAYOUTS),
+    pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
+    pytest.mark.parametrize("shape", STREAM_SHAPES, ids=["x".join(map(str, s)) for s in STREAM_SHAPES]),
+]
+
+
+def everywhere(test: Any) -> Any:
+    for mark in streams_everywhere:
+        test = mark(test)
+    return test
+
+
+@everywhere
+def test_moments(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    check_moments(TRITON, shape, dtype, layout, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("out_act", "with_residual"), [(0, True), (1, True), (1, False), (2, True)])
+def test_affine(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, with_residual: bool) -> None:
+    check_affine(TRITON, shape, dtype, layout, out_act, with_residual, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("out_act", "want_dr"), [(0, False), (1, True), (1, False), (2, True)])
+def test_moments_backward(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, want_dr: bool) -> None:
+    check_moments_backward(TRITON, shape, dtype, layout, out_act, want_dr, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("masked", "with_x"), list(itertools.product([True, False], repeat=2)))
+def test_affine_backward(shape: Shape, dtype: torch.dtype, layout: str, masked: bool, with_x: bool) -> None:
+    check_affine_backward(TRITON, shape, dtype, layout, masked, with_x, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 5, 1, 1), (2, 20, 6, 7)], ids=str)
+def test_nan_and_infinity_flow_as_in_pytorch(shape: Shape, layout: str) -> None:
+    check_nan_and_infinity(TRITON, shape, torch.float32, layout, DEVICE)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 20, 7, 5), (1, 3, 64)], ids=str)
+def test_split_streams(shape: Shape, layout: str) -> None:
+    check_moments(TRITON, shape, torch.float32, layout, DEVICE)
+    check_affine(TRITON, shape, torch.bfloat16, layout, 1, True, DEVICE)
+    check_moments_backward(TRITON, shape, torch.float32, layout, 1, True, DEVICE)
+    check_affine_backward(TRITON, shape, torch.float32, layout, True, True, DEVICE)
+
+
+# ---- the whole op
+def passes(case: Case, seeds: int = 3) -> None:
+    result = check(dataclasses.replace(case, device=DEVICE), seeds=range(seeds))
+    assert result.backend == "triton"
+    assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
+    for name, (error, bound) in result.gradients.items():
+        assert error <= bound, f"gradient of {name}: {error:.2e} > {bound:.2e}"
+
+
+SHAPES = {
+    "odd-S": (4, 24, 7, 5),
+    "S=1": (5, 16, 1, 1),
+    "one-sample": (1, 20, 6, 6),
+    "one-channel": (3, 1, 5, 4),
+    "3-D": (3, 18, 11),
+    "5-D": (2, 10, 3, 2, 5),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
+def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
+    passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "eval": {"training": False},
+    "silu": {"out_act": "silu"},
+    "silu-eval": {"out_act": "silu", "training": False},
+    "silu-no-gate": {"out_act": "silu", "op": "batch_norm_act"},
+    "silu-no-norm": {"out_act": "silu", "op": "squeeze_excite", "training": False},
+    "no-activation": {"out_act": None},
+    "no-residual": {"residual": False},
+    "no-drop-path": {"drop_path": False},
+    "no-fc-biases": {"absent": ("fc1_bias", "fc2_bias")},
+    "no-affine": {"absent": ("bn_weight", "bn_bias")},
+    "no-running-statistics": {"absent": ("running_mean", "running_var")},
+    "hard-gate": {"gate": "hard_sigmoid"},
+    "float32-parameters": {"parameter_dtype": torch.float32},
+    "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
+    "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
+    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options: dict[str, Any]) -> None:
+    for layout, dtype in zip(LAYOUTS, (torch.float32, torch.bfloat16), strict=True):
+        given = {"op": "batch_norm_squeeze_excite", "shape": (4, 24, 5, 3), "dtype": dtype, "layout": layout}
+        passes(Case(**given | options))
+
+
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_activations(act: str) -> None:
+    passes(Case("squeeze_excite", (4, 24, 3, 3), training=False, act=act, hidden=24))
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
+def test_split_sums(options: dict[str, Any], layout: str) -> None:
+    """Splits are merged by the gate's kernels."""
+    passes(Case("batch_norm_squeeze_excite", (3, 12, 7, 5), layout=layout, **options))
+    if "mean" not in options:
+        passes(Case("batch_norm_act", (3, 12, 7, 5), layout=layout, **options))
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_in_every_run(layout: str) -> None:
+    case = Case("batch_norm_squeeze_excite", (5, 40, 6, 6), layout=layout, device=DEVICE, hidden=18)
+    results = []
+    for _ in range(2):
+        given = case.draw(0)
+        y = case.call(functional, given)
+        tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        results.append([y, *torch.autograd.grad(y, tensors, torch.ones_like(y)), given["running_var"]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def infer(case: Case, inplace: bool = False) -> tuple[float, list[Launch], torch.Tensor, torch.Tensor]:
+    """(error / bound, launches, x, y) of a call without gradients."""
+    given = case.draw(0)
+    wide = {k: v.detach().double() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    truth = case.call(reference, wide)
+    with torch.no_grad(), recording() as launches:
+        y = getattr(functional, case.op)(**given, inplace=inplace)
+    return ((y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)).max().item(), launches, given["x"], y
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
+    case = Case(op, (3, 20, 7, 5), dtype, layout, DEVICE, training=False)
+    for inplace in (False, True):
+        error, launches, x, y = infer(case, inplace)
+        assert error <= 1 and (y is x) == inplace
+        assert len(launches) == (1 if op == "batch_norm_act" else 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("group", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)
+def test_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that do and do not divide N, one tile and several, whatever the rule would say."""
+
+    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
+        kept, positions = configs.tile_shape(m, 256)
+        return configs.Grouping(configs.Stream(min(kept, 64), positions, positions, 4), group, 3)
+
+    monkeypatch.setattr(tail, "grouping", plan)
+    for op, dtype in (("squeeze_excite", torch.float32), ("batch_norm_squeeze_excite", torch.bfloat16)):
+        case = Case(op, shape, dtype, layout, DEVICE, training=False, out_act="silu" if group == 2 else "relu")
+        error, launches, _, _ = infer(case)
+        assert error <= 1
+        assert [launch.name for launch in launches] == ["grouped_kernel"]
+        assert infer(case, inplace=True)[0] <= 1
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is asked for its own L2")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_are_grouped_where_x_does_not_stay_in_l2(layout: str) -> None:
+    case = Case("squeeze_excite", (11, 96, 7, 5), layout=layout, training=False)
+    for l2, name in ((600_000, "affine_kernel"), (200_000, "grouped_kernel"), (20_000, "affine_kernel")):
+        with configs.standing_in(configs.Device(1, l2)):
+            error, launches, _, _ = infer(case)
+        assert error <= 1 and launches[-1].name == name
+
+
+def test_no_hidden_copies() -> None:
+    for layout in LAYOUTS:
+        given = Case("batch_norm_squeeze_excite", (2, 6, 4, 3), layout=layout, device=DEVICE).draw(0)
+        with recording() as launches:
+            y = functional.batch_norm_squeeze_excite(**given)
+        assert launches[0].arguments["x"].data_ptr() == given["x"].data_ptr()
+        assert launches[-1].arguments["residual"].data_ptr() == given["residual"].data_ptr()
+        assert y.stride() == given["x"].stride()
+
+
+def test_compiles_without_a_break() -> None:
+    """The operator is one node, and kernels run below it."""
+    given = Case("batch_norm_squeeze_excite", (3, 8, 4, 3), device=DEVICE).draw(0)
+    call = torch.compile(functional.batch_norm_squeeze_excite, fullgraph=True, backend="aot_eager")
+    with recording() as launches:
+        y = call(**given)
+        (gradient,) = torch.autograd.grad(y.sum(), given["x"])
+    assert [launch.name for launch in launches][::3] == ["moments_kernel", "moments_backward_kernel"]
+    eager = functional.batch_norm_squeeze_excite(**given)
+    assert torch.equal(y, eager)
+    assert torch.equal(gradient, torch.autograd.grad(eager.sum(), given["x"])[0])
+
+
+def test_views_and_odd_addresses() -> None:
+    """Rows that start at no multiple of 16 bytes: a slice of a larger buffer is dense, and kernels may not assume more."""
+    x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
+    w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
+    truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")
+    torch.testing.assert_close(functional.squeeze_excite(x, w1, None, w2, None, x, out_act="relu"), truth)
+    transposed = to_layout(torch.randn(2, 6, 4, 2, device=DEVICE), "channels_last").transpose(2, 3)
+    truth = reference.squeeze_excite(transposed, w1, None, w2, None)
+    torch.testing.assert_close(functional.squeeze_excite(transposed, w1, None, w2, None), truth)
