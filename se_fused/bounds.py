@@ -15,7 +15,7 @@ from torch import Tensor
 from .ops.moments import per_channel
 from .reference import ACTIVATIONS, GATES
 
-__all__ = ["EPS", "GRADIENT_FLOOR", "forward_bound", "relative_error", "ulp"]
+__all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_error", "ulp"]
 
 EPS = torch.finfo(torch.float32).eps
 GRADIENT_FLOOR = 8 * EPS
@@ -99,3 +99,44 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
         terms = terms + given["residual"].abs()
     carried = per_channel(error_scale, x) * x.abs() + per_channel(error_shift, x) + 2 * EPS * terms
     return _SLOPE * carried + 4 * ulp(y, dtype)
+
+
+def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_eps: float, stored: bool) -> Tensor:
+    """Largest error that an element of ``conv1x1_squeeze_excite`` may have.
+
+    The squeeze is a sum of S and then of K numbers, or of K and then of S; the larger of the two bounds holds for both.
+
+    Args:
+        given: the op's arguments by name, in float64: h, conv_weight (C, K), conv_bias, the gate's parameters, residual,
+            act, gate.
+        y: the truth, float64, (N, C, *spatial).
+        dtype: of the result.
+        product_eps: relative rounding of a factor in the convolution's products: 0 but for TF32, which keeps 11 bits.
+        stored: whether the convolution's result may be rounded to dtype before the tail.
+    """
+    h, weight = given["h"].flatten(2), given["conv_weight"].flatten(1)
+    bias = 0 if given["conv_bias"] is None else given["conv_bias"][None, :, None]
+    k, s = h.shape[1], h.shape[2]
+    u = torch.einsum("ck,nks->ncs", weight, h) + bias
+    size = torch.einsum("ck,nks->ncs", weight.abs(), h.abs()) + abs(bias)
+    error_u = (EPS * k**0.5 + 2 * product_eps) * size
+    if stored:
+        error_u = error_u + ulp(u, dtype) / 2
+    error_m = error_u.mean(2) + EPS * s**0.5 * size.mean(2)
+    w1, w2 = given["fc1_weight"].flatten(1), given["fc2_weight"].flatten(1)
+    b1 = 0 if given["fc1_bias"] is None else given["fc1_bias"]
+    b2 = 0 if given["fc2_bias"] is None else given["fc2_bias"]
+    m = u.mean(2)
+    p = m @ w1.T + b1
+    # folded weights are rounded to float32, and multiply means that were not summed over C first
+    error_p = error_m @ w1.abs().T + EPS * (k**0.5 + u.shape[1] ** 0.5) * (size.mean(2) @ w1.abs().T + abs(b1))
+    hidden = ACTIVATIONS[given["act"]](p)
+    error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * hidden.abs()
+    q = hidden @ w2.T + b2
+    error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (hidden.abs() @ w2.abs().T + abs(b2))
+    factor = GATES[given["gate"]](q)
+    error_factor = _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+    carried = error_factor[:, :, None] * u.abs() + factor[:, :, None] * (error_u + 2 * EPS * u.abs())
+    if given["residual"] is not None:
+        carried = carried + EPS * given["residual"].flatten(2).abs()
+    return _SLOPE * carried.reshape(y.shape) + 4 * ulp(y, dtype)

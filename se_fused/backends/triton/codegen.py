@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tail
+from . import conv, tail
 from .launch import Launch, recording
 
-__all__ = ["ARCHITECTURES", "Code", "compiled", "launches_of_tail"]
+__all__ = ["ARCHITECTURES", "Code", "compiled", "launches_of_conv", "launches_of_tail", "narrow_offsets"]
 
 ARCHITECTURES = (80, 90, 100)
 _POINTERS = {
@@ -140,37 +140,62 @@ def _amd(kernel: Any) -> Code:
 
 def launches_of_tail(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
-    out_act: int = 1, weight_dtype: torch.dtype | None = None, batch_norm: bool = True,
+    out_act: int = 1, act: int = 1,
 ) -> list[Launch]:  # fmt: skip
     """What a tail of that shape would launch, forward and (in training) backward.
 
     Args:
         shape: (N, C, *spatial).
         hidden: R; None without a gate.
+        out_act, act: by their numbers in se_fused/ops/codes.py.
     """
-
-    def meta(*size: int, of: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(size, dtype=of, device="meta")
-
     n, c = shape[:2]
-    x = meta(*shape, of=dtype)
+    x = _meta(*shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    w = weight_dtype or dtype
     fc: list[Tensor | None] = [None] * 4
     if hidden is not None:
-        fc = [meta(hidden, c, of=w), meta(hidden, of=w), meta(c, hidden, of=w), meta(c, of=w)]
-    affine = [meta(c), meta(c)] if batch_norm else [None, None]
-    running = [meta(c), meta(c)] if batch_norm and not training else [None, None]
+        fc = [_meta(*size, dtype=dtype) for size in ((hidden, c), (hidden,), (c, hidden), (c,))]
+    affine = [_meta(c), _meta(c)]
+    running = [None, None] if training else [_meta(c), _meta(c)]
     with recording(dry=True) as launches:
         if not training:
-            tail.tail_inference(x, x, *running, *affine, *fc, None, 1e-5, 1, 0, out_act, torch.empty_like(x))
+            tail.tail_inference(x, x, *running, *affine, *fc, None, 1e-5, act, 0, out_act, torch.empty_like(x))
             return launches
-        y, *saved = tail.tail_forward(x, x, *running, *affine, *fc, None, batch_norm, 1e-5, 1, 0, out_act, True)
+        y, *saved = tail.tail_forward(x, x, *running, *affine, *fc, None, True, 1e-5, act, 0, out_act, True)
         tail.tail_backward(
-            y, x, x, *saved, *affine, fc[0], fc[2], None, batch_norm, 1e-5, 1, 0, out_act, True
+            y, x, x, *saved, *affine, fc[0], fc[2], None, True, 1e-5, act, 0, out_act, True
         )  # fmt: skip
     return launches
+
+
+def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
+    """What a 1x1 convolution with squeeze-excite to (N, C, *spatial) would launch, from C / 4 channels, R = C / 16."""
+    n, c = shape[:2]
+    k, r = c // 4, c // 16
+
+    def rows(channels: int) -> Tensor:
+        return _meta(n, channels, *shape[2:], dtype=dtype).to(memory_format=torch.channels_last)
+
+    with recording(dry=True) as launches:
+        conv.product(
+            rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
+            _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), 1, 0, 1,
+        )  # fmt: skip
+    return launches
+
+
+def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def narrow_offsets(ttir: str) -> int:
+    """How many tiles of addresses are made of 32-bit products alone: offsets of rows must be 64-bit.
+
+    In Triton's intermediate code a two-dimensional offset is the sum of a row's and a column's. It may overflow where
+    neither is 64-bit.
+    """
+    return len(re.findall(r"tt\.addptr [^\n]*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>", ttir))
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

@@ -168,7 +168,7 @@ def stream_config(m: Map, device: Device, tensors: int, sums: bool) -> Stream:
     if not sums:
         return Stream(kept, positions, min(steps, 4) * positions, warps)
     blocks = m.samples * cdiv(m.kept, kept)
-    splits = min(cdiv(8 * device.multiprocessors, blocks), max(steps // 2, 1))
+    splits = min(cdiv(8 * device.multiprocessors, blocks), max(steps // 2, 1), 256)
     return Stream(kept, positions, cdiv(steps, splits) * positions, warps)
 
 
@@ -221,37 +221,43 @@ class Gate:
     """Launch shape of the gate's kernels."""
 
     n: int  # BLOCK_N: samples of a tile; 16 is the least that tensor cores take
-    c: int  # BLOCK_C
-    r: int  # BLOCK_R
-    k: int  # BLOCK_K: steps of the long sums
+    m: int  # BLOCK_M: samples of a step, where a tile walks over all of them
+    c: int  # BLOCK_C: channels of a tile
+    r: int  # BLOCK_R: squeezed channels of a tile
+    k: int  # BLOCK_K: channels of a step
+    q: int  # BLOCK_Q: squeezed channels of a step
     warps: int
-    stages: int
+    registers: int  # at most so many per thread
 
     def blocks(self) -> dict[str, int]:
         """Constants of the kernel."""
-        return {"BLOCK_N": self.n, "BLOCK_C": self.c, "BLOCK_R": self.r, "BLOCK_K": self.k}
+        return {f"BLOCK_{name.upper()}": getattr(self, name) for name in "nmcrkq"}
 
-    def options(self) -> dict[str, int]:
+    def options(self, device: Device) -> dict[str, int]:
         """Options of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": 1}
+        return options | {"maxnreg": self.registers} if device.is_nvidia else options
 
 
-def gate_config(c: int, r: int, kernel: str) -> Gate:
+def gate_config(n: int, c: int, r: int, kernel: str) -> Gate:
     """The launch shape of the gate in kernel "forward", "backward" or "grouped".
 
-    Tiles are small: there are 2 * N * C * R products in all (67 M at N = 128, C = 2048), nothing for the tensor cores,
-    so what counts is that each phase has a tile for every multiprocessor and few steps, each of which waits for L2.
+    There are 2 * N * C * R products in all (67 M at N = 128, C = 2048), nothing for the tensor cores: what counts is
+    that each phase has a tile for every multiprocessor and few steps, because each step waits for L2, 0.7 us or so. So
+    tiles are small, and steps as long as registers permit: with k = 256 forward or 128 backward, and with loads laid
+    down in shared memory ahead of their use (two stages or more), the kernels spill (tests/test_codegen.py).
+
+    Registers are free forward and backward, with one program per multiprocessor: 255, or ptxas stops at 128 or 168 of
+    them and spills a few bytes. Four programs of the grouped kernel are to share a multiprocessor: 128.
     """
-
-    def block(size: int, most: int) -> int:
-        return max(min(power_of_two(size), most), 16)
-
-    # Registers, sm_90, bfloat16: the backward kernel has 188 with 8 warps, with 4 it spills. The grouped one, of which
-    # four programs are to run at once on a multiprocessor, may have 128: 96 to 128 with k = 32, 214 with k = 128.
-    return Gate(
-        n=16, c=block(c, 32), r=block(r, 32), k=block(c, 32 if kernel == "grouped" else 128),
-        warps=8 if kernel == "backward" else 4, stages=2,
-    )  # fmt: skip
+    most = {
+        "forward": {"m": 64, "c": 32, "r": 16, "k": 128, "q": 64, "warps": 8, "registers": 255},
+        "backward": {"m": 32, "c": 16, "r": 16, "k": 64, "q": 64, "warps": 8, "registers": 255},
+        "grouped": {"m": 16, "c": 32, "r": 16, "k": 32, "q": 32, "warps": 4, "registers": 128},
+    }[kernel]
+    sizes = {"m": n, "c": c, "r": r, "k": c, "q": r}
+    blocks = {name: max(min(power_of_two(size), most[name]), 16) for name, size in sizes.items()}
+    return Gate(16, **blocks, warps=most["warps"], registers=most["registers"])
 
 
 @dataclass(frozen=True)

@@ -19,33 +19,43 @@ from .tiles import done, take, wait
 
 
 @triton.jit
-def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
+def merged_moments(
+    mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS: tl.constexpr
+):  # fmt: skip
     """(mean, m2) of the splits' [samples, channels] at offset ``at``: each has ``span`` positions, the last the rest.
 
-    ``stride`` is N * C. m2 is zero if m2_parts is None.
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time: each would wait for L2.
     """
+    UNROLL: tl.constexpr = 16 if SPLITS > 16 else SPLITS
     first = tl.load(mean_parts + at, mask=exists, other=0)
     m2 = tl.zeros_like(first)
-    # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
-    shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
     mean = first
-    if splits > 1:
+    if SPLITS > 1:
+        # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+        shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
         mean = shift
-        for k in range(0, splits):
-            share = tl.minimum(span, position_count - k * span).to(tl.float32) / position_count
-            mean += (tl.load(mean_parts + k * stride + at, mask=exists, other=0) - shift) * share
+        for k0 in range(0, SPLITS, UNROLL):
+            for j in tl.static_range(UNROLL):
+                k = k0 + j
+                share = tl.maximum(tl.minimum(span, position_count - k * span), 0).to(tl.float32) / position_count
+                part = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
+                mean += tl.where(exists & (k < SPLITS), (part - shift) * share, 0.0)
     if m2_parts is not None:
-        for k in range(0, splits):
-            count = tl.minimum(span, position_count - k * span).to(tl.float32)
-            away = tl.load(mean_parts + k * stride + at, mask=exists, other=0) - mean
-            m2 += tl.load(m2_parts + k * stride + at, mask=exists, other=0) + count * away * away
+        for k0 in range(0, SPLITS, UNROLL):
+            for j in tl.static_range(UNROLL):
+                k = k0 + j
+                m2 += tl.load(m2_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
+                if SPLITS > 1:
+                    count = tl.maximum(tl.minimum(span, position_count - k * span), 0).to(tl.float32)
+                    away = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0) - mean
+                    m2 += tl.where(k < SPLITS, count * away * away, 0.0)
     return mean, m2
 
 
 @triton.jit
 def coefficients_tile(
     tile, mean_parts, m2_parts, mean, stats, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop,
-    samples, channels, splits, span, position_count, eps, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    samples, channels, span, position_count, eps, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
@@ -61,13 +71,13 @@ def coefficients_tile(
         shift_by = tl.load(mean_parts + channel, mask=in_c, other=0)
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
-    if (m2_parts is not None) or (splits > 1):
-        for n in range(0, samples, BLOCK_N):
-            sample = n + tl.arange(0, BLOCK_N)
+    if (m2_parts is not None) or (SPLITS > 1):
+        for n in range(0, samples, BLOCK_M):
+            sample = n + tl.arange(0, BLOCK_M)
             exists = (sample < samples)[:, None] & in_c[None, :]
             at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count)
-            if splits > 1:
+            m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS)
+            if SPLITS > 1:
                 tl.store(mean + at, m, mask=exists)
             if m2_parts is not None:
                 spread += tl.sum(tl.where(exists, m - shift_by[None, :], 0.0), axis=0)
@@ -75,11 +85,11 @@ def coefficients_tile(
     if m2_parts is not None:
         mu = shift_by + spread / samples.to(tl.float32)
         between = tl.zeros((BLOCK_C,), tl.float32)
-        for n in range(0, samples, BLOCK_N):
-            sample = n + tl.arange(0, BLOCK_N)
+        for n in range(0, samples, BLOCK_M):
+            sample = n + tl.arange(0, BLOCK_M)
             exists = (sample < samples)[:, None] & in_c[None, :]
             at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            m, v = merged_moments(mean_parts, None, at, stride, exists, splits, span, position_count)
+            m, v = merged_moments(mean_parts, None, at, stride, exists, span, position_count, SPLITS)
             away = tl.where(exists, m - mu[None, :], 0.0)
             between += tl.sum(away * away, axis=0)
         # two divisions: the product of the counts may be more than an int32 holds
@@ -103,11 +113,11 @@ def coefficients_tile(
         tl.store(stats + channels + channel, var, mask=in_c)
     if scale is not None:
         b = beta - a * mu
-        for n in range(0, samples, BLOCK_N):
-            sample = n + tl.arange(0, BLOCK_N)
+        for n in range(0, samples, BLOCK_M):
+            sample = n + tl.arange(0, BLOCK_M)
             exists = (sample < samples)[:, None] & in_c[None, :]
             at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            d = tl.full((BLOCK_N,), 1.0, tl.float32)
+            d = tl.full((BLOCK_M,), 1.0, tl.float32)
             if drop is not None:
                 d = tl.load(drop + sample, mask=sample < samples, other=0).to(tl.float32)
             tl.store(scale + at, d[:, None] * a[None, :], mask=exists)
@@ -116,8 +126,8 @@ def coefficients_tile(
 
 @triton.jit
 def hidden_tile(
-    first_n, end_n, first_r, mean_parts, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, samples,
-    channels, squeezed, splits, span, position_count, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    first_n, end_n, first_r, mean, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 2: hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r], before the activation. norm_mean: None without batch norm.
 
@@ -128,18 +138,12 @@ def hidden_tile(
     r = first_r + tl.arange(0, BLOCK_R)
     in_r = r < squeezed
     total = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
-    stride = samples.to(tl.int64) * channels
     for c in range(0, channels, BLOCK_K):
         channel = c + tl.arange(0, BLOCK_K)
         in_c = channel < channels
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
         exists = in_n[:, None] & in_c[None, :]
-        m = tl.load(mean_parts + at, mask=exists, other=0, cache_modifier=".cg")
-        if splits > 1:
-            m *= tl.minimum(span, position_count).to(tl.float32) / position_count
-            for k in range(1, splits):
-                share = tl.minimum(span, position_count - k * span).to(tl.float32) / position_count
-                m += share * tl.load(mean_parts + k * stride + at, mask=exists, other=0, cache_modifier=".cg")
+        m = tl.load(mean + at, mask=exists, other=0, cache_modifier=".cg")
         if norm_mean is not None:
             mu, rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
@@ -157,7 +161,7 @@ def hidden_tile(
 @triton.jit
 def excite_tile(
     first_n, end_n, first_c, hidden, norm_mean, norm_var, bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop,
-    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 3: s = gate(W2 act(hidden) + b2), into factor unless it is None; scale = d s a and shift = d s b.
@@ -169,8 +173,8 @@ def excite_tile(
     channel = first_c + tl.arange(0, BLOCK_C)
     in_c = channel < channels
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for r0 in range(0, squeezed, BLOCK_K):
-        r = r0 + tl.arange(0, BLOCK_K)
+    for r0 in range(0, squeezed, BLOCK_Q):
+        r = r0 + tl.arange(0, BLOCK_Q)
         in_r = r < squeezed
         h = tl.load(
             hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], mask=in_n[:, None] & in_r[None, :], other=0,
@@ -201,12 +205,13 @@ def excite_tile(
     tl.store(shift + at, s * b[None, :], mask=exists)
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])  # a constant 1 has no dtype
+@triton.jit(do_not_specialize=["samples"])  # a constant 1 has no dtype
 def gate_kernel(
     counters, mean_parts, m2_parts, mean, stats, hidden, factor, scale, shift, running_mean, running_var, bn_weight,
     bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
-    splits, span, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    span, position_count, eps, SPLITS: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by stream 1.
 
@@ -219,7 +224,7 @@ def gate_kernel(
         while tile < c_tiles:
             coefficients_tile(
                 tile, mean_parts, m2_parts, mean, stats, scale, shift, running_mean, running_var, bn_weight,
-                bn_bias, drop, samples, channels, splits, span, position_count, eps, BLOCK_N, BLOCK_C,
+                bn_bias, drop, samples, channels, span, position_count, eps, SPLITS, BLOCK_M, BLOCK_C,
             )  # fmt: skip
             tile += tl.num_programs(0)
     else:
@@ -235,7 +240,7 @@ def gate_kernel(
             if ticket < c_tiles:
                 coefficients_tile(
                     ticket, mean_parts, m2_parts, mean, stats, None, None, running_mean, running_var, bn_weight,
-                    bn_bias, drop, samples, channels, splits, span, position_count, eps, BLOCK_N, BLOCK_C,
+                    bn_bias, drop, samples, channels, span, position_count, eps, SPLITS, BLOCK_M, BLOCK_C,
                 )  # fmt: skip
                 done(counters + 1)
             elif ticket < c_tiles + hidden_tiles:
@@ -243,8 +248,7 @@ def gate_kernel(
                 wait(counters + 1, c_tiles)
                 hidden_tile(
                     tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, mean, norm_mean, norm_var, bn_weight,
-                    bn_bias, fc1_weight, fc1_bias, hidden, samples, channels, squeezed, 1, span, position_count, eps,
-                    BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
+                    bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
                 )  # fmt: skip
                 done(counters + 2)
             else:
@@ -253,6 +257,6 @@ def gate_kernel(
                 excite_tile(
                     tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, hidden, norm_mean, norm_var,
                     bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop, factor, scale, shift, out_channels,
-                    squeezed, eps, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_K, PRECISION,
+                    squeezed, eps, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
                 )  # fmt: skip
             ticket = take(counters)

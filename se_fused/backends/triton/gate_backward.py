@@ -18,11 +18,16 @@ from .tiles import done, take, wait
 
 
 @triton.jit
-def merged_sum(parts, at, stride, exists, splits):
-    """The splits of a sum, added up in order."""
+def merged_sum(parts, at, stride, exists, SPLITS: tl.constexpr):
+    """The splits of a sum, added up in order; sixteen loads at a time, because each would wait for L2."""
+    UNROLL: tl.constexpr = 16 if SPLITS > 16 else SPLITS
     total = tl.load(parts + at, mask=exists, other=0)
-    for k in range(1, splits):
-        total += tl.load(parts + k * stride + at, mask=exists, other=0)
+    if SPLITS > 1:
+        total = tl.zeros_like(total)
+        for k0 in range(0, SPLITS, UNROLL):
+            for j in tl.static_range(UNROLL):
+                k = k0 + j
+                total += tl.load(parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
     return total
 
 
@@ -40,7 +45,7 @@ def norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C: t
 @triton.jit
 def merge_tile(
     first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
-    splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    eps, SPLITS: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without a gate."""
     sample = first_n + tl.arange(0, BLOCK_N)
@@ -50,9 +55,9 @@ def merge_tile(
     exists = in_n[:, None] & in_c[None, :]
     at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
     stride = samples.to(tl.int64) * channels
-    sum_p = merged_sum(p_parts, at, stride, exists, splits)
-    sum_q = merged_sum(q_parts, at, stride, exists, splits)
-    if splits > 1:
+    sum_p = merged_sum(p_parts, at, stride, exists, SPLITS)
+    sum_q = merged_sum(q_parts, at, stride, exists, SPLITS)
+    if SPLITS > 1:
         tl.store(p + at, sum_p, mask=exists)
         tl.store(q + at, sum_q, mask=exists)
     if factor is not None:
@@ -96,8 +101,8 @@ def dhidden_tile(
 @triton.jit
 def channels_tile(
     first_c, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight, bn_bias, drop, k1, k2, k3, dbn_weight, dbn_bias,
-    samples, channels, squeezed, position_count, eps, BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+    samples, channels, squeezed, position_count, eps, BATCH_STATS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 3: k1, k2, k3 (N, C) of dx = k1 dr + k2 (x - m) + k3, and batch norm's gradients (C,).
 
@@ -108,15 +113,15 @@ def channels_tile(
     mu, rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
     dbeta = tl.zeros((BLOCK_C,), tl.float32)
     dgamma = tl.zeros((BLOCK_C,), tl.float32)
-    for n in range(0, samples, BLOCK_N):
-        sample = n + tl.arange(0, BLOCK_N)
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
         in_n = sample < samples
         exists = in_n[:, None] & in_c[None, :]
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-        dz = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        dz = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         if fc1_weight is not None:
-            for r0 in range(0, squeezed, BLOCK_R):
-                r = r0 + tl.arange(0, BLOCK_R)
+            for r0 in range(0, squeezed, BLOCK_Q):
+                r = r0 + tl.arange(0, BLOCK_Q)
                 in_r = r < squeezed
                 grad = tl.load(
                     dhidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :],
@@ -128,7 +133,7 @@ def channels_tile(
                 dz = tl.dot(grad, w, dz, input_precision=PRECISION)
             tl.store(k3 + at, dz, mask=exists)
         if stats is not None:
-            ds = tl.full((BLOCK_N, BLOCK_C), 1.0, tl.float32)
+            ds = tl.full((BLOCK_M, BLOCK_C), 1.0, tl.float32)
             if drop is not None:
                 ds *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
             if factor is not None:
@@ -146,17 +151,17 @@ def channels_tile(
         by_x = -a * rstd * dgamma / position_count / samples.to(tl.float32)
         constant = dbeta / position_count / samples.to(tl.float32)
     tl.debug_barrier()  # dz was written by other threads of this program
-    for n in range(0, samples, BLOCK_N):
-        sample = n + tl.arange(0, BLOCK_N)
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
         in_n = sample < samples
         exists = in_n[:, None] & in_c[None, :]
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-        by_dr = tl.zeros((BLOCK_N, BLOCK_C), tl.float32) + a[None, :]
+        by_dr = tl.zeros((BLOCK_M, BLOCK_C), tl.float32) + a[None, :]
         if drop is not None:
             by_dr *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
         if factor is not None:
             by_dr *= tl.load(factor + at, mask=exists, other=0)
-        rest = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        rest = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         if fc1_weight is not None:
             rest = tl.load(k3 + at, mask=exists, other=0) / position_count
         if BATCH_STATS:
@@ -164,7 +169,7 @@ def channels_tile(
         rest *= a[None, :]
         if BATCH_STATS:
             rest += by_x[None, :] * (tl.load(mean + at, mask=exists, other=0) - mu[None, :])
-            tl.store(k2 + at, tl.zeros((BLOCK_N, BLOCK_C), tl.float32) + by_x[None, :], mask=exists)
+            tl.store(k2 + at, tl.zeros((BLOCK_M, BLOCK_C), tl.float32) + by_x[None, :], mask=exists)
         tl.store(k1 + at, by_dr, mask=exists)
         tl.store(k3 + at, rest, mask=exists)
 
@@ -172,7 +177,7 @@ def channels_tile(
 @triton.jit
 def weights_tile(
     first_c, first_r, mean, dq, hidden, dhidden, stats, bn_weight, bn_bias, dfc1_weight, dfc1_bias, dfc2_weight,
-    dfc2_bias, samples, channels, squeezed, eps, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    dfc2_bias, samples, channels, squeezed, eps, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 3: dW1 (R, C) = dhidden^T z, dW2 (C, R) = dq^T act(hidden), db1 (R,) and db2 (C,), for one block of each."""
@@ -185,8 +190,8 @@ def weights_tile(
     second = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
     first_bias = tl.zeros((BLOCK_R,), tl.float32)
     second_bias = tl.zeros((BLOCK_C,), tl.float32)
-    for n in range(0, samples, BLOCK_N):
-        sample = n + tl.arange(0, BLOCK_N)
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
         in_n = sample < samples
         at_c = sample.to(tl.int64)[:, None] * channels + channel[None, :]
         at_r = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
@@ -210,13 +215,13 @@ def weights_tile(
         tl.store(dfc2_bias + channel, second_bias, mask=in_c)
 
 
-@triton.jit(do_not_specialize=["samples", "splits"])  # a constant 1 has no dtype
+@triton.jit(do_not_specialize=["samples"])  # a constant 1 has no dtype
 def gate_backward_kernel(
     counters, p_parts, q_parts, p, q, mean, factor, hidden, stats, bn_weight, bn_bias, fc1_weight, fc2_weight, drop, dq,
     dhidden, k1, k2, k3, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
-    squeezed, splits, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr, BATCH_STATS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    squeezed, position_count, eps, SPLITS: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr,
+    BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All phases; without a gate (fc1_weight None) merging and channels. counters: int32 (4,), zeroed by stream 1."""
     n_tiles = tl.cdiv(samples, BLOCK_N)
@@ -236,7 +241,7 @@ def gate_backward_kernel(
         if ticket < merge_tiles:
             merge_tile(
                 ticket // c_tiles * BLOCK_N, ticket % c_tiles * BLOCK_C, p_parts, q_parts, p, q, mean, factor, dq, stats,
-                bn_weight, bn_bias, drop, samples, channels, splits, eps, GATE, BLOCK_N, BLOCK_C,
+                bn_weight, bn_bias, drop, samples, channels, eps, SPLITS, GATE, BLOCK_N, BLOCK_C,
             )  # fmt: skip
             done(counters + 1)
         else:
@@ -245,7 +250,7 @@ def gate_backward_kernel(
                 channels_tile(
                     (ticket - before) * BLOCK_C, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight, bn_bias,
                     drop, k1, k2, k3, dbn_weight, dbn_bias, samples, channels, squeezed, position_count, eps,
-                    BATCH_STATS, BLOCK_N, BLOCK_C, BLOCK_R, PRECISION,
+                    BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q, PRECISION,
                 )  # fmt: skip
             else:
                 if ticket < before:
@@ -261,13 +266,13 @@ def gate_backward_kernel(
                         channels_tile(
                             (ticket - before) * BLOCK_C, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight,
                             bn_bias, drop, k1, k2, k3, dbn_weight, dbn_bias, samples, channels, squeezed,
-                            position_count, eps, BATCH_STATS, BLOCK_N, BLOCK_C, BLOCK_R, PRECISION,
+                            position_count, eps, BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q, PRECISION,
                         )  # fmt: skip
                     else:
                         tile = ticket - before - c_tiles
                         weights_tile(
                             tile // r_tiles * BLOCK_C, tile % r_tiles * BLOCK_R, mean, dq, hidden, dhidden, stats,
                             bn_weight, bn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
-                            squeezed, eps, ACT, BLOCK_N, BLOCK_C, BLOCK_R, PRECISION,
+                            squeezed, eps, ACT, BLOCK_M, BLOCK_C, BLOCK_R, PRECISION,
                         )  # fmt: skip
         ticket = take(counters)

@@ -91,7 +91,7 @@ def fastest(
     candidates: Mapping[str, Callable[[], Any]],
     device: torch.device,
     cache: Cache | None = None,
-    measure: Callable[[Callable[[], Any]], float] = _milliseconds,
+    measure: Callable[[Callable[[], Any]], float] | None = None,
 ) -> str:
     """The name of the fastest candidate: remembered, else measured now, else (nothing can be measured) the first.
 
@@ -100,13 +100,15 @@ def fastest(
         candidates: calls by name, all with the same result. One that fails is left out.
         device: where they run.
         cache: where answers are kept; None: the device's file.
-        measure: milliseconds of a call.
+        measure: milliseconds of a call; None: Triton's benchmark, where the device can be asked.
     """
     cache = cache or (_cache(device.index or 0) if device.type == "cuda" else None)
     known = cache.get(key) if cache is not None else None
     if known in candidates:
         return str(known)
-    if cache is None or not (can_measure(device) or measure is not _milliseconds):
+    if measure is None and can_measure(device):
+        measure = _milliseconds
+    if cache is None or measure is None:
         return next(iter(candidates))
     times: dict[str, float] = {}
     for name, run in candidates.items():
