@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make gpu: build, test and measure on a machine that has a GPU and a torch that sees it, but perhaps no network.
-# Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, sanitizer.txt, benchmarks.json, benchmarks.txt.
+# Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, memcheck.txt, racecheck.txt, codegen.txt, benchmarks.json
+# and .txt, and table.md, which it ends with. ONLY="tests benchmarks" takes some of the steps: a lease is short.
 # A step that fails does not stop the next one, because time on a GPU is dear; the exit status remembers it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +21,7 @@ failed=()
 step() {  # step NAME COMMAND...: run it, say how it went
   local name=$1
   shift
+  [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
   echo "== $name"
   "$@" || failed+=("$name")
 }
@@ -97,25 +99,42 @@ logged() {  # logged FILE COMMAND...: print the output and keep it below the com
   return "${PIPESTATUS[0]}"
 }
 
-step tests logged "$results/tests.txt" "$py" -m pytest tests -q
+# Most of the tests' time is Triton compiling, one core per process.
+jobs=$(($(nproc) < 8 ? $(nproc) : 8))
+parallel_tests() {
+  local i pids=() status=0
+  for ((i = 0; i < jobs; i++)); do
+    SE_FUSED_TEST_SHARD=$i/$jobs "$py" -m pytest tests -q >"build/shard-$i.txt" 2>&1 &
+    pids+=($!)
+  done
+  for i in "${!pids[@]}"; do
+    wait "${pids[i]}" || status=1
+    grep -vE '^[.sxFE]+ +\[|^$' "build/shard-$i.txt"
+  done
+  return $status
+}
+step tests logged "$results/tests.txt" parallel_tests
 
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
-if [[ -n $sanitizer ]] && compgen -G 'se_fused/_C_cuda*.so' >/dev/null; then
+if [[ -n $sanitizer ]]; then
+  # PyTorch hands out parts of large blocks: without its cache each tensor is a block, and its end is seen. Kernels are
+  # compiled before, so that the tool does not watch the compiler.
   sanitized() {
-    "$sanitizer" --tool memcheck --error-exitcode 1 --target-processes all "$py" -m pytest tests -q -m sanitizer
-    local status=$?
-    ((status == 5)) && echo "no test is marked sanitizer yet" && return 0
-    return $status
+    "$py" -m pytest tests -q -m sanitizer || return
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 900 "$sanitizer" --tool "$1" --error-exitcode 1 --target-processes all \
+      "$py" -m pytest tests -q -m sanitizer
   }
-  step sanitizer logged "$results/sanitizer.txt" sanitized
+  step memcheck logged "$results/memcheck.txt" sanitized memcheck
+  step racecheck logged "$results/racecheck.txt" sanitized racecheck
+else
+  echo "== no compute-sanitizer here"
 fi
 
-if compgen -G 'benchmarks/bench_*.py' >/dev/null || compgen -G 'benchmarks/test_*.py' >/dev/null; then
-  step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest benchmarks -q --benchmark-only \
-    --benchmark-json="$results/benchmarks.json"
-else
-  echo "== benchmarks: there are none yet"
-fi
+# what the compiler made of the kernels that are about to be timed
+step codegen logged "$results/codegen.txt" "$py" -m se_fused.backends.triton.codegen
+step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest benchmarks -q --benchmark-only \
+  --benchmark-json="$results/benchmarks.json"
+[[ -s $results/benchmarks.json ]] && step table logged "$results/table.md" "$py" benchmarks/table.py "$results/benchmarks.json"
 
 echo "== $results: $(ls "$results" | tr '\n' ' ')"
 if ((${#failed[@]})); then

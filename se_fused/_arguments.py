@@ -26,7 +26,8 @@ def check_tensor(t: Any, name: str) -> None:
 
 
 def check_x(x: Any, name: str = "x") -> None:
-    """TypeError or ValueError unless x, called ``name``, is a floating-point tensor (N, C, *spatial) with one to three spatial sizes."""
+    """TypeError or ValueError unless x, called ``name``, is a floating-point tensor (N, C, *spatial) with one to three
+    spatial sizes."""
     check_tensor(x, name)
     if not 3 <= x.dim() <= 5:
         raise ValueError(
@@ -36,7 +37,8 @@ def check_x(x: Any, name: str = "x") -> None:
 
 
 def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: Tensor, of: str = "x") -> None:
-    """Check a parameter that may be None: its device is that of x, which is called ``of``, its shape ``shape`` or that with trailing ones."""
+    """Check a parameter that may be None: its device is that of x, which is called ``of``, its shape ``shape`` or that
+    with trailing ones."""
     if t is None:
         return
     check_tensor(t, name)

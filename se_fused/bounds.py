@@ -107,8 +107,8 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
     The squeeze is a sum of S and then of K numbers, or of K and then of S; the larger of the two bounds holds for both.
 
     Args:
-        given: the op's arguments by name, in float64: h, conv_weight (C, K), conv_bias, the gate's parameters, residual,
-            act, gate.
+        given: the op's arguments by name, in float64: h, conv_weight (C, K), conv_bias, the gate's parameters,
+            residual, act, gate.
         y: the truth, float64, (N, C, *spatial).
         dtype: of the result.
         product_eps: relative rounding of a factor in the convolution's products: 0 but for TF32, which keeps 11 bits.

@@ -1,4 +1,4 @@
-"""Compiles what calls would launch, for GPUs that are not there, and prints what came out as JSON: test_codegen.py reads it.
+"""Compiles what calls would launch, for GPUs that are not there, and prints what came out as JSON (test_codegen.py).
 
 A process of its own, because the tests' process interprets kernels instead of compiling them.
 """

@@ -1,4 +1,4 @@
-"""Each streaming kernel of a backend against its definition in se_fused.ops: what test_kernels.py and test_triton.py run."""
+"""Each streaming kernel of a backend against its definition in se_fused.ops: for each backend's tests."""
 
 from typing import Any
 

@@ -78,7 +78,9 @@ def test_streams_move_128_bits(rows: list[Row]) -> None:
         if row["kernel"] not in (*STREAMS, "grouped_kernel") or not aligned:
             continue
         checked += 1
-        assert row["loads"].get("128", 0) >= (2 if row["kernel"] == "moments_kernel" or row["architecture"] not in NVIDIA else 4), name(row)
+        assert row["loads"].get("128", 0) >= (
+            2 if row["kernel"] == "moments_kernel" or row["architecture"] not in NVIDIA else 4
+        ), name(row)
         if row["kernel"] != "moments_kernel":  # which writes sums
             assert row["stores"].get("128", 0) >= (2 if row["architecture"] in NVIDIA else 1), name(row)
         if row["dtype"] != "float32":  # 16-bit accesses would be single elements of a map
@@ -106,9 +108,13 @@ def test_offsets_of_maps_are_64_bit(rows: list[Row]) -> None:
 
 
 def test_phases_acquire_and_release(rows: list[Row]) -> None:
-    """Machine code of sm_80 and later: an acquire drops the multiprocessor's L1, a release is a fence of the whole GPU."""
+    """Machine code of sm_80 and later: an acquire drops the multiprocessor's L1, a release is a GPU-wide fence."""
     for row in rows:
-        if row["architecture"] not in NVIDIA or row["kernel"] not in ("gate_kernel", "gate_backward_kernel", "grouped_kernel"):
+        if row["architecture"] not in NVIDIA or row["kernel"] not in (
+            "gate_kernel",
+            "gate_backward_kernel",
+            "grouped_kernel",
+        ):
             continue
         without_gate = row["kernel"] == "gate_kernel" and not row["tensor_cores"]
         waits = {"gate_kernel": 2, "gate_backward_kernel": 1 if not row["tensor_cores"] else 2, "grouped_kernel": 3}

@@ -107,7 +107,9 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     given = draw(SHAPES["odd"], torch.float32, "channels_last")
     asked = []
     for way, last in (("product", "conv_kernel"), ("convolution and tail", "affine_kernel")):
-        monkeypatch.setattr(conv, "fastest", lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1])
+        monkeypatch.setattr(
+            conv, "fastest", lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1]
+        )
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
             y = conv1x1_squeeze_excite(**given, out_act="relu")
         assert launches[-1].name == last
@@ -167,7 +169,12 @@ BAD = {
     "weight's dtype": ("conv_weight", torch.randn(24, 5).half(), TypeError, "conv_weight must have h's dtype.*to"),
     "1-D weight": ("conv_weight", torch.randn(24), ValueError, "conv_weight must be"),
     "bias": ("conv_bias", torch.randn(23), ValueError, r"conv_bias must be \(C,\) = \(24,\), got \(23,\)"),
-    "fc1 for K": ("fc1_weight", torch.randn(3, 5), ValueError, r"fc1_weight must be \(R, C\) = \(3, 24\), got \(3, 5\)"),
+    "fc1 for K": (
+        "fc1_weight",
+        torch.randn(3, 5),
+        ValueError,
+        r"fc1_weight must be \(R, C\) = \(3, 24\), got \(3, 5\)",
+    ),
     "residual of h's shape": ("residual", torch.randn(3, 5, 9, 7), ValueError, r"result's shape \(3, 24, 9, 7\)"),
     "residual's dtype": ("residual", torch.randn(3, 24, 9, 7).half(), TypeError, "residual must have h's dtype"),
     "folded": ("folded", (torch.randn(3, 4), torch.randn(3)), ValueError, r"folded\[0\] must be \(R, K\) = \(3, 5\)"),

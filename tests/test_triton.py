@@ -1,8 +1,8 @@
 """The Triton backend under the op contract: on a GPU where there is one, else in Triton's interpreter on small shapes.
 
 Interpreted programs cost milliseconds each, so shapes are few and small; they go through odd, prime and single C, S and
-R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of the
-same kernels is held by test_codegen.py.
+R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of
+the same kernels is held by test_codegen.py.
 """
 
 import dataclasses
@@ -268,7 +268,7 @@ def test_compiles_without_a_break() -> None:
 
 
 def test_views_and_odd_addresses() -> None:
-    """Rows that start at no multiple of 16 bytes: a slice of a larger buffer is dense, and kernels may not assume more."""
+    """Rows that start at no multiple of 16 bytes: a slice of a larger buffer is dense all the same."""
     x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
     w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
     truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")

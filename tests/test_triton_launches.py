@@ -1,4 +1,4 @@
-"""The Triton backend from outside its kernels: how often it launches, when it refuses, what it does while others run."""
+"""The Triton backend from outside its kernels: how often it launches, when it refuses, how programs wait."""
 
 import multiprocessing
 import os
@@ -42,7 +42,8 @@ def test_launches_of_training(shape: tuple, hidden: int | None, out_act: int, ch
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 def test_launches_of_inference(channels_last: bool) -> None:
-    """At most three: one without a gate; three where x stays in L2; where it does not, one and the zeroing of counters."""
+    """At most three: one without a gate; three where x stays in L2; where it does not, one and the zeroing of
+    counters."""
     from se_fused.backends.triton.codegen import launches_of_tail
 
     def names(shape: tuple, hidden: int | None) -> list[str]:
@@ -80,7 +81,10 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert absent.can_use("cuda", torch.float32) == absent.can_use("cpu", torch.float32) == reason
     assert absent.describe() == {"built": False, "reason": reason}
     monkeypatch.setitem(backends.BACKENDS, "triton", absent)
-    with backends.use_backend("triton"), pytest.raises(BackendUnavailable, match="'triton' was asked for.*pip install"):
+    with (
+        backends.use_backend("triton"),
+        pytest.raises(BackendUnavailable, match=r"'triton' was asked for.*pip install"),
+    ):
         se_fused.SqueezeExcite(8)(torch.zeros(1, 8, 2, 2))
     assert any(row["why_not"].get("triton") == reason for row in se_fused.info()["choices"])
 
@@ -148,7 +152,11 @@ def _one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
 
     round_bfloat16()
     torch.set_num_threads(1)
-    kernels = {"gate": gate.gate_kernel, "backward": gate_backward.gate_backward_kernel, "grouped": grouped.grouped_kernel}
+    kernels = {
+        "gate": gate.gate_kernel,
+        "backward": gate_backward.gate_backward_kernel,
+        "grouped": grouped.grouped_kernel,
+    }
     start.wait(120)  # all have imported PyTorch: nobody is done before the others begin
     kernels[kernel][(1,)](**arguments)
 
@@ -180,9 +188,7 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
                 tail.tail_inference(x, x, *bn, *fc, None, 1e-5, 1, 0, 1, y)
                 return launches, [y]
             y, *saved = tail.tail_forward(x, x, None, None, *bn[2:], *fc, None, True, 1e-5, 1, 0, 1, True)
-            gradients = tail.tail_backward(
-                x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, 1, 0, 1, True
-            )
+            gradients = tail.tail_backward(x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, 1, 0, 1, True)
         return launches, [y, *gradients]
 
     launches, _ = run()
@@ -191,7 +197,17 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
     # what the launch has written, and the same memory again, shared and spoilt
     results = {
         "gate": ("mean", "stats", "hidden", "factor", "scale", "shift"),
-        "backward": ("k1", "k2", "k3", "dbn_weight", "dbn_bias", "dfc1_weight", "dfc1_bias", "dfc2_weight", "dfc2_bias"),
+        "backward": (
+            "k1",
+            "k2",
+            "k3",
+            "dbn_weight",
+            "dbn_bias",
+            "dfc1_weight",
+            "dfc1_bias",
+            "dfc2_weight",
+            "dfc2_bias",
+        ),
         "grouped": ("y",),
     }[kernel]
     alone = {name: launch.arguments[name].clone() for name in results}

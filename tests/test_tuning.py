@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from se_fused.backends.triton import configs, streams, tuning  # noqa: E402
-from se_fused.backends.triton.configs import Device, Map, Stream  # noqa: E402
+from se_fused.backends.triton import configs, streams, tuning
+from se_fused.backends.triton.configs import Device, Map, Stream
 
 CPU = torch.device("cpu")
 

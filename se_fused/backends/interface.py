@@ -39,7 +39,7 @@ class Planned:
 
     moments = affine = moments_backward = affine_backward = None
     tail_forward = tail_inference = tail_backward = conv_tail = None
-    auto_devices = ("cuda",)
+    auto_devices: tuple[str, ...] = ("cuda",)
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason

@@ -32,7 +32,15 @@ class TritonBackend:
     """Streams, gate and the whole op in Triton: float32, bfloat16, float16."""
 
     name = "triton"
-    auto_devices = ("cuda",)
+    auto_devices: tuple[str, ...] = ("cuda",)
+    moments: Any
+    affine: Any
+    moments_backward: Any
+    affine_backward: Any
+    tail_forward: Any
+    tail_inference: Any
+    tail_backward: Any
+    conv_tail: Any
 
     def __init__(self) -> None:
         self._modules: tuple[ModuleType, ...] = ()
@@ -60,7 +68,7 @@ class TritonBackend:
             return self._error
         interprets = self._interprets if self._modules else os.environ.get("TRITON_INTERPRET") == "1"
         if not interprets:
-            return "it takes tensors on a GPU, and on the CPU only in Triton's interpreter (TRITON_INTERPRET=1, for tests)"
+            return "on the CPU it runs in Triton's interpreter alone, which is for tests (TRITON_INTERPRET=1)"
         return self.load()
 
     def describe(self) -> dict[str, Any]:
@@ -82,7 +90,4 @@ class TritonBackend:
         return function
 
 
-_OPERATIONS = frozenset(
-    ("moments", "affine", "moments_backward", "affine_backward", "tail_forward", "tail_inference", "tail_backward",
-     "conv_tail")
-)  # fmt: skip
+_OPERATIONS = frozenset(name for name, kind in TritonBackend.__annotations__.items() if kind is Any)

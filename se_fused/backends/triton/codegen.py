@@ -1,7 +1,7 @@
 """What the compiler makes of a launch, for any GPU and without one: registers, spills, shared memory, access widths.
 
-``python -m se_fused.backends.triton.codegen`` prints it for the tails of ResNet-50's stages. The launches are those that
-the backend itself would do: it is called with tensors on the ``meta`` device and nothing is launched.
+``python -m se_fused.backends.triton.codegen`` prints it for the tails of ResNet-50's stages. The launches are those
+that the backend itself would do: it is called with tensors on the ``meta`` device and nothing is launched.
 """
 
 import re
@@ -112,7 +112,9 @@ def _nvidia(kernel: Any) -> Code:
         cubin.write_bytes(kernel.asm["cubin"])
 
         def dump(option: str) -> str:
-            return subprocess.run([_tool("cuobjdump"), option, cubin], check=True, capture_output=True, text=True).stdout
+            return subprocess.run(
+                [_tool("cuobjdump"), option, cubin], check=True, capture_output=True, text=True
+            ).stdout
 
         sass, usage = dump("-sass"), dump("-res-usage")
     numbers = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
@@ -135,7 +137,9 @@ def _amd(kernel: Any) -> Code:
         return max(int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text))
 
     spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
-    return Code(number("vgpr_count"), spilled, kernel.metadata.shared, widths("load"), widths("store"), dict(kernel.asm))
+    return Code(
+        number("vgpr_count"), spilled, kernel.metadata.shared, widths("load"), widths("store"), dict(kernel.asm)
+    )
 
 
 def launches_of_tail(
@@ -149,21 +153,24 @@ def launches_of_tail(
         hidden: R; None without a gate.
         out_act, act: by their numbers in se_fused/ops/codes.py.
     """
-    n, c = shape[:2]
+    c = shape[1]
     x = _meta(*shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    fc: list[Tensor | None] = [None] * 4
+    fc: list[Any] = [None] * 4
     if hidden is not None:
         fc = [_meta(*size, dtype=dtype) for size in ((hidden, c), (hidden,), (c, hidden), (c,))]
     affine = [_meta(c), _meta(c)]
     running = [None, None] if training else [_meta(c), _meta(c)]
+    infer: Any = tail.tail_inference
+    forward: Any = tail.tail_forward
+    backward: Any = tail.tail_backward
     with recording(dry=True) as launches:
         if not training:
-            tail.tail_inference(x, x, *running, *affine, *fc, None, 1e-5, act, 0, out_act, torch.empty_like(x))
+            infer(x, x, *running, *affine, *fc, None, 1e-5, act, 0, out_act, torch.empty_like(x))
             return launches
-        y, *saved = tail.tail_forward(x, x, *running, *affine, *fc, None, True, 1e-5, act, 0, out_act, True)
-        tail.tail_backward(
+        y, *saved = forward(x, x, *running, *affine, *fc, None, True, 1e-5, act, 0, out_act, True)
+        backward(
             y, x, x, *saved, *affine, fc[0], fc[2], None, True, 1e-5, act, 0, out_act, True
         )  # fmt: skip
     return launches

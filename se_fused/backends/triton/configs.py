@@ -20,7 +20,23 @@ from math import gcd
 
 import torch
 
-__all__ = ["Device", "Gate", "Grouping", "Map", "Product", "Stream", "cdiv", "device_of", "gate_config", "grouping", "neighbours", "power_of_two", "product_config", "standing_in", "stream_config"]
+__all__ = [
+    "Device",
+    "Gate",
+    "Grouping",
+    "Map",
+    "Product",
+    "Stream",
+    "cdiv",
+    "device_of",
+    "gate_config",
+    "grouping",
+    "neighbours",
+    "power_of_two",
+    "product_config",
+    "standing_in",
+    "stream_config",
+]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -48,8 +64,8 @@ _stand_in = H200
 
 @contextmanager
 def standing_in(device: Device) -> Iterator[None]:
-    """What the rules take for the device of tensors that are on none: in the interpreter, and on ``meta``, where kernels
-    are compiled for another machine. An H200 unless this says otherwise."""
+    """What the rules take for the device of tensors that are on none: in the interpreter, and on ``meta``, where
+    kernels are compiled for another machine. An H200 unless this says otherwise."""
     global _stand_in
     before, _stand_in = _stand_in, device
     try:
@@ -198,8 +214,9 @@ def grouping(m: Map, device: Device) -> Grouping | None:
     not even three samples fit.
 
     Four programs of 128 threads per multiprocessor, each with 64 bytes a thread under way, are 32 KB: enough in flight.
-    A tile is two such steps, 16 KB, so that its ticket (a round trip to L2, 1 us or less) is a third of its time and not
-    most of it; a group is as many tiles as there are programs: 8.7 MB on an H200, three of them 26 of its 60 MB of L2.
+    A tile is two such steps, 16 KB, so that its ticket (a round trip to L2, 1 us or less) is a third of its time and
+    not most of it; a group is as many tiles as there are programs: 8.7 MB on an H200, three of them 26 of its 60 MB of
+    L2.
     """
     if m.nbytes <= device.l2_bytes // 2 or m.n < 4:
         return None

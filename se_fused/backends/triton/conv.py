@@ -1,7 +1,8 @@
 """A 1x1 convolution that ends in squeeze-excite, as one matrix product (inference, channels_last).
 
 Averaging commutes with a 1x1 convolution, so the squeeze of u = W3 h + b3 comes from the mean of h, which has fewer
-channels, and with FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product starts:
+channels, and with FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product
+starts:
 
     s = gate(W2 act((W1 W3) mean(h) + (W1 b3 + b1)) + b2),   y = out_act(s * (W3 h + b3) + residual)
 
@@ -10,6 +11,7 @@ pass over u in ResNet's bottlenecks, where the tail after the convolution moves 
 """
 
 from math import gcd
+from typing import Any
 
 import torch
 import triton
@@ -80,8 +82,9 @@ def conv_kernel(
 
 
 def _conv_precision() -> str:
-    """"tf32" or "ieee": what PyTorch's float32 convolutions may do, with its settings' order of inheritance."""
-    for level in (torch.backends.cudnn.conv, torch.backends.cudnn, torch.backends):
+    """ "tf32" or "ieee": what PyTorch's float32 convolutions may do, with its settings' order of inheritance."""
+    cudnn: Any = torch.backends.cudnn
+    for level in (cudnn.conv, cudnn, torch.backends):
         if level.fp32_precision != "none":
             return "tf32" if level.fp32_precision == "tf32" else "ieee"
     return "ieee"

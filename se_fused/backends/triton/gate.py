@@ -126,10 +126,12 @@ def coefficients_tile(
 
 @triton.jit
 def hidden_tile(
-    first_n, end_n, first_r, mean, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    first_n, end_n, first_r, mean, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels,
+    squeezed, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Phase 2: hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r], before the activation. norm_mean: None without batch norm.
+    """Phase 2: hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r], before the activation.
+
+    norm_mean: None without batch norm.
 
     What other programs of the same launch wrote is read past L1 (.cg).
     """
@@ -145,7 +147,7 @@ def hidden_tile(
         exists = in_n[:, None] & in_c[None, :]
         m = tl.load(mean + at, mask=exists, other=0, cache_modifier=".cg")
         if norm_mean is not None:
-            mu, rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+            mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
         w = tl.load(
             fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
@@ -153,16 +155,14 @@ def hidden_tile(
         total = tl.dot(m, tl.trans(w), total, input_precision=PRECISION)
     if fc1_bias is not None:
         total += tl.load(fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
-    tl.store(
-        hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], total, mask=in_n[:, None] & in_r[None, :]
-    )
+    tl.store(hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], total, mask=in_n[:, None] & in_r[None, :])
 
 
 @triton.jit
 def excite_tile(
     first_n, end_n, first_c, hidden, norm_mean, norm_var, bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop,
-    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr,
-    PRECISION: tl.constexpr,
+    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 3: s = gate(W2 act(hidden) + b2), into factor unless it is None; scale = d s a and shift = d s b.
 
@@ -197,7 +197,7 @@ def excite_tile(
     a = tl.full((BLOCK_C,), 1.0, tl.float32)
     b = tl.zeros((BLOCK_C,), tl.float32)
     if norm_mean is not None:
-        mu, rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+        mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
         b = beta - a * mu
     if out_bias is not None:
         b = tl.load(out_bias + channel, mask=in_c, other=0).to(tl.float32)
@@ -248,7 +248,8 @@ def gate_kernel(
                 wait(counters + 1, c_tiles)
                 hidden_tile(
                     tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, mean, norm_mean, norm_var, bn_weight,
-                    bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
+                    bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K,
+                    PRECISION,
                 )  # fmt: skip
                 done(counters + 2)
             else:

@@ -61,7 +61,7 @@ def merge_tile(
         tl.store(p + at, sum_p, mask=exists)
         tl.store(q + at, sum_q, mask=exists)
     if factor is not None:
-        mu, rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+        mu, _rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
         z = (tl.load(mean + at, mask=exists, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
         grad = a[None, :] * sum_q + z * sum_p
         if drop is not None:
@@ -110,7 +110,7 @@ def channels_tile(
     """
     channel = first_c + tl.arange(0, BLOCK_C)
     in_c = channel < channels
-    mu, rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+    mu, rstd, a, _beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
     dbeta = tl.zeros((BLOCK_C,), tl.float32)
     dgamma = tl.zeros((BLOCK_C,), tl.float32)
     for n in range(0, samples, BLOCK_M):
@@ -180,12 +180,12 @@ def weights_tile(
     dfc2_bias, samples, channels, squeezed, eps, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Phase 3: dW1 (R, C) = dhidden^T z, dW2 (C, R) = dq^T act(hidden), db1 (R,) and db2 (C,), for one block of each."""
+    """Phase 3: dW1 (R, C) = dhidden^T z, dW2 (C, R) = dq^T act(hidden), db1 (R,) and db2 (C,), for one block."""
     channel = first_c + tl.arange(0, BLOCK_C)
     in_c = channel < channels
     r = first_r + tl.arange(0, BLOCK_R)
     in_r = r < squeezed
-    mu, rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+    mu, _rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
     first = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     second = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
     first_bias = tl.zeros((BLOCK_R,), tl.float32)
@@ -240,8 +240,8 @@ def gate_backward_kernel(
     while ticket < total:
         if ticket < merge_tiles:
             merge_tile(
-                ticket // c_tiles * BLOCK_N, ticket % c_tiles * BLOCK_C, p_parts, q_parts, p, q, mean, factor, dq, stats,
-                bn_weight, bn_bias, drop, samples, channels, eps, SPLITS, GATE, BLOCK_N, BLOCK_C,
+                ticket // c_tiles * BLOCK_N, ticket % c_tiles * BLOCK_C, p_parts, q_parts, p, q, mean, factor, dq,
+                stats, bn_weight, bn_bias, drop, samples, channels, eps, SPLITS, GATE, BLOCK_N, BLOCK_C,
             )  # fmt: skip
             done(counters + 1)
         else:

@@ -1,18 +1,18 @@
 """The inference tail in three passes over memory: x is read, the residual is read, y is written.
 
 With one launch per step, a map larger than L2 is read twice from memory: four passes. Here one launch takes the samples
-in groups, so that stream 2 of a group comes soon after its stream 1 and finds x in L2. Programs take tickets (tiles.py);
-the tickets of round k are
+in groups, so that stream 2 of a group comes soon after its stream 1 and finds x in L2. Programs take tickets
+(tiles.py); the tickets of round k are
 
     hidden(k - 1)   stream 1 (k)   excite(k - 1)   stream 2 (k - 2)
 
 so that what a tile waits for lies a whole stream behind it: with as many tiles in a stream of a group as there are
-programs, nobody waits for long. Between its two streams a group sees two more go by, so three groups of x are to lie in L2,
-beside the residual and y, which are marked evict_first. ``grouping`` in configs.py sizes them. The last tile of a sample's
-positions merges the means of the others; counts of tiles decide which is the last, never what the sum is.
+programs, nobody waits for long. Between its two streams a group sees two more go by, so three groups of x are to lie in
+L2, beside the residual and y, which are marked evict_first. ``grouping`` in configs.py sizes them. The last tile of a
+sample's positions merges the means of the others; counts of tiles decide which is the last, never what the sum is.
 
-Bytes, bfloat16, N = 128, 256 x 56 x 56: a pass is 205.5 MB, three are 617 MB, four 822 MB: 143 and 191 us at the 4.3 TB/s
-that a copy reaches on an H200. The means of the splits, written and read once through L2, are 1.6 % of a pass; the
+Bytes, bfloat16, N = 128, 256 x 56 x 56: a pass is 205.5 MB, three are 617 MB, four 822 MB: 143 and 191 us at the 4.3
+TB/s that a copy reaches on an H200. The means of the splits, written and read once through L2, are 1.6 % of a pass; the
 weights (16 KB in stage 1, 256 KB in stage 3) are read once per group and 16 samples.
 """
 
@@ -47,9 +47,10 @@ def merge_means(mean_parts, mean, counter, sample, first, samples, channels, spa
 def grouped_kernel(
     counters, x, residual, y, mean_parts, mean, hidden, scale, shift, running_mean, running_var, bn_weight, bn_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop, samples, squeezed, span, group, eps, inner, outer,
-    SPLITS: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, ACT: tl.constexpr,
+    GATE: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """counters: int32, zero: tickets; per group the tiles done of stream 1, hidden, excite; per sample and block of
     channels the tiles done of stream 1."""

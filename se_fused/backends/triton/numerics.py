@@ -129,7 +129,7 @@ def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
 def map_coefficients(
     scale, shift, factor, mean, var, bn_weight, bn_bias, drop, vector, exists, channels, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The affine map of some pairs (n, c) at offsets ``vector`` of (N, C): scale and shift, or made of d, s, a and b."""
+    """The affine map of some pairs (n, c) at offsets ``vector`` of (N, C): given, or made of d, s, a, b."""
     if scale is not None:
         a = tl.load(scale + vector, mask=exists, other=0)
         b = tl.load(shift + vector, mask=exists, other=0)
@@ -137,7 +137,7 @@ def map_coefficients(
         a = tl.full((BLOCK,), 1.0, tl.float32)
         b = tl.zeros((BLOCK,), tl.float32)
         if mean is not None:
-            mu, rstd, a, beta = norm_coefficients(mean, var, bn_weight, bn_bias, vector % channels, exists, eps)
+            mu, _rstd, a, beta = norm_coefficients(mean, var, bn_weight, bn_bias, vector % channels, exists, eps)
             b = beta - a * mu
         if factor is not None:
             s = tl.load(factor + vector, mask=exists, other=0)

@@ -1,4 +1,4 @@
-"""The host's side of the streams: launch shapes, memory, launches; and the four streams as se_fused/ops defines them."""
+"""The host's side of the streams: launch shapes, memory, launches; and the four streams of se_fused/ops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,9 +53,7 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
 
 
 # ---- launches
-def launch_moments(
-    x: Tensor, m: Map, with_m2: bool, counters: Tensor | None
-) -> tuple[Tensor, Tensor | None, Stream]:
+def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) -> tuple[Tensor, Tensor | None, Stream]:
     """The splits' mean and m2 (splits, N, C), and the launch shape, which says what a split is."""
 
     def run(config: Stream) -> tuple[Tensor, Tensor | None, Stream]:

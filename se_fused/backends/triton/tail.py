@@ -69,12 +69,13 @@ def coefficients(
     g = gate_config(m.n, m.c, r, "forward")
     n_tiles, c_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c)
     launch(
-        gate_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device, g.options(device_of(x.device)),
-        counters=counters, mean_parts=parts, m2_parts=squares, mean=mean, stats=stats, hidden=hidden, factor=factor,
-        scale=scale, shift=shift, running_mean=running_mean, running_var=running_var, bn_weight=bn_weight,
-        bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight, fc2_bias=fc2_bias,
-        out_bias=out_bias, drop=drop, samples=m.n, channels=m.c, out_channels=out_c, squeezed=r, SPLITS=len(parts),
-        span=config.span, position_count=m.s, eps=eps, ACT=act, GATE=gate, PRECISION=precision(x.device), **g.blocks(),
+        gate_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
+        g.options(device_of(x.device)), counters=counters, mean_parts=parts, m2_parts=squares, mean=mean, stats=stats,
+        hidden=hidden, factor=factor, scale=scale, shift=shift, running_mean=running_mean, running_var=running_var,
+        bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight,
+        fc2_bias=fc2_bias, out_bias=out_bias, drop=drop, samples=m.n, channels=m.c, out_channels=out_c, squeezed=r,
+        SPLITS=len(parts), span=config.span, position_count=m.s, eps=eps, ACT=act, GATE=gate,
+        PRECISION=precision(x.device), **g.blocks(),
     )  # fmt: skip
     return Coefficients(scale, shift, mean, stats, factor, hidden)
 
@@ -112,13 +113,13 @@ def _grouped(
     counters = torch.zeros(1 + 3 * cdiv(m.n, plan.group) + m.n * blocks, dtype=torch.int32, device=x.device)
     mean_parts = floats(x, splits, m.n, m.c)
     launch(
-        grouped_kernel, plan.programs, x.device, g.options(device_of(x.device)), counters=counters, x=x, residual=residual, y=y,
-        mean_parts=mean_parts, mean=mean_parts[0] if splits == 1 else floats(x, m.n, m.c), hidden=floats(x, m.n, r), scale=floats(x, m.n, m.c),
-        shift=floats(x, m.n, m.c), running_mean=running_mean, running_var=running_var, bn_weight=bn_weight,
-        bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight, fc2_bias=fc2_bias, drop=drop,
-        samples=m.n, squeezed=r, SPLITS=splits, span=plan.stream.span, group=plan.group, eps=eps, OUT_ACT=out_act,
-        ACT=act, GATE=gate, PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.stream.blocks(),
-        **g.blocks(),
+        grouped_kernel, plan.programs, x.device, g.options(device_of(x.device)), counters=counters, x=x,
+        residual=residual, y=y, mean_parts=mean_parts, mean=mean_parts[0] if splits == 1 else floats(x, m.n, m.c),
+        hidden=floats(x, m.n, r), scale=floats(x, m.n, m.c), shift=floats(x, m.n, m.c), running_mean=running_mean,
+        running_var=running_var, bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias,
+        fc2_weight=fc2_weight, fc2_bias=fc2_bias, drop=drop, samples=m.n, squeezed=r, SPLITS=splits,
+        span=plan.stream.span, group=plan.group, eps=eps, OUT_ACT=out_act, ACT=act, GATE=gate,
+        PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.stream.blocks(), **g.blocks(),
     )  # fmt: skip
 
 
@@ -175,13 +176,14 @@ def tail_backward(
     g = gate_config(m.n, m.c, r, "backward")
     n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
     launch(
-        gate_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device, g.options(device_of(x.device)),
-        counters=counters, p_parts=p_parts, q_parts=q_parts, p=p, q=q, mean=mean, factor=factor if r else None,
-        hidden=hidden if r else None, stats=stats if has_bn else None, bn_weight=bn_weight, bn_bias=bn_bias,
-        fc1_weight=fc1_weight, fc2_weight=fc2_weight, drop=drop, dq=floats(x, m.n, m.c) if r else None,
-        dhidden=floats(x, m.n, r) if r else None, k1=k1, k2=k2, k3=k3, dbn_weight=dbn[0], dbn_bias=dbn[1],
-        dfc1_weight=weights[0], dfc1_bias=weights[1], dfc2_weight=weights[2], dfc2_bias=weights[3], samples=m.n,
-        channels=m.c, squeezed=r, SPLITS=splits, position_count=m.s, eps=eps, ACT=act, GATE=gate,
+        gate_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
+        g.options(device_of(x.device)), counters=counters, p_parts=p_parts, q_parts=q_parts, p=p, q=q, mean=mean,
+        factor=factor if r else None, hidden=hidden if r else None, stats=stats if has_bn else None,
+        bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc2_weight=fc2_weight, drop=drop,
+        dq=floats(x, m.n, m.c) if r else None, dhidden=floats(x, m.n, r) if r else None, k1=k1, k2=k2, k3=k3,
+        dbn_weight=dbn[0], dbn_bias=dbn[1], dfc1_weight=weights[0], dfc1_bias=weights[1], dfc2_weight=weights[2],
+        dfc2_bias=weights[3], samples=m.n, channels=m.c, squeezed=r, SPLITS=splits, position_count=m.s, eps=eps,
+        ACT=act, GATE=gate,
         BATCH_STATS=batch_stats, PRECISION=precision(x.device), **g.blocks(),
     )  # fmt: skip
     dx = launch_affine_backward(

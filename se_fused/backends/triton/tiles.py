@@ -1,9 +1,9 @@
 """How kernels see a map, and how programs of one launch wait for each other.
 
 A dense map (N, C, *spatial) is ``rows`` of ``length`` contiguous elements: (n, c) with its S positions in contiguous
-order, (n, s) with its C channels in channels_last. A tile is [rows, columns]; coefficients and sums belong to (n, c), so
-they lie along the tile's rows in the one order and along its columns in the other. What is *kept* apart by a sum is one
-axis, *positions* the other:
+order, (n, s) with its C channels in channels_last. A tile is [rows, columns]; coefficients and sums belong to (n, c),
+so they lie along the tile's rows in the one order and along its columns in the other. What is *kept* apart by a sum is
+one axis, *positions* the other:
 
     contiguous:     kept = n * C + c of 1 sample, or c of N;  tile [kept, positions]
     channels_last:  kept = c of N samples;                    tile [positions, kept]
@@ -11,8 +11,8 @@ axis, *positions* the other:
 Whatever the order, the coefficient of a kept index lies at sample * kept_count + kept.
 
 ``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two: the product tells the compiler that
-rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether an
-argument is a multiple of 16, and 14 x 14 is none). Offsets of rows are 64-bit.
+rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether
+an argument is a multiple of 16, and 14 x 14 is none). Offsets of rows are 64-bit.
 """
 
 import triton

@@ -1,0 +1,69 @@
+"""conv3 + SE + add + ReLU in inference, channels_last: one product, convolution and fused tail, plain PyTorch.
+
+``se_fused`` is what the library chooses by itself. The plain convolution alone is there too: what SE costs beside it.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from se_fused import functional, reference
+from se_fused.measure import device_seconds, keep_freed_memory, synchronizer
+from se_fused.workloads import DTYPES
+
+
+@pytest.mark.parametrize("peer", ["se_fused", "product", "separate", "eager", "convolution"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_conv(
+    benchmark, monkeypatch: pytest.MonkeyPatch, device: str, stage: str, dtype: str, peer: str
+) -> None:  # fmt: skip
+    keep_freed_memory()
+    n, c, h, w = (int(size) for size in stage.split("x"))
+    k, r = c // 4, max(c // 16, 8)
+    torch.manual_seed(0)
+
+    def draw(*size: int, scale: float = 1.0) -> torch.Tensor:
+        t = (torch.randn(*size, device=device) * scale).to(DTYPES[dtype])
+        return t.to(memory_format=torch.channels_last) if len(size) == 4 else t
+
+    x, residual = draw(n, k, h, w), draw(n, c, h, w)
+    conv = (draw(c, k, 1, 1, scale=k**-0.5), draw(c))
+    fc = (draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c))
+    folded = functional.fold_squeeze(*conv, *fc[:2])
+    if peer in ("product", "separate"):
+        if device != "cuda":
+            pytest.skip("on a CPU there is one way")
+        from se_fused.backends.triton import conv as triton_conv
+
+        way = "product" if peer == "product" else "convolution and tail"
+        monkeypatch.setattr(triton_conv, "fastest", lambda key, ways, device: way)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            if peer == "convolution":
+                return reference.conv1x1(x, *conv)
+            if peer == "eager":
+                return reference.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu")
+            return functional.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu", folded=folded)
+
+    if peer != "convolution":  # nothing is timed before it is right; its bound is held by the tests
+        wide = [t.double() for t in (x[:2], *conv, *fc, residual[:2])]
+        truth = reference.conv1x1_squeeze_excite(*wide, out_act="relu")
+        error = ((run()[:2].double() - truth).norm() / truth.norm()).item()
+        # TF32, which PyTorch's convolutions use by default too, keeps 11 bits
+        assert error < (2e-3 if dtype == "float32" else 1e-2), f"relative error {error:.1e}"
+    wait = synchronizer(device)
+    benchmark.group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
+    benchmark.extra_info.update(
+        title="conv3+SE+add+ReLU",
+        shape=[n, c, h, w],
+        dtype=dtype,
+        layout="channels_last",
+        candidate=peer,
+        device=device,
+    )
+    call: Callable[[], object] = lambda: (run(), wait())  # noqa: E731
+    benchmark(call)
+    if benchmark.stats is not None and device == "cuda":
+        benchmark.extra_info["device_seconds"] = device_seconds(run, device)

@@ -1,0 +1,195 @@
+"""Triton on a real GPU: what the interpreter cannot show. test_triton.py and test_conv.py run there too, on the device.
+
+Those marked ``sanitizer`` are small; ``make gpu`` runs them under compute-sanitizer's memcheck and racecheck.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from se_fused import backends, functional, reference
+from se_fused.verify import LAYOUTS, Case, check, to_layout
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def triton() -> Iterator[None]:
+    with backends.use_backend("triton"):
+        yield
+
+
+def infer(x: torch.Tensor, *fc: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return functional.squeeze_excite(x, *fc, x, out_act="relu")
+
+
+def weights(c: int, r: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    sizes = ((r, c), (r,), (c, r), (c,))
+    return [(torch.randn(*size) * c**-0.5).to("cuda", dtype) for size in sizes]
+
+
+# ---- small: also under compute-sanitizer
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(5, 70, 9, 7), (3, 16, 14, 14)], ids=str)
+def test_training(shape: tuple[int, ...], layout: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert check(Case("batch_norm_squeeze_excite", shape, dtype, layout, "cuda", hidden=17), seeds=range(3)).ok
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many programs, more than run at once, that wait for each other."""
+    from se_fused.backends.triton import configs, tail
+
+    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
+        kept, positions = configs.tile_shape(m, 512)
+        return configs.Grouping(configs.Stream(min(kept, 32), positions, positions, 4), 3, 8 * device.multiprocessors)
+
+    monkeypatch.setattr(tail, "grouping", plan)
+    x = to_layout(torch.randn(32, 96, 13, 11), layout).cuda()
+    fc = weights(96, 24, torch.float32)
+    truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
+    for _ in range(20):
+        torch.testing.assert_close(infer(x, *fc), truth)
+
+
+@pytest.mark.sanitizer
+def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    from se_fused.backends.triton import conv
+
+    monkeypatch.setattr(conv, "fastest", lambda key, ways, device: "product")
+    h = torch.randn(3, 40, 13, 11).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
+    conv_weight = (torch.randn(136, 40, 1, 1) * 0.15).cuda().bfloat16()
+    fc = weights(136, 9, torch.bfloat16)
+    with torch.no_grad():
+        y = functional.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
+        truth = reference.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
+    torch.testing.assert_close(y, truth, rtol=2e-2, atol=2e-2)
+
+
+# ---- large
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 512, 28, 28), (128, 1024, 14, 14), (128, 2048, 7, 7)])
+def test_stages_of_resnet50(shape: tuple[int, ...], layout: str) -> None:
+    """The launch shapes that benchmarks run with, against eager PyTorch in float32."""
+    x = to_layout(torch.randn(shape, device="cuda"), layout)
+    c = shape[1]
+    fc = weights(c, c // 16, torch.float32)
+    torch.testing.assert_close(infer(x, *fc), reference.squeeze_excite(x, *fc, x, out_act="relu"))
+    bn = (torch.rand(c, device="cuda") + 0.5, torch.randn(c, device="cuda"))
+    given = [t.requires_grad_() for t in (x, *bn, *fc)]
+    results = []
+    for module in (functional, reference):
+        y = module.batch_norm_squeeze_excite(
+            given[0], None, None, *given[1:], x.detach(), training=True, out_act="relu"
+        )
+        results.append([y, *torch.autograd.grad(y, given, torch.ones_like(y))])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_elements_than_an_int32_counts(layout: str) -> None:
+    """2^31 + elements: the last sample lies beyond every 32-bit offset."""
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    n, c, h, w = 3, 768, 1024, 1024
+    x = torch.empty((n, c, h, w), dtype=torch.float16, device="cuda")
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.normal_()
+    fc = weights(c, 8, torch.float16)
+    y = infer(x, *fc)
+    for i in (0, n - 1):
+        torch.testing.assert_close(
+            y[i : i + 1], reference.squeeze_excite(x[i : i + 1], *fc, x[i : i + 1], out_act="relu")
+        )
+    running = (torch.zeros(c, device="cuda"), torch.ones(c, device="cuda"))
+    with torch.no_grad():
+        y = functional.batch_norm_act(x, *running, None, None, training=True)
+    assert (y[-1].float().mean() - 0.3989).abs() < 1e-2  # of relu of a standard normal
+
+
+# ---- streams, graphs, devices
+def test_cuda_graph() -> None:
+    for shape in ((8, 64, 14, 14), (64, 256, 56, 56)):
+        x, fc = torch.randn(shape, device="cuda"), weights(shape[1], 16, torch.float32)
+        infer(x, *fc)  # compiles, which a capture cannot
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = infer(x, *fc)
+        for _ in range(3):
+            x.normal_()
+            graph.replay()
+            torch.testing.assert_close(y, reference.squeeze_excite(x, *fc, x, out_act="relu"))
+
+
+def test_streams_do_not_disturb_each_other() -> None:
+    """Counters belong to the call: two streams run the waiting kernels at once."""
+    x, fc = torch.randn(64, 256, 56, 56, device="cuda"), weights(256, 16, torch.float32)
+    truth = infer(x, *fc)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    torch.cuda.synchronize()
+    for _ in range(5):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(infer(x, *fc))
+    torch.cuda.synchronize()
+    assert all(torch.equal(y, truth) for y in results)
+
+
+def test_same_bits_in_every_run() -> None:
+    case = Case("batch_norm_squeeze_excite", (64, 256, 28, 28), torch.bfloat16, "channels_last", "cuda", hidden=16)
+    given = case.draw(0)
+    tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+    runs = []
+    for _ in range(5):
+        y = case.call(functional, given)
+        runs.append([y, *torch.autograd.grad(y, tensors, torch.ones_like(y))])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_that_is_not_the_current_one() -> None:
+    case = Case("batch_norm_squeeze_excite", (4, 24, 7, 5), device="cuda:1")
+    given = case.draw(0)
+    torch.testing.assert_close(case.call(functional, given), case.call(reference, given))
+
+
+def compiled(function: Callable[..., torch.Tensor], mode: str) -> Callable[..., torch.Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_torch_compile(mode: str) -> None:
+    x, fc = torch.randn(16, 64, 28, 28, device="cuda"), weights(64, 8, torch.float32)
+    call = compiled(lambda x: functional.squeeze_excite(x, *fc, x, out_act="relu"), mode)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(call(x), reference.squeeze_excite(x, *fc, x, out_act="relu"))
+
+
+def test_autotuning_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from se_fused.backends.triton import tuning
+
+    monkeypatch.setenv("SE_FUSED_AUTOTUNE", "1")
+    monkeypatch.setenv("SE_FUSED_CACHE", str(tmp_path))
+    tuning._cache.cache_clear()
+    x, fc = torch.randn(16, 64, 28, 28, device="cuda"), weights(64, 8, torch.float32)
+    truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
+    torch.testing.assert_close(infer(x, *fc), truth)
+    (path,) = tmp_path.iterdir()
+    before = path.read_text()
+    assert "means Map(n=16" in before and "affine Map(n=16" in before
+    torch.testing.assert_close(infer(x, *fc), truth)
+    assert path.read_text() == before
+    tuning._cache.cache_clear()
