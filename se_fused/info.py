@@ -111,7 +111,7 @@ def _choices() -> list[dict[str, Any]]:
     for op in _OPS:
         for device in devices:
             for dtype in _DTYPES:
-                reasons = {name: b.can_use(device, dtype) for name, b in backends.BACKENDS.items()}
+                reasons = {name: backends.why_not(b, device, dtype) for name, b in backends.BACKENDS.items()}
                 able = [name for name, reason in reasons.items() if reason is None]
                 auto = able[0] if able else "reference"
                 why_not = {name: reason or f"auto takes {auto} before it" for name, reason in reasons.items()}

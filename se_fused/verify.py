@@ -174,6 +174,10 @@ def cases(devices: Sequence[str] = ("cpu",)) -> Iterator[Case]:
             yield Case(op, dtype=dtype, layout=layout, device=device, training=training)
 
 
+def _cannot(backend: backends.Backend, device: str, dtype: torch.dtype) -> str | None:
+    return backend.can_use(device, dtype)
+
+
 def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> list[Result]:
     """Check every case on every backend that can take it.
 
@@ -188,7 +192,8 @@ def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], Non
         (name, case)
         for case in cases(devices)
         for name in ((asked,) if asked != "auto" else backends.AUTO_ORDER)
-        if name == "reference" or backends.BACKENDS[name].can_use(case.device, case.dtype) is None
+        if name == "reference"
+        or (backends.why_not if asked == "auto" else _cannot)(backends.BACKENDS[name], case.device, case.dtype) is None
     ]
     results = []
     for done, (name, case) in enumerate(todo):

@@ -42,6 +42,8 @@ def jobs() -> list[Job]:
     found += [Job(a, "bfloat16", True, "256x56x56", "infer") for a in (80, 100)]
     found += [Job(a, "bfloat16", True, "256x56x56", "infer", gate=False) for a in (80, 90, 100)]
     found += [Job(90, "bfloat16", cl, shape, "train") for cl in both for shape in ("1024x14x14", "2048x7x7")]
+    found += [Job(a, "bfloat16", False, "2048x7x7", "train") for a in (80, 100, "gfx942")]
+    found += [Job(90, d, False, "2048x7x7", "train", out_act=2) for d in ("float32", "bfloat16")]
     found += [Job(90, "bfloat16", cl, shape, call) for cl in both for shape in ODD for call in ("train", "infer")]
     found += [Job(90, "float32", True, "256x56x56", "train", act) for act in ("gelu_tanh", "mish")]
     found += [Job(90, "bfloat16", cl, "256x56x56", "train", out_act=2) for cl in both]

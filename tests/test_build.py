@@ -124,7 +124,7 @@ def test_none_needs_neither_compiler_nor_torch(tree: Path, tmp_path: Path) -> No
     archive = only_wheel(tree)
     assert archive.filename.endswith("-py3-none-any.whl")
     names = archive.namelist()
-    assert {"se_fused/py.typed", "se_fused/functional.py", "se_fused/ops/__init__.py"} <= set(names)
+    assert {"se_fused/py.typed", "se_fused/functional/__init__.py", "se_fused/ops/__init__.py"} <= set(names)
     assert not [
         name for name in names if name.endswith(".so") or "removed" in name or name.startswith(("tests", "csrc"))
     ]

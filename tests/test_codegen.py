@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STREAMS = ("moments_kernel", "affine_kernel", "moments_backward_kernel", "affine_backward_kernel")
+SHIFTED = tuple(name.replace("kernel", "shifted_kernel") for name in STREAMS)  # contiguous rows off 16 bytes
 NVIDIA = (80, 90, 100)
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ def name(row: Row) -> str:
 
 
 def test_everything_was_compiled(rows: list[Row]) -> None:
-    kernels = {*STREAMS, "gate_kernel", "gate_backward_kernel", "grouped_kernel", "conv_kernel"}
+    kernels = {*STREAMS, *SHIFTED, "gate_kernel", "gate_backward_kernel", "grouped_kernel", "conv_kernel"}
     for architecture in NVIDIA:
         assert {row["kernel"] for row in rows if row["architecture"] == architecture} == kernels
     assert {row["kernel"] for row in rows if row["architecture"] == "gfx942"} == kernels - {"grouped_kernel"}
@@ -64,7 +65,7 @@ def test_resources_let_enough_programs_run(rows: list[Row]) -> None:
     for row in rows:
         if row["architecture"] not in NVIDIA:
             continue
-        programs = 4 if row["kernel"] in (*STREAMS, "grouped_kernel") else 1
+        programs = 4 if row["kernel"] in (*STREAMS, *SHIFTED, "grouped_kernel") else 1
         assert programs * row["registers"] * row["warps"] * 32 <= 65536, name(row)
         assert programs * row["shared_bytes"] <= 163 * 1024, name(row)
 
@@ -88,13 +89,15 @@ def test_streams_move_128_bits(rows: list[Row]) -> None:
     assert checked > 80
 
 
-def test_rows_of_any_length_use_what_their_alignment_permits(rows: list[Row]) -> None:
-    """14 x 14 in bfloat16, contiguous: rows start at multiples of 8 bytes."""
-    found = [row for row in rows if row["shape"] == "1024x14x14" and row["layout"] == "contiguous"]
-    streams = [row for row in found if row["kernel"] in STREAMS]
-    assert len(streams) == 4
-    for row in streams:
-        assert row["loads"].get("64", 0) >= 4 and not row["loads"].get("16"), name(row)
+def test_rows_that_start_anywhere_move_128_bits_too(rows: list[Row]) -> None:
+    """Contiguous 14 x 14 and 7 x 7 in bfloat16: rows start at multiples of 8 and of 2 bytes."""
+    found = [row for row in rows if row["kernel"] in SHIFTED and row["dtype"] == "bfloat16"]
+    found = [row for row in found if row["architecture"] in NVIDIA]
+    assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 20
+    for row in found:
+        assert row["loads"].get("128", 0) >= (1 if "moments_shifted" in row["kernel"] else 2), name(row)
+        assert not row["loads"].get("16") and not row["stores"].get("16"), name(row)
+        assert row["stores"].get("128", 0) >= (0 if "moments_shifted" in row["kernel"] else 1), name(row)
 
 
 def test_no_float64_and_no_float_atomics(rows: list[Row]) -> None:
@@ -104,7 +107,7 @@ def test_no_float64_and_no_float_atomics(rows: list[Row]) -> None:
 
 
 def test_offsets_of_maps_are_64_bit(rows: list[Row]) -> None:
-    assert not [name(row) for row in rows if row["kernel"] in STREAMS and row["narrow_offsets"]]
+    assert not [name(row) for row in rows if row["kernel"] in STREAMS + SHIFTED and row["narrow_offsets"]]
 
 
 def test_phases_acquire_and_release(rows: list[Row]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "forced",
     "select",
     "use_backend",
+    "why_not",
 ]
 
 BACKENDS: dict[str, Backend] = {

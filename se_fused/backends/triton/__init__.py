@@ -6,7 +6,7 @@ kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests
 
 import os
 from functools import lru_cache
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,17 @@ def _gpu_reason(index: int) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < _MINIMUM:
         have = ".".join(map(str, torch.cuda.get_device_capability(index)))
         return f"it needs compute capability 8.0 or later; {torch.cuda.get_device_name(index)} has {have}"
+    return None
+
+
+def _interpreter_reason() -> str | None:
+    """None if Triton's interpreter works with this numpy, else why not (a loop with a bound of run time fails there)."""
+
+    def version(package: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+
+    if version("triton") <= (3, 6) and version("numpy") >= (2, 4):
+        return "the interpreter of Triton 3.6 and before does not run with numpy 2.4 and later: pip install 'numpy<2.4'"
     return None
 
 
@@ -69,11 +80,9 @@ class TritonBackend:
         interprets = self._interprets if self._modules else os.environ.get("TRITON_INTERPRET") == "1"
         if not interprets:
             return "on the CPU it runs in Triton's interpreter alone, which is for tests (TRITON_INTERPRET=1)"
-        return self.load()
+        return self.load() or _interpreter_reason()
 
     def describe(self) -> dict[str, Any]:
-        from importlib import metadata
-
         if self._error is not None:
             return {"built": False, "reason": self._error}
         return {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}

@@ -116,6 +116,23 @@ class Map:
         return gcd(self.length, 16)
 
     @property
+    def vector(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.itemsize
+
+    @property
+    def window(self) -> int:
+        """Elements that hold a row and the whole vectors at its ends, a power of two."""
+        return power_of_two(self.s + self.vector - 1)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether rows are contiguous, short, and start anywhere: shifted.py's case."""
+        if self.channels_last or self.s % self.vector == 0 or self.s < self.vector:
+            return False
+        return self.window <= 1024 and self.n * self.c * self.s % self.vector == 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the map: one pass."""
         return self.n * self.c * self.s * self.itemsize
@@ -176,6 +193,9 @@ def stream_config(m: Map, device: Device, tensors: int, sums: bool) -> Stream:
             spread the cost of its coefficients.
     """
     warps = 4
+    if m.shifted:
+        rows = max(warps * 32 * (32 if tensors == 1 else 16) // m.itemsize // m.window, 1)
+        return Stream(min(rows, power_of_two(m.kept)), m.window, m.window, warps)
     # narrow accesses take a register each: fewer of them
     bytes_per_thread = min(64 if tensors == 1 else 32, max(4 * m.align * m.itemsize, 16))
     elements = warps * 32 * bytes_per_thread // m.itemsize
@@ -193,6 +213,8 @@ def neighbours(config: Stream, m: Map) -> list[Stream]:
     found = []
     for kept, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
         columns = config.kept if m.channels_last else config.positions
+        if m.shifted and positions != 1:  # the window is what it is
+            continue
         a, b = int(config.kept * kept), int(config.positions * positions)
         if min(a, b) < 1 or (a if m.channels_last else b) < min(columns, 8) or not 512 <= a * b <= 16384:
             continue

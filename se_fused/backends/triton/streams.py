@@ -10,6 +10,12 @@ from .affine import affine_backward_kernel, affine_kernel
 from .configs import Map, Stream, cdiv, device_of, neighbours, stream_config
 from .launch import launch
 from .moments import moments_backward_kernel, moments_kernel
+from .shifted import (
+    affine_backward_shifted_kernel,
+    affine_shifted_kernel,
+    moments_backward_shifted_kernel,
+    moments_shifted_kernel,
+)
 from .tuning import autotunes, can_measure, fastest
 
 __all__ = ["affine", "affine_backward", "moments", "moments_backward"]
@@ -52,6 +58,15 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
     return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
 
 
+def _geometry(m: Map, config: Stream) -> dict[str, Any]:
+    """A stream's arguments that say how it walks over the map."""
+    if m.shifted:
+        return {
+            "rows": m.kept, "length": m.s, "VECTOR": m.vector, "BLOCK_ROWS": config.kept, "WINDOW": config.positions
+        }  # fmt: skip
+    return {"splits": config.splits(m), "span": config.span, **m.arguments(), **config.blocks()}
+
+
 # ---- launches
 def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) -> tuple[Tensor, Tensor | None, Stream]:
     """The splits' mean and m2 (splits, N, C), and the launch shape, which says what a split is."""
@@ -60,9 +75,10 @@ def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) ->
         splits = config.splits(m)
         mean = floats(x, splits, m.n, m.c)
         m2 = floats(x, splits, m.n, m.c) if with_m2 else None
+        samples = {} if m.shifted else {"samples": m.samples}
         launch(
-            moments_kernel, config.programs(m), x.device, config.options(), x=x, mean=mean, m2=m2, counters=counters,
-            samples=m.samples, splits=splits, span=config.span, COUNTERS=COUNTERS, **m.arguments(), **config.blocks(),
+            moments_shifted_kernel if m.shifted else moments_kernel, config.programs(m), x.device, config.options(),
+            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config),
         )  # fmt: skip
         return mean, m2, config
 
@@ -79,10 +95,11 @@ def launch_affine(
     given |= {"eps": 0.0, **vectors}
 
     def run(config: Stream, into: Tensor) -> None:
+        words = {"WORDS": cdiv(m.s, 64)} if m.shifted else {}
         launch(
-            affine_kernel, config.programs(m), x.device, config.options(), x=x, residual=residual, y=into, mask=mask,
-            channels=m.c, splits=config.splits(m), span=config.span, OUT_ACT=out_act, **given, **m.arguments(),
-            **config.blocks(),
+            affine_shifted_kernel if m.shifted else affine_kernel, config.programs(m), x.device, config.options(), x=x,
+            residual=residual, y=into, mask=mask, channels=m.c, OUT_ACT=out_act, **given, **words, **_geometry(m,
+            config),
         )  # fmt: skip
 
     # measured into other memory: y may be x, which must not be scaled more than once
@@ -102,11 +119,12 @@ def launch_moments_backward(
         splits = config.splits(m)
         p, q = floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c)
         dr = torch.empty_like(x) if want_dr else None
+        sums = {"p_sum": p, "q_sum": q} if m.shifted else {"p": p, "q": q, "samples": m.samples}
         launch(
-            moments_backward_kernel, config.programs(m), x.device, config.options(), dy=dy, x=x,
-            residual=residual if silu else None, mask=mask if out_act == 1 else None, mean=mean, dr=dr, p=p, q=q,
-            counters=counters, channels=m.c, samples=m.samples, splits=splits, span=config.span, OUT_ACT=out_act,
-            COUNTERS=COUNTERS, **(given | vectors if silu else given), **m.arguments(), **config.blocks(),
+            moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
+            config.options(), dy=dy, x=x, residual=residual if silu else None, mask=mask if out_act == 1 else None,
+            mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, COUNTERS=COUNTERS, **sums,
+            **(given | vectors if silu else given), **_geometry(m, config),
         )  # fmt: skip
         return dr, p, q
 
@@ -121,8 +139,8 @@ def launch_affine_backward(
     def run(config: Stream) -> Tensor:
         dx = torch.empty_like(dr)
         launch(
-            affine_backward_kernel, config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean,
-            k1=k1, k2=k2, k3=k3, dx=dx, splits=config.splits(m), span=config.span, **m.arguments(), **config.blocks(),
+            affine_backward_shifted_kernel if m.shifted else affine_backward_kernel, config.programs(m), dr.device,
+            config.options(), dr=dr, x=x, mask=mask, mean=mean, k1=k1, k2=k2, k3=k3, dx=dx, **_geometry(m, config),
         )  # fmt: skip
         return dx
 
