@@ -54,7 +54,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- the streams: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33. Contiguous rows of 7 x 5 with
-# C = 20 and 6 x 6 start between 16-byte boundaries and share vectors (shifted.py); 70 positions are two words of the mask
+# C = 20 and of 6 x 6 share vectors (shifted.py); 70 positions are two words of the mask.
 STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
 STREAM_SHAPES += [(1, 5, 3, 3, 4)]
 streams_everywhere = [

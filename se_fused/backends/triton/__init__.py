@@ -29,7 +29,7 @@ def _gpu_reason(index: int) -> str | None:
 
 
 def _interpreter_reason() -> str | None:
-    """None if Triton's interpreter works with this numpy, else why not (a loop with a bound of run time fails there)."""
+    """None if Triton's interpreter works with this numpy, else why not (loops with bounds of run time fail)."""
 
     def version(package: str) -> tuple[int, ...]:
         return tuple(int(part) for part in metadata.version(package).split(".")[:2])
@@ -58,6 +58,14 @@ class TritonBackend:
         self._error: str | None = None if find_spec("triton") else "Triton is not installed: pip install triton"
         self._interprets = False
 
+        def reason(device: str, dtype: torch.dtype) -> str | None:
+            return self._why_not(device, dtype)
+
+        # torch.compile may ask while it traces, before any other call: it is to take the answer, not to follow imports.
+        # That is torch.compiler.assume_constant_result, which would import torch._dynamo with us (1 s).
+        reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        self._reason = reason
+
     def load(self) -> str | None:
         """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
         if not self._modules and self._error is None:
@@ -69,6 +77,9 @@ class TritonBackend:
         return self._error
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        return self._reason(device, dtype)
+
+    def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
         if dtype not in _DTYPES:
             return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
         if device == "cuda":
