@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_fused
-from se_fused import backends
+from se_fused import backends, functional
 from se_fused.backends import BackendUnavailable
 from se_fused.backends import triton as backend_module
 from se_fused.backends.triton import TritonBackend
+from se_fused.verify import OPS, Case
 
 ROOT = Path(__file__).parent.parent
 TRITON = backends.BACKENDS["triton"]
@@ -74,6 +76,72 @@ def test_bytes_of_a_training_step() -> None:
     assert moved["moments_kernel"] == 1 and moved["affine_kernel"] == 3 + mask
     assert moved["moments_backward_kernel"] == 3 + mask and moved["affine_backward_kernel"] == 3
     assert moved["gate_kernel"] == moved["gate_backward_kernel"] == 0
+
+
+class Operators(TorchDispatchMode):
+    """Notes PyTorch's own operators that compute: each would be a launch. Views and allocations are none."""
+
+    FREE = ("empty", "new_empty", "view", "reshape", "detach", "select", "alias", "as_strided", "unbind", "split")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.__name__.split(".")[0]
+        if not name.removeprefix("_").startswith(self.FREE):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype) -> None:
+    """Running statistics are moved in the gate's launch, gradients written in their parameters' dtypes, none copied.
+
+    The kernels themselves are left out: the interpreter would use operators of its own.
+    """
+    from se_fused.backends.triton.launch import recording
+
+    training = "batch_norm" in op
+    for options in ({"training": training}, {"training": False}, {"training": training, "out_act": "silu"}):
+        given = Case(op, (3, 16, 4, 3), dtype, **options).draw(0)
+        tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        dy = torch.randn_like(given["x"])
+        with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as forward:
+            y = getattr(functional, op)(**given)
+        assert not forward.names and len(launches) == 3
+        with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as backward:
+            torch.autograd.grad(y, tensors, dy)
+        assert not backward.names and len(launches) == 3
+        with backends.use_backend("triton"), torch.no_grad(), recording(dry=True) as launches, Operators() as inference:
+            getattr(functional, op)(**given)
+        assert not inference.names and len(launches) <= 3
+
+
+@pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
+def test_running_statistics(momentum: float) -> None:
+    """Several steps, exact at both ends, in the buffers' dtype and as a change that autograd notices."""
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = [torch.zeros(6, dtype=dtype), torch.ones(6, dtype=dtype)]
+        theirs = [t.clone() for t in ours]
+        for _ in range(3):
+            x = torch.randn(5, 6, 4, 3) * 3 + 2
+            before = [t._version for t in ours]
+            with backends.use_backend("triton"):
+                functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            assert [t._version for t in ours] == [v + 1 for v in before]
+            var, mean = torch.var_mean(x, (0, 2, 3))
+            for buffer, to in zip(theirs, (mean, var), strict=True):
+                buffer.lerp_(to.to(dtype), momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+    apart = torch.zeros(6, 2)[:, 0]  # no kernel's business: moved by PyTorch
+    with backends.use_backend("triton"):
+        functional.batch_norm_act(x, apart, torch.ones(6), None, None, training=True, momentum=1.0)
+    torch.testing.assert_close(apart, x.mean((0, 2, 3)))
 
 
 # ---- refusal

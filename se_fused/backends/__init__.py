@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 from .cpu import CpuBackend
-from .interface import Backend, BackendUnavailable, Planned
+from .interface import Backend, BackendUnavailable, Planned, Running
 from .triton import TritonBackend
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendUnavailable",
+    "Running",
     "find",
     "forced",
     "select",

@@ -31,6 +31,7 @@ class CpuBackend:
     name = "cpu"
     auto_devices: tuple[str, ...] = ("cpu",)
     conv_tail = None
+    moves_running = False
 
     def __init__(self) -> None:
         self.load_error = _load()

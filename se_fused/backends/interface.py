@@ -1,10 +1,20 @@
 """What a backend is."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-__all__ = ["Backend", "BackendUnavailable", "Planned"]
+__all__ = ["Backend", "BackendUnavailable", "Planned", "Running"]
+
+
+class Running(NamedTuple):
+    """Batch norm's running statistics, to be moved towards the batch's: new = old + momentum (batch - old)."""
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,)
+    momentum: float
+    unbias: float  # the batch's variance times this is what moves var: count / (count - 1)
 
 
 class BackendUnavailable(RuntimeError):
@@ -24,6 +34,9 @@ class Backend(Protocol):
     def describe(self) -> dict[str, Any]:
         """What is built and found, for :func:`se_fused.info`."""
 
+    moves_running: bool
+    """Whether ``tail_forward`` takes a :class:`Running` as one more argument and moves it in the same launches."""
+
     moments: Any
     affine: Any
     moments_backward: Any
@@ -40,6 +53,7 @@ class Planned:
     moments = affine = moments_backward = affine_backward = None
     tail_forward = tail_inference = tail_backward = conv_tail = None
     auto_devices: tuple[str, ...] = ("cuda",)
+    moves_running = False
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from .. import _arguments as check
 from .. import reference
-from ..backends import Backend, find, forced
+from ..backends import Backend, Running, find, forced
 from ..ops.layout import dense, dense_like, positions
 from ..ops.tail import tail
 
@@ -103,6 +103,19 @@ def _check_batch_norm(
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
 
 
+def _running(bn: tuple[Tensor | None, ...], count: int, momentum: float) -> Running | None:
+    """What is to be moved, with the unbiased variance of ``count`` values, as in PyTorch."""
+    mean, var = bn[:2]
+    return None if mean is None or var is None else Running(mean, var, float(momentum), count / (count - 1))
+
+
+def _move(running: Running, stats: Tensor) -> None:
+    with torch.no_grad():
+        mean, var = stats.unbind(0)
+        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
+        running.var.lerp_((var * running.unbias).to(running.var.dtype), running.momentum)
+
+
 def _fused(
     backend: Backend,
     x: Tensor,
@@ -116,8 +129,9 @@ def _fused(
     gate: str,
     out_act: str | None,
     inplace: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Bring the tensors into the form that kernels take, and run the operator: (y, stats)."""
+    momentum: float = 0.0,
+) -> Tensor:
+    """Bring the tensors into the form that kernels take, run the operator, and move the running statistics."""
     x = dense(x)
     if residual is not None:
         residual = dense_like(residual, x)
@@ -134,7 +148,18 @@ def _fused(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
-    return tail(backend, inplace, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
+    running = _running(bn, x.shape[0] * positions(x), momentum) if training else None
+    # in their kernels, unless a graph is traced: its operators mutate nothing
+    within = None
+    if running is not None and backend.moves_running and not torch.compiler.is_compiling():
+        within = running if running.mean.is_contiguous() and running.var.is_contiguous() else None
+    y, stats = tail(backend, inplace, within, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
+    if within is not None:
+        torch.autograd.graph.increment_version((within.mean, within.var))
+    elif running is not None:
+        assert stats is not None, "statistics of the batch always come back"
+        _move(running, stats)
+    return y
 
 
 def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -204,20 +229,7 @@ def squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
         )
     none = (None, None, None, None)
-    return _fused(backend, x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act, inplace)[0]
-
-
-def _update_running(
-    running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor | None, count: int, momentum: float
-) -> None:
-    """running = (1 - momentum) running + momentum batch, with the unbiased variance, as in PyTorch."""
-    if running_mean is None or running_var is None:
-        return
-    assert stats is not None, "statistics of the batch always come back"
-    with torch.no_grad():
-        mean, var = stats.unbind(0)
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    return _fused(backend, x, residual, none, fc, drop_path_scale, False, 0.0, act, gate, out_act, inplace)
 
 
 def batch_norm_squeeze_excite(
@@ -274,10 +286,7 @@ def batch_norm_squeeze_excite(
             x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
-    y, stats = _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act, inplace)
-    if training:
-        _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
-    return y
+    return _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act, inplace, momentum)
 
 
 def _is_the_compilers(training: bool) -> bool:
@@ -321,9 +330,6 @@ def batch_norm_act(
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
     none = (None, None, None, None)
-    y, stats = _fused(
-        backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act, inplace
+    return _fused(
+        backend, x, residual, bn, none, drop_path_scale, training, eps, "relu", "sigmoid", out_act, inplace, momentum
     )
-    if training:
-        _update_running(running_mean, running_var, stats, x.shape[0] * positions(x), momentum)
-    return y

@@ -49,7 +49,7 @@ def _run(
         residual = dense_like(residual, u)
     none = (None, None, None, None)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return tail(backend, True, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)[0]
+    return tail(backend, True, None, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)[0]
 
 
 def _like_result(residual: Tensor) -> Tensor:

@@ -114,11 +114,14 @@ def _codes(act: str, gate: str, out_act: str) -> tuple[int, int, int]:
     return ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
 
 
-def _forward(backend: backends.Backend, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _forward(
+    backend: backends.Backend, x: Tensor, *args: Any, running: backends.Running | None = None
+) -> tuple[Tensor, ...]:
     if backend.tail_forward is None:
         return compose_forward(backend, x, *args)
     *rest, act, gate, out_act, save = args
-    output: tuple[Tensor, ...] = backend.tail_forward(x, *rest, *_codes(act, gate, out_act), save)
+    more = () if running is None else (running,)
+    output: tuple[Tensor, ...] = backend.tail_forward(x, *rest, *_codes(act, gate, out_act), save, *more)
     return output
 
 
@@ -139,7 +142,9 @@ def _tail_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _tail_backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _backward(backends.select(x.device.type, x.dtype), dy, x, *args)
+    dx, dr, *others = _backward(backends.select(x.device.type, x.dtype), dy, x, *args)
+    wide = args[2].dtype  # of mean; a backend may return a parameter's gradient in the parameter's dtype
+    return (dx, dr, *(t.to(wide) for t in others))
 
 
 _library.impl("tail_forward", _tail_forward, "CompositeExplicitAutograd")
@@ -258,8 +263,8 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, Tensor]:
         # the backend stands where the operator has ``save``, so that both paths return their gradients alike
-        *args, ctx.backend = args_and_backend
-        y, *saved = _forward(ctx.backend, *args, True)
+        *args, (ctx.backend, running) = args_and_backend
+        y, *saved = _forward(ctx.backend, *args, True, running=running)
         _keep(ctx, args, saved)
         ctx.mark_non_differentiable(saved[-1])
         return y, saved[-1]
@@ -271,22 +276,25 @@ class _Tail(torch.autograd.Function):
         return _gradients(ctx, dy, run)
 
 
-def tail(backend: backends.Backend, inplace: bool, *args: Any) -> tuple[Tensor, Tensor | None]:
+def tail(
+    backend: backends.Backend, inplace: bool, running: backends.Running | None, *args: Any
+) -> tuple[Tensor, Tensor | None]:
     """``tail_forward`` without its last argument: (y, stats), differentiable. stats may be None unless batch_stats.
 
     ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
-    is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference.
+    is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference. ``running``
+    is moved on the way; it must be None in a graph, whose operators mutate nothing.
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if torch.compiler.is_compiling():
         output = torch.ops.se_fused.tail_forward(*args, wants_grad)
         return output[0], output[5]
     if wants_grad:
-        y, stats = _Tail.apply(*args, backend)
+        y, stats = _Tail.apply(*args, (backend, running))
         return y, stats
     x, *tensors, batch_stats, eps, act, gate, out_act = args
     if batch_stats or backend.tail_inference is None:
-        y, *_, stats = _forward(backend, *args, False)
+        y, *_, stats = _forward(backend, *args, False, running=running)
         return y, stats
     y = x if inplace else torch.empty_like(x)
     backend.tail_inference(x, *tensors, eps, *_codes(act, gate, out_act), y)

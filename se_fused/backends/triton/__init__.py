@@ -44,6 +44,7 @@ class TritonBackend:
 
     name = "triton"
     auto_devices: tuple[str, ...] = ("cuda",)
+    moves_running = True
     moments: Any
     affine: Any
     moments_backward: Any

@@ -53,15 +53,25 @@ def merged_moments(
 
 
 @triton.jit
+def move(pointer, to, momentum, exists):
+    """old + momentum (to - old), as torch.lerp rounds it: exact at both ends."""
+    old = tl.load(pointer, mask=exists, other=0).to(tl.float32)
+    new = tl.where(momentum < 0.5, old + momentum * (to - old), to - (to - old) * (1.0 - momentum))
+    tl.store(pointer, new.to(pointer.dtype.element_ty), mask=exists)
+
+
+@triton.jit
 def coefficients_tile(
-    tile, mean_parts, m2_parts, mean, stats, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop,
-    samples, channels, span, position_count, eps, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift, running_mean,
+    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, SPLITS: tl.constexpr, BLOCK_M:
+    tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
     Batch statistics are wanted where m2_parts is not None; given ones are running_mean and running_var (C,), or None
     without batch norm. mean (N, C) is written where splits were merged (one split is its own mean: the same memory),
-    stats (2, C) unless None, scale and shift (N, C) unless None.
+    stats (2, C) unless None, scale and shift (N, C) unless None. moved_mean and moved_var (C,) are the running
+    statistics that the batch's are to move, by momentum and with the variance times ``unbias``; None: not here.
     """
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < channels
@@ -94,6 +104,9 @@ def coefficients_tile(
             between += tl.sum(away * away, axis=0)
         # two divisions: the product of the counts may be more than an int32 holds
         var = (within / position_count + between) / samples.to(tl.float32)
+        if moved_mean is not None:
+            move(moved_mean + channel, mu, momentum, in_c)
+            move(moved_var + channel, var * unbias, momentum, in_c)
         rstd = tl.rsqrt(var + eps)
         a = rstd
         if bn_weight is not None:
@@ -207,7 +220,8 @@ def excite_tile(
 
 @triton.jit(do_not_specialize=["samples"])  # a constant 1 has no dtype
 def gate_kernel(
-    counters, mean_parts, m2_parts, mean, stats, hidden, factor, scale, shift, running_mean, running_var, bn_weight,
+    counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
+    running_mean, running_var, bn_weight,
     bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
     span, position_count, eps, SPLITS: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
@@ -223,8 +237,9 @@ def gate_kernel(
         tile = tl.program_id(0)
         while tile < c_tiles:
             coefficients_tile(
-                tile, mean_parts, m2_parts, mean, stats, scale, shift, running_mean, running_var, bn_weight,
-                bn_bias, drop, samples, channels, span, position_count, eps, SPLITS, BLOCK_M, BLOCK_C,
+                tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift,
+                running_mean, running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps,
+                SPLITS, BLOCK_M, BLOCK_C,
             )  # fmt: skip
             tile += tl.num_programs(0)
     else:
@@ -239,7 +254,8 @@ def gate_kernel(
         while ticket < total:
             if ticket < c_tiles:
                 coefficients_tile(
-                    ticket, mean_parts, m2_parts, mean, stats, None, None, running_mean, running_var, bn_weight,
+                    ticket, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, None, None,
+                    running_mean, running_var, bn_weight,
                     bn_bias, drop, samples, channels, span, position_count, eps, SPLITS, BLOCK_M, BLOCK_C,
                 )  # fmt: skip
                 done(counters + 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..interface import Running
 from .configs import Grouping, Map, cdiv, device_of, gate_config, grouping
 from .gate import gate_kernel
 from .gate_backward import gate_backward_kernel
@@ -52,7 +53,7 @@ class Coefficients:
 
 def coefficients(
     x: Tensor, m: Map, parameters: list[Tensor | None], batch_stats: bool, eps: float, act: int, gate: int, save: bool,
-    out_bias: Tensor | None = None,
+    out_bias: Tensor | None = None, running: Running | None = None,
 ) -> Coefficients:  # fmt: skip
     """Stream 1 and the gate: two launches. Channels come out as many as fc2_weight has, where there is one."""
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
@@ -71,7 +72,9 @@ def coefficients(
     launch(
         gate_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
         g.options(device_of(x.device)), counters=counters, mean_parts=parts, m2_parts=squares, mean=mean, stats=stats,
-        hidden=hidden, factor=factor, scale=scale, shift=shift, running_mean=running_mean, running_var=running_var,
+        moved_mean=running and running.mean, moved_var=running and running.var,
+        momentum=running.momentum if running else 0.0, unbias=running.unbias if running else 1.0, hidden=hidden,
+        factor=factor, scale=scale, shift=shift, running_mean=running_mean, running_var=running_var,
         bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight,
         fc2_bias=fc2_bias, out_bias=out_bias, drop=drop, samples=m.n, channels=m.c, out_channels=out_c, squeezed=r,
         SPLITS=len(parts), span=config.span, position_count=m.s, eps=eps, ACT=act, GATE=gate,
@@ -84,14 +87,14 @@ def tail_forward(
     x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
     fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: int, gate: int, out_act: int, save: bool,
+    act: int, gate: int, out_act: int, save: bool, running: Running | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Three launches: stream 1, gate, stream 2."""
+    """Three launches: stream 1, gate (which moves ``running``), stream 2."""
     m = map_of(x)
     parameters = parameters_of(
         running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale
     )
-    found = coefficients(x, m, parameters, batch_stats, eps, act, gate, save)
+    found = coefficients(x, m, parameters, batch_stats, eps, act, gate, save, None, running)
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save and out_act == 1 else None
     launch_affine(x, residual, y, mask, out_act, m, scale=found.scale, shift=found.shift)
@@ -171,8 +174,11 @@ def tail_backward(
     k1, k3 = floats(x, m.n, m.c), floats(x, m.n, m.c)
     k2 = floats(x, m.n, m.c) if batch_stats else None
     r = fc1_weight.shape[0] if fc1_weight is not None else 0
-    dbn = [floats(x, m.c if has_bn else 0) for _ in range(2)]
-    weights = [floats(x, *shape) if r else floats(x, 0) for shape in ((r, m.c), (r,), (m.c, r), (m.c,))]
+    # in the parameters' dtypes: a cast would be a launch more for each
+    dbn = [floats(x, m.c if has_bn else 0) if t is None else torch.empty_like(t) for t in (bn_weight, bn_bias)]
+    fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
+    shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
+    weights = [torch.empty(shape, dtype=fc_dtype, device=x.device) for shape in shapes]
     g = gate_config(m.n, m.c, r, "backward")
     n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
     launch(
