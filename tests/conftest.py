@@ -1,6 +1,7 @@
 """Every test runs with poisoned allocations: torch.empty hands out NaN (and all ones in integers and masks)."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ if not torch.cuda.is_available():
     if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is None:
         round_bfloat16()
 os.environ.pop("SE_FUSED_AUTOTUNE", None)
+# On a GPU a few calls are measured and remembered: not in the user's file.
+_cache = tempfile.TemporaryDirectory(prefix="se-fused-tests-")
+os.environ["SE_FUSED_CACHE"] = _cache.name
 
 
 def pytest_collection_modifyitems(items):

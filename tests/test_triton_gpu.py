@@ -106,9 +106,9 @@ def test_more_elements_than_an_int32_counts(layout: str) -> None:
     fc = weights(c, 8, torch.float16)
     y = infer(x, *fc)
     for i in (0, n - 1):
-        torch.testing.assert_close(
-            y[i : i + 1], reference.squeeze_excite(x[i : i + 1], *fc, x[i : i + 1], out_act="relu")
-        )
+        one = x[i : i + 1]
+        truth = reference.squeeze_excite(one, *fc, one, out_act="relu")
+        torch.testing.assert_close(y[i : i + 1], truth, rtol=4e-3, atol=4e-3)  # eager rounds between the steps
     running = (torch.zeros(c, device="cuda"), torch.ones(c, device="cuda"))
     with torch.no_grad():
         y = functional.batch_norm_act(x, *running, None, None, training=True)
