@@ -78,6 +78,19 @@ def test_activations(act):
     passes(Case("squeeze_excite", training=False, act=act, hidden=24), seeds=range(5))
 
 
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_slopes_at_corners(act):
+    """Hidden values that are exactly -3, 0, 3, 6: PyTorch's choice of slope, which no random draw would show."""
+    corners = torch.tensor([-3.0, 0.0, 3.0, 6.0])
+    x, w1, w2 = torch.zeros(2, 5, 3, 3), torch.randn(4, 5), torch.randn(5, 4)
+    gradients = []
+    for module in (functional, reference):
+        bias = corners.clone().requires_grad_()
+        y = module.squeeze_excite(x + 1, w1 * 0, bias, w2, None, act=act)
+        gradients.append(torch.autograd.grad(y.square().sum(), bias)[0])
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_instruction_set(dtype):

@@ -18,10 +18,12 @@ from kernel_support import (
     check_moments,
     check_moments_backward,
     check_nan_and_infinity,
+    close,
 )
 
 from se_fused import backends, functional, reference
 from se_fused.bounds import forward_bound
+from se_fused.ops.codes import ACT_CODES, GATE_CODES
 from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, check, to_layout
 
 TRITON = backends.BACKENDS["triton"]
@@ -29,7 +31,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if TRITON.can_use(DEVICE, torch.float32) is not None:
     pytest.skip(f"no Triton here: {TRITON.can_use(DEVICE, torch.float32)}", allow_module_level=True)
 
-from se_fused.backends.triton import configs, streams, tail  # noqa: E402
+import triton as triton_language  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from se_fused.backends.triton import configs, numerics, streams, tail  # noqa: E402
 from se_fused.backends.triton.launch import Launch, recording  # noqa: E402
 
 Shape = tuple[int, ...]
@@ -172,6 +177,40 @@ def test_options(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("act", reference.ACTIVATIONS)
 def test_activations(act: str) -> None:
     passes(Case("squeeze_excite", (4, 24, 3, 3), training=False, act=act, hidden=24))
+
+
+@triton_language.jit
+def scalar_kernel(x, value, slope, CODE: tl.constexpr, IS_GATE: tl.constexpr, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    t = tl.load(x + lane)
+    if IS_GATE:
+        result = numerics.open_gate(t, CODE)
+        tl.store(slope + lane, numerics.gate_slope(result, CODE))
+    else:
+        result = numerics.activate(t, CODE)
+        tl.store(slope + lane, numerics.activate_slope(t, CODE))
+    tl.store(value + lane, result)
+
+
+@pytest.mark.parametrize("name", [*ACT_CODES, *GATE_CODES])
+def test_scalar_functions(name: str) -> None:
+    """Values and slopes from -30 to 30, at the corners (0, 3, 6), near zero, and NaN, where PyTorch's come out."""
+    special = torch.tensor([0.0, -3.0, 3.0, 6.0, -6.0, 1e-6, -1e-6, 0.2499, 0.2501, 20.0, 20.1, 25.0, -25.0, -30.0])
+    x = torch.cat([torch.linspace(-12, 12, 512 - len(special)), special]).to(DEVICE)
+    value, slope = torch.empty_like(x), torch.empty_like(x)
+    is_gate = name in GATE_CODES
+    code = (GATE_CODES if is_gate else ACT_CODES)[name]
+    function = (reference.GATES if is_gate else reference.ACTIVATIONS)[name]
+    scalar_kernel[(1,)](x, value, slope, CODE=code, IS_GATE=is_gate, BLOCK=512)
+    wide = x.double().requires_grad_()
+    truth = function(wide)
+    (true_slope,) = torch.autograd.grad(truth.sum(), wide)
+    # PyTorch's float64 hard sigmoid has a float32 1/6 for its slope
+    close(value, truth.detach(), torch.float32, 1 + x.double().abs())
+    close(slope, true_slope, torch.float32, 1 + x.double().abs())
+    x.fill_(float("nan"))
+    scalar_kernel[(1,)](x, value, slope, CODE=code, IS_GATE=is_gate, BLOCK=512)
+    assert value.isnan().all()
 
 
 @pytest.mark.usefixtures("split")

@@ -39,7 +39,7 @@ static float activate_slope(Act act, float x) {
       const float t = __builtin_tanhf(kGeluA * (x + kGeluB * x * x * x));
       return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * kGeluA * (1.f + 3.f * kGeluB * x * x);
     }
-    case Act::hard_swish: return x < -3.f ? 0.f : x <= 3.f ? x * (1.f / 3.f) + 0.5f : 1.f;
+    case Act::hard_swish: return x <= -3.f ? 0.f : x < 3.f ? x * (1.f / 3.f) + 0.5f : 1.f;
     case Act::mish: {
       const float t = __builtin_tanhf(softplus(x));
       return t + x * logistic(x) * (1.f - t * t);

@@ -83,7 +83,7 @@ def activate_slope(x, ACT: tl.constexpr):
         inner = 0.7978845608028654 * (1.0 + 3 * 0.044715 * x * x)
         slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
     elif ACT == 7:
-        slope = tl.where(x < -3, 0.0, tl.where(x <= 3, x / 3.0 + 0.5, slope))
+        slope = tl.where(x <= -3, 0.0, tl.where(x < 3, x / 3.0 + 0.5, slope))
     elif ACT == 8:
         t = tanh_softplus(x)
         slope = t + x * sigmoid(x) * (1.0 - t * t)
