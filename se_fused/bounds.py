@@ -41,6 +41,26 @@ def relative_error(mine: Tensor, truth: Tensor) -> float:
     return difference / max(truth.norm().item(), torch.finfo(torch.float64).tiny)
 
 
+def _gate_bound(
+    given: Mapping[str, Any], z: Tensor, error_z: Tensor, magnitude: Tensor, terms: float
+) -> tuple[Tensor, Tensor]:
+    """The gate's factor (N, C) and its largest error, from the squeeze z (N, C) and its.
+
+    ``magnitude`` is that of the terms which z was summed of, ``terms`` the root of how many the first layer adds.
+    """
+    w1, w2 = given["fc1_weight"].flatten(1), given["fc2_weight"].flatten(1)
+    b1 = 0 if given.get("fc1_bias") is None else given["fc1_bias"]
+    b2 = 0 if given.get("fc2_bias") is None else given["fc2_bias"]
+    p = z @ w1.T + b1
+    error_p = error_z @ w1.abs().T + EPS * terms * (magnitude @ w1.abs().T + abs(b1))
+    h = ACTIVATIONS[given["act"]](p)
+    error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * h.abs()
+    q = h @ w2.T + b2
+    error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (h.abs() @ w2.abs().T + abs(b2))
+    factor = GATES[given["gate"]](q)
+    return factor, _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+
+
 def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Tensor:
     """Largest error that an element of the result may have.
 
@@ -76,19 +96,9 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
     factor = torch.ones_like(m)
     error_factor = torch.zeros_like(m)
     if given.get("fc1_weight") is not None:
-        w1, w2 = given["fc1_weight"], given["fc2_weight"]
-        b1 = 0 if given.get("fc1_bias") is None else given["fc1_bias"]
-        b2 = 0 if given.get("fc2_bias") is None else given["fc2_bias"]
         z = a * m + b
         error_z = a.abs() * error_m + error_a * m.abs() + error_b + EPS * ((a * m).abs() + b.abs())
-        p = z @ w1.T + b1
-        error_p = error_z @ w1.abs().T + EPS * c**0.5 * (z.abs() @ w1.abs().T + abs(b1))
-        h = ACTIVATIONS[given["act"]](p)
-        error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * h.abs()
-        q = h @ w2.T + b2
-        error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (h.abs() @ w2.abs().T + abs(b2))
-        factor = GATES[given["gate"]](q)
-        error_factor = _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+        factor, error_factor = _gate_bound(given, z, error_z, z.abs(), c**0.5)
     if given.get("drop_path_scale") is not None:
         factor = factor * given["drop_path_scale"][:, None]
         error_factor = error_factor * given["drop_path_scale"][:, None]
@@ -123,19 +133,9 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
     if stored:
         error_u = error_u + ulp(u, dtype) / 2
     error_m = error_u.mean(2) + EPS * s**0.5 * size.mean(2)
-    w1, w2 = given["fc1_weight"].flatten(1), given["fc2_weight"].flatten(1)
-    b1 = 0 if given["fc1_bias"] is None else given["fc1_bias"]
-    b2 = 0 if given["fc2_bias"] is None else given["fc2_bias"]
-    m = u.mean(2)
-    p = m @ w1.T + b1
     # folded weights are rounded to float32, and multiply means that were not summed over C first
-    error_p = error_m @ w1.abs().T + EPS * (k**0.5 + u.shape[1] ** 0.5) * (size.mean(2) @ w1.abs().T + abs(b1))
-    hidden = ACTIVATIONS[given["act"]](p)
-    error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * hidden.abs()
-    q = hidden @ w2.T + b2
-    error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (hidden.abs() @ w2.abs().T + abs(b2))
-    factor = GATES[given["gate"]](q)
-    error_factor = _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+    terms = k**0.5 + u.shape[1] ** 0.5
+    factor, error_factor = _gate_bound(given, u.mean(2), error_m, size.mean(2), terms)
     carried = error_factor[:, :, None] * u.abs() + factor[:, :, None] * (error_u + 2 * EPS * u.abs())
     if given["residual"] is not None:
         carried = carried + EPS * given["residual"].flatten(2).abs()

@@ -174,10 +174,6 @@ def cases(devices: Sequence[str] = ("cpu",)) -> Iterator[Case]:
             yield Case(op, dtype=dtype, layout=layout, device=device, training=training)
 
 
-def _cannot(backend: backends.Backend, device: str, dtype: torch.dtype) -> str | None:
-    return backend.can_use(device, dtype)
-
-
 def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> list[Result]:
     """Check every case on every backend that can take it.
 
@@ -188,12 +184,17 @@ def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], Non
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     asked = backends.forced()
+
+    def refusal(backend: backends.Backend, case: Case) -> str | None:
+        if asked == "auto":
+            return backends.why_not(backend, case.device, case.dtype)
+        return backend.can_use(case.device, case.dtype)
+
     todo = [
         (name, case)
         for case in cases(devices)
         for name in ((asked,) if asked != "auto" else backends.AUTO_ORDER)
-        if name == "reference"
-        or (backends.why_not if asked == "auto" else _cannot)(backends.BACKENDS[name], case.device, case.dtype) is None
+        if name == "reference" or refusal(backends.BACKENDS[name], case) is None
     ]
     results = []
     for done, (name, case) in enumerate(todo):

@@ -7,7 +7,6 @@ of them computes. The choice is made below the operators, so a compiled graph do
 """
 
 import os
-from collections.abc import Iterable
 from types import TracebackType
 
 import torch
@@ -95,16 +94,12 @@ def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
     return reason
 
 
-def _search(names: Iterable[str], device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The first of these backends that takes a call, or None and why none does."""
-    reasons = []
-    for name in names:
-        backend = BACKENDS[name]
-        reason = why_not(backend, device, dtype)
-        if reason is None:
+def _search(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
+    """The first backend that ``auto`` may take for a call, or None and why it may take none."""
+    for backend in BACKENDS.values():  # of each call: reasons are put together only where they are wanted
+        if device in backend.auto_devices and backend.can_use(device, dtype) is None:
             return backend, ""
-        reasons.append(f"{name}: {reason}")
-    return None, "; ".join(reasons)
+    return None, "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
 
 
 def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
@@ -116,7 +111,7 @@ def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
     if _forced == "reference":
         return None, "asked for"
     if _forced == "auto":
-        return _search(AUTO_ORDER, device, dtype)
+        return _search(device, dtype)
     reason = BACKENDS[_forced].can_use(device, dtype)
     if reason is not None:
         raise BackendUnavailable(f"backend {_forced!r} was asked for and cannot run here: {reason}")
@@ -133,7 +128,7 @@ def select(device: str, dtype: torch.dtype) -> Backend:
         backend, _ = find(device, dtype)
         assert backend is not None, "only 'reference' has none"
         return backend
-    backend, reason = _search(AUTO_ORDER, device, dtype)
+    backend, reason = _search(device, dtype)
     if backend is None:
         raise BackendUnavailable(f"no backend can take {dtype} on {device}: {reason}")
     return backend

@@ -28,6 +28,11 @@ def _gpu_reason(index: int) -> str | None:
     return None
 
 
+def _asks_for_interpreter() -> bool:
+    """What Triton itself reads from the environment when its kernels are imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
 def _interpreter_reason() -> str | None:
     """None if Triton's interpreter works with this numpy, else why not (loops with bounds of run time fail)."""
 
@@ -71,7 +76,7 @@ class TritonBackend:
         """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
         if not self._modules and self._error is None:
             try:
-                self._interprets = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+                self._interprets = _asks_for_interpreter()
                 self._modules = tuple(import_module(f".{name}", __name__) for name in ("streams", "tail", "conv"))
             except Exception as error:  # a driver too old, a half-installed package: Triton raises all sorts
                 self._error = f"Triton does not load: {type(error).__name__}: {error}"
@@ -89,8 +94,7 @@ class TritonBackend:
             return f"it takes tensors on a GPU, not on {device}"
         if self._error is not None:
             return self._error
-        interprets = self._interprets if self._modules else os.environ.get("TRITON_INTERPRET") == "1"
-        if not interprets:
+        if not (self._interprets if self._modules else _asks_for_interpreter()):
             return "on the CPU it runs in Triton's interpreter alone, which is for tests (TRITON_INTERPRET=1)"
         return self.load() or _interpreter_reason()
 

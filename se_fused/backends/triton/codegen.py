@@ -38,10 +38,6 @@ class Code:
     stores: Counter[int]
     asm: dict[str, str]  # "ttir", "ptx", "sass" ...
 
-    def wide(self, kind: str) -> bool:
-        """Whether there are 128-bit accesses of that kind, "loads" or "stores"."""
-        return getattr(self, kind)[128] > 0
-
 
 def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
     """(types, constants, attributes) of the arguments, specialised as Triton's launcher does it."""

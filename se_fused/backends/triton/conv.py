@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...reference import conv1x1
 from .configs import cdiv, device_of, product_config
-from .launch import contiguous, launch
+from .launch import launch
 from .numerics import silu
 from .streams import map_of
 from .tail import coefficients, parameters_of, tail_inference
@@ -98,7 +98,8 @@ def product(
     m = map_of(h)
     c, k = conv_weight.shape[:2]
     parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
-    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, contiguous(conv_bias))
+    (bias,) = parameters_of(conv_bias)
+    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, bias)
     y = torch.empty(
         (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
         memory_format=torch.channels_last if h.dim() == 4 else torch.channels_last_3d,

@@ -14,14 +14,12 @@ cores, on NVIDIA's; plain float32 elsewhere.
 import triton
 import triton.language as tl
 
-from .numerics import activate, norm_coefficients, open_gate
-from .tiles import done, take, wait
+from .numerics import activate, norm_coefficients, norm_parameters, open_gate
+from .tiles import done, split_count, take, wait
 
 
 @triton.jit
-def merged_moments(
-    mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS: tl.constexpr
-):  # fmt: skip
+def merged_moments(mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS: tl.constexpr):
     """(mean, m2) of the splits' [samples, channels] at offset ``at``: each has ``span`` positions, the last the rest.
 
     ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time: each would wait for L2.
@@ -37,7 +35,7 @@ def merged_moments(
         for k0 in range(0, SPLITS, UNROLL):
             for j in tl.static_range(UNROLL):
                 k = k0 + j
-                share = tl.maximum(tl.minimum(span, position_count - k * span), 0).to(tl.float32) / position_count
+                share = split_count(k, span, position_count) / position_count
                 part = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
                 mean += tl.where(exists & (k < SPLITS), (part - shift) * share, 0.0)
     if m2_parts is not None:
@@ -46,7 +44,7 @@ def merged_moments(
                 k = k0 + j
                 m2 += tl.load(m2_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
                 if SPLITS > 1:
-                    count = tl.maximum(tl.minimum(span, position_count - k * span), 0).to(tl.float32)
+                    count = split_count(k, span, position_count)
                     away = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0) - mean
                     m2 += tl.where(k < SPLITS, count * away * away, 0.0)
     return mean, m2
@@ -63,8 +61,8 @@ def move(pointer, to, momentum, exists):
 @triton.jit
 def coefficients_tile(
     tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift, running_mean,
-    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, SPLITS: tl.constexpr, BLOCK_M:
-    tl.constexpr, BLOCK_C: tl.constexpr,
+    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
@@ -107,15 +105,9 @@ def coefficients_tile(
         if moved_mean is not None:
             move(moved_mean + channel, mu, momentum, in_c)
             move(moved_var + channel, var * unbias, momentum, in_c)
-        rstd = tl.rsqrt(var + eps)
-        a = rstd
-        if bn_weight is not None:
-            a *= tl.load(bn_weight + channel, mask=in_c, other=0).to(tl.float32)
-        beta = tl.zeros((BLOCK_C,), tl.float32)
-        if bn_bias is not None:
-            beta = tl.load(bn_bias + channel, mask=in_c, other=0).to(tl.float32)
+        a, beta = norm_parameters(tl.rsqrt(var + eps), bn_weight, bn_bias, channel, in_c)
     elif running_mean is not None:
-        mu, rstd, a, beta = norm_coefficients(running_mean, running_var, bn_weight, bn_bias, channel, in_c, eps)
+        mu, _rstd, a, beta = norm_coefficients(running_mean, running_var, bn_weight, bn_bias, channel, in_c, eps)
         var = tl.load(running_var + channel, mask=in_c, other=0).to(tl.float32)
     else:
         a = tl.full((BLOCK_C,), 1.0, tl.float32)

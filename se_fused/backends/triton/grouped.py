@@ -22,7 +22,7 @@ import triton.language as tl
 from .affine import affine_tile
 from .gate import excite_tile, hidden_tile
 from .moments import moments_tile
-from .tiles import done, sizes, take, tile_place, wait
+from .tiles import done, sizes, split_count, take, tile_place, wait
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def merge_means(mean_parts, mean, counter, sample, first, samples, channels, spa
         rows = split.to(tl.int64) * samples * channels
         exists = (split < SPLITS)[:, None] & (kept < channels)[None, :]
         parts = tl.load(mean_parts + rows[:, None] + at[None, :], mask=exists, other=0, cache_modifier=".cg")
-        share = tl.maximum(tl.minimum(span, position_count - split * span), 0).to(tl.float32) / position_count
+        share = split_count(split, span, position_count) / position_count
         tl.store(mean + at, tl.sum(tl.where(exists, parts * share[:, None], 0.0), axis=0), mask=kept < channels)
 
 

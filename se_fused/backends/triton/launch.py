@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 __all__ = ["Launch", "launch", "recording"]
 
@@ -56,8 +55,3 @@ def launch(kernel: Any, grid: int, device: torch.device, options: dict[str, int]
     other = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if other else nullcontext():
         kernel[(grid,)](**arguments, **options)
-
-
-def contiguous(t: Tensor | None) -> Tensor | None:
-    """A parameter as kernels read it."""
-    return t if t is None else t.contiguous()

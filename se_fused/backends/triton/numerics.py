@@ -112,16 +112,23 @@ def gate_slope(s, GATE: tl.constexpr):
 
 
 @triton.jit
-def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
-    """mu, rstd, a, beta (channels,) of batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
-    mu = tl.load(mean + channel, mask=exists, other=0).to(tl.float32)
-    rstd = tl.rsqrt(tl.load(var + channel, mask=exists, other=1).to(tl.float32) + eps)
+def norm_parameters(rstd, weight, bias, channel, exists):
+    """a and beta (channels,), from rstd; weight and bias (C,) may be None."""
     a = rstd
     if weight is not None:
         a *= tl.load(weight + channel, mask=exists, other=0).to(tl.float32)
     beta = tl.zeros_like(a)
     if bias is not None:
         beta = tl.load(bias + channel, mask=exists, other=0).to(tl.float32)
+    return a, beta
+
+
+@triton.jit
+def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
+    """mu, rstd, a, beta (channels,) of batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
+    mu = tl.load(mean + channel, mask=exists, other=0).to(tl.float32)
+    rstd = tl.rsqrt(tl.load(var + channel, mask=exists, other=1).to(tl.float32) + eps)
+    a, beta = norm_parameters(rstd, weight, bias, channel, exists)
     return mu, rstd, a, beta
 
 

@@ -13,7 +13,7 @@ from .configs import Grouping, Map, cdiv, device_of, gate_config, grouping
 from .gate import gate_kernel
 from .gate_backward import gate_backward_kernel
 from .grouped import grouped_kernel
-from .launch import contiguous, launch
+from .launch import launch
 from .streams import (
     COUNTERS,
     floats,
@@ -31,7 +31,7 @@ __all__ = ["tail_backward", "tail_forward", "tail_inference"]
 
 def parameters_of(*tensors: Tensor | None) -> list[Tensor | None]:
     """Parameters as kernels read them."""
-    return [contiguous(t) for t in tensors]
+    return [t if t is None else t.contiguous() for t in tensors]
 
 
 def _programs(device: torch.device, *phases: int) -> int:

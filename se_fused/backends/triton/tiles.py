@@ -64,6 +64,12 @@ def tile_place(tile, kept_count, splits, BLOCK_KEPT: tl.constexpr):
 
 
 @triton.jit
+def split_count(split, span, position_count):
+    """Positions of a split: ``span``, the last one's rest, none beyond it."""
+    return tl.maximum(tl.minimum(span, position_count - split * span), 0).to(tl.float32)
+
+
+@triton.jit
 def element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST: tl.constexpr):
     """Offsets of a tile's elements."""
     if CHANNELS_LAST:
