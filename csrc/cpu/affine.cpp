@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residua
   args.mask = save_mask ? reinterpret_cast<uint8_t*>(cpu::mutable_bytes(mask)) : nullptr;
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
-  args.out_act = static_cast<cpu::OutAct>(out_act);
+  args.out_act = static_cast<OutAct>(out_act);
   cpu::affine(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};
 }

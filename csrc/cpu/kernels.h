@@ -8,19 +8,9 @@
 
 #include <cstdint>
 
+#include "../codes.h"
+
 namespace se_fused::cpu {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-// The names' order is the contract with se_fused/ops/codes.py.
-enum class OutAct : int64_t { none, relu, silu };
-enum class Gate : int64_t { sigmoid, hard_sigmoid };
-enum class Act : int64_t { identity, relu, relu6, leaky_relu, silu, gelu, gelu_tanh, hard_swish, mish, tanh };
 
 // y = act(scale * x + shift + residual); mask: one bit per element, rows padded to whole bytes.
 struct AffineArgs {

@@ -12,7 +12,8 @@ from types import TracebackType
 import torch
 
 from .cpu import CpuBackend
-from .interface import Backend, BackendUnavailable, Planned, Running
+from .cuda import CudaBackend
+from .interface import Backend, BackendUnavailable, Running
 from .triton import TritonBackend
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 BACKENDS: dict[str, Backend] = {
-    "cuda": Planned("cuda", "the CUDA kernels are not part of this version of se_fused"),
+    "cuda": CudaBackend(),
     "triton": TritonBackend(),
     "cpu": CpuBackend(),
 }

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "BackendUnavailable", "Planned", "Running"]
+__all__ = ["Backend", "BackendUnavailable", "Running"]
 
 
 class Running(NamedTuple):
@@ -45,21 +45,3 @@ class Backend(Protocol):
     tail_inference: Any  # without saving, into its last argument y, which may be x
     tail_backward: Any
     conv_tail: Any  # of h in channels_last, in inference
-
-
-class Planned:
-    """A backend whose name is part of the contract and whose kernels this version does not have."""
-
-    moments = affine = moments_backward = affine_backward = None
-    tail_forward = tail_inference = tail_backward = conv_tail = None
-    auto_devices: tuple[str, ...] = ("cuda",)
-    moves_running = False
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name, self.reason = name, reason
-
-    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
-        return self.reason
-
-    def describe(self) -> dict[str, Any]:
-        return {"built": False, "reason": self.reason}

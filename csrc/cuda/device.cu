@@ -1,0 +1,68 @@
+#include "device.h"
+
+#include <array>
+#include <mutex>
+
+#include "launch.cuh"
+
+namespace se_fused::cuda {
+
+#ifdef __CUDACC__
+
+__global__ void probe_kernel() {}
+
+const Device& device_of(int index) {
+  static std::array<std::once_flag, 64> once;
+  static std::array<Device, 64> devices;
+  std::call_once(once[index], [&] {
+    const auto get = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      cudaDeviceGetAttribute(&value, attribute, index);
+      return value;
+    };
+    const int capability = 10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor);
+    devices[index] = {capability, get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrL2CacheSize),
+                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrClusterLaunch) ? 16 : 1};
+  });
+  return devices[index];
+}
+
+std::string problem(int64_t index) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice((int)index);
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel));
+  cudaSetDevice(before);
+  cudaGetLastError();
+  if (error == cudaSuccess) return "";
+  std::string text = cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    const int capability = device_of((int)index).capability;
+    text = "the library holds no kernels for compute capability " + std::to_string(capability / 10) + "." +
+           std::to_string(capability % 10) + "; rebuild with TORCH_CUDA_ARCH_LIST naming it";
+  } else if (error == cudaErrorInsufficientDriver) {
+    text = "the GPU's driver is older than the CUDA runtime that the library was built for; update the driver";
+  }
+  return text;
+}
+
+#else
+
+static Device stand_in{90, 132, 60 << 20, 232448, 16};  // an H200, unless a test says otherwise
+
+void set_stand_in(const Device& device) { stand_in = device; }
+const Device& device_of(int) { return stand_in; }
+std::string problem(int64_t) { return ""; }
+void reverse(bool on) { se_shim::set_reverse(on); }
+// Names of the launches since the last call.
+std::string launched() {
+  std::string all;
+  for (const std::string& name : se_shim::launch_names()) all += (all.empty() ? "" : " ") + name;
+  se_shim::launch_names().clear();
+  return all;
+}
+
+#endif
+
+}  // namespace se_fused::cuda

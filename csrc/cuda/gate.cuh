@@ -1,0 +1,121 @@
+// The gate's products. There are N C R of them in each (34 M at N = 128, C = 2048), nothing for the tensor cores: what
+// counts is that each phase has a tile for every multiprocessor, that weights are read by vectors and that few steps
+// wait for L2 (0.7 us each).
+#pragma once
+
+#include "tiles.cuh"
+
+namespace se_fused::cuda {
+
+constexpr int kWarps = kThreads / kWarp;
+
+// Eight neighbours of a row of a weight, or of anything float32; `whole`: rows are whole vectors.
+template <class W>
+SE_DEVICE Raw<W> load_row(const W* row, int at, int end, bool whole) {
+  return whole ? load_raw<Use::keep>(row + at) : load_single(row, at, end);
+}
+
+// hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r] for 16 samples and 8 squeezed channels: a warp has 4 x 4 of them, its
+// lanes lie along c and are summed at the end, so that each vector is used four times.
+constexpr int kHiddenN = 16, kHiddenR = 8;
+
+// `ahead`: steps whose loads are under way together; more where registers are free.
+template <class W, int ahead>
+SE_DEVICE void hidden_tile(const Excitation& fc, const float* z, float* hidden, int64_t first_n, int64_t end_n,
+                           int first_r, int channels) {
+  const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp;
+  const int64_t n0 = first_n + warp / 2 * 4;
+  const int r0 = first_r + warp % 2 * 4;
+  if (n0 >= end_n || r0 >= fc.r) return;  // the whole warp
+  const float* rows[4];
+  const W* weights[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {  // beyond the ends: the last one again, whose results are dropped
+    rows[i] = z + min(n0 + i, end_n - 1) * channels;
+    weights[i] = static_cast<const W*>(fc.fc1_weight) + (int64_t)min(r0 + i, fc.r - 1) * channels;
+  }
+  float total[4][4] = {};
+#pragma unroll ahead
+  for (int c = 8 * lane; c < channels; c += 8 * kWarp) {
+    Raw<float> raw_z[4];
+    Raw<W> raw_w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      raw_z[i] = load_row(rows[i], c, channels, channels % 8 == 0);
+      raw_w[i] = load_row(weights[i], c, channels, fc.fc1_whole);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float w[8];
+      unpack(raw_w[j], w);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float v[8];
+        unpack(raw_z[i], v);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) total[i][j] += v[k] * w[k];
+      }
+    }
+  }
+  float mine = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float sum = sum_lanes(total[i][j]);
+      if (lane == 4 * i + j) mine = sum;
+    }
+  const int64_t n = n0 + lane / 4;
+  const int r = r0 + lane % 4;
+  if (lane < 16 && n < end_n && r < fc.r) hidden[n * fc.r + r] = mine + get_or(fc.fc1_bias, r, 0.f);
+}
+
+// s[n, c] = gate(sum_r W2[c, r] act(hidden[n, r]) + b2[c]) for 32 samples and 32 channels, into factor unless it is
+// null; scale = d s a, shift = d s b. Lanes lie along c; a warp has four samples. shared: kExciteShared floats.
+constexpr int kExciteN = 32, kExciteC = 32, kExciteStep = 64;
+constexpr int kExciteShared = kExciteN * kExciteStep;
+
+template <class W, int ahead>
+SE_DEVICE void excite_tile(const Excitation& fc, const float* hidden, const Norm& norm, const Vector& drop,
+                           float* factor, float* scale, float* shift, int64_t first_n, int64_t end_n, int first_c,
+                           int channels, float* shared) {
+  const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp, c = first_c + lane;
+  const int64_t n0 = first_n + 4 * warp;
+  const W* const row = static_cast<const W*>(fc.fc2_weight) + (int64_t)min(c, channels - 1) * fc.r;
+  float total[4] = {};
+  for (int r0 = 0; r0 < fc.r; r0 += kExciteStep) {
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < kExciteShared; i += kThreads) {
+      const int64_t n = first_n + i / kExciteStep;
+      const int r = r0 + i % kExciteStep;
+      // what lies beyond R meets weights of zero: it must be finite
+      shared[i] = n < end_n && r < fc.r ? activate(fc.act, load_fresh(hidden + n * fc.r + r)) : 0.f;
+    }
+    __syncthreads();
+    if (n0 >= end_n) continue;
+    const int steps = min(kExciteStep, fc.r - r0);
+#pragma unroll ahead
+    for (int r = 0; r < steps; r += 8) {
+      float w[8];
+      unpack(load_row(row, r0 + r, fc.r, fc.fc2_whole), w);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int k = 0; k < 8; ++k) total[i] += w[k] * shared[(4 * warp + i) * kExciteStep + r + k];
+    }
+  }
+  if (c >= channels) return;
+  const ChannelNorm u = channel_norm(norm, c);
+  const float bias = get_or(fc.fc2_bias, c, 0.f);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (const int64_t n = n0 + i; n < end_n) {
+      const float s = open_gate(fc.gate, total[i] + bias), ds = s * get_or(drop, n, 1.f);
+      const int64_t at = n * channels + c;
+      if (factor) factor[at] = s;
+      scale[at] = ds * u.a;
+      shift[at] = ds * u.b();
+    }
+}
+
+}  // namespace se_fused::cuda

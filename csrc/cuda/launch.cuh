@@ -1,0 +1,114 @@
+// The host's side of a launch: which instance of a kernel, and what CUDA said.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "platform.cuh"
+
+#ifdef __CUDACC__
+#define SE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#else
+#define SE_KERNEL(threads, blocks) static void
+#endif
+
+namespace se_fused::cuda {
+
+struct Launch {
+  const char* name;
+  int64_t blocks;
+  int threads = kThreads;
+  size_t shared = 0;
+  int cluster = 1;
+  bool resident = false;  // blocks wait for each other
+};
+
+constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for
+
+#ifdef __CUDACC__
+struct Configuration {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  cudaError_t error = cudaSuccess;
+
+  Configuration(const void* function, const Launch& how, Stream stream) {
+    config.gridDim = dim3((unsigned)how.blocks);
+    config.blockDim = dim3(how.threads);
+    config.dynamicSmemBytes = how.shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {(unsigned)how.cluster, 1, 1};
+    config.attrs = &attribute;
+    config.numAttrs = how.cluster > 1;
+    if (how.shared > kSharedByDefault)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)how.shared);
+    if (error == cudaSuccess && how.cluster > 8)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+};
+
+template <class Args>
+Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const Args& args) {
+  if (how.blocks > INT32_MAX) return "more blocks than a grid can have";
+  const Configuration c(reinterpret_cast<const void*>(kernel), how, stream);
+  cudaError_t error = c.error == cudaSuccess ? cudaLaunchKernelEx(&c.config, kernel, args) : c.error;
+  const cudaError_t pending = cudaGetLastError();  // also takes it away: the next call is not to stumble over it
+  if (error == cudaSuccess) error = pending;
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class Args>
+int clusters_at_once(void (*kernel)(const Args), const Launch& how) {
+  const Configuration c(reinterpret_cast<const void*>(kernel), how, nullptr);
+  int clusters = 0;
+  cudaError_t error = c.error;
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &c.config);
+  cudaGetLastError();
+  return error == cudaSuccess ? clusters : 0;
+}
+#else
+template <class Args>
+int clusters_at_once(void (*)(const Args), const Launch& how) {
+  return how.cluster <= 16 && how.shared <= 232448;
+}
+template <class Args>
+Error start(void (*kernel)(const Args), const Launch& how, Stream, const Args& args) {
+  return se_shim::launch(how.name, kernel, dim3((unsigned)how.blocks), dim3(how.threads), how.shared, how.cluster,
+                         how.resident, args);
+}
+#endif
+
+// f(element type, mode) with both as constants: decltype(type)::type and mode.value.
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+template <Mode m>
+struct ModeTag {
+  static constexpr Mode value = m;
+};
+
+template <class F>
+auto by_type(Type type, const F& f) {
+  switch (type) {
+    case Type::bfloat16: return f(TypeTag<BFloat16>{});
+    case Type::float16: return f(TypeTag<Half>{});
+    default: return f(TypeTag<float>{});
+  }
+}
+
+template <class F>
+auto by_type_and_mode(const Map& map, const F& f) {
+  return by_type(map.type, [&](auto type) {
+    switch (map.mode) {
+      case Mode::rows: return f(type, ModeTag<Mode::rows>{});
+      case Mode::rows_shifted: return f(type, ModeTag<Mode::rows_shifted>{});
+      case Mode::rows_single: return f(type, ModeTag<Mode::rows_single>{});
+      case Mode::cols: return f(type, ModeTag<Mode::cols>{});
+      default: return f(type, ModeTag<Mode::cols_single>{});
+    }
+  });
+}
+
+}  // namespace se_fused::cuda

@@ -1,0 +1,254 @@
+// Stream 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
+#include "moments.cuh"
+
+#include "launch.cuh"
+
+namespace se_fused::cuda {
+
+// One piece of one row for a group of lanes.
+struct Piece {
+  int64_t row;
+  int split, begin, stop;
+  bool exists;
+
+  SE_DEVICE Piece(const Map& map, const Cut& cut) {
+    const int64_t rows = map.n * map.c;
+    const int64_t unit = (int64_t)blockIdx.x * (blockDim.x / cut.lanes) + threadIdx.x / cut.lanes;
+    exists = unit < rows * cut.splits;
+    row = exists ? unit / cut.splits : 0;
+    split = exists ? (int)(unit % cut.splits) : 0;
+    begin = split * cut.span;
+    stop = exists ? min(begin + cut.span, map.s) : begin;  // nothing to do, but shuffles need all lanes
+  }
+  // of this piece's sum in (splits, N, C)
+  SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
+};
+
+// One piece of one sample's positions for a block.
+struct SumSlab {
+  int64_t n;
+  int split, begin, stop, columns;
+
+  SE_DEVICE SumSlab(const Map& map, const Cut& cut) {
+    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
+    const int64_t rest = blockIdx.x / blocks;
+    columns = (int)(blockIdx.x % blocks);  // neighbours in memory are neighbours in time
+    n = rest / cut.splits;
+    split = (int)(rest % cut.splits);
+    begin = split * cut.span;
+    stop = min(begin + cut.span, map.s);
+  }
+};
+
+template <class T, Mode mode, bool with_m2>
+SE_KERNEL(kThreads, mode == Mode::rows || mode == Mode::rows_shifted ? 4 : 3)
+moments_kernel(SE_CONSTANT Moments g) {
+  clear(g.counters);
+  const T* const x = static_cast<const T*>(g.x);
+  if constexpr (mode <= Mode::rows_single) {
+    const Piece p(g.map, g.cut);
+    const ScaleShift found = row_moments<mode, Use::keep, with_m2>(x, p.row, g.map.s, p.begin, p.stop,
+                                                                   g.map.n * g.map.c * g.map.s, g.cut.lanes);
+    if (p.exists && threadIdx.x % g.cut.lanes == 0) {
+      g.mean[p.at(g.map)] = found.scale;
+      if (with_m2) g.m2[p.at(g.map)] = found.shift;
+    }
+  } else {
+    SE_SHARED(shared);
+    const SumSlab s(g.map, g.cut);
+    const Columns at(g.cut.lanes, s.columns, g.map.c);
+    const int64_t out = (s.split * g.map.n + s.n) * g.map.c;
+    column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at,
+                                             reinterpret_cast<float*>(shared), [&](int c, float mean, float m2) {
+                                               g.mean[out + c] = mean;
+                                               if (with_m2) g.m2[out + c] = m2;
+                                             });
+  }
+}
+
+// dr of a vector, from dy, x and what the activation needs; rounded, because stream 2 reads the rounded one.
+template <class T, bool is_silu>
+SE_DEVICE void slope(float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
+                     const float (&scale)[8], const float (&shift)[8]) {
+  if constexpr (is_silu) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) dr[j] *= silu_slope(scale[j] * x[j] + shift[j] + residual[j]);
+    round_to<T>(dr);
+  } else {
+    keep_bits(bits, dr);
+  }
+}
+
+template <class T, Mode mode, bool is_silu>
+SE_DEVICE void backward_rows(const MomentsBackward& g) {
+  constexpr int kLoads = loads_of<T>(mode, is_silu ? 3 : 2);
+  const Map& map = g.map;
+  const T *const dy = static_cast<const T*>(g.dy), *const x = static_cast<const T*>(g.x);
+  const T* const residual = static_cast<const T*>(g.residual);
+  T* const dr = static_cast<T*>(g.dr);
+  const Piece piece(map, g.cut);
+  const Window<mode> window(piece.row, map.s, piece.begin, piece.stop);
+  const int64_t rows = map.n * map.c, total = rows * map.s, limit = window.limit(total);
+  const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes, width = (map.s + 7) / 8;
+  const float mean = g.mean[piece.row];
+  ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
+  if constexpr (is_silu) {
+    own = coefficients(g.by, piece.row / map.c, (int)(piece.row % map.c), map.c);
+    const int64_t after = min(piece.row + 1, rows - 1);
+    if (mode == Mode::rows_shifted) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
+  }
+  float p = 0.f, q = 0.f;
+  for (int i = lane; i < window.vectors; i += kLoads * lanes) {
+    Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
+    uint32_t bits[kLoads];
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u)
+      if (const int v = i + u * lanes; v < window.vectors) {
+        const int64_t at = window.origin + 8 * (int64_t)v;
+        raw_dy[u] = load<mode, Use::last>(dy, at, limit);
+        raw_x[u] = load<mode, Use::keep>(x, at, limit);
+        if (is_silu && residual) raw_residual[u] = load<mode, Use::last>(residual, at, limit);
+        bits[u] = 0xff;
+        if (!is_silu && g.mask) {
+          const int position = (int)(at - piece.row * map.s);
+          bits[u] = mode == Mode::rows_shifted ? shifted_bits(g.mask, piece.row, rows, position, map.s)
+                                               : g.mask[piece.row * width + position / 8];
+        }
+      }
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
+      if (i + u * lanes >= window.vectors) continue;
+      float d[8], v[8], r[8], scale[8], shift[8];
+      unpack(raw_dy[u], d);
+      unpack(raw_x[u], v);
+      if (is_silu && residual) unpack(raw_residual[u], r);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (!is_silu || !residual) r[j] = 0.f;
+        const bool mine = mode != Mode::rows_shifted || at + j < (piece.row + 1) * map.s;
+        scale[j] = mine ? own.scale : next.scale;
+        shift[j] = mine ? own.shift : next.shift;
+      }
+      slope<T, is_silu>(d, v, bits[u], r, scale, shift);
+      // A vector that two rows or two pieces share is written by the one that holds its first element.
+      if (dr && window.holds(at)) store<mode>(dr, at, limit, d);
+      const bool whole = window.whole(at);
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        if (whole || window.holds(at + j)) p += d[j], q += d[j] * (v[j] - mean);
+    }
+  }
+  p = sum_lanes(p, lanes);
+  q = sum_lanes(q, lanes);
+  if (piece.exists && lane == 0) g.p[piece.at(map)] = p, g.q[piece.at(map)] = q;
+}
+
+template <class T, Mode mode, bool is_silu>
+SE_DEVICE void backward_columns(const MomentsBackward& g) {
+  constexpr int kLoads = loads_of<T>(mode, is_silu ? 3 : 2);
+  SE_SHARED(memory);
+  float* const shared = reinterpret_cast<float*>(memory);
+  const Map& map = g.map;
+  const SumSlab slab(map, g.cut);
+  const Columns at(g.cut.lanes, slab.columns, map.c);
+  const int64_t base = slab.n * map.s * map.c;
+  const T *const dy = static_cast<const T*>(g.dy) + base, *const x = static_cast<const T*>(g.x) + base;
+  const T* const residual = g.residual ? static_cast<const T*>(g.residual) + base : nullptr;
+  T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
+  const int width = (map.c + 7) / 8;
+  const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + at.channel / 8 : nullptr;
+  float mean[8], scale[8], shift[8], p[8], q[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    p[j] = q[j] = mean[j] = scale[j] = shift[j] = 0.f;
+    if (const int c = at.channel + j; c < map.c) {
+      mean[j] = g.mean[slab.n * map.c + c];
+      if constexpr (is_silu) {
+        const ScaleShift by = coefficients(g.by, slab.n, c, map.c);
+        scale[j] = by.scale;
+        shift[j] = by.shift;
+      }
+    }
+  }
+  if (at.exists)
+    for (int position = slab.begin + at.step; position < slab.stop; position += kLoads * at.steps) {
+      Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
+      uint32_t bits[kLoads];
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u)
+        if (const int64_t s = position + u * at.steps; s < slab.stop) {
+          raw_dy[u] = load<mode, Use::last>(dy + s * map.c, at.channel, map.c);
+          raw_x[u] = load<mode, Use::keep>(x + s * map.c, at.channel, map.c);
+          if (is_silu && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
+          bits[u] = !is_silu && mask ? mask[s * width] : 0xff;
+        }
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) {
+        const int64_t s = position + u * at.steps;
+        if (s >= slab.stop) continue;
+        float d[8], v[8], r[8];
+        unpack(raw_dy[u], d);
+        unpack(raw_x[u], v);
+        if (is_silu && residual) unpack(raw_residual[u], r);
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (!is_silu || !residual) r[j] = 0.f;
+        slope<T, is_silu>(d, v, bits[u], r, scale, shift);
+        if (dr) store<mode>(dr + s * map.c, at.channel, map.c, d);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) p[j] += d[j], q[j] += d[j] * (v[j] - mean[j]);
+      }
+    }
+  const int channels = 8 * g.cut.lanes;
+  float* const shared_q = shared + 8 * blockDim.x;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    shared[at.step * channels + at.lane * 8 + j] = p[j];
+    shared_q[at.step * channels + at.lane * 8 + j] = q[j];
+  }
+  __syncthreads();
+  const int64_t out = (slab.split * map.n + slab.n) * map.c;
+  for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
+    float sum_p = 0.f, sum_q = 0.f;
+    for (int step = 0; step < at.steps; ++step)
+      sum_p += shared[step * channels + i], sum_q += shared_q[step * channels + i];
+    g.p[out + at.first + i] = sum_p;
+    g.q[out + at.first + i] = sum_q;
+  }
+}
+
+template <class T, Mode mode, bool is_silu>
+SE_KERNEL(kThreads, is_silu ? 2 : 3)
+moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
+  clear(g.counters);
+  if constexpr (mode <= Mode::rows_single)
+    backward_rows<T, mode, is_silu>(g);
+  else
+    backward_columns<T, mode, is_silu>(g);
+}
+
+static int64_t blocks_of(const Map& map, const Cut& cut) {
+  if (map.by_rows()) return ceil_div(map.n * map.c * cut.splits, kThreads / cut.lanes);
+  return map.n * cut.splits * ceil_div(map.c, 8 * cut.lanes);
+}
+static size_t shared_of(const Map& map) { return map.by_rows() ? 0 : 16 * kThreads * sizeof(float); }
+
+Error launch(const Moments& g, Stream stream) {
+  return by_type_and_mode(g.map, [&](auto type, auto mode) {
+    using T = typename decltype(type)::type;
+    const auto kernel = g.m2 ? moments_kernel<T, mode.value, true> : moments_kernel<T, mode.value, false>;
+    return start(kernel, {"moments", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+  });
+}
+
+Error launch(const MomentsBackward& g, Stream stream) {
+  return by_type_and_mode(g.map, [&](auto type, auto mode) {
+    using T = typename decltype(type)::type;
+    const auto kernel = g.out_act == OutAct::silu ? moments_backward_kernel<T, mode.value, true>
+                                                  : moments_backward_kernel<T, mode.value, false>;
+    return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+  });
+}
+
+}  // namespace se_fused::cuda

@@ -1,0 +1,34 @@
+// Schemas of the streams, which every backend's library defines alike.
+#pragma once
+
+namespace se_fused {
+
+template <class Library>
+void define_streams(Library& m) {
+  m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");
+  m.def(
+      "affine(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
+      " -> (Tensor y, Tensor mask)");
+  m.def(
+      "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
+      " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
+  m.def(
+      "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
+}
+
+// The whole op in inference and backward; forward differs between backends.
+template <class Library>
+void define_tail(Library& m) {
+  m.def(
+      "tail_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
+      " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
+      " Tensor? drop_path_scale, float eps, int act, int gate, int out_act, Tensor(a!) y) -> ()");
+  m.def(
+      "tail_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor, Tensor hidden,"
+      " Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight,"
+      " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool want_dr)"
+      " -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight, Tensor dfc1_bias,"
+      " Tensor dfc2_weight, Tensor dfc2_bias)");
+}
+
+}  // namespace se_fused

@@ -1,0 +1,122 @@
+"""The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .interface import Running
+
+__all__ = ["CudaBackend"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LIBRARY = Path(__file__).parent.parent / "_C_cuda.abi3.so"
+_OPERATIONS = ("moments", "affine", "moments_backward", "affine_backward", "tail_inference", "tail_backward")
+
+
+@lru_cache(maxsize=64)
+def _problem(index: int) -> str:
+    return str(torch.ops.se_fused_cuda.problem(index))
+
+
+class CudaBackend:
+    """Streams, gate and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
+
+    Args:
+        library: the shared library to load.
+        device: the type of the tensors that it takes. The tests have one that runs the kernels' source on the CPU.
+    """
+
+    name = "cuda"
+    auto_devices: tuple[str, ...] = ("cuda",)
+    moves_running = True
+    conv_tail = None
+    moments: Any
+    affine: Any
+    moments_backward: Any
+    affine_backward: Any
+    tail_inference: Any
+    tail_backward: Any
+
+    def __init__(self, library: Path = _LIBRARY, device: str = "cuda") -> None:
+        self.library, self._device = library, device
+        self._loaded = False
+        self._error: str | None = None
+
+        def reason(device: str, dtype: torch.dtype) -> str | None:
+            return self._why_not(device, dtype)
+
+        # torch.compile is to take the answer as it is: see the Triton backend.
+        reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        self._reason = reason
+
+    def load(self) -> str | None:
+        """Load the library, once. Returns None, or the reason why its operators are not there."""
+        if self._loaded or self._error is not None:
+            return self._error
+        if not self.library.exists():
+            self._error = (
+                "the CUDA library is not built: install a CUDA toolkit (nvcc) of torch's version and reinstall with "
+                "SE_FUSED_BUILD=cuda pip install --no-build-isolation ."
+            )
+        elif self._device == "cuda" and torch.version.cuda is None:
+            self._error = f"torch {torch.__version__} is a build without CUDA"
+        else:
+            try:
+                torch.ops.load_library(str(self.library))
+                self._loaded = True
+            except (OSError, RuntimeError) as error:  # another CUDA than it was built for, a missing symbol
+                self._error = f"{self.library.name} does not load: {error}"
+        return self._error
+
+    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+        return self._reason(device, dtype)
+
+    def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
+        if device != self._device:
+            return f"it takes tensors on a GPU, not on {device}"
+        if dtype not in _DTYPES:
+            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        reason = self.load()
+        if reason is None and device == "cuda":
+            reason = _problem(torch.cuda.current_device()) or None
+        return reason
+
+    def describe(self) -> dict[str, Any]:
+        reason = self.load()
+        if reason is not None:
+            return {"built": self.library.exists(), "reason": reason}
+        described: dict[str, Any] = {"built": True, "library": self.library.name}
+        if self._device == "cuda":
+            if not torch.cuda.is_available():
+                return described | {"reason": "torch sees no GPU"}
+            if problem := _problem(torch.cuda.current_device()):
+                return described | {"reason": problem}
+        stages = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+        plans = {f"(128, {c}, {s}, {s})": self.plan(128, c, s * s, True, 2, c // 16) for c, s in stages}
+        return described | {"inference of ResNet-50's stages, 16 bits, channels_last": plans}
+
+    def plan(self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int) -> str:
+        """How inference of a map (N, C, S positions) with R squeezed channels runs on the current device, and why."""
+        device = torch.cuda.current_device() if self._device == "cuda" else 0
+        return str(torch.ops.se_fused_cuda.plan(n, c, s, channels_last, item_bytes, r, device))
+
+    def tail_forward(self, *args: Any) -> tuple[Tensor, ...]:
+        """The operator's arguments, and a :class:`Running` that is moved in the same launches, or none."""
+        *given, running = args if isinstance(args[-1], Running) else (*args, None)
+        moved = (None, None, 0.0, 1.0) if running is None else running
+        result: tuple[Tensor, ...] = torch.ops.se_fused_cuda.tail_forward.default(*given, *moved)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        # Operators: looked up when first used, and then found as plain attributes.
+        if name not in _OPERATIONS:
+            raise AttributeError(name)
+        reason = self.load()
+        if reason is not None:
+            raise RuntimeError(reason)
+        operator = getattr(torch.ops.se_fused_cuda, name).default
+        setattr(self, name, operator)
+        return operator

@@ -1,0 +1,329 @@
+// Runs CUDA kernels on the CPU: g++ compiles their own source, and every CUDA thread is a fiber. For tests alone.
+// Blocks run in waves: a cluster at a time, or the whole grid (resident). The threads of a wave take turns, each until
+// it has to wait, from the first one on or, reversed (SE_SHIM_REVERSE=1), from the last: what is right in one order
+// only lacks a barrier. Errors end the process with a line that says where. Memory ordering is not modelled.
+#pragma once
+
+#include <malloc.h>
+#include <ucontext.h>
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) alignas(n)
+#define threadIdx (::se_shim::current->thread)
+#define blockIdx (::se_shim::current->block->index)
+#define blockDim (::se_shim::block_dim)
+#define gridDim (::se_shim::grid_dim)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+namespace se_shim {
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kStackBytes = 256 << 10;
+extern "C" void __sanitizer_start_switch_fiber(void**, const void*, size_t);
+extern "C" void __sanitizer_finish_switch_fiber(void*, const void**, size_t*);
+#else
+constexpr size_t kStackBytes = 64 << 10;
+inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
+#if defined(__x86_64__) && !defined(SE_SHIM_UCONTEXT)
+using Context = void**;  // the stack pointer
+// swapcontext does a system call, ret would be mispredicted. noipa: callers must not learn what this does not clobber.
+__attribute__((naked, noipa)) inline void switch_stacks(Context*, const Context*) {
+  asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp, (%rdi);"
+      "mov (%rsi), %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; pop %rcx; jmp *%rcx");
+}
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  void* const frame[8] = {0, 0, 0, 0, 0, 0, reinterpret_cast<void*>(entry), 0};  // what switch_stacks takes up
+  context = static_cast<void**>(std::memcpy(stack + kStackBytes - sizeof frame, frame, sizeof frame));
+}
+#else
+using Context = ucontext_t;
+inline void switch_stacks(Context* from, const Context* to) { swapcontext(from, to); }
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = kStackBytes;
+  makecontext(&context, entry, 0);
+}
+#endif
+struct Barrier {
+  unsigned alive = 0, arrived = 0, generation = 0;  // threads
+  unsigned update() { return arrived == alive ? arrived = 0, generation++ : generation; }
+};
+struct Block {
+  dim3 index;
+  Block* first;  // of the cluster; it has the cluster's barrier
+  Barrier barrier, cluster_barrier;
+  std::shared_ptr<void> shared;  // of the exact size: AddressSanitizer shall see its end
+};
+struct Fiber {
+  alignas(16) char stack[kStackBytes];  // what follows keeps stacks from all lying in the same cache sets
+  const void* bottom = stack;  // this and the next two: for AddressSanitizer, which also tells them of the host
+  size_t size = kStackBytes;
+  void* fake_stack = nullptr;
+  Context context;
+  Block* block;
+  dim3 thread;
+  std::unique_ptr<Fiber>* warp;  // its fibers; the first one has its alive and waiting lanes
+  unsigned lane, seen, cluster_generation, alive, waiting;
+  unsigned mask, source, answered;  // of the collective it waits in, as are the next two
+  uint64_t value, answer;
+  const char* where;        // it waits
+  const unsigned* watched;  // it goes on once this is not `seen`
+  bool done, in_cluster_barrier;
+};
+using BulkBarrier = uint64_t;  // kBulkMagic
+struct Bulk {
+  int arrivals, pending, phase;
+  int64_t bytes;  // expected and not yet there
+  std::vector<std::function<void()>> copies;
+};
+constexpr uint64_t kStackEnd = 0x5ac4e4d0f57ac4e4, kBulkMagic = 0xb01cba221e5ca1e5;
+constexpr unsigned kBallot = ~0u, kIdle = 4 << 20;  // threads resumed, until it is a deadlock that nothing has moved
+inline Fiber host, *current;
+inline std::vector<std::unique_ptr<Fiber>> fibers;  // pooled: each loops over kernels for ever
+inline std::vector<Block> blocks;                   // of the wave, as are the barriers
+inline std::map<const BulkBarrier*, Bulk> bulks;
+inline std::function<void()> kernel;
+inline dim3 grid_dim, block_dim;
+inline size_t shared_bytes, block_threads, cluster_blocks;
+inline std::vector<std::string> names;
+inline int launch_count;
+inline bool reversed = std::getenv("SE_SHIM_REVERSE") && *std::getenv("SE_SHIM_REVERSE") == '1', moved;
+inline void report(const Fiber& f, const char* what, auto... args) {
+  const dim3 b = f.block->index, t = f.thread;
+  fprintf(stderr, "cuda_shim: %s block %u,%u,%u thread %u,%u,%u: ", names.back().data(), b.x, b.y, b.z, t.x, t.y, t.z);
+  fprintf(stderr, what, args..., 0), fputs("\n", stderr);  // 0: never a format alone, of which g++ would warn
+}
+inline void require(bool good, const char* what, auto... args) {
+  if (!good) report(*current, what, args...), std::abort();
+}
+inline void switch_to(Fiber& from, Fiber& to) {
+  __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.size);
+  switch_stacks(&from.context, &to.context);
+  __sanitizer_finish_switch_fiber(from.fake_stack, &to.bottom, &to.size);
+}
+inline void wait_while(const unsigned& word, unsigned seen, const char* where) {
+  current->where = where, current->watched = &word, current->seen = seen, moved = true;
+  if (word == seen) switch_to(*current, host);
+}
+// ---- warps. complete: hands out the answers if all lanes of the mask that still live wait for them.
+inline void complete(std::unique_ptr<Fiber>* warp, unsigned mask) {
+  const unsigned lanes = mask & warp[0]->alive;
+  if ((warp[0]->waiting & lanes) != lanes) return;
+  unsigned here = 0, ballot = 0;
+  for (unsigned i = 0; i < 32; ++i)
+    if (lanes >> i & 1) here |= unsigned(warp[i]->mask == mask) << i, ballot |= unsigned(warp[i]->value != 0) << i;
+  if (here != lanes) return;
+  warp[0]->waiting &= ~lanes;
+  for (unsigned rest = lanes; rest; rest &= rest - 1) {
+    Fiber& f = *(current = warp[std::countr_zero(rest)].get());
+    require(f.source == kBallot || lanes >> f.source & 1, "%s reads lane %u, %s mask 0x%08x", f.where, f.source,
+            mask >> f.source % 32 & 1 ? "which has exited," : "not in its", mask);
+    f.answer = f.source == kBallot ? ballot : warp[f.source]->value, f.answered = 1;
+  }
+}
+inline uint64_t collective(const char* op, unsigned mask, uint64_t value, unsigned source = kBallot) {
+  Fiber& f = *current;
+  require(mask >> f.lane & 1, "%s by lane %u, not in its mask 0x%08x", op, f.lane, mask);
+  for (unsigned rest = (*f.warp)->waiting & mask, each = 0; rest && !each; rest &= rest - 1) {
+    const Fiber& other = *f.warp[std::countr_zero(rest)];
+    each = other.mask >> f.lane & 1;  // waits for the other: then it must be the same collective
+    require(!each || (other.mask == mask && !std::strcmp(other.where, op)),
+            "%s, mask 0x%08x, while lane %u is at %s, mask 0x%08x", op, mask, other.lane, other.where, other.mask);
+  }
+  f.where = op, f.mask = mask, f.value = value, f.source = source, f.answered = 0;
+  (*f.warp)->waiting |= 1u << f.lane, complete(f.warp, mask), current = &f;
+  wait_while(f.answered, 0, op);
+  return f.answer;
+}
+inline auto shuffle(const char* op, unsigned mask, auto v, unsigned source, int width) {
+  using Bits = std::conditional_t<sizeof v == 4, uint32_t, uint64_t>;
+  require(width > 0 && width <= 32 && std::has_single_bit(unsigned(width)), "%s with width %d", op, width);
+  if (source > (current->lane | (width - 1))) source = current->lane;  // beyond the lane's group: itself
+  return std::bit_cast<decltype(v)>(Bits(collective(op, mask, std::bit_cast<Bits>(v), source)));
+}
+// ---- blocks and grids
+inline char* dynamic_shared() { return static_cast<char*>(current->block->shared.get()); }
+inline bool in_shared(const void* p, size_t bytes) {
+  const size_t offset = uintptr_t(p) - uintptr_t(dynamic_shared());
+  return offset < shared_bytes && bytes <= shared_bytes - offset;
+}
+inline void end_thread(Fiber& f) {
+  Block& b = *f.block;
+  Barrier& cluster = b.first->cluster_barrier;
+  require(!std::memcmp(f.stack, &kStackEnd, sizeof kStackEnd), "stack overflow");
+  f.done = moved = true, (*f.warp)->alive &= ~(1u << f.lane);
+  for (unsigned rest = (*f.warp)->waiting; rest; rest &= rest - 1)
+    complete(f.warp, f.warp[std::countr_zero(rest)]->mask);
+  current = &f;
+  cluster.arrived -= f.in_cluster_barrier && f.cluster_generation == cluster.generation;
+  --b.barrier.alive, b.barrier.update(), --cluster.alive, cluster.update();
+  if (b.barrier.alive) return;
+  for (const auto& [barrier, bulk] : bulks)
+    require(!in_shared(barrier, 8) || bulk.copies.empty(), "the block ends with a bulk copy that nobody waited for");
+  std::memset(dynamic_shared(), 0xff, shared_bytes), b.shared.reset();  // if another block still reads here
+}
+inline void fiber_main() {
+  __sanitizer_finish_switch_fiber(nullptr, &host.bottom, &host.size);
+  for (;; switch_to(*current, host)) kernel(), end_thread(*current);
+}
+inline dim3 unflatten(size_t i, dim3 d) { return dim3(i % d.x, i / d.x % d.y, i / d.x / d.y); }
+inline void run_wave(size_t begin, size_t count) {
+  const size_t all = count * block_threads;
+  bulks.clear(), blocks.clear(), blocks.resize(count);
+  while (fibers.size() < all) {
+    Fiber& f = *fibers.emplace_back(std::make_unique_for_overwrite<Fiber>());
+    std::memcpy(f.stack, &kStackEnd, sizeof kStackEnd), prepare(f.context, f.stack, fiber_main);
+  }
+  for (size_t i = 0; i < all; ++i) {
+    const size_t block = i / block_threads, thread = i % block_threads;
+    Block& b = blocks[block];
+    Fiber& f = *fibers[i];
+    if (thread == 0) {
+      b.index = unflatten(begin + block, grid_dim), b.first = &b - block % cluster_blocks;
+      b.shared.reset(std::memset(memalign(128, shared_bytes), 0xff, shared_bytes), std::free);
+    }
+    f.block = &b, f.thread = unflatten(thread, block_dim), f.lane = thread % 32, f.warp = &fibers[i - f.lane];
+    f.alive = f.waiting = 0, f.watched = nullptr, f.done = f.in_cluster_barrier = false;
+    (*f.warp)->alive |= 1u << f.lane, ++b.barrier.alive, ++b.first->cluster_barrier.alive;
+  }
+  for (size_t live = all, idle = 0, ran; live; idle = moved ? 0 : idle + ran) {
+    ran = moved = false;
+    for (size_t i = 0; i < all; ++i) {
+      Fiber& f = *(current = fibers[reversed ? all - 1 - i : i].get());
+      if (f.done || (f.watched && *f.watched == f.seen)) continue;
+      moved |= f.watched != nullptr, ++ran, f.watched = nullptr;
+      switch_to(host, f);
+      live -= f.done;
+    }
+    if (ran && idle < kIdle) continue;
+    const char* said = "";
+    for (size_t i = 0, lines = 0; i < all && lines < 16; ++i)
+      if (const Fiber& f = *fibers[i]; !f.done && std::strcmp(said, f.where))
+        report(f, "deadlock: waiting for ever in %s", said = f.where), ++lines;
+    std::abort();
+  }
+}
+inline const char* run_grid(const char* name, bool resident) {
+  const uint64_t count = uint64_t(grid_dim.x) * grid_dim.y * grid_dim.z;
+  const uint64_t threads = uint64_t(block_dim.x) * block_dim.y * block_dim.z;
+  if (threads < 1 || threads > 1024 || block_dim.z > 64) return "a block has 1 to 1024 threads, 64 along z";
+  if (count < 1 || grid_dim.x > INT32_MAX || grid_dim.y > 65535 || grid_dim.z > 65535) return "grid size out of range";
+  if (shared_bytes > 232448) return "more shared memory than a block can have";
+  if (cluster_blocks - 1 > 15 || grid_dim.x % cluster_blocks) return "a cluster has 1 to 16 blocks and divides grid.x";
+  if (resident && count * threads > 65536) return "the grid is too large to be resident here";
+  ++launch_count, names.emplace_back(name), block_threads = threads;
+  const size_t wave = resident ? count : cluster_blocks;
+  for (size_t i = 0; i < count; i += wave) run_wave(reversed ? count - wave - i : i, wave);
+  return nullptr;
+}
+// ---- what hosts use. launch: null, or why CUDA would refuse.
+inline void set_reverse(bool reverse) { reversed = reverse; }
+inline int launches() { return launch_count; }
+inline std::vector<std::string>& launch_names() { return names; }
+template <class Args>
+const char* launch(const char* name, void (*f)(Args), dim3 grid, dim3 block, size_t shared, unsigned cluster,
+                   bool resident, const Args& args) {
+  grid_dim = grid, block_dim = block, shared_bytes = shared, cluster_blocks = cluster;
+  kernel = [f, &args] { f(args); };
+  return run_grid(name, resident);
+}
+// ---- what kernels use
+inline void spin(const char* where = "a spin-wait") { current->where = where, switch_to(*current, host); }
+inline unsigned cluster_size() { return cluster_blocks; }
+inline unsigned cluster_rank() { return current->block - current->block->first; }
+inline void cluster_arrive() {
+  Barrier& barrier = current->block->first->cluster_barrier;
+  require(!std::exchange(current->in_cluster_barrier, true), "cluster_arrive twice without cluster_wait");
+  ++barrier.arrived, current->cluster_generation = barrier.update(), moved = true;
+}
+inline void cluster_wait() {
+  require(std::exchange(current->in_cluster_barrier, false), "cluster_wait without cluster_arrive");
+  wait_while(current->block->first->cluster_barrier.generation, current->cluster_generation, "cluster_wait");
+}
+inline auto* map_shared(auto* p, unsigned rank) {
+  require(in_shared(p, 1) && rank < cluster_blocks, "map_shared of %p, or rank %u, is out of bounds", p, rank);
+  const Block& to = current->block->first[rank];
+  require(&to == current->block || to.barrier.alive == block_threads, "map_shared: threads of rank %u are gone", rank);
+  return (decltype(p))((uintptr_t)to.shared.get() + ((uintptr_t)p - (uintptr_t)dynamic_shared()));
+}
+// cp.async.bulk with an mbarrier. Copies come as late as they may, when a thread waits for their phase; until then the
+// destination holds 0xff: neither early data nor those of the stage before can be read there.
+inline Bulk& find(const BulkBarrier* b) {
+  require(in_shared(b, 8) && bulks.count(b) && *b == kBulkMagic, "no bulk barrier of this block, or overwritten");
+  return moved = true, bulks[b];
+}
+inline void bulk_init(BulkBarrier* b, int arrivals) {
+  require(in_shared(b, 8) && uintptr_t(b) % 8 == 0, "bulk_init misaligned or outside of the own shared memory");
+  *b = kBulkMagic, bulks[b] = {arrivals, arrivals, 0, 0, {}};
+}
+inline void bulk_expect(BulkBarrier* barrier, uint32_t bytes) {
+  Bulk& b = find(barrier);
+  require(b.pending > 0, "bulk_expect for the next phase before anybody waited for this one");
+  b.bytes += bytes, --b.pending;
+}
+inline void bulk_copy(void* to, const void* from, uint32_t bytes, BulkBarrier* barrier) {
+  Bulk& b = find(barrier);
+  require((uintptr_t(to) | uintptr_t(from) | bytes) % 16 == 0, "bulk_copy of %u bytes: not 16-byte aligned", bytes);
+  require(in_shared(to, bytes), "bulk_copy of %u bytes to outside of the own shared memory", bytes);
+  std::memset(to, 0xff, bytes);
+  b.copies.push_back([=, &b] { std::memcpy(to, from, bytes), b.bytes -= bytes; });
+}
+inline void bulk_wait(BulkBarrier* barrier, int parity) {
+  for (Bulk& b = find(barrier); b.phase % 2 == parity; spin("bulk_wait")) {
+    if (b.pending) continue;
+    for (const auto& copy : std::exchange(b.copies, {})) copy();
+    require(b.bytes >= 0, "bulk copies of %lld bytes more than expected", -(long long)b.bytes);
+    if (b.bytes == 0) b.pending = b.arrivals, ++b.phase, moved = true;
+  }
+}
+}  // namespace se_shim
+
+inline void __syncthreads() {
+  se_shim::Barrier& barrier = se_shim::current->block->barrier;
+  ++barrier.arrived, se_shim::wait_while(barrier.generation, barrier.update(), "__syncthreads");
+}
+inline void __syncwarp(unsigned mask = ~0u) { se_shim::collective("__syncwarp", mask, 0); }
+inline unsigned __ballot_sync(unsigned mask, int p) { return se_shim::collective("__ballot_sync", mask, p != 0); }
+inline int __any_sync(unsigned mask, int p) { return se_shim::collective("__any_sync", mask, p != 0) != 0; }
+inline auto __shfl_sync(unsigned mask, auto v, int source, int width = 32) {
+  return se_shim::shuffle("__shfl_sync", mask, v, (se_shim::current->lane & -width) | (source & (width - 1)), width);
+}
+inline auto __shfl_xor_sync(unsigned mask, auto v, int lane_mask, int width = 32) {
+  return se_shim::shuffle("__shfl_xor_sync", mask, v, se_shim::current->lane ^ (lane_mask & 31), width);
+}
+inline auto __shfl_down_sync(unsigned mask, auto v, unsigned delta, int width = 32) {
+  return se_shim::shuffle("__shfl_down_sync", mask, v, se_shim::current->lane + (delta & 31), width);
+}
+inline void __threadfence() {}
+inline int atomicAdd(int* p, int v) { return se_shim::moved |= v != 0, std::exchange(*p, int(unsigned(*p) + v)); }
+inline unsigned atomicOr(unsigned* p, unsigned v) { return se_shim::moved |= v & ~*p, std::exchange(*p, *p | v); }
