@@ -12,10 +12,10 @@ PY = $(VENV)/bin/python
 CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint format bench wheel gpu clean
+.PHONY: help venv run test lint format bench wheel gpu cuda-all clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Two steps with a stamp each: a changed kernel is compiled without asking pip about all the tools again.
 $(VENV)/.installed: pyproject.toml
@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "this Python cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q "setuptools>=77.0.3" ninja
+	$(PY) -m pip install -q "setuptools>=77.0.3" ninja pybind11
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install -q $(TORCH)
 	SE_FUSED_BUILD=none $(PY) -m pip install -q --no-build-isolation -e ".[test,bench,dev]"
 	@touch $@
@@ -62,7 +62,10 @@ wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Pyth
 gpu:  ## where there is a GPU, no network needed: build, test, measure into benchmarks/results/<gpu>
 	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
 
+cuda-all: venv  ## compile the CUDA kernels for every architecture and check what the compiler made of them, no GPU needed
+	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/test_cuda_code.py
+
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f se_fused/_C_*.so se_fused/_build_info.py $(VENV)/.built
+	rm -f se_fused/*.so se_fused/_build_info.py $(VENV)/.built
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

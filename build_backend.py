@@ -16,8 +16,9 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    # ninja is a convenience (parallel compilation), but in an isolated build it costs nothing.
-    return [] if os.environ.get("SE_FUSED_BUILD") == "none" else ["torch>=2.11", "ninja"]
+    # ninja (parallel compilation) and pybind11 (what `info` knows of the kernels) are conveniences, but in an isolated
+    # build they cost nothing.
+    return [] if os.environ.get("SE_FUSED_BUILD") == "none" else ["torch>=2.11", "ninja", "pybind11"]
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

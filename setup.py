@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module, util
 from pathlib import Path
 from pprint import pformat
 
@@ -46,13 +47,10 @@ def find_compiler() -> tuple[str, str]:
     """(the C++20 compiler, "") or ("", why there is none)."""
     reasons = []
     for cxx in [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]:
-        command = [*shlex.split(cxx), "-std=c++20", "-x", "c++", "-E", "-"]
-        if not shutil.which(command[0]):
-            reasons.append(f"{cxx} is not there")
-        elif output(*command, text="#include <concepts>\n"):
+        there = shutil.which(shlex.split(cxx)[0])
+        if there and output(*shlex.split(cxx), "-std=c++20", "-x", "c++", "-E", "-", text="#include <concepts>\n"):
             return cxx, ""
-        else:
-            reasons.append(f"{cxx} cannot compile C++20")
+        reasons.append(f"{cxx} cannot compile C++20" if there else f"{cxx} is not there")
     return "", f"no C++ compiler ({', '.join(reasons)}); install one: apt-get install g++"
 
 
@@ -63,10 +61,9 @@ def find_cuda_home() -> Path | None:
         if nvcc := shutil.which("nvcc"):
             guesses += re.findall(r" TOP=(.+)", output(nvcc, "-dryrun", "-x", "cu", os.devnull))
         guesses += ["/usr/local/cuda", *sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)]
-    for home in (Path(guess).resolve() for guess in guesses if guess):
-        if all(any(home.glob(f)) for f in ("bin/nvcc", "include/cuda_runtime.h", "lib*/libcudart.so")):
-            return home
-    return None
+    homes = (Path(guess).resolve() for guess in guesses if guess)
+    parts = ("bin/nvcc", "include/cuda_runtime.h", "lib*/libcudart.so")
+    return next((home for home in homes if all(any(home.glob(part)) for part in parts)), None)
 
 
 def prepare_cuda(torch) -> str:
@@ -116,15 +113,19 @@ def plan(mode: str) -> tuple[dict, list[Extension], dict]:
     cxx_flags = [*CXX_FLAGS, *DEFINES, *(f"-ffile-prefix-map={folder}/={name}" for folder, name in folders.items())]
     # No path among nvcc's flags: torch drops its whole list of architectures where one contains the letters "arch".
     nvcc_flags = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", *DEFINES]
-    stable = {"py_limited_api": True, "extra_link_args": ["-s"]}
+    how = {"extra_compile_args": cxx_flags, "extra_link_args": ["-s"]}
     sources = ["csrc/register.cpp", *find_sources("csrc/cpu/*.cpp")]
-    extensions = [CppExtension("se_fused._C_cpu", sources, extra_compile_args=cxx_flags, **stable)]
+    extensions = [CppExtension("se_fused._C_cpu", sources, py_limited_api=True, **how)]
+    # One file for this Python alone in a wheel for all: `info` says more where it is, and nothing else asks for it.
+    if util.find_spec("pybind11") and (sources := find_sources("csrc/introspect.cpp")):
+        include = import_module("pybind11").get_include()
+        extensions.append(Extension("se_fused._introspect", sources, include_dirs=[include], **how))
     compiler = output(*shlex.split(cxx), "--version").partition("\n")[0]
     info |= {"mode": "cpu", "torch": torch.__version__, "compiler": compiler, "flags": CXX_FLAGS, "note": obstacle}
     if not obstacle:
         sources = [*find_sources("csrc/cuda/*.cpp"), *find_sources("csrc/cuda/*.cu")]
-        flags = {"cxx": [*cxx_flags, "-DUSE_CUDA"], "nvcc": nvcc_flags}
-        extensions.append(CUDAExtension("se_fused._C_cuda", sources, extra_compile_args=flags, **stable))
+        how |= {"extra_compile_args": {"cxx": [*cxx_flags, "-DUSE_CUDA"], "nvcc": nvcc_flags}}
+        extensions.append(CUDAExtension("se_fused._C_cuda", sources, py_limited_api=True, **how))
         info |= {"mode": "cuda", "cuda": torch.version.cuda, "arch_list": os.environ["TORCH_CUDA_ARCH_LIST"]}
     return info, extensions, {"build_ext": BuildExtension}
 
@@ -134,14 +135,13 @@ class BuildPython(build_py):
 
     def run(self) -> None:
         package = (ROOT if self.editable_mode else Path(self.build_lib)) / "se_fused"
-        for stale in package.glob("_C_*.so") if self.editable_mode else package.rglob("*.*"):
+        for stale in package.glob("*.so") if self.editable_mode else package.rglob("*.*"):
             stale.unlink()
         super().run()
         (package / "_build_info.py").write_text(f"# Written by setup.py.\nBUILD = {pformat(info, sort_dicts=False)}\n")
 
 
-mode = os.environ.get("SE_FUSED_BUILD") or "auto"
-if mode not in MODES:
+if (mode := os.environ.get("SE_FUSED_BUILD") or "auto") not in MODES:
     fail(f"SE_FUSED_BUILD={mode} is unknown; it is one of {', '.join(MODES)}")
 # Metadata and source archives need no plan: they are made without a compiler and without torch.
 builds = {"bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"} & set(sys.argv)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from se_fused.compare import Result, agreement
+from se_fused.introspect import cpu_instructions, cuda_kernels, summary
 from se_fused.measure import copy_bandwidth, device_seconds, keep_freed_memory, peak_memory, saved_bytes, synchronizer
 from se_fused.workloads import STAGES, Workload
 
@@ -24,6 +25,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("stage", ["x".join(map(str, s)) for s in (SMALL_STAGES if small else full)])
     if "network" in metafunc.fixturenames:  # name, batch, size
         metafunc.parametrize("network", ["seresnet18-2-64" if small else "seresnet50-8-224"])
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-benchmark's
+def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
+    machine_info["se_fused"] = {"cpu_instructions": cpu_instructions(), "cuda_kernels": cuda_kernels()}
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    kernels = cuda_kernels()
+    rows = [] if isinstance(kernels, str) else summary(kernels)
+    terminalreporter.section("kernels")
+    terminalreporter.write_line(
+        f"CPU: {cpu_instructions()}; CUDA: {kernels if isinstance(kernels, str) else len(kernels)}"
+    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import backends
+from . import backends, introspect
 from ._version import __version__
 
 __all__ = ["commit", "info"]
@@ -76,11 +76,10 @@ def _build() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    described = backends.BACKENDS["cpu"].describe()
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "model": _cpu_model(),
-        "instructions": described.get("instructions"),
+        "instructions": introspect.cpu_instructions(),
         "cap": os.environ.get("ATEN_CPU_CAPABILITY") or None,
         "torch_instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
@@ -138,6 +137,7 @@ def info() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpus": _gpus(),
         "build": _build(),
+        "kernels": introspect.cuda_kernels(),
         "backends": {name: backend.describe() for name, backend in backends.BACKENDS.items()},
         "asked_for": backends.forced(),
         "choices": _choices(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compare import Result, Row
 from .info import info
+from .introspect import summary
 from .measure import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def print_rows(rows: Sequence[Row], memory_copy: dict[str, float], to: "Console"
 def print_info(about: dict[str, Any], to: "Console") -> None:
     """What :func:`se_fused.info` says, for people."""
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in about["versions"].items())
-    cpu, build = about["cpu"], about["build"]
+    cpu, build, kernels = about["cpu"], about["build"], about["kernels"]
     lines = {
         "se_fused": f"{about['se_fused']} in {about['path']}"
         + (f", commit {about['commit']}" if about["commit"] else ""),
@@ -242,6 +243,8 @@ def print_info(about: dict[str, Any], to: "Console") -> None:
         state = "built and loaded" if "reason" not in described else described["reason"]
         detail = ", ".join(f"{k} {v}" for k, v in described.items() if k not in ("built", "reason"))
         made.add_row(f"backend {name}", Text(state + (f": {detail}" if detail else "")))
+    if kernels != about["backends"]["cuda"].get("reason"):  # that stands above
+        made.add_row("CUDA kernels", Text(kernels if isinstance(kernels, str) else f"{len(kernels)}: the last table"))
     to.print(made)
     chosen = table(("op", "device", "dtype", "takes"), ())
     chosen.add_column("why not", overflow="fold")
@@ -255,3 +258,10 @@ def print_info(about: dict[str, Any], to: "Console") -> None:
     unable = sorted(set(about["backends"]) - built)
     if unable:
         to.print(f"Why not {', '.join(unable)}: their lines above.", markup=False)
+    if not isinstance(kernels, str):
+        headings, *rows = summary(kernels)
+        made = table(headings[:1], headings[1:-1])
+        made.add_column(headings[-1], overflow="fold")
+        for row in rows:
+            made.add_row(*row[:-1], Text(row[-1]))
+        print_table("What the compiler made of the CUDA kernels", made, to)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -252,6 +253,35 @@ class TestCpuWheel:
         status, said = run([sys.executable, "-c", code], tmp_path)
         assert status != 0
         assert re.search(r"RuntimeError: twice, csrc/cpu/twice\.cpp:\d+, x is not contiguous", said), said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+def test_introspection_rides_in_the_wheel_for_every_python(tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pybind11")
+    for name in ("introspect.cpp", "introspection.h"):
+        shutil.copy(ROOT / "csrc" / name, tree / "csrc")
+    status, said = wheel(tree, "cpu")
+    assert status == 0, said
+    archive = only_wheel(tree)
+    assert re.search(r"-cp311-abi3-linux_\w+\.whl$", archive.filename or "")
+    ours = f"se_fused/_introspect{sysconfig.get_config_var('EXT_SUFFIX')}"  # another Python does not see it
+    assert sorted(name for name in archive.namelist() if name.endswith(".so")) == ["se_fused/_C_cpu.abi3.so", ours]
+    library = Path(archive.extract(ours, tmp_path))
+    assert str(tree).encode() not in library.read_bytes()
+    if shutil.which("readelf"):
+        _, dynamic = run(["readelf", "-d", str(library)], ROOT)
+        assert not re.search(r"torch|libc10|cuda|RPATH|RUNPATH", dynamic)
+
+    shutil.rmtree(tree / "out")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/sitecustomize.py").write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name == 'pybind11' else find(name, package)\n"
+    )
+    status, said = wheel(tree, "cpu", PYTHONPATH=str(tmp_path / "none"))
+    assert status == 0, said
+    assert [name for name in only_wheel(tree).namelist() if name.endswith(".so")] == ["se_fused/_C_cpu.abi3.so"]
 
 
 def check_stable(library: str) -> None:

@@ -17,6 +17,7 @@ TOOLS = {
     "__main__",
     "cli",
     "info",
+    "introspect",
     "verify",
     "bounds",
     "measure",

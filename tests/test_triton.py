@@ -5,13 +5,14 @@ R, rows of each alignment, splits of a sum, several tiles each way, and samples 
 the same kernels is held by test_codegen.py.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import contract
 import pytest
 import torch
+from contract import OPTIONS, SHAPES
 from kernel_support import (
     check_affine,
     check_affine_backward,
@@ -22,9 +23,8 @@ from kernel_support import (
 )
 
 from se_fused import backends, functional, reference
-from se_fused.bounds import forward_bound
 from se_fused.ops.codes import ACT_CODES, GATE_CODES
-from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, check, to_layout
+from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
 
 TRITON = backends.BACKENDS["triton"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,21 +116,7 @@ def test_split_streams(shape: Shape, layout: str) -> None:
 
 # ---- the whole op
 def passes(case: Case, seeds: int = 3) -> None:
-    result = check(dataclasses.replace(case, device=DEVICE), seeds=range(seeds))
-    assert result.backend == "triton"
-    assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
-    for name, (error, bound) in result.gradients.items():
-        assert error <= bound, f"gradient of {name}: {error:.2e} > {bound:.2e}"
-
-
-SHAPES = {
-    "odd-S": (4, 24, 7, 5),
-    "S=1": (5, 16, 1, 1),
-    "one-sample": (1, 20, 6, 6),
-    "one-channel": (3, 1, 5, 4),
-    "3-D": (3, 18, 11),
-    "5-D": (2, 10, 3, 2, 5),
-}
+    contract.passes(case, "triton", DEVICE, seeds)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -145,26 +131,6 @@ def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
 def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
     passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "eval": {"training": False},
-    "silu": {"out_act": "silu"},
-    "silu-eval": {"out_act": "silu", "training": False},
-    "silu-no-gate": {"out_act": "silu", "op": "batch_norm_act"},
-    "silu-no-norm": {"out_act": "silu", "op": "squeeze_excite", "training": False},
-    "no-activation": {"out_act": None},
-    "no-residual": {"residual": False},
-    "no-drop-path": {"drop_path": False},
-    "no-fc-biases": {"absent": ("fc1_bias", "fc2_bias")},
-    "no-affine": {"absent": ("bn_weight", "bn_bias")},
-    "no-running-statistics": {"absent": ("running_mean", "running_var")},
-    "hard-gate": {"gate": "hard_sigmoid"},
-    "float32-parameters": {"parameter_dtype": torch.float32},
-    "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
-    "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
-    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
-}
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -260,12 +226,9 @@ def test_same_bits_in_every_run(layout: str) -> None:
 
 def infer(case: Case, inplace: bool = False) -> tuple[float, list[Launch], torch.Tensor, torch.Tensor]:
     """(error / bound, launches, x, y) of a call without gradients."""
-    given = case.draw(0)
-    wide = {k: v.detach().double() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-    truth = case.call(reference, wide)
-    with torch.no_grad(), recording() as launches:
-        y = getattr(functional, case.op)(**given, inplace=inplace)
-    return ((y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)).max().item(), launches, given["x"], y
+    with recording() as launches:
+        error, x, y = contract.infer(case, inplace)
+    return error, launches, x, y
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

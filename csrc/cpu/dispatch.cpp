@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../introspection.h"
 #include "driver.h"
 
 namespace se_fused::cpu {
@@ -53,3 +54,5 @@ std::string capability(const std::optional<std::string>& cap) {
 }
 
 }  // namespace se_fused
+
+const char* se_fused_cpu_capability() { return se_fused::cpu::kernels().name; }

@@ -33,10 +33,11 @@ struct MapSlab {
   }
 };
 
+// Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
+SE_BOTH constexpr int blocks_of_affine(Mode mode) { return is_single(mode) ? 2 : mode == Mode::rows ? 4 : 3; }
+
 template <class T, Mode mode>
-SE_KERNEL(kThreads, is_single(mode)              ? 2
-                    : mode == Mode::rows_shifted ? 3
-                                                 : 4)
+SE_KERNEL(kThreads, blocks_of_affine(mode))
 affine_kernel(SE_CONSTANT Affine g) {
   const Map& map = g.map;
   const Maps<T> maps{static_cast<const T*>(g.x), static_cast<const T*>(g.residual), static_cast<T*>(g.y)};
@@ -174,8 +175,10 @@ SE_DEVICE void backward_columns(const AffineBackward& g) {
   }
 }
 
+SE_BOTH constexpr int blocks_of_backward(Mode mode) { return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4; }
+
 template <class T, Mode mode, bool with_x>
-SE_KERNEL(kThreads, is_single(mode) || !(mode <= Mode::rows_single) ? 3 : 4)
+SE_KERNEL(kThreads, blocks_of_backward(mode))
 affine_backward_kernel(SE_CONSTANT AffineBackward g) {
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, with_x>(g);
@@ -189,11 +192,16 @@ int64_t blocks_of(const Map& map, int span, int lanes) {
   return map.n * ceil_div(map.s, span) * ceil_div(map.c, 8 * lanes);
 }
 
+template <class T, Mode mode>
+constexpr size_t bits_of() {  // shared memory for the mask
+  return mode == Mode::rows_shifted ? kThreads * loads_of<T>(mode, 2) + 1 : 0;
+}
+
 Error launch(const Affine& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
     using T = typename decltype(type)::type;
     constexpr Mode m = mode.value;
-    const size_t bits = m == Mode::rows_shifted && g.mask ? kThreads * loads_of<T>(m, 2) + 1 : 0;
+    const size_t bits = g.mask ? bits_of<T, m>() : 0;
     return start(affine_kernel<T, m>, {"affine", blocks_of<T, m>(g.map, g.span, g.lanes), kThreads, bits}, stream, g);
   });
 }
@@ -204,6 +212,18 @@ Error launch(const AffineBackward& g, Stream stream) {
     constexpr Mode m = mode.value;
     const auto kernel = g.x ? affine_backward_kernel<T, m, true> : affine_backward_kernel<T, m, false>;
     return start(kernel, {"affine_backward", blocks_of<T, m>(g.map, g.span, g.lanes)}, stream, g);
+  });
+}
+
+void list_affine(Instances& to) {
+  each_map([&](const Map& map, const std::string& name) {
+    by_type_and_mode(map, [&](auto type, auto mode) {
+      using T = typename decltype(type)::type;
+      constexpr Mode m = mode.value;
+      add(to, "affine " + name, affine_kernel<T, m>, (int)bits_of<T, m>());
+      add(to, "affine_backward " + name, affine_backward_kernel<T, m, false>);
+      add(to, "affine_backward " + name + " x", affine_backward_kernel<T, m, true>);
+    });
   });
 }
 

@@ -21,8 +21,18 @@ const Device& device_of(int index) {
       return value;
     };
     const int capability = 10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor);
-    devices[index] = {capability, get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrL2CacheSize),
-                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrClusterLaunch) ? 16 : 1};
+    Device& device = devices[index];
+    device = {capability, get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrL2CacheSize),
+              get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrClusterLaunch) ? 16 : 1};
+    // Sixteen blocks are more than every device must be able to place: asked with stage 1 of ResNet-50.
+    OnePass largest{};
+    largest.op.map = {1, 256, 3136, Mode::cols, Type::bfloat16};
+    largest.op.fc.r = largest.channels = 16;
+    largest.blocks = largest.share = 16;
+    largest.samples = 1;
+    largest.piece = 196;
+    largest.threads = kThreadsOnePass;
+    if (device.max_cluster == 16 && !resident_clusters(largest)) device.max_cluster = 8;
   });
   return devices[index];
 }

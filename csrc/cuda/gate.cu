@@ -142,13 +142,21 @@ gate_kernel(SE_CONSTANT GateForward g) {
   }
 }
 
+constexpr size_t kSharedBytes = kGateShared * sizeof(float) + sizeof(int);
+
 Error launch(const GateForward& g, int blocks, Stream stream) {
   return by_type(g.fc.type, [&](auto type) {
     const int most = ForwardTiles(g).all;
-    const size_t shared = kGateShared * sizeof(float) + sizeof(int);
     return start(gate_kernel<typename decltype(type)::type>,
-                 {"gate", blocks < most ? blocks : most, kThreads, shared, 1, true}, stream, g);
+                 {"gate", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
   });
+}
+
+void list_gate(Instances& to) {
+  for (const Type weights : kTypes)
+    by_type(weights, [&](auto type) {
+      add(to, "gate " + name_of(weights), gate_kernel<typename decltype(type)::type>, (int)kSharedBytes);
+    });
 }
 
 }  // namespace se_fused::cuda

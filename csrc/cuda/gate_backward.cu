@@ -233,13 +233,22 @@ gate_backward_kernel(SE_CONSTANT GateBackward g) {
   }
 }
 
+constexpr size_t kSharedBytes = kShared * sizeof(float) + sizeof(int);
+
 Error launch(const GateBackward& g, int blocks, Stream stream) {
   return by_type(g.fc.type, [&](auto type) {
     const int most = BackwardTiles(g).all;
-    const size_t shared = kShared * sizeof(float) + sizeof(int);
     return start(gate_backward_kernel<typename decltype(type)::type>,
-                 {"gate_backward", blocks < most ? blocks : most, kThreads, shared, 1, true}, stream, g);
+                 {"gate_backward", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
   });
+}
+
+void list_gate_backward(Instances& to) {
+  for (const Type weights : kTypes)
+    by_type(weights, [&](auto type) {
+      add(to, "gate_backward " + name_of(weights), gate_backward_kernel<typename decltype(type)::type>,
+          (int)kSharedBytes);
+    });
 }
 
 }  // namespace se_fused::cuda

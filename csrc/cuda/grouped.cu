@@ -152,29 +152,58 @@ SE_DEVICE void grouped(const Grouped& g) {
   }
 }
 
-// x and the weights have one dtype, or the weights are float32: other pairs take separate launches (plan.cpp). float32
-// weights need more registers than two blocks of a multiprocessor have; they would spill 200 bytes.
+// Blocks of a multiprocessor that registers are to allow: two where nothing spills then. 256 threads with 64 bytes each
+// under way are 16 KB; an A100 needs 10 KB of each multiprocessor (1.55 TB/s, 0.7 us), an H200 23 KB.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+constexpr int kBlocksGrouped = 1;
+#else
+constexpr int kBlocksGrouped = 2;
+#endif
+
+// x and the weights have one dtype, or the weights are float32: other pairs take separate launches (plan.cpp).
 template <class T, Mode mode, class W>
-SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : 2)
+SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksGrouped)
 grouped_kernel(SE_CONSTANT Grouped g) {
   grouped<T, mode, W>(g);
 }
 
-Error launch(const Grouped& g, int blocks, Stream stream) {
-  const size_t shared = kSharedGrouped * sizeof(float) + sizeof(int);
-  const int most = Rounds(g).all;
-  const Launch how{"grouped", blocks < most ? blocks : most, kThreads, shared, 1, true};
+template <class F>
+auto by_kernel(const Grouped& g, const F& f) {
   return by_type(g.op.map.type, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto with = [&](auto weight) {
       using W = typename decltype(weight)::type;
       switch (g.op.map.mode) {
-        case Mode::rows: return start(grouped_kernel<T, Mode::rows, W>, how, stream, g);
-        case Mode::rows_shifted: return start(grouped_kernel<T, Mode::rows_shifted, W>, how, stream, g);
-        default: return start(grouped_kernel<T, Mode::cols, W>, how, stream, g);
+        case Mode::rows: return f(grouped_kernel<T, Mode::rows, W>);
+        case Mode::rows_shifted: return f(grouped_kernel<T, Mode::rows_shifted, W>);
+        default: return f(grouped_kernel<T, Mode::cols, W>);
       }
     };
     return g.op.fc.type == Type::float32 ? with(TypeTag<float>{}) : with(type);
+  });
+}
+
+constexpr size_t kSharedBytes = kSharedGrouped * sizeof(float) + sizeof(int);
+
+Error launch(const Grouped& g, int blocks, Stream stream) {
+  const int most = Rounds(g).all;
+  const Launch how{"grouped", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true};
+  return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
+}
+
+void list_grouped(Instances& to) {
+  each_map([&](const Map& map, const std::string& name) {
+    if (is_single(map.mode)) return;
+    Grouped g{};
+    g.op.map = map;
+    const auto add_with = [&](Type weights) {
+      g.op.fc.type = weights;
+      by_kernel(g, [&](auto kernel) {
+        add(to, "grouped " + name + ", weights " + name_of(weights), kernel, (int)kSharedBytes);
+      });
+    };
+    add_with(Type::float32);
+    if (map.type != Type::float32) add_with(map.type);
   });
 }
 

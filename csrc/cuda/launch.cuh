@@ -1,7 +1,9 @@
 // The host's side of a launch: which instance of a kernel, and what CUDA said.
 #pragma once
 
+#include <string>
 #include <type_traits>
+#include <vector>
 
 #include "kernels.h"
 #include "platform.cuh"
@@ -110,5 +112,41 @@ auto by_type_and_mode(const Map& map, const F& f) {
     }
   });
 }
+
+// ---- every instance of the kernels, for attributes.cu
+struct Instance {
+  std::string name;
+  const void* kernel;
+  int threads = kThreads;
+  int shared = 0;  // bytes, at most; kByShape: the map decides
+};
+constexpr int kByShape = -1;
+using Instances = std::vector<Instance>;
+
+template <class Args>
+void add(Instances& to, std::string name, void (*kernel)(const Args), int shared = 0, int threads = kThreads) {
+  to.push_back({std::move(name), reinterpret_cast<const void*>(kernel), threads, shared});
+}
+
+constexpr Type kTypes[] = {Type::float32, Type::bfloat16, Type::float16};
+inline std::string name_of(Type type) {
+  constexpr const char* names[] = {"float32", "bfloat16", "float16"};
+  return names[(int)type];
+}
+
+// f(a map of each type and mode, and both as text)
+template <class F>
+void each_map(const F& f) {
+  constexpr const char* modes[] = {"rows", "rows_shifted", "rows_single", "cols", "cols_single"};
+  for (const Type type : kTypes)
+    for (int mode = 0; mode < 5; ++mode) f(Map{1, 1, 1, (Mode)mode, type}, name_of(type) + " " + modes[mode]);
+}
+
+void list_moments(Instances&);
+void list_affine(Instances&);
+void list_gate(Instances&);
+void list_gate_backward(Instances&);
+void list_one_pass(Instances&);
+void list_grouped(Instances&);
 
 }  // namespace se_fused::cuda

@@ -40,8 +40,13 @@ struct SumSlab {
   }
 };
 
+// Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
+SE_BOTH constexpr int blocks_of_moments(Mode mode) {
+  return mode == Mode::rows ? 4 : mode == Mode::rows_shifted ? 3 : 2;
+}
+
 template <class T, Mode mode, bool with_m2>
-SE_KERNEL(kThreads, mode == Mode::rows || mode == Mode::rows_shifted ? 4 : 3)
+SE_KERNEL(kThreads, blocks_of_moments(mode))
 moments_kernel(SE_CONSTANT Moments g) {
   clear(g.counters);
   const T* const x = static_cast<const T*>(g.x);
@@ -248,6 +253,20 @@ Error launch(const MomentsBackward& g, Stream stream) {
     const auto kernel = g.out_act == OutAct::silu ? moments_backward_kernel<T, mode.value, true>
                                                   : moments_backward_kernel<T, mode.value, false>;
     return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+  });
+}
+
+void list_moments(Instances& to) {
+  each_map([&](const Map& map, const std::string& name) {
+    by_type_and_mode(map, [&](auto type, auto mode) {
+      using T = typename decltype(type)::type;
+      constexpr Mode m = mode.value;
+      const int shared = (int)shared_of(map);
+      add(to, "moments " + name, moments_kernel<T, m, false>, shared);
+      add(to, "moments " + name + " m2", moments_kernel<T, m, true>, shared);
+      add(to, "moments_backward " + name, moments_backward_kernel<T, m, false>, shared);
+      add(to, "moments_backward " + name + " silu", moments_backward_kernel<T, m, true>, shared);
+    });
   });
 }
 

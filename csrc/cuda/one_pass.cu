@@ -233,4 +233,13 @@ int resident_clusters(const OnePass& g) {
   return by_kernel(g, [&](auto kernel) { return clusters_at_once(kernel, launch_of(g)); });
 }
 
+void list_one_pass(Instances& to) {
+  each_map([&](const Map& map, const std::string& name) {
+    OnePass g{};
+    g.op.map = map;
+    if (!is_single(map.mode))
+      by_kernel(g, [&](auto kernel) { add(to, "one_pass " + name, kernel, kByShape, kThreadsOnePass); });
+  });
+}
+
 }  // namespace se_fused::cuda

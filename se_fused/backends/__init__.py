@@ -29,9 +29,10 @@ __all__ = [
     "why_not",
 ]
 
+_triton = TritonBackend()
 BACKENDS: dict[str, Backend] = {
-    "cuda": CudaBackend(),
-    "triton": TritonBackend(),
+    "cuda": CudaBackend(product=_triton),
+    "triton": _triton,
     "cpu": CpuBackend(),
 }
 """Backends with kernels, in the order in which ``auto`` tries them. ``reference`` is the absence of one."""

@@ -29,6 +29,7 @@ class CpuBackend:
     """Streams, gate and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's default."""
 
     name = "cpu"
+    library = _LIBRARY
     auto_devices: tuple[str, ...] = ("cpu",)
     conv_tail = None
     moves_running = False

@@ -1,13 +1,13 @@
 """The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .interface import Running
+from .interface import Backend, Running
 
 __all__ = ["CudaBackend"]
 
@@ -27,12 +27,12 @@ class CudaBackend:
     Args:
         library: the shared library to load.
         device: the type of the tensors that it takes. The tests have one that runs the kernels' source on the CPU.
+        product: the backend that has a convolution's product with squeeze-excite in it; here there is none.
     """
 
     name = "cuda"
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
-    conv_tail = None
     moments: Any
     affine: Any
     moments_backward: Any
@@ -40,8 +40,8 @@ class CudaBackend:
     tail_inference: Any
     tail_backward: Any
 
-    def __init__(self, library: Path = _LIBRARY, device: str = "cuda") -> None:
-        self.library, self._device = library, device
+    def __init__(self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None) -> None:
+        self.library, self._device, self._product = library, device, product
         self._loaded = False
         self._error: str | None = None
 
@@ -109,6 +109,13 @@ class CudaBackend:
         moved = (None, None, 0.0, 1.0) if running is None else running
         result: tuple[Tensor, ...] = torch.ops.se_fused_cuda.tail_forward.default(*given, *moved)
         return result
+
+    @property
+    def conv_tail(self) -> Any:
+        """The product of another backend, measured for each shape against the convolution and this backend's tail."""
+        if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
+            return None
+        return partial(self._product.conv_tail, tail=self.tail_inference, tail_name=self.name)
 
     def __getattr__(self, name: str) -> Any:
         # Operators: looked up when first used, and then found as plain attributes.

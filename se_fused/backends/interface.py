@@ -41,7 +41,14 @@ class Backend(Protocol):
     affine: Any
     moments_backward: Any
     affine_backward: Any
-    tail_forward: Any
+
+    @property
+    def tail_forward(self) -> Any:
+        """With a :class:`Running` as one more argument where it ``moves_running``."""
+
     tail_inference: Any  # without saving, into its last argument y, which may be x
     tail_backward: Any
-    conv_tail: Any  # of h in channels_last, in inference
+
+    @property
+    def conv_tail(self) -> Any:
+        """Of h in channels_last, in inference; None where there is none."""

@@ -119,11 +119,12 @@ def product(
 def conv_tail(
     h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None,
     fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor, residual: Tensor | None,
-    act: int, gate: int, out_act: int,
+    act: int, gate: int, out_act: int, *, tail: Any = tail_inference, tail_name: str = "triton",
 ) -> Tensor:  # fmt: skip
     """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in se_fused/ops/conv.py.
 
     The product, or cuDNN's convolution and the fused tail: whichever was faster when this shape was first seen.
+    ``tail`` is the fused tail, of the backend ``tail_name``.
     """
 
     def as_product() -> Tensor:
@@ -134,12 +135,13 @@ def conv_tail(
     def separate() -> Tensor:
         u = conv1x1(h, conv_weight, conv_bias)
         none = (None, None, None, None)
-        tail_inference(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
+        tail(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
         return u
 
     ways = {"product": as_product, "convolution and tail": separate}
     key = (
         f"conv_tail {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} r={fc2_weight.shape[1]} "
-        f"residual={residual is not None} torch={torch.__version__}"
+        f"residual={residual is not None} tail={tail_name} "
+        f"torch={torch.__version__}"
     )
     return ways[fastest(key, ways, h.device)]()

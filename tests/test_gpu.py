@@ -1,4 +1,5 @@
-"""Triton on a real GPU: what the interpreter cannot show. test_triton.py and test_conv.py run there too, on the device.
+"""On a real GPU: what neither Triton's interpreter nor the shim of the CUDA kernels can show. The backends' other tests
+run there too, on the device.
 
 Those marked ``sanitizer`` are small; ``make gpu`` runs them under compute-sanitizer's memcheck and racecheck.
 """
@@ -15,10 +16,19 @@ from se_fused.verify import LAYOUTS, Case, check, to_layout
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def triton() -> Iterator[None]:
-    with backends.use_backend("triton"):
-        yield
+TRITON_ONLY = ("test_grouped_inference", "test_convolution", "test_autotuning_measures_once")
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that a GPU has; one that is built and cannot run there is a failure."""
+    name = request.param
+    if name != "triton" and request.node.originalname in TRITON_ONLY:
+        pytest.skip("of the Triton backend")
+    if not backends.BACKENDS[name].describe()["built"]:
+        pytest.skip(str(backends.BACKENDS[name].describe()["reason"]))
+    with backends.use_backend(name):
+        yield name
 
 
 def infer(x: torch.Tensor, *fc: torch.Tensor) -> torch.Tensor:
@@ -70,6 +80,20 @@ def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
         y = functional.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
         truth = reference.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
     torch.testing.assert_close(y, truth, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(13, 64, 9, 7), (9, 96, 28, 28), (40, 256, 14, 14)], ids=str)
+def test_inference(shape: tuple[int, ...], layout: str) -> None:
+    """Clusters of one and several samples, the last one not full."""
+    c = shape[1]
+    for dtype in (torch.float32, torch.bfloat16):
+        x = to_layout(torch.randn(shape), layout).to("cuda", dtype)
+        fc = weights(c, c // 4, dtype)
+        truth = reference.squeeze_excite(x.double(), *(t.double() for t in fc), x.double(), out_act="relu")
+        for _ in range(5):
+            torch.testing.assert_close(infer(x, *fc), truth.to(dtype))
 
 
 # ---- large

@@ -1,0 +1,63 @@
+// se_fused._introspect: reads, for `se-fused info` and the benchmarks, what introspection.h says of the libraries.
+// Nothing else needs it. The one file here that belongs to one Python: the libraries serve all.
+#include "introspection.h"
+
+#include <dlfcn.h>
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace {
+
+// A function of a library, which torch has loaded before: this finds the one that is there.
+template <class F>
+F* find(const std::string& library, const char* name) {
+  void* const opened = dlopen(library.c_str(), RTLD_NOW);
+  if (!opened) throw std::runtime_error(dlerror());
+  void* const found = dlsym(opened, name);
+  if (!found) throw std::runtime_error(library + " has no " + name + ": it is of another build");
+  return reinterpret_cast<F*>(found);
+}
+
+std::string cpu_capability(const std::string& library) {
+  return find<decltype(se_fused_cpu_capability)>(library, "se_fused_cpu_capability")();
+}
+
+py::list cuda_kernels(const std::string& library) {
+  const auto ask = find<decltype(se_fused_cuda_attributes)>(library, "se_fused_cuda_attributes");
+  const char* error = nullptr;
+  std::vector<SeFusedAttributes> found(ask(nullptr, 0, &error));
+  if (!error) ask(found.data(), (int)found.size(), &error);
+  if (error) throw std::runtime_error(error);
+  py::list kernels;
+  for (const SeFusedAttributes& kernel : found) {
+    py::dict entry;
+    entry["name"] = kernel.name;
+    entry["threads"] = kernel.threads;
+    entry["shared_bytes"] = kernel.shared_bytes < 0 ? py::object(py::none()) : py::int_(kernel.shared_bytes);
+    if (kernel.error) {
+      entry["error"] = kernel.error;
+    } else {
+      entry["max_threads"] = kernel.max_threads;
+      entry["registers"] = kernel.registers;
+      entry["local_bytes"] = kernel.local_bytes;
+      entry["constant_bytes"] = kernel.constant_bytes;
+      entry["blocks_per_multiprocessor"] = kernel.blocks_per_multiprocessor;
+    }
+    kernels.append(entry);
+  }
+  return kernels;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_introspect, module) {
+  module.doc() = "What the compiled kernels are made of.";
+  module.def("cpu_capability", &cpu_capability, py::arg("library"),
+             "The instruction set that the CPU library uses now.");
+  module.def("cuda_kernels", &cuda_kernels, py::arg("library"), "The CUDA library's kernels on the current device.");
+}

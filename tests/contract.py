@@ -1,0 +1,61 @@
+"""The op contract as every backend's tests hold it: which shapes and options, and how far off a result may be."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_fused import functional, reference
+from se_fused.bounds import forward_bound
+from se_fused.verify import Case, check
+
+Shape = tuple[int, ...]
+
+SHAPES: dict[str, Shape] = {
+    "odd-S": (4, 24, 7, 5),
+    "S=1": (5, 16, 1, 1),
+    "one-sample": (1, 20, 6, 6),
+    "one-channel": (3, 1, 5, 4),
+    "3-D": (3, 18, 11),
+    "5-D": (2, 10, 3, 2, 5),
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "eval": {"training": False},
+    "silu": {"out_act": "silu"},
+    "silu-eval": {"out_act": "silu", "training": False},
+    "silu-no-gate": {"out_act": "silu", "op": "batch_norm_act"},
+    "silu-no-norm": {"out_act": "silu", "op": "squeeze_excite", "training": False},
+    "no-activation": {"out_act": None},
+    "no-residual": {"residual": False},
+    "no-drop-path": {"drop_path": False},
+    "no-fc-biases": {"absent": ("fc1_bias", "fc2_bias")},
+    "no-affine": {"absent": ("bn_weight", "bn_bias")},
+    "no-running-statistics": {"absent": ("running_mean", "running_var")},
+    "hard-gate": {"gate": "hard_sigmoid"},
+    "float32-parameters": {"parameter_dtype": torch.float32},
+    "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
+    "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
+    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
+}
+
+
+def passes(case: Case, backend: str, device: str, seeds: int = 3) -> None:
+    """Forward and gradients within their bounds, from the backend that is meant."""
+    result = check(dataclasses.replace(case, device=device), seeds=range(seeds))
+    assert result.backend == backend
+    assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
+    for name, (error, bound) in result.gradients.items():
+        assert error <= bound, f"gradient of {name}: {error:.2e} > {bound:.2e}"
+
+
+def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
+    """(largest error / bound, x, y) of a call without gradients."""
+    given = case.draw(0)
+    wide = {k: v.detach().double() if isinstance(v, Tensor) else v for k, v in given.items()}
+    truth = case.call(reference, wide)
+    with torch.no_grad():
+        y = getattr(functional, case.op)(**given, inplace=inplace)
+    excess = (y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
+    return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
