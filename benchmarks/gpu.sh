@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make gpu: build, test and measure on a machine that has a GPU and a torch that sees it, but perhaps no network.
-# Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, memcheck.txt, racecheck.txt, codegen.txt, benchmarks.json
-# and .txt, and table.md, which it ends with. ONLY="tests benchmarks" takes some of the steps: a lease is short.
+# Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, memcheck.txt, racecheck.txt, codegen.txt, info.txt,
+# benchmarks.json and .txt (those of the Triton backend beside them), ncu-*.csv, and table.md, which it ends with. ONLY="tests benchmarks" takes some of the steps: a lease is short.
 # A step that fails does not stop the next one, because time on a GPU is dear; the exit status remembers it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -130,10 +130,24 @@ else
   echo "== no compute-sanitizer here"
 fi
 
-# what the compiler made of the kernels that are about to be timed
+# what the compilers made of the kernels that are about to be timed
 step codegen logged "$results/codegen.txt" "$py" -m se_fused.backends.triton.codegen
+step info logged "$results/info.txt" "$py" -m se_fused info
 step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest benchmarks -q --benchmark-only \
   --benchmark-json="$results/benchmarks.json"
+step triton env SE_FUSED_BACKEND=triton "$py" -m pytest benchmarks/test_tail.py -q --benchmark-only \
+  --benchmark-json="$results/benchmarks-triton.json"
+profiler=$(command -v ncu || ls "${CUDA_HOME:-/usr/local/cuda}/bin/ncu" 2>/dev/null)
+if [[ -n $profiler ]]; then
+  metrics=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,lts__t_sector_hit_rate.pct
+  metrics+=,gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed,launch__registers_per_thread
+  for backend in cuda triton; do
+    step ncu logged "$results/ncu-$backend.csv" "$profiler" --csv --metrics "$metrics" --nvtx \
+      --nvtx-include "measured/" "$py" benchmarks/profiled.py "$backend"
+  done
+else
+  echo "== no ncu here"
+fi
 [[ -s $results/benchmarks.json ]] && step table logged "$results/table.md" "$py" benchmarks/table.py "$results/benchmarks.json"
 
 echo "== $results: $(ls "$results" | tr '\n' ' ')"

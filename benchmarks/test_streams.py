@@ -20,15 +20,23 @@ PASSES = {"moments": (1, 0, 0), "affine": (2, 1, 1), "moments_backward": (2, 1, 
 
 
 @pytest.mark.parametrize("kernel", PASSES)
+@pytest.mark.parametrize("name", backends.AUTO_ORDER)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_stream(
-    benchmark, copy_speed: Callable[[int], float], device: str, stage: str, dtype: str, layout: str, kernel: str
+    benchmark,
+    copy_speed: Callable[[int], float],
+    device: str,
+    stage: str,
+    dtype: str,
+    layout: str,
+    name: str,
+    kernel: str,
 ) -> None:
     keep_freed_memory()
-    backend, reason = backends.find(device, DTYPES[dtype])
-    if backend is None:
-        pytest.skip(f"no kernels here: {reason}")
+    backend = backends.BACKENDS[name]
+    if (reason := backends.why_not(backend, device, DTYPES[dtype])) is not None:
+        pytest.skip(f"{name}: {reason}")
     n, c, h, w = (int(size) for size in stage.split("x"))
     torch.manual_seed(0)
 
@@ -61,7 +69,13 @@ def test_stream(
     benchmark(lambda: (run(backend), wait()))
     reads, writes, masks = PASSES[kernel]
     counted = (reads + writes) * x.nbytes + masks * mask_numel(x)
-    info = {"title": kernel, "backend": backend.name, "shape": [n, c, h, w], "dtype": dtype, "layout": layout}
+    info = {
+        "title": f"{kernel} ({name})",
+        "backend": backend.name,
+        "shape": [n, c, h, w],
+        "dtype": dtype,
+        "layout": layout,
+    }
     benchmark.extra_info.update(info, candidate="se_fused", device=device, counted_bytes=counted)
     if benchmark.stats is None:  # --benchmark-disable
         return
