@@ -41,7 +41,11 @@ A100 = (80, 108, 40 << 20, 166912)
 @pytest.fixture(scope="module")
 def backend() -> CudaBackend:
     given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from the test below
-    return CudaBackend() if DEVICE == "cuda" else CudaBackend(Path(given or cuda_support.library()), DEVICE)
+    return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or cuda_support.library()))
+
+
+def on_cpu(library: Path, product: Any = None) -> CudaBackend:
+    return CudaBackend(library, "cpu", product, "se_fused_cuda_shim")
 
 
 @pytest.fixture(autouse=True)
@@ -57,22 +61,22 @@ def cuda(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def stand_in(device: tuple[int, ...] = H200) -> None:
     """Which device the rules see; and none of the launches so far."""
     if DEVICE == "cpu":
-        torch.ops.se_fused_cuda.stand_in(*device)
-        torch.ops.se_fused_cuda.launched()
+        torch.ops.se_fused_cuda_shim.stand_in(*device)
+        torch.ops.se_fused_cuda_shim.launched()
 
 
 def launched() -> list[str]:
-    return str(torch.ops.se_fused_cuda.launched()).split()
+    return str(torch.ops.se_fused_cuda_shim.launched()).split()
 
 
 @pytest.fixture(params=["forwards", "backwards"] if DEVICE == "cpu" else ["gpu"])
 def order(request: pytest.FixtureRequest) -> Iterator[None]:
     """The order in which the shim runs threads and blocks: a missing barrier shows in one of them."""
     if DEVICE == "cpu":
-        torch.ops.se_fused_cuda.reverse(request.param == "backwards")
+        torch.ops.se_fused_cuda_shim.reverse(request.param == "backwards")
     yield
     if DEVICE == "cpu":
-        torch.ops.se_fused_cuda.reverse(False)
+        torch.ops.se_fused_cuda_shim.reverse(False)
 
 
 # ---- the streams. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
@@ -187,13 +191,13 @@ def test_same_bits_in_every_run(layout: str) -> None:
     results = []
     for reverse in (False, True):
         if DEVICE == "cpu":
-            torch.ops.se_fused_cuda.reverse(reverse)
+            torch.ops.se_fused_cuda_shim.reverse(reverse)
         given = case.draw(0)
         y = case.call(functional, given)
         tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
         results.append([y, *torch.autograd.grad(y, tensors, torch.ones_like(y)), given["running_var"]])
     if DEVICE == "cpu":
-        torch.ops.se_fused_cuda.reverse(False)
+        torch.ops.se_fused_cuda_shim.reverse(False)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -328,7 +332,7 @@ def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) 
             calls.append(more)
             return torch.zeros(())
 
-    both = CudaBackend(backend.library, DEVICE, Product())  # type: ignore[arg-type]
+    both = on_cpu(backend.library, Product())
     assert both.load() is None
     both.conv_tail(None)
     assert calls == [{"tail": both.tail_inference, "tail_name": "cuda"}]
@@ -345,6 +349,16 @@ def test_says_why_it_cannot_run(tmp_path: Path) -> None:
     reason = str(CudaBackend(broken, "cpu").can_use("cpu", torch.float32))
     assert "_C_broken.abi3.so does not load" in reason
     assert "not on cpu" in str(missing.can_use("cpu", torch.float32))
+
+
+@on_shim
+def test_a_gpu_that_cannot_be_used_is_one_line() -> None:
+    """Here there is no driver at all: what CUDA says then, made a reason."""
+    if (reason := CudaBackend().load()) is not None:
+        pytest.skip(reason)
+    assert torch.ops.se_fused_cuda.problem(0) == (
+        "the GPU's driver is older than the CUDA runtime that the library was built for; update the driver"
+    )
 
 
 def test_says_which_dtypes(backend: CudaBackend) -> None:

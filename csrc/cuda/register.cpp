@@ -5,6 +5,7 @@
 #include "tail.h"
 
 #ifdef SE_CUDA_SHIM
+#define SE_LIBRARY se_fused_cuda_shim  // the real one may be loaded in the same process
 #define SE_DEVICE_KEY CPU
 namespace se_fused::cuda {
 void set_stand_in(const Device&);
@@ -16,10 +17,14 @@ void reverse(bool on);
 std::string launched();
 }  // namespace se_fused::cuda
 #else
+#define SE_LIBRARY se_fused_cuda
 #define SE_DEVICE_KEY CUDA
 #endif
+// One level more, so that names are expanded before they become strings.
+#define SE_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)
+#define SE_IMPLEMENT(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
 
-STABLE_TORCH_LIBRARY(se_fused_cuda, m) {
+SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_streams(m);
   se_fused::define_tail(m);
   m.def(
@@ -37,7 +42,7 @@ STABLE_TORCH_LIBRARY(se_fused_cuda, m) {
 #endif
 }
 
-STABLE_TORCH_LIBRARY_IMPL(se_fused_cuda, SE_DEVICE_KEY, m) {
+SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) {
   m.impl("moments", TORCH_BOX(&se_fused::moments));
   m.impl("affine", TORCH_BOX(&se_fused::affine));
   m.impl("moments_backward", TORCH_BOX(&se_fused::moments_backward));
@@ -47,7 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(se_fused_cuda, SE_DEVICE_KEY, m) {
   m.impl("tail_backward", TORCH_BOX(&se_fused::tail_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(se_fused_cuda, CompositeExplicitAutograd, m) {
+SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("problem", TORCH_BOX(&se_fused::cuda::problem));
   m.impl("plan", TORCH_BOX(&se_fused::cuda::describe_plan));
 #ifdef SE_CUDA_SHIM

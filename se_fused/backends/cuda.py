@@ -28,6 +28,7 @@ class CudaBackend:
         library: the shared library to load.
         device: the type of the tensors that it takes. The tests have one that runs the kernels' source on the CPU.
         product: the backend that has a convolution's product with squeeze-excite in it; here there is none.
+        namespace: of the library's operators.
     """
 
     name = "cuda"
@@ -40,8 +41,12 @@ class CudaBackend:
     tail_inference: Any
     tail_backward: Any
 
-    def __init__(self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None) -> None:
+    def __init__(
+        self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None,
+        namespace: str = "se_fused_cuda",
+    ) -> None:  # fmt: skip
         self.library, self._device, self._product = library, device, product
+        self._operators = getattr(torch.ops, namespace)
         self._loaded = False
         self._error: str | None = None
 
@@ -101,13 +106,13 @@ class CudaBackend:
     def plan(self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int) -> str:
         """How inference of a map (N, C, S positions) with R squeezed channels runs on the current device, and why."""
         device = torch.cuda.current_device() if self._device == "cuda" else 0
-        return str(torch.ops.se_fused_cuda.plan(n, c, s, channels_last, item_bytes, r, device))
+        return str(self._operators.plan(n, c, s, channels_last, item_bytes, r, device))
 
     def tail_forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The operator's arguments, and a :class:`Running` that is moved in the same launches, or none."""
         *given, running = args if isinstance(args[-1], Running) else (*args, None)
         moved = (None, None, 0.0, 1.0) if running is None else running
-        result: tuple[Tensor, ...] = torch.ops.se_fused_cuda.tail_forward.default(*given, *moved)
+        result: tuple[Tensor, ...] = self._operators.tail_forward.default(*given, *moved)
         return result
 
     @property
@@ -124,6 +129,6 @@ class CudaBackend:
         reason = self.load()
         if reason is not None:
             raise RuntimeError(reason)
-        operator = getattr(torch.ops.se_fused_cuda, name).default
+        operator = getattr(self._operators, name).default
         setattr(self, name, operator)
         return operator
