@@ -71,7 +71,9 @@ class CudaBackend:
         else:
             try:
                 torch.ops.load_library(str(self.library))
-                self._loaded = True
+                if self._device == "cuda" and not torch.cuda.is_available():
+                    self._error = "torch sees no GPU"
+                self._loaded = self._error is None
             except (OSError, RuntimeError) as error:  # another CUDA than it was built for, a missing symbol
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
@@ -95,8 +97,6 @@ class CudaBackend:
             return {"built": self.library.exists(), "reason": reason}
         described: dict[str, Any] = {"built": True, "library": self.library.name}
         if self._device == "cuda":
-            if not torch.cuda.is_available():
-                return described | {"reason": "torch sees no GPU"}
             if problem := _problem(torch.cuda.current_device()):
                 return described | {"reason": problem}
         stages = ((256, 56), (512, 28), (1024, 14), (2048, 7))
