@@ -1,10 +1,14 @@
-// Schemas of the streams, which every backend's library defines alike.
+// What every backend's library defines and implements alike: all operators but tail_forward.
 #pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
 
 namespace se_fused {
 
 template <class Library>
-void define_streams(Library& m) {
+void define_operators(Library& m) {
   m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");
   m.def(
       "affine(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
@@ -14,11 +18,6 @@ void define_streams(Library& m) {
       " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
   m.def(
       "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
-}
-
-// The whole op in inference and backward; forward differs between backends.
-template <class Library>
-void define_tail(Library& m) {
   m.def(
       "tail_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
@@ -29,6 +28,16 @@ void define_tail(Library& m) {
       " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool want_dr)"
       " -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight, Tensor dfc1_bias,"
       " Tensor dfc2_weight, Tensor dfc2_bias)");
+}
+
+template <class Library>
+void implement_operators(Library& m) {
+  m.impl("moments", TORCH_BOX(&moments));
+  m.impl("affine", TORCH_BOX(&affine));
+  m.impl("moments_backward", TORCH_BOX(&moments_backward));
+  m.impl("affine_backward", TORCH_BOX(&affine_backward));
+  m.impl("tail_inference", TORCH_BOX(&tail_inference));
+  m.impl("tail_backward", TORCH_BOX(&tail_backward));
 }
 
 }  // namespace se_fused

@@ -1,6 +1,7 @@
 """The op contract as every backend's tests hold it: which shapes and options, and how far off a result may be."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,9 +42,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def passes(case: Case, backend: str, device: str, seeds: int = 3) -> None:
+def passes(case: Case, backend: str, device: str, seeds: Sequence[int] = (0, 1, 2)) -> None:
     """Forward and gradients within their bounds, from the backend that is meant."""
-    result = check(dataclasses.replace(case, device=device), seeds=range(seeds))
+    result = check(dataclasses.replace(case, device=device), seeds=seeds)
     assert result.backend == backend
     assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
     for name, (error, bound) in result.gradients.items():
@@ -59,3 +60,11 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
         y = getattr(functional, case.op)(**given, inplace=inplace)
     excess = (y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
     return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
+
+
+def results(case: Case) -> list[Tensor]:
+    """y, the gradients and a running statistic of a training step."""
+    given = case.draw(0)
+    y = case.call(functional, given)
+    tensors = [v for v in given.values() if isinstance(v, Tensor) and v.requires_grad]
+    return [y, *torch.autograd.grad(y, tensors, torch.ones_like(y)), given["running_var"]]

@@ -23,13 +23,13 @@ struct MapSlab {
   int64_t n;
   int columns, begin, stop;
 
-  SE_DEVICE MapSlab(const Map& map, int span, int lanes) {
-    const int blocks = (int)ceil_div(map.c, 8 * lanes), splits = (int)ceil_div(map.s, span);
+  SE_DEVICE MapSlab(const Map& map, const Cut& cut) {
+    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes), splits = (int)ceil_div(map.s, cut.span);
     const int64_t tile = (int64_t)gridDim.x - 1 - blockIdx.x, rest = tile / blocks;
     columns = (int)(tile % blocks);
     n = rest / splits;
-    begin = (int)(rest % splits) * span;
-    stop = min(begin + span, map.s);
+    begin = (int)(rest % splits) * cut.span;
+    stop = min(begin + cut.span, map.s);
   }
 };
 
@@ -52,8 +52,8 @@ affine_kernel(SE_CONSTANT Affine g) {
                                    return coefficients(g.by, n, (int)(row - n * map.c), map.c);
                                  });
   } else {
-    const MapSlab slab(map, g.span, g.lanes);
-    const Columns at(g.lanes, slab.columns, map.c);
+    const MapSlab slab(map, g.cut);
+    const Columns at(g.cut.lanes, slab.columns, map.c);
     float scale[8], shift[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -132,8 +132,8 @@ template <class T, Mode mode, bool with_x>
 SE_DEVICE void backward_columns(const AffineBackward& g) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   const Map& map = g.map;
-  const MapSlab slab(map, g.span, g.lanes);
-  const Columns columns(g.lanes, slab.columns, map.c);
+  const MapSlab slab(map, g.cut);
+  const Columns columns(g.cut.lanes, slab.columns, map.c);
   if (!columns.exists) return;
   const int64_t base = slab.n * map.s * map.c, stride = map.c;
   const T *const dr = static_cast<const T*>(g.dr) + base, *const x =
@@ -187,9 +187,9 @@ affine_backward_kernel(SE_CONSTANT AffineBackward g) {
 }
 
 template <class T, Mode mode>
-int64_t blocks_of(const Map& map, int span, int lanes) {
+int64_t blocks_of(const Map& map, const Cut& cut) {
   if (map.by_rows()) return ceil_div(vectors_of_map(map), vectors_of_block<T, mode, 2>());
-  return map.n * ceil_div(map.s, span) * ceil_div(map.c, 8 * lanes);
+  return map.n * ceil_div(map.s, cut.span) * ceil_div(map.c, 8 * cut.lanes);
 }
 
 template <class T, Mode mode>
@@ -202,7 +202,7 @@ Error launch(const Affine& g, Stream stream) {
     using T = typename decltype(type)::type;
     constexpr Mode m = mode.value;
     const size_t bits = g.mask ? bits_of<T, m>() : 0;
-    return start(affine_kernel<T, m>, {"affine", blocks_of<T, m>(g.map, g.span, g.lanes), kThreads, bits}, stream, g);
+    return start(affine_kernel<T, m>, {"affine", blocks_of<T, m>(g.map, g.cut), kThreads, bits}, stream, g);
   });
 }
 
@@ -211,7 +211,7 @@ Error launch(const AffineBackward& g, Stream stream) {
     using T = typename decltype(type)::type;
     constexpr Mode m = mode.value;
     const auto kernel = g.x ? affine_backward_kernel<T, m, true> : affine_backward_kernel<T, m, false>;
-    return start(kernel, {"affine_backward", blocks_of<T, m>(g.map, g.span, g.lanes)}, stream, g);
+    return start(kernel, {"affine_backward", blocks_of<T, m>(g.map, g.cut)}, stream, g);
   });
 }
 

@@ -85,8 +85,7 @@ struct Affine {
   Coefficients by;
   OutAct out_act;
   Map map;
-  int span;   // cols: positions of a block
-  int lanes;  // cols: as in Cut
+  Cut cut;  // cols: positions and lanes of a block
 };
 
 // dr = dy out_act', p = sum dr, q = sum dr (x - mean).
@@ -110,7 +109,7 @@ struct AffineBackward {
   const float *mean, *k1, *k2, *k3;
   void* dx;
   Map map;
-  int span, lanes;
+  Cut cut;
 };
 
 // FC-act-FC-gate. Without fc1_weight: none.

@@ -43,20 +43,7 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin,
     for (int u = 0; u < kLoads; ++u)
       if (const int v = i + u * lanes; v < window.vectors)
         raw[u] = load<mode, use>(x, window.origin + 8 * (int64_t)v, window.limit(total));
-    float count = 0.f, chunk = 0.f, squares = 0.f;
-#pragma unroll
-    for (int u = 0; u < kLoads; ++u) {
-      const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
-      if (i + u * lanes >= window.vectors) continue;
-      float v[8];
-      unpack(raw[u], v);
-      const bool whole = window.whole(at);
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        if (whole || window.holds(at + j)) chunk += v[j] - shift, count += 1.f;
-    }
-    if (with_m2) {
-      const float mean = chunk / count;
+    const auto each = [&](const auto& use_one) {  // of the elements that are this row's
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
@@ -66,8 +53,14 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin,
         const bool whole = window.whole(at);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          if (const float d = v[j] - shift - mean; whole || window.holds(at + j)) squares += d * d;
+          if (whole || window.holds(at + j)) use_one(v[j] - shift);
       }
+    };
+    float count = 0.f, chunk = 0.f, squares = 0.f;
+    each([&](float d) { chunk += d, count += 1.f; });
+    if (with_m2) {
+      const float mean = chunk / count;
+      each([&](float d) { squares += (d - mean) * (d - mean); });
       sums.join(count, chunk, squares);
     } else {
       sums.total += chunk;

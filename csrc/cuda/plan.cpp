@@ -26,8 +26,10 @@ int lanes_of_columns(const Map& map) { return std::min(power_of_two(ceil_div(map
 
 int lanes_of_row(const Map& map) { return std::min(power_of_two(ceil_div(map.s, 8)), 32); }
 
+Cut whole(const Map& map) { return {1, map.s, map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map)}; }
+
 Cut cut_of(const Map& map, const Device& device) {
-  Cut cut{1, map.s, map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map)};
+  Cut cut = whole(map);
   const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors;
   int64_t blocks, steps;  // without splits; iterations of a thread
   if (map.by_rows()) {

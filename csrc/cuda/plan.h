@@ -16,8 +16,9 @@ struct Device {
   int max_cluster;       // 16, or what the launch attribute permits; 1: none
 };
 
-Cut cut_of(const Map&, const Device&);  // of a stream that sums
-Cut part_of(const Map&);                // of one that does not: span and lanes of cols
+Cut whole(const Map&);                  // sums that nobody merges
+Cut cut_of(const Map&, const Device&);  // sums that the gate merges
+Cut part_of(const Map&);                // of a stream that does not sum: cols alone
 int lanes_of_row(const Map&);           // that share a row's sum
 
 enum class Path { one_pass, grouped, separate };

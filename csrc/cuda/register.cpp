@@ -1,6 +1,4 @@
 // Names and schemas of the CUDA backend's operators. Users never call these: se_fused/ops wraps them.
-#include <torch/csrc/stable/library.h>
-
 #include "../schemas.h"
 #include "tail.h"
 
@@ -25,8 +23,7 @@ std::string launched();
 #define SE_IMPLEMENT(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
 
 SE_DEFINE(SE_LIBRARY, m) {
-  se_fused::define_streams(m);
-  se_fused::define_tail(m);
+  se_fused::define_operators(m);
   m.def(
       "tail_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
@@ -43,13 +40,8 @@ SE_DEFINE(SE_LIBRARY, m) {
 }
 
 SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) {
-  m.impl("moments", TORCH_BOX(&se_fused::moments));
-  m.impl("affine", TORCH_BOX(&se_fused::affine));
-  m.impl("moments_backward", TORCH_BOX(&se_fused::moments_backward));
-  m.impl("affine_backward", TORCH_BOX(&se_fused::affine_backward));
+  se_fused::implement_operators(m);
   m.impl("tail_forward", TORCH_BOX(&se_fused::cuda::tail_forward));
-  m.impl("tail_inference", TORCH_BOX(&se_fused::tail_inference));
-  m.impl("tail_backward", TORCH_BOX(&se_fused::tail_backward));
 }
 
 SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {

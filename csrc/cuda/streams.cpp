@@ -9,11 +9,8 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const Map map = map_of(x, layout, {data(x)});
-  Cut cut = cut_of(map, place.device);
-  cut.splits = 1;  // nobody merges them here
-  cut.span = INT32_MAX / 2;
   Tensor mean = new_float(x, {layout.n, layout.c}), m2 = new_float(x, {layout.n, layout.c});
-  if (layout.numel()) place.run(Moments{data(x), floats(mean), floats(m2), nullptr, map, cut});
+  if (layout.numel()) place.run(Moments{data(x), floats(mean), floats(m2), nullptr, map, whole(map)});
   return {mean, m2};
 }
 
@@ -25,7 +22,6 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residua
   if (residual) check_like(*residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x), mask = save_mask ? new_mask(x, layout) : new_nothing(x);
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
-  const Cut part = part_of(map);
   Affine args{};
   args.x = data(x);
   args.residual = data(residual);
@@ -35,8 +31,7 @@ std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residua
   args.by.shift = float_vector(shift, nc, "shift");
   args.out_act = static_cast<OutAct>(out_act);
   args.map = map;
-  args.span = part.span;
-  args.lanes = part.lanes;
+  args.cut = part_of(args.map);
   if (layout.numel()) place.run(args);
   return {y, mask};
 }
@@ -67,9 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   args.q = floats(q);
   args.out_act = act;
   args.map = map_of(x, layout, {data(dy), data(x), args.residual, args.dr});
-  args.cut = cut_of(args.map, place.device);
-  args.cut.splits = 1;
-  args.cut.span = INT32_MAX / 2;
+  args.cut = whole(args.map);
   if (layout.numel()) place.run(args);
   return {dr, p, q};
 }
@@ -93,9 +86,7 @@ Tensor affine_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& 
   args.k3 = float_vector(k3, nc, "k3");
   args.dx = mutable_data(dx);
   args.map = map_of(dr, layout, {data(dr), data(x), data(dx)});
-  const Cut part = part_of(args.map);
-  args.span = part.span;
-  args.lanes = part.lanes;
+  args.cut = part_of(args.map);
   if (layout.numel()) place.run(args);
   return dx;
 }

@@ -35,15 +35,13 @@ Norm norm_of(const OptionalTensor& mean, const OptionalTensor& var, const Option
 }
 
 Affine affine_args(const Map& map, const Tensor& x, const OptionalTensor& residual, const Tensor& y, int64_t out_act) {
-  const Cut part = part_of(map);
   Affine args{};
   args.x = data(x);
   args.residual = data(residual);
   args.y = mutable_data(y);
   args.out_act = static_cast<OutAct>(out_act);
   args.map = map;
-  args.span = part.span;
-  args.lanes = part.lanes;
+  args.cut = part_of(map);
   return args;
 }
 
@@ -300,7 +298,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   g.dfc2_bias = result(dfc2_bias, "fc2_weight");
   g.counters = counters;
 
-  const Cut part = part_of(map);
   AffineBackward second{};
   second.dr = write_dr ? data(dr) : data(dy);
   second.mask = write_dr ? nullptr : first.mask;
@@ -311,8 +308,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   second.k3 = g.k3;
   second.dx = mutable_data(dx);
   second.map = map;
-  second.span = part.span;
-  second.lanes = part.lanes;
+  second.cut = part_of(map);
 
   place.run(first);
   place.run(g, place.device.multiprocessors);

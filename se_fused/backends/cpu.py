@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from .interface import dtype_reason
+
 __all__ = ["CpuBackend"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LIBRARY = Path(__file__).parent.parent / "_C_cpu.abi3.so"
 
 
@@ -49,9 +50,7 @@ class CpuBackend:
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
             return f"it takes tensors on the CPU, not on {device}"
-        if dtype not in _DTYPES:
-            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-        return self.load_error
+        return dtype_reason(dtype) or self.load_error
 
     def describe(self) -> dict[str, Any]:
         if self.load_error is not None:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interface import Backend, Running
+from .interface import Backend, Running, constant_in_graphs, dtype_reason
 
 __all__ = ["CudaBackend"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LIBRARY = Path(__file__).parent.parent / "_C_cuda.abi3.so"
 _OPERATIONS = ("moments", "affine", "moments_backward", "affine_backward", "tail_inference", "tail_backward")
 
@@ -49,13 +48,7 @@ class CudaBackend:
         self._operators = getattr(torch.ops, namespace)
         self._loaded = False
         self._error: str | None = None
-
-        def reason(device: str, dtype: torch.dtype) -> str | None:
-            return self._why_not(device, dtype)
-
-        # torch.compile is to take the answer as it is: see the Triton backend.
-        reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-        self._reason = reason
+        self._reason = constant_in_graphs(self._why_not)
 
     def load(self) -> str | None:
         """Load the library, once. Returns None, or the reason why its operators are not there."""
@@ -84,9 +77,7 @@ class CudaBackend:
     def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
         if device != self._device:
             return f"it takes tensors on a GPU, not on {device}"
-        if dtype not in _DTYPES:
-            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-        reason = self.load()
+        reason = dtype_reason(dtype) or self.load()
         if reason is None and device == "cuda":
             reason = _problem(torch.cuda.current_device()) or None
         return reason
@@ -96,9 +87,8 @@ class CudaBackend:
         if reason is not None:
             return {"built": self.library.exists(), "reason": reason}
         described: dict[str, Any] = {"built": True, "library": self.library.name}
-        if self._device == "cuda":
-            if problem := _problem(torch.cuda.current_device()):
-                return described | {"reason": problem}
+        if self._device == "cuda" and (problem := _problem(torch.cuda.current_device())):
+            return described | {"reason": problem}
         stages = ((256, 56), (512, 28), (1024, 14), (2048, 7))
         plans = {f"(128, {c}, {s}, {s})": self.plan(128, c, s * s, True, 2, c // 16) for c, s in stages}
         return described | {"inference of ResNet-50's stages, 16 bits, channels_last": plans}

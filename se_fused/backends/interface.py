@@ -1,11 +1,15 @@
 """What a backend is."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "BackendUnavailable", "Running"]
+__all__ = ["Backend", "BackendUnavailable", "Running", "constant_in_graphs", "dtype_reason"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WhyNot = Callable[[str, torch.dtype], str | None]
 
 
 class Running(NamedTuple):
@@ -19,6 +23,27 @@ class Running(NamedTuple):
 
 class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot take the call; the message says why."""
+
+
+def dtype_reason(dtype: torch.dtype) -> str | None:
+    """None for a dtype that kernels take, else why not."""
+    if dtype in _DTYPES:
+        return None
+    return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+
+
+def constant_in_graphs(why_not: WhyNot) -> WhyNot:
+    """``why_not``, whose answer torch.compile takes as it is.
+
+    It may ask while it traces, before any other call: it must not follow imports and the loading of libraries. That is
+    torch.compiler.assume_constant_result, which would import torch._dynamo with us (1 s).
+    """
+
+    def reason(device: str, dtype: torch.dtype) -> str | None:
+        return why_not(device, dtype)
+
+    reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return reason
 
 
 class Backend(Protocol):

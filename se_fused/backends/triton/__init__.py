@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from ..interface import constant_in_graphs, dtype_reason
+
 __all__ = ["TritonBackend"]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MINIMUM = (8, 0)  # bfloat16 and 16-byte asynchronous copies; Triton itself supports nothing older
 
 
@@ -63,14 +64,7 @@ class TritonBackend:
         self._modules: tuple[ModuleType, ...] = ()
         self._error: str | None = None if find_spec("triton") else "Triton is not installed: pip install triton"
         self._interprets = False
-
-        def reason(device: str, dtype: torch.dtype) -> str | None:
-            return self._why_not(device, dtype)
-
-        # torch.compile may ask while it traces, before any other call: it is to take the answer, not to follow imports.
-        # That is torch.compiler.assume_constant_result, which would import torch._dynamo with us (1 s).
-        reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
-        self._reason = reason
+        self._reason = constant_in_graphs(self._why_not)
 
     def load(self) -> str | None:
         """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
@@ -86,8 +80,8 @@ class TritonBackend:
         return self._reason(device, dtype)
 
     def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
-        if dtype not in _DTYPES:
-            return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+        if (reason := dtype_reason(dtype)) is not None:
+            return reason
         if device == "cuda":
             return self.load() or _gpu_reason(torch.cuda.current_device())
         if device != "cpu":
