@@ -158,8 +158,10 @@ def conv1x1_squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     folded: tuple[Tensor, Tensor] | None = None,
+    packed: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.conv1x1_squeeze_excite`, which explains the arguments; ``folded`` is
-    a shortcut that nothing here takes."""
+    """Plain PyTorch of :func:`se_fused.functional.conv1x1_squeeze_excite`, which explains the arguments; the last three
+    are shortcuts that nothing here takes."""
     u = conv1x1(h, conv_weight, conv_bias)
     return squeeze_excite(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act=act, gate=gate, out_act=out_act)

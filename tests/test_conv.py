@@ -1,5 +1,6 @@
 """conv1x1_squeeze_excite: on the CPU's backend, in plain PyTorch, and as one product in Triton, against float64."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from se_fused import backends, functional, reference
 from se_fused.bounds import conv_bound
-from se_fused.functional import conv1x1_squeeze_excite, fold_squeeze
+from se_fused.functional import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
 from se_fused.verify import DTYPES, LAYOUTS, to_layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -120,6 +121,89 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in key
 
 
+CPU = pytest.mark.skipif(DEVICE != "cpu", reason="packed weights are the CPU's")
+INSTRUCTIONS = ("default", "avx2", "avx512")
+
+
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    backend = backends.BACKENDS["cpu"]
+    if backend.capability(request.param) != request.param:
+        backend.capability("")
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    backend.capability("")
+
+
+def packed(given: Given) -> Given:
+    return given | {"packed": pack_conv1x1(given["conv_weight"])}
+
+
+@CPU
+@pytest.mark.parametrize("instructions", INSTRUCTIONS, indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_packed_against_float64(shape: tuple, dtype: torch.dtype, instructions: None) -> None:
+    """The convolution's result is never rounded to h's dtype: held to the bound of the one product."""
+    given = draw(shape, dtype, "channels_last")
+    one_product = given["h"].dim() > 3 and not given["h"].is_contiguous()
+    with torch.no_grad():
+        y = conv1x1_squeeze_excite(**packed(given), out_act="relu")
+    assert error(given, y, stored=not one_product, out_act="relu") <= 1
+    assert y.dtype == dtype
+    assert y.stride() == reference.conv1x1_squeeze_excite(**given).stride()
+
+
+@CPU
+@pytest.mark.parametrize("absent", ABSENT.values(), ids=ABSENT)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_packed_options(options: Given, absent: tuple) -> None:
+    for dtype in DTYPES.values():
+        given = draw((2, 40, 130, 17, (12, 6)), dtype, "channels_last") | dict.fromkeys(absent)
+        with torch.no_grad():
+            y = conv1x1_squeeze_excite(**packed(given), **options)
+        assert error(given, y, stored=False, **options) <= 1
+
+
+@CPU
+@pytest.mark.parametrize("rows", range(1, 30))
+def test_packed_tiles_of_every_height(rows: int) -> None:
+    given = draw((1, 7, 40, 3, (rows, 2)), torch.float32, "channels_last")
+    with torch.no_grad():
+        y = conv1x1_squeeze_excite(**packed(given))
+    assert error(given, y, stored=False) <= 1
+
+
+@CPU
+def test_packed_over_the_residual() -> None:
+    given = packed(draw((2, 40, 130, 17, (12, 6)), torch.float32, "channels_last"))
+    with torch.no_grad():
+        kept = given["residual"].clone()
+        y = conv1x1_squeeze_excite(**given, out_act="relu")
+        assert torch.equal(given["residual"], kept)
+        over = conv1x1_squeeze_excite(**given, out_act="relu", inplace=True)
+        assert over.data_ptr() == given["residual"].data_ptr() and torch.equal(over, y)
+        # in another order it is copied, and the copy is ours: nothing of the caller's is written
+        other = given | {"residual": kept.contiguous()}
+        assert torch.equal(conv1x1_squeeze_excite(**other, out_act="relu"), y)
+        assert torch.equal(other["residual"], kept)
+
+
+@CPU
+def test_packed_number_of_threads_changes_no_bit() -> None:
+    given = packed(draw((3, 48, 200, 17, (15, 14)), torch.float32, "channels_last"))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                results.append(conv1x1_squeeze_excite(**given, out_act="relu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 def test_gradients_go_through_the_two_operations() -> None:
     given = draw(SHAPES["odd"], torch.float32, "contiguous")
     results = []
@@ -149,7 +233,8 @@ def test_operator(backend: str) -> None:
     h, w, b, *fc, residual = given.values()
     with backends.use_backend(backend):
         torch.library.opcheck(
-            torch.ops.se_fused.conv_tail.default, (h, w, b, *fc, *folded, residual, "relu", "sigmoid", "relu")
+            torch.ops.se_fused.conv_tail.default,
+            (h, w, b, *fc, *folded, pack_conv1x1(w), residual, "relu", "sigmoid", "relu"),
         )
 
 
@@ -178,6 +263,8 @@ BAD = {
     "residual of h's shape": ("residual", torch.randn(3, 5, 9, 7), ValueError, r"result's shape \(3, 24, 9, 7\)"),
     "residual's dtype": ("residual", torch.randn(3, 24, 9, 7).half(), TypeError, "residual must have h's dtype"),
     "folded": ("folded", (torch.randn(3, 4), torch.randn(3)), ValueError, r"folded\[0\] must be \(R, K\) = \(3, 5\)"),
+    "packed": ("packed", torch.randn(2, 24, 16), ValueError, r"packed must be .* = \(2, 5, 16\), got \(2, 24, 16\)"),
+    "packed's dtype": ("packed", torch.randn(2, 5, 16).half(), TypeError, "packed must be float32 as pack_conv1x1"),
     "out_act": ("out_act", "gelu", ValueError, "out_act must be one of"),
 }
 

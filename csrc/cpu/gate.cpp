@@ -28,8 +28,12 @@ void scale_shift(const GateKernels& k, const GateArgs& g) {
 void gate_forward(const GateKernels& k, const GateArgs& g) {
   if (!g.factor) return scale_shift(k, g);
   split(g.c, 2 * g.n, [&](int64_t begin, int64_t end) { k.squeeze(g, begin, end); });
-  split(g.r, 2 * g.n * g.c, [&](int64_t begin, int64_t end) { k.fc1(g, begin, end); });
-  split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.fc2(g, begin, end); });
+  gate_layers(k, g, k, g);
+}
+
+void gate_layers(const GateKernels& k1, const GateArgs& fc1, const GateKernels& k2, const GateArgs& fc2) {
+  split(fc1.r, 2 * fc1.n * fc1.c, [&](int64_t begin, int64_t end) { k1.fc1(fc1, begin, end); });
+  split(fc2.c, 2 * fc2.n * fc2.r, [&](int64_t begin, int64_t end) { k2.fc2(fc2, begin, end); });
 }
 
 void gate_backward(const GateKernels& k, const GateBackwardArgs& g) {

@@ -152,6 +152,22 @@ struct BatchNormArgs {
   float* b;          // (C,)
 };
 
+// y = act(scale * (W h) + shift + residual) over rows of channels: h (rows, K), y and residual (rows, C).
+struct ProductArgs {
+  const void* h;
+  const float* weight;   // (ceil(C / 16), K, 16): panels of 16 channels, zero behind the last channel
+  const float* scale;    // (C,) from stride * sample on; null: 1
+  const float* shift;    // the same; null: 0
+  const void* residual;  // may be null, and may be y
+  void* y;
+  int64_t k, c, s, stride;  // s: rows of a sample
+  OutAct out_act;
+};
+
+struct ProductPart {
+  int64_t row0, row1, panel0, panel1;
+};
+
 struct Kernels {
   const char* name;
   StreamKernels stream[3];  // by element type: float, BFloat16, Half
@@ -161,6 +177,9 @@ struct Kernels {
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);
   void (*add)(float* into, const float* from, int64_t len);
   void (*to_float[3])(const void* from, float* into, int64_t len);
+  // by the type of h and y; scratch: tile_rows * K floats
+  void (*product[3])(const ProductArgs&, const ProductPart&, float* scratch);
+  int tile_rows, tile_panels;
 };
 
 namespace baseline {

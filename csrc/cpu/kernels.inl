@@ -9,6 +9,8 @@
 
 #include "gate.inl"
 
+#include "conv.inl"
+
 #define SE_STREAM(T)                                                                            \
   {moments_rows<T>,          moments_cols<T>,          affine_rows<T>,          affine_cols<T>, \
    moments_backward_rows<T>, moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>}
@@ -30,4 +32,7 @@ const Kernels kernels = {SE_KERNELS_NAME,
                          batch_norm,
                          merge,
                          add,
-                         {to_float<float>, to_float<BFloat16>, to_float<Half>}};
+                         {to_float<float>, to_float<BFloat16>, to_float<Half>},
+                         {product<float>, product<BFloat16>, product<Half>},
+                         kTileRows,
+                         kTilePanels};

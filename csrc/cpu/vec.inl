@@ -273,6 +273,7 @@ SE_INLINE F keep_bits(uint32_t bits, F v) {
 // too late for that: the matrix product of gate.inl ran at a quarter of its speed.)
 template <int K>
 struct Index {
+  static constexpr int value = K;
   constexpr operator int() const { return K; }
 };
 template <int N, int K = 0, class Body>

@@ -32,7 +32,7 @@ class CpuBackend:
     name = "cpu"
     library = _LIBRARY
     auto_devices: tuple[str, ...] = ("cpu",)
-    conv_tail = None
+    conv_tail = None  # it would pack the weights in every call
     moves_running = False
 
     def __init__(self) -> None:
@@ -46,6 +46,7 @@ class CpuBackend:
             self.tail_forward = ops.tail_forward.default
             self.tail_inference = ops.tail_inference.default
             self.tail_backward = ops.tail_backward.default
+            self.packed_conv_tail = ops.conv_tail.default
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":

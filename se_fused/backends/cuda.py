@@ -33,6 +33,7 @@ class CudaBackend:
     name = "cuda"
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
+    packed_conv_tail = None
     moments: Any
     affine: Any
     moments_backward: Any

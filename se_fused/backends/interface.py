@@ -77,3 +77,7 @@ class Backend(Protocol):
     @property
     def conv_tail(self) -> Any:
         """Of h in channels_last, in inference; None where there is none."""
+
+    @property
+    def packed_conv_tail(self) -> Any:
+        """The same from packed weights into its last argument y, which may be the residual; None where there is none."""

@@ -5,7 +5,14 @@ They check their arguments, choose between the kernels and plain PyTorch (:mod:`
 running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
 """
 
-from .conv import conv1x1_squeeze_excite, fold_squeeze
+from .conv import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
 from .tail import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
 
-__all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "conv1x1_squeeze_excite", "fold_squeeze", "squeeze_excite"]
+__all__ = [
+    "batch_norm_act",
+    "batch_norm_squeeze_excite",
+    "conv1x1_squeeze_excite",
+    "fold_squeeze",
+    "pack_conv1x1",
+    "squeeze_excite",
+]

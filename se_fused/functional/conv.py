@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _arguments as check
@@ -11,7 +12,9 @@ from ..ops.conv import conv_tail
 from ..ops.layout import dense
 from .tail import backend_for, check_gate, check_residual, is_transformed, squeeze_excite
 
-__all__ = ["conv1x1_squeeze_excite", "fold_squeeze"]
+__all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
+
+_PANEL = 16  # channels, of csrc/cpu/conv.inl
 
 
 def _check_convolution(h: Any, weight: Any, bias: Any) -> None:
@@ -47,6 +50,20 @@ def fold_squeeze(
     return (w1 @ w3).float(), bias.float()
 
 
+def pack_conv1x1(conv_weight: Tensor) -> Tensor:
+    """The weight of a 1x1 convolution as the CPU kernel reads it: panels of 16 channels, zero behind the last.
+
+    Args:
+        conv_weight: (C, K), or that of a 1x1 convolution.
+
+    Returns:
+        (ceil(C / 16), K, 16), float32.
+    """
+    weight = conv_weight.detach().flatten(1).float()
+    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % _PANEL))
+    return padded.reshape(-1, _PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+
+
 def conv1x1_squeeze_excite(
     h: Tensor,
     conv_weight: Tensor,
@@ -61,6 +78,8 @@ def conv1x1_squeeze_excite(
     gate: str = "sigmoid",
     out_act: str | None = None,
     folded: tuple[Tensor, Tensor] | None = None,
+    packed: Tensor | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """A 1x1 convolution and :func:`squeeze_excite`, in inference as one matrix product.
 
@@ -69,8 +88,9 @@ def conv1x1_squeeze_excite(
     bottleneck block, and scale, residual and activation go into the convolution's last step.
 
     On a GPU with h in channels_last (4-D, 5-D) Triton has a kernel for it; the first call of a shape measures it
-    against the library's convolution and the fused tail, and the faster way is remembered on disk. Elsewhere, and where
-    a gradient is wanted, the two run one after the other.
+    against the library's convolution and the fused tail, and the faster way is remembered on disk. On the CPU the C++
+    backend has one for h in channels_last that takes the ``packed`` weight; its products are float32 whatever h's
+    dtype. Elsewhere, and where a gradient is wanted, the two run one after the other.
 
     Args:
         h: (N, K, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16.
@@ -80,6 +100,8 @@ def conv1x1_squeeze_excite(
         residual: (N, C, *spatial), h's dtype, or None.
         folded: :func:`fold_squeeze` of the parameters, which costs R * C * K products: made once for all calls, or
             by each call where it is None.
+        packed: :func:`pack_conv1x1` of ``conv_weight``, for the CPU; other backends do not read it.
+        inplace: permits the result to be written over ``residual``.
 
     Returns:
         (N, C, *spatial), h's dtype and memory format.
@@ -97,6 +119,10 @@ def conv1x1_squeeze_excite(
     if folded is not None:
         check.check_parameter(folded[0], "folded[0]", (r, k), "(R, K)", h, "h")
         check.check_parameter(folded[1], "folded[1]", (r,), "(R,)", h, "h")
+    if packed is not None:
+        check.check_parameter(packed, "packed", (-(-c // _PANEL), k, _PANEL), "(ceil(C / 16), K, 16)", h, "h")
+        if packed.dtype != torch.float32:
+            raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     autocast = torch.is_autocast_enabled(h.device.type)
     given = (h, conv_weight, conv_bias, *fc, residual)
@@ -119,4 +145,7 @@ def conv1x1_squeeze_excite(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias)
     ]  # fmt: skip
-    return conv_tail(backend, dense(h), conv_weight, conv_bias, *narrow, residual, act, gate, out_act or "none")
+    return conv_tail(
+        backend, dense(h), conv_weight, conv_bias, *narrow, packed, residual, act, gate, out_act or "none",
+        inplace=inplace,
+    )  # fmt: skip

@@ -3,7 +3,8 @@
     y = out_act(s * (W3 h + b3) + residual),   s = gate(W2 act(Wf mean(h) + bf) + b2)
 
 with Wf = W1 W3 and bf = W1 b3 + b1, which the caller has folded (``se_fused.functional.fold_squeeze``). A backend that
-has ``conv_tail`` may compute it so; with any other, and in the contiguous order, the convolution runs first and the
+has ``conv_tail`` may compute it so, and one that has ``packed_conv_tail`` does where the caller has packed W3 for it
+(``se_fused.functional.pack_conv1x1``); with any other, and in the contiguous order, the convolution runs first and the
 tail of :mod:`.tail` after it, on the convolution's output and in its place.
 """
 
@@ -23,23 +24,33 @@ __all__ = ["conv_tail"]
 _library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
 _library.define(
     "conv_tail(Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor fc1_weight, Tensor? fc1_bias, Tensor fc2_weight,"
-    " Tensor? fc2_bias, Tensor folded_weight, Tensor folded_bias, Tensor? residual, str act, str gate, str out_act)"
-    " -> Tensor"
+    " Tensor? fc2_bias, Tensor folded_weight, Tensor folded_bias, Tensor? packed, Tensor? residual, str act, str gate,"
+    " str out_act) -> Tensor"
 )
 
 
 def _run(
     backend: backends.Backend, h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor,
     fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
-    residual: Tensor | None, act: str, gate: str, out_act: str,
+    packed: Tensor | None, residual: Tensor | None, act: str, gate: str, out_act: str, inplace: bool = False,
 ) -> Tensor:  # fmt: skip
     # one channel or one position: both orders are the same memory, and only the library knows which it will return
     rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
+    codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
+    if packed is not None and backend.packed_conv_tail is not None and rows_of_channels:
+        given = residual
+        if residual is not None:
+            residual = _like_result(residual)
+        # the residual's memory if the caller gives it away; a copy of it is ours anyway
+        y = _new_result(h, conv_weight) if residual is None or (residual is given and not inplace) else residual
+        backend.packed_conv_tail(
+            h, packed, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, *codes, y
+        )
+        return y
     if backend.conv_tail is not None and rows_of_channels:
         if residual is not None:
             residual = _like_result(residual)
-        codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
-        y: Tensor = backend.conv_tail(
+        y = backend.conv_tail(
             h, conv_weight, conv_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias, residual,
             *codes,
         )  # fmt: skip
@@ -52,10 +63,18 @@ def _run(
     return tail(backend, True, None, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)[0]
 
 
+def _channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
 def _like_result(residual: Tensor) -> Tensor:
     """The residual in channels_last: itself where it is."""
-    order = torch.channels_last if residual.dim() == 4 else torch.channels_last_3d
-    return residual.contiguous(memory_format=order)
+    return residual.contiguous(memory_format=_channels_last(residual))
+
+
+def _new_result(h: Tensor, conv_weight: Tensor) -> Tensor:
+    shape = (h.shape[0], conv_weight.shape[0], *h.shape[2:])
+    return torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=_channels_last(h))
 
 
 def _conv_tail(h: Tensor, *args: Any) -> Tensor:
@@ -70,10 +89,13 @@ def _conv_tail_fake(h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *_
     return conv1x1(h, conv_weight, conv_bias)
 
 
-def conv_tail(backend: backends.Backend, *args: Any) -> Tensor:
-    """The operator: through the dispatcher in a graph, else straight to ``backend``. Not differentiable."""
+def conv_tail(backend: backends.Backend, *args: Any, inplace: bool) -> Tensor:
+    """The operator: through the dispatcher in a graph, else straight to ``backend``. Not differentiable.
+
+    ``inplace``: the result may be written over the residual; a graph keeps its own account of memory.
+    """
     if torch.compiler.is_compiling():
         y: Tensor = torch.ops.se_fused.conv_tail(*args)
         return y
     with torch.no_grad():
-        return _run(backend, *args)
+        return _run(backend, *args, inplace=inplace)

@@ -51,6 +51,7 @@ class TritonBackend:
     name = "triton"
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
+    packed_conv_tail = None
     moments: Any
     affine: Any
     moments_backward: Any
