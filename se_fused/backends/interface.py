@@ -80,4 +80,4 @@ class Backend(Protocol):
 
     @property
     def packed_conv_tail(self) -> Any:
-        """The same from packed weights into its last argument y, which may be the residual; None where there is none."""
+        """From packed weights into its last argument y, which may be the residual; None where there is none."""
