@@ -19,6 +19,7 @@ __all__ = [
     "OUT_ACTIVATIONS",
     "batch_norm_act",
     "batch_norm_squeeze_excite",
+    "channel_gate",
     "conv1x1",
     "conv1x1_squeeze_excite",
     "squeeze_excite",
@@ -136,6 +137,20 @@ def batch_norm_act(
     """Plain PyTorch of :func:`se_fused.functional.batch_norm_act`; the arguments are explained there."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     return _close(u, residual, out_act, drop_path_scale)
+
+
+def channel_gate(
+    x: Tensor,
+    gate: Callable[[Tensor], Tensor],
+    residual: Tensor | None = None,
+    *,
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.channel_gate`; the arguments are explained there."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    factor = gate(x.flatten(2).mean(2, dtype=wide))
+    return _close(x * _per_channel(factor.to(x.dtype), x), residual, out_act, drop_path_scale)
 
 
 def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

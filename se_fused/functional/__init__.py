@@ -1,16 +1,18 @@
-"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them, and
-one that has the convolution before it inside.
+"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them,
+one that has the convolution before it inside, and one whose gate is the caller's.
 
 They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
 running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
 """
 
+from .channel_gate import channel_gate
 from .conv import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
 from .tail import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
 
 __all__ = [
     "batch_norm_act",
     "batch_norm_squeeze_excite",
+    "channel_gate",
     "conv1x1_squeeze_excite",
     "fold_squeeze",
     "pack_conv1x1",
