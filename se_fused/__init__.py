@@ -11,6 +11,9 @@ from ._version import __version__
 from .backends import BackendUnavailable, use_backend
 from .info import info
 from .models import (
+    DenseNet121,
+    ResNet50,
+    SENet154,
     SEResNet18,
     SEResNet34,
     SEResNet50,
@@ -18,13 +21,18 @@ from .models import (
     SEResNet152,
     SEResNeXt50_32x4d,
     SEResNeXt101_32x4d,
+    UNet,
     create_model,
     list_models,
+    load_pretrained,
 )
 from .nn import SqueezeExcite
 
 __all__ = [
     "BackendUnavailable",
+    "DenseNet121",
+    "ResNet50",
+    "SENet154",
     "SEResNeXt50_32x4d",
     "SEResNeXt101_32x4d",
     "SEResNet18",
@@ -33,11 +41,13 @@ __all__ = [
     "SEResNet101",
     "SEResNet152",
     "SqueezeExcite",
+    "UNet",
     "__version__",
     "create_model",
     "functional",
     "info",
     "list_models",
+    "load_pretrained",
     "reference",
     "use_backend",
 ]

@@ -1,6 +1,9 @@
-"""Whole networks with fused block tails, and their registry."""
+"""Networks with fused block tails, the baselines beside them, their registry, and checkpoints of other libraries."""
 
 from ._registry import create_model, list_models
+from .checkpoints import LoadReport, load_pretrained
+from .densenet import DenseNet, DenseNet121
+from .resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
 from .se_resnet import (
     SENet154,
     SEResNet,
@@ -9,12 +12,23 @@ from .se_resnet import (
     SEResNet50,
     SEResNet101,
     SEResNet152,
+    SEResNeXt26_32x4d,
     SEResNeXt50_32x4d,
     SEResNeXt101_32x4d,
 )
+from .unet import UNet, UNetClassifier
 
 __all__ = [
+    "DenseNet",
+    "DenseNet121",
+    "LoadReport",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
     "SENet154",
+    "SEResNeXt26_32x4d",
     "SEResNeXt50_32x4d",
     "SEResNeXt101_32x4d",
     "SEResNet",
@@ -23,6 +37,9 @@ __all__ = [
     "SEResNet50",
     "SEResNet101",
     "SEResNet152",
+    "UNet",
+    "UNetClassifier",
     "create_model",
     "list_models",
+    "load_pretrained",
 ]

@@ -1,5 +1,7 @@
 """What residual networks are made of: blocks with a fused tail, the shortcut's projection, stem, global pooling."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,12 @@ from ..nn._checks import check_choice
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
+
+SELayer = Callable[[int], SqueezeExcite]
+"""Builds the SE of a block from the block's channels."""
+
+# fused_tail's batch norm where it has been applied already, together with the ReLU before SE.
+_APPLIED = nn.Identity()
 
 
 class Downsample(nn.Sequential):
@@ -81,8 +89,9 @@ class BasicBlock(_Block):
         planes: P.
         stride: s.
         downsample: projects the shortcut to (N, P, H/s, W/s); None: the shortcut is x.
-        se: whether SE stands before the addition.
+        se_layer: builds the SE before the addition from its channels; None: there is none.
         drop_path: the probability with which a sample loses the block's branch.
+        caffe: a ReLU stands between the second batch norm and SE too, as in timm's ``legacy_seresnet18`` and ``34``.
         cardinality, base_width, reduce_first: of :class:`Bottleneck`; only 1, 64, 1 here.
         device, dtype: of the parameters.
 
@@ -99,8 +108,9 @@ class BasicBlock(_Block):
         stride: int = 1,
         downsample: nn.Module | None = None,
         *,
-        se: bool = True,
+        se_layer: SELayer | None = None,
         drop_path: float = 0.0,
+        caffe: bool = False,
         cardinality: int = 1,
         base_width: int = 64,
         reduce_first: int = 1,
@@ -119,9 +129,10 @@ class BasicBlock(_Block):
         self.bn1 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False, device=device, dtype=dtype)
         self.bn2 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
-        self.se = SqueezeExcite(planes, device=device, dtype=dtype) if se else None
+        self.se = None if se_layer is None else se_layer(planes)
         self.downsample = downsample
         self.drop_path = DropPath(drop_path) if drop_path else None
+        self.caffe = caffe
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
@@ -129,19 +140,24 @@ class BasicBlock(_Block):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         u = conv_bn_act(self.conv1, self.bn1, x)
+        if self.caffe and self.se is not None:
+            u = conv_bn_act(self.conv2, self.bn2, u)
+            return fused_tail(_APPLIED, self.se, u, shortcut, "relu", self.drop_path)
         return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
 
 
 class Bottleneck(_Block):
-    """1x1, strided 3x3 and 1x1 convolution; the block from SEResNet50 up. (N, C, H, W) -> (N, 4P, H/s, W/s).
+    """1x1, 3x3 (strided) and 1x1 convolution; the block from SEResNet50 up. (N, C, H, W) -> (N, 4P, H/s, W/s).
 
     Args:
         in_channels: C.
         planes: P.
-        stride: s, of the 3x3 convolution.
+        stride: s.
         downsample: projects the shortcut to (N, 4P, H/s, W/s); None: the shortcut is x.
-        se: whether SE stands before the addition.
+        se_layer: builds the SE before the addition from its channels; None: there is none.
         drop_path: the probability with which a sample loses the block's branch.
+        caffe: the first convolution is strided, not the 3x3 one. With groups nothing changes: the legacy SE-ResNeXt and
+            SENet154 stride in the 3x3 convolution like everybody.
         cardinality: groups of the 3x3 convolution.
         base_width: width of a group at P = 64.
         reduce_first: what the first convolution's width is divided by.
@@ -157,8 +173,9 @@ class Bottleneck(_Block):
         stride: int = 1,
         downsample: nn.Module | None = None,
         *,
-        se: bool = True,
+        se_layer: SELayer | None = None,
         drop_path: float = 0.0,
+        caffe: bool = False,
         cardinality: int = 1,
         base_width: int = 64,
         reduce_first: int = 1,
@@ -168,15 +185,16 @@ class Bottleneck(_Block):
         super().__init__()
         width = planes * base_width // 64 * cardinality
         first, out = width // reduce_first, planes * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, first, 1, bias=False, device=device, dtype=dtype)
+        stride1, stride2 = (stride, 1) if caffe and cardinality == 1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False, device=device, dtype=dtype)
         self.bn1 = nn.BatchNorm2d(first, device=device, dtype=dtype)
         self.conv2 = nn.Conv2d(
-            first, width, 3, stride, 1, groups=cardinality, bias=False, device=device, dtype=dtype
+            first, width, 3, stride2, 1, groups=cardinality, bias=False, device=device, dtype=dtype
         )  # fmt: skip
         self.bn2 = nn.BatchNorm2d(width, device=device, dtype=dtype)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False, device=device, dtype=dtype)
         self.bn3 = nn.BatchNorm2d(out, device=device, dtype=dtype)
-        self.se = SqueezeExcite(out, device=device, dtype=dtype) if se else None
+        self.se = None if se_layer is None else se_layer(out)
         self.downsample = downsample
         self.drop_path = DropPath(drop_path) if drop_path else None
 

@@ -1,27 +1,42 @@
-"""SE-ResNet, SE-ResNeXt and SENet: timm's ``seresnet*``, ``seresnext*_32x4d`` and ``senet154``, with fused block tails.
+"""SE-ResNet, SE-ResNeXt and SENet with fused block tails, in the two orders that exist.
 
-Same state_dict keys and shapes, same outputs, same initial values for the same seed. This is the order of timm and
-mmpretrain: the stride stands in the 3x3 convolution, the stem's max-pooling pads by 1. The legacy order (Cadene, MONAI,
-timm's ``legacy_*``: stride in the 1x1 convolution, ceil-mode pooling) has parameters of the same shapes and is another
-function; its checkpoints are refused, even with ``strict=False``.
+``variant="timm"``, the default, is timm's ``seresnet*``, ``seresnext*_32x4d`` and ``senet154``: same state_dict keys,
+shapes and outputs, same initial values for the same seed. ``variant="caffe"`` is the legacy order of Cadene, MONAI
+and timm's ``legacy_*``: same outputs and initial values as those; the keys are ours, and
+:func:`se_fused.load_pretrained` translates. From depth 50 up the parameters of both orders have the same shapes, but
+the functions differ. So a model of the legacy order has one key more, ``caffe_order``, by which either refuses the
+other's checkpoints.
+
+What other libraries call SE-ResNet, by option:
+
+================================  ====================================================================================
+timm, mmpretrain (style pytorch)  the default
+timm ``legacy_*``, Cadene, MONAI  ``variant="caffe"``
+NVIDIA DeepLearningExamples       ``SEResNeXt101_32x4d(rd_channels=16)``: 16 squeezed channels in every stage
+moskomule/senet.pytorch           ``rd_divisor=1, se_bias=False``
+================================  ====================================================================================
 """
 
-from typing import Any, TypedDict, Unpack
+import functools
+from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..nn import conv_bn_act
-from ..nn._checks import check_int, check_rate
-from ._blocks import BasicBlock, Bottleneck, DeepStem, Downsample, GlobalPool
+from ..nn import SqueezeExcite, conv_bn_act
+from ..nn._checks import check_choice, check_int, check_rate
+from ._blocks import BasicBlock, Bottleneck, DeepStem, Downsample
+from ._classifier import ImageClassifier, Options
 from ._registry import register
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "ResNetOptions",
     "SENet154",
+    "SEOptions",
+    "SEResNeXt26_32x4d",
     "SEResNeXt50_32x4d",
     "SEResNeXt101_32x4d",
     "SEResNet",
@@ -33,22 +48,28 @@ __all__ = [
 ]
 
 _PLANES = (64, 128, 256, 512)
-_LEGACY = (".layer0.", ".last_linear.", ".se_module.", ".se_layer.")
-_WRAPPERS = ("module.", "_orig_mod.")
+_MARK = "caffe_order"
+_LEGACY = (".layer0.", ".last_linear.", ".se_module.", ".se_layer.fc.")
 
 
-class Options(TypedDict, total=False):
-    """What every model of this file takes by keyword, with the meaning it has in :class:`SEResNet`."""
+class ResNetOptions(Options, total=False):
+    """What residual networks take by keyword, with the meaning it has in :class:`SEResNet`."""
 
-    global_pool: str
-    drop_rate: float
     drop_path_rate: float
-    zero_init_last: bool
-    device: torch.device | str | None
-    dtype: torch.dtype | None
+    zero_init_last: bool | None
+    variant: str
 
 
-class SEResNet(nn.Module):
+class SEOptions(ResNetOptions, total=False):
+    """What the models of this file take by keyword, with the meaning it has in :class:`SEResNet`."""
+
+    rd_ratio: float
+    rd_channels: int | None
+    rd_divisor: int | None
+    se_bias: bool
+
+
+class SEResNet(ImageClassifier):
     """Residual network whose blocks end in SE. (N, in_chans, H, W) -> (N, num_classes).
 
     Args:
@@ -60,19 +81,27 @@ class SEResNet(nn.Module):
             model returns the map (N, num_features, H/32, W/32); needs ``num_classes=0``.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
-        zero_init_last: start with the last batch norm of every block at zero, so that blocks start as identities.
+        zero_init_last: start with the last batch norm of every block at zero, so that blocks start as identities;
+            None: as timm does, with variant "timm" only.
         cardinality: groups of the 3x3 convolutions (:class:`Bottleneck` only).
         base_width: width of a group in the first stage (:class:`Bottleneck` only).
         reduce_first: divides the width of each block's first convolution (:class:`Bottleneck` only).
         deep_stem: three 3x3 convolutions in place of the 7x7, and a wider stem.
         down_kernel_size: of the strided shortcuts.
         se: False: no SE, which makes it torchvision's and timm's ResNet.
+        variant: "timm", or "caffe" for the legacy order: the stem's max-pooling has no padding and rounds its size up;
+            :class:`Bottleneck` without groups strides in its first convolution; :class:`BasicBlock` has a ReLU before
+            SE; the squeezed width is not rounded.
+        rd_ratio, rd_channels: width of the squeeze as a share of the block's channels, or for all blocks in itself.
+        rd_divisor: what a width from ``rd_ratio`` is rounded to; None: 8 with variant "timm", 1 with "caffe".
+        se_bias: whether the two layers of SE have biases.
         device: of the parameters.
         dtype: of the parameters.
 
     Attributes:
         num_features: channels of the last map.
         head_hidden_size: features that the classifier sees: num_features, or twice that for "catavgmax".
+        variant: the order.
         grad_checkpointing: whether blocks recompute their activations in the backward pass.
 
     Raises:
@@ -94,7 +123,7 @@ class SEResNet(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        zero_init_last: bool = True,
+        zero_init_last: bool | None = None,
         *,
         cardinality: int = 1,
         base_width: int = 64,
@@ -102,17 +131,26 @@ class SEResNet(nn.Module):
         deep_stem: bool = False,
         down_kernel_size: int = 1,
         se: bool = True,
+        variant: str = "timm",
+        rd_ratio: float = 1.0 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int | None = None,
+        se_bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_int("in_chans", in_chans, 1)
+        super().__init__(in_chans, drop_rate)
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
         if len(layers) != len(_PLANES):
             raise ValueError(f"layers must hold the blocks of {len(_PLANES)} stages, got {layers!r}")
-        self.in_chans = in_chans
-        self.drop_rate = check_rate("drop_rate", drop_rate)
+        self.variant = check_choice("variant", variant, ("timm", "caffe"))
         self.grad_checkpointing = False
+        caffe = variant == "caffe"
+        divisor = rd_divisor if rd_divisor is not None else (1 if caffe else 8)
+        se_layer = functools.partial(
+            SqueezeExcite, rd_ratio=rd_ratio, rd_channels=rd_channels, rd_divisor=divisor, bias=se_bias,
+            device=device, dtype=dtype,
+        )  # fmt: skip
 
         channels = 128 if deep_stem else 64
         self.conv1: nn.Module
@@ -121,7 +159,7 @@ class SEResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(in_chans, channels, 7, 2, 3, bias=False, device=device, dtype=dtype)
         self.bn1 = nn.BatchNorm2d(channels, device=device, dtype=dtype)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True) if caffe else nn.MaxPool2d(3, 2, 1)
 
         # The projection is built before its block, as in timm: the same seed then gives the same initial values.
         index, count = 0, sum(layers)
@@ -135,8 +173,9 @@ class SEResNet(nn.Module):
                 rate = drop_path_rate * index / (count - 1)
                 blocks.append(
                     block(
-                        channels, planes, stride, down, se=se, drop_path=rate, cardinality=cardinality,
-                        base_width=base_width, reduce_first=reduce_first, device=device, dtype=dtype,
+                        channels, planes, stride, down, se_layer=se_layer if se else None, drop_path=rate, caffe=caffe,
+                        cardinality=cardinality, base_width=base_width, reduce_first=reduce_first, device=device,
+                        dtype=dtype,
                     )
                 )  # fmt: skip
                 channels, index = out, index + 1
@@ -144,24 +183,10 @@ class SEResNet(nn.Module):
 
         self.num_features = channels
         self._make_head(num_classes, global_pool, device, dtype)
-        self.init_weights(zero_init_last)
-
-    def _make_head(
-        self, num_classes: int, global_pool: str, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
-        num_classes = check_int("num_classes", num_classes, 0)
-        pool = GlobalPool(global_pool)
-        if num_classes and not global_pool:
-            raise ValueError(
-                f"global_pool must pool for a classifier of num_classes={num_classes}, got ''; give global_pool='avg', "
-                "or num_classes=0 for the map itself"
-            )
-        self.num_classes = num_classes
-        self.head_hidden_size = self.num_features * pool.feat_mult()
-        self.global_pool = pool
-        self.fc: nn.Module = nn.Identity()
-        if num_classes:
-            self.fc = nn.Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype)
+        if caffe:
+            # Only its key counts: it tells this order's checkpoints from the other's.
+            self.register_buffer(_MARK, torch.ones((), dtype=torch.long, device=device))
+        self.init_weights(not caffe if zero_init_last is None else zero_init_last)
 
     @torch.no_grad()
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -178,22 +203,6 @@ class SEResNet(nn.Module):
         """Whether the backward pass of training recomputes each block's activations instead of keeping them."""
         self.grad_checkpointing = enable
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer: an ``nn.Linear``, or an ``nn.Identity`` with ``num_classes=0``."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with fresh weights; ``global_pool=None`` keeps the pooling.
-
-        Raises:
-            TypeError, ValueError: as from the constructor.
-        """
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        parameter = next(self.parameters())
-        self._make_head(num_classes, pool, parameter.device, parameter.dtype)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
         x = self.maxpool(conv_bn_act(self.conv1, self.bn1, x))
@@ -205,85 +214,92 @@ class SEResNet(nn.Module):
                 x = stage(x)
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, h, w) -> (N, num_classes), or with ``pre_logits`` what the classifier sees."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, self.drop_rate, self.training)
-        if not pre_logits:
-            x = self.fc(x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Here, and not in load_state_dict, because a model inside another module is to be guarded too; and before the
-        # first parameter is overwritten.
+        # Before the first parameter is overwritten, and with strict=False too.
         keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         for key in keys:
             if any(mark in f".{key}" for mark in _LEGACY):
                 raise RuntimeError(
                     f"state_dict key {prefix + key!r} is of a legacy SE-ResNet (Cadene, MONAI, timm legacy_*): stride "
-                    "in conv1 and ceil-mode pooling; its weights fit here by shape and would compute something else; "
-                    "load it into timm's legacy_* model of the same depth"
+                    "in conv1 and ceil-mode pooling; its weights fit here by shape and may compute something else; "
+                    "build the model with variant='caffe' and use se_fused.load_pretrained(model, path)"
                 )
-        wrapper = next((w for w in _WRAPPERS if keys and all(key.startswith(w) for key in keys)), None)
-        if wrapper is not None:
+        marked = _MARK in keys
+        if self.variant == "timm" and marked:
             raise RuntimeError(
-                f"every key of the state_dict starts with {prefix + wrapper!r}: it was saved from a wrapped model; "
-                f"strip that, for example with {{k.removeprefix({wrapper!r}): v for k, v in state_dict.items()}}"
+                f"state_dict key {prefix + _MARK!r} says that it was saved from a model with variant='caffe'; this one "
+                "has variant='timm', where the same weights compute something else; build it with variant='caffe'"
+            )
+        if self.variant == "caffe" and not marked and any(key.startswith("layer") for key in keys):
+            raise RuntimeError(
+                f"state_dict has no key {prefix + _MARK!r}, so it is of timm's order; this model has variant='caffe', "
+                "where the same weights compute something else; build it with variant='timm', or, for a legacy "
+                "checkpoint whose keys were renamed, use se_fused.load_pretrained(model, path, source='legacy')"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @register
-def SEResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
-    """timm's ``seresnet18``; the arguments are :class:`SEResNet`'s."""
+def SEResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
+    """timm's ``seresnet18``; with ``variant="caffe"`` its ``legacy_seresnet18``; arguments are :class:`SEResNet`'s."""
     return SEResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_chans, **options)
 
 
 @register
-def SEResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet34``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_chans, **options)
 
 
 @register
-def SEResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet50``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, **options)
 
 
 @register
-def SEResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet101``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, **options)
 
 
 @register
-def SEResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet152``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, **options)
 
 
 @register
-def SEResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNeXt26_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
+    """With ``variant="caffe"`` timm's ``legacy_seresnext26_32x4d``; timm has no such depth in its own order."""
+    return SEResNet(Bottleneck, (2, 2, 2, 2), num_classes, in_chans, cardinality=32, base_width=4, **options)
+
+
+@register
+def SEResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnext50_32x4d``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
-def SEResNeXt101_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
+def SEResNeXt101_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnext101_32x4d``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
-def SENet154(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> SEResNet:
-    """timm's ``senet154``; the arguments are :class:`SEResNet`'s."""
+def SENet154(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
+    """timm's ``senet154``; with ``variant="caffe"`` Cadene's and MONAI's, which drops 0.2 before the classifier."""
+    if options.get("variant") == "caffe":
+        options.setdefault("drop_rate", 0.2)
     return SEResNet(
         Bottleneck, (3, 8, 36, 3), num_classes, in_chans,
         cardinality=64, base_width=4, reduce_first=2, deep_stem=True, down_kernel_size=3, **options,
     )  # fmt: skip
+
+
+for _build in (
+    SEResNet18, SEResNet34, SEResNet50, SEResNet101, SEResNet152,
+    SEResNeXt26_32x4d, SEResNeXt50_32x4d, SEResNeXt101_32x4d, SENet154,
+):  # fmt: skip
+    register(functools.partial(_build, variant="caffe"), f"legacy_{_build.__name__.lower()}")

@@ -1,0 +1,42 @@
+"""ResNet, the paper's first baseline: torchvision's ``resnet*``, built as :class:`SEResNet` without SE.
+
+Same state_dict keys, shapes and outputs as torchvision's and timm's models of the same name, with batch norm, addition
+and ReLU fused. The initial values are timm's: torchvision's are those of ``zero_init_last=False``.
+"""
+
+from typing import Unpack
+
+from ._registry import register
+from .se_resnet import BasicBlock, Bottleneck, ResNetOptions, SEResNet
+
+__all__ = ["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
+
+
+@register
+def ResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnet18``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_chans, se=False, **options)
+
+
+@register
+def ResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnet34``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_chans, se=False, **options)
+
+
+@register
+def ResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnet50``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, se=False, **options)
+
+
+@register
+def ResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnet101``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, se=False, **options)
+
+
+@register
+def ResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnet152``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, se=False, **options)
