@@ -170,7 +170,7 @@ def test_interface(name: str) -> None:
         torch.testing.assert_close(model(x), model.forward_head(features))
         model.train()
         dropped = model.forward_head(features, pre_logits=True)
-        assert (dropped == 0).float().mean() > 0.2 > (pooled == 0).float().mean()
+        assert (dropped == 0).float().mean() > (pooled == 0).float().mean() + 0.2
     assert isinstance(model.get_classifier(), nn.Linear)
     keys = set(model.state_dict())
     model.bfloat16().reset_classifier(3, "catavgmax")

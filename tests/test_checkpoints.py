@@ -1,7 +1,9 @@
 """load_pretrained: every library's checkpoints give that library's outputs, or are refused and change nothing."""
 
+import argparse
 import copy
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,15 +169,14 @@ def test_a_whole_senet154(tmp_path: Path) -> None:
 def test_the_orders_differ(tmp_path: Path) -> None:
     """The weights fit both orders by name and shape once renamed; the outputs are not the same, so the tests above can
     fail, and a renamed file gives the right ones only if its source is named."""
-    theirs = made(lambda: timm.create_model("legacy_seresnet50", num_classes=5))
-    renamed = create_model("seresnet50", num_classes=5, variant="caffe").double().eval()
+    theirs = made(lambda: legacy("SEResNetBottleneck", ONE, groups=1))
+    renamed, right = (SEResNet(Bottleneck, ONE, 5, variant="caffe").double().eval() for _ in range(2))
+    wrong = SEResNet(Bottleneck, ONE, 5).double().eval()
     load_pretrained(renamed, write(tmp_path / "legacy.pth", theirs))
     state = renamed.state_dict()
     del state["caffe_order"]
     torch.save(state, tmp_path / "renamed.pth")
 
-    right = create_model("seresnet50", num_classes=5, variant="caffe").double().eval()
-    wrong = create_model("seresnet50", num_classes=5).double().eval()
     refused(right, tmp_path / "renamed.pth", r"its keys are timm's.*variant='timm', or give source='legacy'")
     load_pretrained(right, tmp_path / "renamed.pth", source="legacy")
     load_pretrained(wrong, tmp_path / "renamed.pth")
@@ -210,11 +211,12 @@ def test_other_orders_are_refused(tmp_path: Path) -> None:
     refused(plain, mine, r"se_fused with variant='caffe' \(its key 'caffe_order'\).*build it with variant='caffe'$")
     legacy_file = write(tmp_path / "legacy.pth", timm.create_model("legacy_seresnet18"))
     refused(plain, legacy_file, r"timm legacy_\* or Cadene \(its key 'layer0.conv1.weight'\), whose order")
-    monai_file = write(tmp_path / "monai.pth", monai_nets.SEResNet50(spatial_dims=2, in_channels=3))
-    refused(create_model("seresnet50"), monai_file, r"is of MONAI .*variant='caffe'")
-    refused(create_model("seresnet50"), monai_file, r"source='timm', but key .* is one of MONAI", source="timm")
+    monai_file = write(tmp_path / "monai.pth", monai_nets.SEResNet50(layers=ONE, spatial_dims=2, in_channels=3))
+    refused(SEResNet(Bottleneck, ONE), monai_file, r"is of MONAI .*variant='caffe'")
+    refused(SEResNet(Bottleneck, ONE), monai_file, r"source='timm', but key .* is one of MONAI", source="timm")
     for build in (lambda: zoo_models.Nvidia(ONE, 5, 32, 16), lambda: zoo_models.moskomule(ONE, 5)):
-        refused(create_model("legacy_seresnet50"), write(tmp_path / "x.pth", build()), r"build it with variant='timm'$")
+        model = SEResNet(Bottleneck, ONE, variant="caffe")
+        refused(model, write(tmp_path / "x.pth", build()), r"build it with variant='timm'$")
 
 
 def test_mmpretrains_style_is_asked_for(tmp_path: Path) -> None:
@@ -230,6 +232,17 @@ def test_mmpretrains_style_is_asked_for(tmp_path: Path) -> None:
     caffe = SEResNet(Bottleneck, ONE, 5, variant="caffe")
     refused(caffe, path, r"build it with variant='timm'", style="caffe")
     refused(model, write(tmp_path / "a.pth", model), r"style='caffe' is a question about mmpretrain's", style="caffe")
+
+
+def test_mmpretrains_basic_blocks_have_one_style(tmp_path: Path) -> None:
+    theirs = made(lambda: torchvision.models.resnet18(num_classes=5))
+    state = {f"{'head' if k.startswith('fc') else 'backbone'}.{k}": v for k, v in theirs.state_dict().items()}
+    torch.save({"state_dict": {**state, "data_preprocessor.mean": torch.zeros(3)}, "meta": {}}, tmp_path / "a.pth")
+    model = create_model("resnet18", num_classes=5).double().eval()
+    report = load_pretrained(model, tmp_path / "a.pth")
+    assert report.ignored == {"data_preprocessor.mean": "mmpretrain's normalisation of the image"}
+    with torch.no_grad():
+        torch.testing.assert_close(model(images()), theirs(images()), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50", "resnetblur18"])
@@ -275,15 +288,16 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
         (lambda: SEResNet18(7), lambda: SEResNet18(5), r"fc.weight is \(7, 512\) in the file and \(5, 512\) .*num_classes=7 and call reset_classifier\(5\) afterwards, or give skip_classifier=True"),  # noqa: E501
         (lambda: SEResNet18(0), lambda: SEResNet18(5), r"missing in the file: fc.weight, fc.bias.*num_classes=0 and call reset_classifier\(5\)"),  # noqa: E501
         (lambda: SEResNet18(7), lambda: SEResNet18(0), r"not in the model: fc.weight, fc.bias.*num_classes=7, or give skip"),  # noqa: E501
+        (lambda: SEResNet18(5, global_pool="catavgmax"), lambda: SEResNet18(5), r"fc.weight is \(5, 1024\) in the file and .*To do: build the model with the global_pool"),  # noqa: E501
         (lambda: SEResNet18(5), lambda: SEResNet18(5, 1), r"conv1.weight is \(64, 3, 7, 7\) in the file and \(64, 1, 7, 7\).*in_chans=3, or give adapt_in_chans=True"),  # noqa: E501
         (lambda: zoo_models.Nvidia(ONE, 5, 32, 16), lambda: SEResNet(Bottleneck, ONE, 5, cardinality=32, base_width=4), r"layers.3.0.squeeze.squeeze.weight is \(16, 2048, 1, 1\) in the file and \(128, 2048, 1, 1\).*rd_channels=16"),  # noqa: E501
         (lambda: zoo_models.moskomule((2, 2, 2, 2), 5, False), lambda: SEResNet18(5), r"missing in the file: layer1.0.se.fc1.bias.*rd_divisor=1.*se_bias=False"),  # noqa: E501
         (lambda: timm.create_model("seresnet18", num_classes=5), lambda: SEResNet18(5, rd_divisor=1), r"layer1.0.se.fc1.weight is \(8, 64, 1, 1\) in the file and \(4, 64, 1, 1\)"),  # noqa: E501
         (lambda: torchvision.models.resnet18(num_classes=5), lambda: SEResNet18(5), r"missing in the file: layer1.0.se.fc1.weight, layer1.0.se.fc1.bias"),  # noqa: E501
         (lambda: torchvision.models.densenet121(num_classes=5), lambda: create_model("densenet121", in_chans=1, num_classes=2), r"num_classes=5 and.*reset_classifier\(2\).*in_chans=3"),  # noqa: E501
-        (lambda: monai_nets.SEResNet50(spatial_dims=3, in_channels=3), lambda: create_model("legacy_seresnet50"), r"layer1.0.conv2.conv.weight is \(64, 64, 3, 3, 3\) in the file"),  # noqa: E501
+        (lambda: monai_nets.SEResNet50(spatial_dims=3, in_channels=3, layers=ONE), lambda: SEResNet(Bottleneck, ONE, variant="caffe"), r"layer1.0.conv2.conv.weight is \(64, 64, 3, 3, 3\) in the file"),  # noqa: E501
     ],
-    ids=["classes", "no-classes", "too-many", "channels", "nvidia", "moskomule", "timm", "no-se", "densenet", "3d"],
+    ids=["classes", "no-classes", "too-many", "pool", "channels", "nvidia", "moskomule", "timm", "no-se", "densenet", "3d"],
 )  # fmt: skip
 def test_what_does_not_fit_says_what_to_do(
     build: Callable[[], nn.Module], model: Callable[[], nn.Module], hint: str, tmp_path: Path
@@ -360,8 +374,6 @@ def test_files_and_what_wraps_a_state_dict(tmp_path: Path) -> None:
 
 def test_training_checkpoints(tmp_path: Path) -> None:
     """timm's: arguments beside the weights, and an average beside them, which is asked about."""
-    import argparse
-
     first, second = (made(lambda: SEResNet18(5), seed) for seed in (1, 2))
     content = {"args": argparse.Namespace(lr=0.1), "arch": "seresnet18", "state_dict": first.state_dict()}
     torch.save({**content, "state_dict_ema": second.state_dict()}, tmp_path / "a.pth")
@@ -402,7 +414,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 def test_safetensors_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r"a\.safetensors needs safetensors, which is not installed: pip install"):
         load_pretrained(SEResNet18(5), tmp_path / "a.safetensors")
 
@@ -411,6 +423,8 @@ def test_arguments(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", SEResNet18(5))
     with pytest.raises(TypeError, match=r"model must be one of se_fused\.models, not wrapped.*got DataParallel"):
         load_pretrained(nn.DataParallel(SEResNet18(5)), path)
+    with pytest.raises(ValueError, match=r"model must have memory .*on the meta device: model\.to_empty\(device"):
+        load_pretrained(SEResNet18(5, device="meta"), path)
     with pytest.raises(ValueError, match=r"source must be one of 'mmpretrain', .*'timm', got 'keras'"):
         load_pretrained(SEResNet18(5), path, source="keras")
     with pytest.raises(TypeError, match=r"skip_classifier must be True or False, got 1"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from se_fused.models import SENet154, SEResNet, SEResNet18, SEResNet50, create_model, list_models
 from se_fused.models._zoos import rename
 from se_fused.models.se_resnet import BasicBlock, Bottleneck
+from se_fused.nn import SqueezeExcite
 
 
 def images(n: int = 2, size: int = 40) -> Tensor:
@@ -95,9 +96,7 @@ def test_initial_values_are_those_of_timms_legacy_models(name: str) -> None:
 def test_calls_of_a_block_with_the_early_relu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norm and ReLU, then SE with addition, drop path and ReLU: two calls where the tail is one elsewhere."""
     names = spy_on_functional(monkeypatch)
-    block = BasicBlock(
-        8, 8, se_layer=lambda c: create_model("seresnet18").layer1[0].se.__class__(c), caffe=True, drop_path=0.5
-    )
+    block = BasicBlock(8, 8, se_layer=SqueezeExcite, caffe=True, drop_path=0.5)
     block(torch.randn(2, 8, 5, 5))
     assert names == ["batch_norm_act", "batch_norm_act", "squeeze_excite"]
 

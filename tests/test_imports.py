@@ -74,7 +74,8 @@ def test_import_needs_the_core_only():
     """torch and numpy are enough to import and to call; nothing else is even looked at."""
     code = """
 import sys
-blocked = {"timm", "torchvision", "matplotlib", "typer", "rich", "PIL", "scipy", "pytest", "lightning"}
+blocked = {"timm", "torchvision", "monai", "safetensors", "matplotlib", "typer", "rich", "PIL", "scipy", "pytest"}
+blocked |= {"lightning"}
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:

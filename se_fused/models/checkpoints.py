@@ -134,7 +134,9 @@ def _hints(model: ImageClassifier, weights: dict[str, Tensor], wanted: dict[str,
     hints = []
     last, stem = f"{model.classifier_name}.weight", model.stem_weight
     shapes = [tensors[last].shape if last in tensors else (0,) for tensors in (weights, wanted)]
-    if shapes[0] != shapes[1]:
+    if shapes[0][0] == shapes[1][0] and shapes[0] != shapes[1]:
+        hints.append("build the model with the global_pool of the file's, or give skip_classifier=True")
+    elif shapes[0] != shapes[1]:
         after = f" and call reset_classifier({shapes[1][0]}) afterwards" if shapes[1][0] else ""
         hints.append(f"build the model with num_classes={shapes[0][0]}{after}, or give skip_classifier=True")
     if stem in weights and stem in wanted and weights[stem].shape[1:2] != wanted[stem].shape[1:2]:
@@ -178,7 +180,7 @@ def load_pretrained(
         entry: which entry of the file, where it holds more than one state_dict (such as an EMA's).
         skip_classifier: leave out the last layer: the model keeps its own, of its own number of classes.
         adapt_in_chans: give the first layer the model's number of image channels: the sum over the file's channels for
-            one, else the file's in turn, scaled by the ratio. This is timm's rule.
+            one, else the file's in turn, scaled by the ratio. From three channels this is timm's rule.
 
     Returns:
         What was done.
@@ -197,6 +199,10 @@ def load_pretrained(
         )
     check_bool("skip_classifier", skip_classifier)
     check_bool("adapt_in_chans", adapt_in_chans)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "model must have memory for its parameters, but is on the meta device: model.to_empty(device=...)"
+        )
     path = os.fspath(path)
     file, arch, notes = read_state_dict(path, entry)
     lookalike = _LOOKALIKES.search(f"{path} {arch}")
