@@ -21,6 +21,8 @@ STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CPU, m) {
   m.impl("affine", TORCH_BOX(&se_fused::affine));
   m.impl("moments_backward", TORCH_BOX(&se_fused::moments_backward));
   m.impl("affine_backward", TORCH_BOX(&se_fused::affine_backward));
+  m.impl("affine_moments", TORCH_BOX(&se_fused::affine_moments));
+  m.impl("affine_moments_backward", TORCH_BOX(&se_fused::affine_moments_backward));
   m.impl("tail_forward", TORCH_BOX(&se_fused::tail_forward));
   m.impl("tail_inference", TORCH_BOX(&se_fused::tail_inference));
   m.impl("tail_backward", TORCH_BOX(&se_fused::tail_backward));

@@ -12,6 +12,10 @@ void define_streams(Library& m) {
   m.def(
       "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
+  m.def("affine_moments(Tensor x, Tensor scale, Tensor shift, int out_act) -> (Tensor y, Tensor mean)");
+  m.def(
+      "affine_moments_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
+      " int out_act) -> (Tensor dr, Tensor p, Tensor q)");
   m.def(
       "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
 }

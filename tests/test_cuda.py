@@ -20,6 +20,8 @@ from contract import OPTIONS, SHAPES, Shape
 from kernel_support import (
     check_affine,
     check_affine_backward,
+    check_affine_moments,
+    check_affine_moments_backward,
     check_moments,
     check_moments_backward,
     check_nan_and_infinity,
@@ -103,14 +105,21 @@ def test_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout:
 
 @everywhere
 def test_affine(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True)):
+    for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True), (3, True)):
         check_affine(backend, shape, dtype, layout, out_act, with_residual, DEVICE)
 
 
 @everywhere
 def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True)):
+    for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True), (3, True)):
         check_moments_backward(backend, shape, dtype, layout, out_act, want_dr, DEVICE)
+
+
+@everywhere
+def test_affine_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    for out_act in range(4):
+        check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
+        check_affine_moments_backward(backend, shape, dtype, layout, out_act, DEVICE)
 
 
 @everywhere

@@ -41,6 +41,8 @@ class Backend(Protocol):
     affine: Any
     moments_backward: Any
     affine_backward: Any
+    affine_moments: Any
+    affine_moments_backward: Any
 
     @property
     def tail_forward(self) -> Any:
@@ -52,3 +54,8 @@ class Backend(Protocol):
     @property
     def conv_tail(self) -> Any:
         """Of h in channels_last, in inference; None where there is none."""
+
+    @property
+    def gated_conv(self) -> Any:
+        """Of y in channels_last, in inference, with what else could be called as its last argument; None where there is
+        none."""

@@ -1,11 +1,20 @@
-"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them, and
-one that has the convolution before it inside.
+"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them; one
+that has the convolution before it inside; and two for squeeze-excite between an activation and a projection.
 
 They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
 running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
 """
 
 from .conv import conv1x1_squeeze_excite, fold_squeeze
+from .squeeze import batch_norm_act_squeeze, gated_conv1x1
 from .tail import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
 
-__all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "conv1x1_squeeze_excite", "fold_squeeze", "squeeze_excite"]
+__all__ = [
+    "batch_norm_act",
+    "batch_norm_act_squeeze",
+    "batch_norm_squeeze_excite",
+    "conv1x1_squeeze_excite",
+    "fold_squeeze",
+    "gated_conv1x1",
+    "squeeze_excite",
+]
