@@ -66,7 +66,8 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
 
     Args:
         given: the op's arguments by name, in float64: x, residual, running_mean, running_var, bn_weight, bn_bias,
-            fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate, out_act.
+            fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate,
+            out_act.
         y: the truth, float64, x's shape.
         dtype: of the result.
     """

@@ -26,6 +26,7 @@ from kernel_support import (
     check_moments_backward,
     check_nan_and_infinity,
 )
+from squeeze_support import passes as squeeze_passes
 
 from se_fused import backends, functional, reference
 from se_fused.backends.cuda import CudaBackend
@@ -120,6 +121,15 @@ def test_affine_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, 
     for out_act in range(4):
         check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
         check_affine_moments_backward(backend, shape, dtype, layout, out_act, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
+def test_squeeze_behind_an_activation(out_act: str, dtype: torch.dtype, layout: str) -> None:
+    """Small maps, and one whose sums are split."""
+    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):
+        squeeze_passes(Case("batch_norm_act", shape, dtype, layout, DEVICE, training, out_act=out_act), "cuda")
 
 
 @everywhere

@@ -49,7 +49,9 @@ def name_of(job: Job) -> str:
 
 
 every_source = pytest.mark.parametrize("code", jobs(), indirect=True, ids=name_of, scope="session")
-stream_sources = pytest.mark.parametrize("code", jobs("affine", "affine_moments", "moments"), indirect=True, ids=name_of, scope="session")
+stream_sources = pytest.mark.parametrize(
+    "code", jobs("affine", "affine_moments", "moments"), indirect=True, ids=name_of, scope="session"
+)
 one_pass_source = pytest.mark.parametrize("code", jobs("one_pass"), indirect=True, ids=name_of, scope="session")
 
 
@@ -110,7 +112,9 @@ def test_every_kernel_was_compiled(code: Code) -> None:
     for name in written & STREAMS.keys():
         instances = [kernel for kernel in code.kernels if kernel.name == name]
         assert {kernel.mode for kernel in instances} == set(cuda_code.modes()), name
-        assert len(instances) == 3 * len(cuda_code.modes()) * (1 if name in ("affine_kernel", "affine_moments_kernel") else 2), name
+        assert len(instances) == 3 * len(cuda_code.modes()) * (
+            1 if name in ("affine_kernel", "affine_moments_kernel") else 2
+        ), name
 
 
 @every_source

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import _arguments as check
 from .. import reference
+from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv import gated_conv
 from ..ops.layout import dense, positions
 from ..ops.rescale import rescale
-from ..ops.squeeze import squeeze
-from .tail import backend_for, check_batch_norm, is_transformed, move_running, running_of
+from .tail import _check_batch_norm, _move, _running, backend_for, is_transformed
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
 
@@ -35,10 +35,11 @@ def batch_norm_act_squeeze(
 
     Equivalent to ``y = out_act(F.batch_norm(x, ...)); y, y.mean((2, 3))``, differentiable in both results.
 
-    Passes over the map: inference 2 (x read, y written), where PyTorch has 5; training forward 3 (x is read once more
-    for its statistics, which the map needs), backward 6 (dy, x -> dr; dr, x -> dx), where PyTorch has 8 and about 12. The
-    gradient of the squeeze is one number per sample and channel: the stream that applies the activation's derivative
-    adds it. Kept for the backward pass: x and (N, C) vectors, no mask.
+    Passes over the map: inference 2 (x read, y written), where PyTorch has 5 (batch norm 2, activation 2, mean 1);
+    training forward 3 (x is read once more for its statistics, which the map needs) and backward 6 (dy, x -> dr; dr, x
+    -> dx), where PyTorch has 6 and 10 (sum of the two gradients 2, activation 3, batch norm 5). The gradient of the
+    squeeze is one number per sample and channel: the stream that applies the activation's derivative adds it. Kept for
+    the backward pass: x and (N, C) vectors, no mask.
 
     Args:
         x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as
@@ -60,21 +61,19 @@ def batch_norm_act_squeeze(
         BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
     """
     check.check_x(x)
-    check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     bn = (running_mean, running_var, bn_weight, bn_bias)
     backend = backend_for(x)
     if backend is None:
-        return reference.batch_norm_act_squeeze(
-            x, *bn, training=training, momentum=momentum, eps=eps, out_act=out_act
-        )
+        return reference.batch_norm_act_squeeze(x, *bn, training=training, momentum=momentum, eps=eps, out_act=out_act)
     x = dense(x)
     given = (None, None, bn_weight, bn_bias) if training else bn
     tensors = [t if t is None or t.dtype != torch.float64 else t.float() for t in given]
     y, squeezed, stats = squeeze(backend, x, *tensors, training, float(eps), out_act or "none")
-    running = running_of(bn, x.shape[0] * positions(x), momentum) if training else None
+    running = _running(bn, x.shape[0] * positions(x), momentum) if training else None
     if running is not None:
-        move_running(running, stats)
+        _move(running, stats)
     return y, squeezed
 
 
@@ -105,8 +104,9 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
     memory than a pass over y: without a bias, where D is less than S (:func:`se_fused.ops.gated_conv.scales_weight` has
     the count); else y does, in one pass.
 
-    With a gradient wanted: y is scaled (2 passes forward, 4 backward; PyTorch has 2 and 6) and convolved. Under autocast
-    as well: the convolution casts what it casts.
+    With a gradient wanted: y is scaled (2 passes forward, 4 backward; PyTorch has 2 and 6) and convolved. With
+    :func:`batch_norm_act_squeeze` before it the middle of a block is 5 passes forward and 10 backward in training,
+    where PyTorch has 8 and 16. Under autocast as well: the convolution casts what it casts.
 
     Args:
         y: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch).

@@ -81,7 +81,7 @@ def check_gate(x: Tensor, c: int, w1: Any, b1: Any, w2: Any, b2: Any, act: Any, 
     check.check_choice(gate, "gate", reference.GATES)
 
 
-def check_batch_norm(
+def _check_batch_norm(
     x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: Any, momentum: Any, eps: Any
 ) -> None:
     c = x.shape[1]
@@ -103,13 +103,13 @@ def check_batch_norm(
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
 
 
-def running_of(bn: tuple[Tensor | None, ...], count: int, momentum: float) -> Running | None:
+def _running(bn: tuple[Tensor | None, ...], count: int, momentum: float) -> Running | None:
     """What is to be moved, with the unbiased variance of ``count`` values, as in PyTorch."""
     mean, var = bn[:2]
     return None if mean is None or var is None else Running(mean, var, float(momentum), count / (count - 1))
 
 
-def move_running(running: Running, stats: Tensor) -> None:
+def _move(running: Running, stats: Tensor) -> None:
     with torch.no_grad():
         mean, var = stats.unbind(0)
         running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
@@ -148,7 +148,7 @@ def _fused(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
-    running = running_of(bn, x.shape[0] * positions(x), momentum) if training else None
+    running = _running(bn, x.shape[0] * positions(x), momentum) if training else None
     # in their kernels, unless a graph is traced: its operators mutate nothing
     within = None
     if running is not None and backend.moves_running and not torch.compiler.is_compiling():
@@ -158,7 +158,7 @@ def _fused(
         torch.autograd.graph.increment_version((within.mean, within.var))
     elif running is not None:
         assert stats is not None, "statistics of the batch always come back"
-        move_running(running, stats)
+        _move(running, stats)
     return y
 
 
@@ -273,7 +273,7 @@ def batch_norm_squeeze_excite(
     """
     check.check_x(x)
     check_residual(residual, x)
-    check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check_gate(x, x.shape[1], fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
@@ -318,7 +318,7 @@ def batch_norm_act(
     """
     check.check_x(x)
     check_residual(residual, x)
-    check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)

@@ -14,7 +14,7 @@ __all__ = ["affine_moments", "affine_moments_backward"]
 
 
 def affine_moments(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
-    """y = out_act(scale * x + shift) in x's dtype, and the mean (N, C) of the same values before they are rounded to it.
+    """y = out_act(scale * x + shift) in x's dtype, and the mean (N, C) of the same values before they are rounded.
 
     One read and one write. x is not empty.
     """

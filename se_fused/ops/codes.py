@@ -9,7 +9,7 @@ def _numbered(*names: str) -> dict[str, int]:
 
 OUT_ACT_CODES = _numbered("none", "relu", "silu", "hard_swish")
 RECOMPUTED = frozenset(("silu", "hard_swish"))
-"""Of these the derivative is computed from the sum before the activation, again in the backward pass; ReLU's is a mask."""
+"""Their derivative is computed from the sum before the activation, again in the backward pass; ReLU's is a mask."""
 GATE_CODES = _numbered("sigmoid", "hard_sigmoid")
 ACT_CODES = _numbered(
     "identity", "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hard_swish", "mish", "tanh"

@@ -52,8 +52,8 @@ def moments_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dr = dy * out_act'(t) with t = scale * x + shift + residual; P = sum dr; Q = sum dr * (x - mean).
 
-    ReLU's derivative is the mask; SiLU's and hard-swish's are computed again from t. dr is in x's dtype, and empty unless wanted: it is
-    the residual's gradient, and what stream 2 reads.
+    ReLU's derivative is the mask; SiLU's and hard-swish's are computed again from t. dr is in x's dtype, and empty
+    unless wanted: it is the residual's gradient, and what stream 2 reads.
     """
     wide = x.to(mean.dtype)
     g = dy.to(mean.dtype)

@@ -1,8 +1,8 @@
 """x times a factor per sample and channel, differentiable in both, by the streams that are there.
 
-Passes over the map: forward 2 (``affine``), backward 2 for the factor's gradient (the sum Q of ``moments_backward`` with
-mean 0) and 2 for x's (``affine``), where ``x * factor`` in PyTorch has 2 and 6: it writes the product whose sum the
-factor's gradient is.
+Passes over the map: forward 2 (``affine``), backward 2 for the factor's gradient (the sum Q of ``moments_backward``
+with mean 0) and 2 for x's (``affine``), where ``x * factor`` in PyTorch has 2 and 6: it writes the product whose sum
+the factor's gradient is.
 """
 
 from typing import Any

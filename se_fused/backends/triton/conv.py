@@ -32,8 +32,8 @@ __all__ = ["conv_tail", "gated_conv"]
 
 @triton.jit
 def conv_kernel(
-    h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr, ALIGN_C: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr,
+    ALIGN_C: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
@@ -113,9 +113,9 @@ def _launch(
     config = product_config(m.s, c, k, h.element_size(), exact)
     align_k, align_c = gcd(k, 16), gcd(c, 16)
     launch(
-        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h,
-        gate=gate, weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift,
-        y=y, inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
+        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
+        weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift, y=y,
+        inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
         PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
     )  # fmt: skip
     return y
@@ -169,9 +169,7 @@ def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) 
     return _launch(y, map_of(y), weight, gate, None if bias is None else bias.contiguous())
 
 
-def gated_conv(
-    y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Tensor]
-) -> Tensor:
+def gated_conv(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Tensor]) -> Tensor:
     """(N, D, *spatial) from y (N, C, *spatial), channels_last, 4-D or 5-D, and the gate (N, C). Arguments as in
     se_fused/ops/gated_conv.py.
 

@@ -91,8 +91,8 @@ def moments_kernel(
 @triton.jit
 def moments_backward_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
-    channels, eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    channels, eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample, kept].
 

@@ -112,9 +112,7 @@ def affine_shifted_kernel(
             bits = tl.sum(tl.where(here, alive << (p & 63).to(tl.int64), 0), axis=1)
             at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
             exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
-            tl.store(
-                mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists
-            )
+            tl.store(mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists)
     t = out_activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
 

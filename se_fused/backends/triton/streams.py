@@ -119,7 +119,9 @@ def launch_moments_backward(
     counters: Tensor | None, **vectors: Any,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
     """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
-    given: dict[str, Any] = dict.fromkeys(("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop"))
+    given: dict[str, Any] = dict.fromkeys(
+        ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
+    )
     given["eps"] = 0.0
     added = vectors.get("added") is not None
     from_sum = out_act > 1 or added

@@ -1,4 +1,4 @@
-"""The operator of batch norm, activation and the mean of the activated map: ``se_fused::squeeze_forward``.
+"""The operator of batch norm, activation and the mean of the activated map: ``se_fused::batch_norm_act_squeeze``.
 
     y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b batch norm's
 
@@ -23,12 +23,12 @@ __all__ = ["compose_squeeze", "compose_squeeze_backward", "squeeze"]
 
 _library = torch.library.Library("se_fused", "FRAGMENT")  # the operators live as long as this object
 _library.define(
-    "squeeze_forward(Tensor x, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias,"
+    "batch_norm_act_squeeze(Tensor x, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias,"
     " bool batch_stats, float eps, str out_act) -> (Tensor y, Tensor squeezed, Tensor mean, Tensor stats)"
 )
 _library.define(
-    "squeeze_backward(Tensor dy, Tensor dsqueezed, Tensor x, Tensor mean, Tensor stats, Tensor? bn_weight,"
-    " Tensor? bn_bias, bool batch_stats, float eps, str out_act)"
+    "batch_norm_act_squeeze_backward(Tensor dy, Tensor dsqueezed, Tensor x, Tensor mean, Tensor stats,"
+    " Tensor? bn_weight, Tensor? bn_bias, bool batch_stats, float eps, str out_act)"
     " -> (Tensor dx, Tensor dbn_weight, Tensor dbn_bias)"
 )
 
@@ -42,7 +42,7 @@ def compose_squeeze(
     streams: Any, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, bn_weight: Tensor | None,
     bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """``squeeze_forward`` from ``streams.moments`` and ``streams.affine_moments``."""
+    """``batch_norm_act_squeeze`` from ``streams.moments`` and ``streams.affine_moments``."""
     wide = accumulation_dtype(x.dtype)
     if batch_stats:
         m, v = streams.moments(x)
@@ -61,7 +61,7 @@ def compose_squeeze_backward(
     streams: Any, dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn_weight: Tensor | None,
     bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``squeeze_backward`` from ``streams.affine_moments_backward`` and ``streams.affine_backward``."""
+    """``batch_norm_act_squeeze_backward`` from ``streams.affine_moments_backward`` and ``streams.affine_backward``."""
     bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
     added = (dsqueezed.to(mean.dtype) / positions(x)).contiguous()
     dr, p, q = streams.affine_moments_backward(
@@ -76,20 +76,20 @@ def compose_squeeze_backward(
 
 
 # ---- the operators' implementations
-def _squeeze_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return compose_squeeze(backends.select(x.device.type, x.dtype), x, *args)
 
 
-def _squeeze_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return compose_squeeze_backward(backends.select(dy.device.type, dy.dtype), dy, *args)
 
 
-_library.impl("squeeze_forward", _squeeze_forward, "CompositeExplicitAutograd")
-_library.impl("squeeze_backward", _squeeze_backward, "CompositeExplicitAutograd")
+_library.impl("batch_norm_act_squeeze", _forward, "CompositeExplicitAutograd")
+_library.impl("batch_norm_act_squeeze_backward", _backward, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("se_fused::squeeze_forward", lib=_library)
-def _squeeze_forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+@torch.library.register_fake("se_fused::batch_norm_act_squeeze", lib=_library)
+def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
 
     def floats(*shape: int) -> Tensor:
@@ -98,13 +98,13 @@ def _squeeze_forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), floats(n, c), floats(n, c), floats(2, c)
 
 
-@torch.library.register_fake("se_fused::squeeze_backward", lib=_library)
-def _squeeze_backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, ...]:
+@torch.library.register_fake("se_fused::batch_norm_act_squeeze_backward", lib=_library)
+def _backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), mean.new_empty(x.shape[1]), mean.new_empty(x.shape[1])
 
 
 # ---- autograd, used twice: behind the operator, and as a Function for eager mode
-_TENSORS = 5  # leading tensor arguments of squeeze_forward
+_TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
 _DOUBLE_BACKWARD = (
     "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
 )
@@ -128,7 +128,7 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
 
 
 def _operator_backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, dy, dsqueezed, torch.ops.se_fused.squeeze_backward)
+    return _gradients(ctx, dy, dsqueezed, torch.ops.se_fused.batch_norm_act_squeeze_backward)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
@@ -136,9 +136,9 @@ def _no_second_derivative(ctx: Any, *_: Any) -> None:
 
 
 torch.library.register_autograd(
-    "se_fused::squeeze_forward", _operator_backward, setup_context=_setup_context, lib=_library
+    "se_fused::batch_norm_act_squeeze", _operator_backward, setup_context=_setup_context, lib=_library
 )
-torch.library.register_autograd("se_fused::squeeze_backward", _no_second_derivative, lib=_library)
+torch.library.register_autograd("se_fused::batch_norm_act_squeeze_backward", _no_second_derivative, lib=_library)
 
 
 class _Squeeze(torch.autograd.Function):
@@ -155,14 +155,14 @@ class _Squeeze(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
         eager = partial(compose_squeeze_backward, ctx.backend)
-        run = torch.ops.se_fused.squeeze_backward if torch.is_grad_enabled() else eager
+        run = torch.ops.se_fused.batch_norm_act_squeeze_backward if torch.is_grad_enabled() else eager
         return (*_gradients(ctx, dy, dsqueezed, run), None)
 
 
 def squeeze(backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``squeeze_forward`` without its mean: (y, squeezed, stats), of which the first two are differentiable."""
+    """``batch_norm_act_squeeze`` without its mean: (y, squeezed, stats), of which the first two are differentiable."""
     if torch.compiler.is_compiling():
-        y, squeezed, _, stats = torch.ops.se_fused.squeeze_forward(*args)
+        y, squeezed, _, stats = torch.ops.se_fused.batch_norm_act_squeeze(*args)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS]):
         y, squeezed, _, stats = _Squeeze.apply(*args, backend)
     else:
