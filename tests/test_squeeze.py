@@ -71,6 +71,13 @@ def test_threads_and_chunks_change_no_bit(layout: str) -> None:
     passes(Case("batch_norm_act", (2, 40, 40, 41), layout=layout, out_act="silu"), "auto", seeds=1)
 
 
+@each_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_large_results(dtype: torch.dtype, layout: str) -> None:
+    """Above 4 MB the CPU stores results past its caches."""
+    passes(Case("batch_norm_act", (2, 64, 160, 112), dtype, layout, DEVICE, out_act="silu"), "auto", seeds=1)
+
+
 def test_plain_pytorch_where_no_kernel_can_run() -> None:
     given = double(draw(Case("batch_norm_act", device=DEVICE, out_act="silu"), 0))
     given["running_mean"] = given["running_var"] = None

@@ -29,7 +29,8 @@ _LAYERS: dict[tuple[str, str], tuple[str, ...]] = {
 
 
 def _name(module: nn.Module) -> tuple[str, str]:
-    return type(module).__module__, type(module).__qualname__
+    cls = getattr(type(module), "original", type(module))  # of a converted module: the class that it had
+    return cls.__module__, cls.__qualname__
 
 
 def _calls_forward_alone(module: nn.Module) -> bool:
