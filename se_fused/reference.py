@@ -20,6 +20,7 @@ __all__ = [
     "batch_norm_act",
     "batch_norm_act_squeeze",
     "batch_norm_squeeze_excite",
+    "channel_gate",
     "conv1x1",
     "conv1x1_squeeze_excite",
     "gated_conv1x1",
@@ -162,6 +163,20 @@ def batch_norm_act_squeeze(
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     y = _close(u, None, out_act, None)
     return y, y.flatten(2).mean(2, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)
+
+
+def channel_gate(
+    x: Tensor,
+    gate: Callable[[Tensor], Tensor],
+    residual: Tensor | None = None,
+    *,
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.channel_gate`; the arguments are explained there."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    factor = gate(x.flatten(2).mean(2, dtype=wide))
+    return _close(x * _per_channel(factor.to(x.dtype), x), residual, out_act, drop_path_scale)
 
 
 def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

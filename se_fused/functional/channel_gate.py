@@ -1,0 +1,76 @@
+"""Channel attention by any gate over the means: the streams are kernels, the gate is the caller's."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .. import _arguments as check
+from .. import reference
+from ..ops.channel_gate import rescale, squeeze
+from ..ops.layout import dense, dense_like
+from .tail import _check_drop_path, _common_dtype, _is_the_compilers, backend_for, check_residual
+
+__all__ = ["channel_gate"]
+
+
+def _checked_factor(factor: Any, x: Tensor) -> Tensor:
+    if not isinstance(factor, Tensor):
+        raise TypeError(f"gate must return a torch.Tensor, got {type(factor).__name__}")
+    if factor.shape != x.shape[:2]:
+        raise ValueError(f"gate must return (N, C) = {tuple(x.shape[:2])}, got shape {tuple(factor.shape)}")
+    return factor
+
+
+def channel_gate(
+    x: Tensor,
+    gate: Callable[[Tensor], Tensor],
+    residual: Tensor | None = None,
+    *,
+    out_act: str | None = None,
+    drop_path_scale: Tensor | None = None,
+) -> Tensor:
+    """Rescale channels by a function of their means: ECA, effective SE, and SE with what the kernels have not.
+
+    Equivalent to::
+
+        s = gate(x.mean(spatial))                         # (N, C)
+        y = out_act(x * s * drop_path_scale + residual)
+
+    x is read twice and y written once; the backward pass is two streams as well. The gate runs in PyTorch between them,
+    and its parameters and whatever else it refers to have their gradients from there.
+
+    Args:
+        x: (N, C, *spatial), as in :func:`squeeze_excite`.
+        gate: takes the means (N, C), float32 (float64 for float64), and returns the factor (N, C), any floating dtype.
+        residual: what is added, of x's shape and dtype, or None.
+        out_act: after the sum: None, relu, silu or hard_swish.
+        drop_path_scale: (N,) factor of each sample's branch, without gradient.
+
+    Returns:
+        y of x's shape, dtype and memory format.
+
+    Raises:
+        TypeError: not a tensor, no callable, or a dtype that is not taken. ValueError: a wrong shape, device or name.
+        BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
+    """
+    check.check_x(x)
+    if not callable(gate):
+        raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
+    check_residual(residual, x)
+    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    _check_drop_path(drop_path_scale, x)
+    x, residual = _common_dtype(x, residual)
+    backend = None if _is_the_compilers(False) else backend_for(x)
+    if backend is None:
+        return reference.channel_gate(
+            x, lambda m: _checked_factor(gate(m), x), residual, out_act=out_act, drop_path_scale=drop_path_scale
+        )
+    x = dense(x)
+    if residual is not None:
+        residual = dense_like(residual, x)
+    mean, x, carrier = squeeze(backend, x)
+    factor = _checked_factor(gate(mean), x).to(mean.dtype)
+    if drop_path_scale is not None:
+        factor = factor * drop_path_scale.reshape(-1, 1).to(mean.dtype)
+    return rescale(backend, x, carrier, mean, factor.contiguous(), residual, out_act or "none")
