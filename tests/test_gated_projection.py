@@ -134,7 +134,7 @@ def test_every_hook_is_called_once(norm: str, gate: str, grad: bool, calls: list
 
 
 def test_what_no_kernel_has_is_called(calls: list[str]) -> None:
-    """Exactly the modules' results, and no kernel before them."""
+    """The modules' own results: of all where batch norm must be called, of SE where only that must be."""
     silu = NORMS["silu"]
     conv = nn.Conv2d(C, D, 1)
     cases = {
@@ -148,7 +148,9 @@ def test_what_no_kernel_has_is_called(calls: list[str]) -> None:
     for name, middle in cases.items():
         randomise(middle)
         middle.eval()
-        assert torch.equal(fused(middle, x), middle(x)), name
+        exact = name in ("gelu", "group norm", "dropout inside")
+        tolerance = dict(rtol=0, atol=0) if exact else dict(rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused(middle, x), middle(x), **tolerance)
         assert not calls, name
 
 

@@ -6,6 +6,7 @@ where not, they are called as modules and the result is the same. No state moves
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,9 @@ def fused_gate_projection(
     :func:`se_fused.functional.gated_conv1x1`. That needs ``bn`` to be exactly an ``nn.BatchNorm2d`` (or an
     ``nn.SyncBatchNorm`` with nothing to synchronise), or timm's ``BatchNormAct2d``; the activation one of
     ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite`, timm's ``SEModule`` or EfficientNet's
-    ``SqueezeExcite``, or torchvision's ``SqueezeExcitation``, all without hooks. Otherwise the modules are called one
-    after the other. A ``projection`` with hooks, or that is no plain 1x1 convolution, is called on the scaled map.
+    ``SqueezeExcite``, or torchvision's ``SqueezeExcitation``, all without hooks. Where ``se`` is another module or has
+    hooks, batch norm and activation are one call, and ``se`` is called; otherwise the modules are called one after the
+    other. A ``projection`` with hooks, or that is no plain 1x1 convolution, is called on the scaled map.
 
     Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would. The gate's layers are called with
     the mean in x's dtype, which their own module gives them.
@@ -120,16 +122,20 @@ def fused_gate_projection(
     Returns:
         What ``projection`` returns: (N, D, H, W) of a 1x1 convolution.
     """
-    found, gate = _norm_and_activation(bn, act, x), _gate_of(se)
-    if found is None or gate is None or x.dim() != 4:
+    found, gate = _norm_and_activation(bn, act, x) if x.dim() == 4 else None, _gate_of(se)
+    if found is None:
         y = bn(x) if act is None else act(bn(x))
         out: Tensor = projection(se(y))
         return out
     norm, name = found
+    norm._check_input_dim(x)
     mean, var, training, momentum = _step(norm)
-    y, squeezed = F_se.batch_norm_act_squeeze(
-        x, mean, var, norm.weight, norm.bias, training=training, momentum=momentum, eps=norm.eps, out_act=name
-    )
+    given = (x, mean, var, norm.weight, norm.bias)
+    settings: dict[str, Any] = dict(training=training, momentum=momentum, eps=norm.eps, out_act=name)
+    if gate is None:
+        out = projection(se(F_se.batch_norm_act(*given, **settings)))
+        return out
+    y, squeezed = F_se.batch_norm_act_squeeze(*given, **settings)
     factor = gate(squeezed.to(y.dtype)[:, :, None, None])
     if isinstance(projection, nn.Conv2d) and _is_projection(projection):
         if torch.is_autocast_enabled(y.device.type) or projection.weight.dtype == y.dtype:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import blocks_monai, blocks_timm, blocks_torchvision, layers  # noqa: F401 (they register what they know)
+from . import blocks_monai, blocks_projection, blocks_timm, blocks_torchvision, layers  # noqa: F401 (they register what they know)
 from .classes import Fused, fused_class, is_fused
 from .report import Report, conversion_report, is_own, refusal
 

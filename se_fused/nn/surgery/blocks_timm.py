@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..tail import is_own
+from .blocks_projection import gate_and_project
 from .classes import Handler, register
 from .parts import conv_norm_act, conv_parts, is_nothing, norm_act, norm_refusal
 from .tails import describe_tail, tail
@@ -107,8 +108,7 @@ def _last(module: Any, x: Tensor) -> tuple[Tensor, nn.Module | None, bool]:
 def _regnet_bottleneck(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return self.original.forward(self, x)
-    out = conv_norm_act(self.conv2, conv_norm_act(self.conv1, x))
-    out, bn, own = _last(self.conv3, self.se(out))
+    out, bn, own = gate_and_project(self.conv2, self.se, self.conv3, conv_norm_act(self.conv1, x))
     if self.downsample is None:  # neither a sum nor stochastic depth
         return tail(out, None, bn=bn, act=self.act3, own=own)
     return tail(out, x, bn=bn, drop=self.drop_path, act=self.act3, shortcut=self.downsample, own=own)

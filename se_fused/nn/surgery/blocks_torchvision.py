@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tail import is_own
+from .blocks_projection import gate_and_project
 from .classes import Handler, register
 from .parts import conv_norm_act, conv_parts, is_of, norm_act, norm_refusal, untouched
 from .tails import describe_tail, tail
@@ -52,10 +53,10 @@ def _regnet_block(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or parts is None:
         return self.original.forward(self, x)
     residual = x if self.proj is None else self.proj(x)
-    out = x
-    for layer in list(branch._modules.values())[:-1]:  # a, b and, in RegNetY, se
-        out = conv_norm_act(layer, out)
-    return tail(parts.conv(out), residual, bn=parts.bn, act=self.activation, own=is_own(parts.conv))
+    se = branch._modules.get("se")  # RegNetY's
+    out = conv_norm_act(branch.a, x)
+    out, bn, own = gate_and_project(branch.b, nn.Identity() if se is None else se, last, out)
+    return tail(out, residual, bn=bn, act=self.activation, own=own)
 
 
 def _regnet_refusal(module: Any) -> str | None:
