@@ -108,18 +108,15 @@ def test_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout:
 def test_affine(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
     for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True), (3, True)):
         check_affine(backend, shape, dtype, layout, out_act, with_residual, DEVICE)
+    for out_act in range(4):
+        check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
 
 
 @everywhere
 def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
     for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True), (3, True)):
         check_moments_backward(backend, shape, dtype, layout, out_act, want_dr, DEVICE)
-
-
-@everywhere
-def test_affine_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
     for out_act in range(4):
-        check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
         check_affine_moments_backward(backend, shape, dtype, layout, out_act, DEVICE)
 
 
@@ -127,8 +124,7 @@ def test_affine_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
 def test_squeeze_behind_an_activation(out_act: str, dtype: torch.dtype, layout: str) -> None:
-    """Small maps, and one whose sums are split."""
-    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):
+    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):  # one is split
         squeeze_passes(Case("batch_norm_act", shape, dtype, layout, DEVICE, training, out_act=out_act), "cuda")
 
 

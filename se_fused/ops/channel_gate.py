@@ -170,7 +170,7 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.out_act = backend, out_act
         y, mask = _runner("rescale", backend)(x, residual, factor, out_act, True)
-        # SiLU's derivative is computed from the residual again; nothing else needs it.
+        # only what is computed again in the backward pass needs the residual
         ctx.save_for_backward(x, residual if out_act in RECOMPUTED else None, mask, mean, factor)
         return y
 
