@@ -32,6 +32,14 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
 Tensor affine_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& mask, const Tensor& mean,
                        const Tensor& k1, const Tensor& k2, const Tensor& k3);
 
+// y = out_act(scale * x + shift) and mean (N, C) of y before it is rounded
+std::tuple<Tensor, Tensor> affine_moments(const Tensor& x, const Tensor& scale, const Tensor& shift, int64_t out_act);
+
+// Its backward pass up to the sum: dr = (dy + added) * out_act'(scale * x + shift), P and Q as in moments_backward
+std::tuple<Tensor, Tensor, Tensor> affine_moments_backward(const Tensor& dy, const Tensor& added, const Tensor& x,
+                                                           const Tensor& mean, const Tensor& scale, const Tensor& shift,
+                                                           int64_t out_act);
+
 // The whole op. Returns (y, mask, mean (N, C), factor (N, C), hidden (N, R), stats (2, C) = batch mean and biased
 // variance); all but y and stats are empty unless `save`, stats is empty without batch norm.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(

@@ -16,6 +16,10 @@ void define_operators(Library& m) {
   m.def(
       "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
+  m.def("affine_moments(Tensor x, Tensor scale, Tensor shift, int out_act) -> (Tensor y, Tensor mean)");
+  m.def(
+      "affine_moments_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
+      " int out_act) -> (Tensor dr, Tensor p, Tensor q)");
   m.def(
       "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
   m.def(
@@ -36,6 +40,8 @@ void implement_operators(Library& m) {
   m.impl("affine", TORCH_BOX(&affine));
   m.impl("moments_backward", TORCH_BOX(&moments_backward));
   m.impl("affine_backward", TORCH_BOX(&affine_backward));
+  m.impl("affine_moments", TORCH_BOX(&affine_moments));
+  m.impl("affine_moments_backward", TORCH_BOX(&affine_moments_backward));
   m.impl("tail_inference", TORCH_BOX(&tail_inference));
   m.impl("tail_backward", TORCH_BOX(&tail_backward));
 }

@@ -26,7 +26,7 @@ from .models import (
     list_models,
     load_pretrained,
 )
-from .nn import SqueezeExcite
+from .nn import SqueezeExcite, conversion_report, convert, revert
 
 __all__ = [
     "BackendUnavailable",
@@ -43,11 +43,14 @@ __all__ = [
     "SqueezeExcite",
     "UNet",
     "__version__",
+    "conversion_report",
+    "convert",
     "create_model",
     "functional",
     "info",
     "list_models",
     "load_pretrained",
     "reference",
+    "revert",
     "use_backend",
 ]

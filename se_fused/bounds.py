@@ -15,7 +15,7 @@ from torch import Tensor
 from .ops.moments import per_channel
 from .reference import ACTIVATIONS, GATES
 
-__all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_error", "ulp"]
+__all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_error", "squeeze_bound", "ulp"]
 
 EPS = torch.finfo(torch.float32).eps
 GRADIENT_FLOOR = 8 * EPS
@@ -66,7 +66,8 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
 
     Args:
         given: the op's arguments by name, in float64: x, residual, running_mean, running_var, bn_weight, bn_bias,
-            fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate.
+            fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate,
+            out_act.
         y: the truth, float64, x's shape.
         dtype: of the result.
     """
@@ -108,7 +109,19 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
     if given.get("residual") is not None:
         terms = terms + given["residual"].abs()
     carried = per_channel(error_scale, x) * x.abs() + per_channel(error_shift, x) + 2 * EPS * terms
-    return _SLOPE * carried + 4 * ulp(y, dtype)
+    return _STEEPEST.get(given.get("out_act") or "none", _SLOPE) * carried + 4 * ulp(y, dtype)
+
+
+def squeeze_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Largest errors that the results of ``batch_norm_act_squeeze`` may have, (N, C, *spatial) and (N, C): of y's
+    elements, and of their mean, which is one of S values with float32's errors alone, whatever y's dtype is.
+
+    Args:
+        given, y, dtype: as in :func:`forward_bound`.
+    """
+    flat = y.flatten(2)
+    mean = forward_bound(given, y, torch.float32).flatten(2).mean(2) + EPS * flat.shape[2] ** 0.5 * flat.abs().mean(2)
+    return forward_bound(given, y, dtype), mean
 
 
 def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_eps: float, stored: bool) -> Tensor:
@@ -118,7 +131,7 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
 
     Args:
         given: the op's arguments by name, in float64: h, conv_weight (C, K), conv_bias, the gate's parameters,
-            residual, act, gate.
+            residual, act, gate, out_act.
         y: the truth, float64, (N, C, *spatial).
         dtype: of the result.
         product_eps: relative rounding of a factor in the convolution's products: 0 but for TF32, which keeps 11 bits.
@@ -139,4 +152,5 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
     carried = error_factor[:, :, None] * u.abs() + factor[:, :, None] * (error_u + 2 * EPS * u.abs())
     if given["residual"] is not None:
         carried = carried + EPS * given["residual"].flatten(2).abs()
-    return _SLOPE * carried.reshape(y.shape) + 4 * ulp(y, dtype)
+    slope = _STEEPEST.get(given.get("out_act") or "none", _SLOPE)
+    return slope * carried.reshape(y.shape) + 4 * ulp(y, dtype)

@@ -18,10 +18,12 @@ __all__ = [
     "GATES",
     "OUT_ACTIVATIONS",
     "batch_norm_act",
+    "batch_norm_act_squeeze",
     "batch_norm_squeeze_excite",
     "channel_gate",
     "conv1x1",
     "conv1x1_squeeze_excite",
+    "gated_conv1x1",
     "squeeze_excite",
 ]
 
@@ -51,7 +53,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 """What turns the excitation into a factor, by name."""
 
-OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": _identity, "relu": F.relu, "silu": F.silu}
+OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": _identity,
+    "relu": F.relu,
+    "silu": F.silu,
+    "hard_swish": F.hardswish,
+}
 """What may close the block, by name (``out_act=None`` means ``"none"``)."""
 
 
@@ -139,6 +146,25 @@ def batch_norm_act(
     return _close(u, residual, out_act, drop_path_scale)
 
 
+def batch_norm_act_squeeze(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    out_act: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch of :func:`se_fused.functional.batch_norm_act_squeeze`; the arguments are explained there. The mean
+    is here of y as it is rounded to x's dtype."""
+    u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    y = _close(u, None, out_act, None)
+    return y, y.flatten(2).mean(2, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)
+
+
 def channel_gate(
     x: Tensor,
     gate: Callable[[Tensor], Tensor],
@@ -180,3 +206,8 @@ def conv1x1_squeeze_excite(
     are shortcuts that nothing here takes."""
     u = conv1x1(h, conv_weight, conv_bias)
     return squeeze_excite(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act=act, gate=gate, out_act=out_act)
+
+
+def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Plain PyTorch of :func:`se_fused.functional.gated_conv1x1`; the arguments are explained there."""
+    return conv1x1(y * _per_channel(gate.flatten(1), y).to(y.dtype), weight, bias)

@@ -29,7 +29,7 @@ class Job:
     dtype: str
     channels_last: bool
     shape: str
-    call: str  # "train", "infer", or "conv"
+    call: str  # "train", "infer", "conv", "squeeze" or "gated"
     act: str = "relu"
     gate: bool = True
     out_act: int = 1
@@ -50,7 +50,16 @@ def jobs() -> list[Job]:
     found += [Job(90, "bfloat16", True, "256x56x56", "train", gate=False)]
     found += [Job(a, d, True, "256x56x56", "conv") for a in codegen.ARCHITECTURES for d in DTYPES]
     found += [Job(90, d, True, "2048x7x7", "conv") for d in ("float32", "bfloat16")]
-    found += [Job("gfx942", "bfloat16", True, "256x56x56", call) for call in ("train", "infer", "conv")]
+    found += [Job(90, d, cl, "256x56x56", "squeeze", out_act=3) for d in DTYPES for cl in both]
+    found += [Job(90, "bfloat16", cl, shape, "squeeze") for cl in both for shape in (*STAGES, *ODD)]
+    found += [
+        Job(a, "bfloat16", cl, shape, "squeeze", out_act=2)
+        for a in (80, 100, "gfx942")
+        for cl, shape in ((True, "256x56x56"), (False, "2048x7x7"))
+    ]
+    found += [Job(a, d, True, "256x56x56", "gated") for a in codegen.ARCHITECTURES for d in DTYPES]
+    found += [Job(90, d, True, "2048x7x7", "gated") for d in ("float32", "bfloat16")]
+    found += [Job("gfx942", "bfloat16", True, "256x56x56", call) for call in ("train", "infer", "conv", "gated")]
     return found
 
 
@@ -59,6 +68,10 @@ def launches(job: Job) -> list[Any]:
     dtype = DTYPES[job.dtype]
     if job.call == "conv":
         return codegen.launches_of_conv(shape, dtype)
+    if job.call == "gated":
+        return codegen.launches_of_gated_conv(shape, dtype)
+    if job.call == "squeeze":
+        return codegen.launches_of_squeeze(shape, dtype, job.channels_last, job.out_act)
     hidden = max(shape[1] // 16, 1) if job.gate else None
     return codegen.launches_of_tail(
         shape, dtype, job.channels_last, job.call == "train", hidden, job.out_act, act=ACT_CODES[job.act]

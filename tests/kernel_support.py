@@ -7,6 +7,7 @@ from torch import Tensor
 
 from se_fused.bounds import EPS, relative_error, ulp
 from se_fused.ops import affine as affine_definition
+from se_fused.ops import affine_moments as affine_moments_definition
 from se_fused.ops import moments as moments_definition
 from se_fused.ops.layout import mask_numel, pack_mask, unpack_mask
 from se_fused.verify import to_layout
@@ -81,13 +82,50 @@ def check_moments_backward(
         assert dr.numel() == 0
     # the sums are of dr as it is stored: rounded
     stored = dr.double() if want_dr else true_dr.to(dtype).double()
-    # without dr, SiLU's own error counts: of terms that cancel where its slope is zero, and of dtype's rounding
-    own = 0 if want_dr or out_act != 2 else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
+    # without dr, its own error counts: of terms that cancel where the slope is zero, and of dtype's rounding
+    own = 0 if want_dr or out_act < 2 else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
     s = x[0, 0].numel()
     wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
     terms = s**0.5 * stored.abs() + own
     close(p, stored.flatten(2).sum(2), torch.float32, terms.flatten(2).sum(2))
     close(q, (stored * wide).flatten(2).sum(2), torch.float32, (terms * wide.abs()).flatten(2).sum(2))
+
+
+def check_affine_moments(
+    backend: Any, shape: Shape, dtype: torch.dtype, layout: str, out_act: int, device: str = "cpu"
+) -> None:
+    x = draw(shape, dtype, layout, device)
+    scale, shift = per_sample(shape, device), per_sample(shape, device) + 2  # the mean is of the positive side mostly
+    y, mean = backend.affine_moments(x, scale, shift, out_act)
+    truth, true_mean = affine_moments_definition.affine_moments(x.double(), scale.double(), shift.double(), out_act)
+    error_terms = 4 + x.double().abs() * 4
+    close(y, truth, dtype, error_terms)
+    assert y.dtype == dtype and y.stride() == x.stride() and mean.dtype == torch.float32
+    assert mean.shape == shape[:2] and mean.is_contiguous()
+    # of the values before they are rounded to dtype: float32's error alone, in every dtype
+    s = x[0, 0].numel()
+    close(mean, true_mean, torch.float32, error_terms.flatten(2).mean(2) + s**0.5 * truth.abs().flatten(2).mean(2))
+
+
+def check_affine_moments_backward(
+    backend: Any, shape: Shape, dtype: torch.dtype, layout: str, out_act: int, device: str = "cpu"
+) -> None:
+    dy, x = draw(shape, dtype, layout, device), draw(shape, dtype, layout, device, mean=2.0)
+    added, mean, scale, shift = (per_sample(shape, device) for _ in range(4))
+    dr, p, q = backend.affine_moments_backward(dy, added, x, mean, scale, shift, out_act)
+    wide = [t.double() for t in (dy, added, x, mean, scale, shift)]
+    true_dr, _, _ = affine_moments_definition.affine_moments_backward(*wide, out_act)
+    t, _ = affine_definition.affine(wide[2], None, wide[4], wide[5], 0, False)
+    # where a derivative jumps, float32 and float64 may take different sides of the corner
+    corners = {0: (), 1: (0.0,), 2: (), 3: (-3.0, 3.0)}[out_act]
+    at_corner = sum(((t - corner).abs() < 1e-5 for corner in corners), torch.zeros_like(t, dtype=torch.bool))
+    close(dr.where(~at_corner, 0), true_dr.where(~at_corner, 0), dtype, 16 + 8 * added.double().abs().max())
+    assert dr.stride() == x.stride()
+    stored, s = dr.double(), x[0, 0].numel()
+    away = wide[2] - wide[3].reshape(mean.shape + (1,) * (x.dim() - 2))
+    terms = s**0.5 * stored.abs()
+    close(p, stored.flatten(2).sum(2), torch.float32, terms.flatten(2).sum(2))
+    close(q, (stored * away).flatten(2).sum(2), torch.float32, (terms * away.abs()).flatten(2).sum(2))
 
 
 def check_affine_backward(
@@ -115,6 +153,11 @@ def check_nan_and_infinity(backend: Any, shape: Shape, dtype: torch.dtype, layou
     torch.testing.assert_close(y, torch.relu(x), rtol=0, atol=0, equal_nan=True)
     truth = torch.autograd.grad(torch.relu(x.requires_grad_()).sum(), x)[0]
     assert torch.equal(unpack_mask(mask, x), truth != 0)
+    for code, function in ((0, torch.clone), (1, torch.relu), (3, torch.nn.functional.hardswish)):
+        y, mean = backend.affine_moments(x.detach(), one, nothing, code)
+        truth = function(x.detach().float())
+        assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isinf(), truth.isinf())
+        assert torch.equal(mean.isnan(), truth.flatten(2).mean(2).isnan())
     mean, _ = backend.moments(x.detach())
     expected = x.detach().float().flatten(2).mean(2)
     assert torch.equal(mean.isnan(), expected.isnan())

@@ -10,6 +10,7 @@ import torch
 from se_fused import reference
 from se_fused.ops import affine as affine_definition
 from se_fused.ops import moments as moments_definition
+from se_fused.ops.codes import RECOMPUTED
 from se_fused.ops.tail import compose_backward, compose_forward
 from se_fused.verify import Case
 
@@ -28,6 +29,7 @@ CASES = {
     "bn-se-add-relu": {},
     "eval": {"training": False},
     "silu": {"out_act": "silu"},
+    "hard-swish": {"out_act": "hard_swish"},
     "silu-eval-no-residual": {"out_act": "silu", "training": False, "residual": False},
     "no-activation": {"out_act": None},
     "no-residual": {"residual": False},
@@ -61,7 +63,7 @@ def test_composition_equals_autograd(options):
     with torch.no_grad():
         x, d = given["x"], given["drop_path_scale"]
         y, mask, mean, factor, hidden, stats = compose_forward(Definitions, x, *arguments, d, *options, True)
-        kept = (given["residual"] if case.out_act == "silu" else None, mask, mean, factor, hidden, stats)
+        kept = (given["residual"] if case.out_act in RECOMPUTED else None, mask, mean, factor, hidden, stats)
         parameters = [given.get(k) for k in ("bn_weight", "bn_bias", "fc1_weight", "fc2_weight")]
         results = compose_backward(Definitions, dy, x, *kept, *parameters, d, *options, True)
     # PyTorch's own hard-sigmoid backward multiplies by a float32 1/6, off by 5e-9, in float64 too
@@ -83,7 +85,7 @@ def test_composition_equals_autograd(options):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("out_act", [None, "relu", "silu"])
+@pytest.mark.parametrize("out_act", [None, "relu", "silu", "hard_swish"])
 def test_reference_gradcheck(training, out_act):
     """The oracle itself, against finite differences."""
     case = Case(

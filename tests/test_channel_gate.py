@@ -36,7 +36,7 @@ def gated(monkeypatch):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("out_act", [None, "relu", "silu"], ids=str)
+@pytest.mark.parametrize("out_act", [None, "relu", "silu", "hard_swish"], ids=str)
 def test_against_float64(gated, out_act, dtype, layout):
     # parameters in float32, so that the gate's arithmetic is the one that the bound was derived for
     case = dataclasses.replace(CASE, out_act=out_act, dtype=DTYPES[dtype], layout=layout, parameter_dtype=torch.float32)
@@ -126,7 +126,7 @@ def test_compiled_through_aot():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("out_act", ["none", "relu", "silu"])
+@pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
 def test_opcheck(out_act):
     given = {k: v.detach() if isinstance(v, Tensor) else v for k, v in CASE.draw(0).items()}
     x, residual, factor = given["x"], given["residual"], torch.rand(4, 24)
@@ -191,7 +191,7 @@ def test_triton_has_the_streams_too():
         (dict(gate=lambda m: 1.0), TypeError, "gate must return a torch.Tensor, got float"),
         (dict(gate=lambda m: m[:, :1]), ValueError, r"gate must return \(N, C\) = \(2, 3\), got shape \(2, 1\)"),
         (dict(residual=torch.zeros(2, 3, 4, 5)), ValueError, "residual must have x's shape"),
-        (dict(out_act="gelu"), ValueError, "out_act must be one of none, relu, silu; got 'gelu'"),
+        (dict(out_act="gelu"), ValueError, "out_act must be one of none, relu, silu, hard_swish; got 'gelu'"),
         (dict(drop_path_scale=torch.zeros(3)), ValueError, "drop_path_scale must be"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

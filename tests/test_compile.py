@@ -21,7 +21,7 @@ def forward_arguments(out_act="relu", training=True, dtype=torch.float32, layout
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("out_act", ["none", "relu", "silu"])
+@pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
 def test_opcheck(out_act, training, layout):
     """Schema, fake, autograd registration and AOT dispatch, as PyTorch checks them."""
     arguments = forward_arguments(out_act, training, layout=layout)

@@ -77,6 +77,7 @@ def test_against_float64(shape: tuple, dtype: torch.dtype, layout: str, backend:
 
 OPTIONS = {
     "silu": {"out_act": "silu"},
+    "hard_swish": {"out_act": "hard_swish"},
     "plain": {"out_act": None},
     "gelu-hard": {"act": "gelu", "gate": "hard_sigmoid", "out_act": "relu"},
 }

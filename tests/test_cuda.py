@@ -20,10 +20,13 @@ from contract import OPTIONS, SHAPES, Shape
 from kernel_support import (
     check_affine,
     check_affine_backward,
+    check_affine_moments,
+    check_affine_moments_backward,
     check_moments,
     check_moments_backward,
     check_nan_and_infinity,
 )
+from squeeze_support import passes as squeeze_passes
 
 from se_fused import backends, functional, reference
 from se_fused.backends.cuda import CudaBackend
@@ -103,14 +106,26 @@ def test_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout:
 
 @everywhere
 def test_affine(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True)):
+    for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True), (3, True)):
         check_affine(backend, shape, dtype, layout, out_act, with_residual, DEVICE)
+    for out_act in range(4):
+        check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
 
 
 @everywhere
 def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True)):
+    for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True), (3, True)):
         check_moments_backward(backend, shape, dtype, layout, out_act, want_dr, DEVICE)
+    for out_act in range(4):
+        check_affine_moments_backward(backend, shape, dtype, layout, out_act, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
+def test_squeeze_behind_an_activation(out_act: str, dtype: torch.dtype, layout: str) -> None:
+    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):  # one is split
+        squeeze_passes(Case("batch_norm_act", shape, dtype, layout, DEVICE, training, out_act=out_act), "cuda")
 
 
 @everywhere

@@ -47,7 +47,7 @@ BAD = {
     "eps NaN": ("eps", float("nan"), ValueError, "eps must lie in"),
     "act": ("act", "rleu", ValueError, "act must be one of identity, relu.*got 'rleu'"),
     "gate": ("gate", "softmax", ValueError, "gate must be one of sigmoid, hard_sigmoid"),
-    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of none, relu, silu; got 'gelu'"),
+    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of none, relu, silu, hard_swish; got 'gelu'"),
     "drop_path shape": ("drop_path_scale", torch.ones(N + 1), ValueError, r"drop_path_scale must be \(N,\) = \(2,\)"),
     "drop_path gradient": ("drop_path_scale", torch.ones(N).requires_grad_(), ValueError, "not require a gradient"),
 }  # fmt: skip

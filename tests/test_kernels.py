@@ -9,6 +9,8 @@ import pytest
 from kernel_support import (
     check_affine,
     check_affine_backward,
+    check_affine_moments,
+    check_affine_moments_backward,
     check_moments,
     check_moments_backward,
     check_nan_and_infinity,
@@ -44,13 +46,13 @@ def test_moments(shape, dtype, layout):
     check_moments(CPU, shape, dtype, layout)
 
 
-@pytest.mark.parametrize("out_act", [0, 1, 2], ids=["none", "relu", "silu"])
+@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
 @pytest.mark.parametrize("with_residual", [True, False], ids=["residual", "alone"])
 def test_affine(shape, dtype, layout, out_act, with_residual):
     check_affine(CPU, shape, dtype, layout, out_act, with_residual)
 
 
-@pytest.mark.parametrize("out_act", [0, 1, 2], ids=["none", "relu", "silu"])
+@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
 @pytest.mark.parametrize("want_dr", [True, False], ids=["dr", "no-dr"])
 def test_moments_backward(shape, dtype, layout, out_act, want_dr):
     check_moments_backward(CPU, shape, dtype, layout, out_act, want_dr)
@@ -59,6 +61,12 @@ def test_moments_backward(shape, dtype, layout, out_act, want_dr):
 @pytest.mark.parametrize(("masked", "with_x"), list(itertools.product([True, False], repeat=2)))
 def test_affine_backward(shape, dtype, layout, masked, with_x):
     check_affine_backward(CPU, shape, dtype, layout, masked, with_x)
+
+
+@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
+def test_affine_moments(shape, dtype, layout, out_act):
+    check_affine_moments(CPU, shape, dtype, layout, out_act)
+    check_affine_moments_backward(CPU, shape, dtype, layout, out_act)
 
 
 def test_nan_and_infinity_flow_as_in_pytorch(shape, dtype, layout):

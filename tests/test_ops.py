@@ -48,6 +48,8 @@ OPTIONS = {
     "eval": {"training": False},
     "silu": {"out_act": "silu"},
     "silu-eval": {"out_act": "silu", "training": False},
+    "hard-swish": {"out_act": "hard_swish"},
+    "hard-swish-eval": {"out_act": "hard_swish", "training": False},
     "no-activation": {"out_act": None},
     "no-residual": {"residual": False},
     "no-residual-silu": {"residual": False, "out_act": "silu"},

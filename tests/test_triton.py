@@ -16,6 +16,8 @@ from contract import OPTIONS, SHAPES
 from kernel_support import (
     check_affine,
     check_affine_backward,
+    check_affine_moments,
+    check_affine_moments_backward,
     check_moments,
     check_moments_backward,
     check_nan_and_infinity,
@@ -81,15 +83,22 @@ def test_moments(shape: Shape, dtype: torch.dtype, layout: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize(("out_act", "with_residual"), [(0, True), (1, True), (1, False), (2, True)])
+@pytest.mark.parametrize(("out_act", "with_residual"), [(0, True), (1, True), (1, False), (2, True), (3, True)])
 def test_affine(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, with_residual: bool) -> None:
     check_affine(TRITON, shape, dtype, layout, out_act, with_residual, DEVICE)
 
 
 @everywhere
-@pytest.mark.parametrize(("out_act", "want_dr"), [(0, False), (1, True), (1, False), (2, True)])
+@pytest.mark.parametrize(("out_act", "want_dr"), [(0, False), (1, True), (1, False), (2, True), (3, True)])
 def test_moments_backward(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, want_dr: bool) -> None:
     check_moments_backward(TRITON, shape, dtype, layout, out_act, want_dr, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize("out_act", range(4))
+def test_affine_moments(shape: Shape, dtype: torch.dtype, layout: str, out_act: int) -> None:
+    check_affine_moments(TRITON, shape, dtype, layout, out_act, DEVICE)
+    check_affine_moments_backward(TRITON, shape, dtype, layout, out_act, DEVICE)
 
 
 @everywhere
@@ -112,6 +121,8 @@ def test_split_streams(shape: Shape, layout: str) -> None:
     check_affine(TRITON, shape, torch.bfloat16, layout, 1, True, DEVICE)
     check_moments_backward(TRITON, shape, torch.float32, layout, 1, True, DEVICE)
     check_affine_backward(TRITON, shape, torch.float32, layout, True, True, DEVICE)
+    check_affine_moments(TRITON, shape, torch.float32, layout, 3, DEVICE)
+    check_affine_moments_backward(TRITON, shape, torch.bfloat16, layout, 1, DEVICE)
 
 
 # ---- the whole op

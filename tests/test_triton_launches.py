@@ -30,7 +30,7 @@ BACKWARD = ["moments_backward_kernel", "gate_backward_kernel", "affine_backward_
 # ---- launches, counted with tensors that have no memory
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
-@pytest.mark.parametrize("out_act", [0, 1, 2], ids=["none", "relu", "silu"])
+@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
 @pytest.mark.parametrize("hidden", [16, None], ids=["gate", "no-gate"])
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
 def test_launches_of_training(shape: tuple, hidden: int | None, out_act: int, channels_last: bool) -> None:

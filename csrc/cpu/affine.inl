@@ -1,8 +1,8 @@
 // Stream 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
 
 template <OutAct act, bool has_residual, class T, class A>
-SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
-                           bool past_caches) {
+SE_INLINE F affine_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
+                        bool past_caches) {
   F t = scale * a.get(x + i) + shift;
   if constexpr (has_residual) t = t + a.get(residual + i);
   if constexpr (act == OutAct::relu) {
@@ -11,7 +11,9 @@ SE_INLINE void affine_step(A a, const T* x, const T* residual, T* y, uint8_t* ma
     t = keep_bits(bits, t);
   }
   if constexpr (act == OutAct::silu) t = t * sigmoid(t);
+  if constexpr (act == OutAct::hard_swish) t = hard_swish(t);
   a.put_result(y + i, t, past_caches);
+  return t;
 }
 
 template <bool per_row, OutAct act, bool has_residual, class T>

@@ -40,6 +40,7 @@ SE_INLINE void close_step(A a, F t, const float* scale, const float* shift, cons
   if constexpr (has_residual) t = t + a.get(residual);
   if constexpr (act == OutAct::relu) t = keep_bits(positive_bits(t), t);
   if constexpr (act == OutAct::silu) t = t * sigmoid(t);
+  if constexpr (act == OutAct::hard_swish) t = hard_swish(t);
   a.put(y, t);
 }
 
@@ -111,5 +112,6 @@ static void product(const ProductArgs& g, const ProductPart& part, float* scratc
     case OutAct::none: return product_with<OutAct::none, T>(g, part, scratch);
     case OutAct::relu: return product_with<OutAct::relu, T>(g, part, scratch);
     case OutAct::silu: return product_with<OutAct::silu, T>(g, part, scratch);
+    case OutAct::hard_swish: return product_with<OutAct::hard_swish, T>(g, part, scratch);
   }
 }

@@ -29,11 +29,12 @@ struct AffineArgs {
 struct MomentsBackwardArgs {
   const void* dy;
   const void* x;
-  const void* residual;  // silu only: its derivative needs the sum before the activation
-  const uint8_t* mask;   // relu only
+  const void* residual;  // where the derivative needs the sum before the activation: recomputed(out_act)
+  const uint8_t* mask;   // relu without `added`
   const float* mean;     // _rows: [rows]; _cols: [len]
-  const float* scale;    // silu only
+  const float* scale;    // recomputed(out_act), or `added`
   const float* shift;
+  const float* added;  // to dy; may be null, and with it there is no residual
   void* dr;  // may be null: then stream 2 takes dy and the mask again
   float* p;  // _rows: [rows]; _cols: [len]
   float* q;
@@ -56,6 +57,18 @@ struct AffineBackwardArgs {
   bool past_caches;
 };
 
+// y = act(scale * x + shift); total = sum of what is rounded to y.
+struct AffineMomentsArgs {
+  const void* x;
+  void* y;
+  const float* scale;  // _rows: [rows]; _cols: [len]
+  const float* shift;
+  float* total;  // _rows: [rows]; _cols: [len]
+  int64_t rows, len;
+  OutAct out_act;
+  bool past_caches;
+};
+
 struct StreamKernels {
   // mean[row] and m2[row] = sum (x - mean)^2 over the row; m2 may be null: inference needs the means alone
   void (*moments_rows)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
@@ -67,6 +80,8 @@ struct StreamKernels {
   void (*moments_backward_cols)(const MomentsBackwardArgs&);
   void (*affine_backward_rows)(const AffineBackwardArgs&);
   void (*affine_backward_cols)(const AffineBackwardArgs&);
+  void (*affine_moments_rows)(const AffineMomentsArgs&);
+  void (*affine_moments_cols)(const AffineMomentsArgs&);
 };
 
 // Everything per (n, c), float32. Absent things are null: no batch norm -> a, b; no drop path -> drop.

@@ -1,39 +1,9 @@
 // Stream 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
 // channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
+#include "chunks.h"
 #include "streams.h"
 
 namespace se_fused::cpu {
-namespace {
-
-// Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
-// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain, and fewer than 64 (7x7 maps) are not
-// worth joining.
-int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512); }
-
-// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
-template <class Work, class Join>
-void in_chunks(const Layout& layout, const Work& work, const Join& join) {
-  const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;
-  const int64_t c = layout.c, samples = layout.n;
-  const std::unique_ptr<float[]> partial(chunks > 1 ? new float[samples * chunks * 2 * c] : nullptr);
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / (size * c));
-  torch::stable::parallel_for(0, samples * chunks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t n = task / chunks, first = task % chunks * size;
-      work(n, first, std::min(size, layout.s - first), partial ? partial.get() + task * 2 * c : nullptr);
-    }
-  });
-  if (!partial) return;
-  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i)
-                                  for (int64_t chunk = 0; chunk < chunks; ++chunk)
-                                    join(i, chunk * size, std::min(size, layout.s - chunk * size),
-                                         partial.get() + (i * chunks + chunk) * 2 * c);
-                              });
-}
-
-}  // namespace
 
 void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
   const char* const from = static_cast<const char*>(x);
@@ -75,6 +45,7 @@ void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, i
     g.mean = at.coefficients(args.mean);
     g.scale = at.coefficients(args.scale);
     g.shift = at.coefficients(args.shift);
+    g.added = at.coefficients(args.added);
     g.p = p;
     g.q = q;
     g.rows = rows;
@@ -136,8 +107,8 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   args.residual = cpu::bytes(residual);
   args.mask = act == OutAct::relu ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
-  args.scale = act == OutAct::silu ? float_vector(scale, nc, "scale") : nullptr;
-  args.shift = act == OutAct::silu ? float_vector(shift, nc, "shift") : nullptr;
+  args.scale = recomputed(act) ? float_vector(scale, nc, "scale") : nullptr;
+  args.shift = recomputed(act) ? float_vector(shift, nc, "shift") : nullptr;
   args.dr = want_dr ? cpu::mutable_bytes(dr) : nullptr;
   args.p = cpu::floats(p);
   args.q = cpu::floats(q);

@@ -155,24 +155,32 @@ static void moments_cols(const void* x, int64_t rows, int64_t len, float* mean, 
             : moments_cols_as<false>((const T*)x, rows, len, mean, m2);
 }
 
-// Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean).
-template <OutAct act, class T, class A>
-SE_INLINE F out_act_backward(const MomentsBackwardArgs& g, A a, const T* dy, const T* x, const T* residual,
-                             const uint8_t* mask, F scale, F shift, int64_t i, F xv) {
-  const F d = a.get(dy + i);
-  if constexpr (act == OutAct::relu) return keep_bits(a.get_bits(mask, i), d);
-  if constexpr (act == OutAct::silu) {
+// Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean); with `added`, dr = (dy + added) * act', and
+// relu's derivative is found from the sum before it, like that of the others.
+template <OutAct act, bool added>
+constexpr bool kFromSum = recomputed(act) || (added && act == OutAct::relu);
+
+template <OutAct act, bool with_added, class T, class A>
+SE_INLINE F out_act_backward(A a, const T* dy, const T* residual, const uint8_t* mask, F scale, F shift, F added,
+                             int64_t i, F xv) {
+  F d = a.get(dy + i);
+  if constexpr (with_added) d = d + added;
+  if constexpr (kFromSum<act, with_added>) {
     F t = scale * xv + shift;
     if (residual) t = t + a.get(residual + i);
-    const F s = sigmoid(t);
-    // Stream 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
-    return rounded<T>(d * s * (splat(1.f) + t * (splat(1.f) - s)));
+    if constexpr (act == OutAct::relu) d = keep_bits(positive_bits(t), d);
+    if constexpr (act == OutAct::silu) d = d * silu_slope(t);
+    if constexpr (act == OutAct::hard_swish) d = d * hard_swish_slope(t);
+  } else if constexpr (act == OutAct::relu) {
+    return keep_bits(a.get_bits(mask, i), d);
   }
+  // Stream 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
+  if constexpr (with_added || recomputed(act)) d = rounded<T>(d);
   return d;
 }
 
-template <OutAct act, class T>
-static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
+template <OutAct act, bool with_added, class T>
+static void moments_backward_rows_with(const MomentsBackwardArgs& g) {
   const T *dy = (const T*)g.dy, *x = (const T*)g.x, *residual = (const T*)g.residual;
   T* dr = (T*)g.dr;
   const uint8_t* mask = g.mask;
@@ -181,16 +189,17 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
   const int64_t together = g.len <= kShortRow ? g.rows / kLanes * kLanes : 0;
   for (int64_t row = 0; row < g.rows; ++row) {
     const F mean = splat(g.mean[row]);
-    const F scale = act == OutAct::silu ? splat(g.scale[row]) : zero();
-    const F shift = act == OutAct::silu ? splat(g.shift[row]) : zero();
+    const F scale = kFromSum<act, with_added> ? splat(g.scale[row]) : zero();
+    const F shift = kFromSum<act, with_added> ? splat(g.shift[row]) : zero();
+    const F added = with_added ? splat(g.added[row]) : zero();
     float row_p = 0, row_q = 0;
     for (int64_t start = 0; start < g.len; start += kBlock) {  // bounds the length of each float32 chain
       const int64_t size = g.len - start < kBlock ? g.len - start : kBlock;
       F p[4] = {zero(), zero(), zero(), zero()}, q[4] = {zero(), zero(), zero(), zero()};
       sweep_sums(size, [&](auto a, int64_t i, auto k) SE_LAMBDA {
         const F xv = a.get(x + start + i);
-        const F d = out_act_backward<act>(g, a, dy + start, x + start, residual ? residual + start : nullptr,
-                                          mask + start / 8, scale, shift, i, xv);
+        const F d = out_act_backward<act, with_added>(a, dy + start, residual ? residual + start : nullptr,
+                                                      mask + start / 8, scale, shift, added, i, xv);
         if (dr) a.put_result(dr + start + i, d, g.past_caches);
         p[k] = p[k] + a.own(d);
         q[k] = q[k] + a.own(d * (xv - mean));
@@ -220,23 +229,24 @@ static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
   if (g.past_caches) fence();
 }
 
-template <OutAct act, int R, class T>
+template <OutAct act, bool with_added, int R, class T>
 SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) {
   const int64_t mask_bytes = (g.len + 7) / 8, at = row * g.len;
   const T *dy = (const T*)g.dy + at, *x = (const T*)g.x + at;
   const T* residual = g.residual ? (const T*)g.residual + at : nullptr;
   T* dr = g.dr ? (T*)g.dr + at : nullptr;
-  const uint8_t* mask = act == OutAct::relu ? g.mask + row * mask_bytes : nullptr;
+  const uint8_t* mask = act == OutAct::relu && !with_added ? g.mask + row * mask_bytes : nullptr;
   sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
     const F mean = a.get(g.mean + i);
-    const F scale = act == OutAct::silu ? a.get(g.scale + i) : zero();
-    const F shift = act == OutAct::silu ? a.get(g.shift + i) : zero();
+    const F scale = kFromSum<act, with_added> ? a.get(g.scale + i) : zero();
+    const F shift = kFromSum<act, with_added> ? a.get(g.shift + i) : zero();
+    const F added = with_added ? a.get(g.added + i) : zero();
     F p = zero(), q = zero();
     for (int r = 0; r < R; ++r) {
       const int64_t skip = r * g.len;
       const F xv = a.get(x + skip + i);
-      const F d = out_act_backward<act>(g, a, dy + skip, x + skip, residual ? residual + skip : nullptr,
-                                        mask + r * mask_bytes, scale, shift, i, xv);
+      const F d = out_act_backward<act, with_added>(a, dy + skip, residual ? residual + skip : nullptr,
+                                                    mask + r * mask_bytes, scale, shift, added, i, xv);
       if (dr) a.put_result(dr + skip + i, d, g.past_caches);
       p = p + d;
       q = q + d * (xv - mean);
@@ -251,21 +261,30 @@ SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) 
   });
 }
 
-template <OutAct act, class T>
-static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
+template <OutAct act, bool with_added, class T>
+static void moments_backward_cols_with(const MomentsBackwardArgs& g) {
   int64_t row = 0;
-  for (; row + 8 <= g.rows; row += 8) moments_backward_tile<act, 8, T>(g, row);
-  for (; row < g.rows; ++row) moments_backward_tile<act, 1, T>(g, row);
+  for (; row + 8 <= g.rows; row += 8) moments_backward_tile<act, with_added, 8, T>(g, row);
+  for (; row < g.rows; ++row) moments_backward_tile<act, with_added, 1, T>(g, row);
   if (g.past_caches) fence();
 }
 
-#define SE_BY_OUT_ACT(function, T, args)                       \
-  switch (args.out_act) {                                      \
-    case OutAct::none: return function<OutAct::none, T>(args); \
-    case OutAct::relu: return function<OutAct::relu, T>(args); \
-    case OutAct::silu: return function<OutAct::silu, T>(args); \
+#define SE_BY_OUT_ACT(function, T, args)                                   \
+  switch (args.out_act) {                                                  \
+    case OutAct::none: return function<OutAct::none, T>(args);             \
+    case OutAct::relu: return function<OutAct::relu, T>(args);             \
+    case OutAct::silu: return function<OutAct::silu, T>(args);             \
+    case OutAct::hard_swish: return function<OutAct::hard_swish, T>(args); \
   }
 
+template <OutAct act, class T>
+static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
+  return g.added ? moments_backward_rows_with<act, true, T>(g) : moments_backward_rows_with<act, false, T>(g);
+}
+template <OutAct act, class T>
+static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
+  return g.added ? moments_backward_cols_with<act, true, T>(g) : moments_backward_cols_with<act, false, T>(g);
+}
 template <class T>
 static void moments_backward_rows(const MomentsBackwardArgs& g) {
   SE_BY_OUT_ACT(moments_backward_rows_as, T, g)

@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
 
   Tensor dx = torch::stable::empty_like(x);
   // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
-  const bool write_dr = want_dr ? closing != OutAct::none : closing == OutAct::silu;
+  const bool write_dr = want_dr ? closing != OutAct::none : recomputed(closing);
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
          dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
     check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
     first.mask = reinterpret_cast<const uint8_t*>(bytes(mask));
   }
-  if (closing == OutAct::silu) {  // scale and shift of the forward, from what was saved
+  if (recomputed(closing)) {  // scale and shift of the forward, from what was saved
     first.residual = bytes(residual);
     GateArgs forward{};
     forward.n = n;

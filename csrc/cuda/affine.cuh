@@ -12,6 +12,9 @@ SE_DEVICE void apply(OutAct out_act, float (&t)[8]) {
   } else if (out_act == OutAct::silu) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) t[j] = silu(t[j]);
+  } else if (out_act == OutAct::hard_swish) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) t[j] = hard_swish(t[j]);
   }
 }
 

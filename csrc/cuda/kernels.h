@@ -91,10 +91,11 @@ struct Affine {
 // dr = dy out_act', p = sum dr, q = sum dr (x - mean).
 struct MomentsBackward {
   const void *dy, *x, *residual;
-  const uint8_t* mask;  // relu
+  const uint8_t* mask;  // relu without `added`
   const float* mean;
-  Coefficients by;  // silu
-  void* dr;         // may be null
+  Coefficients by;     // recomputed(out_act), or `added`
+  const float* added;  // (N, C), to dy; may be null, and with it there is no residual
+  void* dr;            // may be null
   float *p, *q;
   int* counters;
   OutAct out_act;
@@ -108,6 +109,17 @@ struct AffineBackward {
   const uint8_t* mask;
   const float *mean, *k1, *k2, *k3;
   void* dx;
+  Map map;
+  Cut cut;
+};
+
+// y = out_act(scale x + shift) and parts of the mean of what is rounded to y, whose sum over the splits is the mean.
+struct AffineMoments {
+  const void* x;
+  void* y;
+  const float *scale, *shift;  // (N, C)
+  float* mean_parts;           // (splits, N, C)
+  OutAct out_act;
   Map map;
   Cut cut;
 };
@@ -206,6 +218,7 @@ Error launch(const Moments&, Stream);
 Error launch(const Affine&, Stream);
 Error launch(const MomentsBackward&, Stream);
 Error launch(const AffineBackward&, Stream);
+Error launch(const AffineMoments&, Stream);
 Error launch(const GateForward&, int blocks, Stream);
 Error launch(const GateBackward&, int blocks, Stream);
 Error launch(const OnePass&, Stream);

@@ -144,6 +144,7 @@ void each_map(const F& f) {
 
 void list_moments(Instances&);
 void list_affine(Instances&);
+void list_affine_moments(Instances&);
 void list_gate(Instances&);
 void list_gate_backward(Instances&);
 void list_one_pass(Instances&);

@@ -1,44 +1,9 @@
 // Stream 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 #include "moments.cuh"
 
-#include "launch.cuh"
+#include "pieces.cuh"
 
 namespace se_fused::cuda {
-
-// One piece of one row for a group of lanes.
-struct Piece {
-  int64_t row;
-  int split, begin, stop;
-  bool exists;
-
-  SE_DEVICE Piece(const Map& map, const Cut& cut) {
-    const int64_t rows = map.n * map.c;
-    const int64_t unit = (int64_t)blockIdx.x * (blockDim.x / cut.lanes) + threadIdx.x / cut.lanes;
-    exists = unit < rows * cut.splits;
-    row = exists ? unit / cut.splits : 0;
-    split = exists ? (int)(unit % cut.splits) : 0;
-    begin = split * cut.span;
-    stop = exists ? min(begin + cut.span, map.s) : begin;  // nothing to do, but shuffles need all lanes
-  }
-  // of this piece's sum in (splits, N, C)
-  SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
-};
-
-// One piece of one sample's positions for a block.
-struct SumSlab {
-  int64_t n;
-  int split, begin, stop, columns;
-
-  SE_DEVICE SumSlab(const Map& map, const Cut& cut) {
-    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
-    const int64_t rest = blockIdx.x / blocks;
-    columns = (int)(blockIdx.x % blocks);  // neighbours in memory are neighbours in time
-    n = rest / cut.splits;
-    split = (int)(rest % cut.splits);
-    begin = split * cut.span;
-    stop = min(begin + cut.span, map.s);
-  }
-};
 
 // Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
 SE_BOTH constexpr int blocks_of_moments(Mode mode) {
@@ -72,21 +37,31 @@ moments_kernel(SE_CONSTANT Moments g) {
 }
 
 // dr of a vector, from dy, x and what the activation needs; rounded, because stream 2 reads the rounded one.
-template <class T, bool is_silu>
-SE_DEVICE void slope(float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
-                     const float (&scale)[8], const float (&shift)[8]) {
-  if constexpr (is_silu) {
+template <class T, bool from_sum>
+SE_DEVICE void slope(OutAct out_act, float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
+                     const float (&scale)[8], const float (&shift)[8], const float (&added)[8]) {
+  if constexpr (!from_sum) return keep_bits(bits, dr);
+  float t[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) dr[j] *= silu_slope(scale[j] * x[j] + shift[j] + residual[j]);
-    round_to<T>(dr);
-  } else {
-    keep_bits(bits, dr);
+  for (int j = 0; j < 8; ++j) {
+    t[j] = scale[j] * x[j] + shift[j] + residual[j];
+    dr[j] += added[j];
   }
+  if (out_act == OutAct::silu) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) dr[j] *= silu_slope(t[j]);
+  } else if (out_act == OutAct::hard_swish) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) dr[j] *= hard_swish_slope(t[j]);
+  } else if (out_act == OutAct::relu) {
+    keep_bits(positive_bits(t), dr);
+  }
+  round_to<T>(dr);
 }
 
-template <class T, Mode mode, bool is_silu>
+template <class T, Mode mode, bool from_sum>
 SE_DEVICE void backward_rows(const MomentsBackward& g) {
-  constexpr int kLoads = loads_of<T>(mode, is_silu ? 3 : 2);
+  constexpr int kLoads = loads_of<T>(mode, from_sum ? 3 : 2);
   const Map& map = g.map;
   const T *const dy = static_cast<const T*>(g.dy), *const x = static_cast<const T*>(g.x);
   const T* const residual = static_cast<const T*>(g.residual);
@@ -97,10 +72,15 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes, width = (map.s + 7) / 8;
   const float mean = g.mean[piece.row];
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
-  if constexpr (is_silu) {
+  float own_added = 0.f, next_added = 0.f;
+  if constexpr (from_sum) {
     own = coefficients(g.by, piece.row / map.c, (int)(piece.row % map.c), map.c);
     const int64_t after = min(piece.row + 1, rows - 1);
     if (mode == Mode::rows_shifted) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
+    if (g.added) {
+      own_added = g.added[piece.row];
+      next_added = g.added[after];
+    }
   }
   float p = 0.f, q = 0.f;
   for (int i = lane; i < window.vectors; i += kLoads * lanes) {
@@ -112,9 +92,9 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
         const int64_t at = window.origin + 8 * (int64_t)v;
         raw_dy[u] = load<mode, Use::last>(dy, at, limit);
         raw_x[u] = load<mode, Use::keep>(x, at, limit);
-        if (is_silu && residual) raw_residual[u] = load<mode, Use::last>(residual, at, limit);
+        if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual, at, limit);
         bits[u] = 0xff;
-        if (!is_silu && g.mask) {
+        if (!from_sum && g.mask) {
           const int position = (int)(at - piece.row * map.s);
           bits[u] = mode == Mode::rows_shifted ? shifted_bits(g.mask, piece.row, rows, position, map.s)
                                                : g.mask[piece.row * width + position / 8];
@@ -124,18 +104,19 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
     for (int u = 0; u < kLoads; ++u) {
       const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
       if (i + u * lanes >= window.vectors) continue;
-      float d[8], v[8], r[8], scale[8], shift[8];
+      float d[8], v[8], r[8], scale[8], shift[8], added[8];
       unpack(raw_dy[u], d);
       unpack(raw_x[u], v);
-      if (is_silu && residual) unpack(raw_residual[u], r);
+      if (from_sum && residual) unpack(raw_residual[u], r);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        if (!is_silu || !residual) r[j] = 0.f;
+        if (!from_sum || !residual) r[j] = 0.f;
         const bool mine = mode != Mode::rows_shifted || at + j < (piece.row + 1) * map.s;
         scale[j] = mine ? own.scale : next.scale;
         shift[j] = mine ? own.shift : next.shift;
+        added[j] = mine ? own_added : next_added;
       }
-      slope<T, is_silu>(d, v, bits[u], r, scale, shift);
+      slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
       // A vector that two rows or two pieces share is written by the one that holds its first element.
       if (dr && window.holds(at)) store<mode>(dr, at, limit, d);
       const bool whole = window.whole(at);
@@ -149,9 +130,9 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   if (piece.exists && lane == 0) g.p[piece.at(map)] = p, g.q[piece.at(map)] = q;
 }
 
-template <class T, Mode mode, bool is_silu>
+template <class T, Mode mode, bool from_sum>
 SE_DEVICE void backward_columns(const MomentsBackward& g) {
-  constexpr int kLoads = loads_of<T>(mode, is_silu ? 3 : 2);
+  constexpr int kLoads = loads_of<T>(mode, from_sum ? 3 : 2);
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const Map& map = g.map;
@@ -163,16 +144,17 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
   const int width = (map.c + 7) / 8;
   const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + at.channel / 8 : nullptr;
-  float mean[8], scale[8], shift[8], p[8], q[8];
+  float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    p[j] = q[j] = mean[j] = scale[j] = shift[j] = 0.f;
+    p[j] = q[j] = mean[j] = scale[j] = shift[j] = added[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
       mean[j] = g.mean[slab.n * map.c + c];
-      if constexpr (is_silu) {
+      if constexpr (from_sum) {
         const ScaleShift by = coefficients(g.by, slab.n, c, map.c);
         scale[j] = by.scale;
         shift[j] = by.shift;
+        if (g.added) added[j] = g.added[slab.n * map.c + c];
       }
     }
   }
@@ -185,8 +167,8 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
         if (const int64_t s = position + u * at.steps; s < slab.stop) {
           raw_dy[u] = load<mode, Use::last>(dy + s * map.c, at.channel, map.c);
           raw_x[u] = load<mode, Use::keep>(x + s * map.c, at.channel, map.c);
-          if (is_silu && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
-          bits[u] = !is_silu && mask ? mask[s * width] : 0xff;
+          if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
+          bits[u] = !from_sum && mask ? mask[s * width] : 0xff;
         }
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
@@ -195,11 +177,11 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
         float d[8], v[8], r[8];
         unpack(raw_dy[u], d);
         unpack(raw_x[u], v);
-        if (is_silu && residual) unpack(raw_residual[u], r);
+        if (from_sum && residual) unpack(raw_residual[u], r);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          if (!is_silu || !residual) r[j] = 0.f;
-        slope<T, is_silu>(d, v, bits[u], r, scale, shift);
+          if (!from_sum || !residual) r[j] = 0.f;
+        slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
         if (dr) store<mode>(dr + s * map.c, at.channel, map.c, d);
 #pragma unroll
         for (int j = 0; j < 8; ++j) p[j] += d[j], q[j] += d[j] * (v[j] - mean[j]);
@@ -223,21 +205,15 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   }
 }
 
-template <class T, Mode mode, bool is_silu>
-SE_KERNEL(kThreads, is_silu ? 2 : 3)
+template <class T, Mode mode, bool from_sum>
+SE_KERNEL(kThreads, from_sum ? 2 : 3)
 moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
   clear(g.counters);
   if constexpr (mode <= Mode::rows_single)
-    backward_rows<T, mode, is_silu>(g);
+    backward_rows<T, mode, from_sum>(g);
   else
-    backward_columns<T, mode, is_silu>(g);
+    backward_columns<T, mode, from_sum>(g);
 }
-
-static int64_t blocks_of(const Map& map, const Cut& cut) {
-  if (map.by_rows()) return ceil_div(map.n * map.c * cut.splits, kThreads / cut.lanes);
-  return map.n * cut.splits * ceil_div(map.c, 8 * cut.lanes);
-}
-static size_t shared_of(const Map& map) { return map.by_rows() ? 0 : 16 * kThreads * sizeof(float); }
 
 Error launch(const Moments& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
@@ -250,8 +226,8 @@ Error launch(const Moments& g, Stream stream) {
 Error launch(const MomentsBackward& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
     using T = typename decltype(type)::type;
-    const auto kernel = g.out_act == OutAct::silu ? moments_backward_kernel<T, mode.value, true>
-                                                  : moments_backward_kernel<T, mode.value, false>;
+    const auto kernel = recomputed(g.out_act) || g.added ? moments_backward_kernel<T, mode.value, true>
+                                                         : moments_backward_kernel<T, mode.value, false>;
     return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
   });
 }
@@ -265,7 +241,7 @@ void list_moments(Instances& to) {
       add(to, "moments " + name, moments_kernel<T, m, false>, shared);
       add(to, "moments " + name + " m2", moments_kernel<T, m, true>, shared);
       add(to, "moments_backward " + name, moments_backward_kernel<T, m, false>, shared);
-      add(to, "moments_backward " + name + " silu", moments_backward_kernel<T, m, true>, shared);
+      add(to, "moments_backward " + name + " from sum", moments_backward_kernel<T, m, true>, shared);
     });
   });
 }

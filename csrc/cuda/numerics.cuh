@@ -13,6 +13,11 @@ SE_DEVICE float silu_slope(float x) {
   const float s = sigmoid(x);
   return s * (1.f + x * (1.f - s));
 }
+SE_DEVICE float hard_swish(float x) {
+  const float t = x + 3.f;
+  return x * ((t < 0.f ? 0.f : t > 6.f ? 6.f : t) * (1.f / 6.f));
+}
+SE_DEVICE float hard_swish_slope(float x) { return x <= -3.f ? 0.f : x < 3.f ? x * (1.f / 3.f) + 0.5f : 1.f; }
 
 // tanh(log(1 + e)) with e = exp(x), as a ratio: nothing cancels, and above 20 it is 1 to rounding.
 SE_DEVICE float tanh_softplus(float x) {
@@ -33,7 +38,7 @@ static SE_DEVICE float activate(Act act, float x) {
     case Act::silu: return silu(x);
     case Act::gelu: return 0.5f * x * (1.f + erff(x * kSqrtHalf));
     case Act::gelu_tanh: return 0.5f * x * (1.f + tanhf(kGeluA * (x + kGeluB * x * x * x)));
-    case Act::hard_swish: return x <= -3.f ? 0.f : x >= 3.f ? x : x * (x + 3.f) / 6.f;
+    case Act::hard_swish: return hard_swish(x);
     case Act::mish: return x * tanh_softplus(x);
     case Act::tanh: return tanhf(x);
   }
@@ -52,7 +57,7 @@ static SE_DEVICE float activate_slope(Act act, float x) {
       const float t = tanhf(kGeluA * (x + kGeluB * x * x * x));
       return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * kGeluA * (1.f + 3.f * kGeluB * x * x);
     }
-    case Act::hard_swish: return x <= -3.f ? 0.f : x < 3.f ? x / 3.f + 0.5f : 1.f;
+    case Act::hard_swish: return hard_swish_slope(x);
     case Act::mish: {
       const float t = tanh_softplus(x);
       return t + x * sigmoid(x) * (1.f - t * t);

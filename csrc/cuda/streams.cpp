@@ -1,4 +1,4 @@
-// The four streams as operators: shapes, memory, one launch each.
+// The streams as operators: shapes, memory, one launch each; and one that joins the sums of splits.
 #include "host.h"
 
 namespace se_fused {
@@ -48,15 +48,15 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   if (act == OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
   Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
-  const bool silu = act == OutAct::silu;
+  const bool from_sum = recomputed(act);
   MomentsBackward args{};
   args.dy = data(dy);
   args.x = data(x);
-  args.residual = silu ? data(residual) : nullptr;
+  args.residual = from_sum ? data(residual) : nullptr;
   args.mask = act == OutAct::relu ? static_cast<const uint8_t*>(data(mask)) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
-  args.by.scale = silu ? float_vector(scale, nc, "scale") : nullptr;
-  args.by.shift = silu ? float_vector(shift, nc, "shift") : nullptr;
+  args.by.scale = from_sum ? float_vector(scale, nc, "scale") : nullptr;
+  args.by.shift = from_sum ? float_vector(shift, nc, "shift") : nullptr;
   args.dr = want_dr ? mutable_data(dr) : nullptr;
   args.p = floats(p);
   args.q = floats(q);
@@ -89,6 +89,59 @@ Tensor affine_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& 
   args.cut = part_of(args.map);
   if (layout.numel()) place.run(args);
   return dx;
+}
+
+// (splits, N, C) -> (N, C), in PyTorch's order, which is the same in every run
+static Tensor joined(const Tensor& parts) {
+  const int64_t dim = 0;
+  return torch::stable::sum(parts, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
+}
+
+std::tuple<Tensor, Tensor> affine_moments(const Tensor& x, const Tensor& scale, const Tensor& shift, int64_t out_act) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  Tensor y = torch::stable::empty_like(x);
+  AffineMoments args{};
+  args.x = data(x);
+  args.y = mutable_data(y);
+  args.scale = float_vector(scale, nc, "scale");
+  args.shift = float_vector(shift, nc, "shift");
+  args.out_act = static_cast<OutAct>(out_act);
+  if (!layout.numel()) return {y, new_float(x, {layout.n, layout.c})};
+  args.map = map_of(x, layout, {data(x), data(y)});
+  args.cut = cut_of(args.map, place.device);
+  Tensor parts = new_float(x, {args.cut.splits, layout.n, layout.c});
+  args.mean_parts = floats(parts);
+  place.run(args);
+  return {y, joined(parts)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> affine_moments_backward(const Tensor& dy, const Tensor& added, const Tensor& x,
+                                                           const Tensor& mean, const Tensor& scale, const Tensor& shift,
+                                                           int64_t out_act) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  check_like(dy, x, layout, "dy");
+  Tensor dr = torch::stable::empty_like(x);
+  MomentsBackward args{};
+  args.dy = data(dy);
+  args.x = data(x);
+  args.mean = float_vector(mean, nc, "mean");
+  args.by.scale = float_vector(scale, nc, "scale");
+  args.by.shift = float_vector(shift, nc, "shift");
+  args.added = float_vector(added, nc, "added");
+  args.dr = mutable_data(dr);
+  args.out_act = static_cast<OutAct>(out_act);
+  if (!layout.numel()) return {dr, new_float(x, {layout.n, layout.c}), new_float(x, {layout.n, layout.c})};
+  args.map = map_of(x, layout, {data(dy), data(x), args.dr});
+  args.cut = cut_of(args.map, place.device);
+  Tensor p = new_float(x, {args.cut.splits, layout.n, layout.c}), q = torch::stable::empty_like(p);
+  args.p = floats(p);
+  args.q = floats(q);
+  place.run(args);
+  return {dr, joined(p), joined(q)};
 }
 
 }  // namespace se_fused

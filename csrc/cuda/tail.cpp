@@ -218,9 +218,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   if (residual) check_like(*residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
   const auto closing = static_cast<OutAct>(out_act);
-  const bool silu = closing == OutAct::silu, has_bn = stats.numel() != 0;
+  const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
   // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
-  const bool write_dr = silu || (want_dr && closing != OutAct::none);
+  const bool write_dr = from_sum || (want_dr && closing != OutAct::none);
   const Tensor nothing = new_nothing(x);
   Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
   const Excitation fc = excitation(fc1_weight, {}, fc2_weight, {}, c, act, gate);
@@ -267,13 +267,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_
   MomentsBackward first{};
   first.dy = data(dy);
   first.x = data(x);
-  first.residual = silu ? data(residual) : nullptr;
+  first.residual = from_sum ? data(residual) : nullptr;
   first.mean = g.mean;
   if (closing == OutAct::relu) {
     check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
     first.mask = static_cast<const uint8_t*>(data(mask));
   }
-  if (silu) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
+  if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
   first.dr = write_dr ? mutable_data(dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);
   first.q = scratch.take(cut.splits * nc);

@@ -33,6 +33,7 @@ class CpuBackend:
     library = _LIBRARY
     auto_devices: tuple[str, ...] = ("cpu",)
     conv_tail = None  # it would pack the weights in every call
+    gated_conv = None
     moves_running = False
 
     def __init__(self) -> None:
@@ -43,6 +44,8 @@ class CpuBackend:
             self.affine = ops.affine.default
             self.moments_backward = ops.moments_backward.default
             self.affine_backward = ops.affine_backward.default
+            self.affine_moments = ops.affine_moments.default
+            self.affine_moments_backward = ops.affine_moments_backward.default
             self.tail_forward = ops.tail_forward.default
             self.tail_inference = ops.tail_inference.default
             self.tail_backward = ops.tail_backward.default

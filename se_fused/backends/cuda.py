@@ -12,7 +12,10 @@ from .interface import Backend, Running, constant_in_graphs, dtype_reason
 __all__ = ["CudaBackend"]
 
 _LIBRARY = Path(__file__).parent.parent / "_C_cuda.abi3.so"
-_OPERATIONS = ("moments", "affine", "moments_backward", "affine_backward", "tail_inference", "tail_backward")
+_OPERATIONS = (
+    "moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward",
+    "tail_inference", "tail_backward",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -38,6 +41,8 @@ class CudaBackend:
     affine: Any
     moments_backward: Any
     affine_backward: Any
+    affine_moments: Any
+    affine_moments_backward: Any
     tail_inference: Any
     tail_backward: Any
 
@@ -112,6 +117,13 @@ class CudaBackend:
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
         return partial(self._product.conv_tail, tail=self.tail_inference, tail_name=self.name)
+
+    @property
+    def gated_conv(self) -> Any:
+        """The product of another backend, measured for each shape against what this one is put together from."""
+        if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
+            return None
+        return self._product.gated_conv
 
     def __getattr__(self, name: str) -> Any:
         # Operators: looked up when first used, and then found as plain attributes.

@@ -66,6 +66,8 @@ class Backend(Protocol):
     affine: Any
     moments_backward: Any
     affine_backward: Any
+    affine_moments: Any
+    affine_moments_backward: Any
 
     @property
     def tail_forward(self) -> Any:
@@ -81,3 +83,8 @@ class Backend(Protocol):
     @property
     def packed_conv_tail(self) -> Any:
         """From packed weights into its last argument y, which may be the residual; None where there is none."""
+
+    @property
+    def gated_conv(self) -> Any:
+        """Of y in channels_last, in inference, with what else could be called as its last argument; None where there is
+        none."""

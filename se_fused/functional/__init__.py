@@ -1,5 +1,6 @@
-"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them,
-one that has the convolution before it inside, and one whose gate is the caller's.
+"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them; one
+that has the convolution before it inside; one whose gate is the caller's; and two for squeeze-excite between an
+activation and a projection.
 
 They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
 running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
@@ -7,14 +8,17 @@ running statistics. Symbols: N batch, C channels, S positions, R squeezed channe
 
 from .channel_gate import channel_gate
 from .conv import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
+from .squeeze import batch_norm_act_squeeze, gated_conv1x1
 from .tail import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
 
 __all__ = [
     "batch_norm_act",
+    "batch_norm_act_squeeze",
     "batch_norm_squeeze_excite",
     "channel_gate",
     "conv1x1_squeeze_excite",
     "fold_squeeze",
+    "gated_conv1x1",
     "pack_conv1x1",
     "squeeze_excite",
 ]

@@ -44,7 +44,7 @@ def channel_gate(
         x: (N, C, *spatial), as in :func:`squeeze_excite`.
         gate: takes the means (N, C), float32 (float64 for float64), and returns the factor (N, C), any floating dtype.
         residual: what is added, of x's shape and dtype, or None.
-        out_act: after the sum: None, relu or silu.
+        out_act: after the sum: None, relu, silu or hard_swish.
         drop_path_scale: (N,) factor of each sample's branch, without gradient.
 
     Returns:

@@ -204,7 +204,7 @@ def squeeze_excite(
         act: between the layers: identity, relu, relu6, leaky_relu (slope 0.01), silu, gelu, gelu_tanh, hard_swish, mish
             or tanh.
         gate: sigmoid or hard_sigmoid.
-        out_act: after the sum: None, relu or silu.
+        out_act: after the sum: None, relu, silu or hard_swish.
         drop_path_scale: (N,) factor of each sample's branch (stochastic depth: 0 or 1/keep), without gradient.
         inplace: permits y to be written over x in inference (no gradient asked for, statistics given), where that
             saves an allocation and keeps the lines in the caches. What x then holds is undefined.

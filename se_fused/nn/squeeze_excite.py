@@ -193,7 +193,7 @@ class SqueezeExcite(nn.Module):
         Args:
             x: (N, C, *spatial), one to three spatial dimensions.
             residual: added to the rescaled map; x's shape and dtype.
-            out_act: None, "relu" or "silu", after the addition.
+            out_act: None, "relu", "silu" or "hard_swish", after the addition.
             drop_path_scale: (N,), a factor per sample, before the addition.
 
         Returns:

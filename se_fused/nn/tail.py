@@ -133,7 +133,7 @@ def fused_tail(
         se: what rescales its channels, if anything.
         x: (N, C, *spatial), what the block's last convolution gave.
         residual: x's shape and dtype, or None.
-        out_act: None, "relu" or "silu".
+        out_act: None, "relu", "silu" or "hard_swish".
         drop_path: stochastic depth between ``se`` and the addition, if any.
         inplace: permits the result to be written over x in inference; see :func:`is_own`.
 

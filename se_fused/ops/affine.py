@@ -29,6 +29,8 @@ def affine(
         t = torch.relu(t)
     elif out_act == 2:
         t = torch.nn.functional.silu(t)
+    elif out_act == 3:
+        t = torch.nn.functional.hardswish(t)
     return torch.empty_like(x).copy_(t), mask
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .codes import OUT_ACT_CODES
+from .codes import OUT_ACT_CODES, RECOMPUTED
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
 
@@ -170,8 +170,8 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.out_act = backend, out_act
         y, mask = _runner("rescale", backend)(x, residual, factor, out_act, True)
-        # SiLU's derivative is computed from the residual again; nothing else needs it.
-        ctx.save_for_backward(x, residual if out_act == "silu" else None, mask, mean, factor)
+        # only what is computed again in the backward pass needs the residual
+        ctx.save_for_backward(x, residual if out_act in RECOMPUTED else None, mask, mean, factor)
         return y
 
     @staticmethod

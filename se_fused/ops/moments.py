@@ -4,12 +4,22 @@ Symbols: N batch, C channels, S positions; x, dy, residual, dr: (N, C, *spatial)
 (float64 for float64 inputs).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .layout import unpack_mask
 
-__all__ = ["accumulation_dtype", "moments", "moments_backward", "per_channel"]
+__all__ = ["FROM_SUM", "accumulation_dtype", "moments", "moments_backward", "per_channel"]
+
+FROM_SUM: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
+    0: lambda g, t: g,
+    1: lambda g, t: torch.where(t <= 0, 0, g),
+    2: torch.ops.aten.silu_backward,
+    3: torch.ops.aten.hardswish_backward,
+}
+"""g * out_act'(t) by the activation's number in :mod:`.codes`."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,16 +52,16 @@ def moments_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dr = dy * out_act'(t) with t = scale * x + shift + residual; P = sum dr; Q = sum dr * (x - mean).
 
-    ReLU's derivative is the mask; SiLU's is computed again from t. dr is in x's dtype, and empty unless wanted: it is
-    the residual's gradient, and what stream 2 reads.
+    ReLU's derivative is the mask; SiLU's and hard-swish's are computed again from t. dr is in x's dtype, and empty
+    unless wanted: it is the residual's gradient, and what stream 2 reads.
     """
     wide = x.to(mean.dtype)
     g = dy.to(mean.dtype)
     if out_act == 1:
         g = torch.where(unpack_mask(mask, x), g, 0)
-    elif out_act == 2:
+    elif out_act > 1:
         t = per_channel(scale, x) * wide + per_channel(shift, x)
-        g = torch.ops.aten.silu_backward(g, t if residual is None else t + residual)
+        g = FROM_SUM[out_act](g, t if residual is None else t + residual)
         g = g.to(x.dtype).to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers
     p = g.flatten(2).sum(2)
     q = (g * (wide - per_channel(mean, x))).flatten(2).sum(2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES, RECOMPUTED
 from .gate import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
@@ -90,12 +90,12 @@ def compose_backward(
     if fc1_weight is not None and fc2_weight is not None:
         gate_parameters = Gate(fc1_weight, None, fc2_weight, None, act, gate)
     scale = shift = mean
-    if code == 2:  # SiLU's derivative needs the sum before it
+    if out_act in RECOMPUTED:
         scale = torch.ones_like(mean) if gate_parameters is None else factor
         if drop_path_scale is not None:
             scale = scale * drop_path_scale.to(mean.dtype)[:, None]
         scale, shift = (scale, torch.zeros_like(mean)) if bn is None else (scale * bn.a, scale * bn.b)
-    write_dr = code == 2 or (want_dr and code != 0)
+    write_dr = out_act in RECOMPUTED or (want_dr and code != 0)
     dr, p, q = streams.moments_backward(
         dy, x, residual, mask, mean, scale.contiguous(), shift.contiguous(), code, write_dr
     )
@@ -180,7 +180,7 @@ def _tail_backward_fake(
     out_act: str, want_dr: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     c = x.shape[1]
-    write_dr = out_act == "silu" or (want_dr and out_act != "none")
+    write_dr = out_act in RECOMPUTED or (want_dr and out_act != "none")
     dr = torch.empty_like(x) if write_dr else mean.new_empty(0)
     bn = [mean.new_empty(c if stats.numel() else 0) for _ in range(2)]
     if fc1_weight is None:
@@ -202,8 +202,8 @@ def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
     (x, residual, _, _, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale,
      batch_stats, eps, act, gate, out_act) = inputs[: _TENSORS + 5]  # fmt: skip
     ctx.set_materialize_grads(False)
-    # SiLU's derivative is computed from the residual again; nothing else needs it.
-    kept_residual = residual if out_act == "silu" else None
+    # only what is computed again in the backward pass needs the residual
+    kept_residual = residual if out_act in RECOMPUTED else None
     ctx.save_for_backward(x, kept_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
     ctx.options = (batch_stats, eps, act, gate, out_act)
     # what a gradient is cast and shaped to: the kernels return (R, C) in float32

@@ -56,10 +56,13 @@ class TritonBackend:
     affine: Any
     moments_backward: Any
     affine_backward: Any
+    affine_moments: Any
+    affine_moments_backward: Any
     tail_forward: Any
     tail_inference: Any
     tail_backward: Any
     conv_tail: Any
+    gated_conv: Any
 
     def __init__(self) -> None:
         self._modules: tuple[ModuleType, ...] = ()

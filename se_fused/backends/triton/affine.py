@@ -6,7 +6,7 @@ Stream 1 has just read x from front to back, so what is left of it in L2 is its 
 import triton
 import triton.language as tl
 
-from .numerics import map_coefficients, silu
+from .numerics import map_coefficients, out_activate
 from .tiles import (
     along_kept,
     along_positions,
@@ -41,16 +41,12 @@ def affine_tile(
         t = a * t + b
         if residual is not None:
             t += tl.load(residual + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
-        if OUT_ACT == 1:
-            dead = t <= 0  # not of NaN, which passes, as in PyTorch
-            t = tl.where(dead, 0.0, t)
-            if mask is not None:
-                at, exists = mask_offsets(
-                    sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
-                )
-                tl.store(mask + at, pack_bits(valid & (dead == 0)), mask=exists)
-        if OUT_ACT == 2:
-            t = silu(t)
+        if mask is not None:
+            at, exists = mask_offsets(
+                sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
+            )
+            tl.store(mask + at, pack_bits(valid & ((t <= 0) == 0)), mask=exists)
+        t = out_activate(t, OUT_ACT)
         tl.store(y + offsets, t.to(y.dtype.element_ty), mask=valid)
 
 

@@ -16,10 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conv, tail
+from . import conv, streams, tail
 from .launch import Launch, recording
 
-__all__ = ["ARCHITECTURES", "Code", "compiled", "launches_of_conv", "launches_of_tail", "narrow_offsets"]
+__all__ = [
+    "ARCHITECTURES",
+    "Code",
+    "compiled",
+    "launches_of_conv",
+    "launches_of_gated_conv",
+    "launches_of_squeeze",
+    "launches_of_tail",
+    "narrow_offsets",
+]
 
 ARCHITECTURES = (80, 90, 100)
 _POINTERS = {
@@ -185,6 +194,29 @@ def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]
             rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
             _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), 1, 0, 1,
         )  # fmt: skip
+    return launches
+
+
+def launches_of_squeeze(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: int
+) -> list[Launch]:  # fmt: skip
+    """What stream 2 with the mean of its result, and the first half of its backward pass, would launch."""
+    x = _meta(*shape, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    vector = _meta(*shape[:2])
+    with recording(dry=True) as launches:
+        streams.affine_moments(x, vector, vector, out_act)
+        streams.affine_moments_backward(x, vector, x, vector, vector, vector, out_act)
+    return launches
+
+
+def launches_of_gated_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
+    """What a projection of a gated (N, C, *spatial) to C / 4 channels, with a bias, would launch."""
+    n, c = shape[:2]
+    y = _meta(*shape, dtype=dtype).to(memory_format=torch.channels_last)
+    with recording(dry=True) as launches:
+        conv.gated_product(y, _meta(n, c), _meta(c // 4, c, 1, 1, dtype=dtype), _meta(c // 4, dtype=dtype))
     return launches
 
 

@@ -10,6 +10,7 @@ Three launches: means of h, gate, product. Beside the convolution's own traffic 
 pass over u in ResNet's bottlenecks, where the tail after the convolution moves three to five.
 """
 
+from collections.abc import Callable
 from math import gcd
 from typing import Any
 
@@ -19,23 +20,27 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference import conv1x1
-from .configs import cdiv, device_of, product_config
+from .configs import Map, cdiv, device_of, product_config
 from .launch import launch
-from .numerics import silu
+from .numerics import out_activate
 from .streams import map_of
 from .tail import coefficients, parameters_of, tail_inference
 from .tuning import fastest
 
-__all__ = ["conv_tail"]
+__all__ = ["conv_tail", "gated_conv"]
 
 
 @triton.jit
 def conv_kernel(
-    h, weight, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr, ALIGN_C: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr,
+    ALIGN_C: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
+
+    With a gate (N, K) the sum is of gate[n, k] h[n, p, k] weight[c, k], the first product in float32 and rounded to h's
+    dtype: tensor cores take no other, and it is what a scaled map in memory would hold. scale and shift may be None;
+    bias (C,) is then what is added.
 
     A tile's rows are positions of one sample, so that scale and shift are vectors. Tiles of the same positions follow
     each other: they read the same h, and the whole weight (2 MB at most in ResNet-50) stays in L2.
@@ -62,22 +67,26 @@ def conv_kernel(
         right = tl.load(
             weight + channel[:, None] * k_count + (k + lane)[None, :], mask=in_c[:, None] & in_k[None, :], other=0
         )
+        if gate is not None:
+            factor = tl.load(gate + sample * k_count + k + lane, mask=in_k, other=0)
+            left = (left.to(tl.float32) * factor[None, :]).to(h.dtype.element_ty)
         if WIDEN:
             left = left.to(tl.float32)
             right = right.to(tl.float32)
         total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
-    vector = sample * channels + channel
-    a = tl.load(scale + vector, mask=in_c, other=0)
-    b = tl.load(shift + vector, mask=in_c, other=0)
     exists = in_p[:, None] & in_c[None, :]
     offsets = row[:, None] * channels + channel[None, :]
-    t = total * a[None, :] + b[None, :]
+    t = total
+    if scale is not None:
+        vector = sample * channels + channel
+        a = tl.load(scale + vector, mask=in_c, other=0)
+        b = tl.load(shift + vector, mask=in_c, other=0)
+        t = t * a[None, :] + b[None, :]
+    if bias is not None:
+        t += tl.load(bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
     if residual is not None:
         t += tl.load(residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
-    if OUT_ACT == 1:
-        t = tl.where(t <= 0, 0.0, t)
-    if OUT_ACT == 2:
-        t = silu(t)
+    t = out_activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=exists)
 
 
@@ -90,16 +99,12 @@ def _conv_precision() -> str:
     return "ieee"
 
 
-def product(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
-    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
+def _launch(
+    h: Tensor, m: Map, conv_weight: Tensor, gate: Tensor | None = None, bias: Tensor | None = None,
+    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None, out_act: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Three launches: means of h, gate, product."""
-    m = map_of(h)
+    """The product alone, of h in channels_last, 4-D or 5-D."""
     c, k = conv_weight.shape[:2]
-    parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
-    (bias,) = parameters_of(conv_bias)
-    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, bias)
     y = torch.empty(
         (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
         memory_format=torch.channels_last if h.dim() == 4 else torch.channels_last_3d,
@@ -108,12 +113,24 @@ def product(
     config = product_config(m.s, c, k, h.element_size(), exact)
     align_k, align_c = gcd(k, 16), gcd(c, 16)
     launch(
-        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h,
-        weight=conv_weight.reshape(c, k).contiguous(), residual=residual, scale=found.scale, shift=found.shift, y=y,
+        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
+        weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift, y=y,
         inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
         PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
     )  # fmt: skip
     return y
+
+
+def product(
+    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
+    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
+) -> Tensor:  # fmt: skip
+    """Three launches: means of h, gate, product."""
+    m = map_of(h)
+    parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
+    (bias,) = parameters_of(conv_bias)
+    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, bias)
+    return _launch(h, m, conv_weight, residual=residual, scale=found.scale, shift=found.shift, out_act=out_act)
 
 
 def conv_tail(
@@ -145,3 +162,22 @@ def conv_tail(
         f"torch={torch.__version__}"
     )
     return ways[fastest(key, ways, h.device)]()
+
+
+def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One launch."""
+    return _launch(y, map_of(y), weight, gate, None if bias is None else bias.contiguous())
+
+
+def gated_conv(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Tensor]) -> Tensor:
+    """(N, D, *spatial) from y (N, C, *spatial), channels_last, 4-D or 5-D, and the gate (N, C). Arguments as in
+    se_fused/ops/gated_conv.py.
+
+    The product, or what ``otherwise`` does: whichever was faster when this shape was first seen.
+    """
+    ways = {"product": lambda: gated_product(y, gate, weight, bias), "otherwise": otherwise}
+    key = (
+        f"gated_conv {tuple(y.shape)} -> {weight.shape[0]} {y.dtype} {_conv_precision()} bias={bias is not None} "
+        f"torch={torch.__version__}"
+    )
+    return ways[fastest(key, ways, y.device)]()

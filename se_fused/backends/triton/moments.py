@@ -8,7 +8,7 @@ floats, the same bits in every run.
 import triton
 import triton.language as tl
 
-from .numerics import map_coefficients, silu_slope
+from .numerics import map_coefficients, out_slope
 from .tiles import (
     along_kept,
     along_positions,
@@ -90,15 +90,16 @@ def moments_kernel(
 
 @triton.jit
 def moments_backward_kernel(
-    dy, x, residual, mask, mean, scale, shift, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters, channels,
-    eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
+    channels, eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample, kept].
 
-    ReLU's derivative (OUT_ACT 1) is the mask. SiLU's (2) is computed again from t = scale * x + shift + residual, with
-    scale and shift given or made of what the forward pass saved; and dr is rounded before it is summed, because stream
-    2 reads the rounded one.
+    ReLU's derivative (OUT_ACT 1) is the mask. SiLU's and hard-swish's are computed again from t = scale * x + shift +
+    residual, with scale and shift given or made of what the forward pass saved; and dr is rounded before it is summed,
+    because stream 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy; then ReLU's derivative too is
+    computed from t.
     """
     if counters is not None:
         clear(counters, COUNTERS)
@@ -108,7 +109,7 @@ def moments_backward_kernel(
     in_kept = kept < kept_count
     vector = sample * kept_count + kept
     centre = along_kept(tl.load(mean + vector, mask=in_kept, other=0), CHANNELS_LAST)
-    if OUT_ACT == 2:
+    if OUT_ACT >= 2 or added is not None:
         mu, var = stats, stats
         if stats is not None:
             var = stats + channels
@@ -117,6 +118,8 @@ def moments_backward_kernel(
         )
         a = along_kept(a, CHANNELS_LAST)
         b = along_kept(b, CHANNELS_LAST)
+    if added is not None:
+        more = along_kept(tl.load(added + vector, mask=in_kept, other=0), CHANNELS_LAST)
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     if CHANNELS_LAST:
@@ -131,16 +134,19 @@ def moments_backward_kernel(
         offsets = element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST)
         gradient = tl.load(dy + offsets, mask=valid, other=0)
         value = tl.load(x + offsets, mask=valid, other=0).to(tl.float32)
-        if OUT_ACT == 1:
+        if mask is not None:
             at, exists = mask_offsets(
                 sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
             )
             gradient = tl.where(unpack_bits(tl.load(mask + at, mask=exists, other=0)), gradient, 0.0)
-        if OUT_ACT == 2:
+        if OUT_ACT >= 2 or added is not None:
             t = a * value + b
             if residual is not None:
                 t += tl.load(residual + offsets, mask=valid, other=0).to(tl.float32)
-            gradient = (gradient.to(tl.float32) * silu_slope(t)).to(dy.dtype.element_ty)
+            wide = gradient.to(tl.float32)
+            if added is not None:  # beyond the map dy is 0 and this is not
+                wide += tl.where(valid, more, 0.0)
+            gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
         if dr is not None:
             tl.store(dr + offsets, gradient, mask=valid)
         wide = gradient.to(tl.float32)

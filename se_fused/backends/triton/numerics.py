@@ -25,6 +25,41 @@ def silu_slope(x):
 
 
 @triton.jit
+def hard_swish(x):
+    t = x + 3.0
+    return x * (tl.where(t < 0, 0.0, tl.where(t > 6, 6.0, t)) * (1.0 / 6))
+
+
+@triton.jit
+def hard_swish_slope(x):
+    return tl.where(x <= -3, 0.0, tl.where(x < 3, x * (1.0 / 3) + 0.5, 1.0))
+
+
+@triton.jit
+def out_activate(t, OUT_ACT: tl.constexpr):
+    """What closes a block, by its number in OUT_ACT_CODES. Comparisons are such that NaN passes, as in PyTorch."""
+    if OUT_ACT == 1:
+        t = tl.where(t <= 0, 0.0, t)
+    if OUT_ACT == 2:
+        t = silu(t)
+    if OUT_ACT == 3:
+        t = hard_swish(t)
+    return t
+
+
+@triton.jit
+def out_slope(gradient, t, OUT_ACT: tl.constexpr):
+    """gradient * its derivative at t, in float32."""
+    if OUT_ACT == 1:
+        gradient = tl.where(t <= 0, 0.0, gradient)
+    if OUT_ACT == 2:
+        gradient *= silu_slope(t)
+    if OUT_ACT == 3:
+        gradient *= hard_swish_slope(t)
+    return gradient
+
+
+@triton.jit
 def tanh(x):
     """1 - 2 / (exp(2x) + 1) cancels near zero: there, the series (its next term is below 1e-8 of it)."""
     square = x * x
@@ -56,7 +91,7 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == 6:  # gelu_tanh
         x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
     elif ACT == 7:  # hard_swish
-        x = tl.where(x <= -3, 0.0, tl.where(x >= 3, x, x * (x + 3.0) / 6.0))
+        x = hard_swish(x)
     elif ACT == 8:  # mish
         x = x * tanh_softplus(x)
     elif ACT == 9:
@@ -83,7 +118,7 @@ def activate_slope(x, ACT: tl.constexpr):
         inner = 0.7978845608028654 * (1.0 + 3 * 0.044715 * x * x)
         slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
     elif ACT == 7:
-        slope = tl.where(x <= -3, 0.0, tl.where(x < 3, x / 3.0 + 0.5, slope))
+        slope = hard_swish_slope(x)
     elif ACT == 8:
         t = tanh_softplus(x)
         slope = t + x * sigmoid(x) * (1.0 - t * t)

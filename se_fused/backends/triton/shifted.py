@@ -13,7 +13,7 @@ The whole window is one step; N * C * S is a multiple of VECTOR, so the last vec
 import triton
 import triton.language as tl
 
-from .numerics import map_coefficients, silu, silu_slope
+from .numerics import map_coefficients, out_activate, out_slope
 from .tiles import clear
 
 
@@ -103,30 +103,24 @@ def affine_shifted_kernel(
     t = of_two_rows(a_own, a_next, p, length) * t + of_two_rows(b_own, b_next, p, length)
     if residual is not None:
         t += tl.load(residual + offsets, mask=needed, other=0, eviction_policy="evict_first").to(tl.float32)
-    if OUT_ACT == 1:
-        dead = t <= 0  # not of NaN, which passes, as in PyTorch
-        t = tl.where(dead, 0.0, t)
-        if mask is not None:
-            alive = (touched & (p >= 0) & (p < length) & (dead == 0)).to(tl.int64)
-            width = (length + 7) // 8
-            byte = tl.arange(0, 8)
-            for word in tl.static_range(WORDS):
-                here = (p >= 64 * word) & (p < 64 * word + 64)
-                bits = tl.sum(tl.where(here, alive << (p & 63).to(tl.int64), 0), axis=1)
-                at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
-                exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
-                tl.store(
-                    mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists
-                )
-    if OUT_ACT == 2:
-        t = silu(t)
+    if mask is not None:
+        alive = (touched & (p >= 0) & (p < length) & ((t <= 0) == 0)).to(tl.int64)
+        width = (length + 7) // 8
+        byte = tl.arange(0, 8)
+        for word in tl.static_range(WORDS):
+            here = (p >= 64 * word) & (p < 64 * word + 64)
+            bits = tl.sum(tl.where(here, alive << (p & 63).to(tl.int64), 0), axis=1)
+            at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
+            exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
+            tl.store(mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists)
+    t = out_activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
 
 
 @triton.jit
 def moments_backward_shifted_kernel(
-    dy, x, residual, mask, mean, scale, shift, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum, counters,
-    channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
+    counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """moments_backward_kernel: dr unless it is None, P and Q (N, C)."""
@@ -135,9 +129,9 @@ def moments_backward_shifted_kernel(
     row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
     gradient = tl.load(dy + offsets, mask=touched, other=0)
     value = tl.load(x + offsets, mask=touched, other=0).to(tl.float32)
-    if OUT_ACT == 1:
+    if mask is not None:
         gradient = tl.where(mask_bits(mask, row, p, length, touched), gradient, 0.0)
-    if OUT_ACT == 2:
+    if OUT_ACT >= 2 or added is not None:
         mu, var = stats, stats
         if stats is not None:
             var = stats + channels
@@ -150,7 +144,11 @@ def moments_backward_shifted_kernel(
         t = of_two_rows(a_own, a_next, p, length) * value + of_two_rows(b_own, b_next, p, length)
         if residual is not None:
             t += tl.load(residual + offsets, mask=touched, other=0).to(tl.float32)
-        gradient = (gradient.to(tl.float32) * silu_slope(t)).to(dy.dtype.element_ty)
+        wide = gradient.to(tl.float32)
+        if added is not None:
+            own_added, next_added = vector_pair(added, row, rows)
+            wide += of_two_rows(own_added, next_added, p, length)
+        gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
     if dr is not None:
         tl.store(dr + offsets, gradient, mask=owned)
     centre = tl.load(mean + row, mask=row < rows, other=0)

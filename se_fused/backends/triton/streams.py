@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .affine import affine_backward_kernel, affine_kernel
+from .affine_moments import affine_moments_kernel, affine_moments_shifted_kernel
 from .configs import Map, Stream, cdiv, device_of, neighbours, stream_config
 from .launch import launch
 from .moments import moments_backward_kernel, moments_kernel
@@ -18,7 +19,14 @@ from .shifted import (
 )
 from .tuning import autotunes, can_measure, fastest
 
-__all__ = ["affine", "affine_backward", "moments", "moments_backward"]
+__all__ = [
+    "affine",
+    "affine_backward",
+    "affine_moments",
+    "affine_moments_backward",
+    "moments",
+    "moments_backward",
+]
 
 COUNTERS = 4
 """int32 of the gate's launch, zeroed by stream 1: tickets, and tiles done in two phases (a power of two)."""
@@ -110,10 +118,13 @@ def launch_moments_backward(
     dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, out_act: int, want_dr: bool, m: Map,
     counters: Tensor | None, **vectors: Any,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """dr, and the splits' P and Q (splits, N, C). ``vectors``: what SiLU's map is made of."""
-    given: dict[str, Any] = dict.fromkeys(("scale", "shift", "factor", "stats", "bn_weight", "bn_bias", "drop"))
+    """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
+    given: dict[str, Any] = dict.fromkeys(
+        ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
+    )
     given["eps"] = 0.0
-    silu = out_act == 2
+    added = vectors.get("added") is not None
+    from_sum = out_act > 1 or added
 
     def run(config: Stream) -> tuple[Tensor | None, Tensor, Tensor]:
         splits = config.splits(m)
@@ -122,13 +133,14 @@ def launch_moments_backward(
         sums = {"p_sum": p, "q_sum": q} if m.shifted else {"p": p, "q": q, "samples": m.samples}
         launch(
             moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
-            config.options(), dy=dy, x=x, residual=residual if silu else None, mask=mask if out_act == 1 else None,
+            config.options(), dy=dy, x=x, residual=residual if from_sum else None,
+            mask=mask if out_act == 1 and not added else None,
             mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, COUNTERS=COUNTERS, **sums,
-            **(given | vectors if silu else given), **_geometry(m, config),
+            **(given | vectors if from_sum else given), **_geometry(m, config),
         )  # fmt: skip
         return dr, p, q
 
-    return run(_choose(f"moments_backward {out_act}", x, m, 2, True, run))
+    return run(_choose(f"moments_backward {out_act} {added}", x, m, 2, True, run))
 
 
 def launch_affine_backward(
@@ -182,6 +194,40 @@ def moments_backward(
         dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift
     )
     return x.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
+
+
+def affine_moments(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
+    """y, and the mean (N, C) of what is rounded to it: one launch, and one that adds up splits where there are any."""
+    m = map_of(x)
+
+    def run(config: Stream) -> tuple[Tensor, Tensor]:
+        y, parts = torch.empty_like(x), floats(x, config.splits(m), m.n, m.c)
+        samples = {} if m.shifted else {"samples": m.samples}
+        launch(
+            affine_moments_shifted_kernel if m.shifted else affine_moments_kernel, config.programs(m), x.device,
+            config.options(), x=x, scale=scale, shift=shift, y=y, mean_parts=parts, OUT_ACT=out_act, **samples,
+            **_geometry(m, config),
+        )  # fmt: skip
+        return y, parts
+
+    # as for two maps read: what is written is in registers beside the sums (134 of them on sm_100 with twice as much)
+    y, parts = run(_choose(f"affine_moments {out_act}", x, m, 2, True, run))
+    return y, _joined(parts)
+
+
+def affine_moments_backward(
+    dy: Tensor, added: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, out_act: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dr, P and Q (N, C)."""
+    dr, p, q = launch_moments_backward(
+        dy, x, None, mean, mean, out_act, True, map_of(x), None, scale=scale, shift=shift, added=added
+    )
+    assert dr is not None
+    return dr, _joined(p), _joined(q)
+
+
+def _joined(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def affine_backward(

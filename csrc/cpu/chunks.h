@@ -1,0 +1,36 @@
+// Sums of a channels_last map: all channels side by side over chunks of positions, which are joined in a fixed order.
+#pragma once
+
+#include "driver.h"
+
+namespace se_fused::cpu {
+
+// Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
+// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain, and fewer than 64 (7x7 maps) are not
+// worth joining.
+inline int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512); }
+
+// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
+template <class Work, class Join>
+void in_chunks(const Layout& layout, const Work& work, const Join& join) {
+  const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;
+  const int64_t c = layout.c, samples = layout.n;
+  const std::unique_ptr<float[]> partial(chunks > 1 ? new float[samples * chunks * 2 * c] : nullptr);
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (size * c));
+  torch::stable::parallel_for(0, samples * chunks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task / chunks, first = task % chunks * size;
+      work(n, first, std::min(size, layout.s - first), partial ? partial.get() + task * 2 * c : nullptr);
+    }
+  });
+  if (!partial) return;
+  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i)
+                                  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                                    join(i, chunk * size, std::min(size, layout.s - chunk * size),
+                                         partial.get() + (i * chunks + chunk) * 2 * c);
+                              });
+}
+
+}  // namespace se_fused::cpu

@@ -1,0 +1,50 @@
+// How the blocks of a stream that sums lie over a map: pieces of positions, one sum each.
+#pragma once
+
+#include "launch.cuh"
+#include "tiles.cuh"
+
+namespace se_fused::cuda {
+
+// One piece of one row for a group of lanes.
+struct Piece {
+  int64_t row;
+  int split, begin, stop;
+  bool exists;
+
+  SE_DEVICE Piece(const Map& map, const Cut& cut) {
+    const int64_t rows = map.n * map.c;
+    const int64_t unit = (int64_t)blockIdx.x * (blockDim.x / cut.lanes) + threadIdx.x / cut.lanes;
+    exists = unit < rows * cut.splits;
+    row = exists ? unit / cut.splits : 0;
+    split = exists ? (int)(unit % cut.splits) : 0;
+    begin = split * cut.span;
+    stop = exists ? min(begin + cut.span, map.s) : begin;  // nothing to do, but shuffles need all lanes
+  }
+  // of this piece's sum in (splits, N, C)
+  SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
+};
+
+// One piece of one sample's positions for a block.
+struct SumSlab {
+  int64_t n;
+  int split, begin, stop, columns;
+
+  SE_DEVICE SumSlab(const Map& map, const Cut& cut) {
+    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
+    const int64_t rest = blockIdx.x / blocks;
+    columns = (int)(blockIdx.x % blocks);  // neighbours in memory are neighbours in time
+    n = rest / cut.splits;
+    split = (int)(rest % cut.splits);
+    begin = split * cut.span;
+    stop = min(begin + cut.span, map.s);
+  }
+};
+
+inline int64_t blocks_of(const Map& map, const Cut& cut) {
+  if (map.by_rows()) return ceil_div(map.n * map.c * cut.splits, kThreads / cut.lanes);
+  return map.n * cut.splits * ceil_div(map.c, 8 * cut.lanes);
+}
+inline size_t shared_of(const Map& map) { return map.by_rows() ? 0 : 16 * kThreads * sizeof(float); }
+
+}  // namespace se_fused::cuda

@@ -1,0 +1,53 @@
+"""x times a factor per sample and channel, differentiable in both, by the streams that are there.
+
+Passes over the map: forward 2 (``affine``), backward 2 for the factor's gradient (the sum Q of ``moments_backward``
+with mean 0) and 2 for x's (``affine``), where ``x * factor`` in PyTorch has 2 and 6: it writes the product whose sum
+the factor's gradient is.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .layout import dense_like
+from .moments import per_channel
+
+__all__ = ["rescale"]
+
+
+def _scaled(backend: backends.Backend, x: Tensor, factor: Tensor) -> Tensor:
+    y: Tensor = backend.affine(x, None, factor, torch.zeros_like(factor), 0, False)[0]
+    return y
+
+
+class _Rescale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, backend: backends.Backend) -> Tensor:
+        ctx.backend = backend
+        ctx.save_for_backward(x, factor)
+        return _scaled(backend, x, factor)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, factor = ctx.saved_tensors
+        wants_dx, wants_dfactor, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # gradients of gradients: PyTorch's own operations have them
+            dx = dy * per_channel(factor, x).to(x.dtype) if wants_dx else None
+            return dx, (dy.to(factor.dtype) * x).flatten(2).sum(2) if wants_dfactor else None, None
+        dy = dense_like(dy, x)
+        dfactor = None
+        if wants_dfactor:
+            nothing, zero = factor.new_empty(0), torch.zeros_like(factor)
+            _, _, dfactor = ctx.backend.moments_backward(dy, x, None, nothing, zero, factor, zero, 0, False)
+        return _scaled(ctx.backend, dy, factor) if wants_dx else None, dfactor, None
+
+
+def rescale(backend: backends.Backend | None, x: Tensor, factor: Tensor) -> Tensor:
+    """x: (N, C, *spatial), dense; factor: (N, C). Plain PyTorch without a backend, and in a graph, whose compiler fuses
+    a product with its sum."""
+    if backend is None or torch.compiler.is_compiling():
+        return x * per_channel(factor, x).to(x.dtype)
+    y: Tensor = _Rescale.apply(x, factor.float().contiguous(), backend)
+    return y
