@@ -26,7 +26,7 @@ from .models import (
     list_models,
     load_pretrained,
 )
-from .nn import SqueezeExcite, conversion_report, convert, revert
+from .nn import SqueezeExcite, conversion_report, convert, optimize_for_inference, revert
 
 __all__ = [
     "BackendUnavailable",
@@ -50,6 +50,7 @@ __all__ = [
     "info",
     "list_models",
     "load_pretrained",
+    "optimize_for_inference",
     "reference",
     "revert",
     "use_backend",

@@ -25,10 +25,12 @@ SE_INLINE void sum_tile(const float* h, const float* weight, int64_t k, F* sums)
   each<rows * panels>([&](auto i) SE_LAMBDA { sums[i] = sum[i]; });
 }
 
-// sums[row * panels + panel], for any number of rows up to a tile's
+// sums[row * panels + panel], for any number of rows up to a tile's. A function of its own: inlined into every
+// combination of what comes behind it, the sums were half of the library.
 template <int panels>
 static __attribute__((noinline)) void sum_rows(int64_t rows, const float* h, const float* weight, int64_t k, F* sums) {
-  each<kTileRows>([&](auto last) SE_LAMBDA {
+  if (rows == kTileRows) return sum_tile<kTileRows, panels>(h, weight, k, sums);
+  each<kTileRows - 1>([&](auto last) SE_LAMBDA {
     if (rows == last + 1) sum_tile<decltype(last)::value + 1, panels>(h, weight, k, sums);
   });
 }
@@ -61,12 +63,10 @@ SE_INLINE void product_tile(const ProductArgs& g, const float* h, const int64_t*
     }
   F sums[kTileRows * kTilePanels];
   const float* const weight = g.weight + c * g.k;
-  if (panels != kTilePanels)
-    sum_rows<1>(rows, h, weight, g.k, sums);
-  else if (rows != kTileRows)
+  if (panels == kTilePanels)
     sum_rows<kTilePanels>(rows, h, weight, g.k, sums);
   else
-    sum_tile<kTileRows, kTilePanels>(h, weight, g.k, sums);
+    sum_rows<1>(rows, h, weight, g.k, sums);
   const auto close = [&](auto a, int64_t r, int64_t p) SE_LAMBDA {
     const int64_t of = coefficients[r] + p * kLanes, at = r * ld + p * kLanes;
     close_step<act, has_residual, T>(a, sums[r * panels + p], scale ? scale + of : nullptr,

@@ -16,9 +16,6 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 SELayer = Callable[[int], SqueezeExcite]
 """Builds the SE of a block from the block's channels."""
 
-# fused_tail's batch norm where it has been applied already, together with the ReLU before SE.
-_APPLIED = nn.Identity()
-
 
 class Downsample(nn.Sequential):
     """The shortcut's projection, keys "0" (convolution) and "1" (batch norm). (N, C, H, W) -> (N, D, H/s, W/s)."""
@@ -142,7 +139,7 @@ class BasicBlock(_Block):
         u = conv_bn_act(self.conv1, self.bn1, x)
         if self.caffe and self.se is not None:
             u = conv_bn_act(self.conv2, self.bn2, u)
-            return fused_tail(_APPLIED, self.se, u, shortcut, "relu", self.drop_path)
+            return fused_tail(None, self.se, u, shortcut, "relu", self.drop_path)
         return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
 
 

@@ -91,7 +91,7 @@ class UNetClassifier(ImageClassifier):
         Raises:
             ValueError: H or W is less than 16.
         """
-        if min(x.shape[2:]) < 2**_DEPTH:
+        if isinstance(x, Tensor) and min(x.shape[2:]) < 2**_DEPTH:  # a proxy of torch.fx has no sizes
             raise ValueError(
                 f"x must be at least {2**_DEPTH} x {2**_DEPTH} for {_DEPTH} halvings, got shape {tuple(x.shape)}"
             )

@@ -1,7 +1,8 @@
-"""Modules: the SE layer, stochastic depth, the tail of a residual block, the middle of an inverted one, and the
-conversion of other models."""
+"""Modules: the SE layer, stochastic depth, the tail of a residual block, the middle of an inverted one, the
+conversion of other models, and whole models for inference."""
 
 from .gated_projection import fused_gate_projection
+from .optimize import optimize_for_inference
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
 from .surgery import Report, conversion_report, convert, revert
 from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
@@ -20,5 +21,6 @@ __all__ = [
     "fused_tail",
     "gate_name",
     "is_own",
+    "optimize_for_inference",
     "revert",
 ]

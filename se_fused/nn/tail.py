@@ -110,7 +110,7 @@ def _step(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
 
 
 def fused_tail(
-    bn: nn.Module,
+    bn: nn.Module | None,
     se: nn.Module | None,
     x: Tensor,
     residual: Tensor | None = None,
@@ -129,7 +129,7 @@ def fused_tail(
     Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would.
 
     Args:
-        bn: the block's last normalisation.
+        bn: the block's last normalisation; None: it has been applied.
         se: what rescales its channels, if anything.
         x: (N, C, *spatial), what the block's last convolution gave.
         residual: x's shape and dtype, or None.
@@ -141,7 +141,9 @@ def fused_tail(
         (N, C, *spatial), x's dtype and memory format.
     """
     if not (
-        _is_fusable(bn, x)
+        isinstance(x, Tensor)  # a proxy of torch.fx traces the modules
+        and bn is not None
+        and _is_fusable(bn, x)
         and (se is None or _is_fusable_se(se))
         and (drop_path is None or is_plain(drop_path, DropPath))
     ):
@@ -164,7 +166,7 @@ def fused_tail(
 
 
 def _unfused_tail(
-    bn: nn.Module,
+    bn: nn.Module | None,
     se: nn.Module | None,
     x: Tensor,
     residual: Tensor | None,
@@ -172,7 +174,7 @@ def _unfused_tail(
     drop_path: nn.Module | None,
 ) -> Tensor:
     """:func:`fused_tail` for modules that must be called, each with what it expects, so that their hooks see it."""
-    u = bn(x)
+    u = x if bn is None else bn(x)
     if drop_path is None or is_plain(drop_path, DropPath):
         scale = None if drop_path is None else drop_path.scale(u)
         if se is not None and is_plain(se, SqueezeExcite):
