@@ -1,4 +1,4 @@
-"""optimize_for_inference: the same answers from fewer, larger layers, and nothing of the model's or the caller's touched."""
+"""optimize_for_inference: the same answers from fewer, larger layers, and nothing of the caller's touched."""
 
 import copy
 import pickle
@@ -59,6 +59,9 @@ MODELS = {
     "timm-mobilenetv3": lambda: timm_model("mobilenetv3_small_050"),
     "timm-regnety": lambda: timm_model("regnety_002"),
     "timm-ecaresnet": lambda: timm_model("ecaresnet26t"),
+    "monai-seresnet50": lambda: pytest.importorskip("monai.networks.nets").SEResNet50(
+        spatial_dims=2, in_channels=3, num_classes=7
+    ),
     "torchvision-resnet": lambda: pytest.importorskip("torchvision").models.resnet18(num_classes=7),
     "torchvision-regnet": lambda: pytest.importorskip("torchvision").models.regnet_y_400mf(num_classes=7),
 }  # fmt: skip
@@ -293,15 +296,13 @@ class Decides(nn.Module):
 
 
 def test_bad_input() -> None:
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module.*got int"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module.*got int"):
         se_fused.optimize_for_inference(3)  # type: ignore[arg-type]
-    with pytest.raises(
-        TypeError, match="dtype must be torch.float32, torch.bfloat16 or torch.float16, got torch.float64"
-    ):
+    with pytest.raises(TypeError, match=r"dtype must be torch\.float32.*got torch\.float64"):
         se_fused.optimize_for_inference(Toy(), dtype=torch.float64)
     with pytest.raises(ValueError, match=r"cannot be traced by torch.fx.*se_fused.convert\(model\)"):
         se_fused.optimize_for_inference(Decides(), images(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="no convolution.*example_input"):
+    with pytest.raises(ValueError, match=r"no convolution.*example_input"):
         se_fused.optimize_for_inference(nn.Linear(3, 4))
     with pytest.raises(ValueError, match="no parameters"):
         se_fused.optimize_for_inference(nn.ReLU())

@@ -133,7 +133,7 @@ class ConvAct(_Conv):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ConvAct":
         self._packed = None
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
     def _packable(self, x: Tensor) -> bool:
@@ -169,15 +169,33 @@ class ConvAct(_Conv):
         return f"{super().extra_repr()}, act={self.act}"
 
 
-def _gate_buffers(module: nn.Module, gate: dict[str, Any], dtype: torch.dtype) -> None:
-    """Keep what squeeze_excite takes by name; weights as matrices."""
-    for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
-        value = gate[name]
-        if value is not None:
-            value = value.detach().to(dtype)
-            value = value.flatten(1).contiguous() if name.endswith("weight") else value
-        module.register_buffer(name, value)
-    module.gate_acts = {"act": gate["act"], "gate": gate["gate"]}  # type: ignore[assignment]
+class _Gate(nn.Module):
+    """An SE layer's parameters, weights as matrices."""
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor
+    fc2_bias: Tensor | None
+
+    def __init__(self, arguments: dict[str, Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
+            value = arguments[name]
+            if value is not None:
+                value = value.detach().to(dtype)
+                value = value.flatten(1).contiguous() if name.endswith("weight") else value
+            self.register_buffer(name, value)
+        self.act, self.gate = arguments["act"], arguments["gate"]
+
+    def arguments(self) -> dict[str, Any]:
+        """By name, as :func:`squeeze_excite` takes them."""
+        return dict(
+            fc1_weight=self.fc1_weight, fc1_bias=self.fc1_bias, fc2_weight=self.fc2_weight, fc2_bias=self.fc2_bias,
+            act=self.act, gate=self.gate,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{self.fc2_weight.shape[0]}, {self.fc2_weight.shape[1]}, act={self.act}, gate={self.gate}"
 
 
 class ConvSqueezeExcite(_Conv):
@@ -185,81 +203,88 @@ class ConvSqueezeExcite(_Conv):
 
     Args:
         conv, bn: what is folded together; ``bn`` may be None.
-        gate: fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate, as :func:`squeeze_excite` takes them.
+        gate: what :func:`squeeze_excite` takes by name: fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate.
         dtype: of the weights.
-        out_act: None, "relu" or "silu".
+        act: "none", "relu", "silu" or "hard_swish".
     """
 
-    gate_acts: dict[str, str]
+    folded_weight: Tensor
+    folded_bias: Tensor
+    packed: Tensor | None
 
     def __init__(
-        self, conv: _ConvNd, bn: _BatchNorm | None, gate: dict[str, Any], dtype: torch.dtype, out_act: str | None
+        self, conv: _ConvNd, bn: _BatchNorm | None, gate: dict[str, Any], dtype: torch.dtype, act: str = "none"
     ) -> None:
         super().__init__(conv, bn, dtype)
-        self.out_act = out_act
-        _gate_buffers(self, gate, dtype)
+        self.act, self.gate = act, _Gate(gate, dtype)
         weight, bias = fold_batch_norm(conv, bn)
-        folded = F_se.fold_squeeze(weight, bias, self.fc1_weight, self.fc1_bias)
-        for name, value in zip(("folded_weight", "folded_bias"), folded, strict=True):
-            self.register_buffer(name, value)
+        folded = F_se.fold_squeeze(weight, bias, self.gate.fc1_weight, self.gate.fc1_bias)
+        self.register_buffer("folded_weight", folded[0])
+        self.register_buffer("folded_bias", folded[1])
+        # our CPU product is float32: for bfloat16 oneDNN's convolution with AMX is the faster one
         on_cpu = weight.device.type == "cpu" and not (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
         self.register_buffer("packed", F_se.pack_conv1x1(weight) if on_cpu else None)
 
     def forward(self, h: Tensor, residual: Tensor | None = None) -> Tensor:
         """h: (N, K, *spatial), residual: (N, C, *spatial) -> (N, C, *spatial)."""
         return F_se.conv1x1_squeeze_excite(
-            h, self.weight, self.bias, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, residual,
-            **self.gate_acts, out_act=self.out_act, folded=(self.folded_weight, self.folded_bias), packed=self.packed,
-            inplace=not self.keeps_residual,
+            h, self.weight, self.bias, residual=residual, **self.gate.arguments(), out_act=self.act,
+            folded=(self.folded_weight, self.folded_bias), packed=self.packed, inplace=not self.keeps_residual,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, act={self.act}"
 
 
 class Rescale(nn.Module):
     """``act(se(x) + residual)`` on a map that something else than a 1x1 convolution made.
 
     Args:
-        gate: as for :class:`ConvSqueezeExcite`.
-        dtype: of the weights.
-        out_act: None, "relu" or "silu".
+        gate, dtype, act: as for :class:`ConvSqueezeExcite`.
     """
 
-    gate_acts: dict[str, str]
-
-    def __init__(self, gate: dict[str, Any], dtype: torch.dtype, out_act: str | None) -> None:
+    def __init__(self, gate: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
         super().__init__()
-        self.out_act = out_act
+        self.act, self.gate = act, _Gate(gate, dtype)
         self.keeps_input = True
-        _gate_buffers(self, gate, dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, *spatial) -> (N, C, *spatial)."""
         return F_se.squeeze_excite(
-            x, self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias, residual,
-            **self.gate_acts, out_act=self.out_act, inplace=not self.keeps_input,
-        )  # fmt: skip
+            x, residual=residual, **self.gate.arguments(), out_act=self.act, inplace=not self.keeps_input
+        )
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}"
 
 
 class NormAct(nn.Module):
     """A batch norm that no convolution stands before, with its activation: ``act(scale * x + shift)`` in one pass.
 
     Args:
-        bn: the batch norm.
-        out_act: None, "relu" or "silu".
+        bn: the batch norm, with running statistics.
+        act: "none", "relu", "silu" or "hard_swish".
     """
 
     mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, bn: _BatchNorm, out_act: str | None) -> None:
+    def __init__(self, bn: _BatchNorm, act: str = "none") -> None:
         super().__init__()
-        self.out_act, self.eps = out_act, bn.eps
+        self.act, self.eps = act, bn.eps
         self.keeps_input = True
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            value = getattr(bn, name)
+        given = {"mean": bn.running_mean, "var": bn.running_var, "weight": bn.weight, "bias": bn.bias}
+        for name, value in given.items():
             self.register_buffer(name, None if value is None else value.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, *spatial)."""
         return F_se.batch_norm_act(
-            x, self.running_mean, self.running_var, self.weight, self.bias,
-            training=False, eps=self.eps, out_act=self.out_act, inplace=not self.keeps_input,
+            x, self.mean, self.var, self.weight, self.bias,
+            training=False, eps=self.eps, out_act=self.act, inplace=not self.keeps_input,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{self.mean.shape[0]}, act={self.act}"

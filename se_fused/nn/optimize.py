@@ -57,7 +57,7 @@ class _Tracer(fx.Tracer):
         except ImportError:
             self._opaque: tuple[type[nn.Module], ...] = ()
         else:
-            self._opaque = tuple(get_notrace_modules())
+            self._opaque = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = _gate_of(m) is not None or _norm_act(m) is not None
@@ -68,7 +68,7 @@ def _norm_act(module: nn.Module) -> str | None:
     """The activation's name of timm's BatchNormAct2d, a batch norm that brings its own; None for all else."""
     if type(module).__name__ != "BatchNormAct2d" or not isinstance(module, nn.BatchNorm2d):
         return None
-    if type(module.drop) is not nn.Identity:  # type: ignore[attr-defined]
+    if type(module.drop) is not nn.Identity:
         return None
     name = activation(module.act)  # type: ignore[arg-type]
     name = "none" if name == "identity" else name
@@ -179,7 +179,8 @@ class _Rewriter:
             bn, end = self.module(norm), norm
             brought = _norm_act(bn) or "none"  # type: ignore[arg-type]
         assert bn is None or isinstance(bn, _BatchNorm)
-        residual, act, layer = None, brought, None
+        residual, act = None, brought
+        layer: nn.Module | None = None
         if brought == "none":
             se = self._only_user(end)
             gate = None if se is None else self._gate(se, end)
@@ -236,9 +237,9 @@ class _Rewriter:
         for node in self.gm.graph.nodes:
             layer = self.module(node)
             if isinstance(layer, ConvAct | ConvSqueezeExcite) and len(node.args) == 2:
-                layer.keeps_residual = not self._is_last_use(node.args[1], node, order)  # type: ignore[arg-type]
+                layer.keeps_residual = not self._is_last_use(node.args[1], node, order)
             elif isinstance(layer, Rescale | NormAct):
-                layer.keeps_input = not self._is_last_use(node.args[0], node, order)  # type: ignore[arg-type]
+                layer.keeps_input = not self._is_last_use(node.args[0], node, order)
 
     def _is_last_use(self, value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
         if not isinstance(self.module(value), _OWNERS) or node.args.count(value) > 1:
