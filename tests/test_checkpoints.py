@@ -180,7 +180,7 @@ def test_the_orders_differ(tmp_path: Path) -> None:
     refused(right, tmp_path / "renamed.pth", r"its keys are timm's.*variant='timm', or give source='legacy'")
     load_pretrained(right, tmp_path / "renamed.pth", source="legacy")
     load_pretrained(wrong, tmp_path / "renamed.pth")
-    message = r"is of timm legacy_\* or Cadene.*build it with variant='caffe'"
+    message = r"is of timm legacy_\* or Cadene \(source='legacy'\).*build it with variant='caffe'$"
     refused(wrong, tmp_path / "renamed.pth", message, source="legacy")
     with torch.no_grad():
         wanted = theirs(images())
@@ -273,6 +273,11 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
         "layer3.0.bn1.bias is torch.int8 in the file and torch.float32 in the model",
     ):
         assert wanted in message, wanted
+    odd = {key: torch.zeros(()) for key in model.state_dict()}
+    torch.save(odd, tmp_path / "odd.pth")
+    assert refused(model, tmp_path / "odd.pth", "does not fit").count(" is () in the file and ") == sum(
+        value.dim() > 0 for value in model.state_dict().values()
+    )
     legacy_state = timm.create_model("legacy_seresnet18", num_classes=5).state_dict()
     legacy_state["layer1.0.se_module.fc3.weight"] = torch.zeros(1)
     legacy_state["conv1.weight"] = legacy_state["layer0.conv1.weight"]
@@ -282,27 +287,65 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
     assert "layer0.conv1.weight and conv1.weight are both conv1.weight here" in message
 
 
-@pytest.mark.parametrize(
-    ("build", "model", "hint"),
-    [
-        (lambda: SEResNet18(7), lambda: SEResNet18(5), r"fc.weight is \(7, 512\) in the file and \(5, 512\) .*num_classes=7 and call reset_classifier\(5\) afterwards, or give skip_classifier=True"),  # noqa: E501
-        (lambda: SEResNet18(0), lambda: SEResNet18(5), r"missing in the file: fc.weight, fc.bias.*num_classes=0 and call reset_classifier\(5\)"),  # noqa: E501
-        (lambda: SEResNet18(7), lambda: SEResNet18(0), r"not in the model: fc.weight, fc.bias.*num_classes=7, or give skip"),  # noqa: E501
-        (lambda: SEResNet18(5, global_pool="catavgmax"), lambda: SEResNet18(5), r"fc.weight is \(5, 1024\) in the file and .*To do: build the model with the global_pool"),  # noqa: E501
-        (lambda: SEResNet18(5), lambda: SEResNet18(5, 1), r"conv1.weight is \(64, 3, 7, 7\) in the file and \(64, 1, 7, 7\).*in_chans=3, or give adapt_in_chans=True"),  # noqa: E501
-        (lambda: zoo_models.Nvidia(ONE, 5, 32, 16), lambda: SEResNet(Bottleneck, ONE, 5, cardinality=32, base_width=4), r"layers.3.0.squeeze.squeeze.weight is \(16, 2048, 1, 1\) in the file and \(128, 2048, 1, 1\).*rd_channels=16"),  # noqa: E501
-        (lambda: zoo_models.moskomule((2, 2, 2, 2), 5, False), lambda: SEResNet18(5), r"missing in the file: layer1.0.se.fc1.bias.*rd_divisor=1.*se_bias=False"),  # noqa: E501
-        (lambda: timm.create_model("seresnet18", num_classes=5), lambda: SEResNet18(5, rd_divisor=1), r"layer1.0.se.fc1.weight is \(8, 64, 1, 1\) in the file and \(4, 64, 1, 1\)"),  # noqa: E501
-        (lambda: torchvision.models.resnet18(num_classes=5), lambda: SEResNet18(5), r"missing in the file: layer1.0.se.fc1.weight, layer1.0.se.fc1.bias"),  # noqa: E501
-        (lambda: torchvision.models.densenet121(num_classes=5), lambda: create_model("densenet121", in_chans=1, num_classes=2), r"num_classes=5 and.*reset_classifier\(2\).*in_chans=3"),  # noqa: E501
-        (lambda: monai_nets.SEResNet50(spatial_dims=3, in_channels=3, layers=ONE), lambda: SEResNet(Bottleneck, ONE, variant="caffe"), r"layer1.0.conv2.conv.weight is \(64, 64, 3, 3, 3\) in the file"),  # noqa: E501
-    ],
-    ids=["classes", "no-classes", "too-many", "pool", "channels", "nvidia", "moskomule", "timm", "no-se", "densenet", "3d"],
-)  # fmt: skip
-def test_what_does_not_fit_says_what_to_do(
-    build: Callable[[], nn.Module], model: Callable[[], nn.Module], hint: str, tmp_path: Path
-) -> None:
-    refused(model(), write(tmp_path / "a.pth", build()), hint)
+def one(**options: Any) -> nn.Module:
+    return SEResNet(Bottleneck, ONE, 5, **options)
+
+
+# The file's model, ours, and what the refusal says.
+MISFITS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
+    "classes": (
+        lambda: SEResNet18(7), lambda: SEResNet18(5),
+        r"fc.weight is \(7, 512\) in the file and \(5, 512\) in the model.*"
+        r"num_classes=7 and call reset_classifier\(5\) afterwards, or give skip_classifier=True",
+    ),
+    "no classifier in the file": (
+        lambda: SEResNet18(0), lambda: SEResNet18(5),
+        r"missing in the file: fc.weight, fc.bias.*num_classes=0 and call reset_classifier\(5\)",
+    ),
+    "no classifier in the model": (
+        lambda: SEResNet18(7), lambda: SEResNet18(0),
+        r"not in the model: fc.weight, fc.bias.*num_classes=7, or give skip_classifier",
+    ),
+    "pooling": (
+        lambda: SEResNet18(5, global_pool="catavgmax"), lambda: SEResNet18(5),
+        r"fc.weight is \(5, 1024\) in the file and .*To do: build the model with the global_pool",
+    ),
+    "channels": (
+        lambda: SEResNet18(5), lambda: SEResNet18(5, 1),
+        r"conv1.weight is \(64, 3, 7, 7\) in the file and \(64, 1, 7, 7\).*in_chans=3, or give adapt_in_chans=True",
+    ),
+    "NVIDIA's width": (
+        lambda: zoo_models.Nvidia(ONE, 5, 32, 16), lambda: one(cardinality=32, base_width=4),
+        r"layers.3.0.squeeze.squeeze.weight is \(16, 2048, 1, 1\) in the file and \(128, 2048, 1, 1\).*rd_channels=16",
+    ),
+    "moskomule's SE": (
+        lambda: zoo_models.moskomule((2, 2, 2, 2), 5, False), lambda: SEResNet18(5),
+        r"missing in the file: layer1.0.se.fc1.bias.*rd_divisor=1.*se_bias=False",
+    ),
+    "timm's rounding": (
+        lambda: timm.create_model("seresnet18", num_classes=5), lambda: SEResNet18(5, rd_divisor=1),
+        r"layer1.0.se.fc1.weight is \(8, 64, 1, 1\) in the file and \(4, 64, 1, 1\)",
+    ),
+    "no SE": (
+        lambda: torchvision.models.resnet18(num_classes=5), lambda: SEResNet18(5),
+        r"missing in the file: layer1.0.se.fc1.weight, layer1.0.se.fc1.bias",
+    ),
+    "DenseNet": (
+        lambda: torchvision.models.densenet121(num_classes=5),
+        lambda: create_model("densenet121", in_chans=1, num_classes=2),
+        r"num_classes=5 and.*reset_classifier\(2\).*in_chans=3",
+    ),
+    "3-D": (
+        lambda: monai_nets.SEResNet50(spatial_dims=3, in_channels=3, layers=ONE), lambda: one(variant="caffe"),
+        r"layer1.0.conv2.conv.weight is \(64, 64, 3, 3, 3\) in the file",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_says_what_to_do(case: str, tmp_path: Path) -> None:
+    build, model, message = MISFITS[case]
+    refused(model(), write(tmp_path / "a.pth", build()), message)
 
 
 # options

@@ -76,8 +76,8 @@ def _source(path: str, model: ImageClassifier, keys: list[str], source: str | No
     if not isinstance(model, SEResNet):
         return name
     if model.variant != zoo.variant:
-        why = f"its key {mark!r}" if mark else "its keys are timm's"
-        hint = ", or give source='legacy' if these are a legacy file's keys, renamed" if not mark else ""
+        why = f"its key {mark!r}" if mark else "its keys are timm's" if source is None else f"source={source!r}"
+        hint = "" if mark or source else ", or give source='legacy' if these are a legacy file's keys, renamed"
         raise ValueError(
             f"{path} is of {zoo.title} ({why}), whose order is that of variant={zoo.variant!r}; the model has "
             f"variant={model.variant!r}, where the same weights compute something else (strides of the bottlenecks, "
@@ -126,21 +126,22 @@ def _problems(ours: dict[str, str], weights: dict[str, Tensor], wanted: dict[str
 
 def _squeezes(tensors: dict[str, Tensor]) -> dict[int, int]:
     """Width of SE's squeeze by the channels of its block."""
-    return {w.shape[1]: w.shape[0] for key, w in tensors.items() if key.endswith(".se.fc1.weight")}
+    return {w.shape[1]: w.shape[0] for key, w in tensors.items() if key.endswith(".se.fc1.weight") and w.dim() > 1}
 
 
 def _hints(model: ImageClassifier, weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     """What to do about keys and shapes that do not fit, where that is known."""
     hints = []
     last, stem = f"{model.classifier_name}.weight", model.stem_weight
-    shapes = [tensors[last].shape if last in tensors else (0,) for tensors in (weights, wanted)]
+    shapes = [tuple(tensors[last].shape) or (0,) if last in tensors else (0,) for tensors in (weights, wanted)]
     if shapes[0][0] == shapes[1][0] and shapes[0] != shapes[1]:
         hints.append("build the model with the global_pool of the file's, or give skip_classifier=True")
     elif shapes[0] != shapes[1]:
         after = f" and call reset_classifier({shapes[1][0]}) afterwards" if shapes[1][0] else ""
         hints.append(f"build the model with num_classes={shapes[0][0]}{after}, or give skip_classifier=True")
-    if stem in weights and stem in wanted and weights[stem].shape[1:2] != wanted[stem].shape[1:2]:
-        hints.append(f"build the model with in_chans={weights[stem].shape[1]}, or give adapt_in_chans=True")
+    stems = [tensors[stem].shape for tensors in (weights, wanted) if stem in tensors and tensors[stem].dim() == 4]
+    if len(stems) == 2 and stems[0][1] != stems[1][1]:
+        hints.append(f"build the model with in_chans={stems[0][1]}, or give adapt_in_chans=True")
     squeezes = _squeezes(weights)
     if squeezes and _squeezes(wanted):
         if squeezes != _squeezes(wanted) and len(set(squeezes.values())) == 1:
@@ -230,11 +231,10 @@ def load_pretrained(
         elif key == MARK:
             kept[key] = "no other library has it"
 
-    for key in weights:
-        if (
-            weights[key].dim() == 2 and key in state and state[key].shape[2:] == (1, 1)
-        ):  # a matrix for a 1x1 convolution
-            weights[key] = weights[key][:, :, None, None]
+    for key, weight in weights.items():
+        # SE's layers are matrices with some, 1x1 convolutions here.
+        if weight.dim() == 2 and key in state and state[key].shape[2:] == (1, 1):
+            weights[key] = weight[:, :, None, None]
     stem = model.stem_weight
     if adapt_in_chans and stem in weights and weights[stem].dim() == 4:
         given = weights[stem].shape[1]
