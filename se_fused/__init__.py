@@ -21,7 +21,7 @@ from .models import (
     create_model,
     list_models,
 )
-from .nn import SqueezeExcite
+from .nn import SqueezeExcite, conversion_report, convert, revert
 
 __all__ = [
     "BackendUnavailable",
@@ -34,10 +34,13 @@ __all__ = [
     "SEResNet152",
     "SqueezeExcite",
     "__version__",
+    "conversion_report",
+    "convert",
     "create_model",
     "functional",
     "info",
     "list_models",
     "reference",
+    "revert",
     "use_backend",
 ]

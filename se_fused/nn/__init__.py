@@ -1,16 +1,21 @@
-"""Modules: the SE layer, stochastic depth, and the tail of a residual block."""
+"""Modules: the SE layer, stochastic depth, the tail of a residual block, and the conversion of other models."""
 
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
+from .surgery import Report, conversion_report, convert, revert
 from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
 
 __all__ = [
     "DropPath",
+    "Report",
     "SqueezeExcite",
     "activation_name",
     "bn_act",
     "conv_bn_act",
+    "conversion_report",
+    "convert",
     "drop_path_scale",
     "fused_tail",
     "gate_name",
     "is_own",
+    "revert",
 ]
