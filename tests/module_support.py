@@ -66,7 +66,7 @@ def batch(n: int, c: int, dims: int = 2, seed: int = 0, dtype: torch.dtype = tor
 def spy_on_functional(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that receives the names of the functional's functions, in the order of their calls from here on."""
     names: list[str] = []
-    for name in ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act"):
+    for name in ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate"):
         function: Callable[..., Tensor] = getattr(F_se, name)
         monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
     return names

@@ -61,6 +61,8 @@ def refusal(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         telling = _TELLING.search(str(getattr(module, "original_name", "")))
         return "compiled by TorchScript: convert before torch.jit.script" if telling else ""
+    if isinstance(module, Fused):
+        return "its class was changed after it was converted"
     handler = known(cls)
     if isinstance(handler, str):
         return handler
@@ -68,8 +70,6 @@ def refusal(module: nn.Module) -> str | None:
         inside = any(known(type(child)) is not None for child in module.modules())
         unknown = not inside and not cls.__module__.startswith("torch.") and _TELLING.search(cls.__name__)
         return "not a class that se_fused knows" if unknown else ""
-    if isinstance(module, Fused):
-        return "its class was changed after it was converted"
     if "forward" in module.__dict__:
         return "its forward was replaced on this instance"
     return handler.refusal(module)

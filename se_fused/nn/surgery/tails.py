@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ... import functional as F_se
 from ..squeeze_excite import close_block
 from ..tail import _step
+from .classes import Fused
 from .layers import arguments_of, factor_of
 from .parts import batch_norm, norm_refusal, normalisation, out_activation, path_scale
 
@@ -95,14 +96,18 @@ def _fused(
 
 
 def describe_tail(bn: object, se: nn.Module | None, act: nn.Module | None) -> str:
-    """What of a tail is one call, for the report: "BN + SE + add + act"; what is called instead stands in brackets."""
+    """What of a tail is one call, for the report: "BN + SE + add + act". A comma is a call's end; what is called as a
+    module stands in brackets."""
     pieces = [] if bn is None else ["BN" if norm_refusal(bn, "") is None else f"[{type(bn).__name__}]"]
-    if se is not None:
-        fused = arguments_of(se) is not None or (
-            hasattr(type(se), "handler") and type(se).handler.factor is not None  # type: ignore[attr-defined]
-        )
-        pieces.append("SE" if fused else f"[{type(se).__name__}]")
-    pieces.append("add")
+    add = "add"
+    if isinstance(se, Fused) and arguments_of(se) is not None:
+        pieces.append("SE")
+    elif isinstance(se, Fused):  # its gate is called between two streams of its own
+        pieces, add = [*pieces, "gate + add"], ""
+    elif se is not None:
+        pieces, add = [*pieces, f"[{type(se).__name__}]"], ""
+    joined = (" + " if add else ", ").join(pieces)
+    closing = [add] if add else []
     if act is not None and not isinstance(act, nn.Identity):
-        pieces.append("act" if out_activation(act) is not None else f"[{type(act).__name__}]")
-    return " + ".join(pieces)
+        closing.append("act" if out_activation(act) is not None else f"[{type(act).__name__}]")
+    return " + ".join([joined, *closing] if joined else closing)
