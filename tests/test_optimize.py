@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import se_fused
 from se_fused import create_model
 from se_fused.nn import inference, optimize
-from se_fused.nn.inference import ConvAct, ConvSqueezeExcite, NormAct, Rescale
+from se_fused.nn.inference import ConvAct, ConvSqueezeExcite, NormAct
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -106,13 +106,15 @@ def test_nothing_is_left_between_the_layers() -> None:
     assert all(given_away)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm-legacy-18", "densenet"])
+@pytest.mark.parametrize("name", ["resnet18", "timm-legacy-18", "timm-efficientnet", "densenet"])
 def test_layers_of_other_blocks(name: str) -> None:
     model = trained(MODELS[name]() if name in MODELS else create_model(name, num_classes=7))
     found = kinds(se_fused.optimize_for_inference(model, images(2, 3, 64, 64)))
     assert not found["BatchNorm2d"]
     if name == "timm-legacy-18":
         assert found["Rescale"] == 8  # behind 3x3 convolutions and their ReLU
+    if name == "timm-efficientnet":
+        assert found["GatedConvAct"] == 16  # its gates go into the projections
     if name == "densenet":
         assert found["NormAct"] > 50  # norms that stand before their convolution
 
@@ -134,12 +136,33 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
     assert weights == {dtype if inside == "same" else inference.compute_dtype(dtype, torch.device("cpu"))}
 
 
+def test_weights_are_packed_for_the_last_shapes_alone() -> None:
+    model = trained(create_model("seresnet18", num_classes=7))
+    optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
+    layers = [m for m in optimized.modules() if isinstance(m, ConvAct)]
+    with torch.no_grad():
+        for batch in (1, 2, 3, 1):
+            torch.testing.assert_close(optimized(images(batch, 3, 64, 64)), model(images(batch, 3, 64, 64)))
+    assert all([shape[0] for shape in m._packed] == [3, 1] for m in layers)
+
+
 def test_another_dtype_than_the_models() -> None:
     model = trained(create_model("seresnet18", num_classes=7))
     optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64), dtype=torch.bfloat16)
     with torch.no_grad():
         assert optimized(images(2, 3, 64, 64)).dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["ours-50", "densenet", "timm-efficientnet"])
+def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the library's convolution, and what follows it in one pass."""
+    monkeypatch.setattr(ConvAct, "packable", lambda self, x: False)
+    model = trained(MODELS[name]())
+    optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
+    x = images(3, 3, 96, 64)
+    ours, theirs = errors(model, optimized, x)
+    assert ours <= 2 * theirs + 4 * torch.finfo(torch.float32).eps
 
 
 class Toy(nn.Module):
@@ -200,8 +223,7 @@ def test_what_is_still_wanted_is_not_written_over(kind: type[Toy]) -> None:
     with torch.no_grad():
         theirs, ours = model(x), optimized(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    layers = [m for m in optimized.modules() if isinstance(m, ConvSqueezeExcite | Rescale)]
-    given_away = [not m.keeps_residual for m in layers if isinstance(m, ConvSqueezeExcite)]
+    given_away = [not m.keeps_residual for m in optimized.modules() if isinstance(m, ConvSqueezeExcite)]
     assert any(given_away) == (kind in (Toy, Dictionary))
 
 
@@ -237,6 +259,17 @@ def test_convolutions_that_stay(kind: type[nn.Module]) -> None:
     optimized = se_fused.optimize_for_inference(model, x)
     assert kinds(optimized)["Conv2d"] == (1 if kind is Twice else 2)
     assert any(isinstance(m, NormAct) for m in optimized.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("geometry", [{"stride": 2}, {"padding": 1}, {"groups": 2}, {"kernel_size": 3}])
+def test_the_squeeze_is_taken_before_plain_products_alone(geometry: dict[str, Any]) -> None:
+    conv = nn.Conv2d(8, 16, **{"kernel_size": 1} | geometry)
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 1), conv, nn.BatchNorm2d(16), se_fused.SqueezeExcite(16)))
+    x = images(2, 3, 9, 9)
+    optimized = se_fused.optimize_for_inference(model, x)
+    assert kinds(optimized)["Rescale"] == 1
     with torch.no_grad():
         torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
 

@@ -12,14 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .. import functional as F_se
-from ..reference import OUT_ACTIVATIONS
+from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 
-__all__ = ["ConvAct", "ConvSqueezeExcite", "Enter", "Leave", "NormAct", "Rescale", "compute_dtype", "fold_batch_norm"]
+__all__ = [
+    "ConvAct",
+    "ConvSqueezeExcite",
+    "Enter",
+    "GatedConvAct",
+    "Leave",
+    "NormAct",
+    "Rescale",
+    "compute_dtype",
+    "fold_batch_norm",
+]
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # oneDNN's names of what it can do to a sum before storing it
 _POST_OPS = {"none": "none", "relu": "relu", "silu": "swish", "hard_swish": "hardswish"}
+
+# oneDNN's order of a weight is for one shape of x: with that of batch 2, batch 1 took twice the time, with that of
+# 64 x 64 images 224 x 224 half as much again. A copy of the weights for each of the last shapes: a batch, and a rest.
+_SHAPES_KEPT = 2
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -104,9 +118,15 @@ class _Conv(nn.Module):
         self.groups = conv.groups
         self.keeps_residual = True
 
-    def plain(self, x: Tensor) -> Tensor:
+    def is_product(self) -> bool:
+        """Whether it is a 1x1 convolution of every position."""
+        geometry = zip(self.weight.shape[2:], self.stride, self.padding, strict=True)
+        return self.weight.dim() > 3 and self.groups == 1 and all(at == (1, 1, 0) for at in geometry)
+
+    def plain(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """The convolution alone."""
-        return _CONV[x.dim()](x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        bias = self.bias if with_bias else None
+        return _CONV[x.dim()](x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         c, k, *size = self.weight.shape
@@ -114,7 +134,8 @@ class _Conv(nn.Module):
 
 
 class ConvAct(_Conv):
-    """``act(conv(x) + residual)``; on the CPU one oneDNN call with weights in oneDNN's own order.
+    """``act(conv(x) + residual)``: on the CPU one oneDNN call with weights in oneDNN's own order; elsewhere the
+    convolution, and bias, residual and activation in one pass over its result.
 
     Args:
         conv, bn: what is folded together; ``bn`` may be None.
@@ -122,37 +143,53 @@ class ConvAct(_Conv):
         act: "none", "relu", "silu" or "hard_swish".
     """
 
+    zero: Tensor
+    one: Tensor
+
     def __init__(self, conv: _ConvNd, bn: _BatchNorm | None, dtype: torch.dtype, act: str = "none") -> None:
         super().__init__(conv, bn, dtype)
         self.act = act
-        self._packed: Tensor | None = None
-        self._packed_for = torch.Size()
+        self.register_buffer("zero", self.weight.new_zeros(conv.out_channels, dtype=torch.float32))
+        self.register_buffer("one", torch.ones_like(self.zero))
+        self._packed: dict[torch.Size, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}  # opaque to pickle, and made again in the next call
+        return self.__dict__ | {"_packed": {}}  # opaque to pickle, and made again in the next call
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ConvAct":
-        self._packed = None
+        self._packed = {}
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
-    def _packable(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or x.dim() != 4 or x.numel() == 0:
-            return False
-        return x.device.type == "cpu" and x.dtype != torch.float64 and torch.backends.mkldnn.is_available()
+    def packable(self, x: Tensor) -> bool:
+        on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        return on_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype != torch.float64
+
+    def close(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        """What follows the convolution without its bias, over its result."""
+        if self.bias is None and residual is None and self.act == "none":
+            return y
+        # y + bias is what batch norm gives with mean 0 and variance 1
+        return F_se.batch_norm_act(
+            y, self.zero, self.one, None, self.bias, residual,
+            training=False, eps=0.0, out_act=self.act, inplace=True,
+        )  # fmt: skip
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (N, K, *spatial), residual: (N, C, *spatial) -> (N, C, *spatial)."""
-        if not self._packable(x):
+        if torch.compiler.is_compiling():  # the compiler fuses by itself
             y = self.plain(x)
-            return OUT_ACTIVATIONS[self.act](y if residual is None else y.add_(residual))
+            return OUT_ACTIVATIONS[self.act](y if residual is None else y + residual)
+        if not self.packable(x):
+            return self.close(self.plain(x, with_bias=False), residual)
         op = torch.ops.mkldnn
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        if self._packed is None or self._packed_for != x.shape[2:]:
-            # oneDNN's order is for an image size: with that of 64 x 64, 224 x 224 took up to twice the time
-            self._packed = op._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
-            self._packed_for = x.shape[2:]
-        packed, post_op = self._packed, _POST_OPS[self.act]
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            if len(self._packed) == _SHAPES_KEPT:
+                del self._packed[next(iter(self._packed))]
+            packed = self._packed[x.shape] = op._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
+        post_op = _POST_OPS[self.act]
         if residual is None:
             return op._convolution_pointwise(x, packed, self.bias, *geometry, post_op, [], "")
         if self.act not in ("none", "relu"):
@@ -256,6 +293,31 @@ class Rescale(nn.Module):
 
     def extra_repr(self) -> str:
         return f"act={self.act}"
+
+
+class GatedConvAct(nn.Module):
+    """``act(conv(se(x)) + residual)`` for a 1x1 convolution: on a GPU the gate goes into the convolution's input.
+
+    On the CPU x is rescaled in its place, in the caches, and convolved by oneDNN.
+
+    Args:
+        rescale: the SE layer.
+        conv: the convolution.
+    """
+
+    def __init__(self, rescale: Rescale, conv: ConvAct) -> None:
+        super().__init__()
+        self.rescale, self.conv = rescale, conv
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x: (N, C, *spatial), residual: (N, D, *spatial) -> (N, D, *spatial)."""
+        if torch.compiler.is_compiling() or self.conv.packable(x):
+            y: Tensor = self.conv(self.rescale(x), residual)
+            return y
+        gate = self.rescale.gate
+        hidden = F.linear(x.flatten(2).mean(2), gate.fc1_weight, gate.fc1_bias)
+        factor = GATES[gate.gate](F.linear(ACTIVATIONS[gate.act](hidden), gate.fc2_weight, gate.fc2_bias))
+        return self.conv.close(F_se.gated_conv1x1(x, factor, self.conv.weight), residual)
 
 
 class NormAct(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..reference import OUT_ACTIVATIONS
 from ._checks import is_plain
-from .inference import ConvAct, ConvSqueezeExcite, Enter, Leave, NormAct, Rescale, compute_dtype
+from .inference import ConvAct, ConvSqueezeExcite, Enter, GatedConvAct, Leave, NormAct, Rescale, compute_dtype
 from .squeeze_excite import SqueezeExcite
 from .surgery import convert
 from .surgery.layers import arguments_of
@@ -35,7 +35,7 @@ _ACTS: dict[Any, str] = {
     torch.relu: "relu", torch.relu_: "relu", nn.functional.relu: "relu", nn.functional.relu_: "relu",
     nn.functional.silu: "silu", nn.functional.hardswish: "hard_swish", "relu": "relu", "relu_": "relu",
 }  # fmt: skip
-_OWNERS = (ConvAct, ConvSqueezeExcite, Rescale, NormAct, nn.MaxPool2d, nn.MaxPool1d, nn.MaxPool3d)
+_OWNERS = (ConvAct, ConvSqueezeExcite, GatedConvAct, Rescale, NormAct, nn.MaxPool2d, nn.MaxPool1d, nn.MaxPool3d)
 """Modules whose result is a tensor of its own, and which keep no view of their input."""
 
 
@@ -205,7 +205,12 @@ class _Rewriter:
         elif (gate := self._gate(node, node.args[0])) is not None:
             end, residual, act = self._closing(node)
             rest = [] if residual is None else [residual]
-            self._replace(end, name, Rescale(gate, self.dtype, act), node.args[0], *rest)
+            rescale, user = Rescale(gate, self.dtype, act), self._only_user(end)
+            conv = None if user is None or residual is not None or act != "none" else self.module(user)
+            if user is not None and isinstance(conv, ConvAct) and conv.is_product() and end not in user.args[1:]:
+                self._replace(user, name, GatedConvAct(rescale, conv), node.args[0], *user.args[1:])
+            else:
+                self._replace(end, name, rescale, node.args[0], *rest)
 
     def _gate(self, node: fx.Node, x: Any) -> dict[str, Any] | None:
         """The gate's parameters if the node is an SE layer on x."""
@@ -238,10 +243,13 @@ class _Rewriter:
             layer = self.module(node)
             if isinstance(layer, ConvAct | ConvSqueezeExcite) and len(node.args) == 2:
                 layer.keeps_residual = not self._is_last_use(node.args[1], node, order)
+            elif isinstance(layer, GatedConvAct):
+                layer.rescale.keeps_input = not self._is_last_use(node.args[0], node, order)
+                layer.conv.keeps_residual = len(node.args) < 2 or not self._is_last_use(node.args[1], node, order)
             elif isinstance(layer, Rescale | NormAct):
                 layer.keeps_input = not self._is_last_use(node.args[0], node, order)
 
-    def _is_last_use(self, value: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    def _is_last_use(self, value: Any, node: fx.Node, order: dict[fx.Node, int]) -> bool:
         if not isinstance(self.module(value), _OWNERS) or node.args.count(value) > 1:
             return False
         return all(u is node or (order[u] < order[node] and isinstance(self.module(u), _OWNERS)) for u in value.users)
