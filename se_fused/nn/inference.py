@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import functional as F_se
 from ..reference import OUT_ACTIVATIONS
+from ._checks import refuse_torchscript
 
 __all__ = ["ConvAct", "ConvSqueezeExcite", "Enter", "Leave", "NormAct", "Rescale", "compute_dtype", "fold_batch_norm"]
 
@@ -92,6 +93,7 @@ class _Conv(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, conv: _ConvNd, bn: _BatchNorm | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -137,7 +139,8 @@ class ConvAct(_Conv):
         return self
 
     def _packable(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or x.dim() != 4 or x.numel() == 0:
+        # a graph is to have standard operators
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or x.dim() != 4 or x.numel() == 0:
             return False
         return x.device.type == "cpu" and x.dtype != torch.float64 and torch.backends.mkldnn.is_available()
 
@@ -224,6 +227,7 @@ class Rescale(nn.Module):
     """
 
     gate_acts: dict[str, str]
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, gate: dict[str, Any], dtype: torch.dtype, out_act: str | None) -> None:
         super().__init__()
@@ -248,6 +252,7 @@ class NormAct(nn.Module):
     """
 
     mean: Tensor
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, bn: _BatchNorm, out_act: str | None) -> None:
         super().__init__()
