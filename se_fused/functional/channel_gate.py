@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _arguments as check
@@ -61,7 +62,9 @@ def channel_gate(
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     _check_drop_path(drop_path_scale, x)
     x, residual = _common_dtype(x, residual)
-    backend = None if _is_the_compilers(False) else backend_for(x)
+    # an exported program would lose the gradients of ops.channel_gate, whose pieces have none of their own
+    for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
+    backend = None if for_training or _is_the_compilers(False) else backend_for(x)
     if backend is None:
         return reference.channel_gate(
             x, lambda m: _checked_factor(gate(m), x), residual, out_act=out_act, drop_path_scale=drop_path_scale

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_tail, is_own
-from ..nn._checks import check_choice
+from ..nn._checks import check_choice, refuse_torchscript
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
 
@@ -72,6 +72,7 @@ class _Block(nn.Module):
     se: SqueezeExcite | None
     downsample: nn.Module | None
     drop_path: DropPath | None
+    __prepare_scriptable__ = refuse_torchscript
 
     def last_norm(self) -> nn.BatchNorm2d:
         """The batch norm before SE and the addition: the one that ``zero_init_last`` zeroes."""

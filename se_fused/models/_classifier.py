@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn._checks import check_int, check_rate
+from ..nn._checks import check_int, check_rate, refuse_torchscript
 from ._blocks import GlobalPool
 
 __all__ = ["ImageClassifier", "Options"]
@@ -48,6 +48,7 @@ class ImageClassifier(nn.Module):
     stem_weight = "conv1.weight"
     """Keys of the last and the first layer, which differ where classes or image channels do."""
     num_features: int
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, in_chans: int, drop_rate: float) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from typing import TypeGuard, TypeVar
 
 from torch import nn
 
-__all__ = ["check_bool", "check_choice", "check_int", "check_positive", "check_rate", "is_plain"]
+__all__ = ["check_bool", "check_choice", "check_int", "check_positive", "check_rate", "is_plain", "refuse_torchscript"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,6 +75,15 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def refuse_torchscript(self: nn.Module) -> nn.Module:
+    """As a class's ``__prepare_scriptable__``: what torch.jit.script calls first, also inside another model."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {type(self).__name__}, whose kernels are called from Python: use "
+        "torch.export.export(model, ...), or trace plain PyTorch, with se_fused.use_backend('reference'): "
+        "torch.jit.trace(model, ...)"
+    )
 
 
 def is_plain(module: nn.Module, *types: type[M]) -> TypeGuard[M]:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import functional as F_se
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
+from ._checks import refuse_torchscript
 
 __all__ = [
     "ConvAct",
@@ -106,6 +107,7 @@ class _Conv(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, conv: _ConvNd, bn: _BatchNorm | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -177,7 +179,7 @@ class ConvAct(_Conv):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (N, K, *spatial), residual: (N, C, *spatial) -> (N, C, *spatial)."""
-        if torch.compiler.is_compiling():  # the compiler fuses by itself
+        if torch.compiler.is_compiling() or torch._C._is_tracing():  # the compiler fuses by itself
             y = self.plain(x)
             return OUT_ACTIVATIONS[self.act](y if residual is None else y + residual)
         if not self.packable(x):
@@ -280,6 +282,8 @@ class Rescale(nn.Module):
         gate, dtype, act: as for :class:`ConvSqueezeExcite`.
     """
 
+    __prepare_scriptable__ = refuse_torchscript
+
     def __init__(self, gate: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
         super().__init__()
         self.act, self.gate = act, _Gate(gate, dtype)
@@ -305,13 +309,15 @@ class GatedConvAct(nn.Module):
         conv: the convolution.
     """
 
+    __prepare_scriptable__ = refuse_torchscript
+
     def __init__(self, rescale: Rescale, conv: ConvAct) -> None:
         super().__init__()
         self.rescale, self.conv = rescale, conv
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (N, C, *spatial), residual: (N, D, *spatial) -> (N, D, *spatial)."""
-        if torch.compiler.is_compiling() or self.conv.packable(x):
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or self.conv.packable(x):
             y: Tensor = self.conv(self.rescale(x), residual)
             return y
         gate = self.rescale.gate
@@ -332,6 +338,7 @@ class NormAct(nn.Module):
     var: Tensor
     weight: Tensor | None
     bias: Tensor | None
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(self, bn: _BatchNorm, act: str = "none") -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import functional as F_se
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from ._checks import check_bool, check_int, check_positive, is_plain
+from ._checks import check_bool, check_int, check_positive, is_plain, refuse_torchscript
 
 __all__ = ["SqueezeExcite", "activation_name", "close_block", "gate_name"]
 
@@ -135,6 +135,7 @@ class SqueezeExcite(nn.Module):
     gate: str
     fc1: nn.Conv2d
     fc2: nn.Conv2d
+    __prepare_scriptable__ = refuse_torchscript
 
     def __init__(
         self,
