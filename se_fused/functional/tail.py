@@ -26,7 +26,7 @@ def is_transformed() -> bool:
 
 
 def _in_torchscript() -> None:
-    """What ``torch.jit.trace`` may have of the kernels: nothing, and an ONNX exporter that traces takes plain PyTorch."""
+    """``torch.jit.trace`` is refused; an ONNX exporter that traces takes plain PyTorch."""
     if not torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "torch.jit.trace cannot record se_fused's kernels: use torch.export.export(model, ...), or trace plain "
