@@ -25,26 +25,29 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _in_torchscript() -> None:
-    """What ``torch.jit.trace`` may have of the kernels: nothing, and an ONNX exporter that traces takes plain PyTorch."""
-    if not torch.onnx.is_in_onnx_export():
+def _is_for_onnx() -> bool:
+    """Whether an ONNX exporter is looking: a file has standard operators alone.
+
+    Raises:
+        RuntimeError: torch.jit.trace is.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return True
+    if not torch.compiler.is_compiling():
         raise RuntimeError(
             "torch.jit.trace cannot record se_fused's kernels: use torch.export.export(model, ...), or trace plain "
             "PyTorch, with se_fused.use_backend('reference'): torch.jit.trace(model, ...)"
         )
+    return False
 
 
 def backend_for(x: Tensor) -> Backend | None:
     """Whose kernels take this call; None: plain PyTorch, which says so once where that is not what was asked for."""
     backend, reason = find(x.device.type, x.dtype)
     if backend is not None:
-        if torch.compiler.is_compiling():
-            # an ONNX file has standard operators alone
-            if torch.onnx.is_in_onnx_export():
-                return None
-        elif torch._C._is_tracing():
-            return _in_torchscript()
-        elif is_transformed():
+        if (torch.compiler.is_compiling() or torch._C._is_tracing()) and _is_for_onnx():
+            return None
+        if is_transformed():
             backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
         # An empty map has nothing to stream, and its means (0/0) are PyTorch's business.

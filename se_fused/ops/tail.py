@@ -237,8 +237,8 @@ def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., tuple[Tensor, ...
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     if not inputs[-1]:
         raise RuntimeError(
-            "se_fused::tail_forward was called with save=False on inputs that require a gradient: run what was exported "
-            "under torch.no_grad() under torch.no_grad() too, or export it without"
+            "se_fused::tail_forward was called with save=False on inputs that require a gradient: what was "
+            "exported under torch.no_grad() runs under torch.no_grad() too"
         )
     _keep(ctx, inputs, output[1:])
     ctx.mark_non_differentiable(*output[1:])
