@@ -43,7 +43,8 @@ def backend_for(x: Tensor) -> Backend | None:
             if torch.onnx.is_in_onnx_export():
                 return None
         elif torch._C._is_tracing():
-            return _in_torchscript()
+            _in_torchscript()
+            return None
         elif is_transformed():
             backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
