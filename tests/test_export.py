@@ -17,7 +17,6 @@ import se_fused
 from se_fused.models import SEResNet
 from se_fused.models._blocks import Bottleneck
 
-timm = pytest.importorskip("timm")
 ROOT = Path(__file__).parent.parent
 LAYERS = (1, 1, 1, 1)
 
@@ -28,11 +27,12 @@ def small(se: bool = True) -> nn.Module:
 
 
 def converted(name: str) -> nn.Module:
-    return se_fused.convert(timm.create_model(name, num_classes=3))
+    return se_fused.convert(pytest.importorskip("timm").create_model(name, num_classes=3))
 
 
 def gates() -> nn.Module:
     """A layer whose gate is no SE: a 1-D convolution over the channels."""
+    timm = pytest.importorskip("timm")
     return se_fused.convert(nn.Sequential(nn.Conv2d(3, 8, 1), timm.layers.EcaModule(8), nn.Conv2d(8, 3, 1)))
 
 
@@ -62,7 +62,9 @@ SLOW: dict[str, Callable[[], nn.Module]] = {
     "seresnet18": lambda: se_fused.SEResNet18(num_classes=3),
     "seresnet50-caffe": lambda: se_fused.SEResNet50(num_classes=3, variant="caffe"),
     "mobilenetv3": lambda: converted("mobilenetv3_small_050"),
-    "optimized-mobilenetv3": lambda: optimized(lambda: timm.create_model("mobilenetv3_small_050", num_classes=3)),
+    "optimized-mobilenetv3": lambda: optimized(
+        lambda: pytest.importorskip("timm").create_model("mobilenetv3_small_050", num_classes=3)
+    ),
 }
 EVERY = [*BUILD, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
