@@ -1,6 +1,7 @@
 """What the tests of modules and models share: inputs, weights that hide no term, the measure of closeness, a spy."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,10 @@ def batch(n: int, c: int, dims: int = 2, seed: int = 0, dtype: torch.dtype = tor
 def spy_on_functional(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that receives the names of the functional's functions, in the order of their calls from here on."""
     names: list[str] = []
-    for name in ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate"):
-        function: Callable[..., Tensor] = getattr(F_se, name)
+    for name in (
+        "squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate", "batch_norm_act_squeeze",
+        "gated_conv1x1",
+    ):  # fmt: skip
+        function: Callable[..., Any] = getattr(F_se, name)
         monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
     return names

@@ -63,21 +63,22 @@ def _torchvision_regnet(**options):
 
 
 TAIL, PLAIN, SE = "batch_norm_squeeze_excite", "batch_norm_act", "squeeze_excite"
+MIDDLE = ["batch_norm_act_squeeze", "gated_conv1x1"]
 # block from 16 channels, and the calls in its place, in their order
 BLOCKS = {
     "legacy": (lambda: senet.SEResNetBottleneck(16, 8, 1, 4, 2, _downsample()), [PLAIN, PLAIN, TAIL], 2),
     "legacy-next": (lambda: senet.SEResNeXtBottleneck(16, 8, 2, 4, 2, _downsample(), 16), [PLAIN, PLAIN, TAIL], 2),
     "legacy-154": (lambda: senet.SEBottleneck(16, 8, 2, 4, 2, _downsample()), [PLAIN, PLAIN, TAIL], 2),
     "legacy-18": (lambda: senet.SEResNetBlock(16, 32, 1, 4, 2, _downsample()), [PLAIN, PLAIN, SE], 2),
-    "regnet": (partial(regnet.Bottleneck, 16, 32, 2, drop_path_rate=0.4), [PLAIN, PLAIN, SE, PLAIN], 2),
-    "regnet-linear": (partial(regnet.Bottleneck, 16, 32, 2, linear_out=True), [PLAIN, PLAIN, SE, PLAIN], 2),
+    "regnet": (partial(regnet.Bottleneck, 16, 32, 2, drop_path_rate=0.4), [PLAIN, *MIDDLE, PLAIN], 2),
+    "regnet-linear": (partial(regnet.Bottleneck, 16, 32, 2, linear_out=True), [PLAIN, *MIDDLE, PLAIN], 2),
     "regnet-no-sum": (
-        partial(regnet.Bottleneck, 16, 32, 2, downsample="", drop_path_rate=0.4), [PLAIN, PLAIN, SE, PLAIN], 2,
+        partial(regnet.Bottleneck, 16, 32, 2, downsample="", drop_path_rate=0.4), [PLAIN, *MIDDLE, PLAIN], 2,
     ),
-    "regnet-same": (partial(regnet.Bottleneck, 16, 16, act_layer=nn.SiLU), [PLAIN, PLAIN, SE, PLAIN], 2),
+    "regnet-same": (partial(regnet.Bottleneck, 16, 16, act_layer=nn.SiLU), [PLAIN, *MIDDLE, PLAIN], 2),
     "tresnet": (partial(tresnet.Bottleneck, 16, 4, drop_path_rate=0.4), [SE, PLAIN], 2),
     "tresnet-basic": (partial(tresnet.BasicBlock, 16, 16, drop_path_rate=0.4), [TAIL], 2),
-    "torchvision-regnet": (partial(_torchvision_regnet, se_ratio=0.25), [PLAIN, PLAIN, SE, PLAIN], 2),
+    "torchvision-regnet": (partial(_torchvision_regnet, se_ratio=0.25), [PLAIN, *MIDDLE, PLAIN], 2),
     "torchvision-regnet-x": (_torchvision_regnet, [PLAIN, PLAIN, PLAIN], 2),
     "torchvision-bottleneck": (partial(torchvision.models.resnet.Bottleneck, 16, 4), [PLAIN] * 3, 2),
     **{

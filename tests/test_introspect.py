@@ -19,6 +19,7 @@ INSTANCES = {
     "moments": 3 * 5 * 2,
     "moments_backward": 3 * 5 * 2,
     "affine": 3 * 5,
+    "affine_moments": 3 * 5,
     "affine_backward": 3 * 5 * 2,
     "gate": 3,
     "gate_backward": 3,
