@@ -4,7 +4,8 @@ VENV ?= .venv
 # The pair that the tests pass with: a release elsewhere must not break anybody's first hour. Any torch from 2.11 on works.
 TORCH ?= torch==2.14.1 torchvision==0.29.2
 DATA ?=
-PYTEST_ARGS ?= -q
+# Two workers, each with whole files: a file's fixtures compile a library.
+PYTEST_ARGS ?= -q -n 2 --dist loadfile
 MAX_JOBS ?= 2
 export MAX_JOBS
 

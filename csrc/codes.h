@@ -13,7 +13,8 @@ struct Half {
 };
 
 enum class OutAct : int64_t { none, relu, silu, hard_swish };
-// Whether the derivative is computed from the sum before the activation, which is then computed again; relu's is a mask.
+// Whether the derivative is computed from the sum before the activation, which is then computed again; relu's is a
+// mask.
 constexpr bool recomputed(OutAct act) { return act == OutAct::silu || act == OutAct::hard_swish; }
 enum class Gate : int64_t { sigmoid, hard_sigmoid };
 enum class Act : int64_t { identity, relu, relu6, leaky_relu, silu, gelu, gelu_tanh, hard_swish, mish, tanh };

@@ -8,7 +8,9 @@ namespace se_fused::cpu {
 // Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
 // chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain, and fewer than 64 (7x7 maps) are not
 // worth joining.
-inline int64_t chunk_rows(const Layout& layout) { return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512); }
+inline int64_t chunk_rows(const Layout& layout) {
+  return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512);
+}
 
 // work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
 template <class Work, class Join>

@@ -35,8 +35,8 @@ struct MomentsBackwardArgs {
   const float* scale;    // recomputed(out_act), or `added`
   const float* shift;
   const float* added;  // to dy; may be null, and with it there is no residual
-  void* dr;  // may be null: then stream 2 takes dy and the mask again
-  float* p;  // _rows: [rows]; _cols: [len]
+  void* dr;            // may be null: then stream 2 takes dy and the mask again
+  float* p;            // _rows: [rows]; _cols: [len]
   float* q;
   int64_t rows, len;
   OutAct out_act;

@@ -13,7 +13,7 @@
 
 #include "conv.inl"
 
-#define SE_STREAM(T)                                                                            \
+#define SE_STREAM(T)                                                                                     \
   {moments_rows<T>,          moments_cols<T>,          affine_rows<T>,          affine_cols<T>,          \
    moments_backward_rows<T>, moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>, \
    affine_moments_rows<T>,   affine_moments_cols<T>}

@@ -9,8 +9,8 @@ namespace se_fused::cuda {
 
 static Instances all_instances() {
   Instances all;
-  for (const auto list : {list_moments, list_affine, list_affine_moments, list_gate, list_gate_backward, list_one_pass,
-                          list_grouped})
+  for (const auto list :
+       {list_moments, list_affine, list_affine_moments, list_gate, list_gate_backward, list_one_pass, list_grouped})
     list(all);
   return all;
 }
