@@ -263,6 +263,30 @@ def test_convolutions_that_stay(kind: type[nn.Module]) -> None:
         torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+class Broadcasts(Toy):
+    """What is added to the block's map has another shape: one value per channel, made by a layer of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooled = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        every = self.pooled(x.mean((2, 3), keepdim=True))
+        return torch.relu(self.bn(self.conv(self.inner(x))) + every), torch.relu(
+            every + self.se(self.conv(self.inner(x)))
+        )
+
+
+def test_a_sum_that_broadcasts_stays() -> None:
+    torch.manual_seed(0)
+    model = trained(Broadcasts())
+    x = images(2, 3, 12, 12)
+    optimized = se_fused.optimize_for_inference(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("geometry", [{"stride": 2}, {"padding": 1}, {"groups": 2}, {"kernel_size": 3}])
 def test_the_squeeze_is_taken_before_plain_products_alone(geometry: dict[str, Any]) -> None:
     conv = nn.Conv2d(8, 16, **{"kernel_size": 1} | geometry)

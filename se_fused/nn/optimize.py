@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
@@ -75,7 +76,8 @@ def _norm_act(module: nn.Module) -> str | None:
     return name if name in OUT_ACTIVATIONS else None
 
 
-def _trace(model: nn.Module) -> fx.GraphModule:
+def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The model's graph, its nodes with the shapes that they have for the example."""
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -84,7 +86,10 @@ def _trace(model: nn.Module) -> fx.GraphModule:
             f"model cannot be traced by torch.fx ({type(error).__name__}: {str(error).splitlines()[0]}): its forward "
             "decides by values; se_fused.convert(model) does without a trace"
         ) from error
-    return fx.GraphModule(tracer.root, graph, f"Optimized{type(model).__name__}")
+    gm = fx.GraphModule(tracer.root, graph, f"Optimized{type(model).__name__}")
+    with torch.no_grad():
+        ShapeProp(gm).propagate(example)
+    return gm
 
 
 def _is_norm(module: nn.Module | None) -> bool:
@@ -99,11 +104,14 @@ def _is_product(conv: _ConvNd) -> bool:
 
 
 def _is_add(node: fx.Node) -> bool:
-    """Whether it adds two values of the graph, and they are two."""
+    """Whether it adds two maps of the graph, and they are two of one shape."""
     called = node.op == "call_function" and node.target in _ADDS
     if not (called or (node.op == "call_method" and node.target in ("add", "add_"))) or node.kwargs:
         return False
-    return len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and node.args[0] is not node.args[1]
+    if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args) or node.args[0] is node.args[1]:
+        return False
+    first, second = (a.meta.get("tensor_meta") for a in node.args)  # type: ignore[union-attr]
+    return first is not None and second is not None and first.shape == second.shape and first.dtype == second.dtype
 
 
 class _Rewriter:
@@ -148,6 +156,7 @@ class _Rewriter:
         self.modules[name] = layer
         with graph.inserting_before(node):
             new = graph.call_module(name, args)
+        new.meta.update(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         return new
@@ -332,7 +341,7 @@ def optimize_for_inference(
     inside = compute_dtype(wanted, parameter.device)
     plain = copy.deepcopy(model).eval()
     example = _example(plain) if example_input is None else example_input
-    gm = _trace(convert(copy.deepcopy(plain)))
+    gm = _trace(convert(copy.deepcopy(plain)), example.to(parameter.dtype))
     _Rewriter(gm, inside).run()
     _cast(gm, inside)
     _add_ends(gm, inside, wanted)
