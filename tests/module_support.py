@@ -1,6 +1,6 @@
 """What the tests of modules and models share: inputs, weights that hide no term, the measure of closeness, a spy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -64,13 +64,14 @@ def batch(n: int, c: int, dims: int = 2, seed: int = 0, dtype: torch.dtype = tor
     return torch.randn(n, c, *SPACES[dims], generator=generator, dtype=torch.float64).to(dtype)
 
 
-def spy_on_functional(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+PROJECTION = ("batch_norm_act_squeeze", "gated_conv1x1")
+FUNCTIONS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate", *PROJECTION)
+
+
+def spy_on_functional(monkeypatch: pytest.MonkeyPatch, functions: Sequence[str] = FUNCTIONS) -> list[str]:
     """A list that receives the names of the functional's functions, in the order of their calls from here on."""
     names: list[str] = []
-    for name in (
-        "squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate", "batch_norm_act_squeeze",
-        "gated_conv1x1",
-    ):  # fmt: skip
+    for name in functions:
         function: Callable[..., Any] = getattr(F_se, name)
         monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
     return names

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from module_support import assert_as_close, batch, one_thread, randomise
+from module_support import PROJECTION, assert_as_close, batch, one_thread, randomise, spy_on_functional
 from torch import Tensor, nn
 
 from se_fused import SqueezeExcite
-from se_fused import functional as F_se
 from se_fused.nn import fused_gate_projection
 
 timm = pytest.importorskip("timm")
@@ -61,11 +60,7 @@ GATES: dict[str, Any] = {
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    names: list[str] = []
-    for name in ("batch_norm_act_squeeze", "gated_conv1x1"):
-        function = getattr(F_se, name)
-        monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
-    return names
+    return spy_on_functional(monkeypatch, PROJECTION)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from module_support import assert_as_close, one_thread, randomise
+from module_support import PROJECTION, assert_as_close, one_thread, randomise, spy_on_functional
 from torch import Tensor, nn
 
 import se_fused
-from se_fused import functional as F_se
 from se_fused.nn.surgery.classes import is_fused
 
 timm = pytest.importorskip("timm")
@@ -51,11 +50,7 @@ WITHOUT_SE = ("timm-no-se", "timm-regnetx", "torchvision-v3-no-se", "torchvision
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    names: list[str] = []
-    for name in ("batch_norm_act_squeeze", "gated_conv1x1"):
-        function = getattr(F_se, name)
-        monkeypatch.setattr(F_se, name, lambda *a, _n=name, _f=function, **k: (names.append(_n), _f(*a, **k))[1])
-    return names
+    return spy_on_functional(monkeypatch, PROJECTION)
 
 
 def draw(name: str, seed: int) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "Rescale",
     "compute_dtype",
     "fold_batch_norm",
+    "is_product",
 ]
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -74,6 +75,12 @@ def _norm(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
 
 
+def is_product(conv: Any) -> bool:
+    """Whether a convolution, PyTorch's or one of these, is 1x1 at every position of a map or a volume."""
+    geometry = zip(conv.weight.shape[2:], conv.stride, conv.padding, strict=True)
+    return conv.weight.dim() > 3 and conv.groups == 1 and all(at == (1, 1, 0) for at in geometry)
+
+
 class Enter(nn.Module):
     """The model's input as the layers want it: their dtype, channels_last."""
 
@@ -103,15 +110,17 @@ class Leave(nn.Module):
 
 
 class _Conv(nn.Module):
-    """A convolution's weights and geometry. ``keeps_residual``: whether the residual is still wanted afterwards."""
+    """A convolution's geometry, with weights that have the batch norm in them.
+
+    ``keeps_residual``: whether the residual is still wanted afterwards.
+    """
 
     weight: Tensor
     bias: Tensor | None
     __prepare_scriptable__ = refuse_torchscript
 
-    def __init__(self, conv: _ConvNd, bn: _BatchNorm | None, dtype: torch.dtype) -> None:
+    def __init__(self, conv: _ConvNd, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        weight, bias = fold_batch_norm(conv, bn)
         order = _LAST.get(weight.dim(), torch.contiguous_format)
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=order))
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
@@ -119,11 +128,6 @@ class _Conv(nn.Module):
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.groups = conv.groups
         self.keeps_residual = True
-
-    def is_product(self) -> bool:
-        """Whether it is a 1x1 convolution of every position."""
-        geometry = zip(self.weight.shape[2:], self.stride, self.padding, strict=True)
-        return self.weight.dim() > 3 and self.groups == 1 and all(at == (1, 1, 0) for at in geometry)
 
     def plain(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """The convolution alone."""
@@ -149,7 +153,7 @@ class ConvAct(_Conv):
     one: Tensor
 
     def __init__(self, conv: _ConvNd, bn: _BatchNorm | None, dtype: torch.dtype, act: str = "none") -> None:
-        super().__init__(conv, bn, dtype)
+        super().__init__(conv, *fold_batch_norm(conv, bn), dtype)
         self.act = act
         self.register_buffer("zero", self.weight.new_zeros(conv.out_channels, dtype=torch.float32))
         self.register_buffer("one", torch.ones_like(self.zero))
@@ -254,9 +258,9 @@ class ConvSqueezeExcite(_Conv):
     def __init__(
         self, conv: _ConvNd, bn: _BatchNorm | None, gate: dict[str, Any], dtype: torch.dtype, act: str = "none"
     ) -> None:
-        super().__init__(conv, bn, dtype)
-        self.act, self.gate = act, _Gate(gate, dtype)
         weight, bias = fold_batch_norm(conv, bn)
+        super().__init__(conv, weight, bias, dtype)
+        self.act, self.gate = act, _Gate(gate, dtype)
         folded = F_se.fold_squeeze(weight, bias, self.gate.fc1_weight, self.gate.fc1_bias)
         self.register_buffer("folded_weight", folded[0])
         self.register_buffer("folded_bias", folded[1])

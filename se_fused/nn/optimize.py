@@ -19,11 +19,21 @@ from torch.utils._pytree import tree_leaves
 
 from ..reference import OUT_ACTIVATIONS
 from ._checks import is_plain
-from .inference import ConvAct, ConvSqueezeExcite, Enter, GatedConvAct, Leave, NormAct, Rescale, compute_dtype
+from .inference import (
+    ConvAct,
+    ConvSqueezeExcite,
+    Enter,
+    GatedConvAct,
+    Leave,
+    NormAct,
+    Rescale,
+    compute_dtype,
+    is_product,
+)
 from .squeeze_excite import SqueezeExcite
 from .surgery import convert
 from .surgery.layers import arguments_of
-from .surgery.parts import activation
+from .surgery.parts import activation, brought_activation
 
 __all__ = ["optimize_for_inference"]
 
@@ -61,19 +71,8 @@ class _Tracer(fx.Tracer):
             self._opaque = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = _gate_of(m) is not None or _norm_act(m) is not None
+        known = _gate_of(m) is not None or brought_activation(m) is not None
         return known or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _norm_act(module: nn.Module) -> str | None:
-    """The activation's name of timm's BatchNormAct2d, a batch norm that brings its own; None for all else."""
-    if type(module).__name__ != "BatchNormAct2d" or not isinstance(module, nn.BatchNorm2d):
-        return None
-    if type(module.drop) is not nn.Identity:
-        return None
-    name = activation(module.act)  # type: ignore[arg-type]
-    name = "none" if name == "identity" else name
-    return name if name in OUT_ACTIVATIONS else None
 
 
 def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -93,14 +92,9 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def _is_norm(module: nn.Module | None) -> bool:
-    if module is None or not (is_plain(module, *_NORMS) or _norm_act(module) is not None):
+    if module is None or not (is_plain(module, *_NORMS) or brought_activation(module) is not None):
         return False
     return module.running_mean is not None and module.running_var is not None
-
-
-def _is_product(conv: _ConvNd) -> bool:
-    geometry = zip(conv.kernel_size, conv.stride, conv.padding, strict=True)
-    return conv.weight.dim() > 3 and conv.groups == 1 and all(at == (1, 1, 0) for at in geometry)
 
 
 def _is_add(node: fx.Node) -> bool:
@@ -186,7 +180,7 @@ class _Rewriter:
         norm = self._only_user(node)
         if norm is not None and _is_norm(self.module(norm)):
             bn, end = self.module(norm), norm
-            brought = _norm_act(bn) or "none"  # type: ignore[arg-type]
+            brought = brought_activation(bn) or "none"  # type: ignore[arg-type]
         assert bn is None or isinstance(bn, _BatchNorm)
         residual, act = None, brought
         layer: nn.Module | None = None
@@ -195,7 +189,7 @@ class _Rewriter:
             gate = None if se is None else self._gate(se, end)
             if se is None or gate is None:
                 end, residual, act = self._closing(end)
-            elif _is_product(conv):
+            elif is_product(conv):
                 end, residual, act = self._closing(se)
                 layer = ConvSqueezeExcite(conv, bn, gate, self.dtype, act)
         layer = layer or ConvAct(conv, bn, self.dtype, act)
@@ -206,17 +200,16 @@ class _Rewriter:
         module, name = self.module(node), str(node.target)
         if _is_norm(module):
             assert isinstance(module, _BatchNorm)
-            act, end = _norm_act(module) or "none", node
-            user = self._only_user(node)
-            if act == "none" and user is not None and self._act(user) is not None:
-                act, end = str(self._act(user)), user
+            end, act = node, brought_activation(module) or "none"
+            if act == "none":
+                end, act = self._activated(node)
             self._replace(end, name, NormAct(module, act), node.args[0])
         elif (gate := self._gate(node, node.args[0])) is not None:
             end, residual, act = self._closing(node)
             rest = [] if residual is None else [residual]
             rescale, user = Rescale(gate, self.dtype, act), self._only_user(end)
             conv = None if user is None or residual is not None or act != "none" else self.module(user)
-            if user is not None and isinstance(conv, ConvAct) and conv.is_product() and end not in user.args[1:]:
+            if user is not None and isinstance(conv, ConvAct) and is_product(conv) and end not in user.args[1:]:
                 self._replace(user, name, GatedConvAct(rescale, conv), node.args[0], *user.args[1:])
             else:
                 self._replace(end, name, rescale, node.args[0], *rest)
@@ -240,9 +233,14 @@ class _Rewriter:
         add = self._only_user(node)
         if add is not None and _is_add(add):
             end, residual = add, add.args[1] if add.args[0] is node else add.args[0]
-        user = self._only_user(end)
+        end, act = self._activated(end)
+        return end, residual, act
+
+    def _activated(self, node: fx.Node) -> tuple[fx.Node, str]:
+        """The activation behind ``node`` and its name; the node itself and "none" if there is none."""
+        user = self._only_user(node)
         act = None if user is None else self._act(user)
-        return (end, residual, "none") if user is None or act is None else (user, residual, act)
+        return (node, "none") if user is None or act is None else (user, act)
 
     # ---- memory
     def _give_away(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import backends
 from .codes import OUT_ACT_CODES
+from .double_backward import no_second_derivative
 from .gate import BatchNorm, batch_norm, gate_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
@@ -105,9 +106,6 @@ def _backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: A
 
 # ---- autograd, used twice: behind the operator, and as a Function for eager mode
 _TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
-_DOUBLE_BACKWARD = (
-    "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
-)
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], mean: Tensor, stats: Tensor) -> None:
@@ -131,14 +129,10 @@ def _operator_backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tupl
     return _gradients(ctx, dy, dsqueezed, torch.ops.se_fused.batch_norm_act_squeeze_backward)
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(_DOUBLE_BACKWARD)
-
-
 torch.library.register_autograd(
     "se_fused::batch_norm_act_squeeze", _operator_backward, setup_context=_setup_context, lib=_library
 )
-torch.library.register_autograd("se_fused::batch_norm_act_squeeze_backward", _no_second_derivative, lib=_library)
+torch.library.register_autograd("se_fused::batch_norm_act_squeeze_backward", no_second_derivative, lib=_library)
 
 
 class _Squeeze(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import backends
 from .codes import OUT_ACT_CODES, RECOMPUTED
+from .double_backward import no_second_derivative
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
 
@@ -117,14 +118,8 @@ def _rescale_backward_fake(
     return factor.new_empty(0) if out_act == "none" else torch.empty_like(x), _means(x), _means(x)
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
-    )
-
-
 for _name in ("squeeze_backward", "rescale_backward"):
-    torch.library.register_autograd(f"se_fused::{_name}", _no_second_derivative, lib=_library)
+    torch.library.register_autograd(f"se_fused::{_name}", no_second_derivative, lib=_library)
 
 
 def _runner(name: str, backend: backends.Backend) -> Callable[..., Any]:

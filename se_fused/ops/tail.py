@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import backends
 from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES, RECOMPUTED
+from .double_backward import no_second_derivative
 from .gate import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
@@ -192,9 +193,6 @@ def _tail_backward_fake(
 
 # ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode
 _TENSORS = 11  # leading tensor arguments of tail_forward; a gradient is returned for each but the statistics and d
-_DOUBLE_BACKWARD = (
-    "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
-)
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
@@ -248,14 +246,10 @@ def _operator_backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | N
     return _gradients(ctx, dy, torch.ops.se_fused.tail_backward)
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(_DOUBLE_BACKWARD)
-
-
 torch.library.register_autograd(
     "se_fused::tail_forward", _operator_backward, setup_context=_setup_context, lib=_library
 )
-torch.library.register_autograd("se_fused::tail_backward", _no_second_derivative, lib=_library)
+torch.library.register_autograd("se_fused::tail_backward", no_second_derivative, lib=_library)
 
 
 class _Tail(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..tail import is_own
 from .blocks_projection import gate_and_project
 from .classes import Handler, register
-from .parts import conv_norm_act, conv_parts, is_nothing, norm_act, norm_refusal
+from .parts import ConvNormAct, apply, conv_norm_act, conv_parts, is_nothing, norm_act, norm_refusal
 from .tails import describe_tail, tail
 
 __all__: list[str] = []
@@ -53,7 +53,7 @@ def _basic_block(self: Any, x: Tensor) -> Tensor:
 def _bottleneck(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return self.original.forward(self, x)
-    out = norm_act(self.bn1, self.act1, self.conv1(x), is_own(self.conv1))
+    out = apply(ConvNormAct(self.conv1, self.bn1, self.act1), x)
     out = _inner(self.bn2, self.drop_block, self.act2, self.conv2(out), is_own(self.conv2))
     out = self.conv3(self.aa(out))
     return tail(
@@ -69,8 +69,8 @@ _register_block(_bottleneck, "bn3", "se", "act3", "timm.models.resnet.Bottleneck
 def _legacy_bottleneck(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return self.original.forward(self, x)
-    out = norm_act(self.bn1, self.relu, self.conv1(x), is_own(self.conv1))
-    out = norm_act(self.bn2, self.relu, self.conv2(out), is_own(self.conv2))
+    out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
+    out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)
     out = self.conv3(out)
     residual = x if self.downsample is None else self.downsample(x)
     return tail(out, residual, bn=self.bn3, se=self.se_module, act=self.relu, own=is_own(self.conv3))
@@ -79,8 +79,8 @@ def _legacy_bottleneck(self: Any, x: Tensor) -> Tensor:
 def _legacy_block(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return self.original.forward(self, x)
-    out = norm_act(self.bn1, self.relu, self.conv1(x), is_own(self.conv1))
-    out = norm_act(self.bn2, self.relu, self.conv2(out), is_own(self.conv2))  # SE sees it after the activation
+    out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
+    out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)  # SE sees it after the activation
     residual = x if self.downsample is None else self.downsample(x)
     return tail(out, residual, bn=None, se=self.se_module, act=self.relu)
 

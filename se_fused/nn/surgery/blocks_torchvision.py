@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..tail import is_own
 from .blocks_projection import gate_and_project
 from .classes import Handler, register
-from .parts import conv_norm_act, conv_parts, is_of, norm_act, norm_refusal, untouched
+from .parts import ConvNormAct, apply, conv_norm_act, conv_parts, is_of, norm_refusal, untouched
 from .tails import describe_tail, tail
 
 __all__: list[str] = []
@@ -17,7 +17,7 @@ __all__: list[str] = []
 def _basic_block(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):  # a proxy of torch.fx traces what was there
         return self.original.forward(self, x)
-    out = norm_act(self.bn1, self.relu, self.conv1(x), is_own(self.conv1))
+    out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
     out = self.conv2(out)
     residual = x if self.downsample is None else self.downsample(x)
     return tail(out, residual, bn=self.bn2, act=self.relu, own=is_own(self.conv2), in_place=True)
@@ -26,8 +26,8 @@ def _basic_block(self: Any, x: Tensor) -> Tensor:
 def _bottleneck(self: Any, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return self.original.forward(self, x)
-    out = norm_act(self.bn1, self.relu, self.conv1(x), is_own(self.conv1))
-    out = norm_act(self.bn2, self.relu, self.conv2(out), is_own(self.conv2))
+    out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
+    out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)
     out = self.conv3(out)
     residual = x if self.downsample is None else self.downsample(x)
     return tail(out, residual, bn=self.bn3, act=self.relu, own=is_own(self.conv3), in_place=True)

@@ -18,7 +18,9 @@ from ..tail import DropPath, _is_fusable, _step, drop_path_scale, is_own
 __all__ = [
     "ConvNormAct",
     "activation",
+    "apply",
     "batch_norm",
+    "brought_activation",
     "conv_norm_act",
     "conv_parts",
     "gate",
@@ -97,13 +99,18 @@ def norm_refusal(bn: object, name: str) -> str | None:
     return f"{name} is {type(bn).__name__}, not a batch norm"
 
 
+def brought_activation(bn: nn.Module) -> str | None:
+    """The activation inside timm's BatchNormAct2d; None for any other module, and where it has to be called."""
+    if _is_batch_norm_act(bn) and untouched(bn) and is_nothing(bn._modules["drop"]):
+        return out_activation(bn._modules["act"])
+    return None
+
+
 def normalisation(bn: nn.Module, x: Tensor) -> str | None:
     """The activation that the batch norm applies itself, mostly "none"; None where it has to be called."""
     if _is_fusable(bn, x):
         return "none"
-    if _is_batch_norm_act(bn) and untouched(bn) and x.dim() == 4 and is_nothing(bn._modules["drop"]):
-        return out_activation(bn._modules["act"])
-    return None
+    return brought_activation(bn) if x.dim() == 4 else None
 
 
 def batch_norm(
@@ -163,13 +170,18 @@ def conv_parts(module: nn.Module) -> ConvNormAct | None:
     return ConvNormAct(*children)  # type: ignore[arg-type]
 
 
+def apply(parts: ConvNormAct, x: Tensor) -> Tensor:
+    """act(bn(conv(x))), batch norm and activation in one."""
+    return norm_act(parts.bn, parts.act, parts.conv(x), is_own(parts.conv))
+
+
 def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
     """module(x), with batch norm and activation in one where it is one of :func:`conv_parts`."""
     parts = conv_parts(module)
     if parts is None:
         y: Tensor = module(x)
         return y
-    return norm_act(parts.bn, parts.act, parts.conv(x), is_own(parts.conv))
+    return apply(parts, x)
 
 
 def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Module | None]:
