@@ -123,18 +123,65 @@ SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out, int6
 
 // Rows and vectors at once: as many sums as there are registers for.
 constexpr int kTile = SE_VL == 16 ? 4 : 2;
+// Floats of the vectors that every row meets before the next ones: half of an L2 of 512 KB.
+constexpr int64_t kVectorFloats = 1 << 16;
 
 // out[j * ld + i] for `rows` weight rows i and `vectors` vectors j; w: (rows, k), v: (vectors, k)
 template <class W>
 static void products(const W* w, int64_t rows, int64_t k, const float* v, int64_t vectors, float* out, int64_t ld) {
-  int64_t i = 0;
-  for (; i + kTile <= rows; i += kTile) {
-    int64_t j = 0;
-    for (; j + kTile <= vectors; j += kTile) dot_block<kTile, kTile>(w + i * k, v + j * k, k, out + j * ld + i, ld);
-    for (; j < vectors; ++j) dot_block<kTile, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+  const int64_t fit = k ? kVectorFloats / (k * kTile) : vectors;
+  const int64_t step = (fit > 0 ? fit : 1) * kTile;
+  for (int64_t first = 0; first < vectors; first += step) {
+    const int64_t last = first + step < vectors ? first + step : vectors;
+    int64_t i = 0;
+    for (; i + kTile <= rows; i += kTile) {
+      int64_t j = first;
+      for (; j + kTile <= last; j += kTile) dot_block<kTile, kTile>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+      for (; j < last; ++j) dot_block<kTile, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+    }
+    for (int64_t rest = rows % kTile; rest > 0; --rest, ++i)
+      for (int64_t j = first; j < last; ++j) dot_block<1, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
   }
-  for (int64_t rest = rows % kTile; rest > 0; --rest, ++i)
-    for (int64_t j = 0; j < vectors; ++j) dot_block<1, 1>(w + i * k, v + j * k, k, out + j * ld + i, ld);
+}
+
+// ---- matrix products of the backward pass: out[i][j] = sum_k a[i][k] * b[k][j], neighbours j in b and out
+struct Rows {  // a[i][k] = at[i * i_step + k * k_step]: rows or columns of what lies in memory
+  const float* at;
+  int64_t i_step, k_step;
+};
+
+// I rows by J vectors of 16: I * J sums for I + J loads.
+template <int I, int J, class A, class B>
+SE_INLINE void outer_block(A a, Rows left, const B* b, int64_t ldb, int64_t k, float* out, int64_t ld) {
+  F acc[I * J];
+  each<I * J>([&](auto e) SE_LAMBDA { acc[e] = zero(); });
+  for (int64_t at = 0; at < k; ++at) {
+    F right[J];
+    each<J>([&](auto j) SE_LAMBDA { right[j] = a.get(b + at * ldb + j * kLanes); });
+    each<I>([&](auto i) SE_LAMBDA {
+      const F one = splat(left.at[i * left.i_step + at * left.k_step]);
+      each<J>([&](auto j) SE_LAMBDA { acc[i * J + j] = acc[i * J + j] + one * right[j]; });
+    });
+  }
+  each<I * J>([&](auto e) SE_LAMBDA { a.put(out + e / J * ld + e % J * kLanes, acc[e]); });
+}
+
+template <int I, class B>
+static void outer_rows(Rows left, const B* b, int64_t ldb, int64_t k, int64_t columns, float* out, int64_t ld) {
+  int64_t done = 0;
+  for (; done + kTile * kLanes <= columns; done += kTile * kLanes)
+    outer_block<I, kTile>(Full{}, left, b + done, ldb, k, out + done, ld);
+  sweep(columns - done,
+        [&](auto a, int64_t j) SE_LAMBDA { outer_block<I, 1>(a, left, b + done + j, ldb, k, out + done + j, ld); });
+}
+
+template <class B>
+static void outer(Rows left, int64_t rows, const B* b, int64_t ldb, int64_t k, int64_t columns, float* out,
+                  int64_t ld) {
+  int64_t i = 0;
+  const auto from = [&](int64_t row) { return Rows{left.at + row * left.i_step, left.i_step, left.k_step}; };
+  for (; i + kTile <= rows; i += kTile) outer_rows<kTile>(from(i), b, ldb, k, columns, out + i * ld, ld);
+  for (; i < rows; ++i) outer_rows<1>(from(i), b, ldb, k, columns, out + i * ld, ld);
 }
 
 // ---- forward
@@ -170,26 +217,77 @@ static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
   }
 }
 
-// The factor, scale and shift of `count` <= 16 channels of every sample, straight from the sums.
+// The factor, scale and shift of 16 channels (or fewer: `a`) of one sample, from their sums.
+template <class A>
+struct Channels {
+  const GateArgs& g;
+  A a;
+  int64_t c;
+  F bias, ga, gb;
+
+  inline __attribute__((always_inline)) Channels(const GateArgs& g, A a, int64_t c) : g(g), a(a), c(c) {
+    bias = g.fc2_bias ? a.get(g.fc2_bias + c) : zero();
+    ga = g.a ? a.get(g.a + c) : splat(1.f);
+    gb = g.a ? a.get(g.b + c) : zero();
+  }
+  inline __attribute__((always_inline)) void put(int64_t n, F sums) {
+    const int64_t at = n * g.c + c;
+    const F opened = open_gate(g.gate, sums + bias);
+    const F factor = opened * splat(g.drop ? g.drop[n] : 1.f);
+    a.put(g.factor + at, opened);
+    a.put(g.scale + at, factor * ga);
+    a.put(g.shift + at, factor * gb);
+  }
+};
+
+// Few samples: sums across the weight's rows. Reading the weight is what takes the time.
 template <class A, class W>
-SE_INLINE void fc2_block(const GateArgs& g, A a, int64_t c, int count) {
+SE_INLINE void fc2_few(const GateArgs& g, A a, int64_t c, int count) {
   const W* const w = (const W*)g.fc2_weight + c * g.r;
-  const F bias = g.fc2_bias ? a.get(g.fc2_bias + c) : zero();
-  const F ga = g.a ? a.get(g.a + c) : splat(1.f), gb = g.a ? a.get(g.b + c) : zero();
+  Channels<A> channels(g, a, c);
   constexpr int kSamples = 4;  // whose sums share each row of the weight
   float block[kSamples * kLanes] = {};
   for (int64_t first = 0; first < g.n; first += kSamples) {
     const int64_t samples = g.n - first < kSamples ? g.n - first : kSamples;
     products(w, count, g.r, g.active + first * g.r, samples, block, kLanes);
-    for (int64_t j = 0; j < samples; ++j) {
-      const int64_t at = (first + j) * g.c + c;
-      const F opened = open_gate(g.gate, load(block + j * kLanes) + bias);
-      const F factor = opened * splat(g.drop ? g.drop[first + j] : 1.f);
-      a.put(g.factor + at, opened);
-      a.put(g.scale + at, factor * ga);
-      a.put(g.shift + at, factor * gb);
-    }
+    for (int64_t j = 0; j < samples; ++j) channels.put(first + j, load(block + j * kLanes));
   }
+}
+
+// Many samples: the 16 rows are turned into columns once, and no sum runs across a register.
+constexpr int64_t kTurned = 512;  // the longest rows that are turned: 32 KB of them
+constexpr int kManySamples = 2 * kTile;
+
+template <int I, class A>
+SE_INLINE void fc2_samples(const GateArgs& g, Channels<A>& channels, const float* columns, int64_t n) {
+  F acc[I];
+  each<I>([&](auto i) SE_LAMBDA { acc[i] = zero(); });
+  for (int64_t r = 0; r < g.r; ++r) {
+    const F column = load(columns + r * kLanes);
+    each<I>([&](auto i) SE_LAMBDA { acc[i] = acc[i] + splat(g.active[(n + i) * g.r + r]) * column; });
+  }
+  each<I>([&](auto i) SE_LAMBDA { channels.put(n + i, acc[i]); });
+}
+
+template <class A, class W>
+SE_INLINE void fc2_many(const GateArgs& g, A a, int64_t c, int count) {
+  const W* const w = (const W*)g.fc2_weight + c * g.r;
+  Channels<A> channels(g, a, c);
+  float columns[kTurned * kLanes];
+  W row[kLanes] = {};
+  for (int64_t r = 0; r < g.r; ++r) {
+    for (int i = 0; i < count; ++i) row[i] = w[i * g.r + r];
+    store(columns + r * kLanes, load(row));
+  }
+  int64_t n = 0;
+  for (; n + kManySamples <= g.n; n += kManySamples) fc2_samples<kManySamples>(g, channels, columns, n);
+  for (; n < g.n; ++n) fc2_samples<1>(g, channels, columns, n);
+}
+
+template <class A, class W>
+SE_INLINE void fc2_block(const GateArgs& g, A a, int64_t c, int count) {
+  if (g.n >= 16 && g.r <= kTurned) return fc2_many<A, W>(g, a, c, count);
+  fc2_few<A, W>(g, a, c, count);
 }
 
 template <class W>
@@ -218,71 +316,25 @@ static void backward_fc2(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
       a.put(g.dq + at, drop * (ga * q + z * p) * gate_slope(g.gate, a.get(g.factor + at)));
     });
   }
-  for (int64_t c = c0; c < c1; ++c) {
-    float total = 0;
-    for (int64_t n = 0; n < g.n; ++n) total += g.dq[n * g.c + c];
-    g.dfc2_bias[c] = total;
-    sweep(g.r, [&](auto a, int64_t i) SE_LAMBDA {
-      F acc = zero();
-      for (int64_t n = 0; n < g.n; ++n) acc = acc + splat(g.dq[n * g.c + c]) * a.get(g.active + n * g.r + i);
-      a.put(g.dfc2_weight + c * g.r + i, acc);
-    });
-  }
+  for (int64_t c = c0; c < c1; ++c) g.dfc2_bias[c] = 0;
+  for (int64_t n = 0; n < g.n; ++n)
+    for (int64_t c = c0; c < c1; ++c) g.dfc2_bias[c] += g.dq[n * g.c + c];
+  outer(Rows{g.dq + c0, 1, g.c}, c1 - c0, g.active, g.r, g.n, g.r, g.dfc2_weight + c0 * g.r, g.r);
 }
 
-// dhidden = (dq W2) act'; four samples share each row of W2
-template <int B, class W>
-SE_INLINE void backward_hidden_block(const GateBackwardArgs& g, int64_t n) {
-  const W* const w = (const W*)g.fc2_weight;
-  sweep(g.r, [&](auto a, int64_t i) SE_LAMBDA {
-    F acc[B];
-    each<B>([&](auto j) SE_LAMBDA { acc[j] = zero(); });
-    for (int64_t c = 0; c < g.c; ++c) {
-      const F row = a.get(w + c * g.r + i);
-      each<B>([&](auto j) SE_LAMBDA { acc[j] = acc[j] + splat(g.dq[(n + j) * g.c + c]) * row; });
-    }
-    each<B>([&](auto j) SE_LAMBDA { a.put(g.dhidden + (n + j) * g.r + i, acc[j]); });
-  });
-  for (int64_t at = n * g.r; at < (n + B) * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
-}
-
+// dhidden = (dq W2) act'
 template <class W>
 static void backward_hidden(const GateBackwardArgs& g, int64_t n0, int64_t n1) {
-  int64_t n = n0;
-  for (; n + 4 <= n1; n += 4) backward_hidden_block<4, W>(g, n);
-  for (; n < n1; ++n) backward_hidden_block<1, W>(g, n);
+  const Rows dq{g.dq + n0 * g.c, g.c, 1};
+  outer(dq, n1 - n0, (const W*)g.fc2_weight, g.r, g.c, g.r, g.dhidden + n0 * g.r, g.r);
+  for (int64_t at = n0 * g.r; at < n1 * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
 }
 
 // dz = dhidden W1, dW1 = dhidden^T z, for the channels c0..c1 of every row of W1
 template <class W>
 static void backward_fc1(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
-  const W* const w = (const W*)g.fc1_weight;
-  sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
-    const int64_t c = c0 + i;
-    constexpr int B = 4;
-    int64_t n = 0;
-    for (; n + B <= g.n; n += B) {
-      F acc[B];
-      each<B>([&](auto j) SE_LAMBDA { acc[j] = zero(); });
-      for (int64_t r = 0; r < g.r; ++r) {
-        const F row = a.get(w + r * g.c + c);
-        each<B>([&](auto j) SE_LAMBDA { acc[j] = acc[j] + splat(g.dhidden[(n + j) * g.r + r]) * row; });
-      }
-      each<B>([&](auto j) SE_LAMBDA { a.put(g.dz + (n + j) * g.c + c, acc[j]); });
-    }
-    for (; n < g.n; ++n) {
-      F acc = zero();
-      for (int64_t r = 0; r < g.r; ++r) acc = acc + splat(g.dhidden[n * g.r + r]) * a.get(w + r * g.c + c);
-      a.put(g.dz + n * g.c + c, acc);
-    }
-  });
-  for (int64_t r = 0; r < g.r; ++r)
-    sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
-      const int64_t c = c0 + i;
-      F acc = zero();
-      for (int64_t n = 0; n < g.n; ++n) acc = acc + splat(g.dhidden[n * g.r + r]) * a.get(g.z + n * g.c + c);
-      a.put(g.dfc1_weight + r * g.c + c, acc);
-    });
+  outer(Rows{g.dhidden, g.r, 1}, g.n, (const W*)g.fc1_weight + c0, g.c, g.r, c1 - c0, g.dz + c0, g.c);
+  outer(Rows{g.dhidden, 1, g.r}, g.r, g.z + c0, g.c, g.n, c1 - c0, g.dfc1_weight + c0, g.c);
 }
 
 // g1 = d s P + dz, g2 = d s Q, d beta = sum g1, d gamma = rstd sum(g2 + (m - mu) g1), and k1, k2, k3 of stream 2
