@@ -129,6 +129,9 @@ def test_passes_are_the_budget():
     assert (training.forward, training.forward_masks) == (4, 1)
     assert (training.backward, training.backward_masks) == (6, 1)
     assert (training.passes, training.masks) == (10, 2)
+    forward = training.forward_only()  # x for the moments; x and residual in, y and the mask out
+    assert (forward.passes, forward.masks) == (4, 1)
+    assert counted_bytes((1, 8), torch.float32, forward) == 4 * 32 + 1
     inference = counted_passes(training=False)
     assert (inference.passes, inference.masks) == (3, 0)
 
