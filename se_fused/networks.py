@@ -1,4 +1,5 @@
-"""Whole networks as workloads: ours against timm's with the same weights, or against ours in plain PyTorch."""
+"""Whole networks as workloads: ours against timm's with the same weights, or against ours in plain PyTorch, and both
+compiled or in other engines."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import peers
 from .backends import use_backend
+from .engines import ENGINES
 from .models import create_model
 from .models.se_resnet import BasicBlock, Bottleneck
-from .workloads import LAYOUTS, Candidate, Workload, compiled
+from .nn import optimize_for_inference
+from .workloads import LAYOUTS, Candidate, Workload, between_graphs, compile_mode, compiled, kept_results
 
-__all__ = ["ModelWorkload", "plain_peer", "settle", "shared_start"]
+__all__ = ["ModelWorkload", "NetworkWorkload", "network_bytes", "network_flops", "plain_peer", "settle", "shared_start"]
 
 
 def kinds_of_gradients(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -68,51 +72,140 @@ def settle(model: nn.Module, images: Tensor) -> None:
         m.momentum = momentum
 
 
-class ModelWorkload(Workload):
-    """A network of ours against timm's with the same weights: logits ("infer"), or loss and all gradients ("train").
+def _on_meta(model: nn.Module, mode: str) -> nn.Module:
+    return copy.deepcopy(model).to("meta").train(mode == "train")
+
+
+def _pass(model: nn.Module, shape: Sequence[int], mode: str) -> None:
+    """One forward pass, in training with its backward pass, of a model without memory."""
+    dtype = next(model.parameters()).dtype
+    with torch.set_grad_enabled(mode == "train"), use_backend("reference"):
+        y = model(torch.empty(tuple(shape), dtype=dtype, device="meta"))
+        if mode == "train":
+            y.sum().backward()
+
+
+def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
+    """Floating-point operations of one batch by PyTorch's counter: two per product of convolutions and matrices,
+    forward ("infer") or forward and backward ("train"); everything else counts nothing.
+
+    Args:
+        model: any that runs on the meta device.
+        shape: of the images, (N, C, H, W).
+        mode: "infer" or "train".
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        _pass(_on_meta(model, mode), shape, mode)
+    return int(counter.get_total_flops())
+
+
+def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """Bytes that a network must move: (read and written once per use, the working set they go over).
+
+    A floor: each convolution and linear layer reads its input and weight and writes its output, each residual block
+    reads its shortcut, and all else (batch norm, activations, squeeze-excite, pooling) happens to what is on the chip.
+    In training, backward reads each layer's output gradient, input and weight, writes the gradients of input (but for
+    the images) and weight, and reads the shortcut's gradient. Activations have ``dtype``, weights their own.
+
+    The working set is every weight (in training with its gradient), the images and every layer's output (in training
+    with its gradient), once.
+
+    Args:
+        model: any that runs on the meta device.
+        shape: of the images, (N, C, H, W).
+        dtype: of the activations.
+        mode: "infer" or "train".
+    """
+    model, train, size = _on_meta(model, mode), mode == "train", dtype.itemsize
+    moved, working_set, first = 0, size * torch.Size(tuple(shape)).numel(), True
+
+    def layer(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+        nonlocal moved, working_set, first
+        parameters = sum(p.nbytes for p in module.parameters(recurse=False))
+        x_bytes, y_bytes = inputs[0].numel() * size, y.numel() * size
+        moved += x_bytes + parameters + y_bytes
+        working_set += (parameters + y_bytes) * (2 if train else 1)
+        if train:
+            moved += y_bytes + x_bytes + parameters + (0 if first else x_bytes) + parameters
+        first = False
+
+    def block(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+        nonlocal moved
+        moved += y.numel() * size * (2 if train else 1)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(layer)
+        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and timm's
+            module.register_forward_hook(block)
+    _pass(model, shape, mode)
+    return moved, working_set
+
+
+def frozen(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """torch.compile with the weights as constants, folded and packed; the first call, which compiles, must be without
+    gradients. The compiler's setting is as it was before and after it."""
+    import torch._inductor.config as inductor
+
+    graph, ready = compiled(model), False
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal ready
+        if ready:
+            return graph(x)
+        with inductor.patch(freezing=True):
+            y = graph(x)
+        ready = True
+        return y
+
+    return call
+
+
+class NetworkWorkload(Workload):
+    """A network on images: its result ("infer"), or loss and all gradients ("train"). Subclasses fill ``_models``.
 
     In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
 
     Args:
-        name: one of :func:`se_fused.list_models`.
+        title: what is computed, with the mode.
         mode: "infer" or "train".
-        images: (N, C, H, W) float32; None draws normal numbers, (batch, in_chans, size, size).
-        targets: (N,) int64 classes; None counts through them.
+        dtype, device: see above.
         layouts: those that ours and the eager peer are measured in.
-        batch, size, in_chans, num_classes: see above.
-        start: our model whose weights both sides take; None: :func:`shared_start`.
+        shape: (N, C, H, W) of the images.
+        images: (N, C, H, W) float32; None draws normal numbers.
+        targets: (N,) int64 classes; None counts through them.
+        num_classes: the classes.
         learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
     """
 
     layout = "both"
     draws = 5
     seconds = 15.0
+    truth_of = "eager"
+    """The name of the model that float64's truth comes from."""
+    _models: dict[str, nn.Module]
 
     def __init__(
         self,
-        name: str,
+        title: str,
         mode: str,
         dtype: torch.dtype,
         device: str | torch.device,
-        *,
-        layouts: Sequence[str] = tuple(LAYOUTS),
-        images: Tensor | None = None,
-        targets: Tensor | None = None,
-        batch: int = 8,
-        size: int = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        start: nn.Module | None = None,
+        layouts: Sequence[str],
+        shape: Sequence[int],
+        images: Tensor | None,
+        targets: Tensor | None,
+        num_classes: int,
         learning_rate: float = 0.0,
     ) -> None:
-        self.learning_rate = learning_rate
+        if mode not in ("infer", "train"):
+            raise ValueError(f"mode must be infer or train for a network; got {mode!r}")
+        self.title, self.learning_rate = title, learning_rate
         self.mode, self.dtype, self.device, self.layouts = mode, dtype, torch.device(device), tuple(layouts)
-        step = "training step" if learning_rate else "forward+backward"
-        self.title = f"{name} {'inference' if mode == 'infer' else step}"
         self._given = images
-        if images is None:
-            images = torch.empty(batch, in_chans, size, size)
-        self.shape = tuple(images.shape)
+        self.shape = tuple(shape)
         input_dtype = dtype if mode == "infer" else torch.float32
         self.inputs = {
             layout: torch.empty(self.shape, dtype=input_dtype, device=self.device).to(memory_format=LAYOUTS[layout])
@@ -121,14 +214,6 @@ class ModelWorkload(Workload):
         counted = torch.arange(self.images) % num_classes if targets is None else targets
         self.targets = counted.to(self.device)
         self.draw(0)
-        ours = shared_start(name, num_classes, self.shape[1]) if start is None else copy.deepcopy(start)
-        ours = ours.to(self.device)
-        if start is None:
-            settle(ours, self.inputs["contiguous"].float())
-        theirs, self.peer, self.peer_is_ours = plain_peer(name, ours, num_classes, self.shape[1])
-        if mode == "infer":
-            ours, theirs = ours.to(dtype), theirs.to(dtype)
-        self._models = {"se_fused": ours, "eager": theirs.to(self.device)}
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -140,7 +225,8 @@ class ModelWorkload(Workload):
             tensor.copy_(images)
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
-        return use_backend("reference") if self.peer_is_ours and name != "se_fused" else nullcontext()
+        """What that candidate runs in."""
+        return nullcontext()
 
     def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         low = self.dtype if self.dtype != torch.float32 and x.dtype != torch.float64 else None
@@ -163,14 +249,24 @@ class ModelWorkload(Workload):
         return {"loss": value, **kinds_of_gradients(raw.named_parameters())}
 
     def truth(self) -> dict[str, Tensor]:
-        model = copy.deepcopy(self._models["eager"]).double().train(self.mode == "train")
-        with self._plain("eager"):
+        model = copy.deepcopy(self._models[self.truth_of]).double().train(self.mode == "train")
+        with self._plain(self.truth_of):
             return self._results(model, model, self.inputs["contiguous"].double())
 
-    def candidate(self, name: str, layout: str) -> Candidate:
-        raw = copy.deepcopy(self._models["se_fused" if name == "se_fused" else "eager"])
+    def counted(self) -> tuple[int, int]:
+        """See :func:`network_bytes`."""
+        return network_bytes(self._models[self.truth_of], self.shape, self.dtype, self.mode)
+
+    def flops(self) -> int:
+        """See :func:`network_flops`."""
+        return network_flops(self._models[self.truth_of], self.shape, self.mode)
+
+    def _candidate(
+        self, name: str, layout: str, raw: nn.Module, model: Callable[[Tensor], Tensor] | None = None
+    ) -> Candidate:
+        """Of a module that is nobody else's, and what stands for it in forward passes."""
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
-        model: Callable[[Tensor], Tensor] = compiled(raw) if name == "compile" else raw
+        call: Callable[[Tensor], Tensor] = raw if model is None else model
         x = self.inputs[layout]
         optimizer = None
         if self.mode == "train" and self.learning_rate:
@@ -178,18 +274,102 @@ class ModelWorkload(Workload):
 
         def run() -> Tensor:
             with self._plain(name):
-                result = self._step(raw, model, x)
+                result = self._step(raw, call, x)
                 if optimizer is not None:
                     optimizer.step()
                 return result
 
         def results() -> dict[str, Tensor]:
             with self._plain(name):
-                return self._results(raw, model, x)
+                return self._results(raw, call, x)
 
         def forward() -> Tensor:
             with self._plain(name):
-                return self._loss(model, x)
+                return self._loss(call, x)
 
         kept = (*raw.parameters(), *raw.buffers())
-        return Candidate(name, layout, run, results, forward, kept, lambda: raw.zero_grad(set_to_none=True))
+        return Candidate(
+            name, layout, between_graphs(name, run), kept_results(name, results), forward, kept,
+            lambda: raw.zero_grad(set_to_none=True),
+        )  # fmt: skip
+
+
+class ModelWorkload(NetworkWorkload):
+    """A network of ours against timm's with the same weights: logits ("infer"), or loss and all gradients ("train").
+
+    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+
+    Args:
+        name: one of :func:`se_fused.list_models`.
+        mode: "infer" or "train".
+        images: (N, C, H, W) float32; None draws normal numbers, (batch, in_chans, size, size).
+        targets: (N,) int64 classes; None counts through them.
+        layouts: those that ours and the eager peer are measured in.
+        batch, size, in_chans, num_classes: see above.
+        start: our model whose weights both sides take; None: :func:`shared_start`.
+        learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
+
+    Raises:
+        ValueError: another mode, or no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        *,
+        layouts: Sequence[str] = tuple(LAYOUTS),
+        images: Tensor | None = None,
+        targets: Tensor | None = None,
+        batch: int = 8,
+        size: int = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        start: nn.Module | None = None,
+        learning_rate: float = 0.0,
+    ) -> None:
+        if images is not None:
+            batch, in_chans = images.shape[:2]
+        step = "training step" if learning_rate else "forward+backward"
+        super().__init__(
+            f"{name} {'inference' if mode == 'infer' else step}", mode, dtype, device, layouts,
+            (batch, in_chans, size, size) if images is None else images.shape, images, targets, num_classes,
+            learning_rate,
+        )  # fmt: skip
+        ours = shared_start(name, num_classes, self.shape[1]) if start is None else copy.deepcopy(start)
+        ours = ours.to(self.device)
+        if start is None:
+            settle(ours, self.inputs["contiguous"].float())
+        theirs, self.peer, self.peer_is_ours = plain_peer(name, ours, num_classes, self.shape[1])
+        if mode == "infer":
+            ours, theirs = ours.to(dtype), theirs.to(dtype)
+        self._models = {"se_fused": ours, "eager": theirs.to(self.device)}
+
+    def _plain(self, name: str) -> AbstractContextManager[Any]:
+        ours = name in ("se_fused", "se_fused optimized")
+        return use_backend("reference") if self.peer_is_ours and not ours else nullcontext()
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        self._check(name, peers.NETWORKS)
+        if not name.startswith("compile"):  # the compiler takes what it is given; others are made for one layout
+            layout = peers.PEERS[name].layout or layout
+        raw = copy.deepcopy(self._models["se_fused" if name.startswith("se_fused") else "eager"])
+        raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
+        x = self.inputs[layout]
+        model: Callable[[Tensor], Tensor] | None = None
+        if name == "se_fused optimized":
+            model = optimize_for_inference(raw, dtype=self.dtype)
+        elif name == "compile freezing":
+            model = frozen(raw)
+        elif name.startswith("compile"):
+            model = compiled(raw, mode=compile_mode(name))
+        elif name in ENGINES:
+            with self._plain(name), torch.no_grad():
+                engine = ENGINES[name](raw, x)
+
+            def model(_: Tensor) -> Tensor:
+                return engine()
+
+        return self._candidate(name, layout, raw, model)

@@ -1,27 +1,41 @@
-"""What is compared through us, eager PyTorch and torch.compile: here the tail of a block; networks have their own file.
+"""What is compared through us and our peers: here the tail of a block; networks have their own file.
 
 A workload holds its inputs and hands out candidates that work on them: the same numbers in the same memory order. It
-knows the truth too, from float64, so that nothing is timed before its results were checked.
+knows the truth too, from float64, so that nothing is timed before its results were checked. Who the candidates are is
+in :mod:`se_fused.peers`.
 """
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import functional, reference
+from . import functional, peers, reference, tails
 from .measure import Counted, counted_bytes, counted_passes
 
-__all__ = ["DTYPES", "LAYOUTS", "MODES", "STAGES", "Candidate", "TailWorkload", "Workload", "compiled"]
+__all__ = [
+    "DTYPES",
+    "LAYOUTS",
+    "MODES",
+    "STAGES",
+    "TAIL_MODES",
+    "Candidate",
+    "TailWorkload",
+    "Workload",
+    "compiled",
+    "fresh_compiler",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("infer", "train")
+TAIL_MODES = ("infer", "forward", "train")
+"""The modes of a tail; "forward" is training's forward pass, with what backward needs kept."""
 STAGES = ((8, 256, 56, 56), (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7))
 """The maps (N, C, H, W) that the blocks of ResNet-50's four stages end in, at batch 8 and 224 x 224 pixels."""
 
@@ -32,7 +46,7 @@ _BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
 class Candidate:
     """One way to compute a workload."""
 
-    name: str  # "se_fused", "eager" or "compile"
+    name: str  # one of se_fused.peers.PEERS
     layout: str
     run: Callable[[], Any]  # what is timed
     results: Callable[[], dict[str, Tensor]]  # the same, once, with all results by name
@@ -72,7 +86,15 @@ class Workload:
         raise NotImplementedError
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        """The candidate of that name, on the inputs as they are; "compile" starts from a fresh compiler state."""
+        """The candidate of that name, on the inputs as they are. Candidates are independent of each other.
+
+        Args:
+            name: one that the workload knows; see :mod:`se_fused.peers`.
+            layout: "contiguous" or "channels_last"; for networks the peer's own where it has one.
+
+        Raises:
+            ValueError: another name, or the reason of :func:`se_fused.peers.why_not`.
+        """
         raise NotImplementedError
 
     def bound(self, name: str) -> Tensor | None:
@@ -82,6 +104,17 @@ class Workload:
     def counted(self) -> tuple[int, int] | None:
         """(bytes of the design's counted passes, bytes of the tensors they go over), or None where none are counted."""
         return None
+
+    def flops(self) -> int | None:
+        """Floating-point operations, counted from the shapes, or None where none are counted."""
+        return None
+
+    def _check(self, name: str, known: tuple[str, ...]) -> None:
+        if name not in known:
+            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
+        reason = peers.why_not(name, self.device, self.dtype, self.mode)
+        if reason is not None:
+            raise ValueError(reason)
 
     @property
     def compiled_layout(self) -> str:
@@ -96,21 +129,84 @@ class Workload:
         }  # fmt: skip
 
 
-def compiled(what: Any, **options: Any) -> Any:
-    """torch.compile for one fixed shape, from a fresh state: nothing is shared with what was compiled before."""
-    torch._dynamo.reset()
+def compiled(what: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """torch.compile of a function or module for one fixed shape, independent of everything compiled before.
+
+    Dynamo keeps what it compiled per code object, and stops compiling after eight graphs of one. All networks of a
+    class have one ``forward``; so each call here compiles a code object of its own, into which that is inlined.
+
+    Args:
+        what: a function or module.
+        **options: of ``torch.compile``.
+    """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime": it is known
-    return torch.compile(what, dynamic=False, **options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return what(*args, **kwargs)
+
+    code: CodeType = call.__code__.replace()  # a new object, though nothing is replaced
+    own = FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
+    graph: Callable[..., Any] = torch.compile(own, dynamic=False, **options)
+    return graph
+
+
+def fresh_compiler() -> None:
+    """Drop everything that was compiled in this process, and the memory of its CUDA graphs.
+
+    Compiled candidates that are still in use compile once more when they are called next, "compile freezing" without
+    freezing: drop candidates before. None needs this to be independent of others.
+    """
+    torch._dynamo.reset()
+
+
+_GRAPHED = ("compile max-autotune", "compile reduce-overhead")
+
+
+def compile_mode(name: str) -> str | None:
+    """torch.compile's ``mode`` of a candidate's name."""
+    return name.removeprefix("compile ") if name in _GRAPHED else None
+
+
+def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    """What a candidate is to run: those in CUDA graphs are told that the last call's results are no longer needed."""
+    if name not in _GRAPHED:
+        return run
+
+    def marked() -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return run()
+
+    return marked
+
+
+def kept_results(name: str, results: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+    """A candidate's results: those in CUDA graphs are copied, for the next call overwrites them."""
+    if name not in _GRAPHED:
+        return results
+    return lambda: {k: t.clone() for k, t in between_graphs(name, results)().items()}
 
 
 def _grad(mode: str) -> AbstractContextManager[Any]:
-    return torch.enable_grad() if mode == "train" else torch.no_grad()
+    return torch.no_grad() if mode == "infer" else torch.enable_grad()
 
 
 class TailWorkload(Workload):
-    """The tail of a block: BN + SE + add + ReLU, forward and backward ("train"), or SE + add + ReLU ("infer").
+    """The tail of a block: relu(SE(x) + residual) or relu(SE(BN(x)) + residual).
 
-    Batch norm's parameters are float32, as under autocast; the rest has ``dtype``.
+    Batch norm's parameters are float32, as under autocast; the rest has ``dtype``. Every candidate takes x and the
+    residual in ``layout``.
+
+    Args:
+        shape: (N, C, H, W).
+        dtype: of x, residual and SE's parameters.
+        layout: "contiguous" or "channels_last".
+        mode: "infer"; "forward": the forward pass of training, batch norm with the batch's statistics, and what
+            backward needs is kept; "train": forward and backward.
+        device: of all tensors.
+        batch_norm: whether there is one before SE, in inference with the running statistics; None: all but inference.
+
+    Raises:
+        ValueError: another mode.
     """
 
     peer = "se_fused.reference (plain PyTorch)"
@@ -118,22 +214,34 @@ class TailWorkload(Workload):
     seconds = 2.0
 
     def __init__(
-        self, shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, mode: str, device: str | torch.device
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        layout: str,
+        mode: str,
+        device: str | torch.device,
+        batch_norm: bool | None = None,
     ) -> None:
+        if mode not in TAIL_MODES:
+            raise ValueError(f"mode must be one of {', '.join(TAIL_MODES)}; got {mode!r}")
         self.shape, self.dtype, self.layout, self.mode = shape, dtype, layout, mode
         self.device = torch.device(device)
         self.layouts = (layout,)
-        self.title = "BN+SE+add+ReLU forward+backward" if mode == "train" else "SE+add+ReLU inference"
-        self.function = "batch_norm_squeeze_excite" if mode == "train" else "squeeze_excite"
+        self.batch_norm = mode != "infer" if batch_norm is None else batch_norm
+        what = {"infer": "inference", "forward": "forward", "train": "forward+backward"}[mode]
+        self.title = f"{'BN+' if self.batch_norm else ''}SE+add+ReLU {what}"
+        self.function = "batch_norm_squeeze_excite" if self.batch_norm else "squeeze_excite"
+        self._training = self.batch_norm and mode != "infer"
+        self._options = {"training": self._training} if self.batch_norm else {}
         c = shape[1]
-        r = max(c // 16 // 8 * 8, 8)  # as timm rounds it
+        self.hidden = r = max(c // 16 // 8 * 8, 8)  # as timm rounds it
         self._scales: dict[str, tuple[tuple[int, ...], float, float]] = {  # shape, mean, standard deviation
             "x": (shape, 0.5, 1.0), "running_mean": ((c,), 0.0, 1.0), "running_var": ((c,), 1.0, 0.0),
             "bn_weight": ((c,), 1.0, 0.3), "bn_bias": ((c,), 0.0, 0.3),
             "fc1_weight": ((r, c), 0.0, c**-0.5), "fc1_bias": ((r,), 0.0, 0.3),
             "fc2_weight": ((c, r), 0.0, r**-0.5), "fc2_bias": ((c,), 0.0, 0.3), "residual": (shape, 0.0, 1.0),
         }  # fmt: skip
-        if mode == "infer":
+        if not self.batch_norm:
             for name in _BATCH_NORM:
                 del self._scales[name]
         self.given: dict[str, Tensor] = {}
@@ -141,7 +249,7 @@ class TailWorkload(Workload):
             t = torch.empty(size, dtype=torch.float32 if name in _BATCH_NORM else dtype, device=self.device)
             if len(size) == 4:
                 t = t.to(memory_format=LAYOUTS[layout])
-            self.given[name] = t.requires_grad_(mode == "train" and not name.startswith("running"))
+            self.given[name] = t.requires_grad_(mode != "infer" and not name.startswith("running"))
         self.dy = torch.empty_like(self.given["x"], requires_grad=False)
         self.draw(0)
 
@@ -160,19 +268,29 @@ class TailWorkload(Workload):
         return {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in self.given.items()}
 
     def _call(self, module: ModuleType, given: dict[str, Tensor], out_act: str | None = "relu") -> Tensor:
-        options = {"training": True} if self.mode == "train" else {}
-        y: Tensor = getattr(module, self.function)(**given, out_act=out_act, **options)
+        y: Tensor = getattr(module, self.function)(**given, out_act=out_act, **self._options)
         return y
 
+    @torch.no_grad()
+    def _restart(self, given: dict[str, Tensor]) -> list[str]:
+        """Put the running statistics back to where they begin; returns their names."""
+        names = [name for name in given if name.startswith("running")]
+        for name in names:
+            given[name].copy_(self.given[name])
+        return names
+
     def _results(self, call: Callable[..., Tensor], given: dict[str, Tensor], dy: Tensor) -> dict[str, Tensor]:
-        given = {k: t.clone() if k.startswith("running") else t for k, t in given.items()}
+        statistics = self._restart(given)
         with _grad(self.mode):
             y = call(given)
             results = {"y": y.detach()}
             if self.mode == "train":
-                wanted = {f"d{k}": t for k, t in given.items() if t.requires_grad}
-                results |= dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), dy), strict=True))
-                results |= {k: t for k, t in given.items() if k.startswith("running")}
+                wanted = {k: t for k, t in given.items() if t.requires_grad}
+                gradients = torch.autograd.grad(y, list(wanted.values()), dy)
+                for k, gradient in zip(wanted, gradients, strict=True):  # a module may have (R, C, 1, 1) for (R, C)
+                    results[f"d{k}"] = gradient.reshape(self.given[k].shape)
+        if self._training:
+            results |= {k: given[k].detach().clone() for k in statistics}
         return results
 
     def truth(self) -> dict[str, Tensor]:
@@ -184,44 +302,63 @@ class TailWorkload(Workload):
         if name != "y":
             return None
         given = self._double()
-        options = {"training": self.mode == "train", "eps": 1e-5, "act": "relu", "gate": "sigmoid"}
+        options = {"training": self._training, "eps": 1e-5, "act": "relu", "gate": "sigmoid"}
         with torch.no_grad():
             return forward_bound({**given, **options}, self._call(reference, given), self.dtype)
 
     def counted(self) -> tuple[int, int]:
-        passes: Counted = counted_passes(training=self.mode == "train")
+        passes: Counted = counted_passes(training=self.mode != "infer", batch_norm=self.batch_norm)
+        if self.mode == "forward":
+            passes = Counted(passes.forward, 0, passes.forward_masks, 0)
         tensors = 6 if self.mode == "train" else 3  # x, residual, y and dy, dr, dx
         return counted_bytes(self.shape, self.dtype, passes), tensors * self.given["x"].nbytes
 
-    def _callable(self, name: str) -> Callable[[dict[str, Tensor]], Tensor]:
-        """The op as that candidate computes it, from its arguments by name."""
-        if name != "compile":
-            module = functional if name == "se_fused" else reference
-            return lambda given: self._call(module, given)
+    def flops(self) -> int:
+        """See :func:`se_fused.tails.flops`."""
+        return tails.flops(self.shape, self.hidden, self.mode, self.batch_norm)
+
+    def _own(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
+        """That candidate's op and the arguments for it by name: the workload's memory, but for running statistics."""
+        given = {k: t.clone() if k.startswith("running") else t for k, t in self.given.items()}
+        if name in tails.MODULES:
+            module = tails.ModuleTail(name, self.given, self._training)
+            given |= module.tensors
+            return lambda given: module(given["x"], given["residual"]), given
+        if not name.startswith("compile"):
+            source = functional if name == "se_fused" else reference
+            return lambda given: self._call(source, given), given
         function: Callable[..., Tensor] = getattr(reference, self.function)
-        options = {"training": True} if self.mode == "train" else {}
+        options = self._options
 
         def whole(**given: Tensor) -> Tensor:
             return function(**given, out_act="relu", **options)
 
-        graph = compiled(whole, fullgraph=True)
-        return lambda given: graph(**given)
+        mode = compile_mode(name)
+        if mode is not None:
+            # CUDA graphs copy what may lie elsewhere at the next call; in a network the layer before writes in place.
+            given = {k: t.detach().requires_grad_(t.requires_grad) for k, t in given.items()}
+            for t in given.values():
+                torch._dynamo.mark_static_address(t)
+        graph = compiled(whole, fullgraph=True, mode=mode)
+        return lambda given: graph(**given), given
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        call = self._callable(name)
-        given = {k: t.clone() if k.startswith("running") else t for k, t in self.given.items()}
+        self._check(name, peers.TAILS)
+        if layout != self.layout:
+            raise ValueError(f"layout must be the workload's, {self.layout!r}; got {layout!r}")
+        call, given = self._own(name)
         wanted = [t for t in given.values() if t.requires_grad]
 
         def train() -> Any:
             y = call(given)
             return y, torch.autograd.grad(y, wanted, self.dy)
 
-        def infer() -> Any:
-            with torch.no_grad():
+        def forward() -> Any:
+            with _grad(self.mode):
                 return call(given)
 
         return Candidate(
-            name, layout, train if self.mode == "train" else infer,
-            lambda: self._results(call, self.given, self.dy), lambda: call(given),
+            name, layout, between_graphs(name, train if self.mode == "train" else forward),
+            kept_results(name, lambda: self._results(call, given, self.dy)), lambda: call(given),
             tuple(t for k, t in given.items() if k not in ("x", "residual")),
         )  # fmt: skip

@@ -37,7 +37,9 @@ def small(name: str, num_classes: int = 5, in_chans: int = 3, **options: Any) ->
 # the same function as torchvision
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "densenet121"]
+)
 def test_keys_and_shapes_are_torchvisions(name: str) -> None:
     ours = create_model(name, device="meta")
     with torch.device("meta"):
@@ -48,7 +50,14 @@ def test_keys_and_shapes_are_torchvisions(name: str) -> None:
     assert all(value.device.type == "meta" for value in state.values())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "densenet121"])
+def test_keys_of_resnext_are_timms() -> None:
+    ours = create_model("resnext50_32x4d", device="meta").state_dict()
+    with torch.device("meta"):
+        theirs = timm.create_model("resnext50_32x4d").state_dict()
+    assert [(k, v.shape) for k, v in ours.items()] == [(k, v.shape) for k, v in theirs.items()]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "densenet121"])
 def test_outputs_are_torchvisions(name: str) -> None:
     theirs = torchvision.models.get_model(name, num_classes=5).eval()
     randomise(theirs)

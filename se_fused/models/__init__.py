@@ -3,7 +3,7 @@
 from ._registry import create_model, list_models
 from .checkpoints import LoadReport, load_pretrained
 from .densenet import DenseNet, DenseNet121
-from .resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
+from .resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNeXt50_32x4d
 from .se_resnet import (
     SENet154,
     SEResNet,
@@ -22,6 +22,7 @@ __all__ = [
     "DenseNet",
     "DenseNet121",
     "LoadReport",
+    "ResNeXt50_32x4d",
     "ResNet18",
     "ResNet34",
     "ResNet50",

@@ -1,4 +1,5 @@
-"""ResNet, the paper's first baseline: torchvision's ``resnet*``, built as :class:`SEResNet` without SE.
+"""ResNet and ResNeXt, the paper's first baselines: torchvision's ``resnet*`` and ``resnext50_32x4d``, built as
+:class:`SEResNet` without SE.
 
 Same state_dict keys, shapes and outputs as torchvision's and timm's models of the same name, with batch norm, addition
 and ReLU fused. The initial values are timm's: torchvision's are those of ``zero_init_last=False``.
@@ -9,7 +10,7 @@ from typing import Unpack
 from ._registry import register
 from .se_resnet import BasicBlock, Bottleneck, ResNetOptions, SEResNet
 
-__all__ = ["ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
+__all__ = ["ResNeXt50_32x4d", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
 
 
 @register
@@ -40,3 +41,9 @@ def ResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResN
 def ResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet152``; the arguments are :class:`SEResNet`'s."""
     return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, se=False, **options)
+
+
+@register
+def ResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
+    """torchvision's ``resnext50_32x4d``; the arguments are :class:`SEResNet`'s."""
+    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, se=False, cardinality=32, base_width=4, **options)
