@@ -1,38 +1,95 @@
-"""Options and fixtures: ``pytest benchmarks/ --benchmark-only``, with ``--stages small`` for a quick look."""
+"""Options, fixtures and the JSON's header: ``pytest benchmarks/ --benchmark-only``; ``--preset smoke`` for a quick look."""
 
-from collections.abc import Callable
+import sys
+from typing import Any
 
 import pytest
 import torch
+from cases import PRESETS, cases
+from harness import Settings, Shelf
 
-from se_fused.compare import Result, agreement
+from se_fused.bandwidth import limits
+from se_fused.info import info
 from se_fused.introspect import cpu_instructions, cuda_kernels, summary
-from se_fused.measure import copy_bandwidth, device_seconds, keep_freed_memory, peak_memory, saved_bytes, synchronizer
-from se_fused.workloads import STAGES, Workload
+from se_fused.measure import keep_freed_memory
 
-SMALL_STAGES = ((2, 64, 14, 14), (2, 128, 7, 7))
-GPU_BATCH = 128
+_SKIPPED = pytest.StashKey[list[dict[str, str]]]()
+SIZES = [2**20, 2**22, 2**24, 2**26, 2**28]
+"""Working sets, in bytes, for which the speed of a copy goes into the JSON."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--stages", default="full", choices=("full", "small"), help="ResNet-50's, or a smoke test")
+    group = parser.getgroup("se_fused")
+    group.addoption(
+        "--preset", default="default", choices=PRESETS,
+        help="smoke: tiny maps, every benchmark once; default; full: every batch, network and peer, hours on a CPU",
+    )  # fmt: skip
+    group.addoption("--seconds", type=float, default=None, help="of measuring one candidate; default: by workload")
+    group.addoption("--device", default=None, help="cpu or cuda; default: cuda where torch sees a GPU")
+
+
+def chosen_device(config: pytest.Config) -> str:
+    return str(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = chosen_device(config)
+    if device != "cpu" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device}: torch sees no GPU here")
+    config.stash[_SKIPPED] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    small = metafunc.config.getoption("stages") == "small"
-    if "stage" in metafunc.fixturenames:
-        full = [(GPU_BATCH, *s[1:]) for s in STAGES] if torch.cuda.is_available() else STAGES
-        metafunc.parametrize("stage", ["x".join(map(str, s)) for s in (SMALL_STAGES if small else full)])
-    if "network" in metafunc.fixturenames:  # name, batch, size
-        metafunc.parametrize("network", ["seresnet18-2-64" if small else "seresnet50-8-224"])
+    """Each benchmark's parameters are words (pytest-benchmark stores them), in the order in which they share work."""
+    found = cases(metafunc.function.__name__, metafunc.config.getoption("--preset"), chosen_device(metafunc.config))
+    if found is not None:
+        names, rows = found
+        metafunc.parametrize(names, rows, ids=["-".join(row) for row in rows])
+
+
+@pytest.fixture(scope="session")
+def settings(pytestconfig: pytest.Config) -> Settings:
+    return Settings(
+        pytestconfig.getoption("--preset"), chosen_device(pytestconfig), pytestconfig.getoption("--seconds")
+    )
+
+
+@pytest.fixture(scope="session")
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        item.config.stash[_SKIPPED].append({"name": item.name, "reason": reason})
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-benchmark's
-def pytest_benchmark_update_machine_info(machine_info: dict) -> None:
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["se_fused"] = {"cpu_instructions": cpu_instructions(), "cuda_kernels": cuda_kernels()}
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    device = chosen_device(config)
+    about = info()
+    del about["choices"]
+    smoke = config.getoption("--preset") == "smoke"
+    output_json["se_fused"] = {
+        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "preset": config.getoption("--preset"),
+        "info": about,
+        "freed_memory_kept": keep_freed_memory(),
+        "limits": {device: limits(device, [torch.float32, torch.bfloat16], SIZES[: 2 if smoke else None])},
+        "skipped": config.stash[_SKIPPED],
+    }
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     kernels = cuda_kernels()
     rows = [] if isinstance(kernels, str) else summary(kernels)
     terminalreporter.section("kernels")
@@ -42,64 +99,3 @@ def pytest_terminal_summary(terminalreporter) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
-
-
-@pytest.fixture(scope="session")
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(scope="session")
-def copy_speed(device: str) -> Callable[[int], float]:
-    """Bytes per second of copy_ on a working set of that size; each is measured once."""
-    known: dict[int, float] = {}
-
-    def speed(working_set: int) -> float:
-        if working_set not in known:
-            known[working_set] = copy_bandwidth(device, working_set)
-        return known[working_set]
-
-    return speed
-
-
-@pytest.fixture
-def run_benchmark(benchmark, copy_speed: Callable[[int], float]) -> Callable[[Workload, str, str], None]:
-    """Check one candidate against float64, then time it, and note memory and counted bytes beside the time."""
-
-    def run(workload: Workload, name: str, layout: str) -> None:
-        keep_freed_memory()
-        candidate, result = workload.candidate(name, layout), Result(name, layout)
-        agreement(workload, [(candidate, result)])
-        if result.status == "failed" and name == "compile":
-            pytest.skip(f"torch.compile does not run here: {result.note}")
-        assert result.status == "ok", result.note
-        wait = synchronizer(workload.device)
-
-        def once() -> None:
-            candidate.run()
-            wait()
-
-        shape, dtype = "x".join(map(str, workload.shape)), workload.describe()["dtype"]
-        # A network's candidates choose their own order; a tail's is part of the workload.
-        benchmark.group = " ".join([workload.title, shape, dtype, *([layout] if len(workload.layouts) == 1 else [])])
-        benchmark.extra_info.update(workload.describe(), candidate=name, errors=result.errors)
-        benchmark(once)
-        candidate.reset()
-        benchmark.extra_info["peak_bytes"] = peak_memory(candidate.run, workload.device)
-        candidate.reset()
-        if workload.mode == "train":
-            benchmark.extra_info["saved_bytes"] = saved_bytes(candidate.forward, candidate.kept)
-        counted = workload.counted()
-        if benchmark.stats is None:  # --benchmark-disable
-            return
-        seconds = benchmark.stats.stats.median
-        if workload.device.type == "cuda":  # without the host's part, which a wall clock cannot leave out
-            seconds = device_seconds(candidate.run, workload.device)
-            benchmark.extra_info["device_seconds"] = seconds
-        if counted is not None:
-            speed = counted[0] / seconds
-            benchmark.extra_info.update(
-                counted_bytes=counted[0], gb_per_second=speed / 1e9, share_of_copy=speed / copy_speed(counted[1])
-            )
-
-    return run

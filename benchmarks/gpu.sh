@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # make gpu: build, test and measure on a machine that has a GPU and a torch that sees it, but perhaps no network.
 # Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, memcheck.txt, racecheck.txt, codegen.txt, info.txt,
-# benchmarks.json and .txt (those of the Triton backend beside them), ncu-*.csv, and table.md, which it ends with. ONLY="tests benchmarks" takes some of the steps: a lease is short.
+# benchmarks.json and .txt (those of the Triton backend beside them), ncu-*.csv, and report/, with whose text it ends.
+# ONLY="tests benchmarks" takes some of the steps, BENCH="benchmarks/test_tail.py" some of the benchmarks: a lease is short.
 # A step that fails does not stop the next one, because time on a GPU is dear; the exit status remembers it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -133,7 +134,7 @@ fi
 # what the compilers made of the kernels that are about to be timed
 step codegen logged "$results/codegen.txt" "$py" -m se_fused.backends.triton.codegen
 step info logged "$results/info.txt" "$py" -m se_fused info
-step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest benchmarks -q --benchmark-only \
+step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest ${BENCH:-benchmarks} -q --benchmark-only \
   --benchmark-json="$results/benchmarks.json"
 step triton env SE_FUSED_BACKEND=triton "$py" -m pytest benchmarks/test_tail.py -q --benchmark-only \
   --benchmark-json="$results/benchmarks-triton.json"
@@ -148,7 +149,7 @@ if [[ -n $profiler ]]; then
 else
   echo "== no ncu here"
 fi
-[[ -s $results/benchmarks.json ]] && step table logged "$results/table.md" "$py" benchmarks/table.py "$results/benchmarks.json"
+[[ -s $results/benchmarks.json ]] && step report "$py" -m se_fused report "$results/benchmarks.json" --output "$results/report"
 
 echo "== $results: $(ls "$results" | tr '\n' ' ')"
 if ((${#failed[@]})); then

@@ -4,19 +4,25 @@
 ``cublaslt`` is the one product by NVIDIA's library (cublaslt.py), behind the gate of our own: two launches of ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from cublaslt import bytes_moved, cublaslt_tail
+from harness import Settings, Shelf, Subject, run
+from torch import Tensor
 
 from se_fused import backends, functional, reference
-from se_fused.measure import device_seconds, keep_freed_memory, synchronizer
 from se_fused.ops.codes import ACT_CODES, GATE_CODES
-from se_fused.workloads import DTYPES
+from se_fused.workloads import DTYPES, Candidate, Workload
+
+WAYS = {"product": "product", "separate": "convolution and tail"}
 
 
-def gate(x: torch.Tensor, folded: tuple, fc2_weight: torch.Tensor, fc2_bias: torch.Tensor) -> torch.Tensor:
+def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
     """The gate (N, C), float32, by the two launches that also precede the product of our own."""
     from se_fused.backends.triton.streams import map_of
     from se_fused.backends.triton.tail import coefficients, parameters_of
@@ -26,65 +32,100 @@ def gate(x: torch.Tensor, folded: tuple, fc2_weight: torch.Tensor, fc2_bias: tor
     return coefficients(x, map_of(x), parameters, False, 0.0, *codes, False).scale
 
 
-@pytest.mark.parametrize("peer", ["se_fused", "product", "separate", "cublaslt", "eager", "convolution"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_conv(
-    benchmark, monkeypatch: pytest.MonkeyPatch, device: str, stage: str, dtype: str, peer: str
-) -> None:  # fmt: skip
-    keep_freed_memory()
-    n, c, h, w = (int(size) for size in stage.split("x"))
-    k, r = c // 4, max(c // 16, 8)
-    torch.manual_seed(0)
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Triton's convolution takes that way, whatever is faster."""
+    if name not in WAYS:
+        yield
+        return
+    from se_fused.backends.triton import conv as triton_conv
 
-    def draw(*size: int, scale: float = 1.0) -> torch.Tensor:
-        t = (torch.randn(*size, device=device) * scale).to(DTYPES[dtype])
-        return t.to(memory_format=torch.channels_last) if len(size) == 4 else t
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(triton_conv, "fastest", lambda key, ways, device: WAYS[name]))
+        stack.enter_context(mock.patch.object(backends, "_forced", "triton"))  # auto may prefer one without a product
+        yield
 
-    x, residual = draw(n, k, h, w), draw(n, c, h, w)
-    conv = (draw(c, k, 1, 1, scale=k**-0.5), draw(c))
-    fc = (draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c))
-    folded = functional.fold_squeeze(*conv, *fc[:2])
-    if peer in ("product", "separate"):
-        if device != "cuda":
-            pytest.skip("on a CPU there is one way")
-        from se_fused.backends.triton import conv as triton_conv
 
-        way = "product" if peer == "product" else "convolution and tail"
-        monkeypatch.setattr(triton_conv, "fastest", lambda key, ways, device: way)
-        monkeypatch.setattr(backends, "_forced", "triton")  # auto may prefer one that has no product
-    if peer == "cublaslt" and (device != "cuda" or torch.version.cuda is None):
+class ConvWorkload(Workload):
+    """The end of a bottleneck block from its second convolution's output on; ``plain``: its convolution alone."""
+
+    mode, layout, layouts, draws, seconds = "infer", "channels_last", ("channels_last",), 1, 2.0
+    peer = "se_fused.reference (plain PyTorch)"
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, plain: bool) -> None:
+        self.title = "conv3" if plain else "conv3+SE+add+ReLU"
+        self.shape, self.dtype, self.device, self.plain = shape, dtype, torch.device(device), plain
+        n, c, h, w = shape
+        k, r = c // 4, max(c // 16, 8)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*size: int, scale: float = 1.0) -> Tensor:
+            t = (torch.randn(size, generator=generator) * scale).to(device, dtype)
+            return t.to(memory_format=torch.channels_last) if len(size) == 4 else t
+
+        self.x, self.residual = draw(n, k, h, w), draw(n, c, h, w)
+        self.conv = draw(c, k, 1, 1, scale=k**-0.5), draw(c)
+        self.fc = draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c)
+        self.folded = functional.fold_squeeze(*self.conv, *self.fc[:2])
+
+    def _plain(self, x: Tensor, conv: tuple[Tensor, ...], fc: tuple[Tensor, ...], residual: Tensor) -> Tensor:
+        if self.plain:
+            return reference.conv1x1(x, *conv)
+        return reference.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu")
+
+    def truth(self) -> dict[str, Tensor]:
+        x, residual = self.x.double(), self.residual.double()
+        return {"y": self._plain(x, *(tuple(t.double() for t in given) for given in (self.conv, self.fc)), residual)}
+
+    @torch.no_grad()
+    def _run(self, name: str, x: Tensor, residual: Tensor) -> Tensor:
+        if name in ("eager", "convolution"):
+            return self._plain(x, self.conv, self.fc, residual)
+        if name == "cublaslt":  # float32 is multiplied as in the other peers, which follow the convolutions
+            opened = gate(x, self.folded, *self.fc[2:])
+            return cublaslt_tail(x, *self.conv, opened, residual, tf32=torch.backends.cudnn.allow_tf32)
+        with forced(name):
+            return functional.conv1x1_squeeze_excite(
+                x, *self.conv, *self.fc, residual, out_act="relu", folded=self.folded
+            )
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        def once() -> Tensor:
+            return self._run(name, self.x, self.residual)
+
+        def rotate(sets: int) -> list[Callable[[], Any]]:
+            copies = [(self.x, self.residual), *((self.x.clone(), self.residual.clone()) for _ in range(sets - 1))]
+            return [lambda given=given: self._run(name, *given) for given in copies]  # type: ignore[misc]
+
+        return Candidate(name, layout, once, lambda: {"y": once()}, lambda: None, (), rotate=rotate)
+
+    def counted(self) -> tuple[int, int]:
+        """The convolution's own bytes and, with SE, the residual and once more its input."""
+        weights = sum(t.nbytes for t in self.conv)
+        own = self.x.nbytes + self.residual.nbytes + weights  # the result is as large as the residual
+        n, c, h, w = self.shape
+        counted = own if self.plain else bytes_moved(n, c, c // 4, h * w, self.dtype.itemsize, scaled_weights=False)
+        return counted, own + (0 if self.plain else self.residual.nbytes)
+
+    def flops(self) -> int:
+        n, c, h, w = self.shape
+        return 2 * n * c * (c // 4) * h * w
+
+
+def test_conv(benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, peer: str) -> None:
+    if peer == "cublaslt" and torch.version.cuda is None:
         pytest.skip("cuBLASLt needs an NVIDIA GPU")
+    n, c, h, w = (int(size) for size in stage.split("x"))
+    group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
 
-    def run() -> torch.Tensor:
-        with torch.no_grad():
-            if peer == "convolution":
-                return reference.conv1x1(x, *conv)
-            if peer == "cublaslt":  # float32 is multiplied as in the other peers, which follow the convolutions
-                return cublaslt_tail(x, *conv, gate(x, folded, *fc[2:]), residual, tf32=torch.backends.cudnn.allow_tf32)
-            if peer == "eager":
-                return reference.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu")
-            return functional.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu", folded=folded)
+    def subject(plain: bool) -> Subject:
+        return Subject(
+            f"{group} {plain}", lambda: ConvWorkload((n, c, h, w), DTYPES[dtype], settings.device, plain)
+        )  # fmt: skip
 
-    if peer != "convolution":  # nothing is timed before it is right; its bound is held by the tests
-        wide = [t.double() for t in (x[:2], *conv, *fc, residual[:2])]
-        truth = reference.conv1x1_squeeze_excite(*wide, out_act="relu")
-        error = ((run()[:2].double() - truth).norm() / truth.norm()).item()
-        # TF32, which PyTorch's convolutions use by default too, keeps 11 bits
-        assert error < (2e-3 if dtype == "float32" else 1e-2), f"relative error {error:.1e}"
-    wait = synchronizer(device)
-    benchmark.group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
-    benchmark.extra_info.update(
-        title="conv3+SE+add+ReLU",
-        shape=[n, c, h, w],
-        dtype=dtype,
-        layout="channels_last",
-        candidate=peer,
-        device=device,
-    )
-    call: Callable[[], object] = lambda: (run(), wait())  # noqa: E731
-    benchmark(call)
-    if benchmark.stats is not None and device == "cuda":
-        seconds = benchmark.extra_info["device_seconds"] = device_seconds(run, device)
-        if peer in ("product", "cublaslt"):
-            counted = bytes_moved(n, c, k, h * w, DTYPES[dtype].itemsize, scaled_weights=peer == "cublaslt")
-            benchmark.extra_info.update(counted_bytes=counted, gb_per_second=counted / seconds / 1e9)
+    shelf.turn_to(group)
+    to = None if peer == "se_fused" else (subject(False), "se_fused", "channels_last")
+    run(
+        benchmark, shelf, settings, subject(peer == "convolution"), peer, "channels_last", kind="conv", group=group,
+        to=to,
+    )  # fmt: skip

@@ -3,84 +3,109 @@
 A kernel's bytes are those that it must move: its maps once each, and the mask. One group of the report is one map.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from harness import Settings, Shelf, Subject, run
+from torch import Tensor
 
 from se_fused import backends
-from se_fused.measure import device_seconds, keep_freed_memory, synchronizer
-from se_fused.ops import affine as affine_definition
-from se_fused.ops import moments as moments_definition
+from se_fused.ops.affine import affine, affine_backward
+from se_fused.ops.affine_moments import affine_moments, affine_moments_backward
+from se_fused.ops.moments import moments, moments_backward
 from se_fused.ops.layout import mask_numel, pack_mask
-from se_fused.workloads import DTYPES, LAYOUTS
+from se_fused.workloads import DTYPES, LAYOUTS, Candidate, Workload
 
-# name -> maps read, maps written, masks
-PASSES = {"moments": (1, 0, 0), "affine": (2, 1, 1), "moments_backward": (2, 1, 1), "affine_backward": (2, 1, 0)}
+# name -> maps read, maps written, masks, floating-point operations of an element
+PASSES = {"moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5),
+          "affine_backward": (2, 1, 0, 5), "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14)}  # fmt: skip
+RELU, SILU = 1, 2  # the last two kernels are those of EfficientNet's blocks
 
 
-@pytest.mark.parametrize("kernel", PASSES)
-@pytest.mark.parametrize("name", backends.AUTO_ORDER)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+class Definition:
+    """The kernels in plain PyTorch: the truth in float64, and what ours may err twice as much as."""
+
+    moments, moments_backward = staticmethod(moments), staticmethod(moments_backward)
+    affine, affine_backward = staticmethod(affine), staticmethod(affine_backward)
+    affine_moments, affine_moments_backward = staticmethod(affine_moments), staticmethod(affine_moments_backward)
+
+
+class StreamWorkload(Workload):
+    """One kernel of one backend on one map."""
+
+    peer, mode, draws, seconds = "the definition in plain PyTorch", "infer", 1, 1.0
+
+    def __init__(
+        self, kernel: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str
+    ) -> None:
+        self.kernel, self.backend = kernel, backends.BACKENDS[backend]
+        self.title, self.shape, self.dtype, self.layout = f"{kernel} ({backend})", shape, dtype, layout
+        self.device, self.layouts = torch.device(device), (layout,)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator).to(self.device)
+
+        maps = [draw(*shape).to(dtype).to(memory_format=LAYOUTS[layout]) for _ in range(2)]
+        self.inputs = {"x": maps[0], "other": maps[1], **{name: draw(*shape[:2]) for name in "abk"}}
+        self.inputs["mask"] = pack_mask(maps[1] * maps[0] > 0)
+
+    def _run(self, streams: Any, given: dict[str, Tensor]) -> Sequence[Tensor]:
+        x, other, a, b, k, mask = (given[name] for name in ("x", "other", "a", "b", "k", "mask"))
+        nothing = x.new_empty(0, dtype=a.dtype)
+        calls: dict[str, Callable[[], Any]] = {
+            "moments": lambda: streams.moments(x),
+            "affine": lambda: streams.affine(x, other, a, b, RELU, True),
+            "moments_backward": lambda: streams.moments_backward(other, x, None, mask, k, a, b, RELU, True),
+            "affine_backward": lambda: (streams.affine_backward(other, x, nothing, k, a, b, k),),
+            "affine_moments": lambda: streams.affine_moments(x, a, b, SILU),
+            "affine_moments_backward": lambda: streams.affine_moments_backward(other, k, x, a, a, b, SILU),
+        }
+        outputs: Sequence[Tensor] = calls[self.kernel]()
+        return outputs
+
+    def _results(self, streams: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self._run(streams, given)
+        return {str(i): t for i, t in enumerate(outputs) if t.dtype != torch.uint8 and t.numel()}
+
+    def truth(self) -> dict[str, Tensor]:
+        double = {k: t if k == "mask" else t.double() for k, t in self.inputs.items()}
+        return self._results(Definition, double)
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        streams = self.backend if name == "se_fused" else Definition
+
+        def rotate(sets: int) -> list[Callable[[], Any]]:
+            copies = [self.inputs, *({k: t.clone() for k, t in self.inputs.items()} for _ in range(sets - 1))]
+            return [lambda given=given: self._run(streams, given) for given in copies]  # type: ignore[misc]
+
+        return Candidate(
+            name, layout, lambda: self._run(streams, self.inputs), lambda: self._results(streams, self.inputs),
+            lambda: None, (), rotate=rotate,
+        )  # fmt: skip
+
+    def counted(self) -> tuple[int, int]:
+        reads, writes, masks, _ = PASSES[self.kernel]
+        x = self.inputs["x"]
+        counted = (reads + writes) * x.nbytes + masks * mask_numel(x)
+        return counted, counted
+
+    def flops(self) -> int:
+        return PASSES[self.kernel][3] * self.inputs["x"].numel()
+
+
 def test_stream(
-    benchmark,
-    copy_speed: Callable[[int], float],
-    device: str,
-    stage: str,
-    dtype: str,
-    layout: str,
-    name: str,
-    kernel: str,
-) -> None:
-    keep_freed_memory()
-    backend = backends.BACKENDS[name]
-    if (reason := backends.why_not(backend, device, DTYPES[dtype])) is not None:
-        pytest.skip(f"{name}: {reason}")
-    n, c, h, w = (int(size) for size in stage.split("x"))
-    torch.manual_seed(0)
-
-    def draw() -> torch.Tensor:
-        return torch.randn(n, c, h, w, device=device).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
-
-    x, other = draw(), draw()
-    a, b, k = (torch.randn(n, c, device=device) for _ in range(3))
-    mask = pack_mask(draw() > 0)
-    nothing = torch.empty(0, device=device)
-    calls = {
-        "moments": lambda streams: streams.moments(x),
-        "affine": lambda streams: streams.affine(x, other, a, b, 1, True),
-        "moments_backward": lambda streams: streams.moments_backward(other, x, None, mask, k, a, b, 1, True),
-        "affine_backward": lambda streams: (streams.affine_backward(other, x, nothing, k, a, b, k),),
-    }
-    run = calls[kernel]
-
-    class Definition:
-        moments, moments_backward = moments_definition.moments, moments_definition.moments_backward
-        affine, affine_backward = affine_definition.affine, affine_definition.affine_backward
-
-    # nothing is timed before it agrees with the definition (its bound is held by the tests)
-    for mine, theirs in zip(run(backend), run(Definition), strict=True):
-        if mine.dtype != torch.uint8:
-            error = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-30)
-            assert error < 1e-5 + torch.finfo(mine.dtype).eps, f"{kernel}: relative error {error:.1e}"
-    wait = synchronizer(device)
-    benchmark.group = f"streams {stage} {dtype} {layout}"
-    benchmark(lambda: (run(backend), wait()))
-    reads, writes, masks = PASSES[kernel]
-    counted = (reads + writes) * x.nbytes + masks * mask_numel(x)
-    info = {
-        "title": f"{kernel} ({name})",
-        "backend": backend.name,
-        "shape": [n, c, h, w],
-        "dtype": dtype,
-        "layout": layout,
-    }
-    benchmark.extra_info.update(info, candidate="se_fused", device=device, counted_bytes=counted)
-    if benchmark.stats is None:  # --benchmark-disable
-        return
-    seconds = benchmark.stats.stats.median
-    if device == "cuda":
-        seconds = benchmark.extra_info["device_seconds"] = device_seconds(lambda: run(backend), device)
-    speed = counted / seconds
-    benchmark.extra_info.update(gb_per_second=speed / 1e9, share_of_copy=speed / copy_speed(counted))
+    benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, layout: str, backend: str, kernel: str
+) -> None:  # fmt: skip
+    if (reason := backends.why_not(backends.BACKENDS[backend], settings.device, DTYPES[dtype])) is not None:
+        pytest.skip(f"{backend}: {reason}")
+    shape = tuple(int(size) for size in stage.split("x"))
+    group = f"streams {stage} {dtype} {layout}"
+    subject = Subject(
+        f"{group} {backend} {kernel}",
+        lambda: StreamWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
+    )
+    shelf.turn_to(subject.key)
+    run(benchmark, shelf, settings, subject, "se_fused", layout, kind="stream", group=group)

@@ -1,21 +1,14 @@
-"""The tail of a block, ours against plain PyTorch, eager and compiled.
+"""The tail of a block, ours against plain PyTorch, eager and compiled, and the SE layers of other libraries.
 
 One group of the report is one workload: the same map, dtype and memory order.
 """
 
-from collections.abc import Callable
-
-import pytest
-
-from se_fused.workloads import DTYPES, TailWorkload
+from harness import Settings, Shelf
+from tails import tail_benchmark
 
 
-@pytest.mark.parametrize("peer", ["se_fused", "eager", "compile"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", ["train", "infer"])
 def test_tail(
-    run_benchmark: Callable[..., None], device: str, stage: str, mode: str, dtype: str, layout: str, peer: str
-) -> None:
+    benchmark, shelf: Shelf, settings: Settings, stage: str, tail: str, dtype: str, layout: str, peer: str
+) -> None:  # fmt: skip
     n, c, h, w = (int(size) for size in stage.split("x"))
-    run_benchmark(TailWorkload((n, c, h, w), DTYPES[dtype], layout, mode, device), peer, layout)
+    tail_benchmark(benchmark, shelf, settings, (n, c, h, w), tail, dtype, layout, peer)

@@ -27,13 +27,15 @@ from .models import list_models
 from .networks import ModelWorkload
 from .workloads import DTYPES, LAYOUTS, MODES, STAGES, Candidate, TailWorkload, Workload
 
-__all__ = ["Result", "Row", "agreement", "measure", "plan"]
+__all__ = ["Judge", "Result", "Row", "agreement", "measure", "plan"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the row that is done."""
 
-# Ours may err twice as much as the eager peer. The compiled peer is only checked for computing the same thing.
-_FACTOR = {"se_fused": 2.0, "compile": 10.0}
+# Ours may err twice as much as the eager peer, by which all are judged; the others are only checked for computing the
+# same thing.
+_FACTOR: dict[str, float | None] = {"se_fused": 2.0, "converted": 2.0, "se_fused optimized": 2.0, "eager": None}
+_OTHERS = 10.0
 _ROUNDS = (5, 200)
 
 
@@ -117,59 +119,104 @@ def least_error(truth: Tensor, dtype: torch.dtype) -> float:
     return GRADIENT_FLOOR + (torch.finfo(dtype).eps if truth.numel() == 1 else 0.0)
 
 
-def agreement(
-    workload: Workload, pairs: Sequence[tuple[Candidate, Result]], progress: Progress = lambda *_: None
-) -> int:
-    """Check each candidate against float64, filling in its result; returns how many inputs were drawn.
+class Judge:
+    """Checks candidates of one workload against float64; the truth and eager's errors are computed once per draw.
 
     Ours may err twice as much as eager PyTorch (in either layout, where the workload has both), plus a few eps. A
     network's gradients jump where a ReLU's argument crosses zero, and one crossing outweighs all other errors; so a
     network that seems to disagree is tried on up to ``workload.draws`` inputs: what is wrong is wrong on all of them.
+
+    Args:
+        workload: whose inputs are drawn anew where that is needed.
+        peers: eager candidates that are there already.
+        progress: told what is being done.
     """
-    # A network's eager peer is tried in both layouts, even where one is measured: two samples of what rounding does.
-    layouts = tuple(LAYOUTS) if isinstance(workload, ModelWorkload) else workload.layouts
-    peers = {layout: candidate for candidate, _ in pairs if candidate.name == "eager" for layout in [candidate.layout]}
-    for layout in layouts:
-        peers.setdefault(layout, workload.candidate("eager", layout))
-    waiting = list(pairs)
-    draws = 0
-    while waiting and draws < workload.draws:
-        if draws:
-            workload.draw(draws)
-        progress("float64", 0.0)
-        truth, bound = workload.truth(), workload.bound("y")
-        eager: dict[str, float] = {}
-        for peer in peers.values():
-            for name, error in _errors(peer.results(), truth).items():
-                eager[name] = max(eager.get(name, 0.0), error)
-        for candidate, result in list(waiting):
-            progress(f"checking {candidate.name}", 0.1)
+
+    def __init__(
+        self, workload: Workload, peers: Sequence[Candidate] = (), progress: Progress = lambda *_: None
+    ) -> None:
+        self.workload, self._progress = workload, progress
+        # A network's eager peer is tried in both layouts, even where one is measured: two samples of what rounding does.
+        layouts = tuple(LAYOUTS) if isinstance(workload, ModelWorkload) else workload.layouts
+        self._peers = {peer.layout: peer for peer in peers}
+        for layout in layouts:
+            if layout not in self._peers:
+                self._peers[layout] = workload.candidate(workload.truth_of, layout)
+        self._standards: dict[int, _Standard] = {}
+        self._drawn = 0
+
+    def _standard(self, draw: int) -> "_Standard":
+        if draw != self._drawn:
+            self.workload.draw(draw)
+            self._drawn = draw
+        if draw not in self._standards:
+            self._progress("float64", 0.0)
+            truth, bound = self.workload.truth(), self.workload.bound("y")
+            eager: dict[str, float] = {}
+            for peer in self._peers.values():
+                for name, error in _errors(peer.results(), truth).items():
+                    eager[name] = max(eager.get(name, 0.0), error)
+            self._standards[draw] = _Standard(truth, bound, eager)
+        return self._standards[draw]
+
+    def check(self, candidate: Candidate, result: Result, allowance: float | None = None) -> int:
+        """Fill in errors, what is allowed, and whether it agrees; returns how many inputs were drawn.
+
+        Args:
+            candidate: what to check.
+            result: what is filled in.
+            allowance: the relative error of an engine with rounding of its own (:func:`se_fused.peers.allowance`).
+        """
+        for draw in range(self.workload.draws):
+            standard = self._standard(draw)
+            self._progress(f"checking {candidate.name}", 0.1)
             start = time.perf_counter()
             try:
                 results = candidate.results()
             except Exception as error:  # an operator that a dtype lacks, a compiler that is not there, no memory left
                 result.status, result.note = "failed", first_line(error)
-                waiting.remove((candidate, result))
-                continue
-            if candidate.name == "compile" and result.compile_seconds is None:
+                return draw + 1
+            if candidate.name.startswith("compile") and result.compile_seconds is None:
                 result.compile_seconds = time.perf_counter() - start
-            result.errors = _errors(results, truth)
-            # Eager is the measure of the others; of it only finite results are asked.
-            factor = _FACTOR.get(candidate.name)
-            least = {k: least_error(t, workload.dtype) for k, t in truth.items()}
-            result.allowed = {k: 1.0 if factor is None else factor * e + least[k] for k, e in eager.items()}
-            if candidate.name == "se_fused" and bound is not None:
-                share = ((results["y"].double() - truth["y"]).abs() / bound).max().item()
-                result.errors["y, of its bound"] = share if share == share else math.inf
-                result.allowed["y, of its bound"] = 1.0
-            wrong = [k for k, e in result.errors.items() if not e <= result.allowed.get(k, 0.0)]
-            result.status = "differs" if wrong else "ok"
-            told = (f"{k}: error {result.errors[k]:.1e}, allowed {result.allowed.get(k, 0.0):.1e}" for k in wrong)
-            result.note = "differs from float64 in " + "; ".join(told) if wrong else ""
-            if not wrong:
-                waiting.remove((candidate, result))
-        draws += 1
-    return draws
+            self._compare(candidate, result, results, standard, allowance or 0.0)
+            if result.status == "ok":
+                break
+        return draw + 1
+
+    def _compare(
+        self, candidate: Candidate, result: Result, results: dict[str, Tensor], standard: "_Standard", allowance: float
+    ) -> None:
+        truth, dtype = standard.truth, self.workload.dtype
+        result.errors = _errors(results, truth)
+        # Eager is the measure of the others; of it only finite results are asked.
+        factor = _FACTOR.get(candidate.name, _OTHERS)
+        least = {k: max(least_error(t, dtype), allowance) for k, t in truth.items()}
+        result.allowed = {k: 1.0 if factor is None else factor * e + least[k] for k, e in standard.eager.items()}
+        if candidate.name == "se_fused" and standard.bound is not None:
+            share = ((results["y"].double() - truth["y"]).abs() / standard.bound).max().item()
+            result.errors["y, of its bound"] = share if share == share else math.inf
+            result.allowed["y, of its bound"] = 1.0
+        wrong = [k for k, e in result.errors.items() if not e <= result.allowed.get(k, 0.0)]
+        result.status = "differs" if wrong else "ok"
+        told = (f"{k}: error {result.errors[k]:.1e}, allowed {result.allowed.get(k, 0.0):.1e}" for k in wrong)
+        result.note = "differs from float64 in " + "; ".join(told) if wrong else ""
+
+
+@dataclass(frozen=True)
+class _Standard:
+    """What one draw of the inputs is judged by."""
+
+    truth: dict[str, Tensor]
+    bound: Tensor | None
+    eager: dict[str, float]
+
+
+def agreement(
+    workload: Workload, pairs: Sequence[tuple[Candidate, Result]], progress: Progress = lambda *_: None
+) -> int:
+    """Check each candidate by one :class:`Judge`, filling in its result; returns how many inputs were drawn at most."""
+    judge = Judge(workload, [candidate for candidate, _ in pairs if candidate.name == "eager"], progress)
+    return max((judge.check(candidate, result) for candidate, result in pairs), default=0)
 
 
 def _rounds(seconds: float, once: float) -> int:

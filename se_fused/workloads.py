@@ -53,6 +53,7 @@ class Candidate:
     forward: Callable[[], Any]  # forward alone, with grad: for the bytes that it saves
     kept: tuple[Tensor, ...]  # parameters and buffers, which are there anyway
     reset: Callable[[], None] = lambda: None  # drops what a run leaves behind: gradients
+    rotate: Callable[[int], list[Callable[[], Any]]] | None = None  # run, on so many copies of the inputs
 
 
 class Workload:
@@ -67,6 +68,8 @@ class Workload:
     peer: str
     layouts: tuple[str, ...]
     """Those that ours and the eager peer are measured in."""
+    truth_of = "eager"
+    """The candidate that is plain PyTorch: in float64 the truth, and as it is the measure of the others' errors."""
     draws: int
     """Inputs that may be drawn until all results agree; see :func:`se_fused.compare.agreement`."""
     seconds: float
@@ -347,18 +350,32 @@ class TailWorkload(Workload):
         if layout != self.layout:
             raise ValueError(f"layout must be the workload's, {self.layout!r}; got {layout!r}")
         call, given = self._own(name)
-        wanted = [t for t in given.values() if t.requires_grad]
 
-        def train() -> Any:
-            y = call(given)
-            return y, torch.autograd.grad(y, wanted, self.dy)
+        def on(given: dict[str, Tensor], dy: Tensor) -> Callable[[], Any]:
+            wanted = [t for t in given.values() if t.requires_grad]
 
-        def forward() -> Any:
-            with _grad(self.mode):
-                return call(given)
+            def train() -> Any:
+                y = call(given)
+                return y, torch.autograd.grad(y, wanted, dy)
+
+            def forward() -> Any:
+                with _grad(self.mode):
+                    return call(given)
+
+            return between_graphs(name, train if self.mode == "train" else forward)
+
+        run = on(given, self.dy)
+
+        def rotate(sets: int) -> list[Callable[[], Any]]:
+            def copied(t: Tensor) -> Tensor:
+                return t.detach().clone().requires_grad_(t.requires_grad)
+
+            maps = ("x", "residual")
+            others = [({**given, **{k: copied(given[k]) for k in maps}}, self.dy.clone()) for _ in range(sets - 1)]
+            return [run, *(on(*other) for other in others)]
 
         return Candidate(
-            name, layout, between_graphs(name, train if self.mode == "train" else forward),
+            name, layout, run,
             kept_results(name, lambda: self._results(call, given, self.dy)), lambda: call(given),
-            tuple(t for k, t in given.items() if k not in ("x", "residual")),
+            tuple(t for k, t in given.items() if k not in ("x", "residual")), rotate=rotate,
         )  # fmt: skip

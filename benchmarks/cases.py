@@ -1,0 +1,185 @@
+"""Which benchmarks a preset has, as rows of words. Rows that share a workload stand together: it is built once.
+
+``default`` on a CPU takes about an hour on two cores, with every peer; ``full`` adds batches, networks and float16.
+"""
+
+from se_fused.workloads import STAGES
+
+__all__ = ["PRESETS", "STUDIES", "cases"]
+
+PRESETS = ("smoke", "default", "full")
+Rows = list[tuple[str, ...]]
+
+SMOKE_STAGES = ((2, 64, 14, 14), (2, 128, 7, 7))
+LAYOUTS = ("contiguous", "channels_last")
+TAILS = ("se-infer", "se-train", "bn_se-forward", "bn_se-train")
+# The modules of other libraries are the SE layer; with batch norm before it they are what "eager" is.
+MODULES = ("timm", "torchvision", "monai")
+NETWORKS = ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d")
+CONVERTED = (
+    "timm-seresnet50", "timm-efficientnet_b0", "timm-mobilenetv3_large_100", "torchvision-efficientnet_b0",
+    "torchvision-mobilenet_v3_large", "torchvision-regnet_y_400mf", "monai-seresnet50",
+)  # fmt: skip
+
+# name -> (the tail's map for each value), on CPU and GPU
+STUDIES = {
+    "batch": (1, 2, 8, 32, 128, 512),
+    "image": (64, 128, 224, 384, 640, 1024),
+    "channels": (16, 64, 256, 1024, 2048, 4096),
+    "positions": (1, 10, 100, 1000, 10_000, 100_000, 1_000_000),
+}
+
+
+def compilers(device: str, freezing: bool = False) -> tuple[str, ...]:
+    """torch.compile's ways on a device."""
+    if device == "cuda":
+        return ("compile", "compile max-autotune", "compile reduce-overhead")
+    return ("compile", "compile freezing") if freezing else ("compile",)
+
+
+def stages(preset: str, device: str) -> list[str]:
+    if preset == "smoke":
+        return ["x".join(map(str, s)) for s in SMOKE_STAGES]
+    batches = {"cpu": {"default": (8,), "full": (1, 8, 64)}, "cuda": {"default": (128,), "full": (1, 8, 32, 128)}}
+    return ["x".join(map(str, (batch, *s[1:]))) for batch in batches[device][preset] for s in STAGES]
+
+
+def dtypes(preset: str) -> tuple[str, ...]:
+    return {"smoke": ("float32",), "default": ("float32", "bfloat16"), "full": ("float32", "bfloat16", "float16")}[
+        preset
+    ]
+
+
+def tail_rows(preset: str, device: str) -> Rows:
+    peers = {
+        tail: ("se_fused", "eager", *(MODULES if tail == "se-infer" or preset != "default" else ()), *compilers(device))
+        for tail in TAILS
+    }
+    return [
+        (stage, tail, dtype, layout, peer)
+        for stage in stages(preset, device) for tail in TAILS for dtype in dtypes(preset) for layout in LAYOUTS
+        for peer in peers[tail]
+        # a compilation takes seconds and forgets nothing: once will do
+        if preset != "smoke" or not peer.startswith("compile") or (tail, layout) == ("se-infer", "contiguous")
+    ]  # fmt: skip
+
+
+def stream_rows(preset: str, device: str) -> Rows:
+    backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
+    kernels = ("moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward")
+    return [
+        (stage, dtype, layout, backend, kernel)
+        for stage in stages(preset, device) for dtype in dtypes(preset) for layout in LAYOUTS for backend in backends
+        for kernel in kernels
+    ]  # fmt: skip
+
+
+def conv_rows(preset: str, device: str) -> Rows:
+    peers = ("se_fused", "eager", "convolution") + (("product", "separate", "cublaslt") if device == "cuda" else ())
+    return [(stage, dtype, peer) for stage in stages(preset, device) for dtype in dtypes(preset) for peer in peers]
+
+
+def network_rows(preset: str, device: str) -> Rows:
+    """(network, mode, batch, size, dtype, candidate, layout, "se" or "plain")"""
+    gpu = device == "cuda"
+    both = [(name, layout) for name in ("se_fused", "eager") for layout in LAYOUTS]
+    infer = [*both, ("se_fused optimized", "channels_last")]
+    infer += [(way, "channels_last") for way in compilers(device, freezing=True)]
+    infer += [(engine, "contiguous") for engine in ("openvino", "onnxruntime", *(("tensorrt",) if gpu else ()))]
+    train = [*both, *((way, "channels_last") for way in compilers(device))]
+    # What SE costs: each candidate that is fast, on the network without SE.
+    best = ("se_fused", "eager", "se_fused optimized", "openvino", "onnxruntime", "tensorrt", *compilers(device))
+    best += ("compile freezing",)
+    layouts = {"openvino": "contiguous", "onnxruntime": "contiguous", "tensorrt": "contiguous"}
+
+    def kinds(ways: list[tuple[str, str]], sets: tuple[str, ...]) -> list[tuple[str, str, str]]:
+        return [
+            (name, layout, kind) for kind in sets for name, layout in ways
+            if kind == "se" or (name in best and layout == layouts.get(name, "channels_last"))
+        ]  # fmt: skip
+
+    if preset == "smoke":
+        quick = [way for way in infer if not way[0].startswith("compile")]
+        return [
+            ("seresnet18", mode, "2", "64", "float32", *way)
+            for mode, ways in (("infer", quick), ("train", both)) for way in kinds(ways, ("se", "plain"))
+        ]  # fmt: skip
+    full = preset == "full"
+    networks = NETWORKS if gpu or full else NETWORKS[:1]
+    batches = ("1", "8", "64", "256") if gpu or full else ("1", "8")
+    rows = [
+        (network, "infer", batch, "224", dtype, *way)
+        for network in networks for dtype in dtypes(preset) for batch in batches
+        for way in kinds(infer, ("se", "plain"))
+    ]  # fmt: skip
+    return rows + [
+        (network, "train", "64" if gpu else "8", "224", dtype, *way)
+        for network in networks for dtype in (dtypes(preset) if gpu or full else ("float32",))
+        for way in kinds(train, ("se", "plain"))
+    ]  # fmt: skip
+
+
+def convert_rows(preset: str, device: str) -> Rows:
+    """(library-name, mode, batch, size, dtype, layout, candidate)"""
+    names = CONVERTED[1:2] if preset == "smoke" else CONVERTED
+    batch, size = ("2", "64") if preset == "smoke" else ("64" if device == "cuda" else "8", "224")
+    modes = ("infer", "train")
+    wanted = ("float32",) if device == "cpu" and preset != "full" else dtypes(preset)
+    layouts = LAYOUTS if preset == "full" else LAYOUTS[1:]
+    return [
+        (name, mode, batch, size, dtype, layout, peer)
+        for name in names for dtype in wanted for mode in modes for layout in layouts
+        for peer in ("converted", "original")
+    ]  # fmt: skip
+
+
+def scaling_rows(preset: str, device: str) -> Rows:
+    """(axis, value, tail, dtype, candidate)"""
+    peers = ("se_fused", "eager") if preset == "smoke" else ("se_fused", "eager", "compile")
+    return [
+        (axis, str(value), tail, "float32", peer)
+        for axis, values in STUDIES.items() for tail in ("se-infer", "bn_se-train")
+        for value in (values[:2] if preset == "smoke" else values) for peer in peers
+    ]  # fmt: skip
+
+
+def network_scaling_rows(preset: str, device: str) -> Rows:
+    """(axis, value, network, dtype, candidate, layout): whole networks by batch and by image."""
+    gpu = device == "cuda"
+    if preset == "smoke":
+        network, values = "seresnet18", {"batch": (1, 2), "image": (64, 96)}
+    else:
+        network, values = "seresnet50", {"batch": STUDIES["batch"], "image": STUDIES["image"]}
+        if not gpu and preset != "full":
+            values = {"batch": (1, 2, 4, 16), "image": (64, 128, 384, 640)}
+    ways = [("se_fused optimized", "channels_last"), ("se_fused", "channels_last"), ("eager", "channels_last")]
+    if gpu or preset == "full":
+        ways += [(way, "channels_last") for way in compilers(device, freezing=True)]
+    return [
+        (axis, str(value), network, "bfloat16" if gpu else "float32", *way)
+        for axis in values for value in values[axis] for way in ways
+    ]  # fmt: skip
+
+
+_CASES = {
+    "test_stream": ("stage dtype layout backend kernel", stream_rows),
+    "test_tail": ("stage tail dtype layout peer", tail_rows),
+    "test_conv": ("stage dtype peer", conv_rows),
+    "test_network": ("network mode batch size dtype peer layout kind", network_rows),
+    "test_convert": ("model mode batch size dtype layout peer", convert_rows),
+    "test_scaling": ("axis value tail dtype peer", scaling_rows),
+    "test_network_scaling": ("axis value network dtype peer layout", network_scaling_rows),
+}
+
+
+def cases(test: str, preset: str, device: str) -> tuple[list[str], Rows] | None:
+    """Parameter names and rows of a benchmark; None of one that has no table."""
+    if test not in _CASES:
+        return None
+    names, rows = _CASES[test]
+    return names.split(), rows(preset, torch_type(device))
+
+
+def torch_type(device: str) -> str:
+    """ "cuda" of "cuda:1"."""
+    return device.partition(":")[0]

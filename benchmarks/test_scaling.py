@@ -1,0 +1,51 @@
+"""Where ours stops being ahead: batch, image, channels and positions, each over its whole range, the others fixed.
+
+Tails are channels_last float32, in inference and in training. Fixed are a 14x14 map of 512 channels (batch), the first
+stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two samples (positions); GPUs get more.
+"""
+
+from harness import Settings, Shelf, Subject, run
+from tails import tail_benchmark
+
+from se_fused.networks import ModelWorkload
+from se_fused.workloads import DTYPES
+
+# height and width of that many positions
+PLANES = {1: (1, 1), 10: (2, 5), 100: (10, 10), 1000: (25, 40), 10_000: (100, 100), 100_000: (250, 400),
+          1_000_000: (1000, 1000)}  # fmt: skip
+
+
+def shape_of(axis: str, value: int, gpu: bool) -> tuple[int, int, int, int]:
+    """The map of one point of a study."""
+    if axis == "batch":
+        return value, 512, 14, 14
+    if axis == "image":  # the first stage sees a quarter of it
+        return 32 if gpu else 2, 256, value // 4, value // 4
+    if axis == "channels":
+        return 128 if gpu else 8, value, 14, 14
+    return 2, 64 if gpu else 16, *PLANES[value]
+
+
+def test_scaling(
+    benchmark, shelf: Shelf, settings: Settings, axis: str, value: str, tail: str, dtype: str, peer: str
+) -> None:  # fmt: skip
+    shape = shape_of(axis, int(value), settings.device != "cpu")
+    study = {"study": {"axis": axis, "value": int(value)}}
+    tail_benchmark(benchmark, shelf, settings, shape, tail, dtype, "channels_last", peer, study)
+
+
+def test_network_scaling(
+    benchmark, shelf: Shelf, settings: Settings, axis: str, value: str, network: str, dtype: str, peer: str, layout: str
+) -> None:  # fmt: skip
+    """A whole network in inference, by batch at its usual image size and by image at batch 1 (8 on a GPU)."""
+    usual = 64 if settings.preset == "smoke" else 224
+    batch, size = (int(value), usual) if axis == "batch" else (8 if settings.device != "cpu" else 1, int(value))
+    group = f"{network} infer {batch}x{size} {dtype} by {axis}"
+    subject = Subject(
+        group, lambda: ModelWorkload(network, "infer", DTYPES[dtype], settings.device, batch=batch, size=size)
+    )
+    shelf.turn_to(group)
+    ours = "se_fused optimized"
+    info = {"network": network, "study": {"axis": axis, "value": int(value)}}
+    to = None if peer == ours else (subject, ours, "channels_last")
+    run(benchmark, shelf, settings, subject, peer, layout, kind="network", group=group, to=to, info=info)
