@@ -26,6 +26,7 @@ TOOLS = {
     "compare",
     "report",
     "plots",
+    "results",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -205,18 +205,19 @@ def _notes(before: Run, after: Run, enough: bool, controls: int) -> list[str]:
         )
     if before.commit == after.commit:
         notes.append("Both runs are of the same commit" + (", with uncommitted changes." if after.dirty else "."))
-    for what, get in (("threads", lambda run: (run.info.get("cpu") or {}).get("threads")),
-                      ("versions", lambda run: run.info.get("versions"))):  # fmt: skip
-        one, other = get(before), get(after)
-        if one != other:
-            told = f"{one} before, {other} after" if what == "threads" else ", ".join(_differences(one, other))
-            notes.append(f"The runs differ in {what}: {told}. What the peers run may have changed with it.")
+    if differing := _differences(_setting(before), _setting(after)):
+        notes.append(f"The runs differ in {', '.join(differing)}: what the peers run may have changed too.")
     return [*notes, *before.notes, *after.notes]
 
 
-def _differences(one: Any, other: Any) -> list[str]:
-    one, other = one or {}, other or {}
-    return [f"{k} {one.get(k)} to {other.get(k)}" for k in {**one, **other} if one.get(k) != other.get(k)]
+def _setting(run: Run) -> dict[str, Any]:
+    """What the peers' times depend on, besides the machine."""
+    return {"threads": (run.info.get("cpu") or {}).get("threads"), **(run.info.get("versions") or {})}
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    names = {**one, **other}
+    return [f"{k} ({one.get(k)} before, {other.get(k)} after)" for k in names if one.get(k) != other.get(k)]
 
 
 # ---- as people read it
@@ -247,14 +248,12 @@ def _text(found: Changes) -> str:
              + ", ".join(f"{count} {verdict}" for verdict, count in shown.items()) + "."]  # fmt: skip
     if found.drift is not None:
         lines.append(f"{found.controls} controls (peers, whose code is the same in both): the machine drifted by "
-                     f"{_percent(found.drift)}; the same rule calls {found.flagged_controls} of them changed.")  # fmt: skip
-    middle = statistics.median(change.quotient for change in found.judged)
-    lines.append(f"Half of ours changed by more than {_percent(middle)}, drift taken off, half by less.")
-    thresholds = sorted(c.threshold for c in found.judged if c.threshold is not None)
-    if thresholds:
-        middle = statistics.median(thresholds)
-        lines.append(f"A change must exceed ±{100 * (middle - 1):.1f} % (median of all, {100 * (thresholds[0] - 1):.1f} "
-                     f"to {100 * (thresholds[-1] - 1):.1f} %) to be seen here.")  # fmt: skip
+                     f"{_percent(found.drift)}; the rule calls {found.flagged_controls} of them changed.")  # fmt: skip
+    quotients = statistics.median(change.quotient for change in found.judged)
+    lines.append(f"Ours changed by {_percent(quotients)} in the median, drift taken off.")
+    if thresholds := sorted(100 * (c.threshold - 1) for c in found.judged if c.threshold is not None):
+        low, middle, high = thresholds[0], statistics.median(thresholds), thresholds[-1]
+        lines.append(f"To be seen a change must exceed ±{middle:.1f} % (median of all; {low:.1f} to {high:.1f} %).")
     lines += [f"Note: {note}" for note in found.notes]
     ordered = sorted(found.judged, key=_size)
     for verdict in ("slower", "faster"):

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..plots import new_figure
-from .drawing import finish, legend, style
+from .drawing import SMALL, finish, legend, style
 from .rows import OURS, Study, studies
 from .runs import Run, Spread
-from .text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_rates", "draw_scaling", "rates"]
 
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500, 1000)
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500, 1000)
 _AXES = {"positions": "positions (height × width)", "batch": "batch size", "image": "image size (height = width)"}
 
 
@@ -99,8 +98,9 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
         axes.yaxis.set_minor_locator(NullLocator())
         axes.axhspan(low, 1, color="#a00000", alpha=0.08, linewidth=0, zorder=0)
         axes.axhline(1, color="#666666", linewidth=1, linestyle="--", zorder=1)
-        axes.text(0.985, low * (high / low) ** 0.015, "behind", color="#a00000", fontsize=8, ha="right", va="bottom",
-                  transform=axes.get_yaxis_transform(), zorder=2)  # fmt: skip
+        # Beside the data: a curve may run anywhere within.
+        axes.text(1.015, low**0.5, "behind", color="#a00000", fontsize=SMALL, rotation=90, va="center",
+                  transform=axes.get_yaxis_transform())  # fmt: skip
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
         finish(axes, _title(study), _AXES.get(study.axis, study.axis), "as fast as the peer")
@@ -122,7 +122,7 @@ def draw_rates(run: Run, title: str) -> "Figure | None":
             _curve(axes, name, points)
         axes.set_ylim(0, 1.08 * max(s.q3 for points in curves.values() for _, s in points))
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value) if value else "0"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
         finish(axes, _title(study), _AXES.get(study.axis, study.axis), "images per second")

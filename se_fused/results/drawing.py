@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["STYLES", "Bar", "Panel", "bar_pages", "finish", "heading", "label_of", "legend", "style"]
+__all__ = ["SMALL", "STYLES", "Bar", "Panel", "bar_pages", "finish", "heading", "label_of", "legend", "style"]
 
 SMALL = 8
 """Points of the smallest text."""
+_WHISKERS = {"ecolor": "#777777", "elinewidth": 1, "zorder": 3}
 
 # Okabe & Ito's colours and near ones, darkened where text or thin lines need it; each also has a marker of its own.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -103,7 +104,7 @@ class Panel:
 
 
 def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line: float | None = None) -> None:
-    """Grouped horizontal bars, the first row on top; every bar is as thick as any other and bears its value.
+    """Grouped horizontal bars, the first row on top; every bar of a panel is equally thick and bears its value.
 
     Args:
         axes: where.
@@ -123,8 +124,8 @@ def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line:
             label, colour, _ = style(name)
             at = top + (k + 0.5) * thick
             error = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]] if bar.high > bar.low else None
-            axes.barh(at, bar.value, height=0.9 * thick, color=colour, zorder=2, xerr=error,
-                      label=None if label in shown else label, error_kw={"ecolor": "#777777", "elinewidth": 1, "zorder": 3})  # fmt: skip
+            axes.barh(at, bar.value, height=0.9 * thick, color=colour, zorder=2, xerr=error, error_kw=_WHISKERS,
+                      label=None if label in shown else label)  # fmt: skip
             shown.add(label)
             axes.text(max(bar.high, 0) + 0.012 * width, at, text(bar.value), va="center", fontsize=SMALL, zorder=4,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip

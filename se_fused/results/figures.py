@@ -11,7 +11,7 @@ from .drawing import Bar, Panel, bar_pages, heading, label_of
 from .roofline import draw_roofline
 from .rows import MODULES, OURS, Workload, titled, workloads
 from .runs import Run
-from .text import megabytes, times
+from .text import number, times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +39,8 @@ def draw(run: Run, folder: str | os.PathLike[str]) -> list[Path]:
     check_matplotlib()
     written = []
     for name, figures in _figures(run, heading(run)):
-        for number, figure in enumerate(figures, start=1):
-            path = Path(folder) / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        for page, figure in enumerate(figures, start=1):
+            path = Path(folder) / (f"{name}.png" if page == 1 else f"{name}-{page}.png")
             save(figure, path)
             written.append(path)
     return written
@@ -52,12 +52,10 @@ def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
     for name, make in single.items():
         figure = make(run, title)
         yield name, [] if figure is None else [figure]
-    yield "speedups", bar_pages(speedup_panels(run), f"Tails: {title}", times, "se_fused is so many times as fast as", 1)
-    yield (
-        "overhead",
-        bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda v: f"{v:.0f} %", "time with SE over without, minus 1, %"),
-    )  # fmt: skip
-    yield "memory", bar_pages(memory_panels(run), f"Memory: {title}", lambda v: megabytes(v * 1e6), "MB (10^6 bytes)")
+    faster, cost = "se_fused is so many times as fast as", "time with SE over time without it, minus 1, in %"
+    yield "speedups", bar_pages(speedup_panels(run), f"Tails: {title}", times, faster, line=1)
+    yield "overhead", bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{value:.0f} %", cost)
+    yield "memory", bar_pages(memory_panels(run), f"Memory: {title}", number, "MB (10^6 bytes)")
 
 
 def speedup_panels(run: Run) -> list[Panel]:

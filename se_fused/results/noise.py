@@ -42,8 +42,8 @@ def median_error(seconds: Spread) -> float | None:
 
     1.25 / 1.35 * (q3 - q1) / sqrt(n): a normal sample's median has 1.25 times the error of its mean, and its quartiles
     lie 1.35 standard deviations apart (McGill, Tukey & Larsen 1978, "Variations of Box Plots", The American
-    Statistician 32, p. 16). Their notch, 1.57 (q3 - q1) / sqrt(n), is 1.7 of these errors: a compromise made for looking
-    at two notches side by side. Two medians are compared here by their difference, so the errors are added in
+    Statistician 32, p. 16). Their notch, 1.57 (q3 - q1) / sqrt(n), is 1.7 of these errors: a compromise for looking at
+    two notches side by side. Two medians are compared here by their difference, so the errors are added in
     quadrature and the multiple is that of the level asked for.
     """
     if seconds.n < 2:

@@ -21,6 +21,8 @@ __all__ = ["Point", "Roof", "draw_roofline", "points", "roofs"]
 
 _SHOWN = ("se_fused", "eager", "compile")
 _KINDS = {"stream": "streams", "tail": "tails", "network": "networks"}
+# Tails share one intensity: what lies on one line is drawn a little beside it.
+_ASIDE = {"se_fused": 1.0, "eager": 0.88, "compile": 1.14}
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -104,13 +106,13 @@ def _scatter(axes: "Axes", found: Sequence[tuple[Point, float, float]]) -> None:
                 continue
             label, colour, _ = style(name)
             face = colour if name == "se_fused" or kind == "stream" else "none"
-            axes.scatter(*zip(*some, strict=True), marker=markers[kind], s=30, facecolors=face,
+            axes.scatter([x for x, _ in some], [y for _, y in some], marker=markers[kind], s=30, facecolors=face,
                          edgecolors=None if kind == "stream" else colour, linewidths=1.1, alpha=0.8,
                          label=f"{label}, {text}", zorder=4 if name == "se_fused" else 3)  # fmt: skip
 
 
 def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str) -> None:
-    placed = [(p, x, y / 1e9) for p in found if (x := p.intensity) and (y := p.flops_per_second)]
+    placed = [(p, x * _ASIDE[p.name], y / 1e9) for p in found if (x := p.intensity) and (y := p.flops_per_second)]
     slants, peaks = roofs(limits), limits.matmul
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -133,15 +135,17 @@ def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str)
     else:
         axes.text(0.5, 0.5, "no counted operations in this run", ha="center", fontsize=9, transform=axes.transAxes)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
-    finish(axes, f"roofline, {device}", "FLOP per counted byte", "GFLOP/s")
+    finish(
+        axes, f"roofline, {device}", "FLOP per counted byte (eager is drawn 12 % lower, compile 14 % higher)", "GFLOP/s"
+    )
 
 
 def _speeds(axes: "Axes", copy: Sequence[CopySpeed], found: Sequence[Point], device: str) -> None:
     for which, dash in (("warm", "-."), ("cold", "-")):
         curve = [(c.working_set_bytes, speed / 1e9) for c in copy if (speed := getattr(c, which))]
         if curve:
-            axes.plot(*zip(*curve, strict=True), color="#444444", linestyle=dash, linewidth=1.2, marker=".",
-                      label=f"copy_, {which}, of that size", zorder=2)  # fmt: skip
+            axes.plot([x for x, _ in curve], [y for _, y in curve], color="#444444", linestyle=dash, linewidth=1.2,
+                      marker=".", label=f"copy_, {which}, of that size", zorder=2)  # fmt: skip
     _scatter(axes, [(p, float(p.counted_bytes), p.bytes_per_second / 1e9) for p in found if p.kind != "network"])
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .runs import Measurement, Ratio, Run, Spread
+from .runs import Measurement, Run, Spread
 
 __all__ = ["Cost", "Study", "Versus", "Workload", "family", "quotient", "studies", "verdict", "workloads"]
 

@@ -144,8 +144,8 @@ def _tails(run: Run) -> list[str]:
     if lines:
         lines += [
             "vs a module: against the fastest of timm, torchvision and monai. vs compile: against its fastest mode, "
-            "named if not the default. Of a copy: the counted bytes (what the op must read and write at least) over the "
-            "time, as a share of the speed of copy_ on as many bytes; cold: with inputs that no cache holds.",
+            "named if not the default. Of a copy: the counted bytes (what the op must read and write at least) over "
+            "the time, as a share of the speed of copy_ on as many bytes; cold: with inputs that no cache holds.",
         ]
     return lines
 
@@ -193,11 +193,10 @@ def _cost(w: Workload, name: str) -> str:
 def _converted(run: Run) -> list[str]:
     rows = []
     for w in workloads(run, "convert"):
-        m, original = w.ours, w.best("original")
+        m, original, versus = w.ours, w.best("original"), w.versus("original")
         if m.ours:
             rows.append([m.title, m.dtype, _batch(m), _layout(m), milliseconds(m.seconds),
-                         milliseconds(None if original is None else original.seconds),
-                         times((v := w.versus("original")) and v.ratio)])  # fmt: skip
+                         milliseconds(None if original is None else original.seconds), _cell(versus)])  # fmt: skip
     heads = ("converted ms", "original ms", "faster")
     return table(("model", "dtype", "batch", "layout"), heads, rows) if rows else []
 
@@ -235,7 +234,8 @@ def _convolutions(run: Run) -> list[str]:
         for w in group:
             m = w.ours
             if m.ours:
-                rows.append([_map(m), m.dtype, _layout(m), milliseconds(m.seconds), *(_cell(w.versus(n)) for n in names)])
+                peers = [_cell(w.versus(name)) for name in names]
+                rows.append([_map(m), m.dtype, _layout(m), milliseconds(m.seconds), *peers])
         lines += [f"### {title}", ""]
         lines += [*table(("map", "dtype", "layout"), ("se_fused ms", *(f"vs {n}" for n in names)), rows), ""]
     if any("convolution" in w.names for w in workloads(run, "conv")):
@@ -263,8 +263,8 @@ def _memory(run: Run) -> list[str]:
             for w in group:
                 m, best = w.ours, [w.best(name) for name in names]
                 about = [m.network, m.dtype, _batch(m)] if kind == "network" else [_map(m), m.dtype, _layout(m)]
-                rows.append(about + [megabytes(b and b.peak_bytes) for b in best]
-                            + [megabytes(b and b.saved_bytes) for b in best])  # fmt: skip
+                peaks = [megabytes(None if b is None else b.peak_bytes) for b in best]
+                rows.append([*about, *peaks, *(megabytes(None if b is None else b.saved_bytes) for b in best)])
             if any(cell != NOTHING for row in rows for cell in row[3:]):
                 heads = [f"{what} {name}" for what in ("peak", "saved") for name in names]
                 lines += [f"### {title}: MB", "", *table(left, heads, rows), ""]
