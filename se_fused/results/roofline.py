@@ -135,9 +135,8 @@ def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str)
     else:
         axes.text(0.5, 0.5, "no counted operations in this run", ha="center", fontsize=9, transform=axes.transAxes)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
-    finish(
-        axes, f"roofline, {device}", "FLOP per counted byte (eager is drawn 12 % lower, compile 14 % higher)", "GFLOP/s"
-    )
+    beside = "FLOP per counted byte (drawn aside: eager to the left, compile to the right)"
+    finish(axes, f"roofline, {device}", beside, "GFLOP/s")
 
 
 def _speeds(axes: "Axes", copy: Sequence[CopySpeed], found: Sequence[Point], device: str) -> None:
