@@ -241,3 +241,61 @@ def demo_command(
     if plot is not None:
         to.print(f"drawn: {plot}", markup=False)
     raise typer.Exit(0 if outcome.ok(DTYPES[dtype]) else 1)
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[
+        list[str], typer.Argument(metavar="RESULTS.json...", help="Files of pytest benchmarks/ --benchmark-json=FILE.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write report.md and pictures there; the folder is made.")
+    ] = None,
+) -> None:
+    """What a run of the benchmarks says, as Markdown: speed and memory against all peers, what SE costs, the limits.
+
+    Several files count as one run; they must be of one machine.
+    """
+    from .results import commands, load_all, markdown
+
+    try:
+        if output is not None:
+            commands.check_folder(output)
+    except (ValueError, ImportError) as error:
+        raise _bad("--output", str(error)) from None
+    try:
+        loaded = load_all(results)
+    except ValueError as error:
+        raise _bad("RESULTS.json", str(error)) from None
+    if output is not None:
+        commands.write_report(loaded, output)
+    print(markdown(loaded), end="")
+
+
+@app.command("changes")
+def changes_command(
+    before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="A run of the benchmarks.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="Another, on the same machine.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+) -> None:
+    """Whether two runs differ by more than noise, which the peers tell: their code is the same in both.
+
+    The exit code is 1 if something of ours is slower.
+    """
+    from .results import changes, commands, load
+
+    _output("--json", json_file)
+    runs = []
+    for argument, path in (("BEFORE.json", before), ("AFTER.json", after)):
+        try:
+            runs.append(load(path))
+        except ValueError as error:
+            raise _bad(argument, str(error)) from None
+    try:
+        found = changes(*runs)
+    except ValueError as error:
+        raise _bad("AFTER.json", str(error)) from None
+    if json_file is not None:
+        commands.write_changes(found, json_file)
+    print(found.text(), end="")
+    raise typer.Exit(0 if found.ok else 1)

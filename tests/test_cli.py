@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from results_support import written
 from typer.testing import CliRunner
 
 import se_fused
@@ -144,6 +145,14 @@ WRONG = [
     (["demo", "--model", "alexnet"], "--model", "seresnet18"),
     (["demo", "--batch", "1"], "--batch", "at least 2"),
     (["demo", "--steps", "0"], "--steps", "at least 1"),
+    (["report"], "", "RESULTS.json"),
+    (["report", "/nowhere/results.json"], "RESULTS.json", "no such file"),
+    (["report", __file__], "RESULTS.json", "no JSON"),
+    (["report", "/nowhere/results.json", "--output", "/nowhere/at/all"], "--output", "no folder /nowhere/at"),
+    (["report", "/nowhere/results.json", "--output", __file__], "--output", "is a file"),
+    (["changes", __file__], "", "AFTER.json"),
+    (["changes", "/nowhere/a.json", "/nowhere/b.json"], "BEFORE.json", "/nowhere/a.json: there is no such file"),
+    (["changes", "a", "b", "--json", "/nowhere/at/all.json"], "--json", "/nowhere/at"),
     (["infos"], "infos", ""),
 ]
 
@@ -327,6 +336,47 @@ def test_demo_fails_on_disagreement(monkeypatch):
     shown = invoke(*DEMO)
     assert shown.exit_code == 1
     assert "do NOT agree" in shown.output and "DIFFERS" in shown.output and "The results agree" not in shown.output
+
+
+# ---- report and changes
+def test_report(tmp_path):
+    file, folder = written(tmp_path / "results.json", small=True), tmp_path / "report"
+    shown = invoke("report", str(file))
+    assert shown.exit_code == 0 and shown.output.startswith("# se_fused") and "2.20× timm" in shown.output
+    assert list(tmp_path.iterdir()) == [file]
+    assert invoke("report", str(file), "--output", str(folder)).output == shown.output
+    document = (folder / "report.md").read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", document)
+    assert document.startswith(shown.output) and "roofline.png" in pictures
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*pictures, "report.md"])
+
+
+def test_report_without_matplotlib(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    file, folder = written(tmp_path / "results.json", small=True), tmp_path / "report"
+    assert __main__.main(["report", str(file), "--output", str(folder)]) == 2
+    captured = capfd.readouterr()
+    assert "--output" in captured.err and "pip install matplotlib" in captured.err and captured.err.count("\n") == 1
+    assert captured.out == "" and not folder.exists()
+    assert __main__.main(["report", str(file)]) == 0
+
+
+def test_changes(tmp_path, capfd):
+    before, to = written(tmp_path / "before.json"), tmp_path / "changes.json"
+    same, other = written(tmp_path / "same.json", seed=1, noise=0.01), written(tmp_path / "other.json", cpu="Other CPU")
+    assert __main__.main(["changes", str(before), str(same), "--json", str(to)]) == 0
+    assert ": 0 slower, 0 faster, 124 within noise" in capfd.readouterr().out
+    assert len(json.loads(to.read_text())["judged"]) == 124
+    slow = json.loads(same.read_text())
+    for entry in slow["benchmarks"]:
+        if entry["extra_info"]["candidate"] == "se_fused" and entry["extra_info"]["kind"] == "tail":
+            entry["extra_info"]["seconds"] = {k: v * 1.5 for k, v in entry["extra_info"]["seconds"].items()}
+    same.write_text(json.dumps(slow))
+    assert __main__.main(["changes", str(before), str(same)]) == 1
+    assert "## Slower" in capfd.readouterr().out
+    assert __main__.main(["changes", str(before), str(other)]) == 2
+    told = capfd.readouterr().err
+    assert "AFTER.json" in told and "Other CPU" in told and told.count("\n") == 1
 
 
 # ---- files

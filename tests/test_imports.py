@@ -33,6 +33,7 @@ TOOLS = {
     "compare",
     "report",
     "plots",
+    "results",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

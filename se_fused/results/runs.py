@@ -1,0 +1,137 @@
+"""A run of the benchmarks as typed values: what :mod:`.reading` makes of the suite's JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["CopySpeed", "Limits", "Measurement", "Ratio", "Run", "Skipped", "Spread"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of n values."""
+
+    median: float
+    q1: float
+    q3: float
+    n: int = 1
+
+    def over(self, other: "Spread") -> "Spread":
+        """The quotient of two, where it was not measured in turn: its range is the widest that both quartiles allow."""
+        return Spread(self.median / other.median, self.q1 / other.q3, self.q3 / other.q1, min(self.n, other.n))
+
+    def inverse(self) -> "Spread":
+        """1 over it."""
+        return Spread(1 / self.median, 1 / self.q3, 1 / self.q1, self.n)
+
+
+@dataclass(frozen=True)
+class Ratio(Spread):
+    """A candidate's time over that of the yardstick ``to``, measured in turn: so many times faster is the yardstick."""
+
+    to: str = "se_fused"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One benchmark; see benchmarks/README.md for the fields. None is: not measured."""
+
+    fullname: str
+    group: str
+    kind: str
+    title: str
+    mode: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    device: str
+    candidate: str
+    seconds: Spread
+    cold: Spread | None = None
+    ratio: Ratio | None = None
+    cold_ratio: Ratio | None = None
+    plain: bool = False
+    network: str = ""
+    peer: str = ""
+    axis: str = ""
+    value: int = 0
+    counted_bytes: int | None = None
+    flops: int | None = None
+    working_set_bytes: int | None = None
+    copy_share: float | None = None
+    cold_copy_share: float | None = None
+    peak_bytes: int | None = None
+    saved_bytes: int | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether it times this package."""
+        return self.candidate.startswith(("se_fused", "converted"))
+
+    @property
+    def rate(self) -> float:
+        """Samples, for a network images, per second."""
+        return self.shape[0] / self.seconds.median
+
+    def speed(self, cold: bool = False) -> float | None:
+        """Counted bytes per second, out of warm or cold caches."""
+        seconds = self.cold if cold else self.seconds
+        return None if seconds is None or not self.counted_bytes else self.counted_bytes / seconds.median
+
+
+@dataclass(frozen=True)
+class CopySpeed:
+    """Bytes per second of copy_, read and written together, on a working set of that size."""
+
+    working_set_bytes: int
+    warm: float | None
+    cold: float | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device can do at most."""
+
+    cache_bytes: int | None = None
+    copy: tuple[CopySpeed, ...] = ()
+    theoretical: float | None = None
+    matmul: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A benchmark that did not run."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """All of a run, or of several on one machine."""
+
+    files: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
+    limits: Mapping[str, Limits]
+    info: Mapping[str, Any]
+    commands: tuple[str, ...] = ()
+    preset: str = ""
+    commit: str = ""
+    branch: str = ""
+    dirty: bool = False
+    time: str = ""
+    freed_memory_kept: bool | None = None
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> tuple[str, tuple[str, ...]]:
+        """The CPU's model and the GPUs' names: runs of two machines are not to be compared."""
+        cpu, gpus = self.info.get("cpu") or {}, self.info.get("gpus") or []
+        return str(cpu.get("model") or "unknown CPU"), tuple(str(gpu.get("name")) for gpu in gpus)
+
+    @property
+    def where(self) -> str:
+        """The machine in words."""
+        cpu, gpus = self.machine
+        return ", ".join([cpu, *gpus])
