@@ -1,4 +1,4 @@
-"""Options, fixtures and the JSON's header: ``pytest benchmarks/ --benchmark-only``; ``--preset smoke`` for a quick look."""
+"""Options, fixtures and the JSON's header of ``pytest benchmarks/ --benchmark-only``."""
 
 import sys
 from typing import Any

@@ -1,8 +1,8 @@
-"""What every benchmark does: check the output, time in turn with a yardstick, note bytes, memory and the machine's state.
+"""What every benchmark does: check the output, time in turn with a yardstick, note bytes, memory, the machine's state.
 
-A benchmark compares one candidate with a *yardstick* that is called before each of its rounds: ours for the peers, a copy
-of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the quotient
-of two neighbouring rounds does not care. pytest-benchmark's own figures are the candidate's wall-clock times.
+A benchmark compares one candidate with a *yardstick* that is called before each of its rounds: ours for the peers, a
+copy of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the
+quotient of two neighbouring rounds does not care. pytest-benchmark's own figures are the candidate's wall-clock times.
 """
 
 import gc
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 
-from se_fused.compare import Judge, Result
 from se_fused.bandwidth import copier, rotation
+from se_fused.compare import Judge, Result
 from se_fused.measure import keep_freed_memory, peak_memory, saved_bytes
 from se_fused.peers import PEERS, allowance, why_not
 from se_fused.telemetry import snapshot

@@ -1,4 +1,4 @@
-"""Whole networks, with the one without SE beside each: ours, timm's eager and compiled, OpenVINO, ONNX Runtime, TensorRT.
+"""Whole networks, the one without SE beside each: ours, timm's eager and compiled, OpenVINO, ONNX Runtime, TensorRT.
 
 Peers are held against ours in channels_last; a network without SE against the same candidate with it: what SE costs.
 """

@@ -14,13 +14,15 @@ from torch import Tensor
 from se_fused import backends
 from se_fused.ops.affine import affine, affine_backward
 from se_fused.ops.affine_moments import affine_moments, affine_moments_backward
-from se_fused.ops.moments import moments, moments_backward
 from se_fused.ops.layout import mask_numel, pack_mask
+from se_fused.ops.moments import moments, moments_backward
 from se_fused.workloads import DTYPES, LAYOUTS, Candidate, Workload
 
 # name -> maps read, maps written, masks, floating-point operations of an element
-PASSES = {"moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5),
-          "affine_backward": (2, 1, 0, 5), "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14)}  # fmt: skip
+PASSES = {
+    "moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5), "affine_backward": (2, 1, 0, 5),
+    "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14),
+}  # fmt: skip
 RELU, SILU = 1, 2  # the last two kernels are those of EfficientNet's blocks
 
 

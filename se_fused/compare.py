@@ -24,7 +24,7 @@ from .measure import (
     timed_together,
 )
 from .models import list_models
-from .networks import ModelWorkload
+from .networks import ModelWorkload, NetworkWorkload
 from .workloads import DTYPES, LAYOUTS, MODES, STAGES, Candidate, TailWorkload, Workload
 
 __all__ = ["Judge", "Result", "Row", "agreement", "measure", "plan"]
@@ -136,8 +136,8 @@ class Judge:
         self, workload: Workload, peers: Sequence[Candidate] = (), progress: Progress = lambda *_: None
     ) -> None:
         self.workload, self._progress = workload, progress
-        # A network's eager peer is tried in both layouts, even where one is measured: two samples of what rounding does.
-        layouts = tuple(LAYOUTS) if isinstance(workload, ModelWorkload) else workload.layouts
+        # A network's eager peer is tried in both layouts, even where one is measured: two samples of rounding.
+        layouts = tuple(LAYOUTS) if isinstance(workload, NetworkWorkload) else workload.layouts
         self._peers = {peer.layout: peer for peer in peers}
         for layout in layouts:
             if layout not in self._peers:
