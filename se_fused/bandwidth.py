@@ -166,6 +166,9 @@ def copy_limits(device: str | torch.device, working_sets: Iterable[int], repeats
 def matmul_flops(device: str | torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
     """Floating-point operations per second of ``torch.mm`` on square matrices of normal random numbers.
 
+    It is what that library call reaches, not the hardware's peak: where a CPU has no matrix unit for bfloat16, less
+    than with float32.
+
     A product of n x n matrices counts 2 * n**3, a multiplication and an addition each. n is 8192 on a GPU; on a CPU it
     doubles from 256 for as long as one product is expected to take less than 0.2 s. Whether float32 products may use
     TF32 or bfloat16 is left as it is set (``torch.set_float32_matmul_precision``; by default they may not).

@@ -202,6 +202,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
             kept[i] = None
             kept[i] = call()
 
+    # With a graph, kept goes with this function's end: the memory is the graph's.
     graph, how, why = torch.cuda.CUDAGraph(), "graph replay", ""
     run = graph.replay
     try:
@@ -218,7 +219,6 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
     except Exception as error:  # it has just run three times: whatever it is, the capture brought it about
         how, run = "events", plain
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-    kept[:] = [None] * len(calls)  # the graph holds their memory, and no other owns it
 
     def seconds(times: int) -> float:
         with torch.cuda.device(device):

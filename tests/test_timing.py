@@ -8,7 +8,6 @@ import weakref
 import pytest
 import torch
 
-from se_fused import timing
 from se_fused.timing import Timing, device_seconds, in_turn, primed, ratio, rounds_for, sampler
 
 
@@ -108,8 +107,10 @@ def test_results_are_dropped_outside_the_measured_time(monkeypatch: pytest.Monke
     """One's at once, a rotation's before its member's next turn: they are in other memory, as the inputs are."""
     clock = Clock(monkeypatch)
     alive: list[weakref.ref] = []
+    others: list[int] = []
 
     def fn() -> Result:
+        others.append(sum(ref() is not None for ref in alive))
         result = Result()
         weakref.finalize(result, clock.taking("dropped", 50))
         alive.append(weakref.ref(result))
@@ -119,9 +120,11 @@ def test_results_are_dropped_outside_the_measured_time(monkeypatch: pytest.Monke
     sample = sampler(fn, "cpu")
     assert [sample(), sample()] == [1, 1] and not any(ref() for ref in alive)
     alive.clear()
+    others.clear()
     sample = sampler([fn, fn], "cpu")
     assert [sample() for _ in range(5)] == [1] * 5
     assert [ref() is not None for ref in alive] == [False, False, False, True, True]
+    assert others == [0, 1, 1, 1, 1]  # the one before it of its member is gone
 
 
 def test_sampler_refuses() -> None:
@@ -303,7 +306,8 @@ def test_a_capture_gives_each_result_its_own_memory(monkeypatch: pytest.MonkeyPa
             most.append(sum(ref() is not None for ref in alive))
         return result
 
-    sampler([fn, fn, fn], "cuda", replays=1)
+    sample = sampler([fn, fn, fn], "cuda", replays=1)
+    assert sample.how == "graph replay" and sample() > 0
     assert most == [1, 2, 3]
     assert not any(ref() for ref in alive)
 
@@ -322,4 +326,4 @@ def test_sampler_on_gpu() -> None:
     reads = sampler(lambda: x.sum().item(), "cuda")
     assert reads.how == "events" and 1e-7 < reads() < 1e-1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert timing.device_seconds(lambda: x * 2, "cuda") > 0
+    assert device_seconds(lambda: x * 2, "cuda") > 0
