@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from se_fused.bandwidth import copier, rotation
+from se_fused.bandwidth import copier, larger_than_cache, rotation
 from se_fused.compare import Judge, Result
 from se_fused.measure import keep_freed_memory, peak_memory, saved_bytes
 from se_fused.peers import PEERS, allowance, why_not
@@ -208,8 +208,11 @@ def run(
     if to is not None:
         extra["ratio"] = {"to": to[1], **ratio(mine, theirs).as_dict()}
     sets = 1 if counted is None or candidate.rotate is None else rotation(counted[1], device)
-    sets = min(sets, 2) if settings.preset == "smoke" else sets
-    if 1 < sets <= MOST_SETS:
+    if settings.preset == "smoke":
+        sets = min(sets, 2)
+    elif sets > MOST_SETS or (sets - 1) * (counted[1] if counted else 0) < larger_than_cache(device):
+        sets = 1  # no room for as many
+    if sets > 1:
         turn = itertools.count()  # one for both: the other's buffers are not the next ones
         cold = {
             "mine": sampler(candidate.rotate(sets), device, turn=turn),
