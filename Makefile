@@ -40,8 +40,9 @@ run: venv  ## SE-ResNet50, ours against plain PyTorch, on drawn radiographs or o
 	@mkdir -p build
 	$(PY) -m se_fused demo $(if $(DATA),--data "$(DATA)") --plot build/demo.png
 
-test: venv lint  ## lint and the whole test suite; PYTEST_ARGS="-q -k name" for a part
+test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 
 lint: venv  ## ruff, mypy, clang-format; changes nothing
 	$(VENV)/bin/ruff check .
@@ -54,8 +55,10 @@ format: venv  ## let ruff and clang-format rewrite the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-bench: venv  ## the benchmarks on this machine
-	$(PY) -m pytest benchmarks --benchmark-only
+bench: venv  ## the benchmarks on this machine (an hour on two cores), told and drawn in build/report
+	@mkdir -p build
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+	$(PY) -m se_fused report build/benchmarks.json --output build/report
 
 wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
 	$(PY) -m build --wheel --no-isolation

@@ -106,15 +106,22 @@ def network_rows(preset: str, device: str) -> Rows:
         ]  # fmt: skip
     full = preset == "full"
     networks = NETWORKS if gpu or full else NETWORKS[:1]
-    batches = ("1", "8", "64", "256") if gpu or full else ("1", "8")
+    wanted = dtypes(preset) if full or not gpu else ("bfloat16",)
+    few = "64" if gpu else "8"
+
+    def batches(network: str) -> tuple[str, ...]:
+        if full or (gpu and network == NETWORKS[0]):
+            return ("1", "8", "64", "256")
+        return (few,) if gpu else ("1", "8")
+
     rows = [
         (network, "infer", batch, "224", dtype, *way)
-        for network in networks for dtype in dtypes(preset) for batch in batches
+        for network in networks for dtype in wanted for batch in batches(network)
         for way in kinds(infer, ("se", "plain"))
     ]  # fmt: skip
     return rows + [
-        (network, "train", "64" if gpu else "8", "224", dtype, *way)
-        for network in networks for dtype in (dtypes(preset) if gpu or full else ("float32",))
+        (network, "train", few, "224", dtype, *way)
+        for network in networks for dtype in (wanted if gpu or full else ("float32",))
         for way in kinds(train, ("se", "plain"))
     ]  # fmt: skip
 
