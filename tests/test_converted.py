@@ -25,7 +25,8 @@ def built(name: str, library: str, mode: str, dtype: torch.dtype = torch.float32
 def test_inference(name: str, library: str, dtype: torch.dtype) -> None:
     workload = built(name, library, "infer", dtype)
     assert workload.title == f"{library} {name} inference" and workload.peer.startswith(f"{library} ")
-    assert workload.truth().keys() == {"logits"} and workload.truth()["logits"].std() > 0.01
+    logits = workload.truth()["logits"]
+    assert logits.std(0).norm() > 0.01 * logits.norm(), "the images make no difference"
     assert_agrees(workload, "converted", tuple(LAYOUTS), "original")
     report = se_fused.conversion_report(workload._models["converted"])
     assert report.converted and not se_fused.conversion_report(workload._models["original"]).converted

@@ -101,6 +101,16 @@ def test_forms(mode: str, batch_norm: bool) -> None:
         assert got.requires_grad == (mode == "forward")
 
 
+@pytest.mark.parametrize(("mode", "depends"), [("infer", True), ("forward", False), ("train", False)])
+def test_bound_goes_by_the_statistics_that_count(mode: str, depends: bool) -> None:
+    """The batch's in training, the running ones in inference."""
+    workload = TailWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", True)
+    before = workload.bound("y")
+    workload.given["running_var"].mul_(9)
+    after = workload.bound("y")
+    assert before is not None and after is not None and torch.equal(before, after) is not depends
+
+
 def test_defaults_of_the_tail() -> None:
     titles = [TailWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu").title for mode in TAIL_MODES]
     assert titles == ["SE+add+ReLU inference", "BN+SE+add+ReLU forward", "BN+SE+add+ReLU forward+backward"]
@@ -138,7 +148,10 @@ def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("network", ["seresnet18", "resnet18"])
 def test_network_training(network: str) -> None:
-    assert_agrees(ModelWorkload(network, "train", torch.float32, "cpu", batch=4, size=64, num_classes=10), "se_fused")
+    workload = ModelWorkload(network, "train", torch.float32, "cpu", batch=4, size=64, num_classes=10)
+    assert_agrees(workload, "se_fused")
+    mine, other = (workload.candidate("se_fused", "contiguous") for _ in range(2))
+    assert not {t.data_ptr() for t in mine.kept} & {t.data_ptr() for t in other.kept}, "candidates share weights"
 
 
 def test_engines_follow_float64_closely() -> None:
