@@ -84,7 +84,7 @@ def test_noise_alone_is_no_change():
 
 @pytest.mark.parametrize("factor", [1.1, 1 / 1.1])
 def test_a_tenth_is_found(factor):
-    """1 % of noise: log 1.1 is nine of it, so nearly all tails that became slower (faster) are found, and nothing else."""
+    """1 % of noise: log 1.1 is nine of it, so nearly all tails that changed are found, and nothing else."""
     hits = wrong = 0
     for seed in range(5):
         after = shaken(RUN, seed, lambda m: factor if m.ours and m.kind == "tail" else 1.0, noise=0.01)

@@ -1,6 +1,7 @@
 """Reading the suite's JSON, what is compared with what, and the document."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -287,7 +288,7 @@ def test_rows_of_the_document():
     assert ["8×256×56×56", "float32", "NHWC", "2.00 ±0.02", "1.10×", "1.50×", "1.60×", "0.92×"] in rows
     memory = ["8×256×56×56", "float32", "NCHW", "51.4", "79.6", "60.4", "25.7", "53.9", "34.7"]
     assert memory in rows
-    for line, following in zip(rows, rows[1:], strict=False):
+    for line, following in itertools.pairwise(rows):
         if set(following) <= {"---", "---:"}:
             assert len(line) == len(following), "GitHub draws no table whose rule is shorter than its heading"
 
