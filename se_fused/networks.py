@@ -110,7 +110,8 @@ def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mo
     the images) and weight, and reads the shortcut's gradient. Activations have ``dtype``, weights their own.
 
     The working set is every weight (in training with its gradient), the images and every layer's output (in training
-    with its gradient), once.
+    with its gradient), once. Shortcuts are known in blocks named ``BasicBlock`` or ``Bottleneck``, as ours and timm's
+    are; of others none is counted.
 
     Args:
         model: any that runs on the meta device.
