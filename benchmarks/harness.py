@@ -8,7 +8,7 @@ quotient of two neighbouring rounds does not care. pytest-benchmark's own figure
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,11 @@ __all__ = ["Settings", "Shelf", "Subject", "run"]
 
 PAUSE = 0.05  # seconds; threads of these engines spin on for a while after a call (NOTES.md)
 SPINNING = ("openvino", "onnxruntime")
+COPIED = 2**26  # bytes of the copy beside what has no counted ones
 MOST_SETS = 256  # maps so small that more of them would be needed are in a cache in any network
+
+Run = Callable[[], Any]
+Seconds = list[float]
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,9 @@ class Shelf:
         return candidate, result
 
 
-def timing(seconds: Iterable[float]) -> dict[str, float]:
-    return Timing.of(seconds).as_dict()
-
-
 def timed(
-    benchmark: Any, mine: Callable[[], Any], yardstick: Callable[[], Any], device: str, budget: float, *,
-    prime: bool, pause: float,
-) -> list[float] | None:  # fmt: skip
+    benchmark: Any, mine: Run, yardstick: Run, device: str, budget: float, *, prime: bool, pause: float
+) -> Seconds | None:
     """Let pytest-benchmark time ``mine``, with a call of the yardstick before each round, whose seconds are returned.
 
     Args:
@@ -150,6 +149,34 @@ def timed(
     return theirs
 
 
+def on_device(mine: Run, yardstick: Run, device: str, budget: float, prime: bool) -> tuple[Seconds, Seconds, str]:
+    """Both without the host's part, which a wall clock cannot leave out: GPUs. And how it was measured."""
+    samples = {"mine": sampler(mine, device), "theirs": sampler(yardstick, device)}
+    start = time.perf_counter()
+    for sample in samples.values():
+        sample()
+    rounds = rounds_for(budget, 2 * (time.perf_counter() - start))
+    measured = in_turn({key: primed(sample) if prime else sample for key, sample in samples.items()}, rounds)
+    return measured["mine"], measured["theirs"], samples["mine"].how
+
+
+def cold_sets(nbytes: int, settings: Settings) -> int:
+    """How many copies of a working set it takes so that each is out of the caches at its turn; 1: there is no room."""
+    sets = rotation(nbytes, settings.device)
+    if settings.preset == "smoke":
+        return min(sets, 2)
+    return sets if sets <= MOST_SETS and (sets - 1) * nbytes >= larger_than_cache(settings.device) else 1
+
+
+def cold_times(mine: Sequence[Run], yardstick: Sequence[Run], device: str, budget: float) -> tuple[Seconds, Seconds]:
+    """Both over rotating buffers."""
+    turn = itertools.count()  # one for both: else each finds in the caches what the other has just read
+    samples = {"mine": sampler(mine, device, turn=turn), "theirs": sampler(yardstick, device, turn=turn)}
+    once = sum(sample() for sample in samples.values())
+    measured = in_turn(samples, rounds_for(budget, once), warmup=1)
+    return measured["mine"], measured["theirs"]
+
+
 def run(
     benchmark: Any,
     shelf: Shelf,
@@ -170,7 +197,7 @@ def run(
         shelf, settings: the session's.
         subject: what is computed.
         name, layout: the candidate.
-        kind: "tail", "network", "convert".
+        kind: "stream", "tail", "conv", "network" or "convert".
         group: of the report; candidates of one group are compared with each other.
         to: the yardstick, a checked candidate too; None: a copy of as many bytes.
         info: more for ``extra_info``.
@@ -179,10 +206,9 @@ def run(
     device = settings.device
     candidate, result = shelf.checked(subject, name, layout)
     workload = shelf.judge(subject).workload
-    counted = workload.counted()
-    yardstick = (
-        copier(device, counted[1] if counted is not None else 2**26) if to is None else shelf.checked(*to)[0].run
-    )
+    counted, working_set = workload.counted() or (None, COPIED)
+    other = None if to is None else shelf.checked(*to)[0]
+    yardstick = copier(device, working_set) if other is None else other.run
     benchmark.group = group
     about = workload.describe() | {"layout": layout, "kind": kind, "candidate": name, "errors": result.errors}
     benchmark.extra_info.update(about, **(info or {}))
@@ -194,54 +220,33 @@ def run(
     if theirs is None:  # --benchmark-disable
         return
     mine = list(benchmark.stats.stats.data)
-    if device != "cpu":  # without the host's part, which a wall clock cannot leave out
-        samples = {"mine": sampler(candidate.run, device), "theirs": sampler(yardstick, device)}
-        start = time.perf_counter()
-        for sample in samples.values():
-            sample()
-        rounds = rounds_for(budget, 2 * (time.perf_counter() - start))
-        measured = in_turn({key: primed(sample) if prime else sample for key, sample in samples.items()}, rounds)
-        mine, theirs = measured["mine"], measured["theirs"]
-        benchmark.extra_info["timed_by"] = samples["mine"].how
-    seconds = Timing.of(mine)
-    extra: dict[str, Any] = {"seconds": seconds.as_dict()}
-    if to is not None:
-        extra["ratio"] = {"to": to[1], **ratio(mine, theirs).as_dict()}
-    sets = 1 if counted is None or candidate.rotate is None else rotation(counted[1], device)
-    if settings.preset == "smoke":
-        sets = min(sets, 2)
-    elif sets > MOST_SETS or (sets - 1) * (counted[1] if counted else 0) < larger_than_cache(device):
-        sets = 1  # no room for as many
-    if sets > 1:
-        turn = itertools.count()  # one for both: the other's buffers are not the next ones
-        cold = {
-            "mine": sampler(candidate.rotate(sets), device, turn=turn),
-            "theirs": sampler(
-                [copier(device, counted[1]) for _ in range(sets)] if to is None else shelf.checked(*to)[0].rotate(sets),
-                device,
-                turn=turn,
-            ),
-        }
-        once = sum(sample() for sample in cold.values())
-        chill = in_turn(cold, rounds_for(budget / 2, once), warmup=1)
-        extra["cold"] = timing(chill["mine"])
-        if to is not None:
-            extra["cold_ratio"] = {"to": to[1], **ratio(chill["mine"], chill["theirs"]).as_dict()}
+    extra: dict[str, Any] = {}
+    if device != "cpu":
+        mine, theirs, extra["timed_by"] = on_device(candidate.run, yardstick, device, budget, prime)
+    warm = Timing.of(mine)
+    extra["seconds"] = warm.as_dict()
+    compared = {"ratio": (mine, theirs)}
+    sets = 1 if candidate.rotate is None else cold_sets(working_set, settings)
+    if candidate.rotate is not None and sets > 1:
+        if other is None or other.rotate is None:
+            others: Sequence[Run] = [copier(device, working_set) for _ in range(sets)]
+        else:
+            others = other.rotate(sets)
+        compared["cold_ratio"] = cold_times(candidate.rotate(sets), others, device, budget / 2)
+        extra["cold"] = Timing.of(compared["cold_ratio"][0]).as_dict()
+        del others
     if counted is not None:
-        extra |= {"counted_bytes": counted[0], "working_set_bytes": counted[1], "flops": workload.flops(),
-                  "gb_per_second": counted[0] / seconds.median / 1e9}  # fmt: skip
-        if to is None:  # the yardstick is a copy of the working set
-            extra["share_of_copy"] = {"warm": share(counted, mine, theirs)}
-            if "cold" in extra:
-                extra["share_of_copy"]["cold"] = share(counted, chill["mine"], chill["theirs"])
+        extra |= {"counted_bytes": counted, "working_set_bytes": working_set, "flops": workload.flops(),
+                  "gb_per_second": counted / warm.median / 1e9}  # fmt: skip
+    quotients = {key: ratio(*both) for key, both in compared.items()}
+    if to is not None:
+        extra |= {key: {"to": to[1], **quotient.as_dict()} for key, quotient in quotients.items()}
+    elif counted is not None:  # a copy of the working set: speed over its speed
+        names = {"ratio": "warm", "cold_ratio": "cold"}
+        extra["share_of_copy"] = {names[key]: counted / working_set / q.median for key, q in quotients.items()}
     candidate.reset()  # gradients of earlier runs would be freed within this one
     extra["peak_bytes"] = peak_memory(candidate.run, workload.device)
     candidate.reset()
     if workload.mode != "infer":
         extra["saved_bytes"] = saved_bytes(candidate.forward, candidate.kept)
     benchmark.extra_info.update(extra, telemetry={"before": before, "after": snapshot(device)})
-
-
-def share(counted: tuple[int, int], mine: list[float], copies: list[float]) -> float:
-    """Speed of the counted bytes over that of a copy measured in turn."""
-    return counted[0] / counted[1] / ratio(mine, copies).median

@@ -143,3 +143,14 @@ def test_a_gpu_that_is_not_there(tmp_path):
         pytest.skip("there is one")
     done, _ = suite(tmp_path, "--device", "cuda")
     assert done.returncode != 0 and "torch sees no GPU here" in done.stdout + done.stderr
+
+
+def test_two_runs_are_compared(tmp_path):
+    """By pytest-benchmark itself: names and parameters are the same words in every run and commit."""
+    store = f"--benchmark-storage=file://{tmp_path}/store"
+    first, _ = suite(tmp_path, *TAIL, store, "--benchmark-save=first")
+    second, _ = suite(tmp_path, *TAIL, store, "--benchmark-compare=0001")
+    assert first.returncode == second.returncode == 0, second.stdout
+    for name in ("se_fused", "eager"):
+        rows = [line for line in second.stdout.splitlines() if f"channels_last-{name}]" in line]
+        assert sorted(row.split("(")[1].split(")")[0][:4] for row in rows) == ["0001", "NOW"], second.stdout
