@@ -85,6 +85,7 @@ BROKEN = [
     (change(f"{FIRST}.seconds", None), "seconds must be an object of median, q1, q3 and n, got nothing"),
     (change(f"{FIRST}.seconds.median", 0), "seconds: median must be a finite number above 0, got 0"),
     (change(f"{FIRST}.seconds.median", math.nan), "seconds: median must be a finite number above 0, got NaN"),
+    (change(f"{FIRST}.seconds.q3", math.inf), "seconds: q3 must be a finite number above 0, got Infinity"),
     (change(f"{FIRST}.seconds.q1", True), "seconds: q1 must be a finite number above 0, got true"),
     (change(f"{FIRST}.candidate", 3), "candidate must be a text, got 3"),
     (change(f"{FIRST}.title", None), "title must be a text, got nothing"),

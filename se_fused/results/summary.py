@@ -72,7 +72,7 @@ def _answers(run: Run) -> list[str]:
 
 
 def _percents(shares: Sequence[float]) -> str:
-    low, high = f"{100 * min(shares):.0f}", f"{100 * max(shares):.0f}"
+    low, high = round(100 * min(shares)), round(100 * max(shares))
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
@@ -187,7 +187,7 @@ def _cost(w: Workload, name: str) -> str:
     half = 100 * (cost.high - cost.low) / 2
     spread = f" ±{half:.0f}" if half >= 0.5 else " ±<1" if half > 0 else ""
     way = cost.of.candidate.removeprefix(name).strip()
-    return f"{100 * cost.share:.0f}{spread} %" + (f" {way}" if way else "")
+    return f"{round(100 * cost.share)}{spread} %" + (f" {way}" if way else "")
 
 
 def _converted(run: Run) -> list[str]:
