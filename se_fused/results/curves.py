@@ -103,7 +103,7 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
                   transform=axes.get_yaxis_transform())  # fmt: skip
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
-        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "as fast as the peer")
+        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "times as fast as the peer")
     legend(figure)
     return figure
 

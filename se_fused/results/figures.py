@@ -54,7 +54,10 @@ def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
         yield name, [] if figure is None else [figure]
     faster, cost = "se_fused is so many times as fast as", "time with SE over time without it, minus 1, in %"
     yield "speedups", bar_pages(speedup_panels(run), f"Tails: {title}", times, faster, line=1)
-    yield "overhead", bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{value:.0f} %", cost)
+    yield (
+        "overhead",
+        bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{round(value)} %", cost),
+    )
     yield "memory", bar_pages(memory_panels(run), f"Memory: {title}", number, "MB (10^6 bytes)")
 
 

@@ -226,7 +226,8 @@ def load_all(paths: Sequence[str | os.PathLike[str]]) -> Run:
     twice = sum(len(run.measurements) for run in runs) - len(merged)
     if twice:
         notes.append(f"{twice} benchmarks stand in several files; the last file's count")
-    skipped = {s.name: s for run in runs for s in run.skipped}
+    measured = {name.rpartition("::")[2] for name in merged}
+    skipped = {s.name: s for run in runs for s in run.skipped if s.name.rpartition("::")[2] not in measured}
     return replace(
         first, files=tuple(f for run in runs for f in run.files), measurements=tuple(merged.values()),
         limits={device: limits for run in reversed(runs) for device, limits in run.limits.items()},

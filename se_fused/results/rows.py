@@ -119,7 +119,8 @@ def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
 def _key(m: Measurement) -> tuple[object, ...]:
     # A network's candidates choose their own layout; a tail's is part of the workload.
     layout = "" if m.kind in ("network", "convert") else m.layout
-    title = m.title if m.kind != "network" else ""  # a plain network may have a title of its own
+    # A plain network may have a title of its own, and the convolution without SE has.
+    title = "" if m.kind == "network" else m.group if m.kind == "conv" else m.title
     return m.kind, m.device, m.network, title, m.mode, m.shape, m.dtype, layout, m.axis, m.value
 
 

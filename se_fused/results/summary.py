@@ -15,6 +15,9 @@ se_fused is: the median of quotients of calls made in turn, where there are such
 "Behind" means that the whole range between the ratio's quartiles lies below 1, "even" that it holds 1."""
 
 
+_JUDGED = ("tail", "network", "convert")
+
+
 def markdown(run: Run) -> str:
     """The document, GitHub's Markdown; sections without data are left out."""
     parts = [
@@ -53,9 +56,10 @@ def _layout(m: Measurement) -> str:
 def _answers(run: Run) -> list[str]:
     lines = []
     for title, group in titled(workloads(run, "tail")).items():
-        told = [f"{_range(found)} {name}" for name, found in _all_versus(group) if found]
+        told = [f"{_range(found)} {name}{'' if len(found) == len(group) else f' ({len(found)} of them)'}"
+                for name, found in _all_versus(group) if found]  # fmt: skip
         if told:
-            lines.append(f"- {title}: se_fused is {', '.join(told)} (median and range of {len(group)} workloads).")
+            lines.append(f"- {title}, median and range of {len(group)} workloads: se_fused is {', '.join(told)}.")
     for title, group in by(workloads(run, "network"), lambda m: f"{m.network}, {_mode(m)}, {m.device}").items():
         texts = []
         for name in dict.fromkeys([OURS, *(name for w in group for name in w.names)]):
@@ -66,13 +70,13 @@ def _answers(run: Run) -> list[str]:
             lines.append(f"- SE costs {title}: {', '.join(texts)}.")
     slow = [f"{m.title} {_map(m)} {m.dtype} {_layout(m)} ({', '.join(of)})" for m, of in _behind(run)]
     shown = "; ".join(slow[:8]) + (f"; and {len(slow) - 8} more" if len(slow) > 8 else "")
-    if any(workloads(run, kind) for kind in ("tail", "network")):
-        lines.append(f"- Tails and networks in which se_fused is behind the best of a kind of peer: {shown or 'none'}.")
+    if any(workloads(run, kind) for kind in _JUDGED):
+        lines.append(f"- Behind the best of a kind of peer (tails, networks, converted models): {shown or 'none'}.")
     return lines
 
 
 def _percents(shares: Sequence[float]) -> str:
-    low, high = f"{100 * min(shares):.0f}", f"{100 * max(shares):.0f}"
+    low, high = round(100 * min(shares)), round(100 * max(shares))
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
@@ -106,7 +110,7 @@ def _range(found: Sequence[Versus]) -> str:
 
 def _behind(run: Run) -> list[tuple[Measurement, list[str]]]:
     found = []
-    for kind in ("tail", "network"):
+    for kind in _JUDGED:
         for w in workloads(run, kind):
             each = [w.versus(*names) for _, names in _kinds([w])]
             slower = [f"{v.peer.candidate} {times(v.ratio)}" for v in each if v and verdict(v.ratio) == "behind"]
@@ -187,7 +191,7 @@ def _cost(w: Workload, name: str) -> str:
     half = 100 * (cost.high - cost.low) / 2
     spread = f" ±{half:.0f}" if half >= 0.5 else " ±<1" if half > 0 else ""
     way = cost.of.candidate.removeprefix(name).strip()
-    return f"{100 * cost.share:.0f}{spread} %" + (f" {way}" if way else "")
+    return f"{round(100 * cost.share)}{spread} %" + (f" {way}" if way else "")
 
 
 def _converted(run: Run) -> list[str]:
