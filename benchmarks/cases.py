@@ -13,7 +13,7 @@ Rows = list[tuple[str, ...]]
 SMOKE_STAGES = ((2, 64, 14, 14), (2, 128, 7, 7))
 LAYOUTS = ("contiguous", "channels_last")
 TAILS = ("se-infer", "se-train", "bn_se-forward", "bn_se-train")
-# The modules of other libraries are the SE layer; with batch norm before it they are what "eager" is.
+# timm's is the strongest in eager mode: it adds and activates in place, where "eager" (se_fused.reference) does not.
 MODULES = ("timm", "torchvision", "monai")
 NETWORKS = ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d")
 CONVERTED = (
@@ -21,12 +21,13 @@ CONVERTED = (
     "torchvision-mobilenet_v3_large", "torchvision-regnet_y_400mf", "monai-seresnet50",
 )  # fmt: skip
 
-# name -> (the tail's map for each value), on CPU and GPU
+# Axis of the scaling study -> its values. "samples" is batch where the two layers are all the work: one position.
 STUDIES = {
     "batch": (1, 2, 8, 32, 128, 512),
     "image": (64, 128, 224, 384, 640, 1024),
     "channels": (16, 64, 256, 1024, 2048, 4096),
     "positions": (1, 10, 100, 1000, 10_000, 100_000, 1_000_000),
+    "samples": (2, 8, 64, 256, 512),
 }
 
 
@@ -51,14 +52,14 @@ def dtypes(preset: str) -> tuple[str, ...]:
 
 
 def tail_rows(preset: str, device: str) -> Rows:
-    peers = {
-        tail: ("se_fused", "eager", *(MODULES if tail == "se-infer" or preset != "default" else ()), *compilers(device))
-        for tail in TAILS
-    }
+    def peers(tail: str) -> tuple[str, ...]:
+        modules = MODULES if tail == "se-infer" or preset != "default" else MODULES[:1]
+        return ("se_fused", "eager", *modules, *compilers(device))
+
     return [
         (stage, tail, dtype, layout, peer)
         for stage in stages(preset, device) for tail in TAILS for dtype in dtypes(preset) for layout in LAYOUTS
-        for peer in peers[tail]
+        for peer in peers(tail)
         # a compilation takes seconds and forgets nothing: once will do
         if preset != "smoke" or not peer.startswith("compile") or (tail, layout) == ("se-infer", "contiguous")
     ]  # fmt: skip
@@ -142,7 +143,7 @@ def convert_rows(preset: str, device: str) -> Rows:
 
 def scaling_rows(preset: str, device: str) -> Rows:
     """(axis, value, tail, dtype, candidate)"""
-    peers = ("se_fused", "eager") if preset == "smoke" else ("se_fused", "eager", "compile")
+    peers = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
     return [
         (axis, str(value), tail, "float32", peer)
         for axis, values in STUDIES.items() for tail in ("se-infer", "bn_se-train")

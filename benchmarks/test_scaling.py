@@ -2,6 +2,7 @@
 
 Tails are channels_last float32, in inference and in training. Fixed are a 14x14 map of 512 channels (batch), the first
 stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two samples (positions); GPUs get more.
+"samples" is the worst case: 2048 channels of one position, so that the two layers are all the work.
 """
 
 from harness import Settings, Shelf, Subject, run
@@ -23,6 +24,8 @@ def shape_of(axis: str, value: int, gpu: bool) -> tuple[int, int, int, int]:
         return 32 if gpu else 2, 256, value // 4, value // 4
     if axis == "channels":
         return 128 if gpu else 8, value, 14, 14
+    if axis == "samples":
+        return value, 2048, 1, 1
     return 2, 64 if gpu else 16, *PLANES[value]
 
 
