@@ -34,7 +34,7 @@ class Ratio(Spread):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark; see benchmarks/README.md for the fields. None is: not measured."""
+    """One benchmark, by the names of the suite's ``extra_info``. None is: not measured."""
 
     fullname: str
     group: str
