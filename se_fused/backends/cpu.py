@@ -1,5 +1,6 @@
 """The C++ backend (csrc/cpu): loaded once, on import, and quiet about failure until somebody needs it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class CpuBackend:
     conv_tail = None  # it would pack the weights in every call
     gated_conv = None
     moves_running = False
+    # benchmarks/NOTES.md, "Where ours stops being ahead"; in 16 bits plain PyTorch's layers are the slower ones longer
+    plain_from: Mapping[tuple[bool, torch.dtype], int] = {
+        (False, torch.float32): 2**24, (True, torch.float32): 2**22, (True, torch.bfloat16): 2**24,
+    }  # fmt: skip
 
     def __init__(self) -> None:
         self.load_error = _load()

@@ -1,5 +1,6 @@
 """The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
 
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class CudaBackend:
     name = "cuda"
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
+    plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
     packed_conv_tail = None
     moments: Any
     affine: Any

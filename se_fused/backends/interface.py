@@ -1,6 +1,6 @@
 """What a backend is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -61,6 +61,10 @@ class Backend(Protocol):
 
     moves_running: bool
     """Whether ``tail_forward`` takes a :class:`Running` as one more argument and moves it in the same launches."""
+
+    plain_from: Mapping[tuple[bool, torch.dtype], int]
+    """By whether a gradient is asked for, and dtype: from so many products N C R on, ``auto`` runs plain PyTorch where
+    x has one position. The two layers are all the work there, and its products were measured to be faster."""
 
     moments: Any
     affine: Any

@@ -243,7 +243,7 @@ def squeeze_excite(
     x, residual = _common_dtype(x, residual)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     backend = backend_for(x)
-    if backend is None:
+    if backend is None or _plain_is_faster(backend, fc1_weight, x, residual, fc1_bias, fc2_weight, fc2_bias):
         return reference.squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
         )
@@ -300,12 +300,25 @@ def batch_norm_squeeze_excite(
     bn = (running_mean, running_var, bn_weight, bn_bias)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     backend = backend_for(x)
-    if backend is None:
+    if backend is None or _plain_is_faster(backend, fc1_weight, x, residual, bn_weight, bn_bias, *fc[1:]):
         return reference.batch_norm_squeeze_excite(
             x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
             drop_path_scale=drop_path_scale,
         )  # fmt: skip
     return _fused(backend, x, residual, bn, fc, drop_path_scale, training, eps, act, gate, out_act, inplace, momentum)
+
+
+def _plain_is_faster(backend: Backend, fc1_weight: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether ``auto`` had better run plain PyTorch: see :attr:`Backend.plain_from`. ``tensors``: x first, then the
+    others that a gradient may be asked for."""
+    x = tensors[0]
+    assert x is not None
+    # A graph keeps its kernels: asking for sizes would compile it for them alone.
+    if torch.compiler.is_compiling() or x.numel() != x.shape[0] * x.shape[1] or forced() != "auto":
+        return False
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, fc1_weight))
+    least = backend.plain_from.get((gradient, x.dtype))
+    return least is not None and x.numel() * fc1_weight.shape[0] >= least
 
 
 def _is_the_compilers(training: bool) -> bool:

@@ -5,6 +5,7 @@ kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests
 """
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -51,6 +52,7 @@ class TritonBackend:
     name = "triton"
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
+    plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
     packed_conv_tail = None
     moments: Any
     affine: Any

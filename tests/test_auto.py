@@ -1,0 +1,43 @@
+"""Where ``auto`` leaves a call to plain PyTorch, because that was measured to be faster (benchmarks/NOTES.md)."""
+
+import pytest
+import torch
+
+from se_fused import functional, reference, use_backend
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "grad", "plain"),
+    [
+        ((64, 2048, 1, 1), torch.float32, False, True),
+        ((63, 2048, 1, 1), torch.float32, False, False),  # fewer products
+        ((64, 2048, 1, 2), torch.float32, False, False),  # more positions
+        ((64, 2048, 1, 1), torch.bfloat16, False, False),
+        ((16, 2048, 1, 1), torch.float32, True, True),
+        ((15, 2048, 1, 1), torch.float32, True, False),
+        ((64, 2048, 1, 1), torch.bfloat16, True, True),
+    ],
+)
+@pytest.mark.parametrize("norm", [False, True])
+def test_auto_leaves_it_to_plain_pytorch(monkeypatch, shape, dtype, grad: bool, plain: bool, norm: bool):
+    c, r = shape[1], 128
+    x = torch.randn(shape).to(dtype).requires_grad_(grad)
+    fc = [t.to(dtype) for t in (torch.randn(r, c) / 45, torch.randn(r), torch.randn(c, r) / 11, torch.randn(c))]
+    name = "batch_norm_squeeze_excite" if norm else "squeeze_excite"
+    right, called = getattr(reference, name), []
+    monkeypatch.setattr(reference, name, lambda *args, **options: called.append(1) or right(*args, **options))
+    bn = [torch.randn(c), torch.rand(c) + 1, None, None] if norm else []
+    options = {"training": False} if norm else {}
+
+    def call():
+        with torch.set_grad_enabled(grad):
+            return getattr(functional, name)(x, *bn, *fc, out_act="relu", **options)
+
+    y = call()
+    assert bool(called) == plain
+    called.clear()
+    with use_backend("cpu"):  # asked for by name, it is taken
+        forced = call()
+    assert not called
+    eps = 8 * torch.finfo(dtype).eps  # plain PyTorch rounds every step to dtype
+    torch.testing.assert_close(y, forced, rtol=eps, atol=eps)
