@@ -79,6 +79,9 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     about = info()
     del about["choices"]
     smoke = config.getoption("--preset") == "smoke"
+    if not config.getoption("benchmark_save_data", False):
+        for row in output_json["benchmarks"]:  # each round's time: quartiles and medians stay
+            row["stats"].pop("data", None)
     output_json["se_fused"] = {
         "command": " ".join(["pytest", *sys.argv[1:]]),
         "preset": config.getoption("--preset"),

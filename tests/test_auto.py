@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from se_fused import functional, reference, use_backend
+from se_fused.nn import SqueezeExcite, fused_gate_projection
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,37 @@ def test_auto_leaves_it_to_plain_pytorch(monkeypatch, shape, dtype, grad: bool, 
     assert not called
     eps = 8 * torch.finfo(dtype).eps  # plain PyTorch rounds every step to dtype
     torch.testing.assert_close(y, forced, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "grad", "fused"),
+    [
+        ((8, 64, 32, 32), False, False, True),  # 2^19 elements
+        ((8, 64, 32, 31), False, False, False),
+        ((8, 64, 32, 32), True, False, False),
+        ((20, 64, 32, 32), True, False, True),
+        ((8, 64, 32, 32), True, True, True),
+        ((8, 64, 32, 31), True, True, False),
+    ],
+)
+def test_auto_leaves_small_projections_to_the_modules(monkeypatch, shape, channels_last: bool, grad: bool, fused: bool):
+    c = shape[1]
+    modules = nn.ModuleList([nn.BatchNorm2d(c), nn.SiLU(), SqueezeExcite(c), nn.Conv2d(c, 16, 1)])
+    x = torch.randn(shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    right, called = functional.batch_norm_act_squeeze, []
+    monkeypatch.setattr(
+        functional, "batch_norm_act_squeeze", lambda *args, **options: called.append(1) or right(*args, **options)
+    )
+
+    def call(given):
+        modules.train(grad)
+        with torch.set_grad_enabled(grad):
+            return fused_gate_projection(*modules, given)
+
+    y = call(x)
+    assert bool(called) == fused
+    called.clear()
+    with use_backend("cpu"):
+        forced = call(x)
+    assert called
+    torch.testing.assert_close(y, forced, rtol=1e-4, atol=1e-4)

@@ -41,6 +41,10 @@ class CpuBackend:
         (False, torch.float32): 2**24, (True, torch.float32): 2**22, (True, torch.bfloat16): 2**24,
     }  # fmt: skip
 
+    projection_from: Mapping[tuple[bool, bool], int] = {
+        (False, False): 2**19, (False, True): 5 * 2**18, (True, False): 2**19, (True, True): 2**19,
+    }  # fmt: skip
+
     def __init__(self) -> None:
         self.load_error = _load()
         if self.load_error is None:

@@ -38,6 +38,7 @@ class CudaBackend:
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
+    projection_from: Mapping[tuple[bool, bool], int] = {}
     packed_conv_tail = None
     moments: Any
     affine: Any

@@ -66,6 +66,10 @@ class Backend(Protocol):
     """By whether a gradient is asked for, and dtype: from so many products N C R on, ``auto`` runs plain PyTorch where
     x has one position. The two layers are all the work there, and its products were measured to be faster."""
 
+    projection_from: Mapping[tuple[bool, bool], int]
+    """By whether gradients are recorded, and whether x is channels_last: elements of a float32 x from which on ``auto``
+    fuses the middle of an inverted residual block. For smaller ones its modules were measured to be faster."""
+
     moments: Any
     affine: Any
     moments_backward: Any

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F_se
+from ..backends import find, forced
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from ._checks import is_plain
 from .squeeze_excite import SqueezeExcite, activation_name
@@ -96,6 +97,16 @@ def _is_projection(conv: nn.Module) -> bool:
     )
 
 
+def _modules_are_faster(x: Tensor) -> bool:
+    """Whether ``auto`` had better call the modules one after the other: see :attr:`Backend.projection_from`."""
+    if torch.compiler.is_compiling() or forced() != "auto" or x.dtype != torch.float32:
+        return False
+    backend, _ = find(x.device.type, x.dtype)
+    if backend is None:
+        return False
+    return x.numel() < backend.projection_from.get((torch.is_grad_enabled(), not x.is_contiguous()), 0)
+
+
 def fused_gate_projection(
     bn: nn.Module, act: nn.Module | None, se: nn.Module, projection: nn.Module, x: Tensor
 ) -> Tensor:
@@ -106,8 +117,8 @@ def fused_gate_projection(
     ``nn.SyncBatchNorm`` with nothing to synchronise), or timm's ``BatchNormAct2d``; the activation one of
     ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite`, timm's ``SEModule`` or EfficientNet's
     ``SqueezeExcite``, or torchvision's ``SqueezeExcitation``, all without hooks. Where ``se`` is another module or has
-    hooks, batch norm and activation are one call, and ``se`` is called; otherwise the modules are called one after the
-    other. A ``projection`` with hooks, or that is no plain 1x1 convolution, is called on the scaled map.
+    hooks, batch norm and activation are one call, and ``se`` is called; otherwise, and for small maps where that was
+    measured to be faster, the modules are called one after the other. A ``projection`` with hooks, or that is no plain 1x1 convolution, is called on the scaled map.
 
     Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would. The gate's layers are called with
     the mean in x's dtype, which their own module gives them.
@@ -123,7 +134,7 @@ def fused_gate_projection(
         What ``projection`` returns: (N, D, H, W) of a 1x1 convolution.
     """
     found, gate = _norm_and_activation(bn, act, x) if x.dim() == 4 else None, _gate_of(se)
-    if found is None:
+    if found is None or _modules_are_faster(x):
         y = bn(x) if act is None else act(bn(x))
         out: Tensor = projection(se(y))
         return out

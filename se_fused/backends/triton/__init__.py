@@ -53,6 +53,7 @@ class TritonBackend:
     auto_devices: tuple[str, ...] = ("cuda",)
     moves_running = True
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
+    projection_from: Mapping[tuple[bool, bool], int] = {}
     packed_conv_tail = None
     moments: Any
     affine: Any
