@@ -118,7 +118,8 @@ def fused_gate_projection(
     ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite`, timm's ``SEModule`` or EfficientNet's
     ``SqueezeExcite``, or torchvision's ``SqueezeExcitation``, all without hooks. Where ``se`` is another module or has
     hooks, batch norm and activation are one call, and ``se`` is called; otherwise, and for small maps where that was
-    measured to be faster, the modules are called one after the other. A ``projection`` with hooks, or that is no plain 1x1 convolution, is called on the scaled map.
+    measured to be faster, the modules are called one after the other. A ``projection`` with hooks, or that is no plain
+    1x1 convolution, is called on the scaled map.
 
     Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would. The gate's layers are called with
     the mean in x's dtype, which their own module gives them.
