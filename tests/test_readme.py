@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from se_fused.results.reading import load_all
+from se_fused.results.rows import MODULES, workloads
+
+EAGER = ("eager", *MODULES)
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -49,5 +53,27 @@ def test_ci_runs_the_readme_command():
 
 def test_measured_table_says_how_it_was_made():
     measured = README.split("## Measured")[1].split("## ")[0]
-    assert "python -m se_fused compare stages" in measured
+    assert "pytest benchmarks/ --benchmark-only" in measured
     assert "benchmarks/results/" in measured
+
+
+def test_measured_rows_are_those_of_the_kept_runs():
+    """Every figure of the table of tails can be found again in the runs beside it."""
+    run = load_all(sorted((ROOT / "benchmarks" / "results" / "cpu-sapphire-rapids-2c" / "runs").glob("*.json")))
+    layouts = {"NCHW": "contiguous", "NHWC": "channels_last"}
+    found = {}
+    for workload in workloads(run, "tail"):
+        m = workload.ours
+        columns = [f"{m.seconds.median * 1e3:.2f}"]
+        for names, cold in ((EAGER, False), (("compile",), False), (EAGER, True)):
+            versus = workload.versus(*names, cold=cold)
+            columns.append("–" if versus is None else f"{versus.ratio.median:.2f}×")
+        found["×".join(map(str, m.shape)), m.dtype, m.layout, m.title] = columns
+    measured = README.split("## Measured")[1].split("## ")[0]
+    rows = re.findall(r"^\| (\d[\d×]*) \| (\w+) \| (N\w+) \| (.*) \|$", measured, re.MULTILINE)
+    assert len(rows) == 16
+    for shape, dtype, layout, figures in rows:
+        told = figures.split(" | ")
+        key = shape, dtype, layouts[layout]
+        assert told[:4] == found[*key, "BN+SE+add+ReLU forward+backward"], key
+        assert told[4:] == found[*key, "SE+add+ReLU inference"], key

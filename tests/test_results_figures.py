@@ -201,6 +201,9 @@ def test_images_per_second(whole):
     value, rate = found["se_fused"][2]
     assert value == 4 and rate.median == pytest.approx(4 / (0.068 * 0.8))
     assert rate.q1 == pytest.approx(rate.median / 1.01) and rate.q3 == pytest.approx(rate.median / 0.99)
+    versus = batch.points[2][1].versus("eager")
+    slow = found["eager"][2][1]
+    assert slow.median == pytest.approx(rate.median / versus.ratio.median) and slow.q1 < slow.median < slow.q3
     figure = curves.draw_rates(whole, "t")
     assert [axes.get_xlabel() for axes in figure.axes] == ["batch size", "image size (height = width)"]
     assert all(len(axes.containers) == 4 and axes.get_ylim()[0] == 0 for axes in figure.axes)

@@ -15,20 +15,30 @@ if TYPE_CHECKING:
 __all__ = ["draw_rates", "draw_scaling", "rates"]
 
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100, 200, 500, 1000)
-_AXES = {"positions": "positions (height × width)", "batch": "batch size", "image": "image size (height = width)"}
+_AXES = {"positions": "positions (height × width)", "batch": "batch size", "image": "image size (height = width)",
+         "samples": "samples of one position"}  # fmt: skip
 
 
 def rates(study: Study) -> dict[str, list[tuple[int, Spread]]]:
-    """Images per second by family, each in its fastest way; nothing for other than networks."""
+    """Images per second by family, each in its fastest way; nothing for other than networks.
+
+    A peer's rate is ours over the ratio that was measured in turn: rates of two benchmarks, minutes apart on a machine
+    with neighbours, do not compare.
+    """
     found: dict[str, list[tuple[int, Spread]]] = {}
     for value, workload in study.points:
         if workload.ours.kind != "network":
             continue
-        for name in (OURS, *workload.names):
-            best = workload.ours if name == OURS and workload.ours.ours else workload.best(name)
-            if best is not None:
-                seconds, images = best.seconds, best.shape[0]
-                spread = Spread(images / seconds.median, images / seconds.q3, images / seconds.q1, seconds.n)
+        seconds, images = workload.ours.seconds, workload.ours.shape[0]
+        rate = images / seconds.median
+        if workload.ours.ours:
+            spread = Spread(rate, images / seconds.q3, images / seconds.q1, seconds.n)
+            found.setdefault(OURS, []).append((value, spread))
+        for name in workload.names:
+            versus = workload.versus(name)
+            if versus is not None:
+                ratio = versus.ratio
+                spread = Spread(rate / ratio.median, rate / ratio.q3, rate / ratio.q1, ratio.n)
                 found.setdefault(name, []).append((value, spread))
     return found
 
@@ -125,6 +135,6 @@ def draw_rates(run: Run, title: str) -> "Figure | None":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
-        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "images per second")
+        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "images per second (peers: ours over ratio)")
     legend(figure)
     return figure
