@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # make gpu: build, test and measure on a machine that has a GPU and a torch that sees it, but perhaps no network.
 # Leaves benchmarks/results/<gpu>/: environment.json, tests.txt, memcheck.txt, racecheck.txt, codegen.txt, info.txt,
-# benchmarks.json and .txt (those of the Triton backend beside them), ncu-*.csv, and report/, with whose text it ends.
-# ONLY="tests benchmarks" takes some of the steps, BENCH="benchmarks/test_tail.py" some of the benchmarks: a lease is short.
+# runs/*.json (a file of benchmarks each) and .txt, benchmarks-triton.json, ncu-*.csv, and report/, drawn from the runs.
+# A lease is short: ONLY="tests tail" takes some of the steps; "benchmarks" are streams, tail, conv, scaling, convert and
+# network; BENCH_ARGS="-k seresnet50" goes to pytest.
 # A step that fails does not stop the next one, because time on a GPU is dear; the exit status remembers it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -134,8 +135,15 @@ fi
 # what the compilers made of the kernels that are about to be timed
 step codegen logged "$results/codegen.txt" "$py" -m se_fused.backends.triton.codegen
 step info logged "$results/info.txt" "$py" -m se_fused info
-step benchmarks logged "$results/benchmarks.txt" "$py" -m pytest ${BENCH:-benchmarks} -q --benchmark-only \
-  --benchmark-json="$results/benchmarks.json"
+mkdir -p "$results/runs"
+ONLY=${ONLY:-}
+ONLY=${ONLY//benchmarks/streams tail conv scaling convert network report}
+for part in streams tail conv scaling convert network; do
+  # one file each: what is cut off does not take the others with it
+  step "$part" logged "$results/runs/$part.txt" "$py" -m pytest "benchmarks/test_$part.py" -q --benchmark-only \
+    ${BENCH_ARGS:-} --benchmark-json="$results/runs/$part.json"
+done
+find "$results/runs" -name '*.json' -empty -delete  # of what was cut off, or not run at all
 step triton env SE_FUSED_BACKEND=triton "$py" -m pytest benchmarks/test_tail.py -q --benchmark-only \
   --benchmark-json="$results/benchmarks-triton.json"
 profiler=$(command -v ncu || ls "${CUDA_HOME:-/usr/local/cuda}/bin/ncu" 2>/dev/null)
@@ -149,7 +157,9 @@ if [[ -n $profiler ]]; then
 else
   echo "== no ncu here"
 fi
-[[ -s $results/benchmarks.json ]] && step report "$py" -m se_fused report "$results/benchmarks.json" --output "$results/report"
+if compgen -G "$results/runs/*.json" >/dev/null; then
+  step report "$py" -m se_fused report "$results"/runs/*.json --output "$results/report"
+fi
 
 echo "== $results: $(ls "$results" | tr '\n' ' ')"
 if ((${#failed[@]})); then
