@@ -35,8 +35,10 @@ def suite(tmp_path: Path, *arguments: str, plugin: str = "") -> tuple[subprocess
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", "--preset", "smoke", "-q", "-p",
                "no:cacheprovider", "-p", "changed", f"--benchmark-json={results}", *arguments]  # fmt: skip
-    path = f"{tmp_path}:{BENCHMARKS.parent}"
-    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    # pytest-xdist's variables would make pytest-benchmark switch itself off
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = f"{tmp_path}:{BENCHMARKS.parent}"
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, env=environment)
     written = results.exists() and results.stat().st_size
     return done, json.loads(results.read_text()) if written else None
 
@@ -155,3 +157,22 @@ def test_two_runs_are_compared(tmp_path):
     for name in ("se_fused", "eager"):
         rows = [line for line in second.stdout.splitlines() if f"channels_last-{name}]" in line]
         assert sorted(row.split("(")[1].split(")")[0][:4] for row in rows) == ["0001", "NOW"], second.stdout
+
+
+SLOW = """
+import time
+from se_fused import reference
+right = reference.squeeze_excite
+def slow(*args, **options):
+    time.sleep(0.2)  # busy machines take their time for ours too
+    return right(*args, **options)
+reference.squeeze_excite = slow
+"""
+
+
+def test_a_ratio_is_the_peer_s_time_over_ours(tmp_path):
+    done, results = suite(tmp_path, *TAIL, plugin=SLOW)
+    assert done.returncode == 0, done.stdout
+    eager = results["benchmarks"][1]["extra_info"]
+    assert eager["candidate"] == "eager" and eager["seconds"]["median"] > 0.2
+    assert eager["ratio"]["median"] > 2 and eager["cold_ratio"]["median"] > 2
