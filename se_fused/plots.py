@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ._files import write_whole
 from .compare import Row
 from .report import SHORT, shape
 
@@ -43,13 +44,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write the figure as .png, .pdf or .svg; the file appears whole or not at all."""
-    target = Path(path)
-    part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        figure.savefig(part, dpi=130)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(Path(path), lambda part: figure.savefig(part, dpi=130))
 
 
 def _label(row: Row) -> str:

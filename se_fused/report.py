@@ -30,7 +30,6 @@ __all__ = [
     "shape",
     "table",
     "times",
-    "write_text",
 ]
 
 SHORT = {"contiguous": "NCHW", "channels_last": "NHWC"}
@@ -46,16 +45,6 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path}: the folder {path.parent} cannot be written to")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

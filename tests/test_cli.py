@@ -14,7 +14,7 @@ from results_support import written
 from typer.testing import CliRunner
 
 import se_fused
-from se_fused import __main__, backends, cli, compare, functional, networks, report, workloads
+from se_fused import __main__, _files, backends, cli, compare, functional, networks, report, workloads
 from se_fused.workloads import Candidate, TailWorkload, Workload
 
 BLOCK = ["compare", "2,32,8,8", "--no-compile", "--repeats", "2"]
@@ -382,8 +382,8 @@ def test_changes(tmp_path, capfd):
 # ---- files
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
-    report.write_text(file, "old")
+    _files.write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        report.write_text(file, "new")
+        _files.write_text(file, "new")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -7,7 +7,6 @@ be names of patients.
 
 import operator
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .._files import write_whole
+from .manifest import natural_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,18 +144,13 @@ def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
     return _letterbox(grey, size)
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key which puts 'image 2' before 'image 10', and upper beside lower case."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", str(path).casefold())]
-
-
 def _files(folder: Path) -> list[Path]:
     """All files below a folder in natural order, without hidden ones, ``._*`` companions and ``__MACOSX``."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         found += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural_key)
 
 
 def load_folder(
@@ -195,7 +192,9 @@ def load_folder(
                 skipped.append((file, f"{file.suffix.lower()} files are not read; convert them to PNG or TIFF"))
         return [file for file in files if file.suffix.lower() in SUFFIXES]
 
-    entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))), key=_natural)
+    entries = sorted(
+        (entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))), key=natural_key
+    )
     loose = pictures([entry for entry in entries if entry.is_file()])
     classes: dict[str, list[Path]] = {}
     for folder in (entry for entry in entries if entry.is_dir()):
@@ -260,10 +259,4 @@ def save_sheet(pictures: Array, titles: Sequence[str], path: str | os.PathLike[s
         if k < len(titles):
             axes.imshow(pictures[k], cmap="gray", vmin=0, vmax=1)
             axes.set_title(titles[k], color="white", fontsize=9)
-    target = Path(path)
-    part = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        FigureCanvasAgg(figure).print_figure(part, dpi=120)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(Path(path), lambda part: FigureCanvasAgg(figure).print_figure(part, dpi=120))

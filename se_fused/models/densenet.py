@@ -71,6 +71,13 @@ class DenseNet(ImageClassifier):
 
 
 @register
-def DenseNet121(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[Options]) -> DenseNet:
+def DenseNet121(
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    *,
+    growth_rate: int = 32,
+    num_init_features: int = 64,
+    **options: Unpack[Options],
+) -> DenseNet:
     """torchvision's ``densenet121``; the arguments are :class:`DenseNet`'s."""
-    return DenseNet(32, (6, 12, 24, 16), 64, num_classes, in_chans, **options)
+    return DenseNet(growth_rate, (6, 12, 24, 16), num_init_features, num_classes, in_chans, **options)

@@ -58,6 +58,8 @@ class ResNetOptions(Options, total=False):
     drop_path_rate: float
     zero_init_last: bool | None
     variant: str
+    channels: tuple[int, int, int, int]
+    stem_channels: int
 
 
 class SEOptions(ResNetOptions, total=False):
@@ -86,6 +88,8 @@ class SEResNet(ImageClassifier):
         cardinality: groups of the 3x3 convolutions (:class:`Bottleneck` only).
         base_width: width of a group in the first stage (:class:`Bottleneck` only).
         reduce_first: divides the width of each block's first convolution (:class:`Bottleneck` only).
+        channels: width of the four stages, before the block's expansion; timm's keyword.
+        stem_channels: channels of the 7x7 convolution.
         deep_stem: three 3x3 convolutions in place of the 7x7, and a wider stem.
         down_kernel_size: of the strided shortcuts.
         se: False: no SE, which makes it torchvision's and timm's ResNet.
@@ -132,6 +136,8 @@ class SEResNet(ImageClassifier):
         down_kernel_size: int = 1,
         se: bool = True,
         variant: str = "timm",
+        channels: tuple[int, int, int, int] = _PLANES,
+        stem_channels: int = 64,
         rd_ratio: float = 1.0 / 16,
         rd_channels: int | None = None,
         rd_divisor: int | None = None,
@@ -141,8 +147,9 @@ class SEResNet(ImageClassifier):
     ) -> None:
         super().__init__(in_chans, drop_rate)
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
-        if len(layers) != len(_PLANES):
-            raise ValueError(f"layers must hold the blocks of {len(_PLANES)} stages, got {layers!r}")
+        for argument, stages in (("layers", layers), ("channels", channels)):
+            if len(stages) != len(_PLANES):
+                raise ValueError(f"{argument} must hold one number for each of {len(_PLANES)} stages, got {stages!r}")
         self.variant = check_choice("variant", variant, ("timm", "caffe"))
         self.grad_checkpointing = False
         caffe = variant == "caffe"
@@ -152,36 +159,39 @@ class SEResNet(ImageClassifier):
             device=device, dtype=dtype,
         )  # fmt: skip
 
-        channels = 128 if deep_stem else 64
+        width = 128 if deep_stem else check_int("stem_channels", stem_channels, 1)
         self.conv1: nn.Module
         if deep_stem:
-            self.conv1 = DeepStem(in_chans, channels // 2, device=device, dtype=dtype)
+            self.conv1 = DeepStem(in_chans, width // 2, device=device, dtype=dtype)
         else:
-            self.conv1 = nn.Conv2d(in_chans, channels, 7, 2, 3, bias=False, device=device, dtype=dtype)
-        self.bn1 = nn.BatchNorm2d(channels, device=device, dtype=dtype)
+            self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False, device=device, dtype=dtype)
+        self.bn1 = nn.BatchNorm2d(width, device=device, dtype=dtype)
         self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True) if caffe else nn.MaxPool2d(3, 2, 1)
 
         # The projection is built before its block, as in timm: the same seed then gives the same initial values.
         index, count = 0, sum(layers)
-        for stage, (planes, depth) in enumerate(zip(_PLANES, layers, strict=True), 1):
+        for stage, (planes, depth) in enumerate(zip(channels, layers, strict=True), 1):
             blocks = []
             for i in range(check_int(f"layers[{stage - 1}]", depth, 1)):
-                stride, out = (2 if stage > 1 and i == 0 else 1), planes * block.expansion
+                stride, out = (
+                    (2 if stage > 1 and i == 0 else 1),
+                    check_int(f"channels[{stage - 1}]", planes, 1) * block.expansion,
+                )
                 down = None
-                if stride != 1 or channels != out:
-                    down = Downsample(channels, out, down_kernel_size, stride, device=device, dtype=dtype)
+                if stride != 1 or width != out:
+                    down = Downsample(width, out, down_kernel_size, stride, device=device, dtype=dtype)
                 rate = drop_path_rate * index / (count - 1)
                 blocks.append(
                     block(
-                        channels, planes, stride, down, se_layer=se_layer if se else None, drop_path=rate, caffe=caffe,
+                        width, planes, stride, down, se_layer=se_layer if se else None, drop_path=rate, caffe=caffe,
                         cardinality=cardinality, base_width=base_width, reduce_first=reduce_first, device=device,
                         dtype=dtype,
                     )
                 )  # fmt: skip
-                channels, index = out, index + 1
+                width, index = out, index + 1
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
 
-        self.num_features = channels
+        self.num_features = width
         self._make_head(num_classes, global_pool, device, dtype)
         if caffe:
             # Only its key counts: it tells this order's checkpoints from the other's.

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from ..report import write_text
+from .._files import write_text
 from .changes import Changes
 from .runs import Run
 from .summary import markdown

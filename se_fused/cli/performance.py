@@ -1,118 +1,19 @@
-"""The command line, on typer and rich. Each command checks its options before it does any work."""
+"""What the kernels do here: info, verify, compare, demo, and reports of benchmark runs."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
-from . import compare as comparing
-from . import plots, report
-from ._version import __version__
-from .models import list_models
-from .workloads import DTYPES, LAYOUTS, MODES
-
-__all__ = ["app", "run"]
-
-app = typer.Typer(
-    name="se-fused",
-    help="Fused Squeeze-and-Excitation for PyTorch: what is built, whether it is right, how fast it is.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer typers carry within them
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run a command line; returns the exit code. Wrong usage is one line on stderr that names the option."""
-    from typer.main import get_command
-
-    if not arguments:
-        arguments = ["--help"]
-    command = next((a for a in arguments if not a.startswith("-")), "")
-    name = f"se-fused {command}".strip()
-    try:
-        return int(get_command(app).main(list(arguments), "se-fused", standalone_mode=False, obj=arguments) or 0)
-    except _USAGE_ERROR as error:
-        print(f"{name}: {' '.join(error.format_message().split())}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print(f"{name}: interrupted; nothing was written", file=sys.stderr)
-        return 130
-
-
-def _bad(option: str, message: str) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint=option)
-
-
-def _choice(option: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise _bad(option, f"must be one of {', '.join(choices)}; got {value!r}")
-    return value
-
-
-def _at_least(option: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise _bad(option, f"must be at least {least}; got {value}")
-
-
-def _device(value: str) -> str:
-    try:
-        device = torch.device(value)
-    except RuntimeError:
-        raise _bad("--device", f"must be cpu, cuda or cuda:INDEX; got {value!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise _bad("--device", f"must be cpu, cuda or cuda:INDEX; got {value!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise _bad("--device", f"torch sees {found or 'no'} GPU{'' if found == 1 else 's'} here; got {value!r}")
-    return value
-
-
-def _output(option: str, path: Path | None, picture: bool = False) -> None:
-    """Whether a result can be written, asked before it is measured."""
-    if path is None:
-        return
-    try:
-        report.check_writable(path)
-        if picture:
-            if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-                raise ValueError(f"{path} must end in .png, .pdf or .svg")
-            plots.check_matplotlib()
-    except (ValueError, ImportError) as error:
-        raise _bad(option, str(error)) from None
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr; nothing where that is no terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    to = report.console(stderr=True)
-    columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
-               TextColumn("{task.description}", markup=False))  # fmt: skip
-    with Progress(*columns, console=to, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(label, total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"se_fused {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-) -> None:
-    pass
-
+from .. import compare as comparing
+from .. import plots, report
+from .._files import write_text
+from ..models import list_models
+from ..workloads import DTYPES, LAYOUTS, MODES
+from ._app import app, at_least, bad, check_device, check_output, choice, progress_bar
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -120,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 @app.command("info")
 def info_command(as_json: AsJson = False) -> None:
     """What is installed and built, and which backend each op takes here, and why not the others."""
-    from .info import info
+    from ..info import info
 
     about = info()
     if as_json:
@@ -132,7 +33,7 @@ def info_command(as_json: AsJson = False) -> None:
 @app.command("verify")
 def verify_command(as_json: AsJson = False) -> None:
     """Every op, dtype and layout on this machine's devices and backends against float64."""
-    from .verify import verify_command as verify
+    from ..verify import verify_command as verify
 
     raise typer.Exit(verify(as_json))
 
@@ -168,31 +69,31 @@ def compare_command(
     try:
         parsed = comparing.parse_target(target)
     except ValueError as error:
-        raise _bad("TARGET", str(error)) from None
-    _device(device)
+        raise bad("TARGET", str(error)) from None
+    check_device(device)
     if dtype is not None:
-        _choice("--dtype", dtype, tuple(DTYPES))
-    _choice("--layout", layout, (*LAYOUTS, "both"))
-    _choice("--mode", mode, (*MODES, "both"))
+        choice("--dtype", dtype, tuple(DTYPES))
+    choice("--layout", layout, (*LAYOUTS, "both"))
+    choice("--mode", mode, (*MODES, "both"))
     for option, value in (("--batch", batch), ("--repeats", repeats)):
-        _at_least(option, value, 1)
-    _at_least("--size", size, 32)
+        at_least(option, value, 1)
+    at_least("--size", size, 32)
     if size is not None and (parsed == "stages" or not isinstance(parsed, str)):
-        raise _bad("--size", "is for models; a block's size is in N,C,H,W")
+        raise bad("--size", "is for models; a block's size is in N,C,H,W")
     to_file = None if json_file in (None, "-") else Path(str(json_file))
-    _output("--json", to_file)
-    _output("--plot", plot, picture=True)
+    check_output("--json", to_file)
+    check_output("--plot", plot, picture=True)
 
     builds = comparing.plan(
         parsed, device=device, dtypes=None if dtype is None else (dtype,), batch=batch, size=size,
         layouts=tuple(LAYOUTS) if layout == "both" else (layout,), modes=MODES if mode == "both" else (mode,),
     )  # fmt: skip
-    with _progress("compare") as progress:
+    with progress_bar("compare") as progress:
         rows, memory = comparing.run(builds, compiled=compile, repeats=repeats, progress=progress)
     text = report.document(rows, memory, context.obj or sys.argv[1:])
     # Files first: a reader of the output that closes its pipe early does not lose them.
     if to_file is not None:
-        report.write_text(to_file, text)
+        write_text(to_file, text)
     if plot is not None:
         threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
         plots.speedup_figure(rows, f"se-fused compare {target} on {device}, {threads}, torch {torch.__version__}", plot)
@@ -219,20 +120,20 @@ def demo_command(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw images, losses and speed.")] = None,
 ) -> None:
     """SE-ResNet on radiographs, inference and real training steps, through us and through plain PyTorch."""
-    from .fracture import demo
+    from ..fracture import demo
 
-    _choice("--model", model.lower(), list_models())
-    _device(device)
-    _choice("--dtype", dtype, tuple(DTYPES))
+    choice("--model", model.lower(), list_models())
+    check_device(device)
+    choice("--dtype", dtype, tuple(DTYPES))
     for option, value, least in (("--batch", batch, 2), ("--size", size, 32), ("--steps", steps, 1)):
-        _at_least(option, value, least)
-    _output("--plot", plot, picture=True)
+        at_least(option, value, least)
+    check_output("--plot", plot, picture=True)
     try:
         loaded = demo.load(data, size, max(2 * batch, 16))
     except (OSError, ValueError, ImportError) as error:
-        raise _bad("--data", str(error)) from None
+        raise bad("--data", str(error)) from None
     settings = demo.Settings(model.lower(), batch, steps, device, dtype, compile, compile and compile_training)
-    with _progress("demo") as progress:
+    with progress_bar("demo") as progress:
         outcome = demo.run(loaded, settings, progress)
     to = report.console()
     if plot is not None:
@@ -256,17 +157,17 @@ def report_command(
 
     Several files count as one run; they must be of one machine.
     """
-    from .results import commands, load_all, markdown
+    from ..results import commands, load_all, markdown
 
     try:
         if output is not None:
             commands.check_folder(output)
     except (ValueError, ImportError) as error:
-        raise _bad("--output", str(error)) from None
+        raise bad("--output", str(error)) from None
     try:
         loaded = load_all(results)
     except ValueError as error:
-        raise _bad("RESULTS.json", str(error)) from None
+        raise bad("RESULTS.json", str(error)) from None
     if output is not None:
         commands.write_report(loaded, output)
     print(markdown(loaded), end="")
@@ -282,19 +183,19 @@ def changes_command(
 
     The exit code is 1 if something of ours is slower.
     """
-    from .results import changes, commands, load
+    from ..results import changes, commands, load
 
-    _output("--json", json_file)
+    check_output("--json", json_file)
     runs = []
     for argument, path in (("BEFORE.json", before), ("AFTER.json", after)):
         try:
             runs.append(load(path))
         except ValueError as error:
-            raise _bad(argument, str(error)) from None
+            raise bad(argument, str(error)) from None
     try:
         found = changes(*runs)
     except ValueError as error:
-        raise _bad("AFTER.json", str(error)) from None
+        raise bad("AFTER.json", str(error)) from None
     if json_file is not None:
         commands.write_changes(found, json_file)
     print(found.text(), end="")

@@ -1,0 +1,25 @@
+"""Files that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["write_text", "write_whole"]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write(part)``, which writes a file, and rename that to `path`; the suffix stays, and nothing else is left.
+
+    The rename is the last step: whoever reads `path` meanwhile, or after a failure, finds what was there before.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Judging trained models: evaluate, compare-models."""

@@ -1,0 +1,99 @@
+"""What a model said of a set of images: the table that all evaluation starts from."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._files import write_text
+from .errors import InputError
+
+__all__ = ["Predictions"]
+
+_FIXED = ("path", "label", "patient", "study", "view")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N images, K classes.
+
+    Attributes:
+        classes: K names.
+        paths, patients, studies, views: N texts each, as in :class:`se_fused.fracture.manifest.Record`.
+        labels: (N,) int64, places in `classes`; -1 where unknown.
+        probabilities: (N, K) float64, rows that sum to 1.
+    """
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    patients: tuple[str, ...]
+    studies: tuple[str, ...]
+    views: tuple[str, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(N,) int64: the class of the largest probability, the first of equals."""
+        return self.probabilities.argmax(1)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Predictions":
+        """Some of the rows, or some of them several times."""
+        places = np.arange(len(self))[rows]
+
+        def some(texts: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(texts[i] for i in places)
+
+        return Predictions(
+            self.classes, some(self.paths), some(self.patients), some(self.studies), some(self.views),
+            self.labels[places], self.probabilities[places],
+        )  # fmt: skip
+
+    def text(self) -> str:
+        """The CSV: path, label, patient, study, view, predicted, then ``p:<class>`` for each class."""
+        out = io.StringIO()
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow((*_FIXED, "predicted", *(f"p:{name}" for name in self.classes)))
+        for i, best in enumerate(self.predicted.tolist()):
+            label = self.classes[self.labels[i]] if self.labels[i] >= 0 else ""
+            # repr: what is read back is what was written, to the last bit.
+            values = (repr(float(p)) for p in self.probabilities[i])
+            row = (self.paths[i], label, self.patients[i], self.studies[i], self.views[i], self.classes[best], *values)
+            table.writerow(row)
+        return out.getvalue()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the CSV, whole or not at all."""
+        write_text(Path(path), self.text())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Predictions":
+        """Read a CSV of :meth:`save`.
+
+        Raises:
+            InputError: no such file, or it is none of these tables.
+        """
+        path = Path(path)
+        try:
+            rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}; it is written by se-fused train and evaluate") from None
+        head = rows[0] if rows else []
+        classes = tuple(name.removeprefix("p:") for name in head[6:])
+        if tuple(head[:6]) != (*_FIXED, "predicted") or not classes:
+            raise InputError(f"{path}: not a table of predictions; it is written by se-fused train and evaluate")
+        try:
+            numbers = {"": -1, **{name: i for i, name in enumerate(classes)}}
+            labels = np.array([numbers[row[1]] for row in rows[1:]], np.int64)
+            probabilities = np.array([[float(v) for v in row[6:]] for row in rows[1:]], np.float64)
+        except (KeyError, ValueError, IndexError) as error:
+            raise InputError(f"{path}: damaged: {error}; write it anew with se-fused evaluate") from None
+        texts = [tuple(row[i] for row in rows[1:]) for i in (0, 2, 3, 4)]
+        return cls(classes, texts[0], texts[1], texts[2], texts[3], labels, probabilities.reshape(-1, len(classes)))

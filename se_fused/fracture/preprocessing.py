@@ -1,0 +1,38 @@
+"""From a file to what a network sees: the same in training, evaluation, prediction and in exported files."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .images import check_integer
+
+__all__ = ["Preprocessing"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Letterbox to a square, one channel in [0, 1], then (image - mean) / std.
+
+    Attributes:
+        size: height and width S in pixels, >= 32.
+        mean, std: over the training images; std > 0.
+    """
+
+    size: int = 224
+    mean: float = 0.5
+    std: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_integer("size", self.size, 32)
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"mean and std must be finite and std > 0, got mean={self.mean}, std={self.std}")
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], of any shape -> what the network takes."""
+        return (images - self.mean) / self.std
+
+    def about(self) -> dict[str, Any]:
+        """For a file: ``Preprocessing(**about)`` is this one, ``description`` left out."""
+        return asdict(self)
