@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class Predictions:
         paths, patients, studies, views: N texts each, as in :class:`se_fused.fracture.manifest.Record`.
         labels: (N,) int64, places in `classes`; -1 where unknown.
         probabilities: (N, K) float64, rows that sum to 1.
+        skipped: (path, reason) of each image that could not be read and so is in none of the above; not in the file.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +41,7 @@ class Predictions:
     views: tuple[str, ...]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    skipped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
