@@ -134,8 +134,8 @@ def project(
         lengths = 2 * (outer - inner), 2 * inner
         if part.solid is not None:
             # Beyond the zone a fragment is there or not for the whole depth.
-            below, above = (float(part.solid(*np.float32([[0], [0], [end]]))[0] > 0) for end in (-2 * zone, 2 * zone))
-            there = np.where(s > 0, np.float32(above), np.float32(below))
+            axis, ends = np.zeros(2, np.float32), np.array([-2 * zone, 2 * zone], np.float32)
+            there = (part.solid(axis, axis, ends) > 0).astype(np.float32)[(s > 0).astype(np.int8)]
             inside = np.flatnonzero((np.abs(s) < zone) & (outer > 0))
             middle = part.solid(u[inside] * cos, u[inside] * sin, s[inside])
             there[inside] = np.clip(middle + 0.5, 0, 1)
