@@ -220,7 +220,19 @@ def test_contact_sheet_refuses_what_is_no_set_of_phantoms(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("public", [synth, draw, phantoms, contact_sheet])
+PUBLIC = [
+    synth,
+    draw,
+    phantoms,
+    contact_sheet,
+    synth.draw_patient,
+    synth.draw_sheet,
+    synth.load_cracks,
+    synth.write_set,
+]
+
+
+@pytest.mark.parametrize("public", PUBLIC)
 def test_docs_say_what_a_phantom_is_not(public):
     text = " ".join(public.__doc__.split())
     assert "synthetic phantom" in text and "no clinical meaning" in text

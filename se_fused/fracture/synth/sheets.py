@@ -16,7 +16,7 @@ from .sets import load_cracks
 
 __all__ = ["draw_sheet"]
 
-_PATIENTS, _SIDE, _GAP, _LABEL, _TOP, _DPI = 4, 224, 10, 120, 64, 100
+_PATIENTS, _SIDE, _GAP, _LABEL, _TOP, _DPI = 4, 224, 10, 120, 64, 130
 _MARK = (1.0, 0.72, 0.2)
 
 
