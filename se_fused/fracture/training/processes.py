@@ -34,7 +34,7 @@ class Place:
     nodes: int
     rank: int
     torchrun: bool
-    precision: str
+    precision: Any
 
     @property
     def world(self) -> int:

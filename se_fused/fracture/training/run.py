@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class Run:
         )  # fmt: skip
         if self.config.model.compile:
             module.model.compile()
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(memory_format=torch.channels_last)
         callbacks: list[pl.Callback] = [averaging(c.ema)] if c.ema else []
         callbacks.append(History(folder / "logs" / "metrics.csv", progress, say))
         if c.patience:
@@ -187,8 +188,7 @@ def _quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            for text in (".*does not have many workers", ".*number of training batches", ".*Checkpoint directory"):
-                warnings.filterwarnings("ignore", text)
+            warnings.filterwarnings("ignore", module=r"lightning\.")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -233,7 +233,7 @@ def _make_folder(config: Config, folder: Path, manifest: Manifest) -> None:
         "command": sys.argv,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "lightning": pl.__version__,
+        "lightning": metadata.version("lightning"),
         **{
             key: about[key]
             for key in ("se_fused", "commit", "versions", "platform", "cpu", "gpus", "build", "asked_for")
