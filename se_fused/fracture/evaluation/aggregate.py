@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..manifest import Manifest
 from ..predictions import Predictions
 from .metrics import confusion, labelled, metrics
 
@@ -88,14 +89,18 @@ def groups(predictions: Predictions) -> dict[str, dict[str, Any]]:
 
 
 # ---- the synthetic set's table of cracks
-def read_cracks(manifest: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
-    """``cracks.csv`` beside a manifest, by the image's absolute path; {} if there is none.
+def read_cracks(*near: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """The first ``cracks.csv`` beside one of these files or folders, by the image's absolute path; {} if there is none.
+
+    Args:
+        near: a manifest, a folder of images, ...
 
     Raises:
         InputError: it cannot be read, or has no column path.
     """
-    path = Path(manifest).resolve().parent / "cracks.csv"
-    if not path.is_file():
+    places = [path if path.is_dir() else path.parent for path in (Path(place).resolve() for place in near)]
+    path = next((found for place in places if (found := place / "cracks.csv").is_file()), None)
+    if path is None:
         return {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -105,6 +110,12 @@ def read_cracks(manifest: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     if rows and "path" not in rows[0]:
         raise InputError(f"{path}: has no column path; write it anew with se-fused synth, or remove it")
     return {os.path.normpath(path.parent / row["path"]): row for row in rows}
+
+
+def cracks_of(manifest: Manifest, *near: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """As :func:`read_cracks`, looking also beside a manifest's images and one folder above them."""
+    folder = Path(os.path.commonpath([record.path.parent for record in manifest.records]))
+    return read_cracks(*near, folder, folder.parent)
 
 
 def _number(row: Mapping[str, str], name: str) -> float | None:
@@ -136,7 +147,7 @@ def strata(predictions: Predictions, cracks: Cracks) -> dict[str, dict[str, Any]
     """
     predictions = labelled(predictions)
     rows = [cracks.get(os.path.normpath(path), {}) for path in predictions.paths]
-    fractured = [i for i, row in enumerate(rows) if row and _number(row, "x0") is not None]
+    fractured = [i for i, row in enumerate(rows) if row.get("visible") or row.get("x0")]
     found: dict[str, list[int]] = {}
     if any("hairline" in rows[i] for i in fractured):
         found["hairline"] = [i for i in fractured if is_true(rows[i], "hairline")]
@@ -152,12 +163,12 @@ def strata(predictions: Predictions, cracks: Cracks) -> dict[str, dict[str, Any]
     result = {}
     for name, places in found.items():
         if places:
-            part = predictions.take(np.array(places, np.int64))
-            matrix = confusion(part)
+            stratum = predictions.take(np.array(places, np.int64))
+            matrix = confusion(stratum)
             result[name] = {
-                "images": len(part),
-                "right": float(np.trace(matrix) / len(part)),
-                "taken_for_first_class": float(matrix[1:, 0].sum() / len(part)),
-                "first_class": part.classes[0],
+                "images": len(stratum),
+                "right": float(np.trace(matrix) / len(stratum)),
+                "taken_for_first_class": float(matrix[1:, 0].sum() / len(stratum)),
+                "first_class": stratum.classes[0],
             }
     return result

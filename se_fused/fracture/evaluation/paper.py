@@ -84,8 +84,8 @@ def notes(table: Sequence[Row] = TABLE) -> list[str]:
     ]
     said += [
         f"{row.name}: the paper's F1 {row.f1:.2f} exceeds both its precision {row.precision:.2f} and its recall "
-        f"{row.recall:.2f}, which no average over classes, folds or runs allows that is the same for all three; the harmonic mean (its equation 11) "
-        f"of that precision and recall is {row.harmonic_mean:.2f}."
+        f"{row.recall:.2f}, which no average over classes, folds or runs allows that is the same for all three; the "
+        f"harmonic mean (its equation 11) of that precision and recall is {row.harmonic_mean:.2f}."
         for row in impossible(table)
     ]
     implied = ", ".join(f"{row.name} {classes_implied(row):.1f}" for row in table)
