@@ -1,5 +1,6 @@
 """Judging trained models: evaluate, compare-models."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from .. import report
 from ..fracture.errors import InputError
+from ..workloads import DTYPES
 from ._app import app, at_least, bad, check_device, choice, progress_bar
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def evaluate_command(
     draws: Annotated[int, typer.Option(help="Draws of patients for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
 ) -> None:
-    """Predict a set of images with a trained model and judge it: figures with intervals, report, pictures, heat maps."""
+    """Predict images with a trained model and judge it: figures with intervals, a report, pictures, heat maps."""
     choice("--split", split, ("train", "valid", "test"))
     for option, value, least in (("--batch", batch, 1), ("--draws", draws, 100), ("--seed", seed, 0)):
         at_least(option, value, least)
@@ -116,3 +118,81 @@ def evaluate_command(
             )
         evaluation.write_metrics(output, content)
     _show(content, output)
+
+
+@app.command("compare-models")
+def compare_models_command(
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", metavar="RUN", help="A finished run's folder; give it once for each.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A manifest.csv or a folder: trains what --output lacks.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="With --data: models to train, separated by commas.")] = "",
+    seeds: Annotated[int, typer.Option(help="With --data: trainings of each model.")] = 3,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="With --data: settings, and under models the options of each model."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Tables, figures, report, and runs with --data.")
+    ] = Path("comparison"),
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images of a batch where speed is measured.")] = 32,
+    dtype: Annotated[
+        str, typer.Option(help="Of the speed: float32; bfloat16 or float16 run under autocast.")
+    ] = "float32",
+    speed: Annotated[bool, typer.Option(help="Whether speed and memory are measured.")] = True,
+    draws: Annotated[int, typer.Option(help="Draws of patients for the intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+) -> None:
+    """Several models on one test set: the paper's Table 1 and Figures 2 and 3, intervals, paired tests, speed."""
+    if bool(runs) == (data is not None):
+        raise bad("--runs", "give either --runs (finished runs) or --data (what to train on)")
+    for option, value, least in (
+        ("--batch", batch, 2), ("--draws", draws, 100), ("--seed", seed, 0), ("--seeds", seeds, 1),
+    ):  # fmt: skip
+        at_least(option, value, least)
+    check_device(device)
+    choice("--dtype", dtype, tuple(DTYPES))
+    _check_folder("--output", output)
+    try:
+        from ..fracture.evaluation.comparison import write_comparison
+        from ..fracture.evaluation.runs import SYSTEMS, load_runs, read_settings, train_missing
+    except ImportError as error:
+        raise InputError(f"{_MISSING} ({error})") from None
+    folders = list(runs or [])
+    with progress_bar("compare-models") as progress:
+        if data is not None:
+            base, options = read_settings(config)
+            names = [name.strip().lower() for name in models.split(",") if name.strip()] or list(options or SYSTEMS)
+            base = base.with_values({"data.path": str(data), "training.device": device}, "--data")
+            chosen = {name: options.get(name, {}) for name in names}
+            folders = train_missing(output, base, chosen, seeds, progress, lambda line: print(line, file=sys.stderr))
+        content = write_comparison(
+            load_runs(folders, progress), output, draws=draws, seed=seed, device=device, batch=batch,
+            dtype=DTYPES[dtype], speed=speed, progress=progress,
+        )  # fmt: skip
+    _show_comparison(content, output)
+
+
+def _show_comparison(content: dict[str, Any], output: Path) -> None:
+    from ..fracture.evaluation.comparison_report import BASELINES, COLUMNS, mean_sd
+    from ..fracture.evaluation.report import percent
+
+    to = report.console()
+    made = report.table(("",), tuple(COLUMNS.values()))
+    for model in content["models"].values():
+        made.add_row(model["title"], *(mean_sd(model["figures"].get(key)) for key in COLUMNS))
+        if model["paper"] is not None:
+            theirs = (model["paper"][key] for key in ("precision", "recall", "f1", "accuracy"))
+            made.add_row("  the paper's, different data", *(f"{value:.2f}" for value in theirs), style="dim")
+    for name, row in content["baselines"].items():
+        if "why" not in row:
+            made.add_row(BASELINES[name], *(percent(row[key]) for key in COLUMNS))
+    clusters = content["clusters"]
+    title = f"{content['images']} test images, %, mean ± sd over trainings [95 % over {clusters['what']}]"
+    report.print_table(title, made, to)
+    to.print(content["headline"], markup=False, soft_wrap=True)
+    to.print(f"written: {output} (report.md, table1, figures, results.json)", markup=False, soft_wrap=True)
+    to.print(f"{content['notice']}.", markup=False)

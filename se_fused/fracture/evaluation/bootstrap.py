@@ -110,7 +110,9 @@ def _ranked(scores: Array, positive: NDArray[np.bool_], weights: Array) -> tuple
     return area, np.where(all_misses > 0, average, np.nan)
 
 
-def statistics(predictions: Predictions, groups: Groups, draws: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+def statistics(
+    predictions: Predictions, groups: Groups, draws: Array, ranking: bool = True
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The figures of :func:`se_fused.fracture.evaluation.metrics` for each draw of patients.
 
     Averages over classes go over those that the draw has images of.
@@ -119,6 +121,7 @@ def statistics(predictions: Predictions, groups: Groups, draws: Array) -> tuple[
         predictions: N labelled rows.
         groups: of the rows.
         draws: (B, groups.count), from :func:`drawn`; ones give the figures themselves.
+        ranking: whether AUROC and average precision are among them, which take nearly all of the time.
 
     Returns:
         (B,) by metric; and (B, K) by metric of each class. NaN where a draw does not have the metric.
@@ -139,6 +142,8 @@ def statistics(predictions: Predictions, groups: Groups, draws: Array) -> tuple[
     gaps = np.zeros((groups.count, BINS))
     np.add.at(gaps, (groups.of, bins), (best == labels) - largest)
     figures["calibration_error"] = np.abs(draws @ gaps).sum(1) / drawn_images
+    if not ranking:
+        return figures, each
 
     ranked: dict[str, list[list[Array]]] = {"auroc": [], "average_precision": []}
     step = max(1, _CHUNK // len(predictions))
@@ -212,7 +217,8 @@ def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0, lev
         n, seed, level: as in :func:`intervals`.
 
     Returns:
-        ``{metric: {"mean", "sd" (n - 1; None of one), "values", "interval", "interval_seeds"}}``.
+        ``{metric: {"mean", "sd" (n - 1; None of one), "values", "interval", "interval_seeds"}}``, without metrics that
+        these images do not have.
 
     Raises:
         InputError: no tables, or they are not of the same images.
@@ -230,6 +236,8 @@ def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0, lev
     result: dict[str, Any] = {}
     for name in points[0]:
         values = [float(point[name][0]) for point in points]
+        if not np.isfinite(values).all():
+            continue
         stacked = np.stack([one[name] for one in found], 1)
         result[name] = {
             "mean": float(np.mean(values)),

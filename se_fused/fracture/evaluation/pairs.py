@@ -105,8 +105,9 @@ def paired(
     groups = clusters(tables[0])
     draws, ones = drawn(groups.count, n, seed), np.ones((1, groups.count))
     result: dict[str, dict[str, Any]] = {name: {} for name in metrics}
-    found = [statistics(t, groups, draws)[0] for t in tables]
-    points = [statistics(t, groups, ones)[0] for t in tables]
+    ranking = any(name.startswith(("auroc", "average_precision")) for name in metrics)
+    found = [statistics(t, groups, draws, ranking)[0] for t in tables]
+    points = [statistics(t, groups, ones, ranking)[0] for t in tables]
     cut = len(first)
     shares = (seed_draws(cut, n, seed + 1), seed_draws(len(second), n, seed + 2))
     for name in metrics:

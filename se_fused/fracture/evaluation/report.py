@@ -99,8 +99,8 @@ def _sources(manifest: Manifest) -> str:
     return ", ".join(sorted({record.source for record in manifest.records if record.source}))
 
 
-def _baselines(manifest: Manifest, split: str, progress: Progress) -> dict[str, Any]:
-    """Main figures of each, or {"why": ...} where there is nothing to fit on."""
+def baseline_figures(manifest: Manifest, split: str, progress: Progress) -> dict[str, Any]:
+    """{"majority", "logistic": main figures of each on a split, or {"why": ...} where there is nothing to fit on}."""
     tables: dict[str, Callable[[], Predictions]] = {
         "majority": lambda: majority(manifest, split),
         "logistic": lambda: logistic(manifest, split, progress),
@@ -163,7 +163,7 @@ def evaluation(
     }
     progress("drawing", 0.3)
     _draw(predictions, found[split], output / "plots", split)
-    baselines = _baselines(manifest, split, lambda what, share: progress(what, 0.4 + 0.3 * share))
+    baselines = baseline_figures(manifest, split, lambda what, share: progress(what, 0.4 + 0.3 * share))
     progress("heat maps", 0.7)
     gradcam, source = localisation(classifier, predictions, cracks), _sources(manifest)
     overlay_sheet(classifier, predictions, output / "plots" / "gradcam.png", cracks, remark=source)
@@ -270,10 +270,10 @@ def _class_table(found: Mapping[str, Any]) -> str:
     )
 
 
-def _parts_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> str:
+def _parts_table(rows: Mapping[str, Mapping[str, Any]], first: str, count: str = "images") -> str:
     keys = ("accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc_macro")
     return table(
-        (first, "images", "accuracy", "balanced acc.", "precision", "recall", "F1", "AUROC"),
+        (first, count, "accuracy", "balanced acc.", "precision", "recall", "F1", "AUROC"),
         [(name, row.get("count", row["images"]), *(percent(row[k]) for k in keys)) for name, row in rows.items()],
     )
 
@@ -328,7 +328,7 @@ def _report(content: Mapping[str, Any], classifier: Classifier) -> str:
         lines += ["## Views\n", _parts_table(found["views"], "view")]
     if found["groups"]:
         lines += ["## Patients and studies, mean of the probabilities of their images\n"]
-        lines.append(_parts_table(found["groups"], "by"))
+        lines.append(_parts_table(found["groups"], "by", "number"))
         left = {k: row["conflicting"] for k, row in found["groups"].items() if row["conflicting"]}
         lines += [f"{n} {name} have images of several classes and are left out.\n" for name, n in left.items()]
     if found["strata"]:
