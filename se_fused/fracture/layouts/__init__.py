@@ -45,15 +45,14 @@ def _fitting(root: Path) -> list[str]:
         return ["csv"]
     if found := [name for name, fits in _SETS.items() if fits(root)]:
         return found
-    found = ["csv"] if [path for path in tables if path.name != "labels.csv"] else []
+    found = ["csv"] if tables else []
     if class_first_fits(root):
         found.append("class-first")
     elif folders_fits(root):
         found.append("folders")
     if dicom_folder.fits(root):
-        found.append("dicom")
-    elif tables and not found:
-        found.append("csv")
+        own = found == ["csv"] and tables == [root / "labels.csv"]
+        found = ["dicom"] if own else [*found, "dicom"]
     return found
 
 

@@ -36,11 +36,11 @@ def folders_fits(root: Path, kind: str = "picture") -> bool:
 
 
 def class_first_fits(root: Path) -> bool:
-    """All folders with images hold nothing but folders for splits."""
+    """Two classes or more, whose folders hold nothing but folders for splits."""
     if not root.is_dir():
         return False
     classes = [sub_folders(folder) for folder in sub_folders(root) if _has_images(folder)]
-    return bool(classes) and all(inner and all(split_of(folder.name) for folder in inner) for inner in classes)
+    return len(classes) > 1 and all(inner and all(split_of(folder.name) for folder in inner) for inner in classes)
 
 
 def _loose(folder: Path, kind: str, left: LeftOut) -> None:

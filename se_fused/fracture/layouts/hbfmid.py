@@ -2,9 +2,9 @@
 CC BY 4.0, its own ``data.yaml`` "Private". Also any set that Roboflow exported as YOLO boxes of classes.
 
 1,539 images made from 641, ten types of fracture and Healthy. Layout: ``data.yaml`` (the names of the classes) and
-``{train,valid,test}/{images,labels}/<source>_jpg.rf.<hash>.jpg``, with one line ``class x y w h`` for each box. 13 % are
-MRI. Copies of one source image lie in several splits: its own splits are kept here, but scores on them are not to be
-believed (``se-fused audit`` counts the copies).
+``{train,valid,test}/{images,labels}/<source>_jpg.rf.<hash>.jpg``, with a line ``class x y w h`` for each box. 13 % are
+MRI. Copies of one source image lie in several splits: its own splits are kept, but no score on them is to be believed
+(``se-fused audit`` counts the copies).
 """
 
 import re
