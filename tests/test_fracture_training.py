@@ -112,8 +112,9 @@ def test_average_of_weights_is_its_definition(manifest, tmp_path, monkeypatch):
 
 def test_small_set_is_learnt_by_heart(manifest, tmp_path):
     config = small_config(
-        manifest, tmp_path / "run", training__epochs=30, training__ema=0.0, data__augmentation=0.0,
-        training__label_smoothing=0.0, training__learning_rate=5e-3, training__weight_decay=0.0,
+        manifest, tmp_path / "run", training__epochs=40, training__ema=0.0, data__augmentation=0.0,
+        training__label_smoothing=0.0, training__learning_rate=5e-3, training__weight_decay=0.0, training__batch=12,
+        model__options={"channels": [16, 32, 32, 32], "stem_channels": 16},
     )  # fmt: skip
     assert rows(train(config))[-1]["train/accuracy"] > 0.95
 
