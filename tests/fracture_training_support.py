@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for _name in ("PIL", "lightning", "torchmetrics", "torchvision", "yaml", "matplotlib"):
-    pytest.importorskip(_name, reason=f"training needs {_name}")
+pytest.importorskip("PIL", reason="images need Pillow")
+pytest.importorskip("lightning", reason="training needs lightning")
+pytest.importorskip("torchmetrics", reason="training needs torchmetrics")
+pytest.importorskip("torchvision", reason="training needs torchvision")
+pytest.importorskip("matplotlib", reason="training draws its curves")
+pytest.importorskip("yaml", reason="configurations need PyYAML")
 
 import torch
 from PIL import Image

@@ -53,13 +53,11 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
     """SIGKILL in the middle, in processes of their own, with all that has a state: EMA, dropout, workers, balance."""
     values = {"training__epochs": 5, "model__options__drop_rate": 0.2, "data__sampling": "balanced",
               "training__patience": 4, "training__accumulate": 2, "data__workers": 1}  # fmt: skip
-    for name in ("whole", "broken"):
-        small_config(manifest, tmp_path / name, **values).save(tmp_path / f"{name}.yaml")
-    whole = start("train", "--config", tmp_path / "whole.yaml")
-    code, _, err = finish(whole)
-    assert code == 0, err
+    whole = train(small_config(manifest, tmp_path / "whole", **values))
+    small_config(manifest, tmp_path / "broken", **values).save(tmp_path / "broken.yaml")
+    command = ("train", "--config", tmp_path / "broken.yaml")
 
-    broken = start("train", "--config", tmp_path / "broken.yaml")
+    broken = start(*command)
     history = tmp_path / "broken" / "logs" / "metrics.csv"
     while not history.exists() or len(history.read_text().splitlines()) < 3:  # two epochs are over
         assert broken.poll() is None, broken.communicate()
@@ -68,13 +66,13 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
     assert broken.wait() == -signal.SIGKILL
     broken.communicate()
     assert not (tmp_path / "broken" / "metrics.json").exists()
-    code, _, err = finish(start("train", "--config", tmp_path / "broken.yaml"))
-    assert code == 2 and "--resume" in err
+    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume"):
+        prepare_run(small_config(manifest, tmp_path / "broken", **values))
 
-    code, out, err = finish(start("train", "--config", tmp_path / "broken.yaml", "--resume"))
+    code, out, err = finish(start(*command, "--resume"))
     assert code == 0, err
     assert "resumed" in out and "epoch   1/5" not in err, "it went on, and did not begin anew"
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_same_run(whole, tmp_path / "broken")
 
 
 def interrupted(config, monkeypatch, epoch: int) -> None:

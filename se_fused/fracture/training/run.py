@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -144,7 +145,15 @@ class Run:
             num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=False,
             enable_model_summary=False, limit_train_batches=1 if self.dry else None,
         )  # fmt: skip
-        trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed, besides its configuration."""
@@ -189,6 +198,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
+            # DDP copies what of a gradient lies otherwise than the parameter: a channels_last 1x1 weight, always.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -142,7 +142,7 @@ def read_sources(
     augmentation = Augmentation(config.augmentation) if config.augmentation else None
     sets = {
         split: RadiographDataset(
-            whole.where(split),
+            used.where(split),
             classes,
             config.size,
             cache=decoded,
