@@ -34,6 +34,7 @@ def _bars(axes: "Axes", place: float, row: Mapping[str, Any] | None, width: floa
         )
         top = max(high, mean)
     if len(row["values"]) > 1:
+        top = max(top, *(100 * v for v in row["values"]))
         places = place + width * 0.22 * np.linspace(-1, 1, len(row["values"]))
         axes.plot(
             places, [100 * v for v in row["values"]], "o", markersize=3.5, color="white", markeredgecolor="#1b1b1b",

@@ -100,9 +100,9 @@ def measure_speed(
 
     Returns:
         ``{"device", "threads", "batch", "dtype", "modes": {"infer"|"train": {model: {"fused"|"plain": {"seconds":
-        {median, q1, q3, n}, "images_per_second", "peak_bytes", "rounds": seconds of each round}, "speedup": {median, q1, q3, n}, "differs": text}}}}``.
-        "train" is forward and backward, without the optimizer's step. "speedup" is plain's time over fused's, of the
-        same rounds; above 1 the kernels are faster.
+        {median, q1, q3, n}, "rounds": seconds of each, "images_per_second", "peak_bytes"}, "speedup": {median, q1, q3,
+        n}, "differs": text}}}}``. "train" is forward and backward, without the optimizer's step. "speedup" is plain's
+        time over fused's, of the same rounds; above 1 the kernels are faster.
     """
     check_integer("batch", batch, 2)
     keep_freed_memory()
