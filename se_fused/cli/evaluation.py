@@ -122,8 +122,12 @@ def evaluate_command(
 
 @app.command("compare-models")
 def compare_models_command(
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="More runs.", show_default=False)
+    ] = None,
     runs: Annotated[
-        list[Path] | None, typer.Option("--runs", metavar="RUN", help="A finished run's folder; give it once for each.")
+        list[Path] | None,
+        typer.Option("--runs", metavar="RUN...", help="Finished runs, or folders that hold such."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A manifest.csv or a folder: trains what --output lacks.")
@@ -147,7 +151,8 @@ def compare_models_command(
     seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
 ) -> None:
     """Several models on one test set: the paper's Table 1 and Figures 2 and 3, intervals, paired tests, speed."""
-    if bool(runs) == (data is not None):
+    given = [*(runs or []), *(more or [])]  # click takes one value an option: the others are arguments to it
+    if bool(given) == (data is not None):
         raise bad("--runs", "give either --runs (finished runs) or --data (what to train on)")
     for option, value, least in (
         ("--batch", batch, 2), ("--draws", draws, 100), ("--seed", seed, 0), ("--seeds", seeds, 1),
@@ -158,10 +163,10 @@ def compare_models_command(
     _check_folder("--output", output)
     try:
         from ..fracture.evaluation.comparison import write_comparison
-        from ..fracture.evaluation.runs import SYSTEMS, load_runs, read_settings, train_missing
+        from ..fracture.evaluation.runs import SYSTEMS, load_runs, read_settings, runs_below, train_missing
     except ImportError as error:
         raise InputError(f"{_MISSING} ({error})") from None
-    folders = list(runs or [])
+    folders = [run for folder in given for run in runs_below(folder)]
     with progress_bar("compare-models") as progress:
         if data is not None:
             base, options = read_settings(config)

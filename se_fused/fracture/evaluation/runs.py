@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...models import list_models
 from ..classifier import Classifier
 from ..errors import InputError
-from ..manifest import Manifest
+from ..manifest import Manifest, natural_key
 from ..predictions import Predictions
 from .pairs import aligned
 from .predicting import predict_manifest
@@ -54,6 +54,14 @@ class Finished:
     def model(self) -> str:
         """Its name, from ``Classifier.about["model"]``."""
         return str(self.classifier.about.get("model", self.classifier.name))
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """A run's folder itself, or the finished runs in it."""
+    if (folder / "metrics.json").is_file() or not folder.is_dir():
+        return [folder]
+    found = sorted((path.parent for path in folder.glob("*/metrics.json")), key=natural_key)
+    return found or [folder]
 
 
 def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> list[Finished]:
