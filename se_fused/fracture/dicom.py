@@ -1,6 +1,6 @@
 """Radiographs in DICOM files as grey pictures, as a viewer would show them. Needs pydicom (``se_fused[train]``).
 
-The order is that of DICOM PS3.3 C.11: modality LUT or rescale, then VOI LUT or window, then the inversion of MONOCHROME1.
+The order is that of DICOM PS3.3 C.11: modality LUT or rescale, then VOI LUT or window, then MONOCHROME1 is inverted.
 No value of a header reaches a message, a log or a warning: they name the file, and nothing that was in it.
 """
 
@@ -156,11 +156,12 @@ def _look_up(item: Any, values: NDArray[Any], signed: bool, little: bool) -> tup
 def _window(dataset: Any) -> Any:
     """The first window as a dataset that gives [0, 255] from pydicom's apply_windowing; None without a usable one."""
     from pydicom.dataset import Dataset
+    from pydicom.multival import MultiValue
 
     centre, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
     if centre is None or width is None:
         return None
-    first = [value if isinstance(value, int | float) else list(value)[0] for value in (centre, width)]
+    first = [value[0] if isinstance(value, MultiValue) else value for value in (centre, width)]
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if not (float(first[1]) >= 1 or (float(first[1]) > 0 and function != "LINEAR")):
         return None
@@ -173,7 +174,7 @@ def _window(dataset: Any) -> Any:
 
 def _grey(dataset: Any, values: NDArray[Any]) -> Array:
     """(H, W) stored values of a MONOCHROME image -> float32 in [0, 1]."""
-    from pydicom.pixels import apply_windowing
+    from pydicom.pixels.processing import apply_windowing
 
     signed, little = bool(dataset.get("PixelRepresentation")), bool(dataset.original_encoding[1])
     image = np.ones(values.shape, bool)
@@ -209,7 +210,7 @@ def _grey(dataset: Any, values: NDArray[Any]) -> Array:
 
 
 def _check(dataset: Any, path: Path, header: Header) -> None:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     if "PixelData" not in dataset or header.frames == 0:
@@ -238,9 +239,9 @@ def read(path: str | os.PathLike[str]) -> tuple[Array, Header]:
     """Read a DICOM radiograph: one frame, MONOCHROME1, MONOCHROME2 or colours (which become luma), 1 to 16 bits.
 
     Black and white are those of the VOI LUT or of the first window (LINEAR, LINEAR_EXACT, SIGMOID); a file with both is
-    seen through the LUT. Without either (or with a window of no width) they are the `PERCENTILES` of the image. White is
-    dense bone: MONOCHROME1 and PresentationLUTShape INVERSE are turned. Pixels of PixelPaddingValue count for nothing
-    and become black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000, RLE) need the decoders of ``se_fused[train]``.
+    seen through the LUT. Without either (or with a window of no width) they are the `PERCENTILES` of the image. White
+    is dense bone: MONOCHROME1 and PresentationLUTShape INVERSE are turned. Pixels of PixelPaddingValue count for
+    nothing and become black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000, RLE) need the decoders of ``se_fused[train]``.
 
     Returns:
         (H, W) float32 in [0, 1], and the header.

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models._classifier import ImageClassifier
+
 __all__ = ["grad_cam"]
 
 
@@ -29,11 +31,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor |
         the class.
 
     Raises:
-        TypeError: the model has no ``forward_features`` and ``forward_head``.
+        TypeError: the model is none of ours.
         ValueError: classes are not N numbers of classes.
     """
-    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-        raise TypeError(f"model must have forward_features and forward_head, as ours do; got {type(model).__name__}")
+    if not isinstance(model, ImageClassifier):
+        raise TypeError(f"model must be one of se_fused.list_models(), got {type(model).__name__}")
     training = model.training
     model.eval()
     try:
