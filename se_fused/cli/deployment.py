@@ -94,9 +94,7 @@ def _print_predictions(predictor: "Predictor", predictions: "Predictions") -> No
     )
     if len(predictions) > _SHOWN:
         to.print(f"and {len(predictions) - _SHOWN} more: write them all with --output FILE.csv", markup=False)
-    to.print(
-        " ".join((RESEARCH_USE_ONLY, warning_of(predictor.classifiers))).strip(), markup=False, style="bold yellow"
-    )
+    to.print(_notice(predictor.classifiers), markup=False, style="bold yellow")
 
 
 @app.command("predict")
