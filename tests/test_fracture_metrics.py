@@ -118,7 +118,9 @@ def matrices(count=400):
     rng = np.random.default_rng(0)
     for _ in range(count):
         size = int(rng.integers(2, 8))
-        matrix = rng.integers(0, int(rng.choice([3, 20, 500])), (size, size)) * (rng.random((size, size)) < rng.random())
+        matrix = rng.integers(0, int(rng.choice([3, 20, 500])), (size, size)) * (
+            rng.random((size, size)) < rng.random()
+        )
         if matrix.sum():
             yield matrix
 
