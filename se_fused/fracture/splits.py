@@ -179,5 +179,6 @@ def folds(manifest: Manifest, k: int = 5, seed: int = 0) -> list[Manifest]:
 def shares(manifest: Manifest) -> dict[str, Counter[str]]:
     """{split: {label: images}} without unlabelled images."""
     return {
-        split: Counter({label: n for label, n in counts.items() if label}) for split, counts in manifest.counts().items()
+        split: Counter({label: n for label, n in counts.items() if label})
+        for split, counts in manifest.counts().items()
     }
