@@ -7,8 +7,8 @@ from evaluation_support import drawn_table, table, tables_from
 pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
 pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
 
-from se_fused.fracture.errors import InputError  # noqa: E402
-from se_fused.fracture.evaluation import (  # noqa: E402
+from se_fused.fracture.errors import InputError
+from se_fused.fracture.evaluation import (
     aligned,
     holm,
     intervals,
@@ -18,8 +18,8 @@ from se_fused.fracture.evaluation import (  # noqa: E402
     paired,
     statistics,
 )
-from se_fused.fracture.evaluation.bootstrap import clusters, drawn, interval  # noqa: E402
-from se_fused.fracture.evaluation.pairs import seed_mean  # noqa: E402
+from se_fused.fracture.evaluation.bootstrap import clusters, drawn, interval
+from se_fused.fracture.evaluation.pairs import seed_mean
 
 CLOSE = 2e-6  # torchmetrics divides in float32
 
