@@ -227,9 +227,8 @@ def test_predictions_that_are_there_are_judged(run):
     path.parent.mkdir()
     manifest = Manifest.load(run / "manifest.csv").where("test")
     labels = [NAMES.index(r.label) for r in manifest.records]
-    tables_from(labels, labels, paths=[str(r.path) for r in manifest.records]).take(np.array([0, 1, 3, 4, 5])).save(
-        path
-    )
+    readable = np.array([0, 1, 3, 4, 5])
+    tables_from(labels, labels, paths=[str(r.path) for r in manifest.records]).take(readable).save(path)
     content = write_evaluation(run, draws=50)
     assert content["splits"]["test"]["metrics"]["accuracy"] == 1
     assert len(content["missing"]["test"]) == 1
@@ -239,7 +238,7 @@ def test_images_that_have_gone_since_are_named(run):
     write_evaluation(run, draws=50)
     for path in (run.parent / "data" / "images").glob("p11*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted and cannot be read now: no such file"):
+    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted and cannot be read now: No such file"):
         write_evaluation(run, draws=50)
 
 

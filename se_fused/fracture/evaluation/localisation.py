@@ -96,7 +96,7 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        why = str(error).removeprefix(f"{path}: ")
+        why = (isinstance(error, OSError) and error.strerror) or str(error).removeprefix(f"{path}: ")
         raise InputError(
             f"{path}: was predicted and cannot be read now: {why}; bring it back or evaluate anew"
         ) from None
