@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,10 @@ import typer
 from .. import report
 from .._files import write_text
 from ..fracture.errors import InputError
-from ._app import app, at_least, bad, check_device, check_output, progress_bar
+from ._app import app, at_least, bad, check_device, check_output, choice, progress_bar
 
 if TYPE_CHECKING:
+    from ..fracture.classifier import Classifier
     from ..fracture.deploy.predictor import Predictor
     from ..fracture.predictions import Predictions
 
@@ -30,6 +32,12 @@ def _check_inputs(model: Path, more: list[Path]) -> None:
     for option, path in (("MODEL", model), *(("--also", other) for other in more)):
         if not path.exists():
             raise bad(option, f"{path}: no such file or folder; give a run's folder or its model.pt")
+
+
+def _notice(classifiers: Sequence["Classifier"]) -> str:
+    from ..fracture.deploy import RESEARCH_USE_ONLY, warning_of
+
+    return f"{RESEARCH_USE_ONLY} {warning_of(classifiers)}".strip()
 
 
 def _write_overlays(predictor: "Predictor", predictions: "Predictions", folder: Path, progress: Any) -> None:
@@ -73,8 +81,6 @@ def _document(predictor: "Predictor", predictions: "Predictions") -> str:
 
 
 def _print_predictions(predictor: "Predictor", predictions: "Predictions") -> None:
-    from ..fracture.deploy import RESEARCH_USE_ONLY, warning_of
-
     to = report.console()
     made = report.table(("image", "predicted"), predictions.classes)
     for i, best in enumerate(predictions.predicted.tolist()[:_SHOWN]):
@@ -88,9 +94,7 @@ def _print_predictions(predictor: "Predictor", predictions: "Predictions") -> No
     )
     if len(predictions) > _SHOWN:
         to.print(f"and {len(predictions) - _SHOWN} more: write them all with --output FILE.csv", markup=False)
-    to.print(
-        " ".join((RESEARCH_USE_ONLY, warning_of(predictor.classifiers))).strip(), markup=False, style="bold yellow"
-    )
+    to.print(_notice(predictor.classifiers), markup=False, style="bold yellow")
 
 
 @app.command("predict")
@@ -159,6 +163,45 @@ def predict_command(
     if predictions.skipped:
         print(f"se-fused predict: {count}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.pt.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="FILE.onnx, or FILE.pt2 for the other two.")],
+    format: Annotated[
+        str,
+        typer.Option(help="onnx; aoti (AOTInductor: compiled for this kind of machine); program (torch.export)."),
+    ] = "onnx",
+    device: Device = "cpu",
+) -> None:
+    """Write a classifier as a file for other programs, with its classes and preprocessing recorded in it.
+
+    It takes (N, 1, S, S) images in [0, 1] and gives probabilities: normalisation and softmax are inside. Its answers
+    are compared with the model's before it is there. se_fused is not needed to run it.
+    """
+    from ..fracture.classifier import Classifier
+    from ..fracture.deploy.export import FORMATS, export
+
+    _check_inputs(model, [])
+    choice("--format", format, tuple(FORMATS))
+    if output.suffix != FORMATS[format]:
+        raise bad("--output", f"must end in {FORMATS[format]} for --format {format}; got {output}")
+    check_output("--output", output)
+    check_device(device)
+    classifier = Classifier.load(model, device)
+    with progress_bar(f"exporting as {format}"):
+        notes = export(classifier, format, output)
+    for note in notes:
+        print(f"se-fused export: {note}", file=sys.stderr)
+    to = report.console()
+    size = classifier.preprocessing.size
+    to.print(
+        f"{output}: images (N, 1, {size}, {size}) float32 in [0, 1] -> probabilities (N, {len(classifier.classes)}) of "
+        f"{', '.join(classifier.classes)}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    to.print(_notice([classifier]), markup=False, style="bold yellow")
 
 
 @app.command("serve")

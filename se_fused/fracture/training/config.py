@@ -223,13 +223,15 @@ class Config:
         """
         import yaml
 
-        values = {}
+        values: dict[str, Any] = {}
+        known = self.flat()
         for text in settings:
             key, equals, value = text.partition("=")
             if not equals:
                 raise InputError(f"--set {text}: must be KEY=VALUE, such as training.epochs=3")
-            try:
-                values[key.strip()] = yaml.safe_load(value)
+            try:  # a text is taken as it stands: YAML would make something else of some
+                plain = isinstance(known.get(key.strip()), str)
+                values[key.strip()] = value.strip() if plain else yaml.safe_load(value)
             except yaml.YAMLError as error:
                 raise InputError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from None
         return self.with_values(values)

@@ -62,7 +62,8 @@ def draw_curves(history: list[dict[str, float]], heading: str, path: Path) -> No
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch", fontsize=9)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max([max(line.get_ydata()) for line in axes.lines] + [1e-12]))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dddddd", linewidth=0.6)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

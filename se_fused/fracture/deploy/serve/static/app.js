@@ -59,7 +59,6 @@ async function work() {
   running = true;
   for (let item; (item = items.find((one) => one.state === "waiting")); ) {
     item.state = "busy";
-    if (!current || current.state === "done") current = current ?? item;
     show();
     try {
       if (item.file.size > limit) throw new Error(`larger than the ${limit / 1e6} MB that are taken; send a smaller file`);
@@ -205,7 +204,4 @@ const about = await fetch("about").then((response) => response.json());
 limit = about.max_bytes;
 $("model").textContent = `${about.models > 1 ? `${about.models} × ` : ""}${about.model} · ${about.preprocessing.size} px · ${about.classes.length} classes`;
 $("limits").textContent = `PNG, JPEG, TIFF or DICOM, 8 or 16 bit, up to ${limit / 1e6} MB. Read in memory, never kept.`;
-if (about.warning) {
-  $("warning").textContent = about.warning;
-  $("warning").hidden = false;
-}
+$("warning").textContent = about.warning ?? "";
