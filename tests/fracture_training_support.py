@@ -1,21 +1,51 @@
-"""A small set of phantoms as files, and a configuration small enough for two cores."""
+"""A small set of phantoms as files, a run small enough for two cores, and the command line in processes of its own."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("PIL", reason="images need Pillow")
+pytest.importorskip("lightning", reason="training needs lightning")
+pytest.importorskip("torchmetrics", reason="training needs torchmetrics")
+pytest.importorskip("torchvision", reason="training needs torchvision")
+pytest.importorskip("matplotlib", reason="training draws its curves")
+pytest.importorskip("yaml", reason="configurations need PyYAML")
 
+import torch
 from PIL import Image
 
+import se_fused
 from se_fused.fracture.manifest import Manifest, Record
 from se_fused.fracture.synth import CLASSES, phantoms
+from se_fused.fracture.training import Config
 
-NARROW = {"channels": [8, 8, 16, 16], "stem_channels": 8}
+SETTINGS = {
+    "model.name": "seresnet18",
+    "model.options": {"channels": [8, 8, 16, 16], "stem_channels": 8},
+    "data.size": 32,
+    "data.cache": "memory",
+    "training.batch": 8,
+    "training.epochs": 2,
+    "training.device": "cpu",
+    "training.tensorboard": False,
+}
 
 
-def write_phantoms(folder: Path, patients: int = 12, size: int = 32, seed: int = 0) -> Path:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine wait for each other ten times as long as they work on networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_phantoms(folder: Path, patients: int = 24, size: int = 32, seed: int = 0) -> Path:
     """Two images of each patient, classes in turn, and the manifest.csv whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = phantoms(2 * patients, size, seed)
@@ -29,3 +59,26 @@ def write_phantoms(folder: Path, patients: int = 12, size: int = 32, seed: int =
         records.append(Record(path, name, f"p{patient}", f"p{patient}", ("AP", "lateral")[view], split, "phantoms"))
     Manifest(tuple(records)).save(folder / "manifest.csv")
     return folder / "manifest.csv"
+
+
+def small_config(manifest: Path, output: Path, **values: object) -> Config:
+    """`values` with "__" for the dot of a key."""
+    named = {name.replace("__", "."): value for name, value in values.items()}
+    return Config().with_values({**SETTINGS, "data.path": str(manifest), "output": str(output), **named})
+
+
+def start(*arguments: object, module: tuple[str, ...] = (), **environment: str) -> "subprocess.Popen[str]":
+    """``se-fused ...`` in a process of its own; `module`: the module that starts it, with its arguments."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(se_fused.__file__).parent.parent),
+        **environment,
+    }
+    command = [sys.executable, "-m", *module, *(("-m",) if module else ()), "se_fused", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err

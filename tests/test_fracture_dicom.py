@@ -97,8 +97,9 @@ def test_a_lut_holds_its_ends(tmp_path):
         write_dicom(tmp_path / "x.dcm", values, 12, VOILUTSequence=sequence), np.clip(values - 1000.0, 0, 1023) / 1023
     )
     signed = values.astype(np.int16) - 2048
-    path = write_dicom(tmp_path / "y.dcm", signed, 12, VOILUTSequence=lut(np.arange(4096), -2048, 12))
-    close(path, values / 4095)
+    for first in (-2048, 65536 - 2048):  # as SS, and as files write it into US
+        path = write_dicom(tmp_path / "y.dcm", signed, 12, VOILUTSequence=lut(np.arange(4096), first, 12))
+        close(path, values / 4095)
 
 
 def test_a_modality_lut_comes_before_the_window(tmp_path):

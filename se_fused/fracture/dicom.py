@@ -241,7 +241,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Array, Header]:
     Black and white are those of the VOI LUT or of the first window (LINEAR, LINEAR_EXACT, SIGMOID); a file with both is
     seen through the LUT. Without either (or with a window of no width) they are the `PERCENTILES` of the image. White
     is dense bone: MONOCHROME1 and PresentationLUTShape INVERSE are turned. Pixels of PixelPaddingValue count for
-    nothing and become black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000, RLE) need the decoders of ``se_fused[train]``.
+    nothing and become black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000) need the decoders of ``se_fused[train]``.
 
     Returns:
         (H, W) float32 in [0, 1], and the header.

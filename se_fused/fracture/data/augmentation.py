@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 __all__ = ["Augmentation", "RandomGamma"]
 
 
-class RandomGamma(v2.Transform):  # type: ignore[misc]
+class RandomGamma(v2.Transform):
     """image ** gamma, with log(gamma) uniform in ±log(most): what another exposure or another screen does.
 
     Args:

@@ -26,7 +26,7 @@ from ..manifest import Manifest
 __all__ = ["CACHES", "DEPTHS", "Decoded", "decode_all", "worker_count"]
 
 CACHES = ("disk", "memory", "none")
-DEPTHS = {8: np.uint8, 16: np.uint16}
+DEPTHS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16}
 _VERSION = 1  # of what a decoded image is; raise it when load_radiograph's values change
 _FEW = 64  # images that are decoded in this process: workers take longer to start
 _MOST_WORKERS = 16
@@ -34,8 +34,8 @@ _MOST_WORKERS = 16
 Progress = Callable[[str, float], None]
 
 
-def worker_count(images_per_worker: int = 0) -> int:
-    """Processes that decode or augment, by the processors that this process may use and is not computing on."""
+def worker_count() -> int:
+    """Processes that decode or augment: one for each processor that this process may use, 16 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_WORKERS)
 

@@ -34,6 +34,7 @@ def _bars(axes: "Axes", place: float, row: Mapping[str, Any] | None, width: floa
         )
         top = max(high, mean)
     if len(row["values"]) > 1:
+        top = max(top, *(100 * v for v in row["values"]))
         places = place + width * 0.22 * np.linspace(-1, 1, len(row["values"]))
         axes.plot(
             places, [100 * v for v in row["values"]], "o", markersize=3.5, color="white", markeredgecolor="#1b1b1b",
@@ -50,12 +51,12 @@ def _finish(axes: "Axes", content: Mapping[str, Any], names: Sequence[str], titl
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("%", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    source = f"{content['source']}. " if content["source"] else ""
-    told = (
-        f"{source}{content['images']} test images. Lines: 95 % over {content['clusters']['what']}; points: trainings. "
-        f"{NOTICE}."
-    )
-    axes.set_xlabel(told, fontsize=8, color=_GREY, labelpad=8)
+    told = [
+        f"{content['images']} test images. Lines: 95 % over {content['clusters']['what']}; points: trainings.",
+        *([f"Data: {content['source']}."] if content["source"] else []),
+        f"{NOTICE}.",
+    ]
+    axes.set_xlabel("\n".join(told), fontsize=8, color=_GREY, labelpad=8)
 
 
 def metric_bars(content: Mapping[str, Any], path: Path) -> None:
@@ -77,7 +78,7 @@ def metric_bars(content: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
     title = "Figure 2. Precision, recall and F1, means over classes"
     _finish(axes, content, [model["title"] for model in models.values()], title)
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=3)
     save(figure, path)
 
 
@@ -99,7 +100,7 @@ def accuracy_bars(content: Mapping[str, Any], path: Path) -> None:
             axes.axhline(value, color=COLOURS[3], linestyle=dashes, linewidth=1.3, label=f"{label}, {value:.2f}")
     _finish(axes, content, [model["title"] for model in models.values()], "Figure 3. Accuracy, multi-class")
     if any("why" not in row for row in baselines.values()):
-        axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=2)
     save(figure, path)
 
 

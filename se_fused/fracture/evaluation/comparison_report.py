@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...timing import ratio
 from . import paper
 from .baselines import THUMBNAIL
 from .report import percent, table
@@ -119,9 +120,21 @@ def _se_pair(models: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _rate(speed: Mapping[str, Any], mode: str, model: str, way: str) -> float | None:
-    row = speed["modes"][mode][model]
-    return row[way]["images_per_second"] if way in row else None
+def _speed_sentence(speed: Mapping[str, Any], mode: str, pair: tuple[str, str], names: tuple[str, str]) -> str:
+    """What SE costs with our kernels and without: ratios of the same rounds."""
+    what = {"infer": "inference", "train": "training"}[mode]
+    rows = [speed["modes"][mode][model] for model in pair]
+    if any(row["differs"] for row in rows):
+        return f"In {what} they were not timed, for their results differ."
+    parts = []
+    for way, how in (("fused", "with fused kernels"), ("plain", "in plain PyTorch")):
+        ours, base = (row[way] for row in rows)
+        share = ratio(base["rounds"], ours["rounds"])
+        parts.append(
+            f"{how} {ours['images_per_second']:.1f} images/s against {base['images_per_second']:.1f}, "
+            f"{share.median:.2f} times the speed [{share.q1:.2f}, {share.q3:.2f}]"
+        )
+    return f"In {what} {names[0]} against {names[1]}: {'; '.join(parts)}."
 
 
 def headline(content: Mapping[str, Any]) -> str:
@@ -151,14 +164,8 @@ def headline(content: Mapping[str, Any]) -> str:
         said.append("With fewer than three trainings of each, nothing is known of how much trainings differ.")
     speed = content["speed"]
     if speed is not None:
-        for mode, what in (("infer", "inference"), ("train", "training")):
-            ours, base, unfused = (_rate(speed, mode, *one) for one in ((se, "fused"), (plain, "fused"), (se, "plain")))
-            if ours is None or base is None or unfused is None:
-                continue
-            said.append(
-                f"In {what} {names[0]} takes {ours:.1f} images/s with fused kernels ({unfused:.1f} without), "
-                f"{names[1]} {base:.1f}: {ours / base:.2f} times the speed, {unfused / base:.2f} times without."
-            )
+        for mode in ("infer", "train"):
+            said.append(_speed_sentence(speed, mode, pair, names))
     return " ".join(said)
 
 
@@ -222,12 +229,12 @@ def _speed_table(content: Mapping[str, Any], mode: str) -> str:
         if row["differs"]:
             rows.append((model["title"], size, f"not timed: {row['differs']}", "", "", "", ""))
             continue
-        ratio = row["speedup"]
+        quotient = row["speedup"]
         rows.append(
             (
                 model["title"], size, f"{row['fused']['images_per_second']:.1f}",
                 f"{row['plain']['images_per_second']:.1f}",
-                f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
+                f"{quotient['median']:.2f} [{quotient['q1']:.2f}, {quotient['q3']:.2f}]",
                 f"{row['fused']['peak_bytes'] / 1e6:.1f}", f"{row['plain']['peak_bytes'] / 1e6:.1f}",
             )
         )  # fmt: skip

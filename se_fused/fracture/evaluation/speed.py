@@ -100,9 +100,9 @@ def measure_speed(
 
     Returns:
         ``{"device", "threads", "batch", "dtype", "modes": {"infer"|"train": {model: {"fused"|"plain": {"seconds":
-        {median, q1, q3, n}, "images_per_second", "peak_bytes"}, "speedup": {median, q1, q3, n}, "differs": text}}}}``.
-        "train" is forward and backward, without the optimizer's step. "speedup" is plain's time over fused's, of the
-        same rounds; above 1 the kernels are faster.
+        {median, q1, q3, n}, "rounds": seconds of each, "images_per_second", "peak_bytes"}, "speedup": {median, q1, q3,
+        n}, "differs": text}}}}``. "train" is forward and backward, without the optimizer's step. "speedup" is plain's
+        time over fused's, of the same rounds; above 1 the kernels are faster.
     """
     check_integer("batch", batch, 2)
     keep_freed_memory()
@@ -139,6 +139,7 @@ def measure_speed(
                     "seconds": taken.as_dict(),
                     "images_per_second": batch / taken.median,
                     "peak_bytes": peak_memory(steps[f"{name} {way}"], device),
+                    "rounds": times[f"{name} {way}"],
                 }
             row["speedup"] = ratio(times[f"{name} plain"], times[f"{name} fused"]).as_dict()
         modes[mode] = rows

@@ -134,9 +134,14 @@ def project(
         lengths = 2 * (outer - inner), 2 * inner
         if part.solid is not None:
             # Beyond the zone a fragment is there or not for the whole depth.
-            there = np.clip(part.solid(u * cos, u * sin, s) + 0.5, 0, 1)
+            axis, ends = np.zeros(2, np.float32), np.array([-2 * zone, 2 * zone], np.float32)
+            there = (part.solid(axis, axis, ends) > 0).astype(np.float32)[(s > 0).astype(np.int8)]
+            inside = np.flatnonzero((np.abs(s) < zone) & (outer > 0))
+            middle = part.solid(u[inside] * cos, u[inside] * sin, s[inside])
+            there[inside] = np.clip(middle + 0.5, 0, 1)
             lengths = lengths[0] * there, lengths[1] * there
-            near = np.flatnonzero((np.abs(s) < zone) & (outer > 0))
+            # So are rays too short to reach a surface; solids are distances, if not to the last digit.
+            near = inside[np.abs(middle) < 2.5 * outer[inside] + 0.4 * bone.radius]
             v, half, core = u[near], outer[near], inner[near]
             w = np.empty((_NODES, len(near)), np.float32)
             w[-_WALL_NODES:] = core + (half - core) * np.linspace(0, 1, _WALL_NODES, dtype=np.float32)[:, None]

@@ -51,7 +51,7 @@ def _strokes(grey: Array, text: str, left: float, top: float, height: float, shi
     yy, xx = np.mgrid[y0:y1, x0:x1].astype(np.float32) + 0.5
     away = np.full_like(xx, size)
     for place, letter in enumerate(text):
-        for stroke in _LETTERS[letter]:
+        for stroke in _LETTERS.get(letter, ()):
             points = np.array(stroke) * height + (left + 0.8 * height * place, top)
             for (ax, ay), (dx, dy) in zip(points.tolist(), np.diff(points, axis=0).tolist(), strict=False):
                 t = np.clip(((xx - ax) * dx + (yy - ay) * dy) / (dx * dx + dy * dy), 0, 1)
@@ -132,7 +132,7 @@ def _mimics(limb: Limb, view: int, x: Array, y: Array) -> tuple[Array | float, A
 
 def _frame(rng: Generator, grey: Array, xx: Array, yy: Array, letters: str) -> tuple[Array, Array]:
     """Lay the collimator (dark, at times with a film's bright rim) and lead letters over it; and the shut part."""
-    size, turn, aperture = len(grey), rng.normal(0, 0.05), rng.uniform([0.36, 0.42], [0.56, 0.6])
+    size, turn, aperture = len(grey), rng.normal(0, 0.05), rng.uniform([0.36, 0.42], [0.56, 0.6]).tolist()
     height, left, top = size * rng.uniform(0.05, 0.075), size * rng.uniform(0.04, 0.24), size * rng.uniform(0.05, 0.88)
     left = left if rng.random() < 0.5 else size - left - 0.8 * height * len(letters)
     shine, there, rim_there = rng.uniform(0.75, 1), rng.random() < 0.5, rng.random() < 0.2
@@ -197,7 +197,7 @@ def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size:
             compact, marrow = compact + beside.compact.ravel()[at], marrow + beside.marrow.ravel()[at]
             spongy = np.maximum(spongy, beside.spongy.ravel()[at])
         tissue, net, wall, line = (field[at] for field in texture)
-        net = np.maximum(1 + (0.08 + 0.15 * spongy) * net, 0)
+        net = np.maximum(1 + (0.08 + 0.2 * spongy) * net, 0)
         return dose * (
             tissue + limb.density * (compact * wall + marrow * ((limb.share + 0.18 * spongy) * net + 0.5 * line))
         )
@@ -207,7 +207,7 @@ def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size:
     heel = 1 + rng.uniform(-0.1, 0.1) * (1 + difficulty) * (yy * np.float32(1 / size) - 0.5)
     sharpness = max(rng.uniform(0.4, 0.7) * (1 + 0.5 * difficulty) * size / 224, 0.3)
     quanta = between(rng, (0.002, 0.008), (0.006, 0.02), difficulty)
-    low, high = np.quantile(-np.log((light + scatter) * heel), [0.02, 0.997]).tolist()
+    low, high = np.quantile(-np.log(((light + scatter) * heel)[::2, ::2]), [0.02, 0.997]).tolist()
     low, high = min(low, 0.05) - 0.04, high * rng.uniform(1.0, 1.1)
     gamma, sharpen = rng.uniform(1.05, 1.6), max(rng.uniform(-0.6, 0.6), 0)
 
@@ -231,7 +231,7 @@ def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size:
     if sharpen:
         grey += np.float32(sharpen) * (grey - blur(grey, 2.2 * size / 224))
     turned = slice(None, None, -1 if mirrored else 1)
-    letters = limb.side + ("", "AP" if view == 0 else "LAT")[int(rng.integers(2))]
+    letters = limb.side + ("", " AP" if view == 0 else " LAT")[int(rng.integers(2))]
     grey, shut = _frame(rng, grey[:, turned].copy(), xx, yy, letters)
     cut, change, deviation = cut[:, turned] & (shut < 0.5), change[:, turned], deviation[:, turned]
     noise_share = 0.5 * deviation / (np.maximum(seen * heel, 1e-4)[:, turned] * (high - low))

@@ -1,7 +1,6 @@
 """Random fields and blurs over a square picture. All wrap round or repeat the border, so nothing shows at the edge."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,9 @@ def cloud(rng: Generator, size: int, power: float, corner: float, axis: float = 
 def low_pass(image: Array, width: float) -> Array:
     """Blur by a Gaussian as wide as `width` of the image, wrapping round."""
     size, few = len(image), min(len(image) // 2, math.ceil(1 / width))  # beyond these the gain is below 1e-8
-    f = np.fft.fftfreq(size, 1 / size)[:, None] ** 2 + np.arange(size // 2 + 1) ** 2
-    spectrum = np.fft.rfft2(image) * np.exp(-2 * (width * np.pi) ** 2 * f)
+    f = np.fft.fftfreq(size, 1 / size).astype(np.float32)[:, None] ** 2 + np.arange(few + 1, dtype=np.float32) ** 2
+    spectrum = np.fft.rfft2(image)
+    spectrum[:, : few + 1] *= np.exp(np.float32(-2 * (width * np.pi) ** 2) * f)
     spectrum[:, few + 1 :] = 0
     return np.fft.irfft2(spectrum, image.shape).astype(np.float32)
 
@@ -59,13 +59,12 @@ def blur(image: Array, sigma: float) -> Array:
     """Gaussian blur, sigma in pixels, cut at three sigma; the border's pixels go on outside."""
     reach = math.ceil(3 * sigma)
     taps = _taps(sigma, reach)
-    add: Callable[[Array, Array], Array] = np.add
     for _ in range(2):  # no matrix product: BLAS threads would fight those of data loaders
         size = len(image)
         wide = np.pad(image, ((reach, reach), (0, 0)), mode="edge")
         total = wide[reach : reach + size] * np.float32(taps[reach])
         for k in range(reach):  # the taps are symmetric
-            pair = add(wide[k : k + size], wide[2 * reach - k : 2 * reach - k + size])
+            pair = wide[k : k + size] + wide[2 * reach - k : 2 * reach - k + size]
             pair *= np.float32(taps[k])
             total += pair
         image = np.ascontiguousarray(total.T)

@@ -16,7 +16,7 @@ from .sets import load_cracks
 
 __all__ = ["draw_sheet"]
 
-_PATIENTS, _SIDE, _GAP, _LABEL, _TOP, _DPI = 4, 224, 10, 120, 64, 100
+_PATIENTS, _SIDE, _GAP, _LABEL, _TOP, _DPI = 4, 224, 10, 120, 64, 130
 _MARK = (1.0, 0.72, 0.2)
 
 
@@ -82,11 +82,11 @@ def draw_sheet(folder: str | os.PathLike[str], path: str | os.PathLike[str], box
     axes.imshow(canvas, interpolation="none", aspect="auto")
     axes.axis("off")
     white: dict[str, Any] = {"color": (0.92, 0.92, 0.92), "family": "sans-serif"}
-    axes.text(width / 2, 22, f"{NOTE}", ha="center", va="center", fontsize=15, **white)
+    axes.text(width / 2, 22, NOTE, ha="center", va="center", fontsize=12, **white)
     for j in range(columns):
         for k, view in enumerate(("AP", "lateral")):
             middle = _LABEL + j * (pair + _GAP) + k * (_SIDE + 2) + _SIDE / 2
-            axes.text(middle, _TOP - 12, view, ha="center", va="center", fontsize=10, **white)
+            axes.text(middle, _TOP - 12, view, ha="center", va="center", fontsize=8, **white)
     for name, middle in places.items():
-        axes.text(_LABEL - 12, middle, name, ha="right", va="center", fontsize=12, **white)
+        axes.text(_LABEL - 12, middle, name, ha="right", va="center", fontsize=9, **white)
     save(figure, path)

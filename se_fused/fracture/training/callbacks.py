@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ..._files import write_text
 from ..data import RadiographData
 from ..errors import InputError
+from .module import FractureModule
 
 __all__ = ["History", "Patience", "averaging"]
 
@@ -35,7 +37,7 @@ def averaging(decay: float) -> pl.Callback:
             "set training.ema=0"
         ) from None
 
-    class Average(WeightAveraging):  # type: ignore[misc]
+    class Average(WeightAveraging):
         def __init__(self) -> None:
             super().__init__(multi_avg_fn=self._average)
             self._step = 0
@@ -60,7 +62,7 @@ def averaging(decay: float) -> pl.Callback:
     return Average()
 
 
-class Patience(EarlyStopping):  # type: ignore[misc]
+class Patience(EarlyStopping):
     """Lightning's early stopping, which a run resumed after its last epoch remembers."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,6 +131,7 @@ class History(pl.Callback):
         assert loader is not None
         logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
         cuda = pl_module.device.type == "cuda"
+        assert isinstance(pl_module, FractureModule)
         row = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -145,6 +148,11 @@ class History(pl.Callback):
         }
         for name in ("learning_rate", "images_per_second", "data_wait"):
             pl_module.log(name, row[name])
+        if not math.isfinite(row["train/loss"]):
+            raise InputError(
+                f"the training loss of epoch {trainer.current_epoch + 1} is {row['train/loss']}; set a smaller "
+                "training.learning_rate, a training.clip, or another training.precision"
+            )
         self.rows.append(row)
         if not trainer.is_global_zero:
             return

@@ -18,7 +18,7 @@ __all__ = ["WholeFiles", "keepers", "read_checkpoint"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class WholeFiles(TorchCheckpointIO):  # type: ignore[misc]
+class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint under another name, to the disk, and renames it: the last one stays until the next is whole.
 
     Raises:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class FractureModule(pl.LightningModule):
         config: the recipe.
         preprocessing: images in [0, 1] -> what the network takes.
         counts: training images of each of the K classes.
-        seed: of dropout and the like, anew in each epoch.
+        seed: of dropout and the like, anew in each step.
         about: plain values for checkpoints, under "run".
     """
 
@@ -73,6 +74,7 @@ class FractureModule(pl.LightningModule):
         self.about = about
         self.model, self.config, self.preprocessing, self.seed = model, config, preprocessing, seed
         weight = class_weights(counts, config.class_weights, config.effective_beta)
+        self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
         self.train_loss, self.valid_loss = MeanMetric(), MeanMetric()
         self.train_accuracy = MulticlassAccuracy(len(counts), average="micro")
@@ -84,9 +86,10 @@ class FractureModule(pl.LightningModule):
         images = self.preprocessing.normalize(images)
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
-    def on_train_epoch_start(self) -> None:
-        # So that a run resumed at an epoch's start draws what an unbroken one draws.
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # So that a resumed run draws what an unbroken one draws. At each batch, because loaders draw in between.
+        words = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank]).generate_state(2)
+        torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
         images, labels, _ = batch

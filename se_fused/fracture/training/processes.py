@@ -34,7 +34,7 @@ class Place:
     nodes: int
     rank: int
     torchrun: bool
-    precision: str
+    precision: Any
 
     @property
     def world(self) -> int:
@@ -51,7 +51,9 @@ class Place:
             name = f"CPU, {torch.get_num_threads()} threads"
         else:
             name = torch.cuda.get_device_name(self.device)
-        return name if self.world == 1 else f"{name}, {self.world} processes on {self.nodes} machine(s)"
+        if self.world == 1:
+            return name
+        return f"{self.world} processes" + (f" on {self.nodes} machines" if self.nodes > 1 else "") + f", each: {name}"
 
 
 def find_place(config: TrainingConfig) -> Place:

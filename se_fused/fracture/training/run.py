@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ class Run:
         )  # fmt: skip
         if self.config.model.compile:
             module.model.compile()
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(memory_format=torch.channels_last)
         callbacks: list[pl.Callback] = [averaging(c.ema)] if c.ema else []
         callbacks.append(History(folder / "logs" / "metrics.csv", progress, say))
         if c.patience:
@@ -143,7 +145,15 @@ class Run:
             num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=False,
             enable_model_summary=False, limit_train_batches=1 if self.dry else None,
         )  # fmt: skip
-        trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed, besides its configuration."""
@@ -187,8 +197,9 @@ def _quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            for text in (".*does not have many workers", ".*number of training batches", ".*Checkpoint directory"):
-                warnings.filterwarnings("ignore", text)
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            # DDP copies what of a gradient lies otherwise than the parameter: a channels_last 1x1 weight, always.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -233,7 +244,7 @@ def _make_folder(config: Config, folder: Path, manifest: Manifest) -> None:
         "command": sys.argv,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "lightning": pl.__version__,
+        "lightning": metadata.version("lightning"),
         **{
             key: about[key]
             for key in ("se_fused", "commit", "versions", "platform", "cpu", "gpus", "build", "asked_for")

@@ -1,4 +1,4 @@
-"""The images of a run: from what the configuration names to data sets, and all that may be wrong with them is said first."""
+"""The images of a run: from what the configuration names to data sets, once all that may be wrong is looked for."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def read_manifest(config: DataConfig, progress: Progress = lambda *_: None) -> M
         manifest = Manifest.load(path)
         if all(record.split and record.patient for record in manifest.records):
             return manifest
-    from ..preparing import prepare
+    from ..preparing import prepare  # type: ignore[import-not-found]
 
     return prepare(path, layout=config.layout, seed=config.split_seed, progress=progress)
 
@@ -142,7 +142,7 @@ def read_sources(
     augmentation = Augmentation(config.augmentation) if config.augmentation else None
     sets = {
         split: RadiographDataset(
-            whole.where(split),
+            used.where(split),
             classes,
             config.size,
             cache=decoded,
