@@ -77,4 +77,6 @@ def prepare_and_find(
         manifest = replace(
             manifest, records=kept, notes=(*manifest.notes, f"{unlabelled} images without label left out")
         )
-    return split(manifest, fractions, seed, keep_splits), found
+    whose = {record.path: record.patient for record in manifest.records}
+    together = [{whose[path] for path in cluster if path in whose} for cluster in found.clusters]
+    return split(manifest, fractions, seed, keep_splits, [some for some in together if len(some) > 1]), found
