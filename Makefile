@@ -36,9 +36,14 @@ $(VENV)/.built: $(VENV)/.installed setup.py build_backend.py $(CPP)
 
 venv: $(VENV)/.built  ## .venv with torch, the tools and this package, kernels compiled
 
-run: venv  ## SE-ResNet50, ours against plain PyTorch, on drawn radiographs or on DATA=folder; plot in build/demo.png
+RADIOGRAPHS = $(if $(DATA),$(DATA),build/radiographs/manifest.csv)
+
+run: venv  ## train a small SE-ResNet on drawn radiographs, or on DATA=folder, judge it, compare the speed: build/run
 	@mkdir -p build
-	$(PY) -m se_fused demo $(if $(DATA),--data "$(DATA)") --plot build/demo.png
+	$(if $(DATA),,$(PY) -m se_fused synth build/radiographs --patients 800 --size 96)
+	rm -rf build/run
+	$(PY) -m se_fused train --config configs/fracture/small-cpu.yaml --data "$(RADIOGRAPHS)" --output build/run
+	$(PY) -m se_fused demo --plot build/demo.png
 
 test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)

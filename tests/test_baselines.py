@@ -70,6 +70,12 @@ def test_outputs_are_torchvisions(name: str) -> None:
     torch.testing.assert_close(same, truth(images().double()), rtol=1e-12, atol=1e-12 * rms(same))
 
 
+def test_a_narrow_densenet() -> None:
+    model = create_model("densenet121", growth_rate=4, num_init_features=8, num_classes=3)
+    theirs = torchvision.models.DenseNet(4, (6, 12, 24, 16), 8, num_classes=3)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
 def test_training_of_densenet_is_torchvisions() -> None:
     theirs = torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=5)
     ours = DenseNet(8, (2, 2, 2, 2), 16, 5)

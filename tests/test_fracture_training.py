@@ -46,7 +46,7 @@ def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
     written, lines = [], []
     real = _files.write_whole
     monkeypatch.setattr(outcome, "write_text", lambda path, text: (written.append(path.name), path.write_text(text)))
-    monkeypatch.setattr(outcome, "finish", lambda folder: {"after": sorted(files(folder))})
+    monkeypatch.setattr(outcome, "finish", lambda folder, *rest: {"after": sorted(files(folder))})
     assert real is _files.write_whole
     config = small_config(manifest, tmp_path / "run", training__tensorboard=True)
     folder = train(config, say=lines.append)

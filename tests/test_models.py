@@ -184,6 +184,31 @@ def test_one_call_per_block(se: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(names) == 20 and names.count(tails) == (8 if se else 20)  # 12: stem, 8 first norms, 3 projections
 
 
+def test_channels_are_timms() -> None:
+    """timm's keyword: the same keys, shapes and outputs for a narrow network; its stem stays 64 wide there."""
+    channels = (8, 16, 24, 32)
+    theirs = timm.create_model("seresnet50", num_classes=3, channels=channels).eval()
+    ours = create_model("seresnet50", num_classes=3, channels=channels).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        expected = copy.deepcopy(theirs).double()(x.double())
+        error, eager = ((m(x) - expected).abs().max() for m in (ours, theirs))
+    assert error <= 2 * eager + 1e-6 * expected.abs().max()
+
+
+def test_a_narrow_stem() -> None:
+    model = create_model("resnet18", channels=(8, 16, 24, 32), stem_channels=4, num_classes=3)
+    assert model.conv1.weight.shape[0] == 4 and model.num_features == 32
+    assert model(torch.randn(2, 3, 40, 40)).shape == (2, 3)
+    with pytest.raises(ValueError, match="channels must hold one number for each of 4 stages"):
+        create_model("resnet18", channels=(8, 16))
+    with pytest.raises(ValueError, match=r"channels\[1\]"):
+        create_model("resnet18", channels=(8, 0, 8, 8))
+    with pytest.raises(ValueError, match="stem_channels"):
+        create_model("resnet18", stem_channels=0)
+
+
 def test_plain_resnet_is_torchvisions() -> None:
     theirs = torchvision.models.resnet18(num_classes=4).eval()
     randomise(theirs)

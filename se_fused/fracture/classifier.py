@@ -87,9 +87,9 @@ class Classifier:
             classes, options = tuple(content["classes"]), dict(content["options"])
             model = create_model(content["name"], num_classes=len(classes), in_chans=1, **options)
             model.load_state_dict(content["state_dict"])
-            preprocessing = Preprocessing(**content["preprocessing"])
+            preprocessing, about = Preprocessing(**content["preprocessing"]), dict(content["about"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: does not hold what it says: {reason}; {remedy}") from None
         model = model.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model, classes, preprocessing, content["name"], options, dict(content["about"]))
+        return cls(model, classes, preprocessing, content["name"], options, about)

@@ -1,4 +1,4 @@
-"""Radiographs from ordinary image files (PNG, JPEG, TIFF, BMP) as tensors, and sheets of pictures to look at.
+"""Radiographs from files (PNG, JPEG, TIFF, BMP, DICOM) as tensors, and sheets of pictures to look at.
 
 Everything is done in float on the values as stored. Pillow's own ``convert("L")`` clips 16-bit greys to 255, which
 turns a 16-bit radiograph white, so it is used for 8-bit pictures only. Nothing here logs or prints: names of files may
@@ -18,20 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._files import write_whole
+from . import dicom
+from .errors import InputError
 from .manifest import natural_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["load_folder", "load_radiograph", "save_sheet"]
+__all__ = ["PICTURES", "SUFFIXES", "decode", "files", "load_folder", "load_radiograph", "save_sheet"]
 
 Array = NDArray[np.float32]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
-"""The files that are read."""
+"""The ordinary image files that are read."""
 
-_OTHER_PICTURES = frozenset({".dcm", ".dicom", ".nii", ".jp2", ".j2k", ".gif", ".webp", ".heic"})
+PICTURES = SUFFIXES | dicom.SUFFIXES
+"""All names of files that are read; DICOM files may have other names or none."""
+
+_OTHER_PICTURES = frozenset({".nii", ".jp2", ".j2k", ".gif", ".webp", ".heic"})
 _SPLITS = frozenset({"train", "training", "valid", "val", "validation", "test", "testing"})
+_FORMATS = "PNG, JPEG, TIFF, BMP or DICOM"
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION, _TIFF_SAMPLE_FORMAT = 258, 262, 274, 339
 _LIMIT_16_BIT = 65535
 
@@ -105,12 +111,49 @@ def _letterbox(grey: Array, size: int) -> Tensor:
     return F.pad(picture[0], (left, size - new[1] - left, top, size - new[0] - top))
 
 
-def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
-    """Load one PNG, JPEG, TIFF or BMP, 8-bit or 16-bit, upright and letterboxed to a square.
+def decode(path: str | os.PathLike[str]) -> Array:
+    """Read one PNG, JPEG, TIFF, BMP (8 or 16 bits) or DICOM file, upright, at its own resolution.
 
     Black and white are those of the file's depth (0 and 255, 4095 for 12-bit TIFF, 65535), so a set of images keeps its
     relative brightness; values stored as floats outside [0, 1], signed or wider than 16 bits are stretched from their
     own minimum to their own maximum. Colours become luma, transparency black. A file of several pages gives its first.
+    DICOM is shown through its own LUT or window (:func:`se_fused.fracture.dicom.read`), and recognised by its name
+    (``.dcm``, ``.dicom``) or, where the name is that of no picture, by its content.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is damaged or in no known format, with its path and the reason.
+        ImportError: Pillow is missing, or pydicom for DICOM.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a {_FORMATS} image is wanted")
+    if path.suffix.lower() not in SUFFIXES and dicom.is_dicom(path):
+        return dicom.read(path)[0]
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError('loading images needs Pillow: pip install "se_fused[train]"') from error
+    try:
+        # A stream and not a name: named, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side.
+        with path.open("rb") as stream, Image.open(stream) as image:
+            image.load()
+            # Asked after load(), because some decoders (TIFF) turn the picture themselves and then drop the tag.
+            return _upright(_grey(image), image.getexif().get(_EXIF_ORIENTATION, 1))
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image, or damaged at its start; a {_FORMATS} is wanted") from None
+    except Exception as error:  # on damaged data decoders raise SyntaxError, struct.error, anything
+        raise InputError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
+    """Load one image file of any format that :func:`decode` reads, letterboxed to a square.
 
     Args:
         path: the file.
@@ -121,30 +164,15 @@ def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or in no known format, with its path and the reason; or `size` is too small.
-        ImportError: Pillow is missing.
+        InputError: the file is damaged or in no known format, with its path and the reason.
+        ValueError: `size` is too small.
+        ImportError: Pillow is missing, or pydicom for DICOM.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ImportError('loading images needs Pillow: pip install "se_fused[train]"') from error
-    size, path = check_integer("size", size, 1), Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a PNG, JPEG, TIFF or BMP image is wanted")
-    try:
-        # A stream and not a name: named, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side.
-        with path.open("rb") as stream, Image.open(stream) as image:
-            image.load()
-            # Asked after load(), because some decoders (TIFF) turn the picture themselves and then drop the tag.
-            grey = _upright(_grey(image), image.getexif().get(_EXIF_ORIENTATION, 1))
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image, or damaged at its start; a PNG, JPEG, TIFF or BMP is wanted") from None
-    except Exception as error:  # on damaged data decoders raise SyntaxError, struct.error, anything
-        raise ValueError(f"{path}: cannot be read: {error or type(error).__name__}") from error
-    return _letterbox(grey, size)
+    size = check_integer("size", size, 1)
+    return _letterbox(decode(path), size)
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
     """All files below a folder in natural order, without hidden ones, ``._*`` companions and ``__MACOSX``."""
     found = []
     for root, folders, names in os.walk(folder):
@@ -179,18 +207,18 @@ def load_folder(
     """
     size, path = check_integer("size", size, 1), Path(path)
     limit = None if limit is None else check_integer("limit", limit, 1)
-    wanted = "wanted: a folder with one sub-folder of PNG, JPEG, TIFF or BMP images for each class, or with images only"
+    wanted = f"wanted: a folder with one sub-folder of {_FORMATS} images for each class, or with images only"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder; {wanted}")
     if not path.is_dir():
         raise NotADirectoryError(f"{path}: not a folder; {wanted}")
     skipped: list[tuple[Path, str]] = []
 
-    def pictures(files: list[Path]) -> list[Path]:
-        for file in files:
+    def pictures(found: list[Path]) -> list[Path]:
+        for file in found:
             if file.suffix.lower() in _OTHER_PICTURES:
                 skipped.append((file, f"{file.suffix.lower()} files are not read; convert them to PNG or TIFF"))
-        return [file for file in files if file.suffix.lower() in SUFFIXES]
+        return [file for file in found if file.suffix.lower() in PICTURES]
 
     entries = sorted(
         (entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))), key=natural_key
@@ -198,7 +226,7 @@ def load_folder(
     loose = pictures([entry for entry in entries if entry.is_file()])
     classes: dict[str, list[Path]] = {}
     for folder in (entry for entry in entries if entry.is_dir()):
-        if found := pictures(_files(folder)):
+        if found := pictures(files(folder)):
             classes[folder.name] = found
         else:
             skipped.append((folder, "no images in it"))

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,11 @@ from .errors import InputError
 __all__ = ["Predictions"]
 
 _FIXED = ("path", "label", "patient", "study", "view")
+_SUM = 1e-4  # of K float32 numbers as softmax gives them
+
+
+def _is_class(column: str) -> bool:
+    return column.startswith("p:")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Predictions:
         paths, patients, studies, views: N texts each, as in :class:`se_fused.fracture.manifest.Record`.
         labels: (N,) int64, places in `classes`; -1 where unknown.
         probabilities: (N, K) float64, rows that sum to 1.
+        skipped: (path, reason) of each image that could not be read and so is in none of the above; not in the file.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +41,7 @@ class Predictions:
     views: tuple[str, ...]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    skipped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,13 +94,16 @@ class Predictions:
             raise InputError(f"{path}: cannot be read: {error}; it is written by se-fused train and evaluate") from None
         head = rows[0] if rows else []
         classes = tuple(name.removeprefix("p:") for name in head[6:])
-        if tuple(head[:6]) != (*_FIXED, "predicted") or not classes:
+        if tuple(head[:6]) != (*_FIXED, "predicted") or not classes or not all(map(_is_class, head[6:])):
             raise InputError(f"{path}: not a table of predictions; it is written by se-fused train and evaluate")
         try:
             numbers = {"": -1, **{name: i for i, name in enumerate(classes)}}
             labels = np.array([numbers[row[1]] for row in rows[1:]], np.int64)
             probabilities = np.array([[float(v) for v in row[6:]] for row in rows[1:]], np.float64)
+            probabilities = probabilities.reshape(len(rows) - 1, len(classes))
+            if not (np.abs(probabilities.sum(1) - 1) < _SUM).all():
+                raise ValueError("probabilities of a row do not sum to 1")
         except (KeyError, ValueError, IndexError) as error:
             raise InputError(f"{path}: damaged: {error}; write it anew with se-fused evaluate") from None
         texts = [tuple(row[i] for row in rows[1:]) for i in (0, 2, 3, 4)]
-        return cls(classes, texts[0], texts[1], texts[2], texts[3], labels, probabilities.reshape(-1, len(classes)))
+        return cls(classes, texts[0], texts[1], texts[2], texts[3], labels, probabilities)

@@ -65,7 +65,7 @@ def read_manifest(config: DataConfig, progress: Progress = lambda *_: None) -> M
         manifest = Manifest.load(path)
         if all(record.split and record.patient for record in manifest.records):
             return manifest
-    from ..preparing import prepare  # type: ignore[import-not-found]
+    from ..preparing import prepare
 
     return prepare(path, layout=config.layout, seed=config.split_seed, progress=progress)
 

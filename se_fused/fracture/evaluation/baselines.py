@@ -1,0 +1,110 @@
+"""What a classifier has to beat: the most frequent class, and a logistic regression on thumbnails.
+
+A network that is no better than the second has learnt brightness and framing, not fractures.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ..errors import InputError
+from ..images import load_radiograph
+from ..manifest import Manifest, Record
+from ..predictions import Predictions
+
+__all__ = ["THUMBNAIL", "logistic", "majority"]
+
+THUMBNAIL = 16
+"""Height and width of the regression's pictures."""
+
+
+def _train(manifest: Manifest) -> Manifest:
+    found = Manifest(tuple(r for r in manifest.where("train").records if r.label))
+    if not found.records:
+        raise InputError("the manifest has no labelled images of the split train, which baselines are fitted on")
+    return found
+
+
+def _table(manifest: Manifest, records: list[Record], probabilities: NDArray[np.float64]) -> Predictions:
+    numbers = {"": -1, **{name: i for i, name in enumerate(manifest.classes)}}
+    return Predictions(
+        manifest.classes,
+        tuple(str(r.path) for r in records),
+        tuple(r.patient for r in records),
+        tuple(r.study for r in records),
+        tuple(r.view for r in records),
+        np.array([numbers[r.label] for r in records], np.int64),
+        probabilities,
+    )
+
+
+def majority(manifest: Manifest, split: str = "test") -> Predictions:
+    """Every image of a split gets the shares of the classes in train; so the most frequent one is predicted.
+
+    Raises:
+        InputError: there are no images of train.
+    """
+    labels = [r.label for r in _train(manifest).records]
+    shares = np.array([labels.count(name) / len(labels) for name in manifest.classes])
+    records = list(manifest.where(split).records)
+    return _table(manifest, records, np.tile(shares, (len(records), 1)))
+
+
+def _pictures(
+    manifest: Manifest, skipped: list[tuple[str, str]], tick: Callable[[], None]
+) -> tuple[list[Record], NDArray[np.float64]]:
+    kept, rows = [], []
+    for record in manifest.records:
+        try:
+            rows.append(load_radiograph(record.path, THUMBNAIL).numpy().astype(np.float64).ravel())
+            kept.append(record)
+        except (ValueError, OSError) as error:
+            skipped.append((str(record.path), str(error).removeprefix(f"{record.path}: ")))
+        tick()
+    return kept, np.array(rows)
+
+
+def logistic(
+    manifest: Manifest, split: str = "test", progress: Callable[[str, float], None] | None = None
+) -> Predictions:
+    """Logistic regression on standardised thumbnails of `THUMBNAIL` pixels, fitted on train, said of a split.
+
+    Args:
+        manifest: labelled, with splits.
+        split: what to predict.
+        progress: told what is being done and the share of it that is done.
+
+    Returns:
+        A row for each image that can be read; the others, of either split, are in ``skipped``.
+
+    Raises:
+        InputError: train has no readable images or only one class, or the split has no readable image.
+    """
+    train, other = _train(manifest), manifest.where(split)
+    skipped: list[tuple[str, str]] = []
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress("baselines", done / (len(train) + len(other)))
+
+    fitted, pictures = _pictures(train, skipped, tick)
+    judged, others = _pictures(other, skipped, tick)
+    labels = [record.label for record in fitted]
+    if len(set(labels)) < 2 or not judged:
+        what = f"no readable images of the split {split}" if not judged else "images of one class only in train"
+        raise InputError(f"the manifest has {what}, so there is no baseline to fit")
+    # C: strong, for there are as many pixels as images in a small set. The intercept is not penalised.
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    model.fit(pictures, labels)
+    found = np.zeros((len(judged), len(manifest.classes)))
+    places = {name: i for i, name in enumerate(manifest.classes)}
+    found[:, [places[name] for name in model.classes_]] = model.predict_proba(others)
+    table = _table(manifest, judged, found)
+    return Predictions(**{**table.__dict__, "skipped": tuple(skipped)})
