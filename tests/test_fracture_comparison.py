@@ -51,6 +51,15 @@ def write_run(folder, name, seed, manifest, skill):
 SKILLS = {"seresnet50": 8.0, "resnet50": 0.2, "unet": 0.5, "densenet121": 0.5}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Layers of 4 channels gain nothing from a second thread, and wait long for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two trainings of each of the four systems, SE-ResNet far better than the others."""
@@ -117,7 +126,8 @@ def test_report_brings_it_together(written):
     for wanted in (
         "Research use only, not a medical device", "Data: drawn.", content["headline"], "(figure2.png)",
         "(figure3.png)", "74.72", "Which differences are real", "SE-ResNet-50 − ResNet-50", "## Speed and memory",
-        "patients (9)", "most frequent class", "logistic regression", "runs/unet-seed1", "1 − 2(1 − accuracy)/K, with K = 3",
+        "patients (9)", "most frequent class", "logistic regression", "runs/unet-seed1",
+        "1 − 2(1 − accuracy)/K, with K = 3",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert len(content["pairs"]) == 6 and not any("nan" in line for line in text.splitlines())
