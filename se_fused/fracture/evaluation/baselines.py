@@ -7,9 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ..errors import InputError
 from ..images import load_radiograph
@@ -82,8 +79,15 @@ def logistic(
         A row for each image that can be read; the others, of either split, are in ``skipped``.
 
     Raises:
-        InputError: train has no readable images or only one class, or the split has no readable image.
+        InputError: train has no readable images or only one class, or the split has no readable image; or scikit-learn
+            is not installed.
     """
+    try:  # here, because an evaluation can do without this one row
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise InputError(f'scikit-learn is not installed ({error}): pip install "se_fused[train]"') from None
     train, other = _train(manifest), manifest.where(split)
     skipped: list[tuple[str, str]] = []
     done = 0

@@ -4,12 +4,13 @@ Colours are Okabe and Ito's, told apart by the colour-blind, and the lines diffe
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from ...plots import new_figure, save
 from ..predictions import Predictions
@@ -26,6 +27,14 @@ _DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1
 _GREY = "#666666"
 
 Path = str | os.PathLike[str]
+
+
+def _curve(
+    curve: Callable[..., Any], true: NDArray[Any], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two rates of torchmetrics' curve, at every threshold."""
+    first, second, _ = curve(torch.from_numpy(scores), torch.from_numpy(np.asarray(true, np.int64)))
+    return first.double().numpy(), second.double().numpy()
 
 
 def tidy(axes: "Axes", title: str) -> None:
@@ -104,7 +113,7 @@ def roc(predictions: Predictions, path: Path, title: str = "ROC, each class agai
     grid = np.linspace(0, 1, 501)
     curves = []
     for k, (name, true, scores, area) in enumerate(_each(predictions, found)):
-        false_rate, true_rate, _ = roc_curve(true, scores, drop_intermediate=False)
+        false_rate, true_rate = _curve(binary_roc, true, scores)
         curves.append(np.interp(grid, false_rate, true_rate))
         axes.plot(false_rate, true_rate, label=f"{name}  {area:.3f}", **_stroke(k))
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":", label="chance  0.500")
@@ -123,7 +132,7 @@ def precision_recall(predictions: Predictions, path: Path, title: str = "Precisi
     figure = new_figure(6.6, 5.4)
     axes = figure.subplots()
     for k, (name, true, scores, _) in enumerate(_each(predictions, found)):
-        precision, recall, _ = precision_recall_curve(true, scores)
+        precision, recall = _curve(binary_precision_recall_curve, true, scores)
         label = f"{name}  {found['per_class'][name]['average_precision']:.3f}"
         # Steps: between two thresholds there is nothing to interpolate (Davis and Goadrich 2006).
         axes.step(recall, precision, where="post", label=label, **_stroke(k))
