@@ -8,9 +8,9 @@ pytest.importorskip("torchmetrics", reason="se_fused[train] is not installed")
 pytest.importorskip("sklearn", reason="se_fused[train] is not installed")
 pytest.importorskip("torchvision", reason="se_fused[train] is not installed")
 
-import se_fused  # noqa: E402
-from se_fused.fracture.evaluation import gradcam  # noqa: E402
-from se_fused.fracture.evaluation.gradcam import grad_cam  # noqa: E402
+import se_fused
+from se_fused.fracture.evaluation import gradcam
+from se_fused.fracture.evaluation.gradcam import grad_cam
 
 NARROW = {"channels": (4, 8, 8, 16), "stem_channels": 4}
 

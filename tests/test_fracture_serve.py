@@ -221,6 +221,20 @@ class _Stream:
             yield bytes(1000)
 
 
+def test_what_is_announced_as_too_large_is_not_read() -> None:
+    request = _Stream(100)
+    request.headers["content-length"] = "100000"
+    with pytest.raises(upload.HTTPException) as error:
+        asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
+    assert error.value.status_code == 413 and request.taken == 0
+
+
+def test_slots_of_failed_uploads_are_free_again(predictor: Predictor) -> None:
+    client = TestClient(create_app(predictor, max_bytes=40_000, max_waiting=1), base_url=HERE)
+    for content, status in ((bytes(40_001), 413), (b"text", 422), (png(), 200), (png(), 200)):
+        assert client.post("/predict", content=content).status_code == status
+
+
 def test_an_upload_is_cut_off_at_the_limit_and_not_read_to_its_end() -> None:
     request = _Stream(100)
     with pytest.raises(upload.HTTPException) as error:
@@ -230,6 +244,30 @@ def test_an_upload_is_cut_off_at_the_limit_and_not_read_to_its_end() -> None:
         asyncio.run(upload.read_body(_Stream(100, 0.02), 500_000, 0.1))  # type: ignore[arg-type]
     assert error.value.status_code == 408
     assert len(asyncio.run(upload.read_body(_Stream(5), 5000, 10))) == 5000  # type: ignore[arg-type]
+
+
+def test_an_upload_that_breaks_off_is_no_error_of_the_server() -> None:
+    class Broken(_Stream):
+        async def stream(self):
+            yield b"x"
+            raise upload.ClientDisconnect
+
+    with pytest.raises(upload.HTTPException) as error:
+        asyncio.run(upload.read_body(Broken(1), 5000, 10))  # type: ignore[arg-type]
+    assert error.value.status_code == 400
+
+
+def test_a_failure_is_guarded_and_tells_nothing_of_itself(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("/a/secret/path")
+
+    monkeypatch.setattr(serving, "_answer", broken)
+    client = TestClient(create_app(predictor), base_url=HERE, raise_server_exceptions=False)
+    answer = client.post("/predict", content=png())
+    assert answer.status_code == 500 and "secret" not in answer.text and "detail" in answer.json()
+    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -306,7 +344,7 @@ def test_one_computes_and_the_others_wait(predictor: Predictor, monkeypatch: pyt
         with gate:
             inside[0] += 1
             most[0] = max(most[0], inside[0])
-        go.wait(20)
+        go.wait(5)
         result = answer(*arguments)
         with gate:
             inside[0] -= 1
@@ -319,8 +357,7 @@ def test_one_computes_and_the_others_wait(predictor: Predictor, monkeypatch: pyt
         def send() -> None:
             full.wait(20)
             statuses.append(client.post("/predict", content=png()).status_code)
-            if statuses.count(503) == 1:
-                go.set()
+            go.set()  # the first answer is the refusal: the others are held
 
         senders = [threading.Thread(target=send) for _ in range(5)]
         for sender in senders:

@@ -38,7 +38,7 @@ def _refuse_unknown(classifier: "Classifier", manifest: "Manifest", split: str, 
     return chosen
 
 
-def _show(content: dict[str, Any], output: Path) -> None:
+def show_evaluation(content: dict[str, Any], output: Path) -> None:
     from ..fracture.evaluation.report import NAMES, percent
 
     to, split = report.console(), content["split"]
@@ -117,7 +117,7 @@ def evaluate_command(
                 classifier, both, {split: table}, output, cracks=cracks, draws=draws, seed=seed, progress=rest
             )
         evaluation.write_metrics(output, content)
-    _show(content, output)
+    show_evaluation(content, output)
 
 
 @app.command("compare-models")
@@ -136,12 +136,14 @@ def compare_models_command(
     seeds: Annotated[int, typer.Option(help="With --data: trainings of each model.")] = 3,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.yaml", help="With --data: settings, and under models the options of each model."),
+        typer.Option(metavar="FILE.yaml", help="With --data: settings, and model.variants."),
     ] = None,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Tables, figures, report, and runs with --data.")
     ] = Path("comparison"),
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:INDEX. Default: that of --config, or cpu.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images of a batch where speed is measured.")] = 32,
     dtype: Annotated[
         str, typer.Option(help="Of the speed: float32; bfloat16 or float16 run under autocast.")
@@ -158,24 +160,29 @@ def compare_models_command(
         ("--batch", batch, 2), ("--draws", draws, 100), ("--seed", seed, 0), ("--seeds", seeds, 1),
     ):  # fmt: skip
         at_least(option, value, least)
-    check_device(device)
+    if device is not None:
+        check_device(device)
     choice("--dtype", dtype, tuple(DTYPES))
     _check_folder("--output", output)
     try:
         from ..fracture.evaluation.comparison import write_comparison
-        from ..fracture.evaluation.runs import SYSTEMS, load_runs, read_settings, runs_below, train_missing
+        from ..fracture.evaluation.runs import SYSTEMS, load_runs, runs_below, train_missing
+        from ..fracture.training import Config
     except ImportError as error:
         raise InputError(f"{_MISSING} ({error})") from None
     folders = [run for folder in given for run in runs_below(folder)]
     with progress_bar("compare-models") as progress:
         if data is not None:
-            base, options = read_settings(config)
-            names = [name.strip().lower() for name in models.split(",") if name.strip()] or list(options or SYSTEMS)
-            base = base.with_values({"data.path": str(data), "training.device": device}, "--data")
-            chosen = {name: options.get(name, {}) for name in names}
-            folders = train_missing(output, base, chosen, seeds, progress, lambda line: print(line, file=sys.stderr))
+            base = Config() if config is None else Config.load(config)
+            named = [name.strip().lower() for name in models.split(",") if name.strip()]
+            given_values = {"data.path": str(data), **({} if device is None else {"training.device": device})}
+            folders = train_missing(
+                output, base.with_values(given_values, "--data"), named or list(base.model.variants or SYSTEMS), seeds,
+                progress, lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
+            device = base.training.device if device is None and base.training.device != "auto" else device
         content = write_comparison(
-            load_runs(folders, progress), output, draws=draws, seed=seed, device=device, batch=batch,
+            load_runs(folders, progress), output, draws=draws, seed=seed, device=device or "cpu", batch=batch,
             dtype=DTYPES[dtype], speed=speed, progress=progress,
         )  # fmt: skip
     _show_comparison(content, output)

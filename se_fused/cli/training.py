@@ -10,6 +10,7 @@ import typer
 from .. import report
 from ..fracture.errors import InputError
 from ._app import app, bad, progress_bar
+from .evaluation import show_evaluation
 
 if TYPE_CHECKING:
     from ..fracture.training.run import Run
@@ -24,6 +25,8 @@ def _show_plan(run: "Run") -> None:
         patients = len({record.patient for record in data.manifest.records})
         made.add_row(split, str(len(data)), str(patients), *map(str, sources.counts(split)))
     report.print_table(title, made, to)
+    for note in sources.manifest.notes:
+        to.print(note, style="yellow", markup=False, soft_wrap=True)
     for record, reason in sources.damaged[:3]:
         to.print(f"left out: {record.path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     if len(sources.damaged) > 3:
@@ -48,7 +51,8 @@ def _show_plan(run: "Run") -> None:
 def _show_results(folder: Path) -> None:
     import json
 
-    facts = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["training"]
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    facts = content["training"]
     best, to = facts["best"], report.console()
     to.print(
         f"best epoch {facts['best_epoch']} of {facts['epochs']}: valid accuracy {best['valid/accuracy']:.3f}, macro F1 "
@@ -61,7 +65,7 @@ def _show_results(folder: Path) -> None:
         f"training time spent waiting for data{memory}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    to.print(f"written: {folder} (model.pt, predictions, metrics.json, plots)", markup=False, soft_wrap=True)
+    show_evaluation(content, folder)
 
 
 @app.command("train")
@@ -99,11 +103,12 @@ def train_command(
     except ImportError as error:
         raise InputError(f'training needs more packages: pip install "se_fused[train]" ({error})') from None
     given: dict[str, Any] = {
-        "data.path": data, "data.size": size, "model.name": model, "training.epochs": epochs, "training.batch": batch,
+        "data.path": data, "data.size": size, "training.epochs": epochs, "training.batch": batch,
         "training.device": device, "training.devices": devices, "training.nodes": nodes,
         "training.precision": precision, "seed": seed, "output": output,
     }  # fmt: skip
     made = Config() if config is None else Config.load(config)
+    made = made if model is None else made.with_model(model)
     made = made.with_values({name: value for name, value in given.items() if value is not None}, "command line")
     made = made.overridden(settings or [])
     if plain:

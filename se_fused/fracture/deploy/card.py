@@ -152,7 +152,7 @@ def _training_data(manifest: Manifest | None, classifier: Classifier, config: Ma
             ("Views", ", ".join(f"{name} ({count})" for name, count in views.most_common(8))),
             ("Seed of splits that the data did not bring", _MISSING if seed is None else seed),
             ("SHA-256 of the manifest (names, labels, patients, splits)", f"`{manifest.digest()}`"),
-            ("Manifest of the training, as the model's file has it", _same(manifest, classifier)),
+            ("Manifest that the model's file names", _same(manifest, classifier)),
             ("Who labelled the images and how, consent, ethics approval, dates, age, sex, devices", _MISSING),
         ]),
         _grouping(manifest),
@@ -290,10 +290,10 @@ def _versions(environment: Mapping[str, Any] | None) -> str:
     versions = environment.get("versions") or {}
     rows: list[tuple[str, object]] = [("se_fused", environment.get("se_fused", _MISSING))]
     rows += [("commit", environment["commit"])] if environment.get("commit") else []
-    rows += [(name, version) for name, version in versions.items() if version]
+    rows += [(name, version) for name, version in {"python": environment.get("python"), **versions}.items() if version]
     cpu, gpus = environment.get("cpu") or {}, environment.get("gpus") or []
     machine = ", ".join(str(g.get("name")) for g in gpus) or str(cpu.get("model", _MISSING))
-    rows += [(name, environment[name]) for name in ("python", "lightning", "platform") if name in environment]
+    rows += [(name, environment[name]) for name in ("lightning", "platform") if name in environment]
     return _items([*rows, ("machine", machine)])
 
 

@@ -39,7 +39,8 @@ class ImageProbabilities(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.model = copy.deepcopy(classifier.model).float()
+        # In channels_last, which a classifier is loaded in, torch.export.save takes weights for parts of larger ones.
+        self.model = copy.deepcopy(classifier.model).to(torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.mean, self.std = classifier.preprocessing.mean, classifier.preprocessing.std

@@ -1,9 +1,9 @@
 """Finished training runs by model, and the training of those that a comparison still lacks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...models import list_models
 from ..classifier import Classifier
@@ -16,7 +16,7 @@ from .predicting import predict_manifest
 if TYPE_CHECKING:
     from ..training.config import Config
 
-__all__ = ["SYSTEMS", "Finished", "by_model", "load_runs", "read_settings", "train_missing"]
+__all__ = ["SYSTEMS", "Finished", "by_model", "load_runs", "train_missing"]
 
 SYSTEMS = ("resnet50", "unet", "densenet121", "seresnet50")
 """The paper's four, in its order."""
@@ -133,42 +133,10 @@ def by_model(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
 
 
 # ---- training what is missing
-def read_settings(path: Path | None) -> tuple["Config", dict[str, dict[str, Any]]]:
-    """A training configuration, which may have one key more: ``models``, {name: its options}.
-
-    Raises:
-        InputError: no such file, no YAML, an unknown key.
-    """
-    import yaml
-
-    from ..training.config import Config
-
-    if path is None:
-        return Config(), {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a configuration: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold sections data, model, training, models and the key seed; got {content!r}")
-    models = content.pop("models", None) or {}
-    if not isinstance(models, dict) or not all(isinstance(v, dict | None) for v in models.values()):
-        raise InputError(f"{path}: models must be names with their options, such as unet: {{width: 8}}; got {models!r}")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        section = value if isinstance(value, dict) else None
-        values.update({key: value} if section is None else {f"{key}.{name}": one for name, one in section.items()})
-    return Config().with_values(values, str(path)), {str(name).lower(): dict(one or {}) for name, one in models.items()}
-
-
 def train_missing(
     output: Path,
     base: "Config",
-    models: Mapping[str, Mapping[str, Any]],
+    models: Sequence[str],
     seeds: int,
     progress: Progress = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
@@ -178,7 +146,7 @@ def train_missing(
     Args:
         output: the comparison's folder.
         base: settings of all runs; data.path must be given.
-        models: names with their options.
+        models: their names; their options are ``base.model.variants``.
         seeds: 0 to seeds - 1.
         progress, say: told what is being done.
 
@@ -207,8 +175,7 @@ def train_missing(
     folders = []
     for i, (name, seed) in enumerate(wanted):
         folder = output / "runs" / f"{name}-seed{seed}"
-        values = {"model.name": name, "model.options": dict(models[name]), "seed": seed, "output": str(folder)}
-        config = base.with_values(values, f"compare-models, {name}")
+        config = base.with_model(name).with_values({"seed": seed, "output": str(folder)}, f"compare-models, {name}")
         folders.append(folder)
         if (folder / "metrics.json").is_file():
             other = Config.load(folder / "config.yaml").differences(config)

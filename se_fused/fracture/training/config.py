@@ -49,7 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31),
 }
 # What a run may be resumed with although it began otherwise: none of it changes a result.
-FREE = ("output", "data.cache", "data.cache_folder", "data.workers", "data.max_damaged")
+FREE = ("output", "data.cache", "data.cache_folder", "data.workers", "data.max_damaged", "model.variants")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class ModelConfig:
 
     Attributes:
         name: one of :func:`se_fused.list_models`.
-        options: further keywords of it, such as channels or width.
+        options: further keywords of it, such as channels or width; where a file gives none, those of `variants`.
+        variants: {name: options} for several networks of one recipe: what train and compare-models take.
         checkpoint: a file for :func:`se_fused.load_pretrained`, whose classifier is left out; "": random weights.
         fused: whether our kernels run; False: the same network in plain PyTorch.
         compile: whether torch.compile is put on top.
@@ -97,6 +98,7 @@ class ModelConfig:
 
     name: str = "seresnet50"
     options: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     fused: bool = True
     compile: bool = False
@@ -188,7 +190,13 @@ class Config:
             raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
         if content is not None and not isinstance(content, dict):
             raise InputError(f"{path}: must hold sections data, model, training and keys seed, output; got {content!r}")
-        return _build(cls, content or {}, "", str(path)).check(str(path))
+        made: Config = _build(cls, content or {}, "", str(path)).check(str(path))
+        return made if made.model.options else made.with_model(made.model.name)
+
+    def with_model(self, name: str) -> "Config":
+        """A copy for another network, with its options out of ``model.variants``, or none."""
+        options = dict(self.model.variants.get(name.lower()) or {})
+        return replace(self, model=replace(self.model, name=name, options=options)).check("model")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the YAML file with every key, whole or not at all."""
@@ -275,6 +283,12 @@ class Config:
             raise InputError(
                 f"{where}: training.device must be auto, cpu, cuda or cuda:INDEX; got {self.training.device!r}"
             )
+        for name, options in self.model.variants.items():
+            if name not in list_models() or not isinstance(options, dict | None):
+                raise InputError(
+                    f"{where}: model.variants must be models with their options, such as unet: {{width: 8}}; got "
+                    f"{name}: {options!r}"
+                )
         if not self.output:
             raise InputError(f"{where}: output must name a folder for the run")
         return self

@@ -21,9 +21,25 @@ from .sources import Progress, Sources
 __all__ = ["draw_curves", "finish", "predict", "write_outcome"]
 
 
-def finish(run_folder: Path) -> dict[str, Any]:
-    """Evaluation and model card of a run whose model and predictions are written; more entries for metrics.json."""
-    return {}
+def finish(folder: Path, device: torch.device, training: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Judge a run whose model and predictions are written, and write its model card.
+
+    Args:
+        folder: of the run.
+        device: for heat maps.
+        training: what metrics.json will say of the training, for the card.
+        progress: as in :func:`write_outcome`.
+
+    Returns:
+        What metrics.json is to say of the evaluation; :func:`se_fused.fracture.evaluation.write_evaluation`'s.
+    """
+    # Both are made of finished runs, so they import this package; here they only take what lies in the folder.
+    from ..deploy.card import write_card
+    from ..evaluation import write_evaluation
+
+    found = write_evaluation(folder, device, progress=progress)
+    write_card(folder, {"training": training, **found})
+    return found
 
 
 def predict(classifier: Classifier, data: RadiographData, split: str) -> Predictions:
@@ -135,6 +151,5 @@ def write_outcome(
         "damaged": len(sources.damaged),
         "classes": list(sources.classes),
     }
-    progress("evaluating", 1.0)
-    more = {} if dry else finish(folder)
+    more = {} if dry else finish(folder, device, training, progress)
     write_text(folder / "metrics.json", json.dumps({"training": training, **more}, indent=1) + "\n")

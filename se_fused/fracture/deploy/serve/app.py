@@ -88,7 +88,7 @@ def create_app(
     """
     predictor = classifier if isinstance(classifier, Predictor) else Predictor(classifier, device=device, batch=1)
     first = predictor.classifiers[0]
-    app = FastAPI(title="se-fused", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(openapi_url=None)  # its pages of documentation would load scripts from elsewhere
     app.state.counts = Counter()
     one_at_a_time = asyncio.Lock()
     waiting = 0

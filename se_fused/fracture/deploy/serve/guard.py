@@ -41,8 +41,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        started = False
+
         async def guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -50,4 +54,11 @@ class Guard:
             refused = JSONResponse({"detail": "sent by another page; open this one and use it"}, 403)
             await refused(scope, receive, guarded)
             return
-        await self.app(scope, receive, guarded)
+        try:
+            await self.app(scope, receive, guarded)
+        except Exception:
+            if not started:  # what stands around the whole application would answer without the headers
+                await JSONResponse({"detail": "the server failed; its own output says why"}, 500)(
+                    scope, receive, guarded
+                )
+            raise

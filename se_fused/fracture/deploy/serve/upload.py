@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from ...dicom import _guarded as quiet
 from ...errors import InputError
@@ -46,6 +47,8 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, "the file took too long to arrive", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the file broke off") from None  # nobody reads it; an error would be logged
     if not body:
         raise HTTPException(422, f"the file is empty; {_WANTED}")
     return body
