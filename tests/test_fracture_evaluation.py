@@ -60,10 +60,11 @@ def test_mirror_images_are_averaged_in(tmp_path):
     assert not np.allclose(found.probabilities, predict_manifest(classifier, manifest).probabilities, atol=1e-5)
 
 
-def test_damaged_and_missing_files_are_named_and_counted(tmp_path):
+@pytest.mark.parametrize("batch", [1, 4])
+def test_damaged_and_missing_files_are_named_and_counted(tmp_path, batch):
     manifest = write_images(tmp_path, 3, damaged=["p01_AP.png"])
     (tmp_path / "images" / "p02_AP.png").unlink()
-    found = predict_manifest(narrow(), manifest, batch=1)
+    found = predict_manifest(narrow(), manifest, batch=batch)
     assert len(found) == 4 and [p.rsplit("/", 1)[1] for p, _ in found.skipped] == ["p01_AP.png", "p02_AP.png"]
     assert all(why and tmp_path.name not in why for _, why in found.skipped)
     assert [p.rsplit("/", 1)[1] for p in found.paths] == [

@@ -143,6 +143,7 @@ def test_pointing_game_and_energy_by_hand():
     assert pointing_game(heat, boxes).tolist() == [True, False, False, False]
     energy = energy_in_box(heat, boxes)
     assert energy[:3] == pytest.approx([2 / 3, 1 / 3, 4 / 64]) and np.isnan(energy[3])
+    assert pointing_game(heat[2:3], [(0, 0, 8, 8)]).tolist() == [False]
     # A box within one pixel is that pixel.
     assert pointing_game(heat[:1], [(3.6, 2.6, 3.9, 2.9)]).tolist() == [True]
 
