@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["write_text", "write_whole"]
+__all__ = ["write_bytes", "write_text", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,6 +16,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that finds the disk full does not name its file
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -23,3 +26,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8."""
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """A binary file, on the disk when this returns."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_whole(path, write)

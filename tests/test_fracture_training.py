@@ -3,11 +3,21 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from fracture_training_support import SETTINGS, finish, one_thread, small_config, start, write_phantoms  # noqa: F401
+from fracture_training_support import (  # noqa: F401
+    SETTINGS,
+    evaluate,
+    finish,
+    no_evaluation,
+    one_thread,
+    small_config,
+    start,
+    write_phantoms,
+)
 
 import se_fused
 from se_fused import _files, backends, cli
@@ -41,12 +51,19 @@ def rows(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def run_cli(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "finish", evaluate)
+        code = cli.run(["train", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
 # ---- what a run leaves
 def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
     written, lines = [], []
     real = _files.write_whole
     monkeypatch.setattr(outcome, "write_text", lambda path, text: (written.append(path.name), path.write_text(text)))
-    monkeypatch.setattr(outcome, "finish", lambda folder: {"after": sorted(files(folder))})
+    monkeypatch.setattr(outcome, "finish", lambda folder, *rest: {"after": sorted(files(folder))})
     assert real is _files.write_whole
     config = small_config(manifest, tmp_path / "run", training__tensorboard=True)
     folder = train(config, say=lines.append)
@@ -159,6 +176,47 @@ def test_run_is_repeatable_and_goes_by_its_seed(manifest, tmp_path):
     assert not torch.equal(states[0]["fc.weight"], states[2]["fc.weight"])
 
 
+def test_folder_of_images_is_prepared(manifest, tmp_path, capsys):
+    """A folder for each class, no patients, one file damaged: groups and splits are made, the file is named."""
+    for record in Manifest.load(manifest).records:
+        (tmp_path / "set" / record.label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / record.label / record.path.name).write_bytes(record.path.read_bytes())
+    (tmp_path / "set" / "spiral" / "broken.png").write_bytes(b"\x89PNG and no more")
+    small_config(tmp_path / "set", tmp_path / "run", training__epochs=1).save(tmp_path / "run.yaml")
+    code, out, err = run_cli(capsys, "--config", tmp_path / "run.yaml")
+    assert code == 0, err
+    assert "broken.png" in out
+    kept = Manifest.load(tmp_path / "run" / "manifest.csv")
+    assert {record.split for record in kept.records} == {"train", "valid", "test"}
+    assert all(record.patient for record in kept.records)
+
+
+def test_one_patient_only(manifest, tmp_path):
+    given = Manifest.load(manifest)
+    one = given.with_columns(patient=["p"] * len(given), split=[""] * len(given), study=[""] * len(given))
+    one.save(tmp_path / "one.csv")
+    with pytest.raises(InputError, match="patient") as error:
+        prepare_run(small_config(tmp_path / "one.csv", tmp_path / "run"))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_damaged_files_of_a_run(manifest, tmp_path, capsys):
+    """A manifest whose splits are given, and a file that broke since."""
+    given = Manifest.load(manifest)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(given.records[0].path.read_bytes()[:99])
+    Manifest((*given.records[1:], replace(given.records[0], path=bad))).save(tmp_path / "set.csv")
+    config = small_config(tmp_path / "set.csv", tmp_path / "run", training__epochs=1)
+    config.save(tmp_path / "run.yaml")
+    code, out, err = run_cli(capsys, "--config", tmp_path / "run.yaml")
+    assert code == 0, err
+    assert f"left out: {bad}: " in out
+    table = (tmp_path / "run" / "damaged.csv").read_text().splitlines()
+    assert len(table) == 2 and table[1].startswith(f"{bad},train,")
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]
+    assert facts["damaged"] == 1 and facts["images"]["train"] == 23
+
+
 # ---- pieces
 def test_rate_rises_and_falls():
     rates = [rate(i, 100, 0.1, 0.01) for i in range(100)]
@@ -254,9 +312,6 @@ def test_places_that_are_not_there(values, message):
 
 
 # ---- the command
-def run_cli(capsys, *arguments: object) -> tuple[int, str, str]:
-    code = cli.run(["train", *map(str, arguments)])
-    return code, *capsys.readouterr()
 
 
 def test_command(manifest, tmp_path, capsys):
@@ -316,7 +371,8 @@ def test_two_processes(manifest, tmp_path):
         code, out, err = finish(start("train", "--config", tmp_path / f"{name}.yaml", module=launcher))
         assert code == 0, err
         assert "2 processes" in out and out.count("best epoch") == 1 and err.count("epoch   2/2") == 1
-        assert files(tmp_path / name) == FILES
+        assert files(tmp_path / name) >= FILES | {"report.md", "MODEL_CARD.md"}
+        assert not [file for file in files(tmp_path / name) if ".part" in file]
     one, two = (rows(tmp_path / name) for name in launchers)
     timed = ("images_per_second", "data_wait", "seconds")
     assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [

@@ -25,6 +25,8 @@ def _show_plan(run: "Run") -> None:
         patients = len({record.patient for record in data.manifest.records})
         made.add_row(split, str(len(data)), str(patients), *map(str, sources.counts(split)))
     report.print_table(title, made, to)
+    for note in sources.manifest.notes:
+        to.print(note, style="yellow", markup=False, soft_wrap=True)
     for record, reason in sources.damaged[:3]:
         to.print(f"left out: {record.path}: {reason}", style="yellow", markup=False, soft_wrap=True)
     if len(sources.damaged) > 3:

@@ -1,5 +1,6 @@
 """A trained network with all that is needed to use it: classes, preprocessing, how it was built. And its file."""
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_whole
+from .._files import write_bytes
 from .._version import __version__
 from ..models import create_model
 from .errors import InputError
@@ -59,7 +60,10 @@ class Classifier:
             "about": self.about,
             "state_dict": {k: v.detach().cpu() for k, v in self.model.state_dict().items()},
         }
-        write_whole(Path(path), lambda part: torch.save(content, part))
+        # In memory first: torch.save into a file on a full disk raises an error of its own that hides the reason.
+        file = io.BytesIO()
+        torch.save(content, file)
+        write_bytes(Path(path), file.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "Classifier":

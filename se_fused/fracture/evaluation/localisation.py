@@ -4,7 +4,8 @@ Boxes come from the synthetic set's ``cracks.csv``; other data have none, and th
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,22 @@ def energy_in_box(heat: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np
     return np.array(shares, np.float64)
 
 
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error).removeprefix(f"{path}: ")
+        raise InputError(
+            f"{path}: was predicted and cannot be read now: {why}; bring it back or evaluate anew"
+        ) from None
+
+
+def _picture(path: str, size: int) -> Tensor:
+    with _named(path):
+        return load_radiograph(path, size)
+
+
 def heat_maps(
     classifier: Classifier, paths: Sequence[str], classes: Sequence[int] | None = None, batch: int = 16
 ) -> tuple[Tensor, Tensor]:
@@ -100,12 +117,15 @@ def heat_maps(
         paths: N readable images.
         classes: N numbers of the classes that are asked about; None: the predicted ones.
         batch: images at a time.
+
+    Raises:
+        InputError: a file cannot be read.
     """
     check_integer("batch", batch, 1)
     place = next(classifier.model.parameters())
     size, pictures, heats = classifier.preprocessing.size, [], []
     for start in range(0, len(paths), batch):
-        images = torch.stack([load_radiograph(path, size) for path in paths[start : start + batch]])
+        images = torch.stack([_picture(path, size) for path in paths[start : start + batch]])
         x = classifier.preprocessing.normalize(images.to(place.device, place.dtype))
         wanted = None if classes is None else list(classes[start : start + batch])
         heats.append(grad_cam(classifier.model, x.contiguous(memory_format=torch.channels_last), wanted))
@@ -132,7 +152,7 @@ def _size_of(path: str) -> tuple[int, int]:
     """Height and width of an image file, from its head."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with _named(path), Image.open(path) as image:
         return image.height, image.width
 
 

@@ -165,6 +165,6 @@ class History(pl.Callback):
         self.say(
             f"epoch {row['epoch'] + 1:3d}/{trainer.max_epochs}  train loss {row['train/loss']:.4f} "
             f"acc {row['train/accuracy']:.3f}  valid loss {row['valid/loss']:.4f} acc {row['valid/accuracy']:.3f} "
-            f"macro F1 {row['valid/macro_f1']:.3f}  {row['images_per_second']:.0f} img/s, "
-            f"{100 * row['data_wait']:.0f} % of it waiting for data"
+            f"macro F1 {row['valid/macro_f1']:.3f}  {row['images_per_second']:.0f} img/s, waiting for data "
+            f"{100 * row['data_wait']:.0f} % of the time"
         )

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..._files import write_whole
+from ..._files import write_bytes
 from ..errors import InputError
 
 __all__ = ["WholeFiles", "keepers", "read_checkpoint"]
@@ -26,25 +25,20 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        # In memory first: torch.save into a file on a full disk raises an error of its own that hides the reason.
         content = io.BytesIO()
         torch.save(checkpoint, content)
 
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-
+        path = Path(path)
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(path), write)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content.getbuffer())
         except OSError as error:
             if error.errno not in FULL:
                 raise
+            last = path.with_name("last.ckpt").exists()
+            after = "go on with --resume: the checkpoint of the epoch before is whole" if last else "start it again"
             raise InputError(
-                f"{path}: the disk is full; free {content.getbuffer().nbytes / 1e6:.0f} MB and go on with --resume: "
-                "the checkpoint of the epoch before is whole"
+                f"{path}: the disk is full; free {content.getbuffer().nbytes / 1e6:.0f} MB and {after}"
             ) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

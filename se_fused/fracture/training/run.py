@@ -245,6 +245,7 @@ def _make_folder(config: Config, folder: Path, manifest: Manifest) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "lightning": metadata.version("lightning"),
+        "data": list(manifest.notes),
         **{
             key: about[key]
             for key in ("se_fused", "commit", "versions", "platform", "cpu", "gpus", "build", "asked_for")

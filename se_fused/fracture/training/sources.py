@@ -9,6 +9,7 @@ from pathlib import Path
 from ..data import Augmentation, RadiographDataset, decode_all
 from ..errors import InputError
 from ..manifest import SPLITS, Manifest, Record
+from ..preparing import open_manifest, prepare
 from ..preprocessing import Preprocessing
 from .config import DataConfig
 
@@ -62,11 +63,9 @@ def read_manifest(config: DataConfig, progress: Progress = lambda *_: None) -> M
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; --data takes a manifest.csv or a folder of images")
     if path.is_file():
-        manifest = Manifest.load(path)
+        manifest = open_manifest(path, config.layout)
         if all(record.split and record.patient for record in manifest.records):
             return manifest
-    from ..preparing import prepare  # type: ignore[import-not-found]
-
     return prepare(path, layout=config.layout, seed=config.split_seed, progress=progress)
 
 

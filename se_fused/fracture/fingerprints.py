@@ -1,0 +1,108 @@
+"""What is remembered of each image when a whole data set is searched for copies: hashes and a thumbnail."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import images
+from .similarity import SIDE
+
+__all__ = ["Fingerprint", "fingerprint", "fingerprints"]
+
+Progress = Callable[[str, float], None]
+Array = NDArray[np.float32]
+
+_UNIFORM = 0.04  # of the range from black to white: JPEG's noise on a black border stays below it
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """One image that could be read.
+
+    Attributes:
+        file: SHA-256 of the file.
+        pixels: SHA-256 of the decoded picture: equal for the same pixels in another format.
+        thumbnail: (SIDE, SIDE) uint8, without uniform borders, letterboxed.
+        height, width: in pixels.
+        bits: bits per pixel of the file's grey or colour channel; 0 where its format does not tell.
+        contrast: standard deviation of the grey values, which go from 0 to 1.
+    """
+
+    file: str
+    pixels: str
+    thumbnail: NDArray[np.uint8]
+    height: int
+    width: int
+    bits: int
+    contrast: float
+
+
+def _inside(lines: Array) -> slice:
+    """Which lines are left when uniform ones are cut off at both ends."""
+    low, high = np.percentile(lines, [2, 98], axis=1)
+    kept = np.flatnonzero(high - low > _UNIFORM)
+    if len(kept) == 0 or kept[-1] + 1 - kept[0] < len(lines) / 4:
+        return slice(None)  # what little would be left tells nothing
+    return slice(kept[0], kept[-1] + 1)
+
+
+def _bits(path: Path) -> int:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}.get(image.mode, 8)
+    except OSError:
+        return 0
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Read one image.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    grey = images.decode(path)
+    small = images._letterbox(grey[_inside(grey), _inside(grey.T)], SIDE)[0].numpy()
+    return Fingerprint(
+        file=hashlib.sha256(path.read_bytes()).hexdigest(),
+        pixels=hashlib.sha256(repr(grey.shape).encode() + np.ascontiguousarray(grey).tobytes()).hexdigest(),
+        thumbnail=(small * 255).round().astype(np.uint8),
+        height=grey.shape[0],
+        width=grey.shape[1],
+        bits=_bits(path),
+        contrast=float(grey.std()),
+    )
+
+
+def fingerprints(
+    paths: Sequence[Path], progress: Progress = lambda what, share: None
+) -> tuple[dict[Path, Fingerprint], dict[Path, str]]:
+    """Read many images in threads.
+
+    Returns:
+        What was read, and why the others could not be, in the order of `paths`.
+    """
+
+    def one(path: Path) -> Fingerprint | str:
+        try:
+            return fingerprint(path)
+        except (OSError, ValueError) as error:
+            return " ".join(str(error).removeprefix(f"{path}: ").split())
+
+    read: dict[Path, Fingerprint] = {}
+    damaged: dict[Path, str] = {}
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for number, (path, found) in enumerate(zip(paths, pool.map(one, paths), strict=True), 1):
+            if isinstance(found, str):
+                damaged[path] = found
+            else:
+                read[path] = found
+            progress(f"reading {path.name}", number / len(paths))
+    return read, damaged

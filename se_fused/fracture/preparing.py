@@ -1,0 +1,82 @@
+"""From a folder, or a manifest in which something is missing, to a manifest that can be trained on."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import duplicates
+from .manifest import Manifest
+from .splits import split
+
+__all__ = ["open_manifest", "prepare"]
+
+Progress = Callable[[str, float], None]
+
+
+def open_manifest(path: str | os.PathLike[str], layout: str = "auto") -> Manifest:
+    """The manifest of a CSV file with the columns path and label, or of a folder as `layouts.read` reads it.
+
+    Raises:
+        InputError: neither is there, or it cannot be read.
+    """
+    from .layouts import read
+
+    path = Path(path)
+    if path.is_file() and layout == "auto":
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            head = {name.strip() for name in file.readline().split(",")}
+        if {"path", "label"} <= head:
+            return Manifest.load(path)
+    return read(path, layout)
+
+
+def prepare(
+    path: str | os.PathLike[str],
+    layout: str = "auto",
+    seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    keep_splits: bool | None = None,
+    progress: Progress = lambda what, share: None,
+) -> Manifest:
+    """Read a data set, look for images that are the same, derive groups where patients are not known, and split.
+
+    Args:
+        path: a folder, or a manifest's CSV of which only what is missing is added.
+        layout: one of `layouts.LAYOUTS`, or "auto".
+        seed: of the split.
+        fractions: of the images in train, valid and test.
+        keep_splits: as `keep` of :func:`se_fused.fracture.splits.split`.
+        progress: told what is being done and the share that is done.
+
+    Returns:
+        The manifest: every image readable, with label, patient and split. Its notes say what was left out and why.
+
+    Raises:
+        InputError: the data set cannot be read or split.
+    """
+    manifest, _ = prepare_and_find(path, layout, seed, fractions, keep_splits, progress)
+    return manifest
+
+
+def prepare_and_find(
+    path: str | os.PathLike[str],
+    layout: str,
+    seed: int,
+    fractions: Sequence[float],
+    keep_splits: bool | None,
+    progress: Progress,
+) -> tuple[Manifest, duplicates.Duplicates]:
+    """`prepare`, and the images that are the same, so that an audit need not look for them again."""
+    manifest = open_manifest(path, layout)
+    found = duplicates.find(manifest, progress)
+    manifest = duplicates.with_groups(manifest, found=found)
+    unlabelled = sum(not record.label for record in manifest.records)
+    if unlabelled:
+        kept = tuple(record for record in manifest.records if record.label)
+        manifest = replace(
+            manifest, records=kept, notes=(*manifest.notes, f"{unlabelled} images without label left out")
+        )
+    whose = {record.path: record.patient for record in manifest.records}
+    together = [{whose[path] for path in cluster if path in whose} for cluster in found.clusters]
+    return split(manifest, fractions, seed, keep_splits, [some for some in together if len(some) > 1]), found
