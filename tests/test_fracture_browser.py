@@ -71,11 +71,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "sub
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "se_fused", "serve", model, "--port", str(port), "--max-megabytes", "1"]
     root = str(Path(__file__).parent.parent)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": root}
+    )
     address = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(WAIT * 5):
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None, process.stdout and process.stdout.read()
             try:
                 urllib.request.urlopen(f"{address}healthz", timeout=5).close()
                 break
@@ -276,7 +278,7 @@ def test_the_server_ends_at_a_signal_and_says_counts_only(served, films) -> None
     with urllib.request.urlopen(urllib.request.Request(f"{address}predict", films["tall.png"].read_bytes())) as answer:
         assert answer.status == 200
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=30)
     assert process.returncode == 0, said
     assert "files were predicted" in said and "Traceback" not in said
     assert "tall" not in said and "POST" not in said

@@ -40,7 +40,7 @@ class ImageProbabilities(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         # In channels_last, which a classifier is loaded in, torch.export.save takes weights for parts of larger ones.
-        self.model = copy.deepcopy(classifier.model).to(torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.model = copy.deepcopy(classifier.model).float().to(memory_format=torch.contiguous_format)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.mean, self.std = classifier.preprocessing.mean, classifier.preprocessing.std

@@ -1,6 +1,5 @@
 """The application behind a socket."""
 
-import logging
 import os
 import socket
 import sys
@@ -39,8 +38,7 @@ def run(
             raise InputError(f"{host}:{port}: {error.strerror}; choose another --port or --host") from None
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{port}  (stop with Ctrl+C)", file=sys.stderr, flush=True)
-        # No access log: what people ask for is theirs.
-        logging.getLogger("uvicorn.access").disabled = True
+        # Without an access log: what people ask for is theirs.
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=5,
             timeout_graceful_shutdown=5, limit_concurrency=64,
