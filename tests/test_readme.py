@@ -1,5 +1,7 @@
 """The README is run: its Python examples are executed, its commands exist."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
@@ -77,3 +79,21 @@ def test_measured_rows_are_those_of_the_kept_runs():
         key = shape, dtype, layouts[layout]
         assert told[:4] == found[*key, "BN+SE+add+ReLU forward+backward"], key
         assert told[4:] == found[*key, "SE+add+ReLU inference"], key
+
+
+def test_fracture_rows_are_those_of_the_kept_comparison():
+    folder = ROOT / "benchmarks" / "results" / "fracture-cpu"
+    with (folder / "table1.csv").open(encoding="utf-8") as file:
+        kept = {row["model"]: row for row in csv.DictReader(file)}
+    speeds = json.loads((folder / "results.json").read_text(encoding="utf-8"))["speed"]["modes"]
+    section = README.split("## Fractures on radiographs")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
+    assert [name for name, _ in rows] == ["resnet50", "unet", "densenet121", "seresnet50"]
+    for name, figures in rows:
+        of = kept[name]
+        told = [f"{of[key]} ± {of[key + '_sd']}" for key in ("precision", "recall", "f1_score", "accuracy")]
+        for mode in ("infer", "train"):
+            speed = speeds[mode][name]
+            told += [f"{speed['fused']['images_per_second']:.0f}", f"{speed['speedup']['median']:.2f}×"]
+        assert figures.split(" | ") == told, name
+    assert kept["resnet50"]["trainings"] == "3"
