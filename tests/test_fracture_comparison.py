@@ -21,7 +21,7 @@ from se_fused.fracture.errors import InputError
 from se_fused.fracture.evaluation import metrics
 from se_fused.fracture.evaluation.comparison import compare, write_comparison
 from se_fused.fracture.evaluation.comparison_report import headline, mean_sd, p_value, report_text, table_markdown
-from se_fused.fracture.evaluation.runs import by_model, load_runs, read_settings, runs_below, title, train_missing
+from se_fused.fracture.evaluation.runs import by_model, load_runs, runs_below, title, train_missing
 from se_fused.fracture.evaluation.speed import measure_speed
 from se_fused.fracture.manifest import Manifest
 from se_fused.fracture.predictions import Predictions
@@ -301,51 +301,38 @@ def trained(monkeypatch):
 
 
 def write_config(path, **models):
-    path.write_text(f"data: {{size: 32}}\ntraining: {{epochs: 1, batch: 4}}\nmodels: {json.dumps(models)}\n")
+    recipe = "data: {size: 32}\ntraining: {epochs: 1, batch: 4, device: cpu}\n"
+    path.write_text(f"{recipe}model: {{variants: {json.dumps(models)}}}\n")
     return path
 
 
 def test_a_comparison_that_was_killed_goes_on(trained, tmp_path, runs):
-    base, options = read_settings(write_config(tmp_path / "c.yaml", unet={"width": 2}, resnet50=NARROW["resnet50"]))
-    assert base.data.size == 32 and base.training.epochs == 1 and options["unet"] == {"width": 2}
+    from se_fused.fracture.training import Config
+
+    base = Config.load(write_config(tmp_path / "c.yaml", unet={"width": 2}, resnet50=NARROW["resnet50"]))
     base = base.with_values({"data.path": str(runs / "unet-seed0" / "manifest.csv")})
+    models = ["unet", "resnet50"]
     trained.dies_at = 3
     with pytest.raises(KeyboardInterrupt):
-        train_missing(tmp_path / "out", base, options, 2)
+        train_missing(tmp_path / "out", base, models, 2)
     assert trained.calls == [("unet", 0), ("resnet50", 0), ("unet", 1)]
     trained.calls.clear()
     trained.dies_at = 0
     shares = []
-    folders = train_missing(tmp_path / "out", base, options, 2, lambda what, share: shares.append((what, share)))
+    folders = train_missing(tmp_path / "out", base, models, 2, lambda what, share: shares.append((what, share)))
     assert trained.calls == [("unet", 1), ("resnet50", 1)]
     assert [f.name for f in folders] == ["unet-seed0", "resnet50-seed0", "unet-seed1", "resnet50-seed1"]
     assert shares == [("unet, seed 1: training", 0.75), ("resnet50, seed 1: training", 1.0)]
     trained.calls.clear()
-    assert len(load_runs(train_missing(tmp_path / "out", base, options, 2))) == 4 and trained.calls == []
+    assert len(load_runs(train_missing(tmp_path / "out", base, models, 2))) == 4 and trained.calls == []
+    assert Config.load(folders[0] / "config.yaml").model.options == {"width": 2}
     with pytest.raises(InputError, match=r"unet-seed0: was trained with another training\.epochs"):
-        train_missing(tmp_path / "out", base.with_values({"training.epochs": 9}), options, 2)
+        train_missing(tmp_path / "out", base.with_values({"training.epochs": 9}), models, 2)
+    wider = Config.load(write_config(tmp_path / "d.yaml", unet={"width": 3}))
     with pytest.raises(InputError, match=r"unet-seed0: was trained with another model\.options"):
-        train_missing(tmp_path / "out", base, {"unet": {"width": 3}}, 2)
-
-
-def test_settings_that_are_wrong_are_named(trained, tmp_path):
-    cases = {
-        "models: [unet]": "models must be names with their options",
-        "model: {nam: unet}": "there is no model.nam",
-        "training: {epochs: no}": "training.epochs must be a whole number",
-        "{": "is no YAML",
-        "- a": "must hold sections",
-    }
-    for text, said in cases.items():
-        (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(InputError, match=said):
-            read_settings(tmp_path / "c.yaml")
-    with pytest.raises(InputError, match="cannot be read as a configuration"):
-        read_settings(tmp_path / "nowhere.yaml")
-    base, options = read_settings(None)
-    assert options == {} and base.training.epochs > 1
+        train_missing(tmp_path / "out", wider.with_values({"data.path": base.data.path}), ["unet"], 2)
     with pytest.raises(InputError, match="--models: there is no 'resnet5'"):
-        train_missing(tmp_path, base, {"resnet5": {}}, 1)
+        train_missing(tmp_path, base, ["resnet5"], 1)
     assert trained.calls == []
 
 
