@@ -13,7 +13,7 @@ import numpy as np
 from . import duplicates, images
 from .duplicates import Duplicates, Pair
 from .errors import InputError
-from .manifest import SPLITS, Manifest, Record
+from .manifest import SPLITS, Manifest, Record, ordered_classes
 from .splits import parted
 
 __all__ = ["Audit", "audit", "draw_pairs"]
@@ -84,10 +84,8 @@ class Audit:
 
 
 def _lines(found: Audit) -> list[str]:
-    labels = sorted({name for row in found.counts.values() for name in row}, key=lambda n: (n == "", n))
-    from .manifest import ordered_classes
-
-    labels = [*ordered_classes(labels), *[name for name in labels if not name]]
+    every = {name for row in found.counts.values() for name in row}
+    labels = [*ordered_classes(every), *[""] * ("" in every)]
     splits = [name for name in (*SPLITS, "") if name in found.counts]
     head = ["", *[name or "(no split)" for name in splits]]
     rows = [[name or "(no label)", *[str(found.counts[s].get(name, 0)) for s in splits]] for name in labels]
@@ -150,7 +148,8 @@ def _lines(found: Audit) -> list[str]:
     return out
 
 
-_KINDS = {"file": "the same file", "pixels": "the same pixels", "near": "a changed copy", "name": "one source picture"}
+_KINDS = {"file": "the same file", "pixels": "the same pixels", "near": "a changed copy", "name": "one source picture",
+          "chain": "through a chain of images that are the same"}  # fmt: skip
 
 
 def _value(kind: str, value: float) -> str:
@@ -261,7 +260,7 @@ def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -
             first = filled[0]
             other = next((p for p in filled if values((p,)) != values((first,))), None)
             if other is not None:
-                rows.append(Pair(first, other, "near", float("nan")))
+                rows.append(Pair(first, other, "chain", float("nan")))
     return rows
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from . import images
@@ -28,7 +30,7 @@ class Fingerprint:
     Attributes:
         file: SHA-256 of the file.
         pixels: SHA-256 of the decoded picture: equal for the same pixels in another format.
-        thumbnail: (SIDE, SIDE) uint8, without uniform borders, letterboxed.
+        thumbnail: (SIDE, SIDE) uint8, without uniform borders.
         height, width: in pixels.
         bits: bits per pixel of the file's grey or colour channel; 0 where its format does not tell.
         contrast: standard deviation of the grey values, which go from 0 to 1.
@@ -52,6 +54,23 @@ def _inside(lines: Array) -> slice:
     return slice(kept[0], kept[-1] + 1)
 
 
+def _thumbnail(grey: Array) -> NDArray[np.uint8]:
+    """(SIDE, SIDE) without uniform borders, from black to white, in its own proportions.
+
+    What the shorter side leaves free repeats the border: black bars would be edges, elsewhere in each cropped copy.
+    """
+    inside = grey[_inside(grey), _inside(grey.T)]
+    low, high = np.percentile(inside, [1, 99]).tolist()
+    inside = np.clip((inside - low) / max(high - low, 0.02), 0, 1).astype(np.float32)
+    height, width = (max(1, round(side * SIDE / max(inside.shape))) for side in inside.shape)
+    small = F.interpolate(
+        torch.from_numpy(inside)[None, None], (height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0, 0].numpy()
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    around = (top, SIDE - height - top), (left, SIDE - width - left)
+    return np.pad((small * 255).round().clip(0, 255).astype(np.uint8), around, mode="edge")
+
+
 def _bits(path: Path) -> int:
     from PIL import Image
 
@@ -69,11 +88,10 @@ def fingerprint(path: Path) -> Fingerprint:
         OSError, ValueError: it is missing or damaged.
     """
     grey = images.decode(path)
-    small = images._letterbox(grey[_inside(grey), _inside(grey.T)], SIDE)[0].numpy()
     return Fingerprint(
         file=hashlib.sha256(path.read_bytes()).hexdigest(),
         pixels=hashlib.sha256(repr(grey.shape).encode() + np.ascontiguousarray(grey).tobytes()).hexdigest(),
-        thumbnail=(small * 255).round().astype(np.uint8),
+        thumbnail=_thumbnail(grey),
         height=grey.shape[0],
         width=grey.shape[1],
         bits=_bits(path),

@@ -75,7 +75,9 @@ def prepare_and_find(
     if unlabelled:
         kept = tuple(record for record in manifest.records if record.label)
         manifest = replace(
-            manifest, records=kept, notes=(*manifest.notes, f"{unlabelled} images without label left out")
+            manifest,
+            records=kept,
+            notes=(*manifest.notes, f"{unlabelled} image{'' if unlabelled == 1 else 's'} without label left out"),
         )
     whose = {record.path: record.patient for record in manifest.records}
     together = [{whose[path] for path in cluster if path in whose} for cluster in found.clusters]

@@ -26,10 +26,14 @@ Progress = Callable[[float], None]
 _COARSE = 24
 _TURNS = (-24.0, -16.0, -8.0, 0.0, 8.0, 16.0, 24.0)
 _COMPONENTS = 64
+_SAMPLE = 200  # pictures they are computed from
 _STRETCH = (0.75, 1.33)  # between two copies that were each zoomed by up to a quarter
 _BLOCK = 512  # rows of the product: 512 x 20,000 float32 are 40 MB
 _BATCH = 256  # pairs registered at once
 _FIRST = 16  # side of the first registration
+_STIFF = (
+    0.2  # of the difference of the singular values, taken back each round; a quarter of it in the last registration
+)
 # NCC after the first and the second registration below which a pair goes no further: of pairs that end above 0.8 the
 # lowest second one was 0.88, and 19 of 20 pairs of different real radiographs stay below.
 _WORTH = (0.6, 0.85)
@@ -55,10 +59,10 @@ def _disc(side: int) -> Tensor:
     return place[:, None] ** 2 + place[None] ** 2 <= 1
 
 
-def _warp(images: Tensor, maps: Tensor) -> Tensor:
-    """(n, 1, S, S) seen through (n, 2, 3) maps."""
+def _warp(images: Tensor, maps: Tensor, beyond: str = "border") -> Tensor:
+    """(n, 1, S, S) seen through (n, 2, 3) maps; `beyond` the picture lies its border, or "zeros"."""
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=beyond, align_corners=False)
 
 
 @cache
@@ -122,16 +126,21 @@ def candidates(
     if count < 2:
         return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
     pictures = _float(thumbnails, slice(None))
-    plain = _spectra(pictures, torch.eye(2))
-    mean = plain.mean(0)
-    # Principal components, half whitened: what all limbs have in common counts less than what sets them apart.
-    _, strength, axes = torch.linalg.svd(plain - mean, full_matrices=False)
-    used = min(_COMPONENTS, count - 1)
-    basis = axes[:used].T / (strength[:used] / strength[0].clamp_min(1e-6) + 1e-3).sqrt()
-    plain = F.normalize((plain - mean) @ basis, dim=1)
+    # Principal components, half whitened: what all limbs have in common counts less than what sets them apart. They are
+    # those of pictures in all poses, so that two pictures are enough to have some.
+    some = torch.linspace(0, count - 1, min(count, _SAMPLE)).long()
+    sample = torch.cat([_spectra(pictures[some], pose) for pose in poses()])
+    mean = sample.mean(0)
+    _, strength, axes = torch.linalg.svd(sample - mean, full_matrices=False)
+    basis = axes[:_COMPONENTS].T / (strength[:_COMPONENTS] / strength[0].clamp_min(1e-6) + 1e-3).sqrt()
+
+    def described(pose: Tensor) -> Tensor:
+        return F.normalize((_spectra(pictures, pose) - mean) @ basis, dim=1)
+
+    plain = described(torch.eye(2))
+    turned = torch.stack([described(pose) for pose in poses()])
     mates = min(mates, count - 1)
     best, who, how = [], [], []
-    turned = torch.stack([F.normalize((_spectra(pictures, pose) - mean) @ basis, dim=1) for pose in poses()])
     for start in range(0, count, _BLOCK):
         rows = plain[start : start + _BLOCK]
         top = torch.full((2, len(rows), count), -2.0)
@@ -171,8 +180,8 @@ def _inverse(m: Tensor) -> Tensor:
     return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
 
 
-def _bounded(m: Tensor) -> Tensor:
-    """(n, 2, 2) with the singular values brought into the bounds of `_STRETCH`.
+def _bounded(m: Tensor, stiff: float = 0.0) -> Tensor:
+    """(n, 2, 2) with the singular values brought into the bounds of `_STRETCH` and nearer to each other by `stiff`.
 
     m is a turning times q plus a mirroring times r, with singular values q + r and |q - r|.
     """
@@ -180,13 +189,13 @@ def _bounded(m: Tensor) -> Tensor:
     e, f, g, h = (a + d) / 2, (a - d) / 2, (c + b) / 2, (c - b) / 2
     q, r = torch.hypot(e, h).clamp_min(1e-9), torch.hypot(f, g).clamp_min(1e-9)
     large, small = (q + r).clamp(*_STRETCH), (q - r).abs().clamp(*_STRETCH)
-    more, less = (large + small) / 2, (large - small) / 2
+    more, less = (large + small) / 2, (1 - stiff) * (large - small) / 2
     turning, mirroring = torch.where(q > r, more, less) / q, torch.where(q > r, less, more) / r
     e, h, f, g = e * turning, h * turning, f * mirroring, g * mirroring
     return torch.stack([e + f, g - h, g + h, e - f], 1).view(-1, 2, 2)
 
 
-def _register(still: Tensor, moving: Tensor, maps: Tensor, rounds: int) -> Tensor:
+def _register(still: Tensor, moving: Tensor, maps: Tensor, rounds: int, stiff: float = 0.0) -> Tensor:
     """(n, 2, 3) maps such that `moving` seen through them looks like `still`, both (n, 1, S, S); begins with `maps`."""
     n, _, side, _ = still.shape
     place = (torch.arange(side) + 0.5) * 2 / side - 1
@@ -208,7 +217,7 @@ def _register(still: Tensor, moving: Tensor, maps: Tensor, rounds: int) -> Tenso
         small = change[:, :6, 0].clamp(-0.2, 0.2).view(n, 2, 3)
         linear = maps[:, :, :2] @ _inverse(small[:, :, :2] + torch.eye(2))
         # Along a straight bone nothing holds the scale: unbounded, every bone can be stretched to match every other.
-        maps = torch.cat([_bounded(linear), maps[:, :, 2:] - linear @ small[:, :, 2:]], 2)
+        maps = torch.cat([_bounded(linear, stiff), maps[:, :, 2:] - linear @ small[:, :, 2:]], 2)
     return maps
 
 
@@ -223,7 +232,7 @@ def _correlation(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
 
 def _fit(still: Tensor, moving: Tensor, maps: Tensor) -> Tensor:
     """(n,) NCC of (n, 1, S, S) pictures where they overlap within the disc, 0 where that is too little."""
-    weight = (_warp(torch.ones_like(moving), maps) > 0.999).float() * _disc(still.shape[-1])
+    weight = (_warp(torch.ones_like(moving), maps, "zeros") > 0.999).float() * _disc(still.shape[-1])
     value = _correlation(still, _warp(moving, maps), weight)
     return value.where(weight.mean((1, 2, 3)) > _OVERLAP, torch.zeros(()))
 
@@ -231,7 +240,7 @@ def _fit(still: Tensor, moving: Tensor, maps: Tensor) -> Tensor:
 def _seen(still: Tensor, moving: Tensor, maps: Tensor, sigma: float) -> Tensor:
     """(n,) NCC of the detail that both (n, 1, S, S) show where they overlap within the disc."""
     seen = _warp(moving, maps)
-    weight = (_warp(torch.ones_like(moving), maps) > 0.999).float() * _disc(still.shape[-1])
+    weight = (_warp(torch.ones_like(moving), maps, "zeros") > 0.999).float() * _disc(still.shape[-1])
     value = _correlation(_level(still, sigma), _level(seen, sigma), weight)
     return value.where(weight.mean((1, 2, 3)) > _OVERLAP, torch.zeros(()))
 
@@ -277,16 +286,16 @@ def confirm(
         for mirror in (0, 1):
             for half_turn in (1.0, -1.0):
                 found = _place(small[0], small[1], half_turn * known[torch.from_numpy(poses_of[rows, mirror])])
-                found = _register(small[0], small[1], found, 10)
+                found = _register(small[0], small[1], found, 10, _STIFF)
                 fit = _fit(small[0], small[1], found)
                 maps = torch.where((fit > best)[:, None, None], found, maps)
                 best = torch.maximum(best, fit)
         going = torch.arange(len(rows))
-        for side, worth in ((32, _WORTH[0]), (SIDE, _WORTH[1])):
+        for side, worth, stiff in ((32, _WORTH[0], _STIFF), (SIDE, _WORTH[1], _STIFF / 4)):
             going = going[best[going] >= worth]
             if len(going):
                 still, moving = (F.adaptive_avg_pool2d(picture[going], side) for picture in level)
-                maps[going] = _register(still, moving, maps[going], 8)
+                maps[going] = _register(still, moving, maps[going], 8, stiff)
                 best[going] = _fit(still, moving, maps[going])
         if len(going):
             similarity[rows[going.numpy()]] = _seen(one[going], other[going], maps[going], _DETAIL).numpy()

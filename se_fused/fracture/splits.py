@@ -41,14 +41,14 @@ def _check(manifest: Manifest, parts: int, unit: dict[str, str]) -> None:
     missing = [record for record in manifest.records if not record.patient]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(manifest)} images have no patient, the first {missing[0].path.name}: se-fused prepare "
-            "derives groups"
+            f"{len(missing)} of {len(manifest)} images have no patient, the first {missing[0].path.name}: "
+            "se-fused prepare derives groups"
         )
     unlabelled = [record for record in manifest.records if not record.label]
     if unlabelled:
         raise InputError(
-            f"{len(unlabelled)} of {len(manifest)} images have no label, the first {unlabelled[0].path.name}: label them or "
-            "leave them out"
+            f"{len(unlabelled)} of {len(manifest)} images have no label, the first {unlabelled[0].path.name}: "
+            "label them or leave them out"
         )
     if len(manifest.classes) < 2:
         raise InputError(f"all images are of one class, {manifest.classes[0]!r}: a classifier needs two or more")
@@ -61,8 +61,8 @@ def _check(manifest: Manifest, parts: int, unit: dict[str, str]) -> None:
         having = {unit[record.patient] for record in manifest.records if record.label == name}
         if len(having) < parts:
             raise InputError(
-                f"class {name!r} has images of {_patients(len(having))} only, so it cannot be in all of {parts} splits: "
-                "add images of it, merge it with another class, or leave it out"
+                f"class {name!r} has images of {_patients(len(having))} only, so it cannot be in all of {parts} "
+                "splits: add images of it, merge it with another class, or leave it out"
             )
 
 
