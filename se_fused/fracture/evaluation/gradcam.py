@@ -10,6 +10,7 @@ pixels that is a sixth of its width, and would put the heat beside the fracture.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ __all__ = ["grad_cam"]
 _LEAST = 6
 _EARLIER = ("layer3", "layer2", "features.denseblock3", "features.denseblock2")  # deepest first
 _PROBE = 8  # positions of a map for the receptive fields' centres: in the middle they end inside the image
+
+# Once a model: a centre is one of its kernels and strides; its weights move the estimate by a pixel or two.
+_CENTRES: WeakKeyDictionary[nn.Module, dict[tuple[str, int], float]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -138,7 +142,10 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor |
                 )
             (slope,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
             stride = round(images.shape[3] / features.shape[3])
-            first = _first_centre(model, layer, stride) if stride > 1 else 0.0
+            known = _CENTRES.setdefault(model, {})
+            if stride > 1 and (layer, stride) not in known:
+                known[layer, stride] = _first_centre(model, layer, stride)
+            first = known.get((layer, stride), 0.0)
     finally:
         model.train(training)
     maps = (features.detach() * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu().float()
