@@ -97,7 +97,9 @@ def test_different_patients_are_not_the_same(pictures, tmp_path):
     assert found.clusters == () and found.pairs == ()
 
 
-HARD = {"turn 12": 0.75, "turn -12, flip": 0.8, "zoom": 0.9, "crop": 0.85}
+HARD = {
+    "turn 12": 0.75, "turn -12, flip": 0.85, "zoom": 0.9, "crop": 0.8, "gamma": 0.85, "white border": 0.9, "noise": 0.9,
+}  # fmt: skip
 """Shares that are found even so; straight bones have nothing that tells how far along them a copy was moved."""
 
 
@@ -200,7 +202,7 @@ def test_named_patients_take_more_to_be_the_same(pictures, tmp_path, monkeypatch
     images = {"1.png": pictures[0], "2.png": pictures[1]}
     assert find(written(tmp_path, images)).clusters
     assert not find(written(tmp_path, images, patient=str)).clusters
-    value = SURE
+    value = SURE + 1e-3
     assert find(written(tmp_path, images, patient=str)).clusters
 
 
@@ -241,10 +243,10 @@ def test_registration_finds_the_map(pictures):
     level = [similarity._level(picture, similarity.SIDE / 6) for picture in (still, moving)]
     start = torch.eye(2, 3).expand(6, 2, 3)
     found = similarity._register(*level, similarity._register(*level, start, 10, 0.2), 20, 0.05)
-    assert (similarity._seen(still, moving, found, 2.0) > 0.95).all()
-    assert (similarity._seen(still, moving, start, 2.0) < 0.9).all()
+    after, before = (similarity._seen(still, moving, maps, 2.0) for maps in (found, start))
+    assert (after > before + 0.1).all() and (after > 0.99).sum() >= 5
     # Along a straight bone nothing holds the map, so not all come out alike; most do.
-    assert ((found - true).abs().amax((1, 2)) < 0.02).sum() >= 4
+    assert ((found - true).abs().amax((1, 2)) < 0.03).sum() >= 4
 
 
 def test_a_pair_found_from_either_side_has_the_same_pose():

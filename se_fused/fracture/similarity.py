@@ -272,7 +272,7 @@ def confirm(
         progress: told the share that is done.
 
     Returns:
-        (m,) NCC of the detail, -1 to 1; 0 where nothing fits so well that it was worth a closer look.
+        (m,) NCC of the detail, 0 to 1; 0 where nothing fits so well that it was worth a closer look.
     """
     similarity = np.zeros(len(pairs), np.float32)
     known = poses()
@@ -281,23 +281,24 @@ def confirm(
         one, other = (_float(thumbnails, torch.from_numpy(pairs[rows, side])) for side in (0, 1))
         level = [_level(picture, SIDE / 6) for picture in (one, other)]
         small = [F.adaptive_avg_pool2d(picture, _FIRST) for picture in level]
-        # With and without mirror and half a turn: the one that fits best after a coarse registration goes on.
-        best, maps = torch.full((len(rows),), -2.0), torch.zeros(len(rows), 2, 3)
+        # With and without mirror and half a turn: the two that fit best after a coarse registration go on.
+        starts = []
         for mirror in (0, 1):
             for half_turn in (1.0, -1.0):
                 found = _place(small[0], small[1], half_turn * known[torch.from_numpy(poses_of[rows, mirror])])
-                found = _register(small[0], small[1], found, 10, _STIFF)
-                fit = _fit(small[0], small[1], found)
-                maps = torch.where((fit > best)[:, None, None], found, maps)
-                best = torch.maximum(best, fit)
-        going = torch.arange(len(rows))
-        for side, worth, stiff in ((32, _WORTH[0], _STIFF), (SIDE, _WORTH[1], _STIFF / 4)):
-            going = going[best[going] >= worth]
+                starts.append(_register(small[0], small[1], found, 10, _STIFF))
+        fits, order = torch.stack([_fit(small[0], small[1], found) for found in starts]).topk(2, 0)
+        all_maps = torch.stack(starts)
+        for fit, which in zip(fits, order, strict=True):
+            maps, going = all_maps[which, torch.arange(len(rows))], torch.arange(len(rows))
+            for side, worth, stiff in ((32, _WORTH[0], _STIFF), (SIDE, _WORTH[1], _STIFF / 4)):
+                going = going[fit[going] >= worth]
+                if len(going):
+                    still, moving = (F.adaptive_avg_pool2d(picture[going], side) for picture in level)
+                    maps[going] = _register(still, moving, maps[going], 8, stiff)
+                    fit[going] = _fit(still, moving, maps[going])
             if len(going):
-                still, moving = (F.adaptive_avg_pool2d(picture[going], side) for picture in level)
-                maps[going] = _register(still, moving, maps[going], 8, stiff)
-                best[going] = _fit(still, moving, maps[going])
-        if len(going):
-            similarity[rows[going.numpy()]] = _seen(one[going], other[going], maps[going], _DETAIL).numpy()
+                value = _seen(one[going], other[going], maps[going], _DETAIL).numpy()
+                similarity[rows[going.numpy()]] = np.maximum(similarity[rows[going.numpy()]], value)
         progress(min(1.0, (start + _BATCH) / len(pairs)))
     return similarity
