@@ -67,3 +67,13 @@ def instructions(request):
     if cpu.capability(request.param) != request.param:
         pytest.skip(f"this processor has no {request.param}")
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def application_on_one_thread(request):
+    """The application's tests train networks so small that two threads on a busy machine mostly wait for each other."""
+    threads = torch.get_num_threads()
+    if request.module.__name__.startswith("test_fracture_"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ pytest.importorskip("torchvision", reason="training needs torchvision")
 pytest.importorskip("matplotlib", reason="training draws its curves")
 pytest.importorskip("yaml", reason="configurations need PyYAML")
 
-import torch
 from PIL import Image
 
 import se_fused
@@ -34,15 +32,6 @@ SETTINGS = {
     "training.device": "cpu",
     "training.tensorboard": False,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads on a busy machine wait for each other ten times as long as they work on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 evaluate = outcome.finish

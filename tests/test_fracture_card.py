@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from module_support import one_thread  # noqa: F401
 
 for module in ("PIL", "torchmetrics", "sklearn", "yaml", "lightning"):
     pytest.importorskip(module)

@@ -51,15 +51,6 @@ def write_run(folder, name, seed, manifest, skill):
 SKILLS = {"seresnet50": 8.0, "resnet50": 0.2, "unet": 0.5, "densenet121": 0.5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers of 4 channels gain nothing from a second thread, and wait long for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two trainings of each of the four systems, SE-ResNet far better than the others."""

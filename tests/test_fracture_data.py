@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from fracture_training_support import no_evaluation, one_thread, small_config, write_phantoms  # noqa: F401
+from fracture_training_support import no_evaluation, small_config, write_phantoms  # noqa: F401
 from PIL import Image
 
 from se_fused.fracture.data import Augmentation, Batches, Loader, RadiographDataset, cache, decode_all

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from module_support import one_thread, randomise  # noqa: F401
+from module_support import randomise
 from torch import Tensor, nn
 
 pytest.importorskip("PIL")

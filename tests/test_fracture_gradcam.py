@@ -25,15 +25,6 @@ from se_fused.fracture.images import load_radiograph
 from se_fused.models._classifier import ImageClassifier
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers of 4 channels gain nothing from a second thread, and wait long for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def by_definition(model, images, classes):
     """Selvaraju's equations 1 and 2, one image after the other, with slopes through the whole network.
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from module_support import one_thread  # noqa: F401
 from torch import nn
 
 pytest.importorskip("torchmetrics", reason="se_fused[train] is not installed")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from module_support import one_thread, randomise  # noqa: F401
+from module_support import randomise
 
 pytest.importorskip("PIL")
 pytest.importorskip("typer")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fracture_training_support import finish, no_evaluation, one_thread, small_config, start, write_phantoms  # noqa: F401
+from fracture_training_support import finish, no_evaluation, small_config, start, write_phantoms  # noqa: F401
 
 from se_fused.fracture.errors import InputError
 from se_fused.fracture.training import checkpoints

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from module_support import one_thread  # noqa: F401
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")

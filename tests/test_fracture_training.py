@@ -13,7 +13,6 @@ from fracture_training_support import (  # noqa: F401
     evaluate,
     finish,
     no_evaluation,
-    one_thread,
     small_config,
     start,
     write_phantoms,
