@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from .. import report
 from .._files import write_text
 from ._app import app, at_least, bad, check_output, progress_bar
 
@@ -88,7 +87,7 @@ def audit_command(
     with progress_bar("audit") as progress:
         found = duplicates.find(manifest, progress)
     seen = audit(manifest, found=found)
-    text = json.dumps(report._finite(seen.as_dict()), indent=1) + "\n"
+    text = json.dumps(seen.as_dict(), indent=1) + "\n"
     if to_file is not None:
         write_text(to_file, text)
     pairs = draw_pairs(manifest, found, plot) if plot is not None else 0

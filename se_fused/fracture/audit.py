@@ -1,6 +1,7 @@
 """What is wrong with a data set before anything is trained on it: leaks between splits above all."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from .splits import parted
 __all__ = ["Audit", "audit", "draw_pairs"]
 
 Progress = Callable[[str, float], None]
+Row = tuple[str, str, str, str, str, float | None]
 
 _FLAT = 0.01  # standard deviation, of the range from black to white, below which a picture shows nothing
 _SHOWN = 8  # of a list on the screen
@@ -32,7 +34,8 @@ class Audit:
         folder: the deepest one that holds all images.
         images, patients, unlabelled: how many; patients count groups that were derived too.
         damaged: {path: why it cannot be read}.
-        across_splits: pairs that are the same in two splits, (one, its split, other, its split, kind, similarity).
+        across_splits: pairs that are the same in two splits, (one, its split, other, its split, kind, similarity);
+            kind as in :class:`se_fused.fracture.duplicates.Pair`, or "chain" (through images that have no split).
         patients_across_splits: {patient: splits}.
         across_patients: pairs that are the same of two patients, as above with patients' numbers in this data set
             instead of splits.
@@ -53,10 +56,10 @@ class Audit:
     patients: int
     unlabelled: int
     damaged: dict[str, str]
-    across_splits: tuple[tuple[str, str, str, str, str, float], ...]
+    across_splits: tuple[Row, ...]
     patients_across_splits: dict[str, tuple[str, ...]]
-    across_patients: tuple[tuple[str, str, str, str, str, float], ...]
-    conflicting: tuple[tuple[str, str, str, str, str, float], ...]
+    across_patients: tuple[Row, ...]
+    conflicting: tuple[Row, ...]
     copies: int
     clusters: int
     largest_cluster: int
@@ -123,7 +126,7 @@ def _lines(found: Audit) -> list[str]:
             if len(entries) > _SHOWN:
                 out.append(f"  ... and {len(entries) - _SHOWN} more (--json FILE lists all)")
 
-    def pairs(rows: Sequence[tuple[str, str, str, str, str, float]]) -> list[str]:
+    def pairs(rows: Sequence[Row]) -> list[str]:
         return [f"{one} ({a}) = {other} ({b}): {_KINDS[kind]}{_value(kind, v)}" for one, a, other, b, kind, v in rows]
 
     section("LEAK: the same image in two splits", pairs(found.across_splits))
@@ -152,7 +155,7 @@ _KINDS = {"file": "the same file", "pixels": "the same pixels", "near": "a chang
           "chain": "through a chain of images that are the same"}  # fmt: skip
 
 
-def _value(kind: str, value: float) -> str:
+def _value(kind: str, value: float | None) -> str:
     return f", NCC {value:.2f}" if kind == "near" else ""
 
 
@@ -198,13 +201,22 @@ def audit(manifest: Manifest, progress: Progress = lambda what, share: None, fou
     def short(path: Path) -> str:
         return path.relative_to(folder).as_posix()
 
-    def differing(attribute: str) -> tuple[tuple[str, str, str, str, str, float], ...]:
+    def differing(attribute: str) -> tuple[Row, ...]:
         rows = []
         for pair in _connected(found, records, attribute):
             a, b = (str(getattr(records[path], attribute)) for path in (pair.one, pair.other))
             if attribute == "patient":
                 a, b = numbers[a], numbers[b]
-            rows.append((short(pair.one), a, short(pair.other), b, pair.kind, pair.similarity))
+            rows.append(
+                (
+                    short(pair.one),
+                    a,
+                    short(pair.other),
+                    b,
+                    pair.kind,
+                    None if math.isnan(pair.similarity) else pair.similarity,
+                )
+            )
         return tuple(rows)
 
     people = sorted({record.patient for record in manifest.records if record.patient})
