@@ -17,7 +17,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write that finds the disk full does not name its file
+        if error.errno is not None:  # without a number the text is all there is, and a name would replace it
+            error.filename = error.filename or str(path)  # a write that finds the disk full does not name its file
         raise
     finally:
         part.unlink(missing_ok=True)
