@@ -5,9 +5,12 @@ import base64
 import io
 import os
 import re
+import socket
 import stat
 import threading
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
-pytest.importorskip("uvicorn")
+uvicorn = pytest.importorskip("uvicorn")
 Image = pytest.importorskip("PIL.Image")
 # ruff: noqa: E402 (what may be missing is asked for first)
 from starlette.testclient import TestClient
@@ -220,12 +223,46 @@ class _Stream:
             yield bytes(1000)
 
 
-def test_what_is_announced_as_too_large_is_not_read() -> None:
-    request = _Stream(100)
-    request.headers["content-length"] = "100000"
-    with pytest.raises(upload.HTTPException) as error:
-        asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
-    assert error.value.status_code == 413 and request.taken == 0
+def test_who_asks_before_sending_too_much_is_told_at_once() -> None:
+    for expect, taken in (("100-Continue", 0), ("", 11)):
+        request = _Stream(100)
+        request.headers = {"content-length": "100000", "expect": expect}
+        with pytest.raises(upload.HTTPException) as error:
+            asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
+        assert error.value.status_code == 413 and request.taken == taken
+
+
+@pytest.fixture
+def address(predictor: Predictor) -> Iterator[str]:
+    """Of the application behind a real socket, which takes 60 kB."""
+    app = create_app(predictor, max_bytes=60_000)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.mark.parametrize("size", [60_001, 119_999])
+def test_the_refusal_arrives_at_a_client_that_sends_before_it_listens(size: int, address: str) -> None:
+    """A browser does; closed too early, its connection is reset, and the page can only say a number."""
+    host, port = address.removeprefix("http://").split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {size}\r\n\r\n"
+            connection.sendall(head.encode())
+            sent = bytes(size)
+            for start in range(0, size, 4096):
+                connection.sendall(sent[start : start + 4096])
+                time.sleep(0.0005)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than the 0.06 MB" in answer
 
 
 def test_slots_of_failed_uploads_are_free_again(predictor: Predictor) -> None:
@@ -238,7 +275,7 @@ def test_an_upload_is_cut_off_at_the_limit_and_not_read_to_its_end() -> None:
     request = _Stream(100)
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
-    assert error.value.status_code == 413 and request.taken == 6
+    assert error.value.status_code == 413 and request.taken == 11, "read away: as much again as is taken"
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(_Stream(100, 0.02), 500_000, 0.1))  # type: ignore[arg-type]
     assert error.value.status_code == 408

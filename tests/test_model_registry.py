@@ -107,7 +107,7 @@ def test_refuses(arguments: dict[str, object], error: type[Exception], message: 
 def test_layout_errors() -> None:
     with pytest.raises(ValueError, match=r"cardinality must be 1 with BasicBlock, got 2; Bottleneck takes others"):
         SEResNet(BasicBlock, (1, 1, 1, 1), cardinality=2)
-    with pytest.raises(ValueError, match=r"layers must hold the blocks of 4 stages, got \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"layers must hold one number for each of 4 stages, got \(1, 1\)"):
         SEResNet(BasicBlock, (1, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"layers\[2\] must be an int of at least 1, got 0"):
         SEResNet(BasicBlock, (1, 1, 0, 1), device="meta")

@@ -27,7 +27,11 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
-    """The request's body, refused as soon as it is known to be too large: by its announced length, or while it arrives.
+    """The request's body, or a refusal.
+
+    What is too large is read away before it is refused, as much again as is taken and no part of it kept: a connection
+    that is closed while a browser still sends is reset, and the reason is lost on its way. Who asks before sending
+    (``Expect: 100-continue``, as curl does) is told at once.
 
     Raises:
         HTTPException: 413 above `limit` bytes, 408 if it takes longer than `seconds`, 422 if there is none.
@@ -36,19 +40,28 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
         413, f"larger than the {limit / 1e6:g} MB that are taken; send a smaller file", {"Connection": "close"}
     )
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    refused = announced.isdecimal() and int(announced) > limit
+    if refused and request.headers.get("expect", "").casefold() == "100-continue":
         raise too_large
-    body = bytearray()
+    body, arrived = bytearray(), 0
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
-                body += part
-                if len(body) > limit:
-                    raise too_large
+                arrived += len(part)
+                refused = refused or arrived > limit
+                if arrived > 2 * limit:
+                    break
+                if refused:
+                    body.clear()
+                else:
+                    body += part
     except TimeoutError:
-        raise HTTPException(408, "the file took too long to arrive", {"Connection": "close"}) from None
+        if not refused:
+            raise HTTPException(408, "the file took too long to arrive", {"Connection": "close"}) from None
     except ClientDisconnect:
         raise HTTPException(400, "the file broke off") from None  # nobody reads it; an error would be logged
+    if refused:
+        raise too_large
     if not body:
         raise HTTPException(422, f"the file is empty; {_WANTED}")
     return body

@@ -1,10 +1,13 @@
 // The page: files are sent one after another; names stay here, only bytes are sent.
 
 const $ = (id) => document.getElementById(id);
+const SILENT = "no answer: is se-fused serve still running?";
 const items = [];
 let current = null;
-let limit = Infinity;
 let running = false;
+
+const known = fetch("about").then((response) => response.json());
+known.catch(() => {}); // said where it is waited for
 
 const percent = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 const say = (text) => { $("said").textContent = text; };
@@ -32,7 +35,7 @@ async function ask(file, explain) {
       const headers = { "Content-Type": "application/octet-stream" };
       response = await fetch(address, { method: "POST", body: file, headers });
     } catch {
-      throw new Error("no answer: is se-fused serve still running?");
+      throw new Error(SILENT);
     }
     if (response.status === 503) {
       await new Promise((done) => setTimeout(done, 1000));
@@ -61,6 +64,7 @@ async function work() {
     item.state = "busy";
     show();
     try {
+      const limit = (await known.catch(() => { throw new Error(SILENT); })).max_bytes;
       if (item.file.size > limit) throw new Error(`larger than the ${limit / 1e6} MB that are taken; send a smaller file`);
       await receive(item);
       const best = item.answer.classes[item.answer.predicted];
@@ -200,8 +204,7 @@ document.addEventListener("drop", (event) => {
 });
 strength();
 
-const about = await fetch("about").then((response) => response.json());
-limit = about.max_bytes;
+const about = await known;
 $("model").textContent = `${about.models > 1 ? `${about.models} × ` : ""}${about.model} · ${about.preprocessing.size} px · ${about.classes.length} classes`;
-$("limits").textContent = `PNG, JPEG, TIFF or DICOM, 8 or 16 bit, up to ${limit / 1e6} MB. Read in memory, never kept.`;
+$("limits").textContent = `PNG, JPEG, TIFF or DICOM, 8 or 16 bit, up to ${about.max_bytes / 1e6} MB. Read in memory, never kept.`;
 $("warning").textContent = about.warning ?? "";
