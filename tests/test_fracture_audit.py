@@ -184,6 +184,42 @@ def test_prepare_leaves_out_what_has_no_label(folder, tmp_path):
     assert len(kept) == 35 and any("1 image without label" in note for note in kept.notes)
 
 
+def test_prepare_merges_classes_and_leaves_them_out(pictures, tmp_path, capfd):
+    data, out = tmp_path / "data.csv", tmp_path / "manifest.csv"
+    records(tmp_path, pictures, *((i, False, "abc"[i % 3], f"p{i}", "") for i in range(12))).save(data)
+    assert prepare(data).classes == ("a", "b", "c")
+    merged = prepare(data, labels={"c": "b"})
+    assert merged.classes == ("a", "b") and len(merged) == 12
+    exchanged = {r.path: r.label for r in prepare(data, labels={"c": "b", "b": "c"}).records}
+    assert [exchanged[r.path] for r in prepare(data).records if r.label == "b"] == ["c"] * 4
+    assert __main__.main(["prepare", str(data), "--output", str(out), "--label", "c="]) == 0
+    assert "class 'c' (4 images) left out" in capfd.readouterr().out
+    fewer = Manifest.load(out)
+    assert fewer.classes == ("a", "b") and len(fewer) == 8
+    for labels, message in (
+        ({"tibia": "x"}, "there is no class 'tibia', only 'a', 'b', 'c'"),
+        (dict.fromkeys("abc", ""), "they leave no class"),
+        ({"b": "", "c": ""}, "a classifier needs two"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(data, labels=labels)
+    for wrong in (["a"], ["=a"], ["a=b", "a=c"]):
+        options = [part for text in wrong for part in ("--label", text)]
+        assert __main__.main(["prepare", str(data), "--output", str(out), *options]) == 2
+        assert "--label" in capfd.readouterr().err
+    assert Manifest.load(out).classes == ("a", "b")
+
+
+def test_a_class_of_one_patient_is_told_how_to_leave_it_out(pictures, tmp_path):
+    rows = [(i, False, "abc"[i % 2], f"p{i}", "") for i in range(12)]
+    records(tmp_path, pictures, *rows, (12, False, "lone one", "p0", "")).save(tmp_path / "manifest.csv")
+    with pytest.raises(
+        InputError, match=r"prepare --label 'lone one=OTHER'\), or leave it out \(--label 'lone one='\)"
+    ):
+        prepare(tmp_path / "manifest.csv")
+    assert prepare(tmp_path / "manifest.csv", labels={"lone one": ""}).classes == ("a", "b")
+
+
 def test_shipped_splits_that_leak_are_made_anew(pictures, tmp_path, capfd):
     for i, grey in enumerate(pictures):
         save(tmp_path / "set" / ("train", "valid", "test")[i % 3] / "ab"[i // 3 % 2] / f"{i}.png", grey)

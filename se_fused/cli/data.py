@@ -22,6 +22,15 @@ def _fractions(text: str) -> tuple[float, ...]:
     return found
 
 
+def _labels(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        old, sign, new = (part.strip() for part in text.rpartition("="))
+        if not sign or not old or found.setdefault(old, new) != new:
+            raise bad("--label", f"must be CLASS=NAME, or CLASS= to leave it out, once a class; got {text!r}")
+    return found
+
+
 def _check_layout(layout: str) -> None:
     from ..fracture.layouts import LAYOUTS
     from ._app import choice
@@ -39,13 +48,17 @@ def prepare_command(
     keep_splits: Annotated[
         bool, typer.Option("--keep-splits", help="Keep the data set's own splits even if they leak.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=NAME", help="Call a class so, or merge it with that one; CLASS= leaves it out."),
+    ] = None,
 ) -> None:
     """Make a data set ready for training: one table of its images, copies kept together, split by patient.
 
     Where no patients are named, images that are the same (copied, turned, mirrored, cropped, regreyed) form groups
     that stand in for them. Splits that the data set comes with are kept unless they leak.
     """
-    parts = _fractions(fractions)
+    parts, labels = _fractions(fractions), _labels(label or [])
     at_least("--seed", seed, 0)
     _check_layout(layout)
     check_output("--output", output)
@@ -55,7 +68,7 @@ def prepare_command(
     from ..fracture.preparing import prepare_and_find
 
     with progress_bar("prepare") as progress:
-        manifest, found = prepare_and_find(root, layout, seed, parts, keep_splits or None, progress)
+        manifest, found = prepare_and_find(root, layout, seed, parts, keep_splits or None, progress, labels)
     seen = audit(manifest, found=found)
     manifest.save(output)
     print(seen.text(), end="")

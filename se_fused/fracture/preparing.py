@@ -1,17 +1,20 @@
 """From a folder, or a manifest in which something is missing, to a manifest that can be trained on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from . import duplicates
+from .errors import InputError
 from .manifest import Manifest
 from .splits import split
 
 __all__ = ["open_manifest", "prepare"]
 
 Progress = Callable[[str, float], None]
+_AS_THEY_ARE: Mapping[str, str] = {}
 
 
 def open_manifest(path: str | os.PathLike[str], layout: str = "auto") -> Manifest:
@@ -31,6 +34,27 @@ def open_manifest(path: str | os.PathLike[str], layout: str = "auto") -> Manifes
     return read(path, layout)
 
 
+def _relabelled(manifest: Manifest, labels: Mapping[str, str]) -> Manifest:
+    """The manifest with its classes called as `labels` says, without those called ""."""
+    counts = Counter(record.label for record in manifest.records)
+    for name in labels:
+        if name not in counts:
+            known = ", ".join(repr(label) for label in sorted(filter(None, counts)))
+            raise InputError(f"labels: there is no class {name!r}, only {known}")
+    kept = tuple(
+        replace(record, label=labels.get(record.label, record.label))
+        for record in manifest.records
+        if labels.get(record.label) != ""
+    )
+    if not kept:
+        raise InputError("labels: they leave no class; keep two at least")
+    notes = tuple(
+        f"class {old!r} ({counts[old]} images) " + (f"is called {new!r}" if new else "left out")
+        for old, new in labels.items()
+    )
+    return replace(manifest, records=kept, notes=(*manifest.notes, *notes))
+
+
 def prepare(
     path: str | os.PathLike[str],
     layout: str = "auto",
@@ -38,6 +62,7 @@ def prepare(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     keep_splits: bool | None = None,
     progress: Progress = lambda what, share: None,
+    labels: Mapping[str, str] = _AS_THEY_ARE,
 ) -> Manifest:
     """Read a data set, look for images that are the same, derive groups where patients are not known, and split.
 
@@ -48,14 +73,16 @@ def prepare(
         fractions: of the images in train, valid and test.
         keep_splits: as `keep` of :func:`se_fused.fracture.splits.split`.
         progress: told what is being done and the share that is done.
+        labels: what a class is called from here on: ``{"spiral": "oblique"}`` merges the two, ``{"none": ""}`` leaves
+            that class out.
 
     Returns:
         The manifest: every image readable, with label, patient and split. Its notes say what was left out and why.
 
     Raises:
-        InputError: the data set cannot be read or split.
+        InputError: the data set cannot be read or split, or has no such class.
     """
-    manifest, _ = prepare_and_find(path, layout, seed, fractions, keep_splits, progress)
+    manifest, _ = prepare_and_find(path, layout, seed, fractions, keep_splits, progress, labels)
     return manifest
 
 
@@ -66,9 +93,10 @@ def prepare_and_find(
     fractions: Sequence[float],
     keep_splits: bool | None,
     progress: Progress,
+    labels: Mapping[str, str],
 ) -> tuple[Manifest, duplicates.Duplicates]:
     """`prepare`, and the images that are the same, so that an audit need not look for them again."""
-    manifest = open_manifest(path, layout)
+    manifest = _relabelled(open_manifest(path, layout), labels)
     found = duplicates.find(manifest, progress)
     manifest = duplicates.with_groups(manifest, found=found)
     unlabelled = sum(not record.label for record in manifest.records)

@@ -62,7 +62,8 @@ def _check(manifest: Manifest, parts: int, unit: dict[str, str]) -> None:
         if len(having) < parts:
             raise InputError(
                 f"class {name!r} has images of {_patients(len(having))} only, so it cannot be in all of {parts} "
-                "splits: add images of it, merge it with another class, or leave it out"
+                f"splits: add images of it, merge it with another class (se-fused prepare --label '{name}=OTHER'), or "
+                f"leave it out (--label '{name}=')"
             )
 
 
