@@ -150,7 +150,7 @@ def rare(images_of):
         (without(made(), label="none"), "one class, 'none'"),
         (Manifest((*made().records[:1], Record(Path("/x.png"), "", "p9"))), "images have no label, the first x.png"),
         (without(made(), patient="p1"), "1 patient "),
-        (rare(2), "class 'spiral' has images of 2 patients"),
+        (rare(2), "'spiral' has images of 2 patients"),
     ],
 )
 def test_what_cannot_be_split(manifest, says):

@@ -57,14 +57,16 @@ def _check(manifest: Manifest, parts: int, unit: dict[str, str]) -> None:
         raise InputError(
             f"{_patients(len(people))} cannot fill {parts} splits: at least {parts} are needed; add images of others"
         )
+    few = []
     for name in manifest.classes:
         having = {unit[record.patient] for record in manifest.records if record.label == name}
         if len(having) < parts:
-            raise InputError(
-                f"class {name!r} has images of {_patients(len(having))} only, so it cannot be in all of {parts} "
-                f"splits: add images of it, merge it with another class (se-fused prepare --label '{name}=OTHER'), or "
-                f"leave it out (--label '{name}=')"
-            )
+            few.append(f"{name!r} has images of {_patients(len(having))}")
+    if few:
+        raise InputError(
+            f"each class needs images of {parts} patients, for each of {parts} splits; {', '.join(few)}: add images, "
+            "merge classes (se-fused prepare --label CLASS=OTHER) or leave them out (--label CLASS=)"
+        )
 
 
 def _patients(number: int) -> str:
