@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")]
 _SHOWN = 40
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def _needs(extra: str, error: ImportError) -> InputError:
@@ -230,11 +229,11 @@ def serve_command(
         if not re.fullmatch(r"[A-Za-z0-9.:-]+", name):
             raise bad("--allow-host", f"must be a host's name or address without port, such as radiology-7; got {name}")
     try:
-        from ..fracture.deploy.serve import run
+        from ..fracture.deploy.serve import LOCAL, run
     except ImportError as error:
         raise _needs("serve", error) from None
 
-    if host not in _LOCAL:
+    if host not in LOCAL:
         print(
             f"se-fused serve: warning: {host} is reached from other machines: there is no password and no encryption. "
             "Radiographs sent to it can be read on the way. Listen on 127.0.0.1, or put a proxy with both before it",

@@ -189,7 +189,8 @@ def compare_models_command(
 
 
 def _show_comparison(content: dict[str, Any], output: Path) -> None:
-    from ..fracture.evaluation.comparison_report import BASELINES, COLUMNS, mean_sd
+    from ..fracture.evaluation.baselines import TITLES
+    from ..fracture.evaluation.comparison_report import COLUMNS, mean_sd
     from ..fracture.evaluation.report import percent
 
     to = report.console()
@@ -201,7 +202,7 @@ def _show_comparison(content: dict[str, Any], output: Path) -> None:
             made.add_row("  the paper's, different data", *(f"{value:.2f}" for value in theirs), style="dim")
     for name, row in content["baselines"].items():
         if "why" not in row:
-            made.add_row(BASELINES[name], *(percent(row[key]) for key in COLUMNS))
+            made.add_row(TITLES[name], *(percent(row[key]) for key in COLUMNS))
     clusters = content["clusters"]
     title = f"{content['images']} test images, %, mean ± sd over trainings [95 % over {clusters['what']}]"
     report.print_table(title, made, to)

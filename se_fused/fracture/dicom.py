@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
-__all__ = ["SUFFIXES", "Header", "is_dicom", "read", "read_header"]
+__all__ = ["SUFFIXES", "Header", "guarded", "is_dicom", "read", "read_header"]
 
 Array = NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def _guarded(path: Path, failure: str) -> Iterator[None]:
+def guarded(path: Path, failure: str) -> Iterator[None]:
     """Turn whatever pydicom raises into `failure`, and keep its warnings and its log to itself: they quote values.
 
     One thread at a time, since the filters of warnings belong to the process.
@@ -130,7 +130,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         ImportError: pydicom is missing.
     """
     path = Path(path)
-    with _guarded(path, "its DICOM header is damaged; remove or replace the file"):
+    with guarded(path, "its DICOM header is damaged; remove or replace the file"):
         return _header(_dataset(path, stop_before_pixels=True, specific_tags=_HEADER))
 
 
@@ -252,13 +252,13 @@ def read(path: str | os.PathLike[str]) -> tuple[Array, Header]:
         ImportError: pydicom is missing.
     """
     path = Path(path)
-    with _guarded(path, "its DICOM header is damaged; remove or replace the file"):
+    with guarded(path, "its DICOM header is damaged; remove or replace the file"):
         dataset = _dataset(path)
         header = _header(dataset)
         _check(dataset, path, header)
-    with _guarded(path, "its DICOM pixel data are damaged or cut off; remove or replace the file"):
+    with guarded(path, "its DICOM pixel data are damaged or cut off; remove or replace the file"):
         values = dataset.pixel_array
-    with _guarded(path, "its DICOM grey scale (LUT, rescale or window) cannot be applied; export it as PNG"):
+    with guarded(path, "its DICOM grey scale (LUT, rescale or window) cannot be applied; export it as PNG"):
         if values.ndim == 3:  # pydicom has turned YBR into RGB; ITU-R BT.601 luma, as for pictures
             luma = values.astype(np.float64) @ (0.299, 0.587, 0.114)
             return np.clip(luma / (2 ** int(dataset.BitsStored) - 1), 0, 1).astype(np.float32), header

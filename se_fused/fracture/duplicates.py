@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import InputError
 from .fingerprints import Fingerprint, fingerprints
-from .manifest import Manifest, Record, natural_key
+from .manifest import Manifest, Record, natural_key, plural
 from .similarity import candidates, confirm
 
 __all__ = ["SAME", "SURE", "Duplicates", "Pair", "find", "known", "readable", "with_groups"]
@@ -167,7 +167,7 @@ def readable(manifest: Manifest, found: Duplicates) -> Manifest:
         raise InputError(f"none of the {len(found.damaged)} images can be read; the first: {first}: {why}")
     listed = "; ".join(f"{path.name}: {why}" for path, why in list(found.damaged.items())[:5])
     more = f"; and {len(found.damaged) - 5} more" if len(found.damaged) > 5 else ""
-    note = f"{_count(len(found.damaged), 'image')} left out as unreadable: {listed}{more}"
+    note = f"{plural(len(found.damaged), 'image')} left out as unreadable: {listed}{more}"
     return replace(manifest, records=rows, notes=(*manifest.notes, note))
 
 
@@ -204,7 +204,8 @@ def with_groups(
             owners.setdefault(cluster[record.path], set()).add(record.patient)
     names: dict[int | Path, str] = {}
     patients = {record.path: record.patient for record in manifest.records}
-    free = (name for name in map("group-{:04d}".format, count(1)) if name not in set(patients.values()))
+    taken = set(patients.values())
+    free = (name for name in map("group-{:04d}".format, count(1)) if name not in taken)
     derived: Counter[str] = Counter()
     for path in sorted(patients, key=natural_key):
         if patients[path]:
@@ -217,8 +218,8 @@ def with_groups(
     notes = list(manifest.notes)
     if derived:
         notes.append(
-            f"{_count(derived.total(), 'image')} had no patient: {_count(len(derived), 'group')} of images that are "
-            f"the same stand in (the largest: {_count(max(derived.values()), 'image')})"
+            f"{plural(derived.total(), 'image')} had no patient: {plural(len(derived), 'group')} of images that are "
+            f"the same stand in (the largest: {plural(max(derived.values()), 'image')})"
         )
         notes += _chain(found, manifest)
     notes += [
@@ -249,7 +250,3 @@ def _chain(found: Duplicates, manifest: Manifest) -> list[str]:
         f"{len(largest) - 1} more: look at them with se-fused audit --plot; if they are different people, name the "
         "patients in the manifest"
     ]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

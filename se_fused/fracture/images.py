@@ -25,7 +25,17 @@ from .manifest import natural_key
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PICTURES", "SUFFIXES", "decode", "files", "load_folder", "load_radiograph", "save_sheet"]
+__all__ = [
+    "PICTURES",
+    "SUFFIXES",
+    "decode",
+    "files",
+    "letterbox",
+    "letterboxed",
+    "load_folder",
+    "load_radiograph",
+    "save_sheet",
+]
 
 Array = NDArray[np.float32]
 
@@ -99,15 +109,20 @@ def _upright(grey: Array, orientation: int) -> Array:
     return grey
 
 
-def _letterbox(grey: Array, size: int) -> Tensor:
+def letterboxed(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where an image lies in its letterboxed square: its top, left, height and width there, in pixels."""
+    longest = max(height, width)
+    high, wide = max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    return (size - high) // 2, (size - wide) // 2, high, wide
+
+
+def letterbox(grey: Array, size: int) -> Tensor:
     """(H, W) -> (1, size, size): the longer side fills the square, black fills the rest; antialiased."""
     height, width = grey.shape
-    longest = max(height, width)
-    new = max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    top, left, *new = letterboxed(height, width, size)
     picture = torch.from_numpy(np.array(grey, dtype=np.float32, order="C"))[None, None]
-    if new != (height, width):
+    if new != [height, width]:
         picture = F.interpolate(picture, new, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
     return F.pad(picture[0], (left, size - new[1] - left, top, size - new[0] - top))
 
 
@@ -169,7 +184,7 @@ def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
         ImportError: Pillow is missing, or pydicom for DICOM.
     """
     size = check_integer("size", size, 1)
-    return _letterbox(decode(path), size)
+    return letterbox(decode(path), size)
 
 
 def files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from .._files import write_text
 from .errors import InputError
 
-__all__ = ["NEGATIVES", "SPLITS", "Manifest", "Record", "natural_key", "ordered_classes"]
+__all__ = ["NEGATIVES", "SPLITS", "Manifest", "Record", "natural_key", "ordered_classes", "plural"]
 
 SPLITS = ("train", "valid", "test")
 """The names of splits; "" in a record: in none yet."""
@@ -51,6 +51,11 @@ class Record:
 
 
 _COLUMNS = tuple(f.name for f in fields(Record))
+
+
+def plural(count: int, name: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def natural_key(text: object) -> list[tuple[int, int | str]]:

@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from .._files import write_text
 from .errors import InputError
+from .manifest import Record
 
 __all__ = ["Predictions"]
 
@@ -43,6 +45,27 @@ class Predictions:
     probabilities: NDArray[np.float64]
     skipped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
+    @classmethod
+    def of(
+        cls,
+        classes: tuple[str, ...],
+        records: Sequence[Record],
+        probabilities: NDArray[np.float64],
+        skipped: Sequence[tuple[str, str]] = (),
+    ) -> "Predictions":
+        """The table of these records; labels that are no class count as unknown."""
+        numbers = {name: i for i, name in enumerate(classes)}
+        return cls(
+            classes,
+            tuple(str(record.path) for record in records),
+            tuple(record.patient for record in records),
+            tuple(record.study for record in records),
+            tuple(record.view for record in records),
+            np.array([numbers.get(record.label, -1) for record in records], np.int64),
+            probabilities,
+            tuple(skipped),
+        )
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -62,6 +85,25 @@ class Predictions:
             self.classes, some(self.paths), some(self.patients), some(self.studies), some(self.views),
             self.labels[places], self.probabilities[places],
         )  # fmt: skip
+
+    def averaged(self, keys: Sequence[Hashable | None]) -> "Predictions":
+        """A row for each key: the mean of its rows' probabilities, under the first one's path, without a view.
+
+        The label is that of its rows, or unknown where they differ. Rows of key None are in none.
+        """
+        places: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(keys):
+            if key is not None:
+                places.setdefault(key, []).append(i)
+        rows = list(places.values())
+        labels = [set(self.labels[those].tolist()) for those in rows]
+        means = [self.probabilities[those].mean(0) for those in rows]
+        return replace(
+            self.take(np.array([those[0] for those in rows], np.int64)),
+            views=("",) * len(rows),
+            labels=np.array([label.pop() if len(label) == 1 else -1 for label in labels], np.int64),
+            probabilities=np.array(means, np.float64).reshape(len(rows), len(self.classes)),
+        )
 
     def text(self) -> str:
         """The CSV: path, label, patient, study, view, predicted, then ``p:<class>`` for each class."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import duplicates
 from .errors import InputError
-from .manifest import Manifest
+from .manifest import Manifest, plural
 from .splits import split
 
 __all__ = ["open_manifest", "prepare"]
@@ -105,7 +105,7 @@ def prepare_and_find(
         manifest = replace(
             manifest,
             records=kept,
-            notes=(*manifest.notes, f"{unlabelled} image{'' if unlabelled == 1 else 's'} without label left out"),
+            notes=(*manifest.notes, f"{plural(unlabelled, 'image')} without label left out"),
         )
     whose = {record.path: record.patient for record in manifest.records}
     together = [{whose[path] for path in cluster if path in whose} for cluster in found.clusters]

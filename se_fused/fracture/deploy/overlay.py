@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..._files import write_whole
+from ..images import letterboxed
 from . import RESEARCH_USE_ONLY
 
 if TYPE_CHECKING:
@@ -38,12 +39,8 @@ def shown(picture: Array, longest: int = LONGEST) -> Bytes:
 
 def heat_on_picture(heat: Tensor, size: tuple[int, int]) -> Array:
     """A heat map of the letterboxed square, (S, S), as it lies on the picture itself: (h, w) in [0, 1]."""
-    side, (height, width) = heat.shape[0], size
-    longest = max(height, width)
-    # The margins of the letterbox, as load_radiograph rounds them.
-    inside = max(1, round(height * side / longest)), max(1, round(width * side / longest))
-    top, left = (side - inside[0]) // 2, (side - inside[1]) // 2
-    part = heat[top : top + inside[0], left : left + inside[1]]
+    top, left, high, wide = letterboxed(*size, heat.shape[0])
+    part = heat[top : top + high, left : left + wide]
     large = F.interpolate(part[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     return np.asarray(large.clamp(0, 1).numpy(), np.float32)
 

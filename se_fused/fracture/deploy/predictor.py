@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from ...nn import optimize_for_inference
 from ..classifier import Classifier
 from ..errors import InputError
 from ..evaluation.gradcam import grad_cam
-from ..images import _letterbox as letterbox
-from ..images import check_integer, decode
+from ..evaluation.predicting import read_batches
+from ..images import check_integer, decode, letterbox
 from ..manifest import Record
 from ..predictions import Predictions
 from .inputs import find_images
@@ -25,7 +24,6 @@ __all__ = ["Predictor", "by_study"]
 
 Array = NDArray[np.float32]
 Source = Classifier | str | os.PathLike[str]
-_READERS = 4
 
 
 def by_study(predictions: Predictions) -> Predictions:
@@ -34,21 +32,9 @@ def by_study(predictions: Predictions) -> Predictions:
     A study is what has the same patient and study; where an image has no study, the images of its folder are one. Its
     label is that of its images, or unknown where they differ.
     """
-    studies: dict[tuple[str, ...], list[int]] = {}
-    for i, path in enumerate(predictions.paths):
-        study = predictions.studies[i]
-        key = (predictions.patients[i], study) if study else ("", "", str(Path(path).parent))
-        studies.setdefault(key, []).append(i)
-    rows = list(studies.values())
-    first = predictions.take(np.array([places[0] for places in rows], np.int64))
-    labels = [set(predictions.labels[places].tolist()) for places in rows]
-    return replace(
-        first,
-        views=("",) * len(rows),
-        labels=np.array([label.pop() if len(label) == 1 else -1 for label in labels], np.int64),
-        probabilities=np.array([predictions.probabilities[places].mean(0) for places in rows], np.float64).reshape(
-            len(rows), len(predictions.classes)
-        ),
+    rows = zip(predictions.paths, predictions.patients, predictions.studies, strict=True)
+    return predictions.averaged(
+        [(patient, study) if study else ("", "", str(Path(path).parent)) for path, patient, study in rows]
     )
 
 
@@ -169,41 +155,14 @@ class Predictor:
         named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         records, empty = find_images(named)
         skipped = [(str(path), reason) for path, reason in empty]
+        seen = 0
         done: list[Record] = []
         rows = [np.empty((0, len(self.classes)))]
-
-        def read(record: Record) -> dict[int, Tensor] | str:
-            try:
-                return self.squares(decode(record.path))
-            except (ValueError, OSError) as error:
-                return str(error).removeprefix(f"{record.path}: ")
-
-        chunks = [records[i : i + self.batch] for i in range(0, len(records), self.batch)]
-        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-            ahead = [pool.submit(read, record) for record in chunks[0]] if chunks else []
-            for i, chunk in enumerate(chunks):
-                # The next batch is read while this one runs; no more, so that memory does not grow with the folder.
-                read_now, ahead = ahead, [pool.submit(read, r) for later in chunks[i + 1 : i + 2] for r in later]
-                pictures = []
-                for record, job in zip(chunk, read_now, strict=True):
-                    result = job.result()
-                    if isinstance(result, str):
-                        skipped.append((str(record.path), result))
-                    else:
-                        done.append(record)
-                        pictures.append(result)
-                if pictures:
-                    rows.append(self.probabilities(pictures))
-                share = min(1.0, (i + 1) * self.batch / len(records))
-                progress(f"{len(done)} of {len(records)} images", share)
-        numbers = {name: i for i, name in enumerate(self.classes)}
-        return Predictions(
-            self.classes,
-            tuple(str(record.path) for record in done),
-            tuple(record.patient for record in done),
-            tuple(record.study for record in done),
-            tuple(record.view for record in done),
-            np.array([numbers.get(record.label, -1) for record in done], np.int64),
-            np.concatenate(rows),
-            tuple(skipped),
-        )
+        for some, pictures, damaged in read_batches(records, self.batch, lambda path: self.squares(decode(path))):
+            done += some
+            skipped += damaged
+            if pictures:
+                rows.append(self.probabilities(pictures))
+            seen += len(some) + len(damaged)
+            progress(f"{len(done)} of {len(records)} images", seen / len(records))
+        return Predictions.of(self.classes, done, np.concatenate(rows), skipped)

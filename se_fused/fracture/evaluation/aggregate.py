@@ -39,21 +39,10 @@ def by_view(predictions: Predictions) -> dict[str, dict[str, Any]]:
 
 
 def _by(predictions: Predictions, keys: Sequence[tuple[str, ...] | None]) -> tuple[Predictions, int]:
-    """A row for each key, with the mean of its images' probabilities; and how many keys have several labels."""
-    places: dict[tuple[str, ...], list[int]] = {}
-    for i, key in enumerate(keys):
-        if key is not None:
-            places.setdefault(key, []).append(i)
-    kept = [rows for rows in places.values() if len(set(predictions.labels[rows].tolist())) == 1]
-    firsts = predictions.take(np.array([rows[0] for rows in kept], np.int64))
-    means = [predictions.probabilities[rows].mean(0) for rows in kept]
-    return (
-        Predictions(
-            firsts.classes, firsts.paths, firsts.patients, firsts.studies, ("",) * len(kept), firsts.labels,
-            np.array(means).reshape(len(kept), len(predictions.classes)),
-        ),
-        len(places) - len(kept),
-    )  # fmt: skip
+    """A row for each key whose images have one label, all being labelled; and how many keys have several."""
+    table = predictions.averaged(keys)
+    kept = table.take(table.labels >= 0)
+    return kept, len(table) - len(kept)
 
 
 def by_patient(predictions: Predictions) -> tuple[Predictions, int]:

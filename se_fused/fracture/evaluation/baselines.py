@@ -12,11 +12,17 @@ from ..errors import InputError
 from ..images import load_radiograph
 from ..manifest import Manifest, Record
 from ..predictions import Predictions
+from .predicting import read_batches
 
-__all__ = ["THUMBNAIL", "logistic", "majority"]
+__all__ = ["THUMBNAIL", "TITLES", "logistic", "majority"]
 
 THUMBNAIL = 16
 """Height and width of the regression's pictures."""
+
+TITLES = {"majority": "most frequent class", "logistic": f"logistic regression, {THUMBNAIL}×{THUMBNAIL} pixels"}
+"""What tables call them."""
+
+_BATCH = 32  # images read ahead
 
 
 def _train(manifest: Manifest) -> Manifest:
@@ -24,19 +30,6 @@ def _train(manifest: Manifest) -> Manifest:
     if not found.records:
         raise InputError("the manifest has no labelled images of the split train, which baselines are fitted on")
     return found
-
-
-def _table(manifest: Manifest, records: list[Record], probabilities: NDArray[np.float64]) -> Predictions:
-    numbers = {"": -1, **{name: i for i, name in enumerate(manifest.classes)}}
-    return Predictions(
-        manifest.classes,
-        tuple(str(r.path) for r in records),
-        tuple(r.patient for r in records),
-        tuple(r.study for r in records),
-        tuple(r.view for r in records),
-        np.array([numbers[r.label] for r in records], np.int64),
-        probabilities,
-    )
 
 
 def majority(manifest: Manifest, split: str = "test") -> Predictions:
@@ -48,20 +41,18 @@ def majority(manifest: Manifest, split: str = "test") -> Predictions:
     labels = [r.label for r in _train(manifest).records]
     shares = np.array([labels.count(name) / len(labels) for name in manifest.classes])
     records = list(manifest.where(split).records)
-    return _table(manifest, records, np.tile(shares, (len(records), 1)))
+    return Predictions.of(manifest.classes, records, np.tile(shares, (len(records), 1)))
 
 
 def _pictures(
-    manifest: Manifest, skipped: list[tuple[str, str]], tick: Callable[[], None]
+    manifest: Manifest, skipped: list[tuple[str, str]], tick: Callable[[int], None]
 ) -> tuple[list[Record], NDArray[np.float64]]:
     kept, rows = [], []
-    for record in manifest.records:
-        try:
-            rows.append(load_radiograph(record.path, THUMBNAIL).numpy().astype(np.float64).ravel())
-            kept.append(record)
-        except (ValueError, OSError) as error:
-            skipped.append((str(record.path), str(error).removeprefix(f"{record.path}: ")))
-        tick()
+    for some, images, damaged in read_batches(manifest.records, _BATCH, lambda path: load_radiograph(path, THUMBNAIL)):
+        kept += some
+        rows += [image.numpy().astype(np.float64).ravel() for image in images]
+        skipped += damaged
+        tick(len(some) + len(damaged))
     return kept, np.array(rows)
 
 
@@ -92,9 +83,9 @@ def logistic(
     skipped: list[tuple[str, str]] = []
     done = 0
 
-    def tick() -> None:
+    def tick(images: int) -> None:
         nonlocal done
-        done += 1
+        done += images
         if progress is not None:
             progress("baselines", done / (len(train) + len(other)))
 
@@ -110,5 +101,4 @@ def logistic(
     found = np.zeros((len(judged), len(manifest.classes)))
     places = {name: i for i, name in enumerate(manifest.classes)}
     found[:, [places[name] for name in model.classes_]] = model.predict_proba(others)
-    table = _table(manifest, judged, found)
-    return Predictions(**{**table.__dict__, "skipped": tuple(skipped)})
+    return Predictions.of(manifest.classes, judged, found, skipped)

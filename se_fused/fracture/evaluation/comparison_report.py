@@ -7,7 +7,7 @@ from typing import Any
 
 from ...timing import ratio
 from . import paper
-from .baselines import THUMBNAIL
+from .baselines import TITLES
 from .report import percent, table
 
 __all__ = ["headline", "report_text", "table_csv", "table_markdown"]
@@ -22,7 +22,6 @@ _MORE = {
     "auroc_macro": "AUROC", "average_precision_macro": "average precision", "calibration_error": "calibration error",
 }  # fmt: skip
 DIFFERENT = "different data, not comparable"
-BASELINES = {"majority": "most frequent class", "logistic": f"logistic regression, {THUMBNAIL}×{THUMBNAIL} pixels"}
 
 
 def mean_sd(row: Mapping[str, Any] | None, interval: bool = True) -> str:
@@ -63,7 +62,7 @@ def table_markdown(content: Mapping[str, Any]) -> str:
             rows.append((name, *values))
     for name, row in content["baselines"].items():
         if "why" not in row:
-            rows.append((BASELINES[name], *(percent(row[k]) for k in COLUMNS)))
+            rows.append((TITLES[name], *(percent(row[k]) for k in COLUMNS)))
     where = (
         f"{content['images']} images of the test split, {content['clusters']['count']} {content['clusters']['what']}"
     )
@@ -106,7 +105,7 @@ def table_csv(content: Mapping[str, Any]) -> str:
     for name, found in content["baselines"].items():
         if "why" not in found:
             cells = [cell for key in COLUMNS for cell in (f"{100 * found[key]:.2f}", "", "", "")]
-            made.writerow([BASELINES[name], "", *cells, *[""] * (len(COLUMNS) + 1)])
+            made.writerow([TITLES[name], "", *cells, *[""] * (len(COLUMNS) + 1)])
     return out.getvalue()
 
 
@@ -260,7 +259,7 @@ def report_text(content: Mapping[str, Any]) -> str:
         "Accuracy is multi-class; one against the rest is the paper's equation 12, 1 − 2(1 − accuracy)/K, with "
         f"K = {len(content['classes'])} classes here.\n"
     )
-    lines += [f"- {BASELINES[name]}: {row['why']}" for name, row in content["baselines"].items() if "why" in row]
+    lines += [f"- {TITLES[name]}: {row['why']}" for name, row in content["baselines"].items() if "why" in row]
     lines += ["![confusion matrices](confusion.png)\n"]
     if content["pairs"]:
         lines += ["## Which differences are real\n", _pair_table(content)]

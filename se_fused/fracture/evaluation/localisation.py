@@ -17,7 +17,7 @@ from torch import Tensor
 from ...plots import new_figure, save
 from ..classifier import Classifier
 from ..errors import InputError
-from ..images import check_integer, load_radiograph
+from ..images import check_integer, letterboxed, load_radiograph
 from ..predictions import Predictions
 from .aggregate import Cracks, is_true
 from .figures import COLOURS
@@ -37,13 +37,9 @@ def box_on(box: Sequence[float], height: int, width: int, size: int) -> Box:
         height, width: of the image.
         size: of the square.
     """
-    longest = max(height, width)
-    new = max(1, round(height * size / longest)), max(1, round(width * size / longest))
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    top, left, high, wide = letterboxed(height, width, size)
     x0, y0, x1, y1 = box
-    return (
-        left + x0 * new[1] / width, top + y0 * new[0] / height, left + x1 * new[1] / width, top + y1 * new[0] / height,
-    )  # fmt: skip
+    return left + x0 * wide / width, top + y0 * high / height, left + x1 * wide / width, top + y1 * high / height
 
 
 def _inside(box: Box, size: int) -> NDArray[np.bool_]:

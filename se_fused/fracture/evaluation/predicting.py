@@ -1,9 +1,11 @@
 """From a manifest to predictions: the one way from files to probabilities, for training, evaluation and `predict`."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,18 +15,46 @@ from ..images import check_integer, load_radiograph
 from ..manifest import Manifest, Record
 from ..predictions import Predictions
 
-__all__ = ["predict_manifest"]
+__all__ = ["kept_predictions", "predict_manifest", "read_batches"]
+
+T = TypeVar("T")
 
 _READERS = 4  # threads: decoders let go of the interpreter's lock
 _NAMED = 5
 
 
-def _read(record: Record, size: int) -> Tensor | str:
-    """(1, S, S), or why there is none."""
-    try:
-        return load_radiograph(record.path, size)
-    except (ValueError, OSError) as error:
-        return str(error).removeprefix(f"{record.path}: ")
+def read_batches(
+    records: Sequence[Record], batch: int, read: Callable[[Path], T]
+) -> Iterator[tuple[list[Record], list[T], list[tuple[str, str]]]]:
+    """Read images in threads, a batch ahead of who takes them; no more, so that memory does not grow with the set.
+
+    Args:
+        records: of the images.
+        batch: how many at a time, >= 1.
+        read: what is wanted of an image; its ValueError or OSError says that there is none.
+
+    Yields:
+        For each batch the records that could be read, what was read, and (path, reason) of the others.
+    """
+
+    def one(record: Record) -> tuple[T | None, str]:
+        try:
+            return read(record.path), ""
+        except (ValueError, OSError) as error:
+            return None, str(error).removeprefix(f"{record.path}: ") or type(error).__name__
+
+    chunks = [records[i : i + batch] for i in range(0, len(records), batch)]
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        ahead = [pool.submit(one, record) for record in chunks[0]] if chunks else []
+        for turn, chunk in enumerate(chunks):
+            results = [future.result() for future in ahead]
+            ahead = [pool.submit(one, record) for later in chunks[turn + 1 : turn + 2] for record in later]
+            pairs = list(zip(chunk, results, strict=True))
+            yield (
+                [record for record, (_, why) in pairs if not why],
+                [found for found, why in results if found is not None],
+                [(str(record.path), why) for record, (_, why) in pairs if why],
+            )
 
 
 def _probabilities(classifier: Classifier, images: Tensor, tta: bool) -> Tensor:
@@ -62,8 +92,8 @@ def predict_manifest(
             read.
     """
     batch = check_integer("batch", batch, 1)
-    numbers = {"": -1, **{name: i for i, name in enumerate(classifier.classes)}}
-    unknown = [record for record in manifest.records if record.label not in numbers]
+    known = {"", *classifier.classes}
+    unknown = [record for record in manifest.records if record.label not in known]
     if unknown:
         names = sorted({record.label for record in unknown})
         raise InputError(
@@ -75,46 +105,51 @@ def predict_manifest(
     if device is not None:
         classifier.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size, total = classifier.preprocessing.size, len(manifest)
-    chunks = [manifest.records[i : i + batch] for i in range(0, total, batch)]
     kept: list[Record] = []
     found: list[Tensor] = []
     skipped: list[tuple[str, str]] = []
     training = classifier.model.training
     classifier.model.eval()
     try:
-        with ThreadPoolExecutor(_READERS) as pool:
-
-            def ahead(chunk: Sequence[Record]) -> list[Future[Tensor | str]]:
-                return [pool.submit(_read, record, size) for record in chunk]
-
-            waiting = ahead(chunks[0])
-            for turn, chunk in enumerate(chunks):
-                results = [future.result() for future in waiting]
-                waiting = ahead(chunks[turn + 1]) if turn + 1 < len(chunks) else []
-                images = [image for image in results if isinstance(image, Tensor)]
-                kept += [r for r, image in zip(chunk, results, strict=True) if isinstance(image, Tensor)]
-                skipped += [(str(r.path), why) for r, why in zip(chunk, results, strict=True) if isinstance(why, str)]
-                if images:
-                    found.append(_probabilities(classifier, torch.stack(images), tta))
-                if progress is not None:
-                    progress("predicting", min((turn + 1) * batch, total) / total)
+        for some, images, damaged in read_batches(manifest.records, batch, lambda path: load_radiograph(path, size)):
+            kept += some
+            skipped += damaged
+            if images:
+                found.append(_probabilities(classifier, torch.stack(images), tta))
+            if progress is not None:
+                progress("predicting", (len(kept) + len(skipped)) / total)
     finally:
         classifier.model.train(training)
     if not kept:
         path, why = skipped[-1]
         raise InputError(f"{path}: none of {total} images could be read; of this last one: {why}")
     probabilities = torch.cat(found).double()
-    return Predictions(
-        classifier.classes,
-        tuple(str(r.path) for r in kept),
-        tuple(r.patient for r in kept),
-        tuple(r.study for r in kept),
-        tuple(r.view for r in kept),
-        np.array([numbers[r.label] for r in kept], np.int64),
-        # Rounding to float32 leaves sums off by 1e-7; metrics want exact ones.
-        (probabilities / probabilities.sum(1, keepdim=True)).numpy(),
-        tuple(skipped),
-    )
+    # Rounding to float32 leaves sums off by 1e-7; metrics want exact ones.
+    exact = (probabilities / probabilities.sum(1, keepdim=True)).numpy()
+    return Predictions.of(classifier.classes, kept, exact, skipped)
+
+
+def kept_predictions(
+    folder: Path,
+    split: str,
+    classifier: Classifier,
+    manifest: Manifest,
+    progress: Callable[[str, float], None] | None = None,
+) -> Predictions | None:
+    """A run's predictions of a split: those in its folder, or made and written there; None if it has no images.
+
+    Raises:
+        InputError: the table is damaged, or no image can be read.
+    """
+    path, part = folder / "predictions" / f"{split}.csv", manifest.where(split)
+    if path.is_file():
+        return Predictions.load(path)
+    if not len(part):
+        return None
+    made = predict_manifest(classifier, part, progress=progress)
+    path.parent.mkdir(exist_ok=True)
+    made.save(path)
+    return made
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,11 +15,11 @@ from ..manifest import Manifest
 from ..predictions import Predictions
 from . import figures
 from .aggregate import Cracks, brief, by_view, cracks_of, groups, strata
-from .baselines import THUMBNAIL, logistic, majority
+from .baselines import TITLES, logistic, majority
 from .bootstrap import DRAWS, intervals
 from .localisation import NOTICE, localisation, overlay_sheet, summary
 from .metrics import BINS, labelled, metrics
-from .predicting import predict_manifest
+from .predicting import kept_predictions
 
 __all__ = ["evaluate", "evaluation", "percent", "write_evaluation", "write_metrics"]
 
@@ -158,7 +158,7 @@ def evaluation(
         progress(f"judging {name}", 0.2 * i / len(tables))
         found[name] = evaluate(table_, draws, seed, cracks)
     missing = {
-        name: sorted(str(r.path) for r in manifest.where(name).records if str(r.path) not in set(table_.paths))
+        name: sorted({str(r.path) for r in manifest.where(name).records} - set(table_.paths))
         for name, table_ in tables.items()
     }
     progress("drawing", 0.3)
@@ -213,13 +213,9 @@ def write_evaluation(
     manifest = Manifest.load(folder / "manifest.csv")
     tables: dict[str, Predictions] = {}
     for split in ("valid", "test"):
-        path, part = folder / "predictions" / f"{split}.csv", manifest.where(split)
-        if path.is_file():
-            tables[split] = Predictions.load(path)
-        elif len(part):
-            tables[split] = predict_manifest(classifier, part, progress=progress)
-            path.parent.mkdir(exist_ok=True)
-            tables[split].save(path)
+        found = kept_predictions(folder, split, classifier, manifest, progress)
+        if found is not None:
+            tables[split] = found
     if not tables:
         raise InputError(f"{folder / 'manifest.csv'}: has no images of test or valid; give a manifest with --data")
     cracks = cracks_of(manifest, folder / "manifest.csv")
@@ -301,9 +297,8 @@ def _remarks(found: Mapping[str, Any], missing: Sequence[str]) -> list[str]:
 
 
 def _baseline_table(baselines: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    titles = {"majority": "most frequent class", "logistic": f"logistic regression, {THUMBNAIL}×{THUMBNAIL} pixels"}
-    rows = {titles[name]: row for name, row in baselines.items() if "why" not in row}
-    notes = "".join(f"\n{titles[name]}: {row['why']}\n" for name, row in baselines.items() if "why" in row)
+    rows = {TITLES[name]: row for name, row in baselines.items() if "why" not in row}
+    notes = "".join(f"\n{TITLES[name]}: {row['why']}\n" for name, row in baselines.items() if "why" in row)
     return _parts_table({"this model": mine, **rows}, "") + notes
 
 

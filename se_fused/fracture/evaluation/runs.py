@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..manifest import Manifest, natural_key
 from ..predictions import Predictions
 from .pairs import aligned
-from .predicting import predict_manifest
+from .predicting import kept_predictions
 
 if TYPE_CHECKING:
     from ..training.config import Config
@@ -80,18 +80,12 @@ def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> 
                 f"{folder}: not a finished run, there is no metrics.json; go on with se-fused train --resume"
             )
         classifier, manifest = Classifier.load(folder), Manifest.load(folder / "manifest.csv")
-        path, part = folder / "predictions" / "test.csv", manifest.where("test")
-        if path.is_file():
-            predictions = Predictions.load(path)
-        elif len(part):
-            predictions = predict_manifest(
-                classifier,
-                part,
-                progress=lambda what, share, i=i: progress(what, (i + share) / len(folders)),  # type: ignore[misc]
-            )
-            path.parent.mkdir(exist_ok=True)
-            predictions.save(path)
-        else:
+
+        def told(what: str, share: float, i: int = i) -> None:
+            progress(what, (i + share) / len(folders))
+
+        predictions = kept_predictions(folder, "test", classifier, manifest, told)
+        if predictions is None:
             raise InputError(f"{folder}: its manifest has no test split; split it with se-fused prepare, train again")
         runs.append(Finished(folder, classifier, predictions, manifest, int(classifier.about.get("seed", 0))))
     same = aligned({str(run.folder): run.predictions for run in runs})

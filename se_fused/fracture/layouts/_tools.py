@@ -20,7 +20,6 @@ __all__ = [
     "image_files",
     "normal",
     "one_spelling",
-    "plural",
     "read_table",
     "split_of",
     "sub_folders",
@@ -34,11 +33,6 @@ _SHOWN = 3
 def split_of(name: str) -> str:
     """The split that a folder or a cell names ("Train", "val", ...), or ""."""
     return _SPLIT_NAMES.get(name.strip().casefold(), "")
-
-
-def plural(count: int, name: str) -> str:
-    """ "1 image", "2 images"."""
-    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 class LeftOut:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .. import dicom
 from ..errors import InputError
-from ..manifest import Manifest, Record
-from ._tools import LeftOut, find, image_files, normal, one_spelling, plural, read_table, split_of
+from ..manifest import Manifest, Record, plural
+from ._tools import LeftOut, find, image_files, normal, one_spelling, read_table, split_of
 from .folders import by_folder, folders_fits
 from .table import column_of
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
-from ..manifest import Manifest, Record, natural_key
-from ._tools import LeftOut, find, image_files, one_spelling, plural, split_of, sub_folders
+from ..manifest import Manifest, Record, natural_key, plural
+from ._tools import LeftOut, find, image_files, one_spelling, split_of, sub_folders
 
 __all__ = ["by_folder", "class_first_fits", "folders_fits", "read_class_first", "read_folders"]
 

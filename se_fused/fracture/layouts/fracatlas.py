@@ -9,8 +9,8 @@ lateral, oblique), ``images/{Fractured,Non_fractured}/IMG0000019.jpg``, ``Annota
 from pathlib import Path
 
 from ..errors import InputError
-from ..manifest import Manifest, Record
-from ._tools import LeftOut, header_of, plural, read_table, split_of
+from ..manifest import Manifest, Record, plural
+from ._tools import LeftOut, header_of, read_table, split_of
 
 __all__ = ["fits", "read"]
 

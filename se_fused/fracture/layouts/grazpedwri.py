@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from ..errors import InputError
-from ..manifest import Manifest, Record
-from ._tools import LeftOut, find, header_of, plural, read_table
+from ..manifest import Manifest, Record, plural
+from ._tools import LeftOut, find, header_of, read_table
 
 __all__ = ["PATTERNS", "fits", "fracture_type", "read"]
 

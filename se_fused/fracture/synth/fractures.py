@@ -5,7 +5,7 @@ apart. The tilt of transverse (up to 16 degrees) and oblique (from 38) leaves a 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -168,7 +168,7 @@ def fracture(kind: str, rng: Generator, radius: float, toward: float, difficulty
     )
     if kind == "comminuted":
         whole = _comminuted(rng, radius, gap, shift, lean, 0.35 if hairline else 1 - 0.4 * difficulty)
-        return Fracture("comminuted", whole.fragments, whole.zone, gap, shift, lean, hairline=hairline)
+        return replace(whole, hairline=hairline)
     if kind == "spiral":
         pitch = radius * math.copysign(rng.uniform(3.2, 5), rng.uniform(-1, 1))
         # Where the plane would face the viewer, the limb lies before or behind the axis: at the outline it would hide.

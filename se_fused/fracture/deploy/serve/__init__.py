@@ -5,7 +5,7 @@ of each upload, limits on bytes while they arrive, on pixels before they are dec
 content security policy under which the page loads nothing but its own three files.
 """
 
-from .app import create_app
+from .app import LOCAL, create_app
 from .server import run
 
-__all__ = ["create_app", "run"]
+__all__ = ["LOCAL", "create_app", "run"]

@@ -14,7 +14,7 @@ from fastapi import HTTPException, Request
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
-from ...dicom import _guarded as quiet
+from ...dicom import guarded
 from ...errors import InputError
 from ...images import decode
 
@@ -92,7 +92,7 @@ def _pixels(path: Path, dicom: bool) -> int:
         import pydicom
         from pydicom.filereader import read_file_meta_info
 
-        with quiet(path, "its DICOM header is damaged"):
+        with guarded(path, "its DICOM header is damaged"):
             syntax = str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
             # Its header lies in the deflated part, whose size is not known before it is inflated.
             if syntax == _DEFLATED:
