@@ -259,6 +259,9 @@ def test_unreadable_files_are_named_and_counted(tmp_path: Path, model: Path) -> 
     assert f"{bad}: " in done.stderr and "1 of " not in done.stderr and "2 of 3 could not be read" in done.stderr
     content = json.loads((tmp_path / "out.json").read_text())
     assert [Path(row["path"]).name for row in content["unreadable"]] == ["missing.png", "bad.png"]
+    studies = invoke("predict", model, good.parent, "--per-study", "--output", tmp_path / "studies.json")
+    assert studies.exit_code == 1 and "1 of 2 could not be read" in studies.stderr
+    assert [row["path"] for row in json.loads((tmp_path / "studies.json").read_text())["unreadable"]] == [str(bad)]
     assert cli.run(["predict", str(model), str(bad), "--output", str(tmp_path / "none.json")]) == 2
     assert not (tmp_path / "none.json").exists()
 

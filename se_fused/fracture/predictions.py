@@ -75,15 +75,15 @@ class Predictions:
         return self.probabilities.argmax(1)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Predictions":
-        """Some of the rows, or some of them several times."""
+        """Some of the rows, or some of them several times; what was skipped stays so."""
         places = np.arange(len(self))[rows]
 
         def some(texts: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(texts[i] for i in places)
 
-        return Predictions(
-            self.classes, some(self.paths), some(self.patients), some(self.studies), some(self.views),
-            self.labels[places], self.probabilities[places],
+        return replace(
+            self, paths=some(self.paths), patients=some(self.patients), studies=some(self.studies),
+            views=some(self.views), labels=self.labels[places], probabilities=self.probabilities[places],
         )  # fmt: skip
 
     def averaged(self, keys: Sequence[Hashable | None]) -> "Predictions":
