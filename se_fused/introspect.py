@@ -5,12 +5,12 @@ Everything but this file works without it.
 """
 
 from collections.abc import Iterable
-from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 
+from ._libraries import find_module
 from .backends import BACKENDS
 from .backends.cpu import CpuBackend
 from .backends.cuda import CudaBackend
@@ -23,7 +23,7 @@ Kernels = list[dict[str, Any]]
 def _module() -> ModuleType | str:
     """The module, or the reason why it is not there."""
     try:
-        return import_module("se_fused._introspect")
+        return find_module("_introspect")
     except ImportError as error:
         return f"se_fused._introspect is not there ({error}): install pybind11 and build se_fused again"
 

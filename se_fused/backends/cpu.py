@@ -1,16 +1,16 @@
 """The C++ backend (csrc/cpu): loaded once, on import, and quiet about failure until somebody needs it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._libraries import find_library
 from .interface import dtype_reason
 
 __all__ = ["CpuBackend"]
 
-_LIBRARY = Path(__file__).parent.parent / "_C_cpu.abi3.so"
+_LIBRARY = find_library("_C_cpu")
 
 
 def _load() -> str | None:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._libraries import find_library
 from .interface import Backend, Running, constant_in_graphs, dtype_reason
 
 __all__ = ["CudaBackend"]
 
-_LIBRARY = Path(__file__).parent.parent / "_C_cuda.abi3.so"
+_LIBRARY = find_library("_C_cuda")
 _OPERATIONS = (
     "moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward",
     "tail_inference", "tail_backward",
