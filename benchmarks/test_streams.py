@@ -8,21 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from cases import PASSES
 from harness import Settings, Shelf, Subject, run
 from torch import Tensor
 
 from se_fused import backends
+from se_fused._random import generator_on
 from se_fused.ops.affine import affine, affine_backward
 from se_fused.ops.affine_moments import affine_moments, affine_moments_backward
 from se_fused.ops.layout import mask_numel, pack_mask
 from se_fused.ops.moments import moments, moments_backward
 from se_fused.workloads import DTYPES, LAYOUTS, Candidate, Workload
 
-# name -> maps read, maps written, masks, floating-point operations of an element
-PASSES = {
-    "moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5), "affine_backward": (2, 1, 0, 5),
-    "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14),
-}  # fmt: skip
 RELU, SILU = 1, 2  # the last two kernels are those of EfficientNet's blocks
 
 
@@ -45,10 +42,10 @@ class StreamWorkload(Workload):
         self.kernel, self.backend = kernel, backends.BACKENDS[backend]
         self.title, self.shape, self.dtype, self.layout = f"{kernel} ({backend})", shape, dtype, layout
         self.device, self.layouts = torch.device(device), (layout,)
-        generator = torch.Generator().manual_seed(0)
+        generator = generator_on(device, 0)
 
         def draw(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator).to(self.device)
+            return torch.randn(size, generator=generator, device=generator.device)
 
         maps = [draw(*shape).to(dtype).to(memory_format=LAYOUTS[layout]) for _ in range(2)]
         self.inputs = {"x": maps[0], "other": maps[1], **{name: draw(*shape[:2]) for name in "abk"}}

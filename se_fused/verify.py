@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import backends, functional, reference
+from ._random import generator_on
 from .bounds import GRADIENT_FLOOR, forward_bound, relative_error
 
 __all__ = ["Case", "Result", "cases", "check", "run"]
@@ -55,11 +56,12 @@ class Case:
 
     def draw(self, seed: int) -> dict[str, Any]:
         """The call's arguments by name; tensors that can have a gradient require it."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_on(self.device, seed)
         n, c = self.shape[:2]
 
         def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-            return (torch.randn(*shape, generator=generator) * scale).to(self.device, dtype)
+            numbers = torch.randn(*shape, generator=generator, device=generator.device)
+            return (numbers * scale).to(self.device, dtype)
 
         layer_dtype = self.parameter_dtype or self.dtype
         norm_dtype = self.parameter_dtype or torch.float32
@@ -80,7 +82,7 @@ class Case:
                 given[name] = None
             elif value is not None and not name.startswith("running"):
                 value.requires_grad_()
-        keep = torch.rand(n, generator=generator) > 0.3
+        keep = torch.rand(n, generator=generator, device=generator.device) > 0.3
         given["drop_path_scale"] = (keep / 0.7).to(self.device) if self.drop_path else None
         given["out_act"] = self.out_act
         if "batch_norm" in self.op:
@@ -134,7 +136,8 @@ def _run(case: Case, module: ModuleType, given: dict[str, Any], seed: int) -> tu
     given = _copy(given)
     y = case.call(module, given)
     wanted = {k: v for k, v in given.items() if isinstance(v, Tensor) and v.requires_grad}
-    dy = torch.randn(case.shape, generator=torch.Generator().manual_seed(seed + 1)).to(case.device, case.dtype)
+    generator = generator_on(case.device, seed + 1)
+    dy = torch.randn(case.shape, generator=generator, device=generator.device).to(case.device, case.dtype)
     gradients = torch.autograd.grad(y, list(wanted.values()), to_layout(dy, case.layout).to(y.dtype))
     results = dict(zip(wanted, gradients, strict=True))
     if case.training:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import functional, peers, reference, tails
+from ._random import generator_on
 from .measure import Counted, counted_bytes, counted_passes
 
 __all__ = [
@@ -162,17 +163,19 @@ def fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
-_GRAPHED = ("compile max-autotune", "compile reduce-overhead")
+_GRAPHED = ("max-autotune", "reduce-overhead")
+"""torch.compile's modes that run in CUDA graphs."""
 
 
 def compile_mode(name: str) -> str | None:
-    """torch.compile's ``mode`` of a candidate's name."""
-    return name.removeprefix("compile ") if name in _GRAPHED else None
+    """torch.compile's ``mode`` of a candidate's name: "se_fused compile reduce-overhead"."""
+    mode = name.rpartition(" ")[2]
+    return mode if peers.compiles(name) and mode in _GRAPHED else None
 
 
 def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
     """What a candidate is to run: those in CUDA graphs are told that the last call's results are no longer needed."""
-    if name not in _GRAPHED:
+    if compile_mode(name) is None:
         return run
 
     def marked() -> Any:
@@ -184,7 +187,7 @@ def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
 
 def kept_results(name: str, results: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
     """A candidate's results: those in CUDA graphs are copied, for the next call overwrites them."""
-    if name not in _GRAPHED:
+    if compile_mode(name) is None:
         return results
     return lambda: {k: t.clone() for k, t in between_graphs(name, results)().items()}
 
@@ -258,14 +261,15 @@ class TailWorkload(Workload):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_on(self.device, seed)
+        where = generator.device
         for name, (size, mean, deviation) in self._scales.items():
-            self.given[name].copy_(torch.randn(size, generator=generator) * deviation + mean)
+            self.given[name].copy_(torch.randn(size, generator=generator, device=where) * deviation + mean)
         # Where the ReLU's argument is within rounding of zero, two right answers may have different derivatives; no
         # gradient is sent there, so that what is compared is continuous.
         t = self._call(reference, self._double(), out_act=None)
         certain = t.abs() > 8 * torch.finfo(self.dtype).eps * t.abs().max()
-        self.dy.copy_(torch.randn(self.shape, generator=generator)).mul_(certain)
+        self.dy.copy_(torch.randn(self.shape, generator=generator, device=where)).mul_(certain)
 
     def _double(self) -> dict[str, Tensor]:
         return {name: t.detach().double().requires_grad_(t.requires_grad) for name, t in self.given.items()}
@@ -327,7 +331,7 @@ class TailWorkload(Workload):
             module = tails.ModuleTail(name, self.given, self._training)
             given |= module.tensors
             return lambda given: module(given["x"], given["residual"]), given
-        if not name.startswith("compile"):
+        if not peers.compiles(name):
             source = functional if name == "se_fused" else reference
             return lambda given: self._call(source, given), given
         function: Callable[..., Tensor] = getattr(reference, self.function)

@@ -14,25 +14,29 @@ from se_fused.verify import to_layout
 
 Shape = tuple[int, ...]
 
+shares: list[float] = []
+"""The share of its bound that each comparison took so far; benchmarks/gpu tells the largest."""
+
 
 def draw(shape: Shape, dtype: torch.dtype, layout: str, device: str, mean: float = 0.0) -> Tensor:
-    return to_layout((torch.randn(shape) + mean).to(device, dtype), layout)
+    return to_layout((torch.randn(shape, device=device) + mean).to(dtype), layout)
 
 
 def per_sample(shape: Shape, device: str) -> Tensor:
     """Numbers for each (n, c)."""
-    return torch.randn(shape[:2]).to(device)
+    return torch.randn(shape[:2], device=device)
 
 
 def bits(shape: Shape, layout: str, device: str) -> Tensor:
     """A mask with three fifths of its bits set."""
-    return pack_mask(to_layout((torch.rand(shape) > 0.4).to(device), layout))
+    return pack_mask(to_layout(torch.rand(shape, device=device) > 0.4, layout))
 
 
 def close(mine: Tensor, truth: Tensor, dtype: torch.dtype, terms: Tensor | float) -> None:
     """Within 4 units in the last place of dtype and a few float32 roundings of the terms' magnitude."""
     bound = 4 * ulp(truth, dtype) + 8 * EPS * terms
     excess = ((mine.double() - truth).abs() / bound).max().item()
+    shares.append(excess)
     assert excess <= 1, f"error is {excess:.1f} times its bound"
 
 
