@@ -3,9 +3,10 @@
 ``default`` on a CPU takes about an hour on two cores, with every peer; ``full`` adds batches, networks and float16.
 """
 
+from se_fused.peers import compiles
 from se_fused.workloads import STAGES
 
-__all__ = ["PRESETS", "STUDIES", "cases"]
+__all__ = ["PASSES", "PRESETS", "STUDIES", "cases"]
 
 PRESETS = ("smoke", "default", "full")
 Rows = list[tuple[str, ...]]
@@ -29,6 +30,13 @@ STUDIES = {
     "positions": (1, 10, 100, 1000, 10_000, 100_000, 1_000_000),
     "samples": (2, 8, 64, 256, 512),
 }
+
+
+# A kernel that streams -> maps read, maps written, masks, floating-point operations of an element
+PASSES = {
+    "moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5), "affine_backward": (2, 1, 0, 5),
+    "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14),
+}  # fmt: skip
 
 
 def compilers(device: str, freezing: bool = False) -> tuple[str, ...]:
@@ -61,7 +69,7 @@ def tail_rows(preset: str, device: str) -> Rows:
         for stage in stages(preset, device) for tail in TAILS for dtype in dtypes(preset) for layout in LAYOUTS
         for peer in peers(tail)
         # a compilation takes seconds and forgets nothing: once will do
-        if preset != "smoke" or not peer.startswith("compile") or (tail, layout) == ("se-infer", "contiguous")
+        if preset != "smoke" or not compiles(peer) or (tail, layout) == ("se-infer", "contiguous")
     ]  # fmt: skip
 
 
@@ -86,11 +94,14 @@ def network_rows(preset: str, device: str) -> Rows:
     both = [(name, layout) for name in ("se_fused", "eager") for layout in LAYOUTS]
     infer = [*both, ("se_fused optimized", "channels_last")]
     infer += [(way, "channels_last") for way in compilers(device, freezing=True)]
+    # On a CPU, where ours is optimize_for_inference, they would take minutes to say what that says.
+    compiled = ("se_fused compile", "se_fused compile reduce-overhead") if gpu or preset == "full" else ()
+    infer += [(way, "channels_last") for way in compiled]
     infer += [(engine, "contiguous") for engine in ("openvino", "onnxruntime", *(("tensorrt",) if gpu else ()))]
-    train = [*both, *((way, "channels_last") for way in compilers(device))]
+    train = [*both, *((way, "channels_last") for way in (*compilers(device), *compiled))]
     # What SE costs: each candidate that is fast, on the network without SE.
     best = ("se_fused", "eager", "se_fused optimized", "openvino", "onnxruntime", "tensorrt", *compilers(device))
-    best += ("compile freezing",)
+    best += ("compile freezing", *compiled)
     layouts = {"openvino": "contiguous", "onnxruntime": "contiguous", "tensorrt": "contiguous"}
 
     def kinds(ways: list[tuple[str, str]], sets: tuple[str, ...]) -> list[tuple[str, str, str]]:
@@ -100,7 +111,7 @@ def network_rows(preset: str, device: str) -> Rows:
         ]  # fmt: skip
 
     if preset == "smoke":
-        quick = [way for way in infer if not way[0].startswith("compile")]
+        quick = [way for way in infer if not compiles(way[0])]
         return [
             ("seresnet18", mode, "2", "64", "float32", *way)
             for mode, ways in (("infer", quick), ("train", both)) for way in kinds(ways, ("se", "plain"))

@@ -17,7 +17,7 @@ import pytest
 from se_fused.bandwidth import copier, larger_than_cache, rotation
 from se_fused.compare import Judge, Result
 from se_fused.measure import keep_freed_memory, peak_memory, saved_bytes
-from se_fused.peers import PEERS, allowance, why_not
+from se_fused.peers import PEERS, allowance, compiles, why_not
 from se_fused.telemetry import snapshot
 from se_fused.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer
 from se_fused.workloads import Candidate, Workload, fresh_compiler
@@ -92,7 +92,7 @@ class Shelf:
             self.judge(subject).check(candidate, result, allowance(name, workload.dtype, workload.device))
             self.candidates[key] = candidate, result
         candidate, result = self.candidates[key]
-        if result.status == "failed" and name.startswith("compile"):
+        if result.status == "failed" and compiles(name):
             pytest.skip(f"torch.compile does not run here: {result.note}")
         if result.status != "ok":
             pytest.fail(f"{name} {layout}: {result.note}", pytrace=False)

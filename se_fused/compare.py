@@ -25,6 +25,7 @@ from .measure import (
 )
 from .models import list_models
 from .networks import ModelWorkload, NetworkWorkload
+from .peers import compiles
 from .workloads import DTYPES, LAYOUTS, MODES, STAGES, Candidate, TailWorkload, Workload
 
 __all__ = ["Judge", "Result", "Row", "agreement", "measure", "plan"]
@@ -34,7 +35,7 @@ Progress = Callable[[str, float], None]
 
 # Ours may err twice as much as the eager peer, by which all are judged; the others are only checked for computing the
 # same thing.
-_FACTOR: dict[str, float | None] = {"se_fused": 2.0, "converted": 2.0, "se_fused optimized": 2.0, "eager": None}
+_FACTORS: dict[str, float | None] = {"se_fused": 2.0, "converted": 2.0, "eager": None}
 _OTHERS = 10.0
 _ROUNDS = (5, 200)
 
@@ -176,7 +177,7 @@ class Judge:
             except Exception as error:  # an operator that a dtype lacks, a compiler that is not there, no memory left
                 result.status, result.note = "failed", first_line(error)
                 return draw + 1
-            if candidate.name.startswith("compile") and result.compile_seconds is None:
+            if compiles(candidate.name) and result.compile_seconds is None:
                 result.compile_seconds = time.perf_counter() - start
             self._compare(candidate, result, results, standard, allowance or 0.0)
             if result.status == "ok":
@@ -189,7 +190,7 @@ class Judge:
         truth, dtype = standard.truth, self.workload.dtype
         result.errors = _errors(results, truth)
         # Eager is the measure of the others; of it only finite results are asked.
-        factor = _FACTOR.get(candidate.name, _OTHERS)
+        factor = _FACTORS.get(candidate.name.partition(" ")[0], _OTHERS)  # "se_fused compile" is ours too
         least = {k: max(least_error(t, dtype), allowance) for k, t in truth.items()}
         result.allowed = {k: 1.0 if factor is None else factor * e + least[k] for k, e in standard.eager.items()}
         if candidate.name == "se_fused" and standard.bound is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import peers
+from ._random import generator_on
 from .backends import use_backend
 from .engines import ENGINES
 from .models import create_model
@@ -218,10 +219,10 @@ class NetworkWorkload(Workload):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.shape, generator=generator)
+        generator = generator_on(self.device, seed)
+        noise = torch.randn(self.shape, generator=generator, device=generator.device)
         # Given images are moved by a hundredth from the second draw on: enough for other roundings.
-        images = noise if self._given is None else self._given + noise * (0.01 if seed else 0.0)
+        images = noise if self._given is None else self._given.to(noise.device) + noise * (0.01 if seed else 0.0)
         for tensor in self.inputs.values():
             tensor.copy_(images)
 
@@ -349,12 +350,12 @@ class ModelWorkload(NetworkWorkload):
         self._models = {"se_fused": ours, "eager": theirs.to(self.device)}
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
-        ours = name in ("se_fused", "se_fused optimized")
+        ours = name.startswith("se_fused")
         return use_backend("reference") if self.peer_is_ours and not ours else nullcontext()
 
     def candidate(self, name: str, layout: str) -> Candidate:
         self._check(name, peers.NETWORKS)
-        if not name.startswith("compile"):  # the compiler takes what it is given; others are made for one layout
+        if not peers.compiles(name):  # the compiler takes what it is given; others are made for one layout
             layout = peers.PEERS[name].layout or layout
         raw = copy.deepcopy(self._models["se_fused" if name.startswith("se_fused") else "eager"])
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
@@ -364,7 +365,7 @@ class ModelWorkload(NetworkWorkload):
             model = optimize_for_inference(raw, dtype=self.dtype)
         elif name == "compile freezing":
             model = frozen(raw)
-        elif name.startswith("compile"):
+        elif peers.compiles(name):
             model = compiled(raw, mode=compile_mode(name))
         elif name in ENGINES:
             with self._plain(name), torch.no_grad():

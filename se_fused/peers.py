@@ -15,7 +15,7 @@ import torch
 
 from ._version import __version__
 
-__all__ = ["NETWORKS", "PEERS", "TAILS", "Peer", "allowance", "missing", "version", "why_not"]
+__all__ = ["NETWORKS", "PEERS", "TAILS", "Peer", "allowance", "compiles", "missing", "version", "why_not"]
 
 _BENCH = 'pip install "se_fused[bench]"'
 _INSTALL = {"torch_tensorrt": "pip install torch-tensorrt", "triton": "pip install triton"}
@@ -54,6 +54,14 @@ PEERS: dict[str, Peer] = {
         Peer(
             "se_fused optimized", "se_fused.optimize_for_inference", networks=True, distribution="se_fused",
             layout="channels_last", modes=("infer",), only="se_fused optimized computes inference only",
+        ),
+        Peer(
+            "se_fused compile", "se_fused under torch.compile", networks=True, distribution="se_fused",
+            layout="channels_last",
+        ),
+        Peer(
+            "se_fused compile reduce-overhead", "se_fused under torch.compile, reduce-overhead", networks=True,
+            distribution="se_fused", layout="channels_last", devices=("cuda",), only=_GRAPHS,
         ),
         Peer("eager", "PyTorch, eager", tails=True, networks=True),
         Peer("timm", "timm.layers.SEModule", tails=True, module="timm", distribution="timm"),
@@ -106,6 +114,11 @@ def missing(module: str) -> str | None:
     return f"{module} is not installed: {_INSTALL.get(module, _BENCH)}"
 
 
+def compiles(name: str) -> bool:
+    """Whether that peer goes through ``torch.compile``."""
+    return "compile" in name.split()
+
+
 def _compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         return missing("triton")
@@ -125,7 +138,7 @@ def _onnxruntime(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _FURTHER: dict[str, Callable[[torch.device, torch.dtype], str | None]] = {
-    **{name: lambda device, _: _compiler(device) for name in PEERS if name.startswith("compile")},
+    **{name: lambda device, _: _compiler(device) for name in PEERS if compiles(name)},
     "onnxruntime": lambda device, dtype: missing("onnx") or _onnxruntime(device, dtype),
 }
 

@@ -129,7 +129,7 @@ def test_hidden_units_of_every_library(library: str, channels: int) -> None:
 # ---- networks
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("network", ["seresnet18", "resnet18"])
-@pytest.mark.parametrize("name", [n for n in peers.NETWORKS if not n.startswith("compile") and n != "eager"])
+@pytest.mark.parametrize("name", [n for n in peers.NETWORKS if not peers.compiles(n) and n != "eager"])
 def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
     workload = ModelWorkload(network, "infer", dtype, "cpu", batch=4, size=64, num_classes=10)
     reason = peers.why_not(name, "cpu", dtype, "infer")
