@@ -13,7 +13,7 @@ PY = $(VENV)/bin/python
 CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint format bench wheel gpu cuda-all clean
+.PHONY: help venv run test lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,8 +68,14 @@ bench: venv  ## the benchmarks on this machine (an hour on two cores), told and 
 wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
 	$(PY) -m build --wheel --no-isolation
 
-gpu:  ## where there is a GPU, no network needed: build, test, measure into benchmarks/results/<gpu>
-	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh
+gpu-pack: venv  ## build the CUDA library here, where there is nvcc and no GPU, for a machine with one; VARIANT=name beside it
+	$(PY) -m benchmarks.gpu pack $(if $(ARCH),--arch $(ARCH)) $(if $(VARIANT),--variant $(VARIANT))
+
+gpu:  ## where there is a GPU, no network needed: are the kernels right, where does time go, who is faster: build/gpu
+	@$(PYTHON) -m benchmarks.gpu all
+
+gpu-keep: venv  ## put TAR=file-or-folder that came back into benchmarks/results/<gpu>, draw it, strike UNMEASURED.md
+	$(PY) -m benchmarks.gpu keep $(TAR)
 
 cuda-all: venv  ## compile the CUDA kernels for every architecture and check what the compiler made of them, no GPU needed
 	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/test_cuda_code.py

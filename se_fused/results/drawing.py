@@ -31,6 +31,10 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "openvino": ("OpenVINO", "#8c6bb1", "X"),
     "onnxruntime": ("ONNX Runtime", "#b09f1c", "<"),
     "tensorrt": ("TensorRT", "#7f7f7f", ">"),
+    # of our own kernels, each beside what was expected of it
+    "cuda": ("CUDA", OUR_COLOUR, "o"),
+    "triton": ("Triton", "#56b4e9", "v"),
+    "expected": ("expected", "#bbbbbb", "|"),
 }
 
 

@@ -1,48 +1,50 @@
-"""What Nsight Compute looks at: the tail of ResNet-50's four stages, each kernel once after a warm-up.
+"""What Nsight Compute looks at: a tail's kernels in the first and the last stage, each once after a warm-up.
 
-    ncu --metrics dram__bytes_read.sum,dram__bytes_write.sum,gpu__time_duration.sum,lts__t_sector_hit_rate.pct \\
-        --nvtx --nvtx-include "measured/" --csv python benchmarks/profiled.py cuda
-
-Counted bytes stand beside its figures in the output: read x, read the residual, write y, and so on.
+ncu --nvtx --nvtx-include "measured/" ... python3 -m benchmarks.gpu.work.profiled BACKEND
 """
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from se_fused import backends, functional
+from se_fused import backends
 
-SHAPES = [(128, 256, 56, 56), (128, 512, 28, 28), (128, 1024, 14, 14), (128, 2048, 7, 7)]
+from ..target import target
+from . import at, emit
+from .times import call, counted_bytes_of, inputs
+
+__all__ = ["main"]
+
+KERNELS = {"infer": ("one_pass", "affine"), "train": ("moments", "affine", "moments_backward", "affine_backward")}
 
 
-def main(name: str) -> None:
-    """Run inference and a training step of each stage on the backend ``name``."""
-    for shape in SHAPES:
-        c = shape[1]
-        r = c // 16
-        x = torch.randn(shape, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-        residual = torch.randn_like(x)
-        fc = [torch.randn(size, device="cuda", dtype=torch.bfloat16) * c**-0.5 for size in ((r, c), (r,), (c, r), (c,))]
-        bn = [torch.ones(c, device="cuda"), torch.zeros(c, device="cuda")]
-        one, mask = x.nbytes, x.numel() // 8
-        counted = {"inference": 3 * one, "forward": 4 * one + mask, "backward": 6 * one + mask}
-        print(f"# {shape} bfloat16 channels_last, counted bytes: {counted}", flush=True)
-        with backends.use_backend(name):
-            for measured in (False, True):
-                if measured:
+def _measured(device: str) -> AbstractContextManager[None]:
+    return torch.cuda.nvtx.range("measured") if device == "cuda" else nullcontext()
+
+
+def main(backend: str) -> int:
+    there = target()
+    if (reason := backends.BACKENDS[backend].can_use(there.device, there.dtype)) is not None:
+        emit("profiled", ok=False, note=reason)
+        return 1
+    with backends.use_backend(backend):
+        for shape in dict.fromkeys((there.stages[0], there.stages[-1])):
+            given = inputs(shape, "channels_last", there)
+            for mode, kernels in KERNELS.items():
+                at(f"{mode} {shape}")
+                run = call(mode, backend, given)
+                run()
+                if there.device == "cuda":
                     torch.cuda.synchronize()
-                    torch.cuda.nvtx.range_push("measured")
-                with torch.no_grad():
-                    functional.squeeze_excite(x, *fc, residual, out_act="relu")
-                given = x.detach().requires_grad_()
-                y = functional.batch_norm_squeeze_excite(
-                    given, None, None, *bn, *fc, residual.requires_grad_(), training=True, out_act="relu"
-                )
-                y.backward(torch.ones_like(y))
-                torch.cuda.synchronize()
-                if measured:
-                    torch.cuda.nvtx.range_pop()
+                with _measured(there.device):
+                    run()
+                    if there.device == "cuda":
+                        torch.cuda.synchronize()
+                counted = {kernel: counted_bytes_of(kernel, mode, given["x"]) for kernel in kernels}
+                emit("counted", shape=list(shape), mode=mode, layout="channels_last", bytes=counted)
+    return 0
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["cuda"]))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""The command line: see the package's docstring, and ``python3 -m benchmarks.gpu --help``."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from . import keep, pack
+from .environment import environment
+from .runner import Done, run
+from .steps import BUDGETS, COMMANDS, jobs, steps
+from .store import Store
+from .target import ROOT
+
+__all__ = ["main"]
+
+
+def _fail(message: str) -> NoReturn:
+    sys.exit(f"benchmarks.gpu: {message}")
+
+
+def _budget(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0; got {text!r}")
+    return seconds
+
+
+def _arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description="A short window on a GPU.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = {
+        "right": "is each kernel right", "where": "where does its time go", "claims": "is ours faster than its peers",
+        "all": "the three, one after the other",
+    }  # fmt: skip
+    for name, text in about.items():
+        one = commands.add_parser(name, help=text, description=text)
+        one.add_argument("--budget", type=_budget, default=None, metavar="SECONDS",
+                         help="for all steps; what does not fit is named and left out (default: "
+                              f"{BUDGETS.get(name, sum(BUDGETS.values())):.0f})")  # fmt: skip
+        one.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", metavar="DIR",
+                         help="takes three files of each command (default: build/gpu)")  # fmt: skip
+        one.add_argument("--only", metavar="TEXT", default="", help="the steps whose name holds it")
+        one.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes, with steps that go wrong")
+        one.add_argument("--list", action="store_true", help="print the steps and stop")
+    build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc, no GPU")
+    build.add_argument("--arch", default=pack.ARCHITECTURE, help="the GPU's compute capability (default: 9.0, an H100)")
+    build.add_argument("--variant", default="", help="build the CUDA library once more, beside the pack, by this name")
+    kept = commands.add_parser("keep", help="put what came back under benchmarks/results, and draw it")
+    kept.add_argument("tars", nargs="+", type=Path, metavar="TAR", help="COMMAND.tar.gz, or the folder of them")
+    kept.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _machine(rehearse: bool) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
+    """The pack's manifest, and the builds of the CUDA library, where there is a GPU that can run them."""
+    if rehearse:
+        return None, [("", ""), ("before", "")]
+    if not torch.cuda.is_available():
+        _fail("torch sees no GPU here; --rehearse runs everything on the CPU at tiny sizes")
+    if not (pack.FOLDER / "manifest.json").exists() and (ROOT / "se_fused" / "_C_cuda.abi3.so").exists():
+        print("no pack in build/gpu-pack: the libraries of this checkout are used")
+        return None, [("", "")]
+    try:
+        manifest, note = pack.check(capability=torch.cuda.get_device_capability(0))
+        if note:
+            print(note)
+        return manifest, pack.libraries()
+    except pack.PackError as error:
+        _fail(str(error))
+
+
+def _run(command: str, options: argparse.Namespace, budget: float, machine: Any) -> bool:
+    """Run one command; whether all went well."""
+    manifest, variants = machine
+    chosen = [s for s in steps(command, rehearse=options.rehearse, variants=variants) if options.only in s.name]
+    if not chosen:
+        _fail(f"--only {options.only!r} names no step of {command}; --list prints them")
+    if options.list:
+        print(
+            "\n".join(f"{command}: {s.name}  ({s.seconds:.0f} s, at most {s.limit:.0f}): {s.settles}" for s in chosen)
+        )
+        return True
+    typed = f"python3 -m benchmarks.gpu {command} --budget {budget:.0f}" + (" --rehearse" if options.rehearse else "")
+    shared = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    if variants[0][1]:
+        shared["SE_FUSED_LIBRARIES"] = variants[0][1]
+    if options.rehearse:  # stand-ins for ncu and compute-sanitizer
+        tools = ROOT / "tests" / "gpu_tools"
+        shared["OMP_NUM_THREADS"] = "1"  # on a busy machine two threads wait for each other
+        shared["PATH"] = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
+    logs = Path(tempfile.mkdtemp(prefix="se-fused-gpu-"))
+    try:
+        store = Store(options.output, command, environment(typed, manifest, options.rehearse), logs)
+
+        def done(step: Done) -> None:
+            store.done(step)
+            print(f"== {step.step}: {step.verdict}, {step.seconds:.1f} s: {step.figure}"[:200], flush=True)
+
+        try:
+            found = run(
+                chosen, budget=budget, jobs=jobs(command), root=ROOT, logs=logs, environment=shared,
+                on_row=store.row, on_done=done,
+            )  # fmt: skip
+        finally:
+            store.save()
+            store.close()
+            print(store.table, flush=True)
+        return all(step.good for step in found)
+    except OSError as error:
+        where = options.output
+        _fail(f"cannot write to {where}: {error.strerror or error}; give --output another folder, or make room there")
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _arguments(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the steps are ended, and the tables printed
+    if options.command == "pack":
+        try:
+            print("\n".join(pack.build(options.variant, options.arch)))
+        except pack.PackError as error:
+            _fail(str(error))
+        return 0
+    if options.command == "keep":
+        try:
+            print("\n".join(keep.keep(options.tars, options.results)))
+        except (OSError, ValueError) as error:
+            _fail(str(error))
+        return 0
+    machine = (None, [("", "")]) if options.list else _machine(options.rehearse)
+    commands = COMMANDS if options.command == "all" else (options.command,)
+    total = options.budget or sum(BUDGETS[command] for command in commands)
+    good, end = [], time.monotonic() + total
+    for i, command in enumerate(commands):  # what one leaves is the next ones'
+        share = BUDGETS[command] / sum(BUDGETS[c] for c in commands[i:])
+        good.append(_run(command, options, max((end - time.monotonic()) * share, 1.0), machine))
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

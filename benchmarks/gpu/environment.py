@@ -1,0 +1,64 @@
+"""What results were taken with: machine, versions, build, commit, command. It holds no path of the machine."""
+
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from se_fused._libraries import find_module
+from se_fused.info import commit
+
+from .target import ROOT
+
+__all__ = ["environment"]
+
+_PACKAGES = ("torch", "triton", "numpy", "timm", "torchvision", "pytest-benchmark")
+_QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current"
+
+
+def _says(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, text=True, capture_output=True, check=True, cwd=ROOT, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> dict[str, Any]:
+    """For JSON.
+
+    Args:
+        command: what was typed, without paths.
+        pack: the manifest of the libraries that were built before; None where this checkout's own are used.
+        rehearse: whether this is no GPU at all.
+    """
+    try:
+        build: Any = dict(find_module("_build_info").BUILD)
+    except ImportError:
+        build = None
+    gpu = "the CPU (a rehearsal)" if rehearse else torch.cuda.get_device_name(0)
+    # A machine that has a copy of the working tree alone knows no commit: the pack does.
+    return {
+        "command": command,
+        "gpu": gpu,
+        "compute_capability": None if rehearse else list(torch.cuda.get_device_capability(0)),
+        "commit": commit() or (pack or {}).get("commit"),
+        "uncommitted": _says("git", "status", "--porcelain"),
+        "nvidia_smi": None if rehearse else _says("nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "build": build,
+        "pack": pack,
+        "rehearsal": rehearse,
+    }

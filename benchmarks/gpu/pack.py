@@ -1,0 +1,225 @@
+"""Libraries built before: on a machine with nvcc and without a GPU, for a machine with a GPU and without a network.
+
+``make gpu-pack`` makes ``build/gpu-pack``, one folder that git ignores: the two libraries, for sm_90 alone; what
+setup.py recorded; the module that reads registers, for that machine's Python; ``manifest.json``. ``VARIANT=name`` adds
+another build of the CUDA library beside it, in ``variants/name``, which `where` times in the same call.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from se_fused._files import write_bytes, write_text
+from se_fused.info import commit
+
+from .target import ROOT
+
+__all__ = ["ARCHITECTURE", "FOLDER", "MOST_BYTES", "PYTHON", "PackError", "build", "check", "libraries", "variants"]
+
+FOLDER = ROOT / "build" / "gpu-pack"
+ARCHITECTURE = "9.0"
+PYTHON = (3, 12)
+"""The GPU machine's. The libraries serve every Python; the module that reads registers belongs to one."""
+MOST_BYTES = 25 * 2**20
+"""What travels to a lent machine is limited to 64 MiB with everything else."""
+_LIBRARIES = ("_C_cpu.abi3.so", "_C_cuda.abi3.so")
+
+
+class PackError(Exception):
+    """One line that says what is missing and what to do."""
+
+
+def _sources() -> str:
+    """A digest of what the libraries are compiled from."""
+    digest = hashlib.sha256()
+    for file in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "setup.py"]):
+        if file.is_file():
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# ---- building
+def _compiled(architecture: str) -> Path:
+    """setup.py's build of this checkout for the GPU machine's architecture: the folder of the built package."""
+    place = ROOT / "build" / "gpu-pack-build"
+    settings = {
+        "SE_FUSED_BUILD": "cuda",
+        "TORCH_CUDA_ARCH_LIST": architecture,
+        "MAX_JOBS": os.environ.get("MAX_JOBS", "2"),
+    }
+    # the virtual environment's ninja is found where its Python is
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(place), "--build-lib", str(place / "lib")]
+    made = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, "PATH": path}, check=False)
+    if made.returncode:
+        raise PackError("the libraries do not compile (above): nvcc and a torch of the same CUDA are needed")
+    return place / "lib" / "se_fused"
+
+
+def _python() -> str | None:
+    """A Python of the GPU machine's version, or None."""
+    name = "python{}.{}".format(*PYTHON)
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [sys.executable, name, *map(str, sorted(versions.glob(f"{PYTHON[0]}.{PYTHON[1]}.*/bin/{name}")))]
+    ask = "import sys; print(sys.version_info[:2])"
+    for python in filter(shutil.which, found):  # where it runs: pyenv has stand-ins that do not
+        said = subprocess.run([python, "-c", ask], text=True, capture_output=True, check=False)
+        if said.stdout.strip() == str(PYTHON):
+            return python
+    return None
+
+
+def _introspection(target: Path) -> Path | str:
+    """The module that reads registers, compiled for the GPU machine's Python; or why it is left out."""
+    version = "{}.{}".format(*PYTHON)
+    if (python := _python()) is None:
+        return f"no Python {version} here"
+    ask = "import sysconfig as s; print(s.get_paths()['include']); print(s.get_config_var('EXT_SUFFIX'))"
+    include, suffix = subprocess.run([python, "-c", ask], text=True, capture_output=True, check=True).stdout.split()
+    if not (Path(include) / "Python.h").exists():
+        return f"Python {version} has no headers here"
+    try:
+        import pybind11
+    except ImportError:
+        return "pybind11 is not installed"
+    built = target / f"_introspect{suffix}"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    flags = "-std=c++20 -O2 -g0 -s -shared -fPIC -fvisibility=hidden".split()
+    places = [f"-I{include}", f"-I{pybind11.get_include()}", f"-ffile-prefix-map={ROOT}/="]
+    subprocess.run([*compiler, *flags, *places, "csrc/introspect.cpp", "-o", str(built), "-ldl"], cwd=ROOT, check=True)
+    return built
+
+
+def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FOLDER) -> list[str]:
+    """Build the pack, or a variant of its CUDA library; returns what to tell.
+
+    Raises:
+        PackError: it cannot be built, or is too large.
+    """
+    if variant and not re.fullmatch(r"[\w.-]+", variant):
+        raise PackError(f"VARIANT must be a name of letters, digits, '.', '_' and '-'; got {variant!r}")
+    if variant and not (folder / "manifest.json").exists():
+        raise PackError("a variant stands beside a pack: run `make gpu-pack` first")
+    package = _compiled(architecture)
+    place = folder / "variants" / variant if variant else folder
+    place.mkdir(parents=True, exist_ok=True)
+    names = ["_C_cuda.abi3.so"] if variant else [*_LIBRARIES, "_build_info.py"]
+    for name in names:
+        write_bytes(place / name, (package / name).read_bytes())
+    left_out = ""
+    if not variant:
+        for old in folder.glob("_introspect*.so"):
+            old.unlink()
+        found = _introspection(folder)
+        if isinstance(found, str):
+            left_out = f"without _introspect (registers in `info`): {found}"
+        else:
+            names.append(found.name)
+    git = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, text=True, capture_output=True, check=False)
+    manifest = {
+        "commit": (commit() or "") + (" with changes" if git.stdout.strip() else ""), "sources": _sources(),
+        "torch": torch.__version__, "cuda": torch.version.cuda, "architecture": architecture,
+        "machine": platform.machine(),
+        "python": list(PYTHON), "files": {name: _sha256(place / name) for name in names},
+    }  # fmt: skip
+    write_text(place / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > MOST_BYTES:
+        kept = ", ".join(sorted(variants(folder))) or "none"
+        raise PackError(f"the pack has {size / 2**20:.1f} MB, more than 25: remove a variant (there are: {kept})")
+    relative = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    told = [
+        f"{relative}: {size / 2**20:.1f} MB, compute capability {architecture}, built with torch {torch.__version__}"
+    ]
+    told += [f"  {file.relative_to(folder)}" for file in sorted(folder.rglob("*")) if file.is_file()]
+    told += [left_out] if left_out else []
+    told += [
+        f"git ignores it: copy {relative} along with the checkout, then type there, in the checkout:",
+        *(f"  python3 -m benchmarks.gpu {command} --output DIR" for command in ("right", "where", "claims")),
+    ]
+    return told
+
+
+# ---- using
+def variants(folder: Path = FOLDER) -> dict[str, Path]:
+    """Name -> folder of each further build of the CUDA library."""
+    return {manifest.parent.name: manifest.parent for manifest in sorted(folder.glob("variants/*/manifest.json"))}
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((place / "manifest.json").read_text())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PackError(f"{place.name}/manifest.json cannot be read ({type(error).__name__}): make gpu-pack") from None
+    for name, digest in files.items():
+        if not (place / name).exists() or _sha256(place / name) != digest:
+            raise PackError(f"{name} of {place.name} is not the file that was built: copy the whole folder again")
+    return dict(manifest)
+
+
+def check(
+    folder: Path = FOLDER, *, cuda: str | None = torch.version.cuda, capability: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], str]:
+    """The manifest of the pack, and a line about what it lacks, or "".
+
+    Args:
+        folder: the pack.
+        cuda: the version that the running torch is for.
+        capability: the GPU's; None: any.
+
+    Raises:
+        PackError: there is none, or it is for another machine.
+    """
+    if not (folder / "manifest.json").exists():
+        raise PackError(
+            "no pack in build/gpu-pack: run `make gpu-pack` where there is nvcc (here too: it takes minutes)"
+        )
+    manifest = _read(folder)
+    if manifest["sources"] != _sources():
+        raise PackError("the pack in build/gpu-pack is of other sources than this checkout: run `make gpu-pack` again")
+    if manifest["machine"] != platform.machine():
+        raise PackError(f"the pack is for {manifest['machine']}, this machine is {platform.machine()}: build it here")
+    ours, theirs = str(manifest["cuda"]).partition(".")[0], str(cuda).partition(".")[0]
+    if ours != theirs:
+        raise PackError(
+            f"the pack is for CUDA {manifest['cuda']}, torch {torch.__version__} here for {cuda}: "
+            "build it with a torch for that CUDA"
+        )
+    have = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    if have < (2, 11):
+        raise PackError(f"the pack needs torch 2.11 or later, here is {torch.__version__}: choose another Python")
+    if capability is not None and "{}.{}".format(*capability) != manifest["architecture"]:
+        there = "{}.{}".format(*capability)
+        raise PackError(
+            f"the pack is for compute capability {manifest['architecture']}, this GPU has {there}: "
+            f"make gpu-pack ARCH={there}"
+        )
+    note = ""
+    if sys.version_info[:2] != tuple(manifest["python"]):
+        built_for = ".".join(map(str, manifest["python"]))
+        note = f"the pack's _introspect is for Python {built_for}: `info` lists no registers here"
+    return manifest, note
+
+
+def libraries(folder: Path = FOLDER) -> list[tuple[str, str]]:
+    """(name, ``SE_FUSED_LIBRARIES``) of the pack itself, whose name is "", and of each variant."""
+    found = [("", str(folder))]
+    for name, place in variants(folder).items():
+        _read(place)
+        found.append((name, f"{place}{os.pathsep}{folder}"))
+    return found

@@ -1,0 +1,92 @@
+"""Where results go: three files of a command, each readable at any moment, and little enough to travel back."""
+
+import io
+import json
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from se_fused._files import write_bytes, write_text
+
+from .runner import Done
+from .tables import render
+
+__all__ = ["Store", "load"]
+
+
+class Store:
+    """Writes ``COMMAND.jsonl``, a line for each result as it comes; ``COMMAND.txt``, the tables; ``COMMAND.tar.gz``,
+    all that and the steps' output. The last two are written anew, as a whole, when a step has ended.
+
+    Args:
+        folder: is made if it is not there.
+        command: "right", "where" or "claims".
+        environment: what the results were taken with.
+        logs: the steps' output.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, command: str, environment: dict[str, Any], logs: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._command, self._logs = folder, command, logs
+        self._lines = (folder / f"{command}.jsonl").open("w", encoding="utf-8")
+        self.environment, self.rows, self.steps = environment, [], []  # type: ignore[var-annotated]
+        self._start = time.time()
+        self._write({"kind": "environment", **environment})
+        self.table = ""
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+
+    def row(self, step: str, row: dict[str, Any]) -> None:
+        """A result."""
+        record = {"kind": "row", "step": step, **row}
+        self.rows.append(record)
+        self._write(record)
+
+    def done(self, done: Done) -> None:
+        """A step that has ended."""
+        record = {"kind": "step", "step": done.step, "verdict": done.verdict, "seconds": round(done.seconds, 1),
+                  "figure": done.figure}  # fmt: skip
+        self.steps.append(record)
+        self._write(record)
+        self.save()
+
+    def save(self) -> None:
+        """The tables and the archive as they are now."""
+        self.table = "\n".join(render(self._command, self.environment, self.steps, self.rows)) + "\n"
+        write_text(self._folder / f"{self._command}.txt", self.table)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
+            for name in (f"{self._command}.jsonl", f"{self._command}.txt"):
+                tar.add(self._folder / name, name)
+            for log in sorted(self._logs.iterdir()):
+                tar.add(log, f"{self._command}-logs/{log.name}")
+        write_bytes(self._folder / f"{self._command}.tar.gz", packed.getvalue())
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def load(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(environment, steps, rows) of a ``.jsonl``. A last line that was cut off is left out.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    records = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"line {number} is no JSON: this is not a file of benchmarks.gpu") from None
+    if not records or not isinstance(records[0], dict) or records[0].get("kind") != "environment":
+        raise ValueError("the first line is no environment: this is not a file of benchmarks.gpu")
+    by_kind = {kind: [r for r in records if r.get("kind") == kind] for kind in ("step", "row")}
+    return records[0], by_kind["step"], by_kind["row"]

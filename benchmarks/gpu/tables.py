@@ -1,0 +1,144 @@
+"""The tables that one wants to read: at most a hundred lines, since no more of a window's output is kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["MOST_LINES", "aligned", "render"]
+
+MOST_LINES = 98
+WIDTH = 150
+Record = dict[str, Any]
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers_from: int = 1) -> list[str]:
+    """Columns; those from ``numbers_from`` on end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.ljust(w) if i < numbers_from else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip()[:WIDTH])
+    return lines
+
+
+def _steps(steps: Sequence[Record]) -> list[str]:
+    rows = [(s["step"], s["verdict"], f"{s['seconds']:.0f} s", str(s["figure"])) for s in steps]
+    if not rows:
+        return ["no step has ended"]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        f"{name.ljust(widths[0])}  {verdict.ljust(widths[1])}  {seconds.rjust(widths[2])}  {figure}".rstrip()[:WIDTH]
+        for name, verdict, seconds, figure in rows
+    ]
+
+
+def _right(rows: Sequence[Record]) -> list[str]:
+    """What is wrong, one line each."""
+    wrong = [row for row in rows if row.get("ok") is False and row["what"] != "tests"]
+    lines = [f"{row['step']}: {row.get('case') or row.get('test') or row['what']}: {row.get('note')}" for row in wrong]
+    return ["", "Wrong:", *(line[:WIDTH] for line in lines)] if lines else []
+
+
+def _stage(row: Record) -> str:
+    return "x".join(map(str, row["shape"][1:]))
+
+
+def _cell(row: Record | None) -> str:
+    if row is None:
+        return ""
+    unit, estimate = row.get("expected") or (None, None)
+    beside = "" if estimate is None else f" ({estimate}{'%' if unit == 'percent' else 'us'})"
+    return (f"{row['share']:.0%} {row['us']:.0f}us" if "share" in row else f"{row['us']:.0f}us") + beside
+
+
+def _where(rows: Sequence[Record]) -> list[str]:
+    """A line for each kernel, a column for each stage: share of a copy on counted bytes, microseconds, estimate."""
+    timed = [row for row in rows if "us" in row and "backend" in row]
+    if not timed:
+        return []
+    stages = list(dict.fromkeys(_stage(row) for row in timed))
+    batches = sorted({row["shape"][0] for row in timed}, reverse=True)
+    speeds = ", ".join(dict.fromkeys(f"{row['gb_s']:.0f}" for row in rows if row["what"] == "copy"))
+    lines = ["", f"Share of a copy ({speeds} GB/s), time (expected); batch {batches[0]}"]
+    table = [("kernel", *stages)]
+    keys = dict.fromkeys(
+        (row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"])
+        for row in timed if row["shape"][0] == batches[0]
+    )  # fmt: skip
+    found = {(row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"],
+              row["shape"][0], _stage(row)): row for row in timed}  # fmt: skip
+    for key in sorted(keys, key=lambda key: (key[0], key[1], key[4], key[2], key[3])):
+        backend, variant, mode, plan, layout, kernel = key
+        short = {"channels_last": "NHWC", "contiguous": "NCHW"}[layout]
+        name = f"{backend}{' ' + variant if variant else ''} {short} {mode}{' ' + plan if plan else ''} {kernel}"
+        table.append((name, *(_cell(found.get((*key, batches[0], stage))) for stage in stages)))
+    lines += aligned(table)
+    small = [("all, microseconds", *(f"{b}: {s}" for b in batches[1:] for s in stages))]
+    for key in keys:
+        if key[5] == "all" and not key[3]:
+            cells = (found.get((*key, batch, stage)) for batch in batches[1:] for stage in stages)
+            short = {"channels_last": "NHWC", "contiguous": "NCHW"}[key[4]]
+            small.append((f"{key[0]} {key[1]} {short} {key[2]}".replace("  ", " "),
+                          *("" if row is None else f"{row['us']:.0f}" for row in cells)))  # fmt: skip
+    counted = [row for row in rows if row.get("ncu")]
+    if len(small) > 1:
+        lines += ["", *aligned(small)]
+    if counted:
+        lines += ["", "Nsight Compute"]
+        table = [("kernel", "us", "read MB", "written MB", "L2 hits", "memory", "registers")]
+        for row in counted[:16]:
+            table.append(
+                (f"{row['step']} {row['what']}", f"{row.get('us', 0):.0f}", f"{row.get('read_bytes', 0) / 1e6:.0f}",
+                 f"{row.get('written_bytes', 0) / 1e6:.0f}", f"{row.get('l2_hit_percent', 0):.0f}%",
+                 f"{row.get('dram_percent', 0):.0f}%", f"{row.get('registers', 0):.0f}")
+            )  # fmt: skip
+        lines += aligned(table)
+    return lines
+
+
+def _claims(rows: Sequence[Record]) -> list[str]:
+    lines: list[str] = []
+    tails = [row for row in rows if row["step"] == "tails" and row.get("ok")]
+    if tails:
+        table = [("tail", "candidate", "us", "over ours", "share of copy", "peak MB", "timed by")]
+        for row in tails:
+            over = f"{row['over_ours']['median']:.2f}x" if "over_ours" in row else ""
+            table.append(
+                (f"{row['mode']} {'x'.join(map(str, row['shape']))}", row["what"], f"{row['us']:.1f}", over,
+                 f"{row['share_of_copy']:.0%}", f"{row['peak_bytes'] / 1e6:.0f}", row["timed_by"])
+            )  # fmt: skip
+        lines += ["", *aligned(table, 2)]
+    networks = [row for row in rows if "network" in row]
+    if networks:
+        table = [("network", "candidate", "images/s", "wall ms", "device ms", "over ours", "peak MB", "timed by")]
+        for row in networks:
+            name = f"{row['network']} {row['mode']} {row['batch']}"
+            if row.get("ok"):
+                table.append(
+                    (name, row["what"], f"{row['images_per_second']:.0f}", f"{row['wall_ms']:.2f}",
+                     f"{row['device_ms']:.2f}", f"{row['over_ours']['median']:.2f}x", f"{row['peak_bytes'] / 1e6:.0f}",
+                     row["timed_by"])
+                )  # fmt: skip
+            else:
+                told = str(row.get("skipped") or row.get("note"))
+                table.append((name, row["what"], "", "", "", "", "", told[:40]))
+        lines += ["", *aligned(table, 2)]
+    return lines
+
+
+def render(command: str, environment: Record, steps: Sequence[Record], rows: Sequence[Record]) -> list[str]:
+    """The tables of a command's results.
+
+    Args:
+        command: "right", "where" or "claims".
+        environment, steps, rows: as :func:`.store.load` returns them.
+    """
+    detail = {"right": _right, "where": _where, "claims": _claims}[command](rows)
+    head = [f"{command} on {environment.get('gpu')}, {environment.get('commit') or 'no commit known'}"]
+    body = _steps(steps)
+    room = MOST_LINES - len(head) - len(body)
+    if len(detail) > room:
+        detail = [*detail[: room - 1], f"... {len(detail) - room + 1} more lines in {command}.tar.gz"]
+    return [*head, *detail, "", *body]

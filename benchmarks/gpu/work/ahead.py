@@ -1,0 +1,62 @@
+"""Compiles what the timed steps will call, in many processes at once, so that nothing is compiled while time is taken.
+
+    python3 -m benchmarks.gpu.work.ahead where|claims [--processes N]
+
+Triton and torch.compile keep what they compiled on the disk, where the next process finds it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from ..runner import AT, ROW
+from ..target import target
+from . import at, emit
+
+__all__ = ["main"]
+
+
+def _programs(command: str, processes: int) -> list[list[str]]:
+    """What to run, the longest first."""
+    there = target()
+    if command == "where":
+        return [["times", "triton", "--share", f"{i}/{processes}"] for i in range(processes)]
+    modes = (("train", there.training), ("infer", there.inference))
+    found = [["networks", mode, str(batch), "--ahead"] for mode, batches in modes for batch in batches]
+    return [*found, *(["tails", "--share", f"{i}/4"] for i in range(1 if there.rehearsal else 4))]
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="ahead")
+    parser.add_argument("command", choices=("where", "claims"))
+    parser.add_argument("--processes", type=int, default=max((os.cpu_count() or 2) - 2, 2))
+    options = parser.parse_args(arguments)
+    waiting, running, failed = _programs(options.command, options.processes), [], 0
+    total, start = len(waiting), time.monotonic()
+    # each of these processes is a compiler: more threads inside would only wait for each other
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
+    at(f"{total} processes")
+    while waiting or running:
+        while waiting and len(running) < options.processes:
+            program = waiting.pop(0)
+            command = [sys.executable, "-m", f"benchmarks.gpu.work.{program[0]}", *program[1:]]
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            running.append((program, process))
+        program, process = running.pop(0)
+        said, _ = process.communicate()
+        print(*(line for line in said.splitlines() if not line.startswith((ROW, AT))), sep="\n")
+        if process.returncode:
+            failed += 1
+            print(f"{' '.join(program)}: exit status {process.returncode}")
+    took = time.monotonic() - start
+    # What could not be compiled ahead is compiled later, or fails there with its own name.
+    emit("ahead", figure=f"{total - failed} of {total} processes compiled, {took:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""Is one family of kernels right: each of its results against float64 on the device, with its bound.
+
+    python3 -m benchmarks.gpu.work.kernels BACKEND FAMILY
+
+At a small shape, an odd one and ResNet-50's four stages; what the plan would not choose there is forced.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+
+from se_fused import backends
+from se_fused.backends.cuda import CudaBackend
+from se_fused.compare import Judge, Result
+from se_fused.ops.codes import OUT_ACT_CODES
+from se_fused.verify import DTYPES, LAYOUTS, Case, check
+from se_fused.workloads import TailWorkload
+
+from ..target import Shape, Target, target, use_tests
+from . import at, emit
+
+use_tests()
+import contract  # noqa: E402
+import kernel_support  # noqa: E402
+
+__all__ = ["main"]
+
+
+def _streams(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:
+    """The largest share of its bound that a result of a single kernel takes."""
+    kernel_support.shares.clear()
+    given = (backend, shape, dtype, layout)
+    if family == "moments":
+        kernel_support.check_moments(*given, device)
+    elif family == "affine":
+        for code, with_residual in itertools.product(OUT_ACT_CODES.values(), (True, False)):
+            kernel_support.check_affine(*given, code, with_residual, device)
+    elif family == "moments_backward":
+        for code, want_dr in itertools.product(OUT_ACT_CODES.values(), (True, False)):
+            kernel_support.check_moments_backward(*given, code, want_dr, device)
+    elif family == "affine_backward":
+        for masked, with_x in itertools.product((True, False), repeat=2):
+            kernel_support.check_affine_backward(*given, masked, with_x, device)
+    else:
+        for code in OUT_ACT_CODES.values():
+            kernel_support.check_affine_moments(*given, code, device)
+            kernel_support.check_affine_moments_backward(*given, code, device)
+    return max(kernel_support.shares)
+
+
+def _judged(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: str) -> float:
+    """The same of a whole training step, forward or with its backward pass. No gradient is sent where the closing
+    ReLU's argument is within rounding of zero: two right answers differ there."""
+    workload = TailWorkload(cast(Any, shape), dtype, layout, mode, device)
+    result = Result("se_fused", layout)
+    Judge(workload).check(workload.candidate("se_fused", layout), result)
+    if result.status != "ok":
+        raise AssertionError(result.note)
+    return max(error / result.allowed[name] for name, error in result.errors.items())
+
+
+def _drawn(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: str) -> float:
+    """The same as the median of several draws, for shapes so small that one draw compares luck with luck."""
+    result = check(Case("batch_norm_squeeze_excite", shape, dtype, layout, device))
+    if not result.ok:
+        name, error, bound = result.worst_gradient
+        raise AssertionError(f"forward {result.forward:.2f} of its bound, d{name} {error:.1e} of {bound:.1e}")
+    _, error, bound = result.worst_gradient
+    return result.forward if mode == "forward" else max(result.forward, error / bound)
+
+
+def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:
+    worst = 0.0
+    for op in ("squeeze_excite", "batch_norm_squeeze_excite"):
+        case = Case(op, shape, dtype, layout, device, training=False, hidden=max(shape[1] // 16, 4))
+        for inplace in (False, True):
+            share = contract.infer(case, inplace)[0]
+            if not share <= 1:
+                raise AssertionError(f"{op}: {share:.2f} of its bound")
+            worst = max(worst, share)
+    return worst
+
+
+@contextmanager
+def _grouped_by_triton() -> Iterator[None]:
+    """Triton's grouped kernel for every map: many programs, and groups that do and do not divide N."""
+    from se_fused.backends.triton import configs, tail
+
+    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
+        kept, positions = configs.tile_shape(m, 512)
+        stream = configs.Stream(min(kept, 32), positions, positions, 4)
+        return configs.Grouping(stream, min(3, m.n), min(8 * device.multiprocessors, 4096) if m.n > 4 else 2)
+
+    before, tail.grouping = tail.grouping, plan
+    try:
+        yield
+    finally:
+        tail.grouping = before
+
+
+def _forced(backend: str, path: str) -> AbstractContextManager[Any]:
+    if backend == "triton":
+        return _grouped_by_triton() if path == "grouped" else nullcontext()
+    return cast(CudaBackend, backends.BACKENDS["cuda"]).forced_plan(path)
+
+
+def _shapes(there: Target, family: str) -> list[Shape]:
+    if family == "grouped":  # a sample must start with a vector
+        return [there.small, (*there.small[:1], 72, *there.odd[2:]), there.larger_than_l2, *there.stages]
+    if family == "one_pass":
+        return [there.small, (*there.small[:1], 72, *there.odd[2:]), *there.stages]
+    return [there.small, there.odd, *there.stages]
+
+
+def checks(backend: str, family: str, there: Target) -> Iterator[tuple[str, Callable[[], float]]]:
+    """(name, what returns the largest share of a bound or raises AssertionError)"""
+    for shape in _shapes(there, family):
+        large = shape in there.stages or shape == there.larger_than_l2
+        for (name, dtype), layout in itertools.product(DTYPES.items(), LAYOUTS):
+            if name == "float16" and large:
+                continue  # the same instructions as bfloat16's but for the conversions
+            given = (shape, dtype, layout, there.device)
+
+            def one(shape: Shape = shape, given: Any = given, large: bool = large) -> float:
+                if family in ("gate", "gate_backward"):
+                    run = _judged if large else _drawn
+                    return run(*given, "forward" if family == "gate" else "train")
+                if family in ("grouped", "one_pass"):
+                    with _forced(backend, family):
+                        return _inferred(*given)
+                return _streams(family, backends.BACKENDS[backend], *given)
+
+            yield f"{'x'.join(map(str, shape))} {name} {layout}", one
+
+
+def _with_memory(one: Callable[[], float], there: Target) -> float:
+    """Its result; steps share a GPU's memory, so what finds none left waits for the others once."""
+    for last in (False, True):
+        try:
+            return one()
+        except torch.OutOfMemoryError:
+            if last:
+                raise
+            time.sleep(5)
+        finally:
+            if there.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+    raise AssertionError("one of the two returned or raised")
+
+
+def main(backend: str, family: str) -> int:
+    there = target()
+    torch.manual_seed(0)
+    reason = backends.BACKENDS[backend].can_use(there.device, torch.float32)
+    if reason is not None:
+        emit(family, backend=backend, ok=False, note=reason)
+        return 1
+    worst, count, wrong = (0.0, ""), 0, 0
+    with backends.use_backend(backend):
+        for name, one in checks(backend, family, there):
+            at(name)
+            count += 1
+            try:
+                share = _with_memory(one, there)
+            except (AssertionError, backends.BackendUnavailable) as error:
+                note = str(error).strip().partition("\n")[0]
+                if "cannot take" in note:  # a forced plan that has no room for this map
+                    emit(family, backend=backend, case=name, skipped=note)
+                    continue
+                emit(family, backend=backend, case=name, ok=False, note=note)
+                wrong += 1
+                continue
+            emit(family, backend=backend, case=name, ok=True, share=round(share, 3))
+            worst = max(worst, (share, name))
+    emit(family, backend=backend, figure=f"{count} cases, at most {worst[0]:.2f} of a bound ({worst[1]})")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

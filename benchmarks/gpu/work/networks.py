@@ -1,0 +1,170 @@
+"""What SE costs a whole network, and whether ours is faster than timm's, compiled or not.
+
+    python3 -m benchmarks.gpu.work.networks MODE BATCH [--ahead]
+
+SE-ResNet50 and ResNet-50, {ours, timm's} x {eager, torch.compile, reduce-overhead}, and ours optimised for inference;
+channels_last. Each is checked first. The clock on the wall, in turn with ours, holds the host's part; the replay of a
+graph leaves it out. ``--ahead`` calls what is compiled, once, and times nothing: the compiler's caches are then full.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_fused import networks
+from se_fused.compare import Judge, Result, first_line
+from se_fused.measure import peak_memory
+from se_fused.networks import ModelWorkload
+from se_fused.peers import compiles, why_not
+from se_fused.timing import ratio, rounds_for, sampler, synchronizer
+from se_fused.workloads import Candidate, fresh_compiler
+
+from ..target import Target, target
+from . import at, emit
+
+__all__ = ["main"]
+
+CANDIDATES = (
+    "se_fused", "eager", "se_fused compile", "compile", "se_fused compile reduce-overhead", "compile reduce-overhead",
+    "se_fused optimized",
+)  # fmt: skip
+LAYOUT = "channels_last"
+SECONDS = 1.0  # of timing one candidate each way
+MOST_DOUBLE = 64  # images whose training step fits into a GPU's memory in float64
+
+
+class _Workload(ModelWorkload):
+    """Large batches in training are held against float32: float64 would need 90 GB. Its error is a 2^16th of
+    bfloat16's."""
+
+    def truth(self) -> dict[str, Tensor]:
+        if self.mode == "infer" or self.images <= MOST_DOUBLE:
+            return super().truth()
+        dtype, self.dtype = self.dtype, torch.float32
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                candidate = self.candidate("eager", LAYOUT)
+                return {k: t.double() for k, t in candidate.results().items()}
+        finally:
+            self.dtype = dtype
+
+
+@contextmanager
+def _compiler(there: Target) -> Iterator[None]:
+    """In the rehearsal torch.compile traces and generates no code: minutes of a C++ compiler would prove nothing."""
+    before = networks.compiled
+    if there.rehearsal:
+
+        def traced(what: Callable[..., Any], **options: Any) -> Any:
+            return before(what, backend="aot_eager")
+
+        networks.compiled = traced  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        networks.compiled = before
+
+
+def _wall(run: Callable[[], Any], wait: Callable[[], None]) -> Callable[[], float]:
+    def once() -> float:
+        wait()
+        start = time.perf_counter()
+        result = run()
+        wait()
+        took = time.perf_counter() - start
+        del result
+        return took
+
+    return once
+
+
+def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bool) -> tuple[list[float], list[float]]:
+    """Measurements of both, one after the other, for about a second each."""
+    mine(), ours()
+    rounds = rounds_for(SECONDS, mine() + ours(), least=2 if rehearsal else 5, most=50)
+    pairs = [(mine(), ours()) for _ in range(rounds)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _measure(candidate: Candidate, ours: Candidate, images: int, there: Target) -> dict[str, Any]:
+    wait = synchronizer(there.device)
+    walls = _in_turn(_wall(candidate.run, wait), _wall(ours.run, wait), there.rehearsal)
+    median = statistics.median(walls[0])
+    row: dict[str, Any] = {
+        "wall_ms": round(median * 1e3, 3), "images_per_second": round(images / median, 1),
+        "over_ours": ratio(*walls).as_dict(),
+    }  # fmt: skip
+    candidate.reset()
+    row["peak_bytes"] = peak_memory(candidate.run, there.device)
+    candidate.reset()
+    sample = sampler(candidate.run, there.device)
+    replay = statistics.median(sample() for _ in range(5))
+    return row | {"device_ms": round(replay * 1e3, 3), "timed_by": sample.how, "why_not_graph": sample.why}
+
+
+def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> None:
+    """Check and measure the candidates of one network."""
+    about = {"network": name, "mode": mode, "batch": batch, "image": there.image,
+             "dtype": str(there.dtype).removeprefix("torch.")}  # fmt: skip
+    workload = _Workload(
+        name, mode, there.dtype, there.device, layouts=(LAYOUT,), batch=batch, size=there.image,
+        num_classes=10 if there.rehearsal else 1000,
+    )  # fmt: skip
+    judge = None if ahead else Judge(workload)
+    ours: Candidate | None = None
+    for candidate_name in CANDIDATES:
+        at(f"{name} {mode} {batch} {candidate_name}")
+        if ahead and not compiles(candidate_name):
+            continue
+        if reason := why_not(candidate_name, there.device, there.dtype, mode):
+            emit(candidate_name, **about, skipped=reason)
+            continue
+        try:
+            candidate, result = workload.candidate(candidate_name, LAYOUT), Result(candidate_name, LAYOUT)
+            if judge is None:
+                candidate.run()
+                continue
+            judge.check(candidate, result)
+            if result.status != "ok":
+                emit(candidate_name, **about, ok=False, note=result.note)
+                continue
+            if ours is None:
+                ours = candidate  # se_fused is the first
+            row = _measure(candidate, ours, workload.images, there)
+        except (torch.OutOfMemoryError, RuntimeError) as error:  # the next one may fit, or compile
+            emit(candidate_name, **about, ok=False, note=first_line(error))
+            continue
+        finally:
+            candidate = None  # type: ignore[assignment]
+            gc.collect()
+            if there.device == "cuda":
+                torch.cuda.empty_cache()
+        compiling = result.compile_seconds
+        emit(candidate_name, **about, ok=True, errors=result.errors, compile_seconds=compiling, **row)
+    fresh_compiler()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="networks")
+    parser.add_argument("mode", choices=("infer", "train"))
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--ahead", action="store_true")
+    options = parser.parse_args(arguments)
+    there = target()
+    torch.manual_seed(0)
+    with _compiler(there):
+        for name in there.network:
+            _network(name, options.mode, options.batch, there, options.ahead)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""Where the time goes: device time of every kernel of one backend, beside the copy's speed and the estimate.
+
+    python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
+
+Inference and a training step of the tail, and the activated map of an EfficientNet's block, at four stages, two layouts
+and three batches. At the largest batch the inputs rotate through more memory than L2 holds; the small ones find theirs
+in L2, as they would behind the layer before. ``--share`` runs a part of the calls once and times nothing: what a first
+call compiles is then there.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from se_fused import backends, functional
+from se_fused.backends.cuda import CudaBackend
+from se_fused.bandwidth import copy_bandwidth, rotation
+from se_fused.measure import counted_bytes, counted_passes
+from se_fused.ops.codes import OUT_ACT_CODES
+from se_fused.ops.layout import mask_numel
+from se_fused.workloads import LAYOUTS
+
+from ...cases import PASSES
+from ..expected import expected
+from ..target import Shape, Target, kernel_times, target
+from . import at, emit
+
+__all__ = ["call", "counted_bytes_of", "inputs", "main"]
+
+ROUNDS = {"largest": 10, "small": 30}
+MODES = ("infer", "train", "squeeze")
+PATHS = ("separate", "grouped")
+"""Ways of CUDA's inference that the rule does not take on an H100: forced, at the largest batch."""
+
+
+def counted_bytes_of(kernel: str, mode: str, x: Tensor) -> int | None:
+    """What a launch must move: its maps once each, and the mask."""
+    if kernel in ("one_pass", "grouped"):
+        return 3 * x.nbytes
+    if kernel not in PASSES:
+        return None
+    reads, writes, masks, _ = PASSES[kernel]
+    if mode == "infer":
+        masks = 0
+    return (reads + writes) * x.nbytes + masks * mask_numel(x)
+
+
+def inputs(shape: Shape, layout: str, there: Target) -> dict[str, Any]:
+    c = shape[1]
+    r = max(c // 16, 4)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, device=there.device, dtype=there.dtype)
+
+    maps = {k: draw(*shape).to(memory_format=LAYOUTS[layout]) for k in ("x", "residual", "dy")}
+    fc = [draw(r, c) * c**-0.5, draw(r), draw(c, r) * r**-0.5, draw(c)]
+    bn = [torch.ones(c, device=there.device), torch.zeros(c, device=there.device)]
+    return maps | {"fc": fc, "bn": bn, "vector": torch.randn(shape[:2], device=there.device)}
+
+
+def call(mode: str, backend: str, given: dict[str, Any]) -> Callable[[], Any]:
+    x, residual = given["x"], given["residual"]
+    if mode == "infer":
+
+        def infer() -> Tensor:
+            with torch.no_grad():
+                return functional.squeeze_excite(x, *given["fc"], residual, out_act="relu")
+
+        return infer
+    if mode == "squeeze":
+        kernels, vector = backends.BACKENDS[backend], given["vector"]
+        return lambda: kernels.affine_moments(x, vector, vector, OUT_ACT_CODES["silu"])
+    wanted = [t.detach().requires_grad_() for t in (x, residual, *given["bn"], *given["fc"])]
+
+    def train() -> Any:
+        y = functional.batch_norm_squeeze_excite(
+            wanted[0], None, None, *wanted[2:], wanted[1], training=True, out_act="relu"
+        )
+        return torch.autograd.grad(y, wanted, given["dy"])
+
+    return train
+
+
+def _counted(mode: str, shape: Shape, dtype: torch.dtype) -> int:
+    if mode == "squeeze":
+        return 2 * torch.Size(shape).numel() * dtype.itemsize
+    return counted_bytes(shape, dtype, counted_passes(training=mode == "train", batch_norm=mode == "train"))
+
+
+def _plans(backend: str, mode: str, batch: int, there: Target) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
+    """(name, context): the rule's way, and ways that it would not take."""
+    yield "", nullcontext()
+    if backend == "cuda" and mode == "infer" and batch == there.batches[0]:
+        for path in PATHS:
+            yield path, cast(CudaBackend, backends.BACKENDS["cuda"]).forced_plan(path)
+
+
+def _measure(
+    backend: str, mode: str, shape: Shape, layout: str, there: Target, copy: float | None, about: dict[str, Any],
+    plan: AbstractContextManager[Any],
+) -> None:  # fmt: skip
+    """One workload: emit a row for each kernel and one for all. ``copy`` None: call it once and say nothing."""
+    largest = shape[0] == there.batches[0]
+    given = [inputs(shape, layout, there)]
+    with plan:
+        if copy is None:
+            call(mode, backend, given[0])()
+            return
+        x = given[0]["x"]
+        if largest and not there.rehearsal:
+            given += [inputs(shape, layout, there) for _ in range(rotation(3 * x.nbytes, there.device) - 1)]
+        calls = [call(mode, backend, one) for one in given]
+        found = kernel_times(calls, max(ROUNDS["largest" if largest else "small"] // len(calls), 2), there.device)
+    stage = [s[1:] for s in there.stages].index(shape[1:])
+    for kernel, us in found.items():
+        moved = counted_bytes_of(kernel, mode, x)
+        row: dict[str, Any] = {**about, "us": round(us, 2)}
+        if moved is not None:
+            row |= {"bytes": moved, "share": round(moved / (us * 1e-6) / copy, 3)}
+        if largest and (estimate := expected(backend, kernel, layout, stage)) is not None:
+            row["expected"] = list(estimate)
+        emit(kernel, **row)
+    total, moved = sum(found.values()), _counted(mode, shape, there.dtype)
+    emit("all", **about, us=round(total, 2), bytes=moved, share=round(moved / (total * 1e-6) / copy, 3))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="times")
+    parser.add_argument("backend")
+    parser.add_argument("--variant", default="")
+    parser.add_argument("--share", default="")
+    options = parser.parse_args(arguments)
+    there, backend = target(), options.backend
+    if (reason := backends.BACKENDS[backend].can_use(there.device, there.dtype)) is not None:
+        emit("all", ok=False, backend=backend, note=reason)
+        return 1
+    copy = None
+    if not options.share:
+        copy = copy_bandwidth(there.device)
+        emit("copy", gb_s=round(copy / 1e9, 1))
+    work = list(itertools.product(there.batches, range(len(there.stages)), LAYOUTS, MODES))
+    if options.share:
+        part, parts = (int(number) for number in options.share.split("/"))
+        work = work[part::parts]
+    count = 0
+    with backends.use_backend(backend):
+        for batch, stage, layout, mode in work:
+            shape = there.at_batch(batch)[stage]
+            for name, plan in _plans(backend, mode, batch, there):
+                about = {"backend": backend, "variant": options.variant, "mode": mode, "layout": layout,
+                         "shape": list(shape), "plan": name}  # fmt: skip
+                at(f"{mode} {shape} {layout} {name}")
+                try:
+                    _measure(backend, mode, shape, layout, there, copy, about, plan)
+                except backends.BackendUnavailable as error:
+                    emit("all", **about, skipped=str(error))
+                count += 1
+    emit("all", figure=f"{count} workloads" + ("" if copy is None else f", a copy moves {copy / 1e12:.2f} TB/s"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
