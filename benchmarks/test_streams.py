@@ -12,6 +12,7 @@ from harness import Settings, Shelf, Subject, run
 from torch import Tensor
 
 from se_fused import backends
+from se_fused._codes import OUT_ACT_CODES
 from se_fused.ops.affine import affine, affine_backward
 from se_fused.ops.affine_moments import affine_moments, affine_moments_backward
 from se_fused.ops.layout import mask_numel, pack_mask
@@ -23,7 +24,7 @@ PASSES = {
     "moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5), "affine_backward": (2, 1, 0, 5),
     "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14),
 }  # fmt: skip
-RELU, SILU = 1, 2  # the last two kernels are those of EfficientNet's blocks
+RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # the last two kernels are those of EfficientNet's blocks
 
 
 class Definition:
