@@ -16,7 +16,7 @@ from harness import Settings, Shelf, Subject, run
 from torch import Tensor
 
 from se_fused import backends, functional, reference
-from se_fused.ops.codes import ACT_CODES, GATE_CODES
+from se_fused._codes import ACT_CODES, GATE_CODES
 from se_fused.workloads import DTYPES, Candidate, Workload
 
 WAYS = {"product": "product", "separate": "convolution and tail"}

@@ -13,6 +13,7 @@ from harness import Settings, Shelf, Subject, run
 from torch import Tensor
 
 from se_fused import backends
+from se_fused._codes import OUT_ACT_CODES
 from se_fused._random import generator_on
 from se_fused.ops.affine import affine, affine_backward
 from se_fused.ops.affine_moments import affine_moments, affine_moments_backward
@@ -20,7 +21,7 @@ from se_fused.ops.layout import mask_numel, pack_mask
 from se_fused.ops.moments import moments, moments_backward
 from se_fused.workloads import DTYPES, LAYOUTS, Candidate, Workload
 
-RELU, SILU = 1, 2  # the last two kernels are those of EfficientNet's blocks
+RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # the last two kernels are those of EfficientNet's blocks
 
 
 class Definition:

@@ -1,4 +1,4 @@
-// What the kernels of every backend name alike. The order of the names is the contract with se_fused/ops/codes.py.
+// What the kernels of every backend name alike. The order of the names is the contract with se_fused/_codes.py.
 #pragma once
 
 #include <cstdint>

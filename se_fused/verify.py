@@ -49,6 +49,7 @@ class Case:
     gate: str = "sigmoid"
     out_act: str | None = "relu"
     residual: bool = True
+    residual_grad: bool = True  # False: nobody asks for the residual's gradient
     drop_path: bool = True
     absent: tuple[str, ...] = ()  # parameters that are None
     parameter_dtype: torch.dtype | None = None  # None: float32 for batch norm, x's for the layers
@@ -81,7 +82,7 @@ class Case:
             if name in self.absent:
                 given[name] = None
             elif value is not None and not name.startswith("running"):
-                value.requires_grad_()
+                value.requires_grad_(name != "residual" or self.residual_grad)
         keep = torch.rand(n, generator=generator, device=generator.device) > 0.3
         given["drop_path_scale"] = (keep / 0.7).to(self.device) if self.drop_path else None
         given["out_act"] = self.out_act

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import monai.networks.nets as monai_nets
 import pytest
 import timm
 import torch
@@ -45,8 +44,12 @@ def refused(model: nn.Module, path: Path, message: str, **arguments: Any) -> str
     return str(info.value)
 
 
+def monai_net(name: str, *arguments: Any, **options: Any) -> nn.Module:
+    return getattr(pytest.importorskip("monai.networks.nets"), name)(*arguments, **options)
+
+
 def monai_densenet() -> nn.Module:
-    return monai_nets.DenseNet121(spatial_dims=2, in_channels=3, out_channels=5)
+    return monai_net("DenseNet121", spatial_dims=2, in_channels=3, out_channels=5)
 
 
 def legacy(block: str, depths: tuple[int, ...], **arguments: Any) -> nn.Module:

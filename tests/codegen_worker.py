@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from se_fused.backends.triton import codegen, configs
-from se_fused.ops.codes import ACT_CODES
 
 STAGES = {"256x56x56": (128, 256, 56, 56), "1024x14x14": (128, 1024, 14, 14), "2048x7x7": (128, 2048, 7, 7)}
 ODD = {"odd": (3, 33, 7, 5), "ones": (1, 1, 2, 1), "S=1": (5, 24, 1, 1)}
@@ -32,7 +31,7 @@ class Job:
     call: str  # "train", "infer", "conv", "squeeze" or "gated"
     act: str = "relu"
     gate: bool = True
-    out_act: int = 1
+    out_act: str = "relu"
 
 
 def jobs() -> list[Job]:
@@ -43,17 +42,17 @@ def jobs() -> list[Job]:
     found += [Job(a, "bfloat16", True, "256x56x56", "infer", gate=False) for a in (80, 90, 100)]
     found += [Job(90, "bfloat16", cl, shape, "train") for cl in both for shape in ("1024x14x14", "2048x7x7")]
     found += [Job(a, "bfloat16", False, "2048x7x7", "train") for a in (80, 100, "gfx942")]
-    found += [Job(90, d, False, "2048x7x7", "train", out_act=2) for d in ("float32", "bfloat16")]
+    found += [Job(90, d, False, "2048x7x7", "train", out_act="silu") for d in ("float32", "bfloat16")]
     found += [Job(90, "bfloat16", cl, shape, call) for cl in both for shape in ODD for call in ("train", "infer")]
     found += [Job(90, "float32", True, "256x56x56", "train", act) for act in ("gelu_tanh", "mish")]
-    found += [Job(90, "bfloat16", cl, "256x56x56", "train", out_act=2) for cl in both]
+    found += [Job(90, "bfloat16", cl, "256x56x56", "train", out_act="silu") for cl in both]
     found += [Job(90, "bfloat16", True, "256x56x56", "train", gate=False)]
     found += [Job(a, d, True, "256x56x56", "conv") for a in codegen.ARCHITECTURES for d in DTYPES]
     found += [Job(90, d, True, "2048x7x7", "conv") for d in ("float32", "bfloat16")]
-    found += [Job(90, d, cl, "256x56x56", "squeeze", out_act=3) for d in DTYPES for cl in both]
+    found += [Job(90, d, cl, "256x56x56", "squeeze", out_act="hard_swish") for d in DTYPES for cl in both]
     found += [Job(90, "bfloat16", cl, shape, "squeeze") for cl in both for shape in (*STAGES, *ODD)]
     found += [
-        Job(a, "bfloat16", cl, shape, "squeeze", out_act=2)
+        Job(a, "bfloat16", cl, shape, "squeeze", out_act="silu")
         for a in (80, 100, "gfx942")
         for cl, shape in ((True, "256x56x56"), (False, "2048x7x7"))
     ]
@@ -73,9 +72,7 @@ def launches(job: Job) -> list[Any]:
     if job.call == "squeeze":
         return codegen.launches_of_squeeze(shape, dtype, job.channels_last, job.out_act)
     hidden = max(shape[1] // 16, 1) if job.gate else None
-    return codegen.launches_of_tail(
-        shape, dtype, job.channels_last, job.call == "train", hidden, job.out_act, act=ACT_CODES[job.act]
-    )
+    return codegen.launches_of_tail(shape, dtype, job.channels_last, job.call == "train", hidden, job.out_act, job.act)
 
 
 def compiled(job: Job) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from interpreter_support import round_bfloat16
 
 from se_fused import backends
 
+# Read by cuBLAS at its first call: without it, it warns that it is not deterministic, and our warnings are errors.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its own functions are interpreted too
     if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is None:
@@ -19,11 +21,18 @@ _cache = tempfile.TemporaryDirectory(prefix="se-fused-tests-")
 os.environ["SE_FUSED_CACHE"] = _cache.name
 
 
+def shard_of(items, shard, shards):
+    """Every so manieth test; those that need a GPU's memory alone are all the first shard's, one after another."""
+    alone = [item for item in items if item.get_closest_marker("alone")]
+    others = [item for item in items if not item.get_closest_marker("alone")]
+    return others[shard::shards] + (alone if shard == 0 else [])
+
+
 def pytest_collection_modifyitems(items):
     # "2/8": the third of eight processes that share the tests where pytest-xdist is not installed (benchmarks/gpu.sh)
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")
     if shards:
-        items[:] = items[int(shard) :: int(shards)]
+        items[:] = shard_of(items, int(shard), int(shards))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))

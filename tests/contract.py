@@ -1,6 +1,7 @@
 """The op contract as every backend's tests hold it: which shapes and options, and how far off a result may be."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,17 +23,24 @@ SHAPES: dict[str, Shape] = {
     "5-D": (2, 10, 3, 2, 5),
 }
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "eval": {"training": False},
-    "silu": {"out_act": "silu"},
-    "silu-eval": {"out_act": "silu", "training": False},
-    "silu-no-gate": {"out_act": "silu", "op": "batch_norm_act"},
-    "silu-no-norm": {"out_act": "silu", "op": "squeeze_excite", "training": False},
-    "hard-swish": {"out_act": "hard_swish"},
-    "hard-swish-eval": {"out_act": "hard_swish", "training": False},
-    "hard-swish-no-gate": {"out_act": "hard_swish", "op": "batch_norm_act"},
-    "no-activation": {"out_act": None},
+# Every closing activation × what is known of the residual: each op decides from both what it keeps and what it writes.
+_RESIDUALS: dict[str, dict[str, Any]] = {
+    "residual": {},
+    "residual-without-gradient": {"residual_grad": False},
     "no-residual": {"residual": False},
+}
+_CLOSED: dict[str, dict[str, Any]] = {
+    "bn-se": {"op": "batch_norm_squeeze_excite"},
+    "se": {"op": "squeeze_excite", "training": False},
+    "bn": {"op": "batch_norm_act"},
+}
+CLOSINGS: dict[str, dict[str, Any]] = {
+    f"{op}-{out_act}-{residual}": {"out_act": out_act, **_CLOSED[op], **_RESIDUALS[residual]}
+    for op, out_act, residual in itertools.product(_CLOSED, reference.OUT_ACTIVATIONS, _RESIDUALS)
+}
+
+OPTIONS: dict[str, dict[str, Any]] = CLOSINGS | {
+    **{f"eval-{out_act}": {"training": False, "out_act": out_act} for out_act in reference.OUT_ACTIVATIONS},
     "no-drop-path": {"drop_path": False},
     "no-fc-biases": {"absent": ("fc1_bias", "fc2_bias")},
     "no-affine": {"absent": ("bn_weight", "bn_bias")},

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from se_fused import reference
+from se_fused._codes import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 from se_fused.bounds import EPS, relative_error, ulp
 from se_fused.ops import affine as affine_definition
 from se_fused.ops import affine_moments as affine_moments_definition
@@ -13,6 +15,13 @@ from se_fused.ops.layout import mask_numel, pack_mask, unpack_mask
 from se_fused.verify import to_layout
 
 Shape = tuple[int, ...]
+NONE = OUT_ACT_CODES["none"]
+CORNERS = {OUT_ACT_CODES["relu"]: (0.0,), OUT_ACT_CODES["hard_swish"]: (-3.0, 3.0)}
+"""Where derivatives jump."""
+ACTIVATED = [(code, True) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
+"""(out_act, with a residual) of stream 2: what is added is the same code for all activations."""
+DERIVED = [(code, writes_dr(code, True)) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
+"""(out_act, whether dr is wanted) of the backward's stream 1, as the ops ask for it."""
 
 shares: list[float] = []
 """The share of its bound that each comparison took so far; benchmarks/gpu tells the largest."""
@@ -56,16 +65,17 @@ def check_affine(
     x = draw(shape, dtype, layout, device)
     residual = draw(shape, dtype, layout, device) if with_residual else None
     scale, shift = per_sample(shape, device), per_sample(shape, device)
-    y, mask = backend.affine(x, residual, scale, shift, out_act, out_act == 1)
+    save_mask = keeps_mask(out_act)
+    y, mask = backend.affine(x, residual, scale, shift, out_act, save_mask)
     wide = None if residual is None else residual.double()
-    truth, true_mask = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), out_act, out_act == 1)
+    truth, true_mask = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), out_act, save_mask)
     close(y, truth, dtype, 4 + x.double().abs() * 4)
     assert y.dtype == dtype and y.stride() == x.stride()
-    if out_act == 1:
+    if save_mask:
         assert mask.numel() == mask_numel(x)
         different = unpack_mask(mask, x) != unpack_mask(true_mask, x)
         # only where the sum is zero to rounding may float32 and float64 disagree on its sign
-        t, _ = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), 0, False)
+        t, _ = affine_definition.affine(x.double(), wide, scale.double(), shift.double(), NONE, False)
         assert t[different].abs().max().item() < 1e-5 if different.any() else True
 
 
@@ -87,7 +97,7 @@ def check_moments_backward(
     # the sums are of dr as it is stored: rounded
     stored = dr.double() if want_dr else true_dr.to(dtype).double()
     # without dr, its own error counts: of terms that cancel where the slope is zero, and of dtype's rounding
-    own = 0 if want_dr or out_act < 2 else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
+    own = 0 if want_dr or not recomputed(out_act) else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
     s = x[0, 0].numel()
     wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
     terms = s**0.5 * stored.abs() + own
@@ -119,10 +129,11 @@ def check_affine_moments_backward(
     dr, p, q = backend.affine_moments_backward(dy, added, x, mean, scale, shift, out_act)
     wide = [t.double() for t in (dy, added, x, mean, scale, shift)]
     true_dr, _, _ = affine_moments_definition.affine_moments_backward(*wide, out_act)
-    t, _ = affine_definition.affine(wide[2], None, wide[4], wide[5], 0, False)
+    t, _ = affine_definition.affine(wide[2], None, wide[4], wide[5], NONE, False)
     # where a derivative jumps, float32 and float64 may take different sides of the corner
-    corners = {0: (), 1: (0.0,), 2: (), 3: (-3.0, 3.0)}[out_act]
-    at_corner = sum(((t - corner).abs() < 1e-5 for corner in corners), torch.zeros_like(t, dtype=torch.bool))
+    at_corner = torch.zeros_like(t, dtype=torch.bool)
+    for corner in CORNERS.get(out_act, ()):
+        at_corner |= (t - corner).abs() < 1e-5
     close(dr.where(~at_corner, 0), true_dr.where(~at_corner, 0), dtype, 16 + 8 * added.double().abs().max())
     assert dr.stride() == x.stride()
     stored, s = dr.double(), x[0, 0].numel()
@@ -153,13 +164,13 @@ def check_nan_and_infinity(backend: Any, shape: Shape, dtype: torch.dtype, layou
         flat[at] = value
     x = to_layout(flat.reshape(shape), layout)
     one, nothing = torch.ones(shape[:2], device=device), torch.zeros(shape[:2], device=device)
-    y, mask = backend.affine(x, None, one, nothing, 1, True)
+    y, mask = backend.affine(x, None, one, nothing, OUT_ACT_CODES["relu"], True)
     torch.testing.assert_close(y, torch.relu(x), rtol=0, atol=0, equal_nan=True)
     truth = torch.autograd.grad(torch.relu(x.requires_grad_()).sum(), x)[0]
     assert torch.equal(unpack_mask(mask, x), truth != 0)
-    for code, function in ((0, torch.clone), (1, torch.relu), (3, torch.nn.functional.hardswish)):
-        y, mean = backend.affine_moments(x.detach(), one, nothing, code)
-        truth = function(x.detach().float())
+    for name in ("none", "relu", "hard_swish"):
+        y, mean = backend.affine_moments(x.detach(), one, nothing, OUT_ACT_CODES[name])
+        truth = reference.OUT_ACTIVATIONS[name](x.detach().float())
         assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isinf(), truth.isinf())
         assert torch.equal(mean.isnan(), truth.flatten(2).mean(2).isnan())
     mean, _ = backend.moments(x.detach())

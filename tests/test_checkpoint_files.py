@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import monai.networks.nets as monai_nets
 import pytest
 import timm
 import torch
 import torchvision
 import zoo_models
-from checkpoint_support import ONE, images, legacy, made, refused, write
+from checkpoint_support import ONE, images, legacy, made, monai_net, refused, write
 from module_support import one_thread, randomise, rms  # noqa: F401 (a fixture)
 from safetensors.torch import save_file
 from torch import nn
@@ -104,7 +103,7 @@ MISFITS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
         r"num_classes=5 and.*reset_classifier\(2\).*in_chans=3",
     ),
     "3-D": (
-        lambda: monai_nets.SEResNet50(spatial_dims=3, in_channels=3, layers=ONE), lambda: one(variant="caffe"),
+        lambda: monai_net("SEResNet50", spatial_dims=3, in_channels=3, layers=ONE), lambda: one(variant="caffe"),
         r"layer1.0.conv2.conv.weight is \(64, 64, 3, 3, 3\) in the file",
     ),
 }  # fmt: skip
@@ -250,8 +249,8 @@ def test_monais_late_blocks_are_loaded(tmp_path: Path) -> None:
     load_pretrained(model, write(tmp_path / "a.pth", theirs))
     assert torch.equal(model.layer3[11].conv2.weight, theirs.layer3[11].conv2.weight)
     monai_model = made(
-        lambda: monai_nets.SENet(
-            2, 3, "se_resnet_bottleneck", (1, 1, 12, 1), 1, 16, None, inplanes=64, downsample_kernel_size=1,
+        lambda: monai_net(
+            "SENet", 2, 3, "se_resnet_bottleneck", (1, 1, 12, 1), 1, 16, None, inplanes=64, downsample_kernel_size=1,
             input_3x3=False, num_classes=5,
         )
     )  # fmt: skip

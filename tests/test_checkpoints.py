@@ -4,13 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import monai.networks.nets as monai_nets
 import pytest
 import timm
 import torch
 import torchvision
 import zoo_models
-from checkpoint_support import ONE, OUR_SENET, SENET, images, legacy, made, monai_densenet, ours, refused, short, write
+from checkpoint_support import (
+    ONE,
+    OUR_SENET,
+    SENET,
+    images,
+    legacy,
+    made,
+    monai_densenet,
+    monai_net,
+    ours,
+    refused,
+    short,
+    write,
+)
 from module_support import one_thread, randomise, rms  # noqa: F401 (a fixture)
 from torch import nn
 
@@ -46,15 +58,15 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, d
         for name in ("resnet18", "resnet50", "densenet121")
     },
     "monai-SEResNet50": (
-        lambda: monai_nets.SEResNet50(spatial_dims=2, in_channels=3, num_classes=5),
+        lambda: monai_net("SEResNet50", spatial_dims=2, in_channels=3, num_classes=5),
         ours("legacy_seresnet50"), "MONAI", {},
     ),
     "monai-SEResNext50": (
-        lambda: monai_nets.SEResNext50(spatial_dims=2, in_channels=3, num_classes=5),
+        lambda: monai_net("SEResNext50", spatial_dims=2, in_channels=3, num_classes=5),
         ours("legacy_seresnext50_32x4d"), "MONAI", {},
     ),
     "monai-SENet154": (
-        lambda: monai_nets.SENet154(layers=ONE, spatial_dims=2, in_channels=3, num_classes=5),
+        lambda: monai_net("SENet154", layers=ONE, spatial_dims=2, in_channels=3, num_classes=5),
         short(Bottleneck, variant="caffe", **OUR_SENET), "MONAI", {},
     ),
     "monai-DenseNet121": (monai_densenet, ours("densenet121"), "MONAI", {}),
@@ -158,12 +170,15 @@ def test_other_orders_are_refused(tmp_path: Path) -> None:
     refused(plain, mine, r"se_fused with variant='caffe' \(its key 'caffe_order'\).*build it with variant='caffe'$")
     legacy_file = write(tmp_path / "legacy.pth", timm.create_model("legacy_seresnet18"))
     refused(plain, legacy_file, r"timm legacy_\* or Cadene \(its key 'layer0.conv1.weight'\), whose order")
-    monai_file = write(tmp_path / "monai.pth", monai_nets.SEResNet50(layers=ONE, spatial_dims=2, in_channels=3))
-    refused(SEResNet(Bottleneck, ONE), monai_file, r"is of MONAI .*variant='caffe'")
-    refused(SEResNet(Bottleneck, ONE), monai_file, r"source='timm', but key .* is one of MONAI", source="timm")
     for build in (lambda: zoo_models.Nvidia(ONE, 5, 32, 16), lambda: zoo_models.moskomule(ONE, 5)):
         model = SEResNet(Bottleneck, ONE, variant="caffe")
         refused(model, write(tmp_path / "x.pth", build()), r"build it with variant='timm'$")
+
+
+def test_monais_order_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "monai.pth", monai_net("SEResNet50", layers=ONE, spatial_dims=2, in_channels=3))
+    refused(SEResNet(Bottleneck, ONE), file, r"is of MONAI .*variant='caffe'")
+    refused(SEResNet(Bottleneck, ONE), file, r"source='timm', but key .* is one of MONAI", source="timm")
 
 
 def test_mmpretrains_style_is_asked_for(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import pytest
 import torch
 from contract import OPTIONS, SHAPES, Shape
 from kernel_support import (
+    ACTIVATED,
+    DERIVED,
     check_affine,
     check_affine_backward,
     check_affine_moments,
@@ -29,6 +31,7 @@ from kernel_support import (
 from squeeze_support import passes as squeeze_passes
 
 from se_fused import backends, functional, reference
+from se_fused._codes import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
 
@@ -106,17 +109,17 @@ def test_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout:
 
 @everywhere
 def test_affine(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, with_residual in ((0, True), (1, True), (1, False), (2, True), (3, True)):
+    for out_act, with_residual in ACTIVATED:
         check_affine(backend, shape, dtype, layout, out_act, with_residual, DEVICE)
-    for out_act in range(4):
+    for out_act in OUT_ACT_CODES.values():
         check_affine_moments(backend, shape, dtype, layout, out_act, DEVICE)
 
 
 @everywhere
 def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    for out_act, want_dr in ((0, False), (1, True), (1, False), (2, True), (3, True)):
+    for out_act, want_dr in DERIVED:
         check_moments_backward(backend, shape, dtype, layout, out_act, want_dr, DEVICE)
-    for out_act in range(4):
+    for out_act in OUT_ACT_CODES.values():
         check_affine_moments_backward(backend, shape, dtype, layout, out_act, DEVICE)
 
 
@@ -149,9 +152,10 @@ def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: s
     memory = torch.randn(1 + 2 * 16 * 40).to(DEVICE, dtype)
     x = memory[1:].view(2, 16, 5, 8) if layout == "contiguous" else memory[1:].view(2, 5, 8, 16).movedim(3, 1)
     assert x.data_ptr() % 16 and x.stride() == to_layout(torch.empty(shape), layout).stride()
-    mine = [*backend.moments(x), backend.affine(x, None, *[torch.ones(2, 16, device=DEVICE)] * 2, 1, True)]
+    options = (None, *[torch.ones(2, 16, device=DEVICE)] * 2, OUT_ACT_CODES["relu"], True)
+    mine = [*backend.moments(x), backend.affine(x, *options)]
     whole = to_layout(x.clone(), layout)
-    other = [*backend.moments(whole), backend.affine(whole, None, *[torch.ones(2, 16, device=DEVICE)] * 2, 1, True)]
+    other = [*backend.moments(whole), backend.affine(whole, *options)]
     torch.testing.assert_close(mine, other)
 
 

@@ -1,17 +1,19 @@
 """The house's order: imports point one way, files stay small, and the package needs nothing but its core."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "se_fused"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "se_fused"
 # A module may import from its own layer and from those to its right (DESIGN section 4).
 LAYERS = ["fracture", "models", "nn", "functional", "ops", "backends"]
 # Below all layers: plain PyTorch and leaf helpers. Above all: tools that people run.
-LEAVES = {"reference", "_arguments", "_files", "_libraries", "_random", "_version", "_build_info"}
+LEAVES = {"reference", "_codes", "_arguments", "_files", "_libraries", "_random", "_version", "_build_info"}
 TOOLS = {
     "__init__",
     "__main__",
@@ -95,3 +97,58 @@ assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 print(se_fused.info()["se_fused"])
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+# ---- the tests themselves: a missing package skips what needs it, and stops nothing else
+OURS = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+# The core's dependencies, pytest, and what a machine with a GPU and PyTorch for training has besides.
+EVERYWHERE = {
+    "torch", "numpy", "triton", "pytest", "pytest_benchmark", "timm", "torchvision", "matplotlib", "typer", "rich",
+    "lightning", "torchmetrics", "PIL", "yaml", "sklearn", "tensorboard", "safetensors", "onnx", "onnxruntime",
+}  # fmt: skip
+KNOWN = EVERYWHERE | set(sys.stdlib_module_names) | {"se_fused"} | {path.stem for path in OURS}
+
+
+def executed(statements):
+    """What runs when a module is imported: not the insides of functions, but those of if, try, with and classes."""
+    for node in statements:
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for name in ("body", "orelse", "finalbody"):
+                yield from executed(getattr(node, name, []))
+            for handler in getattr(node, "handlers", []):
+                yield from executed(handler.body)
+
+
+def unguarded(source):
+    """Packages that a file needs to be imported and does not ask for first."""
+    asked = set()
+    for node in executed(ast.parse(source).body):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            yield from (root for name in names if (root := name.partition(".")[0]) not in KNOWN | asked)
+        elif isinstance(node, ast.Expr | ast.Assign) and isinstance(node.value, ast.Call):
+            function, arguments = node.value.func, node.value.args
+            if isinstance(function, ast.Attribute) and function.attr == "importorskip":
+                asked.update(a.value.partition(".")[0] for a in arguments[:1] if isinstance(a, ast.Constant))
+
+
+@pytest.mark.parametrize("path", OURS, ids=[str(p.relative_to(ROOT)) for p in OURS])
+def test_optional_packages_are_asked_for_first(path):
+    assert not list(unguarded(path.read_text()))
+
+
+def test_the_check_sees_what_is_missing():
+    assert list(unguarded("import numpy, monai.networks as m")) == ["monai"]
+    assert list(unguarded("if True:\n    from pydicom.uid import UID")) == ["pydicom"]
+    assert list(unguarded("import httpx\npytest.importorskip('httpx')")) == ["httpx"]
+    assert not list(unguarded("x = pytest.importorskip('httpx')\nimport httpx"))
+    assert not list(unguarded("def f():\n    import monai\nfrom . import x"))
+
+
+@pytest.mark.slow
+def test_collection_needs_no_optional_package():
+    command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "missing_modules"]
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    said = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, text=True, capture_output=True)
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]

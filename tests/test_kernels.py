@@ -17,6 +17,7 @@ from kernel_support import (
 )
 
 from se_fused import backends
+from se_fused._codes import OUT_ACT_CODES
 from se_fused.verify import DTYPES, LAYOUTS
 
 CPU = backends.BACKENDS["cpu"]
@@ -46,13 +47,13 @@ def test_moments(shape, dtype, layout):
     check_moments(CPU, shape, dtype, layout)
 
 
-@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES.values(), ids=OUT_ACT_CODES)
 @pytest.mark.parametrize("with_residual", [True, False], ids=["residual", "alone"])
 def test_affine(shape, dtype, layout, out_act, with_residual):
     check_affine(CPU, shape, dtype, layout, out_act, with_residual)
 
 
-@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES.values(), ids=OUT_ACT_CODES)
 @pytest.mark.parametrize("want_dr", [True, False], ids=["dr", "no-dr"])
 def test_moments_backward(shape, dtype, layout, out_act, want_dr):
     check_moments_backward(CPU, shape, dtype, layout, out_act, want_dr)
@@ -63,7 +64,7 @@ def test_affine_backward(shape, dtype, layout, masked, with_x):
     check_affine_backward(CPU, shape, dtype, layout, masked, with_x)
 
 
-@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES.values(), ids=OUT_ACT_CODES)
 def test_affine_moments(shape, dtype, layout, out_act):
     check_affine_moments(CPU, shape, dtype, layout, out_act)
     check_affine_moments_backward(CPU, shape, dtype, layout, out_act)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from contract import OPTIONS, SHAPES
 from kernel_support import (
+    ACTIVATED,
+    DERIVED,
     check_affine,
     check_affine_backward,
     check_affine_moments,
@@ -25,7 +27,7 @@ from kernel_support import (
 )
 
 from se_fused import backends, functional, reference
-from se_fused.ops.codes import ACT_CODES, GATE_CODES
+from se_fused._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
 
 TRITON = backends.BACKENDS["triton"]
@@ -83,19 +85,19 @@ def test_moments(shape: Shape, dtype: torch.dtype, layout: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize(("out_act", "with_residual"), [(0, True), (1, True), (1, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("out_act", "with_residual"), ACTIVATED)
 def test_affine(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, with_residual: bool) -> None:
     check_affine(TRITON, shape, dtype, layout, out_act, with_residual, DEVICE)
 
 
 @everywhere
-@pytest.mark.parametrize(("out_act", "want_dr"), [(0, False), (1, True), (1, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("out_act", "want_dr"), DERIVED)
 def test_moments_backward(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, want_dr: bool) -> None:
     check_moments_backward(TRITON, shape, dtype, layout, out_act, want_dr, DEVICE)
 
 
 @everywhere
-@pytest.mark.parametrize("out_act", range(4))
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES.values(), ids=OUT_ACT_CODES)
 def test_affine_moments(shape: Shape, dtype: torch.dtype, layout: str, out_act: int) -> None:
     check_affine_moments(TRITON, shape, dtype, layout, out_act, DEVICE)
     check_affine_moments_backward(TRITON, shape, dtype, layout, out_act, DEVICE)
@@ -117,12 +119,13 @@ def test_nan_and_infinity_flow_as_in_pytorch(shape: Shape, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 20, 7, 5), (1, 3, 64)], ids=str)
 def test_split_streams(shape: Shape, layout: str) -> None:
+    relu = OUT_ACT_CODES["relu"]
     check_moments(TRITON, shape, torch.float32, layout, DEVICE)
-    check_affine(TRITON, shape, torch.bfloat16, layout, 1, True, DEVICE)
-    check_moments_backward(TRITON, shape, torch.float32, layout, 1, True, DEVICE)
+    check_affine(TRITON, shape, torch.bfloat16, layout, relu, True, DEVICE)
+    check_moments_backward(TRITON, shape, torch.float32, layout, relu, True, DEVICE)
     check_affine_backward(TRITON, shape, torch.float32, layout, True, True, DEVICE)
-    check_affine_moments(TRITON, shape, torch.float32, layout, 3, DEVICE)
-    check_affine_moments_backward(TRITON, shape, torch.bfloat16, layout, 1, DEVICE)
+    check_affine_moments(TRITON, shape, torch.float32, layout, OUT_ACT_CODES["hard_swish"], DEVICE)
+    check_affine_moments_backward(TRITON, shape, torch.bfloat16, layout, relu, DEVICE)
 
 
 # ---- the whole op

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_fused
 from se_fused import backends, functional
+from se_fused._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from se_fused.backends import BackendUnavailable
 from se_fused.backends import triton as backend_module
 from se_fused.backends.triton import TritonBackend
@@ -30,10 +31,10 @@ BACKWARD = ["moments_backward_kernel", "gate_backward_kernel", "affine_backward_
 # ---- launches, counted with tensors that have no memory
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
-@pytest.mark.parametrize("out_act", [0, 1, 2, 3], ids=["none", "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES)
 @pytest.mark.parametrize("hidden", [16, None], ids=["gate", "no-gate"])
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
-def test_launches_of_training(shape: tuple, hidden: int | None, out_act: int, channels_last: bool) -> None:
+def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, channels_last: bool) -> None:
     """At most three forward and four backward; ours are three and three, whatever is split."""
     from se_fused.backends.triton.codegen import launches_of_tail
 
@@ -251,15 +252,16 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
     x = torch.randn(n, c, 3, 2).contiguous(memory_format=torch.channels_last)
     bn = (torch.rand(c), torch.rand(c) + 0.5, torch.rand(c), torch.randn(c))
     fc = (torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c))
+    codes = ACT_CODES["relu"], GATE_CODES["sigmoid"], OUT_ACT_CODES["relu"]
 
     def run() -> tuple[list[Launch], list[torch.Tensor]]:
         with recording() as launches:
             if kernel == "grouped":
                 y = torch.empty_like(x)
-                tail.tail_inference(x, x, *bn, *fc, None, 1e-5, 1, 0, 1, y)
+                tail.tail_inference(x, x, *bn, *fc, None, 1e-5, *codes, y)
                 return launches, [y]
-            y, *saved = tail.tail_forward(x, x, None, None, *bn[2:], *fc, None, True, 1e-5, 1, 0, 1, True)
-            gradients = tail.tail_backward(x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, 1, 0, 1, True)
+            y, *saved = tail.tail_forward(x, x, None, None, *bn[2:], *fc, None, True, 1e-5, *codes, True)
+            gradients = tail.tail_backward(x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, *codes, True)
         return launches, [y, *gradients]
 
     launches, _ = run()

@@ -6,10 +6,14 @@ Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, k1, k2, k3: (N, C
 import torch
 from torch import Tensor
 
+from .._codes import OUT_ACT_CODES
+from ..reference import OUT_ACTIVATIONS
 from .layout import pack_mask, unpack_mask
 from .moments import per_channel
 
 __all__ = ["affine", "affine_backward"]
+
+_ACTIVATE = {OUT_ACT_CODES[name]: function for name, function in OUT_ACTIVATIONS.items()}
 
 
 def affine(
@@ -23,15 +27,9 @@ def affine(
     if residual is not None:
         t = t + residual
     mask = x.new_empty(0, dtype=scale.dtype)
-    if out_act == 1:
-        bits = torch.empty_like(x, dtype=torch.bool).copy_(~(t <= 0))
-        mask = pack_mask(bits) if save_mask else mask
-        t = torch.relu(t)
-    elif out_act == 2:
-        t = torch.nn.functional.silu(t)
-    elif out_act == 3:
-        t = torch.nn.functional.hardswish(t)
-    return torch.empty_like(x).copy_(t), mask
+    if save_mask:
+        mask = pack_mask(torch.empty_like(x, dtype=torch.bool).copy_(~(t <= 0)))
+    return torch.empty_like(x).copy_(_ACTIVATE[out_act](t)), mask
 
 
 def affine_backward(

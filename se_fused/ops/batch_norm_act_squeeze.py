@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .codes import OUT_ACT_CODES
+from .._codes import OUT_ACT_CODES
 from .double_backward import no_second_derivative
 from .gate import BatchNorm, batch_norm, gate_backward
 from .layout import dense_like, positions

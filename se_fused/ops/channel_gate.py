@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .codes import OUT_ACT_CODES, RECOMPUTED
+from .._codes import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 from .double_backward import no_second_derivative
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
@@ -50,7 +50,7 @@ def _rescale(
     backend: Any, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     code = OUT_ACT_CODES[out_act]
-    y, mask = backend.affine(x, residual, factor, torch.zeros_like(factor), code, save and code == 1)
+    y, mask = backend.affine(x, residual, factor, torch.zeros_like(factor), code, save and keeps_mask(code))
     return y, mask
 
 
@@ -67,7 +67,7 @@ def _rescale_backward(
     """dr is empty without an activation: it is dy."""
     code = OUT_ACT_CODES[out_act]
     dr, p, q = backend.moments_backward(
-        dense_like(dy, x), x, residual, mask, mean, factor, torch.zeros_like(factor), code, code != 0
+        dense_like(dy, x), x, residual, mask, mean, factor, torch.zeros_like(factor), code, writes_dr(code, True)
     )
     return dr, p, q
 
@@ -106,7 +106,7 @@ def _squeeze_backward_fake(dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
 def _rescale_fake(
     x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
 ) -> tuple[Tensor, Tensor]:
-    if save and out_act == "relu":
+    if save and keeps_mask(OUT_ACT_CODES[out_act]):
         return torch.empty_like(x), x.new_empty(mask_numel(x), dtype=torch.uint8)
     return torch.empty_like(x), factor.new_empty(0)
 
@@ -115,7 +115,8 @@ def _rescale_fake(
 def _rescale_backward_fake(
     dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, out_act: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return factor.new_empty(0) if out_act == "none" else torch.empty_like(x), _means(x), _means(x)
+    dr = torch.empty_like(x) if writes_dr(OUT_ACT_CODES[out_act], True) else factor.new_empty(0)
+    return dr, _means(x), _means(x)
 
 
 for _name in ("squeeze_backward", "rescale_backward"):
@@ -166,7 +167,7 @@ class _Rescale(torch.autograd.Function):
         ctx.backend, ctx.out_act = backend, out_act
         y, mask = _runner("rescale", backend)(x, residual, factor, out_act, True)
         # only what is computed again in the backward pass needs the residual
-        ctx.save_for_backward(x, residual if out_act in RECOMPUTED else None, mask, mean, factor)
+        ctx.save_for_backward(x, residual if recomputed(OUT_ACT_CODES[out_act]) else None, mask, mean, factor)
         return y
 
     @staticmethod
@@ -175,7 +176,7 @@ class _Rescale(torch.autograd.Function):
             return (None,) * 7
         x, residual, mask, mean, factor = ctx.saved_tensors
         dr, p, q = _runner("rescale_backward", ctx.backend)(dy, x, residual, mask, mean, factor, ctx.out_act)
-        if ctx.out_act == "none":
+        if not writes_dr(OUT_ACT_CODES[ctx.out_act], True):
             dr = dense_like(dy, x)
         return dr, factor, None, q + mean * p, dr if ctx.needs_input_grad[4] else None, None, None
 

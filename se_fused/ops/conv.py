@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from ..reference import conv1x1
-from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from .layout import dense_like, is_channels_last
 from .tail import tail
 

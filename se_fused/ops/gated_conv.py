@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._codes import OUT_ACT_CODES
 from ..reference import conv1x1
 from .layout import is_channels_last, positions
 
@@ -50,7 +51,7 @@ def compose_gated_conv(
     d, s = weight.shape[0], positions(y)
     order = _order(y)
     if order is None or not scales_weight(c, d, s, bias is not None):
-        scaled = backend.affine(y, None, gate, torch.zeros_like(gate), 0, False)[0]
+        scaled = backend.affine(y, None, gate, torch.zeros_like(gate), OUT_ACT_CODES["none"], False)[0]
         return conv1x1(scaled, weight, bias)
     weights = y.new_empty(n, d, c)
     torch.mul(weight.reshape(1, d, c), gate[:, None, :], out=weights)  # in float32, rounded once

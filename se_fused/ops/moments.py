@@ -9,17 +9,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._codes import OUT_ACT_CODES, keeps_mask, recomputed
 from .layout import unpack_mask
 
 __all__ = ["FROM_SUM", "accumulation_dtype", "moments", "moments_backward", "per_channel"]
 
 FROM_SUM: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
-    0: lambda g, t: g,
-    1: lambda g, t: torch.where(t <= 0, 0, g),
-    2: torch.ops.aten.silu_backward,
-    3: torch.ops.aten.hardswish_backward,
+    OUT_ACT_CODES["none"]: lambda g, t: g,
+    OUT_ACT_CODES["relu"]: lambda g, t: torch.where(t <= 0, 0, g),
+    OUT_ACT_CODES["silu"]: torch.ops.aten.silu_backward,
+    OUT_ACT_CODES["hard_swish"]: torch.ops.aten.hardswish_backward,
 }
-"""g * out_act'(t) by the activation's number in :mod:`.codes`."""
+"""g * out_act'(t) by the activation's number."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,9 +58,9 @@ def moments_backward(
     """
     wide = x.to(mean.dtype)
     g = dy.to(mean.dtype)
-    if out_act == 1:
+    if keeps_mask(out_act):
         g = torch.where(unpack_mask(mask, x), g, 0)
-    elif out_act > 1:
+    elif recomputed(out_act):
         t = per_channel(scale, x) * wide + per_channel(shift, x)
         g = FROM_SUM[out_act](g, t if residual is None else t + residual)
         g = g.to(x.dtype).to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._codes import OUT_ACT_CODES
 from .layout import dense_like
 from .moments import per_channel
 
@@ -18,7 +19,7 @@ __all__ = ["rescale"]
 
 
 def _scaled(backend: backends.Backend, x: Tensor, factor: Tensor) -> Tensor:
-    y: Tensor = backend.affine(x, None, factor, torch.zeros_like(factor), 0, False)[0]
+    y: Tensor = backend.affine(x, None, factor, torch.zeros_like(factor), OUT_ACT_CODES["none"], False)[0]
     return y
 
 
@@ -39,8 +40,8 @@ class _Rescale(torch.autograd.Function):
         dy = dense_like(dy, x)
         dfactor = None
         if wants_dfactor:
-            nothing, zero = factor.new_empty(0), torch.zeros_like(factor)
-            _, _, dfactor = ctx.backend.moments_backward(dy, x, None, nothing, zero, factor, zero, 0, False)
+            nothing, zero, none = factor.new_empty(0), torch.zeros_like(factor), OUT_ACT_CODES["none"]
+            _, _, dfactor = ctx.backend.moments_backward(dy, x, None, nothing, zero, factor, zero, none, False)
         return _scaled(ctx.backend, dy, factor) if wants_dx else None, dfactor, None
 
 

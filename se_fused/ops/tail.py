@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES, RECOMPUTED
+from .._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 from .double_backward import no_second_derivative
 from .gate import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
 from .layout import dense_like, mask_numel, positions
@@ -68,7 +68,7 @@ def compose_forward(
         gate_parameters = Gate(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     scale, shift, factor, hidden = gate_forward(m, bn, gate_parameters, drop_path_scale)
     code = OUT_ACT_CODES[out_act]
-    y, mask = streams.affine(x, residual, scale.contiguous(), shift.contiguous(), code, save and code == 1)
+    y, mask = streams.affine(x, residual, scale.contiguous(), shift.contiguous(), code, save and keeps_mask(code))
     nothing = m.new_empty(0)
     stats = nothing if bn is None or not (save or batch_stats) else torch.stack([bn.mean, bn.var])
     if not save:
@@ -91,12 +91,12 @@ def compose_backward(
     if fc1_weight is not None and fc2_weight is not None:
         gate_parameters = Gate(fc1_weight, None, fc2_weight, None, act, gate)
     scale = shift = mean
-    if out_act in RECOMPUTED:
+    if recomputed(code):
         scale = torch.ones_like(mean) if gate_parameters is None else factor
         if drop_path_scale is not None:
             scale = scale * drop_path_scale.to(mean.dtype)[:, None]
         scale, shift = (scale, torch.zeros_like(mean)) if bn is None else (scale * bn.a, scale * bn.b)
-    write_dr = out_act in RECOMPUTED or (want_dr and code != 0)
+    write_dr = writes_dr(code, want_dr)
     dr, p, q = streams.moments_backward(
         dy, x, residual, mask, mean, scale.contiguous(), shift.contiguous(), code, write_dr
     )
@@ -104,8 +104,9 @@ def compose_backward(
         p, q, mean, _some(factor), _some(hidden), bn, gate_parameters, drop_path_scale, positions(x), batch_stats
     )
     dx = streams.affine_backward(
-        dr if write_dr else dy, x if batch_stats else None, mask if code == 1 and not write_dr else mean.new_empty(0),
-        mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous(),
+        dr if write_dr else dy, x if batch_stats else None,
+        mask if keeps_mask(code) and not write_dr else mean.new_empty(0), mean,
+        g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous(),
     )  # fmt: skip
     return (dx, dr, *(_or_empty(t, mean) for t in g[3:]))
 
@@ -167,7 +168,7 @@ def _tail_forward_fake(
 
     has_bn = batch_stats or running_mean is not None
     has_gate = save and fc1_weight is not None
-    mask = x.new_empty(mask_numel(x), dtype=torch.uint8) if save and out_act == "relu" else new(False)
+    mask = x.new_empty(mask_numel(x), dtype=torch.uint8) if save and keeps_mask(OUT_ACT_CODES[out_act]) else new(False)
     r = 0 if fc1_weight is None else fc1_weight.shape[0]
     stats = new(has_bn and (save or batch_stats), 2, c)
     return torch.empty_like(x), mask, new(save, n, c), new(has_gate, n, c), new(has_gate, n, r), stats
@@ -181,7 +182,7 @@ def _tail_backward_fake(
     out_act: str, want_dr: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     c = x.shape[1]
-    write_dr = out_act in RECOMPUTED or (want_dr and out_act != "none")
+    write_dr = writes_dr(OUT_ACT_CODES[out_act], want_dr)
     dr = torch.empty_like(x) if write_dr else mean.new_empty(0)
     bn = [mean.new_empty(c if stats.numel() else 0) for _ in range(2)]
     if fc1_weight is None:
@@ -201,7 +202,7 @@ def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
      batch_stats, eps, act, gate, out_act) = inputs[: _TENSORS + 5]  # fmt: skip
     ctx.set_materialize_grads(False)
     # only what is computed again in the backward pass needs the residual
-    kept_residual = residual if out_act in RECOMPUTED else None
+    kept_residual = residual if recomputed(OUT_ACT_CODES[out_act]) else None
     ctx.save_for_backward(x, kept_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
     ctx.options = (batch_stats, eps, act, gate, out_act)
     # what a gradient is cast and shaped to: the kernels return (R, C) in float32

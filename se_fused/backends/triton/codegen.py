@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from . import conv, streams, tail
 from .launch import Launch, recording
 
@@ -149,14 +150,14 @@ def _amd(kernel: Any) -> Code:
 
 def launches_of_tail(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
-    out_act: int = 1, act: int = 1,
+    out_act: str = "relu", act: str = "relu",
 ) -> list[Launch]:  # fmt: skip
     """What a tail of that shape would launch, forward and (in training) backward.
 
     Args:
         shape: (N, C, *spatial).
         hidden: R; None without a gate.
-        out_act, act: by their numbers in se_fused/ops/codes.py.
+        out_act, act: their names.
     """
     c = shape[1]
     x = _meta(*shape, dtype=dtype)
@@ -170,14 +171,13 @@ def launches_of_tail(
     infer: Any = tail.tail_inference
     forward: Any = tail.tail_forward
     backward: Any = tail.tail_backward
+    codes = ACT_CODES[act], GATE_CODES["sigmoid"], OUT_ACT_CODES[out_act]
     with recording(dry=True) as launches:
         if not training:
-            infer(x, x, *running, *affine, *fc, None, 1e-5, act, 0, out_act, torch.empty_like(x))
+            infer(x, x, *running, *affine, *fc, None, 1e-5, *codes, torch.empty_like(x))
             return launches
-        y, *saved = forward(x, x, *running, *affine, *fc, None, True, 1e-5, act, 0, out_act, True)
-        backward(
-            y, x, x, *saved, *affine, fc[0], fc[2], None, True, 1e-5, act, 0, out_act, True
-        )  # fmt: skip
+        y, *saved = forward(x, x, *running, *affine, *fc, None, True, 1e-5, *codes, True)
+        backward(y, x, x, *saved, *affine, fc[0], fc[2], None, True, 1e-5, *codes, True)
     return launches
 
 
@@ -192,13 +192,14 @@ def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]
     with recording(dry=True) as launches:
         conv.product(
             rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
-            _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), 1, 0, 1,
+            _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), ACT_CODES["relu"], GATE_CODES["sigmoid"],
+            OUT_ACT_CODES["relu"],
         )  # fmt: skip
     return launches
 
 
 def launches_of_squeeze(
-    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: int
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: str
 ) -> list[Launch]:  # fmt: skip
     """What stream 2 with the mean of its result, and the first half of its backward pass, would launch."""
     x = _meta(*shape, dtype=dtype)
@@ -206,8 +207,8 @@ def launches_of_squeeze(
         x = x.to(memory_format=torch.channels_last)
     vector = _meta(*shape[:2])
     with recording(dry=True) as launches:
-        streams.affine_moments(x, vector, vector, out_act)
-        streams.affine_moments_backward(x, vector, x, vector, vector, vector, out_act)
+        streams.affine_moments(x, vector, vector, OUT_ACT_CODES[out_act])
+        streams.affine_moments_backward(x, vector, x, vector, vector, vector, OUT_ACT_CODES[out_act])
     return launches
 
 

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._codes import OUT_ACT_CODES
 from ...reference import conv1x1
 from .configs import Map, cdiv, device_of, product_config
 from .launch import launch
@@ -101,7 +102,8 @@ def _conv_precision() -> str:
 
 def _launch(
     h: Tensor, m: Map, conv_weight: Tensor, gate: Tensor | None = None, bias: Tensor | None = None,
-    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None, out_act: int = 0,
+    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
+    out_act: int = OUT_ACT_CODES["none"],
 ) -> Tensor:  # fmt: skip
     """The product alone, of h in channels_last, 4-D or 5-D."""
     c, k = conv_weight.shape[:2]

@@ -92,14 +92,14 @@ def moments_kernel(
 def moments_backward_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
     channels, eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample, kept].
 
-    ReLU's derivative (OUT_ACT 1) is the mask. SiLU's and hard-swish's are computed again from t = scale * x + shift +
+    The derivative is the mask's, unless that is None; or, FROM_SUM, it is computed from t = scale * x + shift +
     residual, with scale and shift given or made of what the forward pass saved; and dr is rounded before it is summed,
-    because stream 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy; then ReLU's derivative too is
-    computed from t.
+    because stream 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy: only FROM_SUM.
     """
     if counters is not None:
         clear(counters, COUNTERS)
@@ -109,7 +109,7 @@ def moments_backward_kernel(
     in_kept = kept < kept_count
     vector = sample * kept_count + kept
     centre = along_kept(tl.load(mean + vector, mask=in_kept, other=0), CHANNELS_LAST)
-    if OUT_ACT >= 2 or added is not None:
+    if FROM_SUM:
         mu, var = stats, stats
         if stats is not None:
             var = stats + channels
@@ -139,7 +139,7 @@ def moments_backward_kernel(
                 sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
             )
             gradient = tl.where(unpack_bits(tl.load(mask + at, mask=exists, other=0)), gradient, 0.0)
-        if OUT_ACT >= 2 or added is not None:
+        if FROM_SUM:
             t = a * value + b
             if residual is not None:
                 t += tl.load(residual + offsets, mask=valid, other=0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Scalar functions of the kernels, in float32. Activations by their number in se_fused/ops/codes.py.
+"""Scalar functions of the kernels, in float32. Activations by their number in se_fused/_codes.py.
 
 Nothing from libdevice: it is NVIDIA's alone, and the interpreter does not have it. Python floats in here take the dtype
 of the tensor beside them; a test reads the compiled code for float64.
@@ -6,6 +6,23 @@ of the tensor beside them; a test reads the compiled code for float64.
 
 import triton
 import triton.language as tl
+
+from ..._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+
+# Kernels may read a global only if it is a constexpr. What is in none of these branches is the identity.
+OUT_RELU = tl.constexpr(OUT_ACT_CODES["relu"])
+OUT_SILU = tl.constexpr(OUT_ACT_CODES["silu"])
+OUT_HARD_SWISH = tl.constexpr(OUT_ACT_CODES["hard_swish"])
+RELU = tl.constexpr(ACT_CODES["relu"])
+RELU6 = tl.constexpr(ACT_CODES["relu6"])
+LEAKY_RELU = tl.constexpr(ACT_CODES["leaky_relu"])
+SILU = tl.constexpr(ACT_CODES["silu"])
+GELU = tl.constexpr(ACT_CODES["gelu"])
+GELU_TANH = tl.constexpr(ACT_CODES["gelu_tanh"])
+HARD_SWISH = tl.constexpr(ACT_CODES["hard_swish"])
+MISH = tl.constexpr(ACT_CODES["mish"])
+TANH = tl.constexpr(ACT_CODES["tanh"])
+SIGMOID = tl.constexpr(GATE_CODES["sigmoid"])
 
 
 @triton.jit
@@ -38,11 +55,11 @@ def hard_swish_slope(x):
 @triton.jit
 def out_activate(t, OUT_ACT: tl.constexpr):
     """What closes a block, by its number in OUT_ACT_CODES. Comparisons are such that NaN passes, as in PyTorch."""
-    if OUT_ACT == 1:
+    if OUT_ACT == OUT_RELU:
         t = tl.where(t <= 0, 0.0, t)
-    if OUT_ACT == 2:
+    if OUT_ACT == OUT_SILU:
         t = silu(t)
-    if OUT_ACT == 3:
+    if OUT_ACT == OUT_HARD_SWISH:
         t = hard_swish(t)
     return t
 
@@ -50,11 +67,11 @@ def out_activate(t, OUT_ACT: tl.constexpr):
 @triton.jit
 def out_slope(gradient, t, OUT_ACT: tl.constexpr):
     """gradient * its derivative at t, in float32."""
-    if OUT_ACT == 1:
+    if OUT_ACT == OUT_RELU:
         gradient = tl.where(t <= 0, 0.0, gradient)
-    if OUT_ACT == 2:
+    if OUT_ACT == OUT_SILU:
         gradient *= silu_slope(t)
-    if OUT_ACT == 3:
+    if OUT_ACT == OUT_HARD_SWISH:
         gradient *= hard_swish_slope(t)
     return gradient
 
@@ -78,23 +95,23 @@ def tanh_softplus(x):
 @triton.jit
 def activate(x, ACT: tl.constexpr):
     """The activation between the two layers."""
-    if ACT == 1:  # relu; comparisons are such that NaN passes, as in PyTorch
+    if ACT == RELU:  # comparisons are such that NaN passes, as in PyTorch
         x = tl.where(x <= 0, 0.0, x)
-    elif ACT == 2:  # relu6
+    elif ACT == RELU6:
         x = tl.where(x <= 0, 0.0, tl.where(x >= 6, 6.0, x))
-    elif ACT == 3:  # leaky_relu
+    elif ACT == LEAKY_RELU:
         x = tl.where(x > 0, x, 0.01 * x)
-    elif ACT == 4:
+    elif ACT == SILU:
         x = silu(x)
-    elif ACT == 5:  # gelu
+    elif ACT == GELU:
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACT == 6:  # gelu_tanh
+    elif ACT == GELU_TANH:
         x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-    elif ACT == 7:  # hard_swish
+    elif ACT == HARD_SWISH:
         x = hard_swish(x)
-    elif ACT == 8:  # mish
+    elif ACT == MISH:
         x = x * tanh_softplus(x)
-    elif ACT == 9:
+    elif ACT == TANH:
         x = tanh(x)
     return x
 
@@ -103,26 +120,26 @@ def activate(x, ACT: tl.constexpr):
 def activate_slope(x, ACT: tl.constexpr):
     """Its derivative, with PyTorch's values at the corners."""
     slope = tl.full(x.shape, 1.0, tl.float32)
-    if ACT == 1:
+    if ACT == RELU:
         slope = tl.where(x <= 0, 0.0, slope)
-    elif ACT == 2:
+    elif ACT == RELU6:
         slope = tl.where((x <= 0) | (x >= 6), 0.0, slope)
-    elif ACT == 3:
+    elif ACT == LEAKY_RELU:
         slope = tl.where(x > 0, slope, 0.01)
-    elif ACT == 4:
+    elif ACT == SILU:
         slope = silu_slope(x)
-    elif ACT == 5:
+    elif ACT == GELU:
         slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    elif ACT == 6:
+    elif ACT == GELU_TANH:
         t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
         inner = 0.7978845608028654 * (1.0 + 3 * 0.044715 * x * x)
         slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
-    elif ACT == 7:
+    elif ACT == HARD_SWISH:
         slope = hard_swish_slope(x)
-    elif ACT == 8:
+    elif ACT == MISH:
         t = tanh_softplus(x)
         slope = t + x * sigmoid(x) * (1.0 - t * t)
-    elif ACT == 9:
+    elif ACT == TANH:
         t = tanh(x)
         slope = 1.0 - t * t
     return slope
@@ -130,7 +147,7 @@ def activate_slope(x, ACT: tl.constexpr):
 
 @triton.jit
 def open_gate(q, GATE: tl.constexpr):
-    if GATE == 0:
+    if GATE == SIGMOID:
         return sigmoid(q)
     else:
         t = q / 6.0 + 0.5  # hard sigmoid
@@ -140,7 +157,7 @@ def open_gate(q, GATE: tl.constexpr):
 @triton.jit
 def gate_slope(s, GATE: tl.constexpr):
     """From the gate's own value; hard sigmoid has slope 0 at its corners, as in PyTorch."""
-    if GATE == 0:
+    if GATE == SIGMOID:
         return s * (1.0 - s)
     else:
         return tl.where((s > 0) & (s < 1), 1.0 / 6, 0.0)

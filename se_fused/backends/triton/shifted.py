@@ -120,8 +120,8 @@ def affine_shifted_kernel(
 @triton.jit
 def moments_backward_shifted_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
-    counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
+    counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """moments_backward_kernel: dr unless it is None, P and Q (N, C)."""
     if counters is not None:
@@ -131,7 +131,7 @@ def moments_backward_shifted_kernel(
     value = tl.load(x + offsets, mask=touched, other=0).to(tl.float32)
     if mask is not None:
         gradient = tl.where(mask_bits(mask, row, p, length, touched), gradient, 0.0)
-    if OUT_ACT >= 2 or added is not None:
+    if FROM_SUM:
         mu, var = stats, stats
         if stats is not None:
             var = stats + channels

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._codes import keeps_mask, recomputed
 from .affine import affine_backward_kernel, affine_kernel
 from .affine_moments import affine_moments_kernel, affine_moments_shifted_kernel
 from .configs import Map, Stream, cdiv, device_of, neighbours, stream_config
@@ -124,7 +125,7 @@ def launch_moments_backward(
     )
     given["eps"] = 0.0
     added = vectors.get("added") is not None
-    from_sum = out_act > 1 or added
+    from_sum = recomputed(out_act) or added
 
     def run(config: Stream) -> tuple[Tensor | None, Tensor, Tensor]:
         splits = config.splits(m)
@@ -134,8 +135,9 @@ def launch_moments_backward(
         launch(
             moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
             config.options(), dy=dy, x=x, residual=residual if from_sum else None,
-            mask=mask if out_act == 1 and not added else None,
-            mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, COUNTERS=COUNTERS, **sums,
+            mask=mask if keeps_mask(out_act) and not added else None,
+            mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS,
+            **sums,
             **(given | vectors if from_sum else given), **_geometry(m, config),
         )  # fmt: skip
         return dr, p, q

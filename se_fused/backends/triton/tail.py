@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..._codes import keeps_mask, writes_dr
 from ..interface import Running
 from .configs import Grouping, Map, cdiv, device_of, gate_config, grouping
 from .gate import gate_kernel
@@ -96,7 +97,7 @@ def tail_forward(
     )
     found = coefficients(x, m, parameters, batch_stats, eps, act, gate, save, None, running)
     y = torch.empty_like(x)
-    mask = mask_like(x, m) if save and out_act == 1 else None
+    mask = mask_like(x, m) if save and keeps_mask(out_act) else None
     launch_affine(x, residual, y, mask, out_act, m, scale=found.scale, shift=found.shift)
     saved = (mask, found.mean, found.factor, found.hidden) if save else (None,) * 4
     nothing = found.scale.new_empty(0)
@@ -163,11 +164,11 @@ def tail_backward(
         bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale
     )
     has_bn, has_gate = stats.numel() > 0, fc1_weight is not None
-    write_dr = out_act == 2 or (want_dr and out_act != 0)
     counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
     dr, p_parts, q_parts = launch_moments_backward(
-        dy, x, residual, mask, mean, out_act, write_dr, m, counters, factor=factor if has_gate else None,
-        stats=stats if has_bn else None, bn_weight=bn_weight, bn_bias=bn_bias, drop=drop, eps=eps,
+        dy, x, residual, mask, mean, out_act, writes_dr(out_act, want_dr), m, counters,
+        factor=factor if has_gate else None, stats=stats if has_bn else None, bn_weight=bn_weight, bn_bias=bn_bias,
+        drop=drop, eps=eps,
     )  # fmt: skip
     splits = len(p_parts)
     p, q = (p_parts[0], q_parts[0]) if splits == 1 else (floats(x, m.n, m.c), floats(x, m.n, m.c))
@@ -193,7 +194,7 @@ def tail_backward(
         BATCH_STATS=batch_stats, PRECISION=precision(x.device), **g.blocks(),
     )  # fmt: skip
     dx = launch_affine_backward(
-        dy if dr is None else dr, x if batch_stats else None, mask if out_act == 1 and dr is None else None, mean, k1,
-        k2, k3, m,
+        dy if dr is None else dr, x if batch_stats else None, mask if keeps_mask(out_act) and dr is None else None,
+        mean, k1, k2, k3, m,
     )  # fmt: skip
     return dx, mean.new_empty(0) if dr is None else dr, *dbn, *weights

@@ -1,0 +1,35 @@
+"""What every test run rests on: how processes share the tests, and what is set before CUDA starts."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARDS = 3
+
+
+def collected(shard: str) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {"SE_FUSED_TEST_SHARD": shard}
+    said = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=True)
+    return [line for line in said.stdout.splitlines() if "::" in line]
+
+
+@pytest.mark.slow
+def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
+    """Four maps of 2^31 elements take 17 GB each: never at once."""
+    whole = collected("")
+    shards = [collected(f"{i}/{SHARDS}") for i in range(SHARDS)]
+    assert sorted(itertools.chain(*shards)) == sorted(whole) and len(set(whole)) == len(whole)
+    large = [[name for name in shard if "int32" in name] for shard in shards]
+    assert sorted(map(len, large)) == [0, 0, 4]
+    assert max(map(len, shards)) - min(map(len, shards)) <= 5
+
+
+def test_cublas_is_told_to_be_deterministic() -> None:
+    """conftest.py turns deterministic algorithms on; cuBLAS warns where this is not set."""
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
