@@ -65,8 +65,9 @@ bench: venv  ## the benchmarks on this machine (an hour on two cores), told and 
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
 	$(PY) -m se_fused report build/benchmarks.json --output build/report
 
+# A wheel is for other machines: with a toolkit it has CUDA kernels for every architecture, whatever GPU is in sight.
 wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
-	$(PY) -m build --wheel --no-isolation
+	$(if $(SE_FUSED_BUILD),,SE_FUSED_BUILD=$$($(PY) build_cuda.py)) $(PY) -m build --wheel --no-isolation
 
 gpu:  ## where there is a GPU, no network needed: build, test, measure into benchmarks/results/<gpu>
 	PYTHON="$(PYTHON)" bash benchmarks/gpu.sh

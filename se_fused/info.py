@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import backends, introspect
+from ._build import recorded
 from ._version import __version__
 
 __all__ = ["commit", "info"]
@@ -59,11 +60,7 @@ def commit() -> str | None:
 
 def _build() -> dict[str, Any]:
     """What setup.py recorded, and how the running torch relates to the one that it saw."""
-    try:
-        from ._build_info import BUILD
-    except ImportError:
-        return {"note": "no _build_info.py: this is a source tree that setup.py has not built"}
-    built: dict[str, Any] = dict(BUILD)
+    built = recorded()
     wanted = built.get("torch")
     if wanted is not None:
         running = torch.__version__
