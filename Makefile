@@ -13,7 +13,8 @@ PY = $(VENV)/bin/python
 CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint format bench wheel gpu cuda-all clean
+FORCE:
+.PHONY: FORCE help venv run test lint format bench wheel gpu cuda-all clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +31,12 @@ $(VENV)/.installed: pyproject.toml
 	SE_FUSED_BUILD=none $(PY) -m pip install -q --no-build-isolation -e ".[test,bench,dev]"
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py build_backend.py $(CPP)
+# What the environment asks of the build: another wish than the last compiles again, no wish keeps what there is.
+ASKED = $(strip $(SE_FUSED_BUILD) $(TORCH_CUDA_ARCH_LIST))
+$(VENV)/.asked: $(if $(ASKED),FORCE) | $(VENV)/.installed
+	@echo '$(ASKED)' | cmp -s - $@ || echo '$(ASKED)' >$@
+
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.asked setup.py build_backend.py build_cuda.py $(CPP)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -361,6 +361,23 @@ def test_the_installed_kernels_stand_on_the_stable_abi_alone(name: str) -> None:
     assert str(ROOT).encode() not in library.read_bytes()
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_compiles_again_where_something_else_is_asked_for(tmp_path: Path) -> None:
+    for stamp in (".installed", ".asked", ".built"):
+        (tmp_path / stamp).touch()
+
+    def compiles(**asked: str) -> bool:
+        status, said = run(["make", "-s", "venv", f"VENV={tmp_path}", "PY=echo"], ROOT, **asked)
+        assert status == 0, said
+        return "pip install" in said
+
+    assert not compiles()
+    assert compiles(TORCH_CUDA_ARCH_LIST="9.0")
+    assert not compiles(TORCH_CUDA_ARCH_LIST="9.0")
+    assert not compiles()
+    assert compiles(SE_FUSED_BUILD="cuda")
+
+
 @needs_nvcc
 def test_make_wheel_asks_for_cuda_where_a_toolkit_is(tmp_path: Path) -> None:
     command = [sys.executable, "build_cuda.py"]
