@@ -13,7 +13,8 @@ PY = $(VENV)/bin/python
 CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
+FORCE:
+.PHONY: FORCE help venv run test lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +31,12 @@ $(VENV)/.installed: pyproject.toml
 	SE_FUSED_BUILD=none $(PY) -m pip install -q --no-build-isolation -e ".[test,bench,dev]"
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py build_backend.py $(CPP)
+# What the environment asks of the build: another wish than the last compiles again, no wish keeps what there is.
+ASKED = $(strip $(SE_FUSED_BUILD) $(TORCH_CUDA_ARCH_LIST))
+$(VENV)/.asked: $(if $(ASKED),FORCE) | $(VENV)/.installed
+	@echo '$(ASKED)' | cmp -s - $@ || echo '$(ASKED)' >$@
+
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.asked setup.py build_backend.py build_cuda.py $(CPP)
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -65,8 +71,9 @@ bench: venv  ## the benchmarks on this machine (an hour on two cores), told and 
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
 	$(PY) -m se_fused report build/benchmarks.json --output build/report
 
+# A wheel is for other machines: with a toolkit it has CUDA kernels for every architecture, whatever GPU is in sight.
 wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
-	$(PY) -m build --wheel --no-isolation
+	$(if $(SE_FUSED_BUILD),,SE_FUSED_BUILD=$$($(PY) build_cuda.py)) $(PY) -m build --wheel --no-isolation
 
 gpu-pack: venv  ## build the CUDA library here, where there is nvcc and no GPU, for a machine with one; VARIANT=name beside it
 	$(PY) -m benchmarks.gpu pack $(if $(ARCH),--arch $(ARCH)) $(if $(VARIANT),--variant $(VARIANT))

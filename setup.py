@@ -1,18 +1,17 @@
 """Builds the kernels; everything that needs no decision is in pyproject.toml.
 
 SE_FUSED_BUILD says what to build:
-    auto   (default) CPU kernels, and CUDA kernels where torch and a toolkit allow; pure Python where no compiler is
+    auto   (default) CPU kernels; CUDA kernels for the GPUs in sight, or for TORCH_CUDA_ARCH_LIST, where torch and a
+           toolkit allow (build_cuda.py); pure Python where no compiler is
     cpu    CPU kernels, or fail
-    cuda   CPU and CUDA kernels, or fail
+    cuda   CPU and CUDA kernels, for TORCH_CUDA_ARCH_LIST or else for every architecture, or fail
     none   pure Python: needs neither a compiler nor torch
 CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS are obeyed. What was built goes into se_fused/_build_info.py.
 """
 
 import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 from importlib import import_module, util
 from pathlib import Path
@@ -21,7 +20,8 @@ from pprint import pformat
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).resolve().parent
+from build_cuda import ROOT, find_sources, output, prepare_cuda
+
 MODES = ("auto", "cpu", "cuda", "none")
 # torch 2.10's stable ABI is the oldest with all that csrc/ calls; one binary then serves every later torch and Python.
 TARGET_ABI, DEFINES = "2.10", ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -33,16 +33,6 @@ def fail(message: str) -> None:
     sys.exit(f"\nse_fused: {message}\n")
 
 
-def output(*command, text: str = "") -> str:
-    """All that a command prints; nothing where it fails."""
-    run = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    return "" if run.returncode else run.stdout
-
-
-def find_sources(pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
-
-
 def find_compiler() -> tuple[str, str]:
     """(the C++20 compiler, "") or ("", why there is none)."""
     reasons = []
@@ -52,37 +42,6 @@ def find_compiler() -> tuple[str, str]:
             return cxx, ""
         reasons.append(f"{cxx} cannot compile C++20" if there else f"{cxx} is not there")
     return "", f"no C++ compiler ({', '.join(reasons)}); install one: apt-get install g++"
-
-
-def find_cuda_home() -> Path | None:
-    """The toolkit's folder. torch would take the parent of the nvcc on PATH: wrong where that is a wrapper script."""
-    guesses = [os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")]
-    if not guesses[0]:
-        if nvcc := shutil.which("nvcc"):
-            guesses += re.findall(r" TOP=(.+)", output(nvcc, "-dryrun", "-x", "cu", os.devnull))
-        guesses += ["/usr/local/cuda", *sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)]
-    homes = (Path(guess).resolve() for guess in guesses if guess)
-    parts = ("bin/nvcc", "include/cuda_runtime.h", "lib*/libcudart.so")
-    return next((home for home in homes if all(any(home.glob(part)) for part in parts)), None)
-
-
-def prepare_cuda(torch) -> str:
-    """Set CUDA_HOME and TORCH_CUDA_ARCH_LIST for torch's build helpers; returns why there can be no CUDA kernels."""
-    if not find_sources("csrc/cuda/*.cu"):
-        return "this version has no CUDA sources yet (csrc/cuda holds no .cu file)"
-    if not torch.version.cuda:
-        return f"torch {torch.__version__} is a build without CUDA; install one with it"
-    if not (home := find_cuda_home()):
-        return f"no CUDA {torch.version.cuda} toolkit (nvcc, headers, libcudart.so); install it or set CUDA_HOME"
-    release = re.findall(r"release (\d+)\.(\d+)", output(home / "bin/nvcc", "--version")) or [(0, 0)]
-    version = [int(number) for number in release[0]]
-    if version[0] != int(torch.version.cuda.split(".")[0]):
-        return f"{home} is CUDA {version[0]}.{version[1]} but torch {torch.__version__} is for {torch.version.cuda}"
-    os.environ["CUDA_HOME"] = str(home)
-    # With no GPU in sight torch has no default and dies of an IndexError. CUDA 12.8 is the first to know Blackwell.
-    archs = "8.0;8.6;8.9;9.0;10.0;12.0+PTX" if version >= [12, 8] else "8.0;8.6;8.9;9.0+PTX"
-    os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or archs
-    return ""
 
 
 def plan(mode: str) -> tuple[dict, list[Extension], dict]:
@@ -103,7 +62,7 @@ def plan(mode: str) -> tuple[dict, list[Extension], dict]:
     except ImportError as error:
         wanted = f"the kernels are built against torch>=2.11, which {sys.executable} lacks ({error})"
         fail(f"{wanted}: pip install torch setuptools ninja, or drop --no-build-isolation, or set SE_FUSED_BUILD=none")
-    obstacle = "SE_FUSED_BUILD=cpu" if mode == "cpu" else prepare_cuda(torch)
+    obstacle = "SE_FUSED_BUILD=cpu" if mode == "cpu" else prepare_cuda(torch, mode)
     if mode == "cuda" and obstacle:
         fail(f"SE_FUSED_BUILD=cuda: {obstacle}. SE_FUSED_BUILD=cpu builds the CPU kernels")
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # reads CUDA_HOME: not earlier
@@ -127,6 +86,8 @@ def plan(mode: str) -> tuple[dict, list[Extension], dict]:
         how |= {"extra_compile_args": {"cxx": [*cxx_flags, "-DUSE_CUDA"], "nvcc": nvcc_flags}}
         extensions.append(CUDAExtension("se_fused._C_cuda", sources, py_limited_api=True, **how))
         info |= {"mode": "cuda", "cuda": torch.version.cuda, "arch_list": os.environ["TORCH_CUDA_ARCH_LIST"]}
+    cuda = f"no CUDA kernels: {obstacle}" if obstacle else f"CUDA kernels for {info['arch_list']}"
+    print(f"se_fused: CPU kernels; {cuda}", file=sys.stderr)
     return info, extensions, {"build_ext": BuildExtension}
 
 

@@ -1,6 +1,5 @@
 """Options, fixtures and the JSON's header of ``pytest benchmarks/ --benchmark-only``."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -9,9 +8,9 @@ from cases import PRESETS, cases
 from harness import Settings, Shelf
 
 from se_fused.bandwidth import limits
-from se_fused.info import info
 from se_fused.introspect import cpu_instructions, cuda_kernels, summary
 from se_fused.measure import keep_freed_memory
+from se_fused.recording import environment, portable, this_command
 
 _SKIPPED = pytest.StashKey[list[dict[str, str]]]()
 SIZES = [2**20, 2**22, 2**24, 2**26, 2**28]
@@ -76,20 +75,19 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     device = chosen_device(config)
-    about = info()
-    del about["choices"]
     smoke = config.getoption("--preset") == "smoke"
     if not config.getoption("benchmark_save_data", False):
         for row in output_json["benchmarks"]:  # each round's time: quartiles and medians stay
             row["stats"].pop("data", None)
     output_json["se_fused"] = {
-        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "command": this_command(),
         "preset": config.getoption("--preset"),
-        "info": about,
+        "info": environment(),
         "freed_memory_kept": keep_freed_memory(),
         "limits": {device: limits(device, [torch.float32, torch.bfloat16], SIZES[: 2 if smoke else None])},
         "skipped": config.stash[_SKIPPED],
     }
+    output_json |= portable(output_json)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

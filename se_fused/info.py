@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import backends, introspect
-from ._libraries import find_module
+from ._build import recorded
 from ._version import __version__
 
 __all__ = ["commit", "info"]
@@ -60,11 +60,7 @@ def commit() -> str | None:
 
 def _build() -> dict[str, Any]:
     """What setup.py recorded, and how the running torch relates to the one that it saw."""
-    try:
-        recorded = find_module("_build_info")
-    except ImportError:
-        return {"note": "no _build_info.py: this is a source tree that setup.py has not built"}
-    built: dict[str, Any] = dict(recorded.BUILD)
+    built = recorded()
     wanted = built.get("torch")
     if wanted is not None:
         running = torch.__version__

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from ._libraries import find_module
+from ._build import find_module
 from .backends import BACKENDS
 from .backends.cpu import CpuBackend
 from .backends.cuda import CudaBackend

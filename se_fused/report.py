@@ -3,16 +3,15 @@
 import json
 import math
 import os
-import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compare import Result, Row
-from .info import info
 from .introspect import summary
 from .measure import keep_freed_memory
+from .recording import command, environment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,12 +57,10 @@ def _finite(value: Any) -> Any:
 
 def document(rows: Sequence[Row], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
     """Everything that was measured and what it takes to repeat it, as JSON."""
-    about = info()
-    del about["choices"]
     content = {
-        "command": shlex.join(["se-fused", *arguments]),
+        "command": command(["se-fused", *arguments]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **about,
+        **environment(),
         "copy_bytes_per_second": memory_copy,
         "freed_memory_kept": keep_freed_memory(),
         "rows": [row.as_dict() for row in rows],

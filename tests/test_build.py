@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import se_fused
+from se_fused.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ["setup.py", "build_backend.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "se_fused"]
+SCRIPTS = ["setup.py", "build_backend.py", "build_cuda.py"]
+NEEDED = [*SCRIPTS, "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "se_fused"]
 COMPILER = shutil.which("c++") or shutil.which("g++")
 # The real kernels take minutes to compile and were compiled to run this suite; here a small library stands for them.
 REGISTER_CPP = """
@@ -80,7 +82,8 @@ def hide_compiler(folder: Path) -> dict[str, str]:
 
 def run(command: list[str], cwd: Path, mode: str | None = None, **env: str) -> tuple[int, str]:
     """(exit status, all that was printed) of a command under SE_FUSED_BUILD=mode."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("SE_FUSED_BUILD", "CXX", "CUDA_HOME")}
+    ours = ("SE_FUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     environment |= {"SE_FUSED_BUILD": mode} if mode else {}
     result = subprocess.run(
         command,
@@ -195,8 +198,59 @@ def test_cuda_says_why_it_cannot_be_built(tree: Path, tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("mode", "gpus", "asked", "toolkit", "chosen"),
+    [
+        ("auto", [], "", (13, 0), ""),
+        ("auto", [(9, 0)], "", (13, 0), "9.0"),
+        ("auto", [(9, 0), (8, 0), (9, 0)], "", (13, 0), "8.0;9.0"),
+        ("auto", [(7, 5)], "", (13, 0), ""),
+        ("auto", [(7, 5), (8, 6)], "", (13, 0), "8.6"),
+        ("auto", [(8, 7), (10, 3)], "", (13, 0), "8.6;10.0"),  # whose machine code they run
+        ("auto", [(9, 0), (10, 0)], "", (12, 6), "8.0;8.6;8.9;9.0+PTX"),  # a toolkit older than the GPU
+        ("auto", [], "9.0", (13, 0), "9.0"),
+        ("auto", [(8, 0)], "9.0;12.0+PTX", (13, 0), "9.0;12.0+PTX"),
+        ("cuda", [], "", (13, 0), "8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ("cuda", [(9, 0)], "", (12, 6), "8.0;8.6;8.9;9.0+PTX"),  # a wheel is for other machines too
+        ("cuda", [(9, 0)], "8.6", (13, 0), "8.6"),
+    ],
+)
+def test_architectures_are_those_in_sight_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, mode: str, gpus: list[tuple], asked: str, toolkit: tuple, chosen: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from build_cuda import choose_architectures
+
+    found, reason = choose_architectures(mode, gpus, asked, toolkit)
+    assert found == chosen
+    assert bool(reason) != bool(chosen)
+    if reason:
+        assert reason.startswith("the GPU in sight is older than sm_80; " if gpus else "no GPU was in sight; ")
+        assert "SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST=9.0 compiles CUDA kernels" in reason and "\n" not in reason
+
+
+needs_nvcc = pytest.mark.skipif(
+    not torch.version.cuda or not shutil.which("nvcc"), reason="needs a torch with CUDA, and nvcc"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.version.cuda or not shutil.which("nvcc"), reason="needs a torch with CUDA, and nvcc")
+@needs_nvcc
+def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> None:
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/twice.cu").write_text(TWICE_CU)
+    status, said = wheel(tree, CUDA_VISIBLE_DEVICES="")
+    assert status == 0, said
+    archive = only_wheel(tree)
+    assert [name for name in archive.namelist() if name.endswith(".so")] == ["se_fused/_C_cpu.abi3.so"]
+    built = build_info(archive.read("se_fused/_build_info.py").decode())
+    assert (built["mode"], built["requested"], built["arch_list"]) == ("cpu", "auto", None)
+    assert str(built["note"]).startswith("no GPU was in sight; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST")
+    assert f"se_fused: CPU kernels; no CUDA kernels: {built['note']}\n" in said
+
+
+@pytest.mark.slow
+@needs_nvcc
 def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
     (tree / "csrc/cuda/twice.cu").write_text(TWICE_CU)
@@ -206,6 +260,7 @@ def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     libraries = [name for name in archive.namelist() if name.endswith(".so")]
     assert libraries == ["se_fused/_C_cpu.abi3.so", "se_fused/_C_cuda.abi3.so"]
     assert set(re.findall(r",code=(\w+)", said)) == {"sm_90", "sm_120", "compute_120"}
+    assert "se_fused: CPU kernels; CUDA kernels for 9.0;12.0+PTX\n" in said
     built = build_info(archive.read("se_fused/_build_info.py").decode())
     assert (built["mode"], built["cuda"], built["arch_list"]) == ("cuda", torch.version.cuda, "9.0;12.0+PTX")
 
@@ -297,15 +352,37 @@ def check_stable(library: str) -> None:
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
 
 
-def installed_libraries() -> list[Path]:
-    return sorted(Path(se_fused.__file__).parent.glob("_C_*.so"))
-
-
-@pytest.mark.skipif(not installed_libraries(), reason="a pure-Python installation")
-@pytest.mark.parametrize("library", installed_libraries(), ids=lambda path: path.name)
-def test_the_installed_kernels_stand_on_the_stable_abi_alone(library: Path) -> None:
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_the_installed_kernels_stand_on_the_stable_abi_alone(name: str) -> None:
+    library = Path(se_fused.__file__).parent / f"_C_{name}.abi3.so"
+    if not library.exists():
+        pytest.skip(BACKENDS[name].describe()["reason"])
     check_stable(str(library))
     assert str(ROOT).encode() not in library.read_bytes()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_compiles_again_where_something_else_is_asked_for(tmp_path: Path) -> None:
+    for stamp in (".installed", ".asked", ".built"):
+        (tmp_path / stamp).touch()
+
+    def compiles(**asked: str) -> bool:
+        status, said = run(["make", "-s", "venv", f"VENV={tmp_path}", "PY=echo"], ROOT, **asked)
+        assert status == 0, said
+        return "pip install" in said
+
+    assert not compiles()
+    assert compiles(TORCH_CUDA_ARCH_LIST="9.0")
+    assert not compiles(TORCH_CUDA_ARCH_LIST="9.0")
+    assert not compiles()
+    assert compiles(SE_FUSED_BUILD="cuda")
+
+
+@needs_nvcc
+def test_make_wheel_asks_for_cuda_where_a_toolkit_is(tmp_path: Path) -> None:
+    command = [sys.executable, "build_cuda.py"]
+    assert run(command, ROOT) == (0, "cuda\n")
+    assert run(command, ROOT, CUDA_HOME=str(tmp_path / "nowhere")) == (0, "auto\n")
 
 
 def test_setup_py_stays_readable() -> None:
@@ -313,7 +390,7 @@ def test_setup_py_stays_readable() -> None:
 
 
 def test_setup_py_opens_no_connection() -> None:
-    text = (ROOT / "setup.py").read_text() + (ROOT / "build_backend.py").read_text()
+    text = "".join((ROOT / name).read_text() for name in SCRIPTS)
     assert not re.search(r"https?://|urllib|requests|socket|git clone|curl|wget", text)
 
 
@@ -327,8 +404,7 @@ def test_tools_are_pinned_alike() -> None:
 
 
 def test_scripts_parse() -> None:
-    for script in (".ci/run", "benchmarks/gpu.sh"):
-        assert subprocess.run(["bash", "-n", ROOT / script], check=False).returncode == 0
+    assert subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode == 0
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 

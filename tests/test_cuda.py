@@ -356,9 +356,11 @@ def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) 
 
 
 # ---- refusals
-def test_says_why_it_cannot_run(tmp_path: Path) -> None:
+def test_says_why_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("se_fused.backends.cuda.recorded", lambda: {"note": "no GPU was in sight"})
     missing = CudaBackend(tmp_path / "_C_cuda.abi3.so")
-    assert "SE_FUSED_BUILD=cuda" in str(missing.can_use("cuda", torch.float32))
+    reason = str(missing.can_use("cuda", torch.float32))
+    assert "is not built (no GPU was in sight); SE_FUSED_BUILD=cuda pip" in reason
     assert missing.describe()["built"] is False
     broken = tmp_path / "_C_broken.abi3.so"
     broken.write_bytes(b"no library")
@@ -372,7 +374,7 @@ def test_a_gpu_that_cannot_be_used_is_one_line() -> None:
     """Here there is no driver at all: what CUDA says then, made a reason."""
     built = CudaBackend().library
     if not built.exists() or not torch.version.cuda:
-        pytest.skip("not built with CUDA")
+        pytest.skip(str(CudaBackend().load()))
     torch.ops.load_library(str(built))
     assert torch.ops.se_fused_cuda.problem(0) == (
         "the GPU's driver is older than the CUDA runtime that the library was built for; update the driver"

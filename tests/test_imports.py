@@ -13,13 +13,14 @@ PACKAGE = ROOT / "se_fused"
 # A module may import from its own layer and from those to its right (DESIGN section 4).
 LAYERS = ["fracture", "models", "nn", "functional", "ops", "backends"]
 # Below all layers: plain PyTorch and leaf helpers. Above all: tools that people run.
-LEAVES = {"reference", "_codes", "_arguments", "_files", "_libraries", "_random", "_version", "_build_info"}
+LEAVES = {"reference", "_codes", "_arguments", "_files", "_random", "_version", "_build", "_build_info"}
 TOOLS = {
     "__init__",
     "__main__",
     "cli",
     "info",
     "introspect",
+    "recording",
     "verify",
     "bounds",
     "measure",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from se_fused._libraries import find_module
+from se_fused._build import recorded
 from se_fused.info import commit
 
 from .target import ROOT
@@ -40,10 +40,6 @@ def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> di
         pack: the manifest of the libraries that were built before; None where this checkout's own are used.
         rehearse: whether this is no GPU at all.
     """
-    try:
-        build: Any = dict(find_module("_build_info").BUILD)
-    except ImportError:
-        build = None
     gpu = "the CPU (a rehearsal)" if rehearse else torch.cuda.get_device_name(0)
     # A machine that has a copy of the working tree alone knows no commit: the pack does.
     return {
@@ -58,7 +54,7 @@ def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> di
         "versions": {name: _version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "build": build,
+        "build": recorded(),
         "pack": pack,
         "rehearsal": rehearse,
     }

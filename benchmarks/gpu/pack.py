@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class PackError(Exception):
 def _sources() -> str:
     """A digest of what the libraries are compiled from."""
     digest = hashlib.sha256()
-    for file in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "setup.py"]):
+    for file in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "setup.py", ROOT / "build_cuda.py"]):
         if file.is_file():
             digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
@@ -64,8 +65,18 @@ def _compiled(architecture: str) -> Path:
     # the virtual environment's ninja is found where its Python is
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(place), "--build-lib", str(place / "lib")]
-    made = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, "PATH": path}, check=False)
-    if made.returncode:
+    place.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **settings, "PATH": path}
+    tail: deque[str] = deque(maxlen=40)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors="replace") as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line)
+            if step := re.match(r"\[\d+/\d+\] .*?([\w.]+\.(?:cu|cpp)) ", line):  # ninja: a minute for some files
+                print(f"  compiled {line.split()[0]} {step[1]}", flush=True)
+    if process.returncode:
+        print(*tail, sep="", end="", file=sys.stderr)
         raise PackError("the libraries do not compile (above): nvcc and a torch of the same CUDA are needed")
     return place / "lib" / "se_fused"
 

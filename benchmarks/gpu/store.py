@@ -3,11 +3,11 @@
 import io
 import json
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
 from se_fused._files import write_bytes, write_text
+from se_fused.recording import portable
 
 from .runner import Done
 from .tables import render
@@ -33,9 +33,10 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._command, self._logs = folder, command, logs
         self._lines = (folder / f"{command}.jsonl").open("w", encoding="utf-8")
-        self.environment, self.rows, self.steps = environment, [], []  # type: ignore[var-annotated]
-        self._start = time.time()
-        self._write({"kind": "environment", **environment})
+        self.environment: dict[str, Any] = portable(environment)
+        self.rows: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+        self._write({"kind": "environment", **self.environment})
         self.table = ""
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -44,14 +45,14 @@ class Store:
 
     def row(self, step: str, row: dict[str, Any]) -> None:
         """A result."""
-        record = {"kind": "row", "step": step, **row}
+        record = portable({"kind": "row", "step": step, **row})
         self.rows.append(record)
         self._write(record)
 
     def done(self, done: Done) -> None:
         """A step that has ended."""
-        record = {"kind": "step", "step": done.step, "verdict": done.verdict, "seconds": round(done.seconds, 1),
-                  "figure": done.figure}  # fmt: skip
+        about = {"step": done.step, "verdict": done.verdict, "seconds": round(done.seconds, 1), "figure": done.figure}
+        record = portable({"kind": "step", **about})
         self.steps.append(record)
         self._write(record)
         self.save()

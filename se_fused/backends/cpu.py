@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .._libraries import find_library
+from .._build import find_library
 from .interface import dtype_reason
 
 __all__ = ["CpuBackend"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._libraries import find_library
+from .._build import find_library, recorded
 from .interface import Backend, Running, constant_in_graphs, dtype_reason
 
 __all__ = ["CudaBackend"]
@@ -65,9 +65,10 @@ class CudaBackend:
         if self._loaded or self._error is not None:
             return self._error
         if not self.library.exists():
+            why = recorded()["note"] or f"{self.library.name} is missing"
             self._error = (
-                "the CUDA library is not built: install a CUDA toolkit (nvcc) of torch's version and reinstall with "
-                "SE_FUSED_BUILD=cuda pip install --no-build-isolation ."
+                f"the CUDA library is not built ({why}); "
+                "SE_FUSED_BUILD=cuda pip install --no-build-isolation . builds it or says what that needs"
             )
         elif self._device == "cuda" and torch.version.cuda is None:
             self._error = f"torch {torch.__version__} is a build without CUDA"

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 
 from se_fused import backends
+from se_fused._codes import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.compare import Judge, Result
-from se_fused._codes import OUT_ACT_CODES
 from se_fused.verify import DTYPES, LAYOUTS, Case, check
 from se_fused.workloads import TailWorkload
 

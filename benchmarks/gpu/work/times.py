@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from se_fused import backends, functional
+from se_fused._codes import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.bandwidth import copy_bandwidth, rotation
 from se_fused.measure import counted_bytes, counted_passes
-from se_fused._codes import OUT_ACT_CODES
 from se_fused.ops.layout import mask_numel
 from se_fused.workloads import LAYOUTS
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._files import write_text
+from ...recording import place
 from ..classifier import Classifier
 from ..errors import InputError
 from ..evaluation.report import NAMES, PLAIN_NAMES, percent, table
@@ -74,7 +75,7 @@ def _details(classifier: Classifier, config: Mapping[str, Any] | None, environme
         ("Random seed", about.get("seed", _MISSING)),
         ("Epoch kept, counted from 0", about.get("epoch", _MISSING)),
         ("Trained", _MISSING if environment is None else environment.get("time", _MISSING)),
-        ("Started from", _MISSING if config is None else checkpoint or "random weights"),
+        ("Started from", _MISSING if config is None else place(checkpoint) if checkpoint else "random weights"),
         ("Kernels in training", {True: "fused (se_fused)", False: "plain PyTorch", None: _MISSING}[kernels]),
         ("Licence of the weights", "not stated; that of the training data may bind them"),
     ]

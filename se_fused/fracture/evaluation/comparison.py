@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..._files import write_text
+from ...recording import place
 from ..manifest import Manifest
 from ..predictions import Predictions
 from . import paper
@@ -103,7 +104,7 @@ def compare(
         models[name] = {
             "title": title(group[0].model) + name.removeprefix(group[0].model),
             "seeds": [run.seed for run in group],
-            "runs": [str(run.folder) for run in group],
+            "runs": [place(run.folder) for run in group],
             "parameters": sum(p.numel() for p in group[0].classifier.model.parameters()),
             "options": dict(group[0].classifier.options),
             "figures": over_seeds(tables, draws, seed),

@@ -5,7 +5,6 @@ import logging
 import platform
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import warnings
@@ -24,7 +23,7 @@ from torch import nn
 
 from ..._files import write_text
 from ...backends import use_backend
-from ...info import info
+from ...recording import environment, portable, this_command
 from ..data import RadiographData, worker_count
 from ..errors import InputError
 from ..manifest import SPLITS, Manifest
@@ -239,19 +238,19 @@ def _open_folder(config: Config, resume: bool) -> tuple[Path, Path | None, bool]
 def _make_folder(config: Config, folder: Path, manifest: Manifest) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(folder / "manifest.csv")
-    about = info()
-    environment = {
-        "command": sys.argv,
+    about = environment()
+    told = {
+        "command": this_command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "lightning": metadata.version("lightning"),
-        "data": list(manifest.notes),
+        "data": portable(manifest.notes),
         **{
             key: about[key]
             for key in ("se_fused", "commit", "versions", "platform", "cpu", "gpus", "build", "asked_for")
         },
     }
-    write_text(folder / "environment.json", json.dumps(environment, indent=1, default=str) + "\n")
+    write_text(folder / "environment.json", json.dumps(told, indent=1, default=str) + "\n")
     config.save(folder / "config.yaml")
 
 

@@ -1,4 +1,5 @@
-"""Where the compiled files lie: in the folders that ``SE_FUSED_LIBRARIES`` names, else in the package itself.
+"""Where the compiled files lie, in the folders that ``SE_FUSED_LIBRARIES`` names, else in the package itself; and what
+setup.py recorded of the build, in _build_info.py beside them.
 
 ``make gpu-pack`` builds them for another machine into a folder of their own; two builds of one library lie side by side
 in two folders. The variable takes folders as PATH does, the first that has a file wins.
@@ -11,15 +12,16 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-__all__ = ["VARIABLE", "find_library", "find_module"]
+__all__ = ["find_library", "find_module", "recorded"]
 
-VARIABLE = "SE_FUSED_LIBRARIES"
+_VARIABLE = "SE_FUSED_LIBRARIES"
 _PACKAGE = Path(__file__).parent
 
 
 def _folders() -> Iterator[Path]:
-    for folder in os.environ.get(VARIABLE, "").split(os.pathsep):
+    for folder in os.environ.get(_VARIABLE, "").split(os.pathsep):
         if folder:
             yield Path(folder).resolve()
     yield _PACKAGE
@@ -47,3 +49,11 @@ def find_module(name: str) -> ModuleType:
     if found is None:
         raise ImportError(f"no module named {full!r}", name=full)
     return found
+
+
+def recorded() -> dict[str, Any]:
+    """Mode, compiler, flags and so on; ``note`` says why there are no kernels, or no CUDA kernels."""
+    try:
+        return dict(find_module("_build_info").BUILD)
+    except ImportError:
+        return {"note": "no _build_info.py: this is a source tree that setup.py has not built"}
