@@ -1,5 +1,6 @@
 """Puts what came back from a GPU under benchmarks/results/<gpu>/, draws it, and strikes what is now measured."""
 
+import fnmatch
 import json
 import re
 import tarfile
@@ -64,7 +65,8 @@ def slug(gpu: str) -> str:
 def strike(text: str, command: str, gpu: str, commit: str, steps: Iterable[Record]) -> tuple[str, list[str]]:
     """The table with what the steps of a command settled struck, and those claims.
 
-    A line names its step as ```right: gate cuda```; the figure of a step that was good is what was measured.
+    A line names its steps as ``right: gate cuda`` or ``right: contract cuda *``. All that it names must be good, and
+    their figures are what was measured.
 
     Args:
         text: of :data:`TABLE`.
@@ -72,12 +74,14 @@ def strike(text: str, command: str, gpu: str, commit: str, steps: Iterable[Recor
         gpu, commit: where and what was measured.
         steps: as :func:`.store.load` returns them.
     """
-    figures = {f"{command}: {s['step']}": s["figure"] for s in steps if s["verdict"] == "ok"}
+    ended = {f"{command}: {s['step']}": s for s in steps}
     lines, struck = [], []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         named = re.fullmatch(r"`(.+)`", cells[1]) if len(cells) == 4 else None
-        if named and (figure := figures.get(named[1])) is not None:
+        meant = [ended[name] for name in fnmatch.filter(ended, named[1])] if named else []
+        if meant and all(step["verdict"] == "ok" for step in meant):
+            figure = "; ".join(step["figure"] for step in meant)
             claim = cells[0] if cells[0].startswith("~~") else f"~~{cells[0]}~~"
             told = f"{figure} ({gpu}, {commit[:10]})".replace("|", "/")
             line = f"| {claim} | {cells[1]} | {cells[2]} | {told} |"

@@ -68,8 +68,8 @@ def _compiled(architecture: str) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **settings, "PATH": path}
     tail: deque[str] = deque(maxlen=40)
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace") as process:  # fmt: skip
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **streams) as process:  # type: ignore[call-overload]
         assert process.stdout is not None
         for line in process.stdout:
             tail.append(line)

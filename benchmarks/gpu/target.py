@@ -107,6 +107,20 @@ def kernel_of(name: str) -> str | None:
     return None
 
 
+def launches_in(recorded: Any, device: Any) -> dict[str, list[float]]:
+    """Microseconds of each launch that a profile of ``torch.profiler`` holds, by family; copies and fills are left out.
+
+    Args:
+        recorded: the profile.
+        device: ``torch.autograd.DeviceType`` of the launches.
+    """
+    found: dict[str, list[float]] = {}
+    for event in recorded.profiler.kineto_results.events():
+        if event.device_type() == device and not event.name().startswith("Mem"):
+            found.setdefault(kernel_of(event.name()) or "other", []).append(event.duration_ns() / 1e3)
+    return found
+
+
 def kernel_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
     """Microseconds of a call by kernel: the median of those of one launch, times its launches. Kernels that are not
     ours are one, "other".
@@ -130,9 +144,7 @@ def kernel_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -
                 for call in calls:
                     call()
             torch.cuda.synchronize()
-        for event in recorded.profiler.kineto_results.events():
-            if event.device_type() == torch.autograd.DeviceType.CUDA and not event.name().startswith("Mem"):
-                durations.setdefault(kernel_of(event.name()) or "other", []).append(event.duration_ns() / 1e3)
+        durations = launches_in(recorded, torch.autograd.DeviceType.CUDA)
     else:
         from se_fused.backends.triton.launch import recording
 
