@@ -1,7 +1,8 @@
 """What the compiler makes of the CUDA kernels, read from ptxas's report and from machine code: needs nvcc, no GPU.
 
 Held here: nothing spills and no thread has a stack; streams move 128 bits per access; nothing is computed in float64;
-no atomics on floats; the one-pass kernel is made of bulk copies and cluster barriers, and is empty before sm_90.
+no atomics on floats; blocks that wait for each other have no fence but their releases; the one-pass kernel is made of
+bulk copies and cluster barriers, and is empty before sm_90.
 SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make cuda-all`) compiles for others than sm_90.
 """
 
@@ -30,6 +31,8 @@ FLOAT64 = r"\bD(?:ADD|MUL|FMA|SETP|MMA|MNMX)\b|\w+(?:\.\w+)*\.F64\b"
 # CAS: in shared memory an addition of floats is a loop of compare-and-swap
 FLOAT_ATOMICS = r"\b(?:RED|ATOM)\w*\.[\w.]*(?:F16|F32|F64|CAS)"
 BULK_COPY, ARRIVE, WAIT = r"\bUBLKCP\b", r"\bUCGABAR_ARV\b", r"\bUCGABAR_WAIT\b"
+FENCE, FULL_FENCE, GPU_FENCE = r"\bMEMBAR\b", r"\bMEMBAR\.SC\b", r"\bMEMBAR[.\w]*\.GPU\b"
+GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
 
 pytestmark = [
@@ -51,6 +54,9 @@ def name_of(job: Job) -> str:
 every_source = pytest.mark.parametrize("code", jobs(), indirect=True, ids=name_of, scope="session")
 stream_sources = pytest.mark.parametrize(
     "code", jobs("affine", "affine_moments", "moments"), indirect=True, ids=name_of, scope="session"
+)
+ticket_sources = pytest.mark.parametrize(
+    "code", jobs("gate", "gate_backward", "grouped"), indirect=True, ids=name_of, scope="session"
 )
 one_pass_source = pytest.mark.parametrize("code", jobs("one_pass"), indirect=True, ids=name_of, scope="session")
 
@@ -155,6 +161,17 @@ def test_streams_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
     assert checked >= 9  # with test_every_kernel_was_compiled: every instance
 
 
+@ticket_sources
+@needs_disassembler
+def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
+    """Blocks hand their results on by releases, one fence each; taking a ticket orders nothing."""
+    for kernel, text in sass:
+        assert not re.findall(FULL_FENCE, text), kernel.label
+        releases = len(re.findall(GLOBAL_ADD, text)) - 1
+        assert releases >= 2, kernel.label
+        assert len(re.findall(FENCE, text)) == releases, kernel.label
+
+
 @one_pass_source
 @needs_disassembler
 def test_one_pass_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
@@ -169,6 +186,8 @@ def test_one_pass_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: lis
             assert re.findall(instruction, text), kernel.label
         loads, stores = widths(text)
         assert min(loads[128], stores[128]) >= kernel.item_bytes // 2, (kernel.label, loads, stores)
+        # the last barrier keeps memory alive and orders nothing
+        assert len(re.findall(GPU_FENCE, text)) == len(re.findall(ARRIVE, text)) - 1, kernel.label
         assert re.findall(r"\bLDS\.128\b", text), kernel.label
         assert not re.findall(r"\bLD\.E[\w.]*\.128\b", text), kernel.label
 
@@ -199,6 +218,11 @@ __global__ void adds_in_shared_memory(float* p) {
   p[threadIdx.x] = sum;
 }
 __global__ void counts(int* p) { p[1] = atomicAdd(p, 1); }
+__global__ void fences(int* p) {
+  p[1] = p[0];
+  __threadfence();
+  p[2] = p[0];
+}
 __global__ void copies_one_by_one(volatile short* p) {
   for (int i = 0; i < 8; ++i) p[8 + i] = p[i];
 }
@@ -214,7 +238,7 @@ def test_the_checks_see_what_they_look_for(architecture: int, tmp_path: Path) ->
     source.write_text(BAD)
     code = cuda_code.compiled(source, architecture, tmp_path)
     text = cuda_code.machine_code(code)
-    assert {kernel.name for kernel in code.kernels} == text.keys() and len(text) == 8
+    assert {kernel.name for kernel in code.kernels} == text.keys() and len(text) == 9
     of = {kernel.name: kernel for kernel in code.kernels}
     assert of["spills"].spill_stores and of["spills"].spill_loads and of["spills"].registers <= 64
     assert of["indexed"].stack == 256 and not of["indexed"].spill_stores
@@ -223,5 +247,9 @@ def test_the_checks_see_what_they_look_for(architecture: int, tmp_path: Path) ->
     assert {name for name in text if re.search(FLOAT64, text[name])} == {"widened"}
     atomics = {name for name in text if re.search(FLOAT_ATOMICS, text[name])}
     assert atomics == {"adds", "adds_and_returns", "adds_in_shared_memory"}
+    assert {name for name in text if re.search(FULL_FENCE, text[name])} == {"fences"}
+    assert len(re.findall(FENCE, text["fences"])) == len(re.findall(GPU_FENCE, text["fences"])) == 1
+    added = {name for name in text if re.search(GLOBAL_ADD, text[name])}
+    assert added == {"adds", "adds_and_returns", "counts"}
     assert widths(text["copies_one_by_one"]) == ({16: 8}, {16: 8})
     assert re.search(MEMORY, text["adds"])

@@ -71,11 +71,10 @@ SE_DEVICE void sums_tile(const Grouped& g, const StreamTile& tile, const Rounds&
         g.mean_parts[tile.split * stride + row + c] = mean;
     });
     if (g.splits == 1) return;
-    // The last tile of the sample's positions merges the means of all, in their order.
-    if (threadIdx.x == 0) {
-      __threadfence();
-      *slot = fetch_add_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
-    }
+    // The last tile of the sample's positions merges the means of all, in their order. Its release is as in `done`,
+    // behind the barrier that ends column_moments; it acquires the other tiles'.
+    if (threadIdx.x == 0)
+      *slot = fetch_add_acquire_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
     __syncthreads();
     if (*slot != g.splits - 1) return;
     for (int c = at.first + (int)threadIdx.x; c < min(at.first + 8 * g.lanes, map.c); c += kThreads) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "once.h"
 #include "platform.cuh"
 
 #ifdef __CUDACC__
@@ -25,9 +26,32 @@ struct Launch {
   bool resident = false;  // blocks wait for each other
 };
 
-constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for
+constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for, as must more blocks in a cluster
+constexpr int kClusterByDefault = 8;
 
 #ifdef __CUDACC__
+// Lets a kernel have all the shared memory of a block, and clusters of 16. Once, for good: were the limit set to what
+// each launch needs, a thread with a smaller map could lower it between another's setting and launch.
+inline cudaError_t permit(const void* function) {
+  static OncePerKernel once;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return once(function, device, [&] {
+    int bytes = 0, clusters = 0;
+    cudaFuncAttributes found{};
+    cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device);
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&found, function);
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   bytes - (int)found.sharedSizeBytes);
+    if (error == cudaSuccess && clusters)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return error;
+  });
+}
+
 struct Configuration {
   cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
@@ -42,10 +66,7 @@ struct Configuration {
     attribute.val.clusterDim = {(unsigned)how.cluster, 1, 1};
     config.attrs = &attribute;
     config.numAttrs = how.cluster > 1;
-    if (how.shared > kSharedByDefault)
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)how.shared);
-    if (error == cudaSuccess && how.cluster > 8)
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (how.shared > kSharedByDefault || how.cluster > kClusterByDefault) error = permit(function);
   }
 };
 

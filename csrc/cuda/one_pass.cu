@@ -176,7 +176,9 @@ SE_DEVICE void one_pass(const OnePass& g) {
     coefficients[i] = there[0];
     coefficients[layout.length + i] = there[1];
   }
-  cluster_arrive();  // my reading is over; before the end, wait for the others'
+  // My reading of other blocks' memory is over; before the end, wait for theirs: memory ends with its block. Relaxed,
+  // as nothing that was written is read behind this barrier, and what was read here has come, for it was stored above.
+  cluster_arrive_relaxed();
   __syncthreads();
 
   const T* const residual = static_cast<const T*>(g.op.residual);

@@ -166,7 +166,10 @@ SE_DEVICE void pack(const float (&v)[8], Raw<Half>& r) {
 // whoever waits waits for blocks that run already: no deadlock, however few of them the device holds at once.
 #ifdef __CUDACC__
 SE_DEVICE int fetch_add(int* p, int v) { return atomicAdd(p, v); }
-SE_DEVICE int fetch_add_release(int* p, int v) {
+SE_DEVICE void add_release(int* p, int v) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+SE_DEVICE int fetch_add_acquire_release(int* p, int v) {
   int old;
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
   return old;
@@ -179,7 +182,8 @@ SE_DEVICE int load_acquire(const int* p) {
 SE_DEVICE void spin() {}
 #else
 inline int fetch_add(int* p, int v) { return atomicAdd(p, v); }
-inline int fetch_add_release(int* p, int v) { return atomicAdd(p, v); }
+inline void add_release(int* p, int v) { atomicAdd(p, v); }
+inline int fetch_add_acquire_release(int* p, int v) { return atomicAdd(p, v); }
 inline int load_acquire(const int* p) { return *p; }
 inline void spin() { se_shim::spin(); }
 #endif
@@ -192,6 +196,8 @@ using BulkBarrier = uint64_t;
 SE_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 SE_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 SE_DEVICE void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
+// Orders no memory: for a barrier behind which nobody reads what was written before it.
+SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 SE_DEVICE void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 template <class T>
 SE_DEVICE T* map_shared(T* p, unsigned rank) {
@@ -226,6 +232,7 @@ using se_shim::bulk_init;
 using se_shim::bulk_wait;
 using se_shim::BulkBarrier;
 using se_shim::cluster_arrive;
+inline void cluster_arrive_relaxed() { cluster_arrive(); }
 using se_shim::cluster_rank;
 using se_shim::cluster_wait;
 using se_shim::map_shared;

@@ -83,13 +83,13 @@ SE_DEVICE int take(int* counter, int* ticket) {
   __syncthreads();
   return *ticket;
 }
-// Say that a tile's results are written: the other threads' stores are ordered before by the barrier and the fence.
+// Say that a tile's results are written. One release by one thread covers the stores of the whole block, with no fence
+// beside it: causality order is transitive (PTX ISA, "Memory Consistency Model", "Causality order"). A thread's store
+// comes before its arrival at the barrier in program order, the arrival synchronizes with thread 0's leaving it, and
+// that comes before the release. Additions read what they add to, so an acquired count has every tile of it behind it.
 SE_DEVICE void done(int* counter) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    fetch_add_release(counter, 1);
-  }
+  if (threadIdx.x == 0) add_release(counter, 1);
 }
 // Wait until `count` tiles are done; what they wrote can then be read with load_fresh.
 SE_DEVICE void wait(const int* counter, int count) {

@@ -1,0 +1,61 @@
+// What a kernel must have on a device before it is launched there, done once however many threads come at a time.
+// Plain C++: tests/cuda_once.cpp runs it without CUDA.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+
+namespace se_fused::cuda {
+
+class OncePerKernel {
+ public:
+  // Zero where `prepare` has returned zero for this kernel and device, now or before; else what it returns, and the
+  // next caller tries again. Once prepared, a call costs two loads.
+  template <class Prepare>
+  auto operator()(const void* kernel, int device, const Prepare& prepare) -> decltype(prepare()) {
+    const uint64_t bit = device >= 0 && device < 64 ? uint64_t{1} << device : 0;  // beyond: prepared at each call
+    if (const Slot* slot = find(kernel); slot && slot->devices.load(std::memory_order_acquire) & bit) return {};
+    const std::lock_guard lock(mutex_);
+    Slot* const slot = claim(kernel);
+    if (slot && slot->devices.load(std::memory_order_relaxed) & bit) return {};
+    const auto error = prepare();
+    if (slot && error == decltype(prepare()){}) slot->devices.fetch_or(bit, std::memory_order_release);
+    return error;
+  }
+
+ private:
+  struct Slot {
+    std::atomic<const void*> kernel{};
+    std::atomic<uint64_t> devices{};  // a bit each
+  };
+  static constexpr size_t kSlots = 64;  // the one-pass kernel, the only one that asks, has nine instances
+
+  static size_t first(const void* kernel) { return reinterpret_cast<uintptr_t>(kernel) / 16 % kSlots; }
+
+  // Null: not there. A slot that was claimed keeps its kernel.
+  const Slot* find(const void* kernel) const {
+    for (size_t i = 0, at = first(kernel); i < kSlots; ++i, at = (at + 1) % kSlots) {
+      const void* const there = slots_[at].kernel.load(std::memory_order_relaxed);
+      if (there == kernel) return &slots_[at];
+      if (!there) return nullptr;
+    }
+    return nullptr;
+  }
+  // Under the lock. Null: all are taken, and this kernel is prepared at each call.
+  Slot* claim(const void* kernel) {
+    for (size_t i = 0, at = first(kernel); i < kSlots; ++i, at = (at + 1) % kSlots) {
+      const void* const there = slots_[at].kernel.load(std::memory_order_relaxed);
+      if (!there) slots_[at].kernel.store(kernel, std::memory_order_relaxed);
+      if (!there || there == kernel) return &slots_[at];
+    }
+    return nullptr;
+  }
+
+  std::mutex mutex_;
+  std::array<Slot, kSlots> slots_;
+};
+
+}  // namespace se_fused::cuda
