@@ -24,6 +24,7 @@ __all__ = [
     "conv1x1",
     "conv1x1_squeeze_excite",
     "gated_conv1x1",
+    "keep_order",
     "squeeze_excite",
 ]
 
@@ -179,10 +180,25 @@ def channel_gate(
     return _close(x * _per_channel(factor.to(x.dtype), x), residual, out_act, drop_path_scale)
 
 
+def keep_order(y: Tensor, x: Tensor) -> Tensor:
+    """y (N, D, *spatial) in a memory order of x (N, C, *spatial): itself where it is in one, or where x is not dense.
+
+    A convolution does not keep it everywhere: oneDNN has none of volumes in float16, nor in bfloat16 without AVX-512,
+    and PyTorch's own, which then runs, returns the contiguous order, as does every 1-D convolution.
+    """
+    rows = y.movedim(1, -1)  # asked for a channels_last format by name, tensors inside vmap raise
+    last = x.movedim(1, -1).is_contiguous()
+    if x.is_contiguous():  # of one channel or one position, x has both orders
+        return y if last and rows.is_contiguous() else y.contiguous()
+    return rows.contiguous().movedim(-1, 1) if last else y
+
+
 def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of (N, K, *spatial) with weight (C, K) or (C, K, 1, ...): (N, C, *spatial), in h's order."""
     conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[h.dim()]
-    return conv(h, weight.reshape(weight.shape[:2] + (1,) * (h.dim() - 2)), bias)
+    # as a matrix first: the strides of a weight in channels_last would make the result so, whatever h is
+    weight = weight.flatten(1)
+    return keep_order(conv(h, weight.reshape(weight.shape + (1,) * (h.dim() - 2)), bias), h)
 
 
 def conv1x1_squeeze_excite(

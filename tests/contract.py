@@ -10,6 +10,7 @@ from torch import Tensor
 
 from se_fused import functional, reference
 from se_fused.bounds import forward_bound
+from se_fused.ops.layout import is_channels_last
 from se_fused.verify import Case, check
 
 Shape = tuple[int, ...]
@@ -71,6 +72,11 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
         y = getattr(functional, case.op)(**given, inplace=inplace)
     excess = (y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
     return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
+
+
+def keeps_order(y: Tensor, x: Tensor) -> bool:
+    """Whether y is in a memory order of x; of one channel or one position, x has both."""
+    return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))
 
 
 def results(case: Case) -> list[Tensor]:

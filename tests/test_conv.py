@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import keeps_order
 from torch import Tensor
 
 from se_fused import backends, functional, reference
@@ -71,8 +72,26 @@ def test_against_float64(shape: tuple, dtype: torch.dtype, layout: str, backend:
         assert torch.equal(conv1x1_squeeze_excite(**given, out_act="relu", folded=folded), y)
     assert error(given, y, out_act="relu") <= 1
     assert y.dtype == dtype
-    truth = reference.conv1x1_squeeze_excite(**given)
-    assert y.stride() == truth.stride()
+    assert keeps_order(y, given["h"]) and y.stride() == reference.conv1x1_squeeze_excite(**given).stride()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
+@pytest.mark.parametrize("shape", [SHAPES["odd"], SHAPES["5-D"]], ids=["odd", "5-D"])
+def test_the_result_is_in_hs_order(shape: tuple, dtype: torch.dtype, layout: str) -> None:
+    """However it is computed, and whatever the weight's order is: no CPU convolves volumes in float64 by oneDNN."""
+    given = draw(shape, dtype, layout)
+    memory_format = torch.channels_last if given["h"].dim() == 4 else torch.channels_last_3d
+    given["conv_weight"] = given["conv_weight"].to(memory_format=memory_format)
+    assert keeps_order(conv1x1_squeeze_excite(**given).detach(), given["h"])
+    assert keeps_order(reference.conv1x1_squeeze_excite(**given), given["h"])
+    wanted = given | {"conv_weight": given["conv_weight"].clone().requires_grad_()}
+    assert keeps_order(conv1x1_squeeze_excite(**wanted), given["h"])
+    with torch.autocast(DEVICE, torch.bfloat16), torch.no_grad():
+        assert keeps_order(conv1x1_squeeze_excite(**given), given["h"])
+    with backends.use_backend("reference"), torch.no_grad():
+        stacked = torch.func.vmap(lambda h: conv1x1_squeeze_excite(**given | {"h": h}))(torch.stack([given["h"]] * 2))
+        assert stacked.shape[1:] == given["residual"].shape
 
 
 OPTIONS = {
@@ -152,7 +171,7 @@ def test_packed_against_float64(shape: tuple, dtype: torch.dtype, instructions: 
         y = conv1x1_squeeze_excite(**packed(given), out_act="relu")
     assert error(given, y, stored=not one_product, out_act="relu") <= 1
     assert y.dtype == dtype
-    assert y.stride() == reference.conv1x1_squeeze_excite(**given).stride()
+    assert keeps_order(y, given["h"]) and y.stride() == reference.conv1x1_squeeze_excite(**given).stride()
 
 
 @CPU

@@ -13,6 +13,7 @@ import se_fused
 from se_fused import create_model
 from se_fused.nn import inference, optimize
 from se_fused.nn.inference import ConvAct, ConvSqueezeExcite, NormAct
+from se_fused.ops.layout import is_channels_last
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -122,7 +123,8 @@ def test_layers_of_other_blocks(name: str) -> None:
 @pytest.mark.parametrize("inside", ["chosen", "same"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways: in the dtype itself, and in float32 where the processor is faster there."""
+    """Both ways: in the dtype itself, as a model from a GPU or from a file may ask of a CPU whose oneDNN has no such
+    convolution, and in float32 where the processor is faster there."""
     if inside == "same":
         monkeypatch.setattr(optimize, "compute_dtype", lambda dtype, device: dtype)
     model = trained(create_model("seresnet18", num_classes=7)).to(dtype)
@@ -132,8 +134,36 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
         assert optimized(x).dtype == dtype
     ours, theirs = errors(model, optimized, x)
     assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps
-    weights = {m.weight.dtype for m in optimized.modules() if isinstance(m, ConvAct)}
-    assert weights == {dtype if inside == "same" else inference.compute_dtype(dtype, torch.device("cpu"))}
+    wanted = dtype if inside == "same" else inference.compute_dtype(dtype, torch.device("cpu"))
+    assert f"(enter): Enter(dtype={wanted})" in str(optimized)
+    assert {m.weight.dtype for m in optimized.modules() if isinstance(m, ConvAct)} == {wanted}
+
+
+def test_16_bits_need_amx_and_a_onednn_that_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN is held back by an environment variable, of which the processor's own flags say nothing."""
+    cpu = torch.device("cpu")
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    for dtype in (torch.bfloat16, torch.float16):
+        for takes, wanted in ((True, dtype), (False, torch.float32)):
+            monkeypatch.setattr(inference, "_onednn_takes", lambda dtype, takes=takes: takes)
+            assert inference.compute_dtype(dtype, cpu) == wanted
+            assert inference.compute_dtype(dtype, torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
+    """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
+    for conv in (nn.Conv2d(3, 8, 3, stride=2), nn.Conv3d(3, 8, 3, padding=1)):
+        x = images(2, 3, *(9,) * (conv.weight.dim() - 2)).to(dtype)
+        ordered = inference.Enter(dtype)(x)
+        layer = inference.ConvAct(conv, None, dtype, "relu")
+        with torch.no_grad():
+            y = layer(ordered)
+            assert is_channels_last(y) and not y.is_contiguous()
+            residual = inference.Enter(dtype)(images(*y.shape))
+            y = layer(ordered, residual)
+            assert is_channels_last(y) and not y.is_contiguous()
 
 
 def test_weights_are_packed_for_the_last_shapes_alone() -> None:

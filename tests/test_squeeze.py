@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import SHAPES
+from contract import SHAPES, keeps_order
 from squeeze_support import DEVICE, Given, double, draw, passes
 from torch import Tensor
 
@@ -201,6 +201,23 @@ def test_gated_convolution(shape: tuple, dtype: torch.dtype, layout: str, backen
         eager = reference.gated_conv1x1(**given)
         assert excess(given, out) <= 1
         assert out.dtype == dtype and out.stride() == eager.stride()
+        assert keeps_order(out, given["y"])
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
+@pytest.mark.parametrize("shape", ["weights", "map", "5-D"])
+def test_the_gated_convolution_keeps_the_order(shape: str, dtype: torch.dtype, layout: str) -> None:
+    """However it is computed, and whatever the weight's order is: no CPU convolves volumes in float64 by oneDNN."""
+    given = gated(GATED[shape], dtype, layout)
+    memory_format = torch.channels_last if given["y"].dim() == 4 else torch.channels_last_3d
+    given["weight"] = given["weight"].to(memory_format=memory_format)
+    assert keeps_order(gated_conv1x1(**given), given["y"])
+    assert keeps_order(reference.gated_conv1x1(**given), given["y"])
+    wanted = given | {"weight": given["weight"].clone().requires_grad_()}
+    assert keeps_order(gated_conv1x1(**wanted).detach(), given["y"])
+    with torch.autocast(DEVICE, torch.bfloat16), torch.no_grad():
+        assert keeps_order(gated_conv1x1(**given), given["y"])
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

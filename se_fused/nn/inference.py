@@ -3,6 +3,7 @@
 They are made by :func:`se_fused.optimize_for_inference`, run in inference only, and hold tensors, not parameters.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,13 +47,25 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
-    has_units = torch.cpu._is_amx_tile_supported() if dtype == torch.bfloat16 else _has_amx_fp16()
-    return dtype if has_units else torch.float32
+    return dtype if _has_units(dtype) else torch.float32
 
 
-def _has_amx_fp16() -> bool:
-    supported = getattr(torch.cpu, "_is_amx_fp16_supported", None)  # not in torch 2.11
-    return supported is not None and bool(supported())
+def _has_units(dtype: torch.dtype) -> bool:
+    """Whether the CPU has AMX for 16 bits, and oneDNN, which an environment variable may hold back, uses it."""
+    name = "_is_amx_tile_supported" if dtype == torch.bfloat16 else "_is_amx_fp16_supported"
+    supported = getattr(torch.cpu, name, None)  # the second is not in torch 2.11
+    return supported is not None and bool(supported()) and _onednn_takes(dtype)
+
+
+@cache
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves dtype here: called for bfloat16 without AVX-512 or float16 without AVX512-FP16, it
+    raises, and a model may come from a file that another machine wrote, or from a GPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    op = torch.ops.mkldnn
+    asked = {torch.bfloat16: op._is_mkldnn_bf16_supported, torch.float16: op._is_mkldnn_fp16_supported}
+    return bool(asked[dtype]()) if dtype in asked else dtype == torch.float32
 
 
 def fold_batch_norm(conv: _ConvNd, bn: _BatchNorm | None) -> tuple[Tensor, Tensor | None]:
@@ -81,6 +94,11 @@ def is_product(conv: Any) -> bool:
     return conv.weight.dim() > 3 and conv.groups == 1 and all(at == (1, 1, 0) for at in geometry)
 
 
+def _ordered(x: Tensor) -> Tensor:
+    """x in the order that all maps between the layers have."""
+    return x.contiguous(memory_format=_LAST.get(x.dim(), torch.contiguous_format))
+
+
 class Enter(nn.Module):
     """The model's input as the layers want it: their dtype, channels_last."""
 
@@ -92,7 +110,10 @@ class Enter(nn.Module):
         """Floating-point tensors of 4 or 5 dimensions are changed, others (and what is no tensor) returned."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return x
-        return x.to(self.dtype).contiguous(memory_format=_LAST.get(x.dim(), torch.contiguous_format))
+        return _ordered(x.to(self.dtype))
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}"
 
 
 class Leave(nn.Module):
@@ -107,6 +128,9 @@ class Leave(nn.Module):
         return torch.utils._pytree.tree_map(
             lambda t: t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, y
         )
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}"
 
 
 class _Conv(nn.Module):
@@ -130,9 +154,9 @@ class _Conv(nn.Module):
         self.keeps_residual = True
 
     def plain(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        """The convolution alone."""
+        """The convolution alone, in channels_last even where PyTorch has none of x's dtype."""
         bias = self.bias if with_bias else None
-        return _CONV[x.dim()](x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return _ordered(_CONV[x.dim()](x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups))
 
     def extra_repr(self) -> str:
         c, k, *size = self.weight.shape
@@ -168,8 +192,8 @@ class ConvAct(_Conv):
         return self
 
     def packable(self, x: Tensor) -> bool:
-        on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        return on_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype != torch.float64
+        """Whether oneDNN takes x, with weights in its own order."""
+        return x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0 and _onednn_takes(x.dtype)
 
     def close(self, y: Tensor, residual: Tensor | None) -> Tensor:
         """What follows the convolution without its bias, over its result."""
@@ -265,7 +289,7 @@ class ConvSqueezeExcite(_Conv):
         self.register_buffer("folded_weight", folded[0])
         self.register_buffer("folded_bias", folded[1])
         # our CPU product is float32: for bfloat16 oneDNN's convolution with AMX is the faster one
-        on_cpu = weight.device.type == "cpu" and not (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
+        on_cpu = weight.device.type == "cpu" and not (dtype == torch.bfloat16 and _has_units(dtype))
         self.register_buffer("packed", F_se.pack_conv1x1(weight) if on_cpu else None)
 
     def forward(self, h: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -318,7 +318,7 @@ def optimize_for_inference(
             64 x 64 x 64) with the channels of the first convolution.
         dtype: float32, bfloat16 or float16, of weights and results; None: that of the model's parameters. On a CPU
             whose convolutions are slower in 16 bits than in float32 (:func:`.inference.compute_dtype`), the layers
-            between the first and the last compute in float32.
+            between the first and the last compute in float32; the result's ``enter`` says so where it is printed.
 
     Returns:
         The optimised model, in eval mode. Inputs of any floating-point dtype are taken; results have ``dtype``.
