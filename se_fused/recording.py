@@ -40,7 +40,7 @@ def place(path: str | os.PathLike[str]) -> str:
         if whole.startswith(base + os.sep):
             return whole.removeprefix(base + os.sep)
     name = os.path.basename(whole)
-    return "python" if _INTERPRETER.fullmatch(name) else name or "root"
+    return "python" if _INTERPRETER.fullmatch(name) else name or whole
 
 
 def _text(text: str, shortest: int) -> str:

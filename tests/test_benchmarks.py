@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from recording_support import naming_folders
 
 from se_fused.peers import NETWORKS, TAILS
 
@@ -100,7 +101,9 @@ def test_a_run_says_how_it_was_taken(tmp_path):
     done, results = suite(tmp_path, *TAIL)
     assert done.returncode == 0, done.stdout
     about = results["se_fused"]
-    assert about["preset"] == "smoke" and "--benchmark-only" in about["command"] and about["limits"]["cpu"]["copy"]
+    assert about["preset"] == "smoke" and about["limits"]["cpu"]["copy"]
+    assert about["command"].startswith("python -m pytest benchmarks --benchmark-only --preset smoke")
+    assert "--benchmark-json=results.json" in about["command"] and not naming_folders(results)
     ours, eager = results["benchmarks"]
     assert ours["extra_info"]["candidate"] == "se_fused" and "ratio" not in ours["extra_info"]
     assert ours["extra_info"]["share_of_copy"].keys() == {"warm", "cold"}

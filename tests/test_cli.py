@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording_support import naming_folders
 from results_support import written
 from typer.testing import CliRunner
 
 import se_fused
-from se_fused import __main__, _files, backends, cli, compare, functional, networks, report, workloads
+from se_fused import __main__, _files, backends, cli, compare, functional, networks, workloads
 from se_fused.workloads import Candidate, TailWorkload, Workload
 
 BLOCK = ["compare", "2,32,8,8", "--no-compile", "--repeats", "2"]
@@ -50,7 +51,7 @@ def test_public_names():
     for name in se_fused.__all__:
         assert hasattr(se_fused, name), name
     assert callable(se_fused.info), "the function, not the module of that name"
-    assert se_fused.__version__ == report.info()["se_fused"]
+    assert se_fused.__version__ == se_fused.info()["se_fused"]
 
 
 def test_import_is_light():
@@ -179,6 +180,7 @@ def test_compare_a_block(tmp_path):
     assert "2×32×8×8" in shown.output and "MB saved for the backward pass" in shown.output
     assert plot.read_bytes().startswith(PNG)
     told = json.loads(file.read_text())
+    assert told["command"].startswith("se-fused ") and not naming_folders(told)
     assert told["versions"]["torch"] == torch.__version__ and told["cpu"]["threads"] == torch.get_num_threads()
     assert len(told["rows"]) == 2 * 2 * 2  # modes, dtypes, layouts
     for row in told["rows"]:

@@ -117,7 +117,7 @@ def test_report_brings_it_together(written):
     for wanted in (
         "Research use only, not a medical device", "Data: drawn.", content["headline"], "(figure2.png)",
         "(figure3.png)", "74.72", "Which differences are real", "SE-ResNet-50 − ResNet-50", "## Speed and memory",
-        "patients (9)", "most frequent class", "logistic regression", "runs/unet-seed1",
+        "patients (9)", "most frequent class", "logistic regression", "| 1 | unet-seed1 |",
         "1 − 2(1 − accuracy)/K, with K = 3",
     ):  # fmt: skip
         assert wanted in text, wanted

@@ -17,6 +17,7 @@ from fracture_training_support import (  # noqa: F401
     start,
     write_phantoms,
 )
+from recording_support import naming_folders
 
 import se_fused
 from se_fused import _files, backends, cli
@@ -29,6 +30,7 @@ from se_fused.fracture.training import Config, callbacks, outcome
 from se_fused.fracture.training.module import FractureModule, build_model, rate
 from se_fused.fracture.training.processes import find_place
 from se_fused.fracture.training.run import prepare_run, train
+from se_fused.recording import this_command
 
 FILES = {
     "config.yaml", "manifest.csv", "environment.json", "metrics.json", "model.pt", "checkpoints/best.ckpt",
@@ -321,6 +323,8 @@ def test_command(manifest, tmp_path, capsys):
         assert text in out, text
     assert "epoch   1/1" in err and "Warning" not in err
     assert Config.load(tmp_path / "run" / "config.yaml").model.fused is False
+    told = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert told["command"] == this_command() and told["versions"]["torch"] and not naming_folders(told)
 
 
 def test_dry_run_leaves_nothing(manifest, tmp_path, capsys, monkeypatch):

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from recording_support import naming_folders
 
 from se_fused import recording
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-ABSOLUTE = re.compile(r"(?<![\w.)\]}/-])/[\w.-]+/[\w.-]+")
 
 
 @pytest.fixture
@@ -82,15 +82,7 @@ def test_texts_within_a_record(checkout: Path) -> None:
 def test_the_environment_names_no_folder() -> None:
     told = recording.environment()
     assert told["versions"]["torch"] and "path" not in told and "choices" not in told
-    assert not ABSOLUTE.findall(json.dumps(told))
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list):
-        return [text for inner in value for text in _texts(inner)]
-    return [value] if isinstance(value, str) else []
+    assert not naming_folders(told)
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="runs from a source tree")
@@ -100,7 +92,7 @@ def test_kept_results_name_no_folder() -> None:
         if path.is_dir() or path.suffix in (".png", ".jpg"):
             continue
         text = path.read_text(encoding="utf-8")
-        texts = _texts(json.loads(text)) if path.suffix == ".json" else text.splitlines()
-        assert not [line for line in texts if ABSOLUTE.search(line)], path.relative_to(RESULTS)
+        content = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        assert not naming_folders(content), path.relative_to(RESULTS)
         read += 1
     assert read > 5
