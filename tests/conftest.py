@@ -29,7 +29,7 @@ def shard_of(items, shard, shards):
 
 
 def pytest_collection_modifyitems(items):
-    # "2/8": the third of eight processes that share the tests where pytest-xdist is not installed (benchmarks/gpu.sh)
+    # "2/8": the third of eight processes that share the tests (benchmarks/gpu: each has a time limit of its own)
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")
     if shards:
         items[:] = shard_of(items, int(shard), int(shards))

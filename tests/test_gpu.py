@@ -1,7 +1,7 @@
 """On a real GPU: what neither Triton's interpreter nor the shim of the CUDA kernels can show. The backends' other tests
 run there too, on the device.
 
-Those marked ``sanitizer`` are small; ``make gpu`` runs them under compute-sanitizer's memcheck and racecheck.
+Those marked ``sanitizer`` are small; ``python3 -m benchmarks.gpu right`` runs them under compute-sanitizer's memcheck.
 """
 
 from collections.abc import Callable, Iterator

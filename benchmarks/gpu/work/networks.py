@@ -110,8 +110,9 @@ def _measure(candidate: Candidate, ours: Candidate, images: int, there: Target) 
     return row | {"device_ms": round(replay * 1e3, 3), "timed_by": sample.how, "why_not_graph": sample.why}
 
 
-def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> None:
-    """Check and measure the candidates of one network."""
+def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> dict[str, float]:
+    """Check and measure the candidates of one network; returns images per second by candidate."""
+    speeds: dict[str, float] = {}
     about = {"network": name, "mode": mode, "batch": batch, "image": there.image,
              "dtype": str(there.dtype).removeprefix("torch.")}  # fmt: skip
     workload = _Workload(
@@ -149,7 +150,23 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> No
                 torch.cuda.empty_cache()
         compiling = result.compile_seconds
         emit(candidate_name, **about, ok=True, errors=result.errors, compile_seconds=compiling, **row)
+        speeds[candidate_name] = row["images_per_second"]
     fresh_compiler()
+    return speeds
+
+
+def _figure(found: dict[str, dict[str, float]]) -> str:
+    """The fastest of ours against timm's fastest, and what SE costs both. Speeds in images per second by the clock."""
+    told, best = [], {}
+    for name, speeds in found.items():
+        ours = max((s for c, s in speeds.items() if c.startswith("se_fused")), default=None)
+        timm = max((s for c, s in speeds.items() if not c.startswith("se_fused")), default=None)
+        best[name] = ours, timm
+        if ours and timm:
+            told.append(f"{name}: ours {ours:.0f} images/s, timm {timm:.0f}, {ours / timm:.2f} times")
+    pairs = zip(*(best[name] for name in found), strict=True) if len(found) == 2 else ()
+    costs = [f"{plain / with_se - 1:.0%}" for with_se, plain in pairs if with_se and plain]
+    return "; ".join([*told, *([f"SE costs ours {costs[0]}, timm {costs[1]}"] if len(costs) == 2 else [])])
 
 
 def main(arguments: list[str]) -> int:
@@ -161,8 +178,9 @@ def main(arguments: list[str]) -> int:
     there = target()
     torch.manual_seed(0)
     with _compiler(there):
-        for name in there.network:
-            _network(name, options.mode, options.batch, there, options.ahead)
+        found = {name: _network(name, options.mode, options.batch, there, options.ahead) for name in there.network}
+    if not options.ahead:
+        emit("networks", figure=_figure(found))
     return 0
 
 
