@@ -32,9 +32,9 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "onnxruntime": ("ONNX Runtime", "#b09f1c", "<"),
     "tensorrt": ("TensorRT", "#7f7f7f", ">"),
     # of our own kernels, each beside what was expected of it
-    "cuda": ("CUDA", OUR_COLOUR, "o"),
-    "triton": ("Triton", "#56b4e9", "v"),
-    "expected": ("expected", "#bbbbbb", "|"),
+    "cuda": ("CUDA", "#7a1f5c", "h"),
+    "triton": ("Triton", "#2f8f9d", "p"),
+    "expected": ("expected", "#cccccc", "|"),
 }
 
 
