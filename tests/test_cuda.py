@@ -8,7 +8,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,20 @@ import cuda_support
 import pytest
 import torch
 from contract import OPTIONS, SHAPES, Shape
+from cuda_backend_support import (  # noqa: F401 (fixtures)
+    A100,
+    DEVICE,
+    H200,
+    SEPARATE,
+    cuda_alone,
+    given_backend,
+    infer,
+    launched,
+    on_cpu,
+    on_shim,
+    order_of_threads,
+    stand_in,
+)
 from kernel_support import (
     ACTIVATED,
     DERIVED,
@@ -30,60 +43,10 @@ from kernel_support import (
 )
 from squeeze_support import passes as squeeze_passes
 
-from se_fused import backends, functional, reference
+from se_fused import functional, reference
 from se_fused._codes import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
-
-DEVICE = "cuda" if backends.BACKENDS["cuda"].can_use("cuda", torch.float32) is None else "cpu"
-on_shim = pytest.mark.skipif(DEVICE == "cuda", reason="a GPU is what it is")
-if DEVICE == "cpu" and (reason := cuda_support.why_not()) is not None:
-    pytest.skip(reason, allow_module_level=True)
-
-H200 = (90, 132, 60 << 20, 232448)  # capability, multiprocessors, bytes of L2, shared memory of a block
-A100 = (80, 108, 40 << 20, 166912)
-
-
-@pytest.fixture(scope="module")
-def backend() -> CudaBackend:
-    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from the test below
-    return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or cuda_support.library()))
-
-
-def on_cpu(library: Path, product: Any = None) -> CudaBackend:
-    return CudaBackend(library, "cpu", product, "se_fused_cuda_shim")
-
-
-@pytest.fixture(autouse=True)
-def cuda(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    assert backend.load() is None
-    monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
-    with backends.use_backend("cuda"):
-        stand_in()
-        yield
-        stand_in()
-
-
-def stand_in(device: tuple[int, ...] = H200) -> None:
-    """Which device the rules see; and none of the launches so far."""
-    if DEVICE == "cpu":
-        torch.ops.se_fused_cuda_shim.stand_in(*device)
-        torch.ops.se_fused_cuda_shim.launched()
-
-
-def launched() -> list[str]:
-    return str(torch.ops.se_fused_cuda_shim.launched()).split()
-
-
-@pytest.fixture(params=["forwards", "backwards"] if DEVICE == "cpu" else ["gpu"])
-def order(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The order in which the shim runs threads and blocks: a missing barrier shows in one of them."""
-    if DEVICE == "cpu":
-        torch.ops.se_fused_cuda_shim.reverse(request.param == "backwards")
-    yield
-    if DEVICE == "cpu":
-        torch.ops.se_fused_cuda_shim.reverse(False)
-
 
 # ---- the streams. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
 # it, whole; 264 are more channels than a block has side by side
@@ -218,16 +181,7 @@ def test_same_bits_in_every_run(layout: str) -> None:
 
 
 # ---- inference: which way it goes, and that each way is right
-def infer(case: Case, path: list[str], inplace: bool = False) -> None:
-    error, x, y = contract.infer(case, inplace)
-    assert error <= 1, f"error is {error:.2f} of its bound"
-    assert (y is x) == inplace
-    if DEVICE == "cpu":
-        assert launched() == path
-
-
 INFERENCE_SHAPES = [(3, 24, 7, 5), (4, 24, 6, 8), (9, 16, 7, 7), (1, 64, 4, 4)]
-SEPARATE = ["moments", "gate", "affine"]
 
 
 @pytest.mark.usefixtures("order")

@@ -23,16 +23,8 @@ const Device& device_of(int index) {
     const int capability = 10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor);
     Device& device = devices[index];
     device = {capability, get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrL2CacheSize),
-              get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrClusterLaunch) ? 16 : 1};
-    // Sixteen blocks are more than every device must be able to place: asked with stage 1 of ResNet-50.
-    OnePass largest{};
-    largest.op.map = {1, 256, 3136, Mode::cols, Type::bfloat16};
-    largest.op.fc.r = largest.channels = 16;
-    largest.blocks = largest.share = 16;
-    largest.samples = 1;
-    largest.piece = 196;
-    largest.threads = kThreadsOnePass;
-    if (device.max_cluster == 16 && !resident_clusters(largest)) device.max_cluster = 8;
+              get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+    find_clusters(device);
   });
   return devices[index];
 }
@@ -59,9 +51,12 @@ std::string problem(int64_t index) {
 
 #else
 
-static Device stand_in{90, 132, 60 << 20, 232448, 16};  // an H200, unless a test says otherwise
+static Device stand_in{90, 132, 60 << 20, 232448, 16, 16};  // an H200, unless a test says otherwise
 
-void set_stand_in(const Device& device) { stand_in = device; }
+void set_stand_in(const Device& device, int64_t large_cluster_bytes) {
+  se_shim::large_cluster_bytes = large_cluster_bytes;
+  find_clusters(stand_in = device);
+}
 const Device& device_of(int) { return stand_in; }
 std::string problem(int64_t) { return ""; }
 void reverse(bool on) { se_shim::set_reverse(on); }

@@ -25,6 +25,7 @@ namespace se_fused::cuda {
 SE_BOTH inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class Mode : int { rows, rows_shifted, rows_single, cols, cols_single };
+SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
 enum class Type : int { float32, bfloat16, float16 };
 
 // A parameter in whatever dtype it has; data is null where there is none.
@@ -193,6 +194,7 @@ struct OnePass {
   int threads;  // of a block
 };
 constexpr int kSamplesOfCluster = 8;  // at most
+constexpr int kLargestCluster = 16;   // blocks; more than 8 are not every device's to place
 constexpr int kThreadsOnePass = 384;  // two blocks of a multiprocessor have 80 registers a thread then
 
 // Samples in groups that stay in L2; stream 1 of a group goes before stream 2 of the one before.
@@ -226,7 +228,7 @@ Error launch(const Grouped&, int blocks, Stream);
 
 // Shared memory of a block of the one-pass kernel.
 size_t shared_bytes(const OnePass&);
-// Clusters of it that the device holds at once; 0: it cannot hold one.
-int resident_clusters(const OnePass&);
+// Of its clusters' sizes the largest that the current device can place, if each block has so much shared memory.
+int largest_cluster(size_t shared_bytes);
 
 }  // namespace se_fused::cuda

@@ -93,7 +93,7 @@ int clusters_at_once(void (*kernel)(const Args), const Launch& how) {
 #else
 template <class Args>
 int clusters_at_once(void (*)(const Args), const Launch& how) {
-  return how.cluster <= 16 && how.shared <= 232448;
+  return se_shim::can_place(how.cluster, how.shared);
 }
 template <class Args>
 Error start(void (*kernel)(const Args), const Launch& how, Stream, const Args& args) {

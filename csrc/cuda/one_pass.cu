@@ -223,25 +223,36 @@ auto by_kernel(const OnePass& g, const F& f) {
   });
 }
 
-static Launch launch_of(const OnePass& g) {
-  return {"one_pass", ceil_div(g.op.map.n, g.samples) * g.blocks, g.threads, shared_bytes(g), g.blocks};
-}
-
 Error launch(const OnePass& g, Stream stream) {
-  return by_kernel(g, [&](auto kernel) { return start(kernel, launch_of(g), stream, g); });
+  const Launch how{"one_pass", ceil_div(g.op.map.n, g.samples) * g.blocks, g.threads, shared_bytes(g), g.blocks};
+  return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
 }
 
-int resident_clusters(const OnePass& g) {
-  return by_kernel(g, [&](auto kernel) { return clusters_at_once(kernel, launch_of(g)); });
-}
-
-void list_one_pass(Instances& to) {
+// f(kernel, its type and mode as text), for every instance
+template <class F>
+static void each_kernel(const F& f) {
   each_map([&](const Map& map, const std::string& name) {
     OnePass g{};
     g.op.map = map;
-    if (!is_single(map.mode))
-      by_kernel(g, [&](auto kernel) { add(to, "one_pass " + name, kernel, kByShape, kThreadsOnePass); });
+    if (!is_single(map.mode)) by_kernel(g, [&](auto kernel) { f(kernel, name); });
   });
+}
+
+int largest_cluster(size_t shared_bytes) {
+  int blocks = kLargestCluster;
+  for (; blocks > 1; blocks /= 2) {
+    bool all = true;
+    each_kernel([&](auto kernel, const std::string&) {
+      all = all && clusters_at_once(kernel, {"one_pass", blocks, kThreadsOnePass, shared_bytes, blocks});
+    });
+    if (all) break;
+  }
+  return blocks;
+}
+
+void list_one_pass(Instances& to) {
+  each_kernel(
+      [&](auto kernel, const std::string& name) { add(to, "one_pass " + name, kernel, kByShape, kThreadsOnePass); });
 }
 
 }  // namespace se_fused::cuda

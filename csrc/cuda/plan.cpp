@@ -1,6 +1,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <atomic>
+#include <iterator>
 
 namespace se_fused::cuda {
 namespace {
@@ -56,7 +58,8 @@ namespace {
 
 // Why a path is taken: the first row whose condition holds.
 //
-//   one pass   sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster: 3 passes in one launch
+//   one pass   sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster that the device can place:
+//              3 passes in one launch
 //   grouped    x does not stay in L2 between two launches, three groups of samples do: 3 passes in two launches
 //   separate   the rest: moments, gate, affine; 3 passes where x stays in L2, else 4
 //
@@ -66,22 +69,27 @@ namespace {
 // idle. Samples join a cluster until the weights that clusters read are a quarter of x: a cluster per sample would read
 // 128 MB of them for 26 MB of x in stage 4 of ResNet-50 (N = 128, 16 bits); four samples a cluster read 34 MB, out of
 // L2.
-constexpr const char* kReasons[] = {
-    "one pass: a cluster of blocks holds each sample in shared memory",
-    "grouped: x is larger than half of L2; groups of samples stay in it between the two streams",
-    "separate: x stays in L2 between the launches",
-    "separate: neither a sample in a cluster's shared memory nor three groups of samples in L2",
-};
+constexpr const char* kOnePass = "one pass: a cluster of blocks holds each sample in shared memory";
+constexpr const char* kGrouped =
+    "grouped: x is larger than half of L2; groups of samples stay in it between the two streams";
+constexpr const char* kStays = "separate: x stays in L2 between the launches";
+constexpr const char* kNeither = "separate: x is larger than half of L2";
+constexpr const char* kForced[] = {"one pass: forced", "grouped: forced", "separate: forced"};
+constexpr const char* kNames[] = {"one_pass", "grouped", "separate"};
 
-bool plan_one_pass(const Map& map, int r, const Device& device, OnePass& plan) {
-  if (device.capability < 90 || map.mode == Mode::rows_single || map.mode == Mode::cols_single || map.c % 8)
-    return false;
+constexpr const char* kSingle = "its elements do not lie in whole vectors of eight";
+constexpr const char* kChannels = "C is not a multiple of 8";
+
+// Null, or why not.
+const char* plan_one_pass(const Map& map, int r, const Device& device, OnePass& plan) {
+  if (device.capability < 90) return "the device has no clusters of thread blocks";
+  if (is_single(map.mode)) return kSingle;
+  if (map.c % 8) return kChannels;
   const int64_t vectors_of_channels = map.c / 8, units = map.by_rows() ? vectors_of_channels : map.s;
   plan.op.map = map;
   plan.op.fc.r = r;
   plan.threads = kThreadsOnePass;
   plan.lanes = map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map);
-  const int64_t shared_of_two = (device.shared_bytes + 1024) / 2 - 1024;  // 1 KB of each block is the system's
   const auto fill = [&](int share, int samples) {
     plan.share = share;
     plan.samples = samples;
@@ -90,32 +98,44 @@ bool plan_one_pass(const Map& map, int r, const Device& device, OnePass& plan) {
     plan.channels = (int)ceil_div(vectors_of_channels, plan.blocks) * 8;
     return (int64_t)shared_bytes(plan);
   };
+  struct Room {
+    int64_t bytes;
+    int blocks;
+  };
+  const Room half{shared_of_two(device.shared_bytes), device.max_cluster};
+  const Room alone{device.shared_bytes, device.max_cluster_alone};
   int share = 0;
-  for (const int64_t room : {shared_of_two, device.shared_bytes})
-    for (int blocks = 1; !share && blocks <= device.max_cluster; blocks *= 2)
-      if (fill(blocks, 1) <= room) share = blocks;
-  if (!share) return false;
-  while (2 * share <= std::min(device.max_cluster, 8) && map.n * 2 * share <= device.multiprocessors &&
-         2 * share <= units)
+  for (const Room& room : {half, alone})
+    for (int blocks = 1; !share && blocks <= room.blocks; blocks *= 2)
+      if (fill(blocks, 1) <= room.bytes) share = blocks;
+  if (!share)
+    return fill(kLargestCluster, 1) <= alone.bytes
+               ? "the device cannot place a cluster of 16 blocks with so much shared memory"
+               : "a sample does not fit in a cluster's shared memory";
+  const auto room_of = [&](int64_t bytes) { return bytes <= half.bytes ? half : alone; };
+  while (2 * share <= 8 && map.n * 2 * share <= device.multiprocessors && 2 * share <= units &&
+         2 * share <= room_of(fill(2 * share, 1)).blocks)
     share *= 2;
-  const int64_t room = fill(share, 1) <= shared_of_two ? shared_of_two : device.shared_bytes;
+  const Room room = room_of(fill(share, 1));
   const int64_t weights = 2 * (int64_t)map.c * r * item_bytes(map), sample = (int64_t)map.c * map.s * item_bytes(map);
   int samples = 1;
-  while (samples < kSamplesOfCluster && 2 * samples * share <= device.max_cluster && 4 * weights > samples * sample &&
+  while (samples < kSamplesOfCluster && 2 * samples * share <= room.blocks && 4 * weights > samples * sample &&
          2 * samples <= map.n && map.n / (2 * samples) * 2 * samples * share >= device.multiprocessors &&
-         fill(share, 2 * samples) <= room)
+         fill(share, 2 * samples) <= room.bytes)
     samples *= 2;
   fill(share, samples);
-  return true;
+  return nullptr;
 }
 
 // Two blocks of 256 threads per multiprocessor, 64 bytes a thread under way. A tile is two such rounds, 32 KB: its
 // ticket (a round trip to L2, 1 us) is a third of its time, which the other block hides. A group has as many tiles as
 // there are blocks; larger tiles would make it larger, and stage 1 of ResNet-50 would not go three times into an A100's
-// 40 MB.
-bool plan_grouped(const Map& map, bool weights_fit, const Device& device, Grouped& plan, int& blocks) {
-  if (!weights_fit || map.n < 4 || map.mode == Mode::rows_single || map.mode == Mode::cols_single) return false;
-  if (map.mode == Mode::rows_shifted && map.c % 8) return false;  // a sample must start with a vector
+// 40 MB. Null, or why not: because it cannot, or, unless it is `forced`, because it does not pay.
+const char* plan_grouped(const Map& map, bool weights_fit, const Device& device, bool forced, Grouped& plan,
+                         int& blocks) {
+  if (!weights_fit) return "the weights are neither float32 nor of x's dtype";
+  if (is_single(map.mode)) return kSingle;
+  if (map.mode == Mode::rows_shifted && map.c % 8) return kChannels;  // a sample must start with a vector
   const int64_t tile_bytes = kThreadsOfBlock * 64 * 2;
   blocks = 2 * device.multiprocessors;
   if (map.by_rows()) {
@@ -132,35 +152,61 @@ bool plan_grouped(const Map& map, bool weights_fit, const Device& device, Groupe
   }
   const int64_t of_sample = plan.splits * (map.by_rows() ? 1 : ceil_div(map.c, 8 * plan.lanes));
   const int64_t group = ceil_div(blocks, of_sample), sample = (int64_t)map.c * map.s * item_bytes(map);
-  if (3 * group * sample > device.l2_bytes * 3 / 4 || 2 * group > map.n) return false;
-  plan.group = (int)group;
-  return true;
+  plan.group = (int)std::min(group, map.n);
+  if (forced) return nullptr;
+  if (3 * group * sample > device.l2_bytes * 3 / 4) return "three groups of samples do not stay in L2";
+  return 2 * group > map.n || map.n < 4 ? "there are too few samples" : nullptr;
 }
 
 }  // namespace
 
-InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Device& device) {
+InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Device& device,
+                             std::optional<Path> forced) {
   InferencePlan plan{};
-  if (plan_one_pass(map, r, device, plan.one_pass)) {
-    plan.path = Path::one_pass;
-    plan.reason = kReasons[0];
+  const auto take = [&](Path path, const char* reason) {
+    plan.path = path;
+    plan.reason = reason;
     return plan;
+  };
+  const auto one_pass = [&] { return plan_one_pass(map, r, device, plan.one_pass); };
+  const auto grouped = [&] {
+    return plan_grouped(map, weights_fit, device, forced.has_value(), plan.grouped, plan.blocks);
+  };
+  if (forced) {
+    plan.refusal = forced == Path::one_pass ? one_pass() : forced == Path::grouped ? grouped() : nullptr;
+    return take(*forced, kForced[(int)*forced]);
   }
-  const bool stays = map.n * map.c * map.s * item_bytes(map) <= device.l2_bytes / 2;
-  if (!stays && plan_grouped(map, weights_fit, device, plan.grouped, plan.blocks)) {
-    plan.path = Path::grouped;
-    plan.reason = kReasons[1];
-    return plan;
-  }
-  plan.path = Path::separate;
-  plan.reason = kReasons[stays ? 2 : 3];
-  return plan;
+  plan.no_one_pass = one_pass();
+  if (!plan.no_one_pass) return take(Path::one_pass, kOnePass);
+  if (map.n * map.c * map.s * item_bytes(map) <= device.l2_bytes / 2) return take(Path::separate, kStays);
+  plan.no_grouped = grouped();
+  return plan.no_grouped ? take(Path::separate, kNeither) : take(Path::grouped, kGrouped);
+}
+
+static std::atomic<int> forced{-1};  // of Path; -1: none
+
+std::optional<Path> forced_path() {
+  const int path = forced.load(std::memory_order_relaxed);
+  return path < 0 ? std::nullopt : std::optional(static_cast<Path>(path));
+}
+
+const char* forced_name() {
+  const std::optional<Path> path = forced_path();
+  return path ? kNames[(int)*path] : "";
+}
+
+bool force_path(const std::string& name) {
+  const auto found = std::find(std::begin(kNames), std::end(kNames), name);
+  if (found == std::end(kNames) && !name.empty()) return false;
+  forced.store(name.empty() ? -1 : (int)(found - kNames), std::memory_order_relaxed);
+  return true;
 }
 
 std::string describe(const InferencePlan& plan, const Map& map, int r) {
   const int64_t weights = 2 * (int64_t)map.c * r * item_bytes(map);
   const auto say = [](int64_t n) { return std::to_string(n); };
   std::string text = plan.reason;
+  if (plan.refusal) return text + ", and refused: " + plan.refusal;
   if (plan.path == Path::one_pass) {
     const OnePass& g = plan.one_pass;
     const int64_t clusters = ceil_div(map.n, g.samples);
@@ -172,6 +218,8 @@ std::string describe(const InferencePlan& plan, const Map& map, int r) {
     text +=
         "; groups of " + say(g.group) + " samples, tiles of " + say(g.tile) + (map.by_rows() ? " rows" : " positions");
   }
+  if (plan.no_one_pass) text += std::string("; not one pass: ") + plan.no_one_pass;
+  if (plan.no_grouped) text += std::string("; not grouped: ") + plan.no_grouped;
   return text;
 }
 

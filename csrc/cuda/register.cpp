@@ -6,10 +6,12 @@
 #define SE_LIBRARY se_fused_cuda_shim  // the real one may be loaded in the same process
 #define SE_DEVICE_KEY CPU
 namespace se_fused::cuda {
-void set_stand_in(const Device&);
-// The device that the rules are to see, and the order in which the shim runs fibers.
-void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes) {
-  set_stand_in({(int)capability, (int)multiprocessors, l2_bytes, shared_bytes, capability >= 90 ? 16 : 1});
+void set_stand_in(const Device&, int64_t large_cluster_bytes);
+// The device that the rules are to see, with the shared memory of a block up to which it can place clusters of 16; and
+// the order in which the shim runs fibers.
+void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes,
+              int64_t large_cluster_bytes) {
+  set_stand_in({(int)capability, (int)multiprocessors, l2_bytes, shared_bytes}, large_cluster_bytes);
 }
 void reverse(bool on);
 std::string launched();
@@ -32,8 +34,11 @@ SE_DEFINE(SE_LIBRARY, m) {
       " -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
   m.def("problem(int device) -> str");
   m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
+  m.def("force_plan(str path) -> str");
 #ifdef SE_CUDA_SHIM
-  m.def("stand_in(int capability, int multiprocessors, int l2_bytes, int shared_bytes) -> ()");
+  m.def(
+      "stand_in(int capability, int multiprocessors, int l2_bytes, int shared_bytes, int large_cluster_bytes=232448)"
+      " -> ()");
   m.def("reverse(bool on) -> ()");
   m.def("launched() -> str");
 #endif
@@ -47,6 +52,7 @@ SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) {
 SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("problem", TORCH_BOX(&se_fused::cuda::problem));
   m.impl("plan", TORCH_BOX(&se_fused::cuda::describe_plan));
+  m.impl("force_plan", TORCH_BOX(&se_fused::cuda::force_plan));
 #ifdef SE_CUDA_SHIM
   m.impl("stand_in", TORCH_BOX(&se_fused::cuda::stand_in));
   m.impl("reverse", TORCH_BOX(&se_fused::cuda::reverse));

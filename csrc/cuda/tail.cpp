@@ -162,7 +162,13 @@ std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, i
     map.mode = c % 8 ? Mode::cols_single : Mode::cols;
   else
     map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_shifted : Mode::rows;
-  return describe(plan_inference(map, (int)r, true, device_of((int)device)), map, (int)r);
+  return describe(plan_inference(map, (int)r, true, device_of((int)device), forced_path()), map, (int)r);
+}
+
+std::string force_plan(std::string path) {
+  std::string before = forced_name();
+  STD_TORCH_CHECK(force_path(path), "there is no plan '", path, "'");
+  return before;
 }
 
 }  // namespace se_fused::cuda
@@ -192,7 +198,9 @@ void tail_inference(const Tensor& x, const OptionalTensor& residual, const Optio
     return place.run(second);
   }
   const Whole op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
-  const InferencePlan plan = plan_inference(map, fc.r, fc.type == map.type || fc.type == Type::float32, place.device);
+  const bool weights_fit = fc.type == map.type || fc.type == Type::float32;
+  const InferencePlan plan = plan_inference(map, fc.r, weights_fit, place.device, forced_path());
+  STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(), "' is forced, and cannot take this map: ", plan.refusal);
   if (plan.path == Path::one_pass) {
     OnePass g = plan.one_pass;
     g.op = op;

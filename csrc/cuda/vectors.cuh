@@ -9,8 +9,6 @@ SE_DEVICE uint32_t bits_of(float x) { return as_bits(x); }
 SE_DEVICE uint32_t bits_of(BFloat16 x) { return x.bits; }
 SE_DEVICE uint32_t bits_of(Half x) { return x.bits; }
 
-SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
-
 // Vectors of a tensor that a thread has under way at a time: 64 bytes of `tensors` of them together. With the 1024
 // threads of a multiprocessor that 64 registers allow that is 64 KB, where 23 KB are needed (benchmarks/NOTES.md).
 template <class T>

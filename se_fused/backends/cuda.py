@@ -1,6 +1,8 @@
 """The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ _OPERATIONS = (
     "moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward",
     "tail_inference", "tail_backward",
 )  # fmt: skip
+_PLANS = ("one_pass", "grouped", "separate")
+
+
+def _checked_plan(path: str, source: str) -> str:
+    if path and path not in _PLANS:
+        raise ValueError(f"{source} must be one of {', '.join(_PLANS)}, or empty for the rule; got {path!r}")
+    return path
 
 
 @lru_cache(maxsize=64)
@@ -27,6 +36,8 @@ def _problem(index: int) -> str:
 
 class CudaBackend:
     """Streams, gate and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
+
+    The environment variable ``SE_FUSED_CUDA_PLAN`` is the :meth:`forced_plan` that a process starts with.
 
     Args:
         library: the shared library to load.
@@ -64,6 +75,7 @@ class CudaBackend:
         """Load the library, once. Returns None, or the reason why its operators are not there."""
         if self._loaded or self._error is not None:
             return self._error
+        path = _checked_plan(os.environ.get("SE_FUSED_CUDA_PLAN", ""), "environment variable SE_FUSED_CUDA_PLAN")
         if not self.library.exists():
             why = recorded()["note"] or f"{self.library.name} is missing"
             self._error = (
@@ -78,6 +90,8 @@ class CudaBackend:
                 if self._device == "cuda" and not torch.cuda.is_available():
                     self._error = "torch sees no GPU"
                 self._loaded = self._error is None
+                if self._loaded and path:
+                    self._operators.force_plan(path)
             except (OSError, RuntimeError) as error:  # another CUDA than it was built for, a missing symbol
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
@@ -108,6 +122,27 @@ class CudaBackend:
         """How inference of a map (N, C, S positions) with R squeezed channels runs on the current device, and why."""
         device = torch.cuda.current_device() if self._device == "cuda" else 0
         return str(self._operators.plan(n, c, s, channels_last, item_bytes, r, device))
+
+    @contextmanager
+    def forced_plan(self, path: str) -> Iterator[None]:
+        """Until the end of the block, inference takes one path, for tests and measurements: ``"one_pass"``,
+        ``"grouped"`` or ``"separate"``; ``""`` is the rule's.
+
+        The setting belongs to the process, not to a thread. It is read when an operator is called, so a CUDA graph
+        keeps what it was captured with. A map that the path cannot take raises RuntimeError with the reason, which
+        :meth:`plan` tells.
+
+        Raises:
+            ValueError: an unknown path.
+            RuntimeError: the library does not load.
+        """
+        if (reason := self.load()) is not None:
+            raise RuntimeError(reason)
+        before = self._operators.force_plan(_checked_plan(path, "path"))
+        try:
+            yield
+        finally:
+            self._operators.force_plan(before)
 
     def tail_forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The operator's arguments, and a :class:`Running` that is moved in the same launches, or none."""

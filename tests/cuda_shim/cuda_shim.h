@@ -233,12 +233,16 @@ inline void run_wave(size_t begin, size_t count) {
     std::abort();
   }
 }
+// Clusters of more than 8 blocks are placed if their blocks have no more than so many bytes: a test says how many.
+inline size_t large_cluster_bytes = 232448;
+inline bool can_place(size_t cluster, size_t bytes) { return cluster <= 8 || bytes <= large_cluster_bytes; }
 inline const char* run_grid(const char* name, bool resident) {
   const uint64_t count = uint64_t(grid_dim.x) * grid_dim.y * grid_dim.z;
   const uint64_t threads = uint64_t(block_dim.x) * block_dim.y * block_dim.z;
   if (threads < 1 || threads > 1024 || block_dim.z > 64) return "a block has 1 to 1024 threads, 64 along z";
   if (count < 1 || grid_dim.x > INT32_MAX || grid_dim.y > 65535 || grid_dim.z > 65535) return "grid size out of range";
   if (shared_bytes > 232448) return "more shared memory than a block can have";
+  if (!can_place(cluster_blocks, shared_bytes)) return "the device cannot place such a cluster";
   if (cluster_blocks - 1 > 15 || grid_dim.x % cluster_blocks) return "a cluster has 1 to 16 blocks and divides grid.x";
   if (resident && count * threads > 65536) return "the grid is too large to be resident here";
   ++launch_count, names.emplace_back(name), block_threads = threads;

@@ -64,7 +64,7 @@ def _compiler(there: Target) -> Iterator[None]:
     if there.rehearsal:
 
         def traced(what: Callable[..., Any], **options: Any) -> Any:
-            return before(what, backend="aot_eager")
+            return before(what, backend="eager")
 
         networks.compiled = traced  # type: ignore[assignment]
     try:
