@@ -140,6 +140,7 @@ def damaged_set(folder, tmp_path, kinds):
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "none"])
 def test_damaged_and_missing_files_are_named_and_left_out(folder, tmp_path, kind):
+    pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     kinds = ["cut", "empty", "missing", "dicom"]
     manifest = damaged_set(folder, tmp_path, kinds)
     config = small_config(folder, tmp_path / "run", data__cache=kind, data__max_damaged=0.2).data

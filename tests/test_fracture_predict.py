@@ -73,6 +73,7 @@ def test_folders_files_and_manifests_name_images_once_in_natural_order(tmp_path:
 # ---- what comes out
 def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
     """Batches, readers and the optimised network change nothing; a damaged file is named, in its place nothing."""
+    pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     paths = [picture(tmp_path / f"{i}.png", i) for i in range(5)]
     (tmp_path / "3.png").write_bytes(paths[3].read_bytes()[:300])
     (tmp_path / "5.dcm").write_bytes(b"no dicom")

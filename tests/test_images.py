@@ -222,6 +222,7 @@ def test_a_flat_folder_is_one_class(tmp_path):
 
 
 def test_what_is_skipped_is_named_with_its_reason(tmp_path):
+    pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     save(tmp_path / "a" / "1.png", flat(11))
     broken = [damaged(tmp_path / "a" / "2.png"), damaged(tmp_path / "b" / "1.jpg")]
     save(tmp_path / "b" / "2.png", flat(12))
