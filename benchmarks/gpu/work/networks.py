@@ -88,8 +88,8 @@ def _wall(run: Callable[[], Any], wait: Callable[[], None]) -> Callable[[], floa
 
 def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bool) -> tuple[list[float], list[float]]:
     """Measurements of both, one after the other, for about a second each."""
-    mine(), ours()
-    rounds = rounds_for(SECONDS, mine() + ours(), least=2 if rehearsal else 5, most=50)
+    once = mine() + ours()  # and a second time, warm
+    rounds = 2 if rehearsal else rounds_for(SECONDS, min(once, mine() + ours()), least=5, most=50)
     pairs = [(mine(), ours()) for _ in range(rounds)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
@@ -106,7 +106,7 @@ def _measure(candidate: Candidate, ours: Candidate, images: int, there: Target) 
     row["peak_bytes"] = peak_memory(candidate.run, there.device)
     candidate.reset()
     sample = sampler(candidate.run, there.device)
-    replay = statistics.median(sample() for _ in range(5))
+    replay = statistics.median(sample() for _ in range(2 if there.rehearsal else 5))
     return row | {"device_ms": round(replay * 1e3, 3), "timed_by": sample.how, "why_not_graph": sample.why}
 
 
