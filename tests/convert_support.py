@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from module_support import randomise
+from module_support import randomise, rms
 from torch import Tensor, nn
 
 Build = Callable[[], nn.Module]
@@ -73,3 +73,27 @@ def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 def trio(model: nn.Module) -> Iterator[nn.Module]:
     """The model, an untouched copy, and one in float64."""
     return iter((model, copy.deepcopy(model), copy.deepcopy(model).double()))
+
+
+def cancelled_sizes(model: nn.Module) -> dict[str, float]:
+    """By name, after the next backward pass, how large the terms are whose sum is the gradient of a bias before a norm.
+
+    That sum is zero: a batch norm subtracts the mean, so no constant before it changes anything. Its terms are
+    gradient * weight / sigma, each rounded; and what the norm subtracts of them, in proportion to its result, does not
+    sum to zero where the mean is rounded, by eps * mean / sigma.
+    """
+    sizes: dict[str, float] = {}
+
+    def record(key: str, norm: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        z = given[0].detach()
+        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
+        rstd = (variance + norm.eps).rsqrt()
+        scale = norm.weight.detach().reshape(rstd.shape) * rstd * (1 + mean.abs() * rstd)
+        out.register_hook(lambda gradient: sizes.__setitem__(key, rms(gradient * scale)))
+
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d) and isinstance(
+            getattr(module, "fc1", None), nn.Conv2d
+        ):
+            module.bn.register_forward_hook(partial(record, f"{name}.fc1.bias"))
+    return sizes

@@ -12,6 +12,14 @@ from se_fused import functional as F_se
 SPACES = {1: (10,), 2: (5, 4), 3: (2, 3, 4)}
 
 EPS = torch.finfo(torch.float32).eps
+FLIPS = 0.05
+"""Share of a gradient's size by which it may be off because one unit is on the other side of its ReLU.
+
+The smallest map of the tests' networks has 4 * 512 * 2 * 2 elements, of which ReLU leaves half a gradient. One of
+them, three times as large as most, is 3 / sqrt(4096) of the norm, and of all that is upstream. seresnet18's steps from
+one state (30 of timm's, 30 of ours, float32 on AVX2 against float64): two of each had a flip, which was 0.007 to 0.020
+of a gradient; the others were off by at most 6e-5.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +36,20 @@ def rms(x: Tensor) -> float:
     return x.detach().double().square().mean().sqrt().item()
 
 
-def assert_as_close(ours: Tensor, theirs: Tensor, truth: Tensor, flips: float = 0.0, terms: int = 100) -> None:
+def assert_as_close(
+    ours: Tensor, theirs: Tensor, truth: Tensor, flips: float = 0.0, terms: int = 100, size: float = 0.0
+) -> None:
     """Ours errs at most twice as much as theirs against the float64 truth, plus a floor, plus ``flips``.
 
     The floor is 4 ulp and what a sum of ``terms`` rounded numbers is expected to be off by; without it, a tensor of
     four elements would fail whenever theirs are exact by luck.
     ``flips`` is for gradients of a whole network: rounding takes an activation next to zero to the other side of a ReLU
     in one of the two float32 models and not in the other, and that element's gradient is then off by all of itself.
+    ``size`` is that of the summed numbers where they cancel: their rounding is what is left, and theirs is one draw.
     """
     assert ours.shape == truth.shape
-    bound = 2 * rms(theirs.double() - truth) + (EPS * (4 + terms**0.5) + flips) * rms(truth)
+    floor = EPS * (4 + terms**0.5) * max(rms(truth), size)
+    bound = 2 * rms(theirs.double() - truth) + floor + flips * rms(truth)
     assert rms(ours.double() - truth) <= bound, (rms(ours.double() - truth), bound)
 
 

@@ -9,7 +9,15 @@ import timm
 import timm.models.resnet
 import torch
 import torchvision
-from module_support import EPS, assert_as_close, one_thread, randomise, rms, spy_on_functional  # noqa: F401 (a fixture)
+from module_support import (  # noqa: F401 (a fixture)
+    EPS,
+    FLIPS,
+    assert_as_close,
+    one_thread,
+    randomise,
+    rms,
+    spy_on_functional,
+)
 from torch import Tensor, nn
 
 from se_fused.models import SEResNet, SEResNet18, create_model
@@ -124,32 +132,40 @@ def test_gradients_are_timms(name: str, training: bool) -> None:
         torch.testing.assert_close(value, truth[key], rtol=1e-7, atol=1e-9 * rms(truth[key]) + 1e-14, msg=key)
     wanted = gradients(theirs, x)
     for key, value in gradients(ours, x).items():
-        # 4 * 2 * 2 positions in the last stage: one flip among a channel's 16 elements weighs a few per cent.
-        assert_as_close(value, wanted[key], truth[key], flips=0.05)
+        assert_as_close(value, wanted[key], truth[key], flips=FLIPS)
 
 
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50"])
 def test_training_steps_are_timms(name: str) -> None:
-    """Three steps of SGD: running statistics, counters, parameters, loss."""
+    """Three steps of SGD: logits, running statistics, counters, parameters.
+
+    Each step starts from float64's state, rounded. What a step computes on its way forward is continuous, so no flip
+    excuses it. A flip changes the update: left to themselves for three steps, three of ten seeds' networks of ours and
+    one of timm's had a loss 1e-3 to 6e-2 off.
+    """
     ours, theirs = pair(name)
     truth = copy.deepcopy(theirs).double()
-    losses = []
-    for model in (ours, theirs, truth):
-        dtype = torch.float64 if model is truth else torch.float32
-        optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-3)
-        for step in range(3):
+    optimizers = {m: torch.optim.SGD(m.train().parameters(), lr=1e-3) for m in (ours, theirs, truth)}
+    for step in range(3):
+        before = {k: v.clone() for k, v in truth.float().state_dict().items()}
+        logits = []
+        for model, optimizer in optimizers.items():
+            model.load_state_dict(before)
+            x = images(4, 48, seed=step)
+            if model is truth:
+                x = x.to(truth.double().fc.weight)
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images(4, 48, seed=step).to(dtype)), torch.arange(4))
-            loss.backward()
+            logits.append(model(x))
+            nn.functional.cross_entropy(logits[-1], torch.arange(4)).backward()
             optimizer.step()
-        losses.append(loss)
-    assert_as_close(*losses, flips=1e-4)
-    states = theirs.state_dict(), truth.state_dict()
-    for key, value in ours.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            assert value == 3, key
-        else:
-            assert_as_close(value, states[0][key], states[1][key], flips=1e-4)
+        assert_as_close(*logits)
+        states = theirs.state_dict(), truth.state_dict()
+        for key, value in ours.state_dict().items():
+            if key.endswith("num_batches_tracked"):
+                assert value == step + 1, key
+            else:
+                update = 0.0 if "running" in key else rms(states[1][key] - before[key]) / rms(states[1][key])
+                assert_as_close(value, states[0][key], states[1][key], flips=FLIPS * update)
 
 
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50"])
