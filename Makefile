@@ -53,6 +53,8 @@ run: venv  ## train a small SE-ResNet on drawn radiographs, or on DATA=folder, j
 
 test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)
+	@echo "and as on a CPU without AVX-512:"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -q -m isa
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 
 lint: venv  ## ruff, mypy, clang-format; changes nothing

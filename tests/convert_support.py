@@ -79,15 +79,16 @@ def cancelled_sizes(model: nn.Module) -> dict[str, float]:
     """By name, after the next backward pass, how large the terms are whose sum is the gradient of a bias before a norm.
 
     That sum is zero: a batch norm subtracts the mean, so no constant before it changes anything. Its terms are
-    gradient * weight / sigma, each rounded, and off besides by the rounding of the normalised input, which is that of
-    input / sigma.
+    gradient * weight / sigma, each rounded; and what the norm subtracts of them, in proportion to its result, does not
+    sum to zero where the mean is rounded, by eps * mean / sigma.
     """
     sizes: dict[str, float] = {}
 
     def record(key: str, norm: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         z = given[0].detach()
-        rstd = (z.var((0, 2, 3), correction=0, keepdim=True) + norm.eps).rsqrt()
-        scale = norm.weight.detach().reshape(rstd.shape) * rstd * (1 + z.abs() * rstd)
+        variance, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
+        rstd = (variance + norm.eps).rsqrt()
+        scale = norm.weight.detach().reshape(rstd.shape) * rstd * (1 + mean.abs() * rstd)
         out.register_hook(lambda gradient: sizes.__setitem__(key, rms(gradient * scale)))
 
     for name, module in model.named_modules():

@@ -75,6 +75,7 @@ def test_against_float64(shape: tuple, dtype: torch.dtype, layout: str, backend:
     assert keeps_order(y, given["h"]) and y.stride() == reference.conv1x1_squeeze_excite(**given).stride()
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
 @pytest.mark.parametrize("shape", [SHAPES["odd"], SHAPES["5-D"]], ids=["odd", "5-D"])
@@ -160,6 +161,7 @@ def packed(given: Given) -> Given:
 
 
 @CPU
+@pytest.mark.isa
 @pytest.mark.parametrize("instructions", INSTRUCTIONS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -77,7 +77,9 @@ def test_converts_and_reverts(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.isa) if n == "timm-rexnetr_200" else n for n in MODELS]
+)
 def test_training_step(name):
     """Output, gradients and running statistics: in float64 to the last digits, in float32 up to rounding."""
     model, original, truth = trio(build(name).train())
@@ -98,6 +100,7 @@ def test_training_step(name):
             assert_as_close(value, eager[key], wanted[key], flips=FLIPS, size=sizes.get(key, 0.0))
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("name", ["timm-seresnet18", "timm-regnety_002", "timm-ecaresnet26t"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_and_channels_last(name, dtype):

@@ -135,7 +135,7 @@ def test_gradients_are_timms(name: str, training: bool) -> None:
         assert_as_close(value, wanted[key], truth[key], flips=FLIPS)
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "seresnet50"])
+@pytest.mark.parametrize("name", [pytest.param("seresnet18", marks=pytest.mark.isa), "seresnet50"])
 def test_training_steps_are_timms(name: str) -> None:
     """Three steps of SGD: logits, running statistics, counters, parameters.
 

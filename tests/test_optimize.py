@@ -120,6 +120,7 @@ def test_layers_of_other_blocks(name: str) -> None:
         assert found["NormAct"] > 50  # norms that stand before their convolution
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("inside", ["chosen", "same"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +129,8 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
     if inside == "same":
         monkeypatch.setattr(optimize, "compute_dtype", lambda dtype, device: dtype)
     model = trained(create_model("seresnet18", num_classes=7)).to(dtype)
-    optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
-    x = images(2, 3, 64, 64).to(dtype)
+    x = images(2, 3, 32, 32).to(dtype)
+    optimized = se_fused.optimize_for_inference(model, x)
     with torch.no_grad():
         assert optimized(x).dtype == dtype
     ours, theirs = errors(model, optimized, x)
@@ -151,6 +152,7 @@ def test_16_bits_need_amx_and_a_onednn_that_may_use_it(monkeypatch: pytest.Monke
             assert inference.compute_dtype(dtype, torch.device("cuda")) == dtype
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
     """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
@@ -328,6 +330,7 @@ def test_the_squeeze_is_taken_before_plain_products_alone(geometry: dict[str, An
         torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.isa
 def test_volumes_and_signals() -> None:
     for dims in (1, 3):
         conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv3d, nn.BatchNorm3d)

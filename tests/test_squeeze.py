@@ -189,6 +189,7 @@ def excess(given: Given, out: Tensor) -> float:
     return ((out.double() - truth).abs() / (terms + 4 * ulp(truth, out.dtype))).max().item()
 
 
+@pytest.mark.isa
 @each_backend
 @each_layout
 @each_dtype
@@ -204,6 +205,7 @@ def test_gated_convolution(shape: tuple, dtype: torch.dtype, layout: str, backen
         assert keeps_order(out, given["y"])
 
 
+@pytest.mark.isa
 @each_layout
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
 @pytest.mark.parametrize("shape", ["weights", "map", "5-D"])

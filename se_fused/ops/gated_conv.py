@@ -22,7 +22,7 @@ _library.define("gated_conv(Tensor y, Tensor gate, Tensor weight, Tensor? bias) 
 
 def _order(y: Tensor) -> str | None:
     """Memory order of y (N, C, *spatial) and of the convolution's result; None where both orders are the same memory,
-    or where only the library knows which one it returns."""
+    and only the library knows which one it returns, and for a 3-D y that is not contiguous."""
     if y.shape[1] == 1 or positions(y) == 1:
         return None
     if y.is_contiguous():
