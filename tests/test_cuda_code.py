@@ -186,8 +186,8 @@ def test_one_pass_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: lis
             assert re.findall(instruction, text), kernel.label
         loads, stores = widths(text)
         assert min(loads[128], stores[128]) >= kernel.item_bytes // 2, (kernel.label, loads, stores)
-        # the last barrier keeps memory alive and orders nothing
-        assert len(re.findall(GPU_FENCE, text)) == len(re.findall(ARRIVE, text)) - 1, kernel.label
+        # the last of four barriers keeps memory alive and orders nothing; sm_120 has some code twice
+        assert 4 * len(re.findall(GPU_FENCE, text)) == 3 * len(re.findall(ARRIVE, text)), kernel.label
         assert re.findall(r"\bLDS\.128\b", text), kernel.label
         assert not re.findall(r"\bLD\.E[\w.]*\.128\b", text), kernel.label
 

@@ -16,23 +16,27 @@ constexpr int kStatisticsC = 32;
 constexpr int kGateShared = kExciteShared;  // floats
 
 // mean and m2 of one (n, c), of its splits'.
-SE_DEVICE ScaleShift merged(const GateForward& g, int64_t at, bool with_m2) {
-  const int64_t stride = g.n * g.c;
-  const auto positions = [&](int k) { return (float)min(g.span, g.s - k * g.span); };
+SE_DEVICE ScaleShift merged(const GateForward& g, const SplitWeights& weights, int64_t at, bool with_m2) {
+  const int64_t stride = g.n * g.c, last = (g.splits - 1) * stride + at;
   float mean = g.mean_parts[at], m2 = 0.f;
   if (g.splits > 1) {
     // differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
-    const float shift = is_finite(mean) ? mean : 0.f;
+    const float shift = is_finite(mean) ? mean : 0.f, of_last = g.mean_parts[last];
     mean = shift;
 #pragma unroll 8
-    for (int k = 0; k < g.splits; ++k) mean += (g.mean_parts[k * stride + at] - shift) * (positions(k) / (float)g.s);
+    for (int k = 0; k < g.splits - 1; ++k) mean += (g.mean_parts[k * stride + at] - shift) * weights.weight;
+    mean += (of_last - shift) * weights.last_weight;
   }
   if (with_m2) {
+    const auto add = [&](float split_m2, float split_mean, float count) {
+      const float away = g.splits > 1 ? split_mean - mean : 0.f;
+      m2 += split_m2 + count * away * away;
+    };
+    const float of_last = g.m2_parts[last];
 #pragma unroll 8
-    for (int k = 0; k < g.splits; ++k) {
-      const float away = g.splits > 1 ? g.mean_parts[k * stride + at] - mean : 0.f;
-      m2 += g.m2_parts[k * stride + at] + positions(k) * away * away;
-    }
+    for (int k = 0; k < g.splits - 1; ++k)
+      add(g.m2_parts[k * stride + at], g.mean_parts[k * stride + at], weights.count);
+    add(of_last, g.mean_parts[last], weights.last_count);
   }
   return {mean, m2};
 }
@@ -53,12 +57,13 @@ static SE_DEVICE void statistics_tile(const GateForward& g, int tile, float* sha
   const bool exists = c < g.c, batch = g.m2_parts != nullptr;
   ChannelNorm u = channel_norm(g.norm, exists ? c : 0);
   if (batch || g.splits > 1) {
+    const SplitWeights weights(g.splits, g.span, g.s);
     float spread = 0.f, within = 0.f;
     // means are summed as differences from the first sample's: rounding is of their spread
     const float first = exists ? g.mean_parts[c] : 0.f, shift = is_finite(first) ? first : 0.f;
     if (exists)
       for (int64_t n = warp; n < g.n; n += kWarps) {
-        const ScaleShift found = merged(g, n * g.c + c, batch);
+        const ScaleShift found = merged(g, weights, n * g.c + c, batch);
         if (g.splits > 1) g.mean[n * g.c + c] = found.scale;
         spread += found.scale - shift;
         within += found.shift;

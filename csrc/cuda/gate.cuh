@@ -9,6 +9,19 @@ namespace se_fused::cuda {
 
 constexpr int kWarps = kThreads / kWarp;
 
+// How many positions each split has but the last, and the last, and what their means count for in that of all. Divided
+// once, and the last split has its own lines: a division branches for rare numbers, and a loop with one in it waits for
+// each of its loads.
+struct SplitWeights {
+  float count, last_count, weight, last_weight;
+
+  SE_DEVICE SplitWeights(int splits, int span, int positions)
+      : count((float)span),
+        last_count((float)(positions - (splits - 1) * span)),
+        weight(count / (float)positions),
+        last_weight(last_count / (float)positions) {}
+};
+
 // Eight neighbours of a row of a weight, or of anything float32; `whole`: rows are whole vectors.
 template <class W>
 SE_DEVICE Raw<W> load_row(const W* row, int at, int end, bool whole) {

@@ -77,11 +77,13 @@ SE_DEVICE void sums_tile(const Grouped& g, const StreamTile& tile, const Rounds&
       *slot = fetch_add_acquire_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
     __syncthreads();
     if (*slot != g.splits - 1) return;
+    const SplitWeights weights(g.splits, g.tile, map.s);
     for (int c = at.first + (int)threadIdx.x; c < min(at.first + 8 * g.lanes, map.c); c += kThreads) {
+      const float* const parts = g.mean_parts + row + c;
       float mean = 0.f;
-      for (int k = 0; k < g.splits; ++k)
-        mean +=
-            load_fresh(g.mean_parts + k * stride + row + c) * ((float)min(g.tile, map.s - k * g.tile) / (float)map.s);
+#pragma unroll 8
+      for (int k = 0; k < g.splits - 1; ++k) mean += load_fresh(parts + k * stride) * weights.weight;
+      mean += load_fresh(parts + (g.splits - 1) * stride) * weights.last_weight;
       g.z[row + c] = channel_norm(g.op.norm, c)(mean);
     }
   }
