@@ -50,15 +50,15 @@ def affine_tile(
         tl.store(y + offsets, t.to(y.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def affine_kernel(
     x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, inner,
-    outer, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """One program per tile, the last tile first. scale and shift (N, C); where they are None, batch norm's from its
     running statistics (C,), so that batch norm and activation are one launch in inference."""
-    kept_count, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, kept_count, splits, BLOCK_KEPT)
     kept = first + tl.arange(0, BLOCK_KEPT)
@@ -74,13 +74,13 @@ def affine_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def affine_backward_kernel(
-    dr, x, mask, mean, k1, k2, k3, dx, inner, outer, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    dr, x, mask, mean, k1, k2, k3, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """dx = k1 * dr + k2 * (x - mean) + k3, the last tile first; no x: no second term; a mask is applied to dr."""
-    kept_count, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, kept_count, splits, BLOCK_KEPT)
     kept = first + tl.arange(0, BLOCK_KEPT)

@@ -11,19 +11,21 @@ from .shifted import of_two_rows, vector_pair, window
 from .tiles import along_kept, along_positions, element_offsets, sizes, sum_positions, tile_place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def affine_moments_kernel(
-    x, scale, shift, y, mean_parts, inner, outer, samples, splits, span, ALIGN: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    x, scale, shift, y, mean_parts, inner, outer, samples, splits, steps, ALIGN: tl.constexpr,
+    ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """y = out_act(scale * x + shift); sum of a split's y before it is rounded, over S, at [split, sample, kept]."""
-    kept_count, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), kept_count, splits, BLOCK_KEPT)
     kept = first + tl.arange(0, BLOCK_KEPT)
     in_kept = kept < kept_count
     vector = sample * kept_count + kept
     a = along_kept(tl.load(scale + vector, mask=in_kept, other=0), CHANNELS_LAST)
     b = along_kept(tl.load(shift + vector, mask=in_kept, other=0), CHANNELS_LAST)
+    span = steps * BLOCK_POSITIONS
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     if CHANNELS_LAST:
@@ -42,7 +44,7 @@ def affine_moments_kernel(
     tl.store(mean_parts + at, sum_positions(lanes, CHANNELS_LAST) / position_count, mask=in_kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def affine_moments_shifted_kernel(
     x, scale, shift, y, mean_parts, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,

@@ -24,6 +24,7 @@ __all__ = [
     "ARCHITECTURES",
     "Code",
     "compiled",
+    "key_of",
     "launches_of_conv",
     "launches_of_gated_conv",
     "launches_of_squeeze",
@@ -69,6 +70,12 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tup
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return types, constants, attributes
+
+
+def key_of(launch: Launch) -> str:
+    """What Triton compiles a kernel for: launches with the same key share one compiled kernel."""
+    types, constants, attributes = _signature(launch)
+    return repr((launch.name, types, constants, sorted(attributes), sorted(launch.options.items())))
 
 
 def _tool(name: str) -> str:

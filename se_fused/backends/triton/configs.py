@@ -139,9 +139,12 @@ class Map:
 
     def arguments(self, per_sample: bool = False) -> dict[str, int | bool]:
         """Those that every stream takes; ``per_sample``: with C as the kept axis in both orders."""
-        inner = self.length // self.align
         outer = self.s if self.channels_last else self.c if per_sample else self.kept
-        return {"inner": inner, "outer": outer, "ALIGN": self.align, "CHANNELS_LAST": self.channels_last}
+        along = 1 if self.channels_last else gcd(self.c, 16)
+        return {
+            "inner": self.length // self.align, "outer": outer // along, "ALIGN": self.align, "ALIGN_OUTER": along,
+            "CHANNELS_LAST": self.channels_last,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -294,8 +297,10 @@ def gate_config(n: int, c: int, r: int, kernel: str) -> Gate:
         "backward": {"m": 32, "c": 16, "r": 16, "k": 64, "q": 64, "warps": 8, "registers": 255},
         "grouped": {"m": 16, "c": 32, "r": 16, "k": 32, "q": 32, "warps": 4, "registers": 128},
     }[kernel]
-    sizes = {"m": n, "c": c, "r": r, "k": c, "q": r}
+    sizes = {"c": c, "r": r, "k": c, "q": r}
     blocks = {name: max(min(power_of_two(size), most[name]), 16) for name, size in sizes.items()}
+    # few samples or many, and nothing between: an epoch's last batch is a part of one, and is not to compile anew
+    blocks["m"] = 16 if n <= 16 else most["m"]
     return Gate(16, **blocks, warps=most["warps"], registers=most["registers"])
 
 

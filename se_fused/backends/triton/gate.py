@@ -15,38 +15,57 @@ import triton
 import triton.language as tl
 
 from .numerics import activate, norm_coefficients, norm_parameters, open_gate
-from .tiles import done, split_count, take, wait
+from .tiles import done, split_count, take, unrolled, wait
 
 
 @triton.jit
-def merged_moments(mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS: tl.constexpr):
+def add_means(mean, parts, at, stride, exists, shift, begin, end, span, position_count, UNROLL: tl.constexpr):
+    """mean + the share of splits begin..end in it, as differences from ``shift``; UNROLL are loaded at once."""
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            k = k0 + j
+            share = split_count(k, span, position_count) / position_count
+            part = tl.load(parts + k * stride + at, mask=exists, other=0)
+            mean += tl.where(exists, (part - shift) * share, 0.0)
+    return mean
+
+
+@triton.jit
+def add_squares(
+    m2, parts, mean_parts, at, stride, exists, mean, begin, end, span, position_count, UNROLL: tl.constexpr
+):  # fmt: skip
+    """m2 + that of splits begin..end around ``mean``."""
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            k = k0 + j
+            m2 += tl.load(parts + k * stride + at, mask=exists, other=0)
+            away = tl.load(mean_parts + k * stride + at, mask=exists, other=0) - mean
+            m2 += split_count(k, span, position_count) * away * away
+    return m2
+
+
+@triton.jit
+def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
     """(mean, m2) of the splits' [samples, channels] at offset ``at``: each has ``span`` positions, the last the rest.
 
-    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time: each would wait for L2.
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time, four, and one: each load
+    would wait for L2. How many there are depends on the batch, so no constant does. The first is there already.
     """
-    UNROLL: tl.constexpr = 16 if SPLITS > 16 else SPLITS
     first = tl.load(mean_parts + at, mask=exists, other=0)
+    # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+    shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
+    by_16, by_4 = unrolled(splits)
+    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
+    mean = add_means(mean, mean_parts, at, stride, exists, shift, by_16, by_4, span, position_count, 4)
+    mean = add_means(mean, mean_parts, at, stride, exists, shift, by_4, splits, span, position_count, 1)
     m2 = tl.zeros_like(first)
-    mean = first
-    if SPLITS > 1:
-        # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
-        shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
-        mean = shift
-        for k0 in range(0, SPLITS, UNROLL):
-            for j in tl.static_range(UNROLL):
-                k = k0 + j
-                share = split_count(k, span, position_count) / position_count
-                part = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
-                mean += tl.where(exists & (k < SPLITS), (part - shift) * share, 0.0)
     if m2_parts is not None:
-        for k0 in range(0, SPLITS, UNROLL):
-            for j in tl.static_range(UNROLL):
-                k = k0 + j
-                m2 += tl.load(m2_parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
-                if SPLITS > 1:
-                    count = split_count(k, span, position_count)
-                    away = tl.load(mean_parts + k * stride + at, mask=exists & (k < SPLITS), other=0) - mean
-                    m2 += tl.where(k < SPLITS, count * away * away, 0.0)
+        m2 = tl.load(m2_parts + at, mask=exists, other=0)
+        away = tl.where(splits > 1, first - mean, 0.0)
+        m2 += split_count(0, span, position_count) * away * away
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, 16)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_16, by_4, span, position_count, 4)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_4, splits, span, position_count, 1)
     return mean, m2
 
 
@@ -61,7 +80,7 @@ def move(pointer, to, momentum, exists):
 @triton.jit
 def coefficients_tile(
     tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift, running_mean,
-    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, SPLITS: tl.constexpr,
+    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, splits,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
@@ -79,17 +98,18 @@ def coefficients_tile(
         shift_by = tl.load(mean_parts + channel, mask=in_c, other=0)
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
-    if (m2_parts is not None) or (SPLITS > 1):
-        for n in range(0, samples, BLOCK_M):
-            sample = n + tl.arange(0, BLOCK_M)
-            exists = (sample < samples)[:, None] & in_c[None, :]
-            at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, span, position_count, SPLITS)
-            if SPLITS > 1:
-                tl.store(mean + at, m, mask=exists)
-            if m2_parts is not None:
-                spread += tl.sum(tl.where(exists, m - shift_by[None, :], 0.0), axis=0)
-                within += tl.sum(v, axis=0)
+    walked = samples
+    if m2_parts is None:
+        walked = tl.where(splits > 1, samples, 0)  # one split is its own mean
+    for n in range(0, walked, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
+        exists = (sample < samples)[:, None] & in_c[None, :]
+        at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count)
+        tl.store(mean + at, m, mask=exists & (splits > 1))
+        if m2_parts is not None:
+            spread += tl.sum(tl.where(exists, m - shift_by[None, :], 0.0), axis=0)
+            within += tl.sum(v, axis=0)
     if m2_parts is not None:
         mu = shift_by + spread / samples.to(tl.float32)
         between = tl.zeros((BLOCK_C,), tl.float32)
@@ -97,7 +117,7 @@ def coefficients_tile(
             sample = n + tl.arange(0, BLOCK_M)
             exists = (sample < samples)[:, None] & in_c[None, :]
             at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            m, v = merged_moments(mean_parts, None, at, stride, exists, span, position_count, SPLITS)
+            m, v = merged_moments(mean_parts, None, at, stride, exists, splits, span, position_count)
             away = tl.where(exists, m - mu[None, :], 0.0)
             between += tl.sum(away * away, axis=0)
         # two divisions: the product of the counts may be more than an int32 holds
@@ -210,12 +230,12 @@ def excite_tile(
     tl.store(shift + at, s * b[None, :], mask=exists)
 
 
-@triton.jit(do_not_specialize=["samples"])  # a constant 1 has no dtype
+@triton.jit(do_not_specialize=["samples", "splits", "span"])
 def gate_kernel(
     counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
     running_mean, running_var, bn_weight,
     bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
-    span, position_count, eps, SPLITS: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    splits, span, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -231,7 +251,7 @@ def gate_kernel(
             coefficients_tile(
                 tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift,
                 running_mean, running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps,
-                SPLITS, BLOCK_M, BLOCK_C,
+                splits, BLOCK_M, BLOCK_C,
             )  # fmt: skip
             tile += tl.num_programs(0)
     else:
@@ -248,7 +268,7 @@ def gate_kernel(
                 coefficients_tile(
                     ticket, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, None, None,
                     running_mean, running_var, bn_weight,
-                    bn_bias, drop, samples, channels, span, position_count, eps, SPLITS, BLOCK_M, BLOCK_C,
+                    bn_bias, drop, samples, channels, span, position_count, eps, splits, BLOCK_M, BLOCK_C,
                 )  # fmt: skip
                 done(counters + 1)
             elif ticket < c_tiles + hidden_tiles:

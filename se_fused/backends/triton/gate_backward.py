@@ -14,21 +14,25 @@ import triton
 import triton.language as tl
 
 from .numerics import activate, activate_slope, gate_slope, norm_coefficients
-from .tiles import done, take, wait
+from .tiles import done, take, unrolled, wait
 
 
 @triton.jit
-def merged_sum(parts, at, stride, exists, SPLITS: tl.constexpr):
-    """The splits of a sum, added up in order; sixteen loads at a time, because each would wait for L2."""
-    UNROLL: tl.constexpr = 16 if SPLITS > 16 else SPLITS
-    total = tl.load(parts + at, mask=exists, other=0)
-    if SPLITS > 1:
-        total = tl.zeros_like(total)
-        for k0 in range(0, SPLITS, UNROLL):
-            for j in tl.static_range(UNROLL):
-                k = k0 + j
-                total += tl.load(parts + k * stride + at, mask=exists & (k < SPLITS), other=0)
+def add_parts(total, parts, at, stride, exists, begin, end, UNROLL: tl.constexpr):
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            total += tl.load(parts + (k0 + j) * stride + at, mask=exists, other=0)
     return total
+
+
+@triton.jit
+def merged_sum(parts, at, stride, exists, splits):
+    """The splits of a sum, added up in order; sixteen loads at a time, four, and one, as in ``merged_moments``."""
+    by_16, by_4 = unrolled(splits)
+    total = tl.load(parts + at, mask=exists, other=0)
+    total = add_parts(total, parts, at, stride, exists, 1, by_16, 16)
+    total = add_parts(total, parts, at, stride, exists, by_16, by_4, 4)
+    return add_parts(total, parts, at, stride, exists, by_4, splits, 1)
 
 
 @triton.jit
@@ -45,7 +49,7 @@ def norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C: t
 @triton.jit
 def merge_tile(
     first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
-    eps, SPLITS: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without a gate."""
     sample = first_n + tl.arange(0, BLOCK_N)
@@ -55,11 +59,10 @@ def merge_tile(
     exists = in_n[:, None] & in_c[None, :]
     at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
     stride = samples.to(tl.int64) * channels
-    sum_p = merged_sum(p_parts, at, stride, exists, SPLITS)
-    sum_q = merged_sum(q_parts, at, stride, exists, SPLITS)
-    if SPLITS > 1:
-        tl.store(p + at, sum_p, mask=exists)
-        tl.store(q + at, sum_q, mask=exists)
+    sum_p = merged_sum(p_parts, at, stride, exists, splits)
+    sum_q = merged_sum(q_parts, at, stride, exists, splits)
+    tl.store(p + at, sum_p, mask=exists & (splits > 1))
+    tl.store(q + at, sum_q, mask=exists & (splits > 1))
     if factor is not None:
         mu, _rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
         z = (tl.load(mean + at, mask=exists, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
@@ -215,11 +218,11 @@ def weights_tile(
         tl.store(dfc2_bias + channel, second_bias, mask=in_c)
 
 
-@triton.jit(do_not_specialize=["samples"])  # a constant 1 has no dtype
+@triton.jit(do_not_specialize=["samples", "splits"])
 def gate_backward_kernel(
     counters, p_parts, q_parts, p, q, mean, factor, hidden, stats, bn_weight, bn_bias, fc1_weight, fc2_weight, drop, dq,
     dhidden, k1, k2, k3, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
-    squeezed, position_count, eps, SPLITS: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr,
+    squeezed, splits, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr,
     BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -241,7 +244,7 @@ def gate_backward_kernel(
         if ticket < merge_tiles:
             merge_tile(
                 ticket // c_tiles * BLOCK_N, ticket % c_tiles * BLOCK_C, p_parts, q_parts, p, q, mean, factor, dq,
-                stats, bn_weight, bn_bias, drop, samples, channels, eps, SPLITS, GATE, BLOCK_N, BLOCK_C,
+                stats, bn_weight, bn_bias, drop, samples, channels, splits, eps, GATE, BLOCK_N, BLOCK_C,
             )  # fmt: skip
             done(counters + 1)
         else:

@@ -47,14 +47,14 @@ def merge_means(mean_parts, mean, counter, sample, first, samples, channels, spa
 def grouped_kernel(
     counters, x, residual, y, mean_parts, mean, hidden, scale, shift, running_mean, running_var, bn_weight, bn_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop, samples, squeezed, span, group, eps, inner, outer,
-    SPLITS: tl.constexpr, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, ACT: tl.constexpr,
-    GATE: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_KEPT: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """counters: int32, zero: tickets; per group the tiles done of stream 1, hidden, excite; per sample and block of
     channels the tiles done of stream 1."""
-    channels, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    channels, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     groups = tl.cdiv(samples, group)
     blocks = tl.cdiv(channels, BLOCK_KEPT)
     streams = group * blocks * SPLITS

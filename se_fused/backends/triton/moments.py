@@ -72,28 +72,28 @@ def moments_tile(
     tl.store(mean + at, centre, mask=in_kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_kernel(
-    x, mean, m2, counters, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    x, mean, m2, counters, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """One program per tile. Zeroes ``counters`` for the gate's launch, unless it is None."""
     if counters is not None:
         clear(counters, COUNTERS)
-    kept_count, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), kept_count, splits, BLOCK_KEPT)
     moments_tile(
-        x, mean, m2, sample, first, split, samples, span, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT,
-        BLOCK_POSITIONS,
+        x, mean, m2, sample, first, split, samples, steps * BLOCK_POSITIONS, kept_count, position_count, CHANNELS_LAST,
+        BLOCK_KEPT, BLOCK_POSITIONS,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_backward_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
-    channels, eps, inner, outer, samples, splits, span, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
-    COUNTERS: tl.constexpr,
+    channels, eps, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample, kept].
 
@@ -103,7 +103,7 @@ def moments_backward_kernel(
     """
     if counters is not None:
         clear(counters, COUNTERS)
-    kept_count, position_count = sizes(inner, outer, ALIGN, CHANNELS_LAST)
+    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), kept_count, splits, BLOCK_KEPT)
     kept = first + tl.arange(0, BLOCK_KEPT)
     in_kept = kept < kept_count
@@ -120,8 +120,13 @@ def moments_backward_kernel(
         b = along_kept(b, CHANNELS_LAST)
     if added is not None:
         more = along_kept(tl.load(added + vector, mask=in_kept, other=0), CHANNELS_LAST)
-    begin = split * span
-    stop = tl.minimum(begin + span, position_count)
+    if WHOLE:  # one step: without a loop, it needs half of the registers where accesses are narrow
+        split = 0
+        begin = 0
+        stop = tl.minimum(BLOCK_POSITIONS, position_count)
+    else:
+        begin = split * steps * BLOCK_POSITIONS
+        stop = tl.minimum(begin + steps * BLOCK_POSITIONS, position_count)
     if CHANNELS_LAST:
         p_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_KEPT), tl.float32)
         q_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_KEPT), tl.float32)

@@ -54,7 +54,7 @@ def mask_bits(mask, row, p, length, touched):
     return ((packed.to(tl.int32) >> (p & 7)) & 1) != 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def moments_shifted_kernel(
     x, mean, m2, counters, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
     COUNTERS: tl.constexpr,
@@ -75,7 +75,7 @@ def moments_shifted_kernel(
     tl.store(mean + row, centre, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def affine_shifted_kernel(
     x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, rows,
     length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS:
@@ -117,7 +117,7 @@ def affine_shifted_kernel(
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def moments_backward_shifted_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
     counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
@@ -158,7 +158,7 @@ def moments_backward_shifted_kernel(
     tl.store(q_sum + row, tl.sum(tl.where(own, wide * (value - centre[:, None]), 0.0), axis=1), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def affine_backward_shifted_kernel(
     dr, x, mask, mean, k1, k2, k3, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,

@@ -67,13 +67,15 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
     return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
 
 
-def _geometry(m: Map, config: Stream) -> dict[str, Any]:
-    """A stream's arguments that say how it walks over the map."""
+def _geometry(m: Map, config: Stream, sums: bool = False) -> dict[str, Any]:
+    """A stream's arguments that say how it walks over the map. How a sum is split depends on the batch: its span comes
+    as a number of steps, so that it is known to be a multiple of one."""
     if m.shifted:
         return {
             "rows": m.kept, "length": m.s, "VECTOR": m.vector, "BLOCK_ROWS": config.kept, "WINDOW": config.positions
         }  # fmt: skip
-    return {"splits": config.splits(m), "span": config.span, **m.arguments(), **config.blocks()}
+    span = {"steps": config.span // config.positions} if sums else {"span": config.span}
+    return {"splits": config.splits(m), **span, **m.arguments(), **config.blocks()}
 
 
 # ---- launches
@@ -87,7 +89,7 @@ def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) ->
         samples = {} if m.shifted else {"samples": m.samples}
         launch(
             moments_shifted_kernel if m.shifted else moments_kernel, config.programs(m), x.device, config.options(),
-            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config),
+            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config, True),
         )  # fmt: skip
         return mean, m2, config
 
@@ -131,14 +133,16 @@ def launch_moments_backward(
         splits = config.splits(m)
         p, q = floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c)
         dr = torch.empty_like(x) if want_dr else None
-        sums = {"p_sum": p, "q_sum": q} if m.shifted else {"p": p, "q": q, "samples": m.samples}
+        sums: dict[str, Any] = {"p_sum": p, "q_sum": q}
+        if not m.shifted:
+            sums = {"p": p, "q": q, "samples": m.samples, "WHOLE": config.positions >= m.s}
         launch(
             moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
             config.options(), dy=dy, x=x, residual=residual if from_sum else None,
             mask=mask if keeps_mask(out_act) and not added else None,
             mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS,
             **sums,
-            **(given | vectors if from_sum else given), **_geometry(m, config),
+            **(given | vectors if from_sum else given), **_geometry(m, config, True),
         )  # fmt: skip
         return dr, p, q
 
@@ -208,7 +212,7 @@ def affine_moments(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tup
         launch(
             affine_moments_shifted_kernel if m.shifted else affine_moments_kernel, config.programs(m), x.device,
             config.options(), x=x, scale=scale, shift=shift, y=y, mean_parts=parts, OUT_ACT=out_act, **samples,
-            **_geometry(m, config),
+            **_geometry(m, config, True),
         )  # fmt: skip
         return y, parts
 

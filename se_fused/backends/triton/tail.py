@@ -78,7 +78,7 @@ def coefficients(
         factor=factor, scale=scale, shift=shift, running_mean=running_mean, running_var=running_var,
         bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight,
         fc2_bias=fc2_bias, out_bias=out_bias, drop=drop, samples=m.n, channels=m.c, out_channels=out_c, squeezed=r,
-        SPLITS=len(parts), span=config.span, position_count=m.s, eps=eps, ACT=act, GATE=gate,
+        splits=len(parts), span=config.span, position_count=m.s, eps=eps, ACT=act, GATE=gate,
         PRECISION=precision(x.device), **g.blocks(),
     )  # fmt: skip
     return Coefficients(scale, shift, mean, stats, factor, hidden)
@@ -189,7 +189,7 @@ def tail_backward(
         bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc2_weight=fc2_weight, drop=drop,
         dq=floats(x, m.n, m.c) if r else None, dhidden=floats(x, m.n, r) if r else None, k1=k1, k2=k2, k3=k3,
         dbn_weight=dbn[0], dbn_bias=dbn[1], dfc1_weight=weights[0], dfc1_bias=weights[1], dfc2_weight=weights[2],
-        dfc2_bias=weights[3], samples=m.n, channels=m.c, squeezed=r, SPLITS=splits, position_count=m.s, eps=eps,
+        dfc2_bias=weights[3], samples=m.n, channels=m.c, squeezed=r, splits=splits, position_count=m.s, eps=eps,
         ACT=act, GATE=gate,
         BATCH_STATS=batch_stats, PRECISION=precision(x.device), **g.blocks(),
     )  # fmt: skip

@@ -12,7 +12,13 @@ Whatever the order, the coefficient of a kept index lies at sample * kept_count 
 
 ``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two: the product tells the compiler that
 rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether
-an argument is a multiple of 16, and 14 x 14 is none). Offsets of rows are 64-bit.
+an argument is a multiple of 16, and 14 x 14 is none). ``outer`` is the other axis divided by ``ALIGN_OUTER``, a factor
+of C where it is N * C long: coefficients are loaded along it. Offsets of rows are 64-bit.
+
+Triton compiles a kernel again where an argument becomes 1 or ceases to be a multiple of 16. What follows from the
+batch's size (``outer``, ``rows``, ``samples``, ``splits``, the ``steps`` of a split) must not do that in the middle of
+an epoch, whose last batch is a part of one: ``do_not_specialize`` says so, and nothing that accesses are aligned by
+is among it. (Besides, a constant 1 has no dtype: ``samples.to`` would not compile.)
 """
 
 import triton
@@ -47,12 +53,12 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def sizes(inner, outer, ALIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """(kept_count, position_count) from the contiguous axis' and the other one's length."""
     if CHANNELS_LAST:
-        return inner * ALIGN, outer
+        return inner * ALIGN, outer * ALIGN_OUTER
     else:
-        return outer, inner * ALIGN
+        return outer * ALIGN_OUTER, inner * ALIGN
 
 
 @triton.jit
@@ -67,6 +73,13 @@ def tile_place(tile, kept_count, splits, BLOCK_KEPT: tl.constexpr):
 def split_count(split, span, position_count):
     """Positions of a split: ``span``, the last one's rest, none beyond it."""
     return tl.maximum(tl.minimum(span, position_count - split * span), 0).to(tl.float32)
+
+
+@triton.jit
+def unrolled(splits):
+    """Where the splits from the second on are no longer taken sixteen, and no longer four at a time."""
+    by_16 = 1 + (splits - 1) // 16 * 16
+    return by_16, by_16 + (splits - by_16) // 4 * 4
 
 
 @triton.jit
