@@ -49,7 +49,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
                          help="for all steps; what does not fit is named and left out (default: "
                               f"{BUDGETS.get(name, sum(BUDGETS.values())):.0f})")  # fmt: skip
         one.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", metavar="DIR",
-                         help="takes three files of each command (default: build/gpu)")  # fmt: skip
+                         help="takes two files of each command (default: build/gpu)")  # fmt: skip
         one.add_argument("--only", metavar="TEXT", default="", help="the steps whose name holds it")
         one.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes, with steps that go wrong")
         one.add_argument("--list", action="store_true", help="print the steps and stop")

@@ -211,7 +211,7 @@ def check(
             f"the pack is for CUDA {manifest['cuda']}, torch {torch.__version__} here for {cuda}: "
             "build it with a torch for that CUDA"
         )
-    have = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    have = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if have < (2, 11):
         raise PackError(f"the pack needs torch 2.11 or later, here is {torch.__version__}: choose another Python")
     if capability is not None and "{}.{}".format(*capability) != manifest["architecture"]:

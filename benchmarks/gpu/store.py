@@ -1,4 +1,4 @@
-"""Where results go: three files of a command, each readable at any moment, and little enough to travel back."""
+"""Where results go: two files of a command, each readable at any moment; a lent machine hands back eight in all."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from se_fused._files import write_bytes, write_text
+from se_fused._files import write_bytes
 from se_fused.recording import portable
 
 from .runner import Done
@@ -16,8 +16,8 @@ __all__ = ["Store", "load"]
 
 
 class Store:
-    """Writes ``COMMAND.jsonl``, a line for each result as it comes; ``COMMAND.txt``, the tables; ``COMMAND.tar.gz``,
-    all that and the steps' output. The last two are written anew, as a whole, when a step has ended.
+    """Writes ``COMMAND.jsonl``, a line for each result as it comes, and ``COMMAND.tar.gz``, which has that, the tables
+    and the steps' output. The archive is written anew, as a whole, when a step has ended.
 
     Args:
         folder: is made if it is not there.
@@ -60,11 +60,12 @@ class Store:
     def save(self) -> None:
         """The tables and the archive as they are now."""
         self.table = "\n".join(render(self._command, self.environment, self.steps, self.rows)) + "\n"
-        write_text(self._folder / f"{self._command}.txt", self.table)
-        packed = io.BytesIO()
+        packed, table = io.BytesIO(), self.table.encode()
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
-            for name in (f"{self._command}.jsonl", f"{self._command}.txt"):
-                tar.add(self._folder / name, name)
+            tar.add(self._folder / f"{self._command}.jsonl", f"{self._command}.jsonl")
+            about = tarfile.TarInfo(f"{self._command}.txt")
+            about.size = len(table)
+            tar.addfile(about, io.BytesIO(table))
             for log in sorted(self._logs.iterdir()):
                 tar.add(log, f"{self._command}-logs/{log.name}")
         write_bytes(self._folder / f"{self._command}.tar.gz", packed.getvalue())

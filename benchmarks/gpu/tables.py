@@ -6,7 +6,9 @@ from typing import Any
 __all__ = ["MOST_LINES", "aligned", "render"]
 
 MOST_LINES = 98
-WIDTH = 150
+WIDTH = 120
+"""A hundred such lines are the 12,000 characters that a lent machine hands back of what was printed."""
+DIFFERENT = 0.03  # of the time: builds that are nearer to each other are told in one line
 Record = dict[str, Any]
 
 
@@ -53,6 +55,27 @@ def _cell(row: Record | None) -> str:
     return (f"{row['share']:.0%} {row['us']:.0f}us" if "share" in row else f"{row['us']:.0f}us") + beside
 
 
+Key = tuple[str, str, str, str, str, str]
+"""(backend, variant, mode, plan, layout, kernel)"""
+
+
+def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequence[str], keys: set[Key]) -> bool:
+    """Whether a line says what no other does: a forced plan is told as a whole, a launch that is all there is alone,
+    and another build of the library where its time is another."""
+    backend, variant, mode, plan, layout, kernel = key
+    alone = len([other for other in keys if other[:5] == key[:5]]) == 2  # a kernel, and all
+    whole = bool(plan) or not (alone or mode == "squeeze")
+    if (kernel == "all" and not whole) or (kernel != "all" and plan):
+        return False
+    if not variant:
+        return True
+    for stage in stages:
+        row, base = (found.get((backend, v, mode, plan, layout, kernel, batch, stage)) for v in (variant, ""))
+        if row is not None and (base is None or abs(row["us"] / base["us"] - 1) > DIFFERENT):
+            return True
+    return False
+
+
 def _where(rows: Sequence[Record]) -> list[str]:
     """A line for each kernel, a column for each stage: share of a copy on counted bytes, microseconds, estimate."""
     timed = [row for row in rows if "us" in row and "backend" in row]
@@ -69,13 +92,14 @@ def _where(rows: Sequence[Record]) -> list[str]:
     )  # fmt: skip
     found = {(row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"],
               row["shape"][0], _stage(row)): row for row in timed}  # fmt: skip
-    for key in sorted(keys, key=lambda key: (key[0], key[1], key[4], key[2], key[3])):
+    told = [key for key in keys if _worth_a_line(key, found, batches[0], stages, set(keys))]
+    for key in sorted(told, key=lambda key: (key[0], key[4], key[2], key[3], key[1])):
         backend, variant, mode, plan, layout, kernel = key
         short = {"channels_last": "NHWC", "contiguous": "NCHW"}[layout]
         name = f"{backend}{' ' + variant if variant else ''} {short} {mode}{' ' + plan if plan else ''} {kernel}"
         table.append((name, *(_cell(found.get((*key, batches[0], stage))) for stage in stages)))
     lines += aligned(table)
-    small = [("all, microseconds", *(f"{b}: {s}" for b in batches[1:] for s in stages))]
+    small = [("all, microseconds", *(f"N={b} S{i}" for b in batches[1:] for i in range(1, len(stages) + 1)))]
     for key in keys:
         if key[5] == "all" and not key[3]:
             cells = (found.get((*key, batch, stage)) for batch in batches[1:] for stage in stages)
