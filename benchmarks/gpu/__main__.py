@@ -109,13 +109,15 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
 
         try:
             found = run(
-                chosen, budget=budget, jobs=jobs(command), root=ROOT, logs=logs, environment=shared,
+                chosen, budget=budget, jobs=jobs(), root=ROOT, logs=logs, environment=shared,
                 on_row=store.row, on_done=done,
             )  # fmt: skip
         finally:
-            store.save()
-            store.close()
-            print(store.table, flush=True)
+            try:
+                store.save()
+                store.close()
+            finally:  # on a full disk too
+                print(store.table, flush=True)
         return all(step.good for step in found)
     except OSError as error:
         where = options.output
