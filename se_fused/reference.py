@@ -188,8 +188,10 @@ def keep_order(y: Tensor, x: Tensor) -> Tensor:
     """
     rows = y.movedim(1, -1)  # asked for a channels_last format by name, tensors inside vmap raise
     last = x.movedim(1, -1).is_contiguous()
-    if x.is_contiguous():  # of one channel or one position, x has both orders
-        return y if last and rows.is_contiguous() else y.contiguous()
+    if (last and rows.is_contiguous()) or (x.is_contiguous() and y.is_contiguous()):
+        return y  # itself, no view of it: a trace writes down what is done
+    if x.is_contiguous():
+        return y.contiguous()
     return rows.contiguous().movedim(-1, 1) if last else y
 
 

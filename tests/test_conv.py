@@ -90,6 +90,8 @@ def test_the_result_is_in_hs_order(shape: tuple, dtype: torch.dtype, layout: str
     assert keeps_order(conv1x1_squeeze_excite(**wanted), given["h"])
     with torch.autocast(DEVICE, torch.bfloat16), torch.no_grad():
         assert keeps_order(conv1x1_squeeze_excite(**given), given["h"])
+    for like in (given["h"], given["residual"]):
+        assert reference.keep_order(given["residual"], like) is given["residual"]
     with backends.use_backend("reference"), torch.no_grad():
         stacked = torch.func.vmap(lambda h: conv1x1_squeeze_excite(**given | {"h": h}))(torch.stack([given["h"]] * 2))
         assert stacked.shape[1:] == given["residual"].shape
