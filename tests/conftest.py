@@ -1,7 +1,9 @@
 """Every test runs with poisoned allocations: torch.empty hands out NaN (and all ones in integers and masks)."""
 
+import getpass
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,12 @@ from se_fused import backends
 
 # Read by cuBLAS at its first call: without it, it warns that it is not deterministic, and our warnings are errors.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# torch.compile's cache does not tell instruction sets apart (torch 2.14.1): what it compiled while ATEN_CPU_CAPABILITY
+# was avx2, and finds again without it, writes past its buffers ("malloc(): unaligned tcache chunk detected").
+_capability = torch.backends.cpu.get_cpu_capability().lower()
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"se-fused-inductor-{getpass.getuser()}-{_capability}")
+)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its own functions are interpreted too
     if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is None:

@@ -33,3 +33,17 @@ def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
 def test_cublas_is_told_to_be_deterministic() -> None:
     """conftest.py turns deterministic algorithms on; cuBLAS warns where this is not set."""
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+
+
+def test_compiled_code_is_kept_by_instruction_set() -> None:
+    """torch.compile's own cache gives one set's code to another (conftest.py)."""
+    found = set()
+    for cap in ("default", "avx2"):
+        environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+        code = "import os, conftest; print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+        said = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT / "tests", text=True, capture_output=True, check=True,
+            env=environment | {"ATEN_CPU_CAPABILITY": cap, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        found.add(said.stdout.strip())
+    assert len(found) == 2
