@@ -107,7 +107,7 @@ EVERYWHERE = {
     "torch", "numpy", "triton", "pytest", "pytest_benchmark", "timm", "torchvision", "matplotlib", "typer", "rich",
     "lightning", "torchmetrics", "PIL", "yaml", "sklearn", "tensorboard", "safetensors", "onnx", "onnxruntime",
 }  # fmt: skip
-KNOWN = EVERYWHERE | set(sys.stdlib_module_names) | {"se_fused"} | {path.stem for path in OURS}
+KNOWN = EVERYWHERE | set(sys.stdlib_module_names) | {"se_fused", "benchmarks"} | {path.stem for path in OURS}
 
 
 def executed(statements):
