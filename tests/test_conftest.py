@@ -47,3 +47,17 @@ def test_compiled_code_is_kept_by_instruction_set() -> None:
         )  # fmt: skip
         found.add(said.stdout.strip())
     assert len(found) == 2
+
+
+@pytest.mark.slow
+def test_a_cap_of_the_run_stays(tmp_path: Path) -> None:
+    """ATEN_CPU_CAPABILITY holds for our kernels in every test, not in the first alone."""
+    (tmp_path / "test_caps.py").write_text(
+        "import pytest\nfrom se_fused import backends\n\n\n@pytest.mark.parametrize('i', range(2))\n"
+        "def test_cap(i):\n    assert backends.BACKENDS['cpu'].capability() == 'default'\n"
+        "    backends.BACKENDS['cpu'].capability('')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", str(tmp_path)]
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    said = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert "2 passed" in said.stdout, said.stdout[-2000:]
