@@ -81,7 +81,8 @@ def _told_networks(rows: Sequence[Record]) -> list[str]:
              times(row["over_ours"]["median"]), cost, number(row["peak_bytes"] / 1e6))
         )  # fmt: skip
     right = ("images/s", "wall, ms", "graph replay, ms", "time over ours", "what SE costs", "peak, MB")
-    return ["", "## Whole networks", "", *table(("network", "mode", "batch", "candidate"), right, lines)]
+    about = "`eager` and `compile` are timm's models. What SE costs is the time with it over that without, minus 1."
+    return ["", "## Whole networks", "", about, "", *table(("network", "mode", "batch", "candidate"), right, lines)]
 
 
 def _told_tails(rows: Sequence[Record]) -> list[str]:
