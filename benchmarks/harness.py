@@ -19,7 +19,7 @@ from se_fused.compare import Judge, Result
 from se_fused.measure import keep_freed_memory, peak_memory, saved_bytes
 from se_fused.peers import PEERS, allowance, compiles, why_not
 from se_fused.telemetry import snapshot
-from se_fused.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer
+from se_fused.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer, wall_clock
 from se_fused.workloads import Candidate, Workload, fresh_compiler
 
 __all__ = ["Settings", "Shelf", "Subject", "run"]
@@ -112,25 +112,18 @@ def timed(
     wait = synchronizer(device)
     held: list[Any] = []
     theirs: list[float] = []
+    clock = wall_clock(yardstick, wait)
 
     def once() -> None:
         held.append(mine())
         wait()
 
-    def primed_once() -> float:
-        if prime:
-            yardstick()
-        start = time.perf_counter()
-        result = yardstick()
-        wait()
-        took = time.perf_counter() - start
-        del result
-        return took
-
     def before() -> None:
         held.clear()  # outside the measured time
         time.sleep(pause)
-        theirs.append(primed_once())
+        if prime:
+            yardstick()
+        theirs.append(clock())
         time.sleep(pause)
         if prime:
             once()

@@ -27,6 +27,7 @@ __all__ = [
     "synchronizer",
     "timed",
     "timed_together",
+    "wall_clock",
 ]
 
 _LEAST_SECONDS = 2e-3
@@ -69,6 +70,26 @@ class Timing:
         return asdict(self)
 
 
+def wall_clock(fn: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[], float]:
+    """What calls fn once, and returns the seconds that it takes until the device has finished.
+
+    Args:
+        fn: what to call. Its result is dropped outside the measured time, and before the next call needs the memory.
+        synchronize: waits for the device, before and after; see :func:`synchronizer`.
+    """
+
+    def once() -> float:
+        synchronize()
+        start = time.perf_counter()
+        result = fn()
+        synchronize()
+        took = time.perf_counter() - start
+        del result
+        return took
+
+    return once
+
+
 def timed_together(
     fns: Mapping[str, Callable[[], Any]],
     repeats: int = 10,
@@ -92,16 +113,11 @@ def timed_together(
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, got {repeats} and {warmup}")
-    wait = synchronize or (lambda: None)
+    clocks = {name: wall_clock(fn, synchronize or (lambda: None)) for name, fn in fns.items()}
     seconds: dict[str, list[float]] = {name: [] for name in fns}
     for turn in range(warmup + repeats):
-        for name, fn in fns.items():
-            wait()
-            start = time.perf_counter()
-            result = fn()
-            wait()
-            took = time.perf_counter() - start
-            del result  # outside the measured time, and before the next candidate needs the memory
+        for name, clock in clocks.items():
+            took = clock()
             if turn >= warmup:
                 seconds[name].append(took)
         if tick is not None:
