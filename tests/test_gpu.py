@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from triton_support import grouping_of
 
 from se_fused import backends, functional, reference
 from se_fused.verify import LAYOUTS, Case, check, to_layout
@@ -55,13 +56,9 @@ def test_training(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many programs, more than run at once, that wait for each other."""
-    from se_fused.backends.triton import configs, tail
+    from se_fused.backends.triton import tail
 
-    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
-        kept, positions = configs.tile_shape(m, 512)
-        return configs.Grouping(configs.Stream(min(kept, 32), positions, positions, 4), 3, 8 * device.multiprocessors)
-
-    monkeypatch.setattr(tail, "grouping", plan)
+    monkeypatch.setattr(tail, "grouping", grouping_of(512, 32, 3))
     x = to_layout(torch.randn(32, 96, 13, 11), layout).cuda()
     fc = weights(96, 24, torch.float32)
     truth = reference.squeeze_excite(x, *fc, x, out_act="relu")

@@ -25,6 +25,7 @@ from kernel_support import (
     check_nan_and_infinity,
     close,
 )
+from triton_support import grouping_of
 
 from se_fused import backends, functional, reference
 from se_fused._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
@@ -256,12 +257,7 @@ def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)
 def test_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that do and do not divide N, one tile and several, whatever the rule would say."""
-
-    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
-        kept, positions = configs.tile_shape(m, 256)
-        return configs.Grouping(configs.Stream(min(kept, 64), positions, positions, 4), group, 3)
-
-    monkeypatch.setattr(tail, "grouping", plan)
+    monkeypatch.setattr(tail, "grouping", grouping_of(256, 64, group, 3))
     for op, dtype in (("squeeze_excite", torch.float32), ("batch_norm_squeeze_excite", torch.bfloat16)):
         case = Case(op, shape, dtype, layout, DEVICE, training=False, out_act="silu" if group == 2 else "relu")
         error, launches, _, _ = infer(case)

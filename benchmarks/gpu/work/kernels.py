@@ -9,7 +9,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,7 @@ from . import at, emit
 use_tests()
 import contract  # noqa: E402
 import kernel_support  # noqa: E402
+from triton_support import grouping_of  # noqa: E402
 
 __all__ = ["main"]
 
@@ -89,25 +90,20 @@ def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> flo
 
 
 @contextmanager
-def _grouped_by_triton() -> Iterator[None]:
+def _grouped_by_triton(there: Target) -> Iterator[None]:
     """Triton's grouped kernel for every map: many programs, and groups that do and do not divide N."""
-    from se_fused.backends.triton import configs, tail
+    from se_fused.backends.triton import tail
 
-    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
-        kept, positions = configs.tile_shape(m, 512)
-        stream = configs.Stream(min(kept, 32), positions, positions, 4)
-        return configs.Grouping(stream, min(3, m.n), min(8 * device.multiprocessors, 4096) if m.n > 4 else 2)
-
-    before, tail.grouping = tail.grouping, plan
+    before, tail.grouping = tail.grouping, grouping_of(512, 32, 3, 2 if there.rehearsal else None)
     try:
         yield
     finally:
         tail.grouping = before
 
 
-def _forced(backend: str, path: str) -> AbstractContextManager[Any]:
+def _forced(backend: str, path: str, there: Target) -> AbstractContextManager[Any]:
     if backend == "triton":
-        return _grouped_by_triton() if path == "grouped" else nullcontext()
+        return _grouped_by_triton(there)
     return cast(CudaBackend, backends.BACKENDS["cuda"]).forced_plan(path)
 
 
@@ -133,7 +129,7 @@ def checks(backend: str, family: str, there: Target) -> Iterator[tuple[str, Call
                     run = _judged if large else _drawn
                     return run(*given, "forward" if family == "gate" else "train")
                 if family in ("grouped", "one_pass"):
-                    with _forced(backend, family):
+                    with _forced(backend, family, there):
                         return _inferred(*given)
                 return _streams(family, backends.BACKENDS[backend], *given)
 
