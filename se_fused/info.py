@@ -15,7 +15,7 @@ from . import backends, introspect
 from ._build import recorded
 from ._version import __version__
 
-__all__ = ["commit", "info"]
+__all__ = ["commit", "info", "versions"]
 
 _OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -27,6 +27,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, the packages beneath, and the CUDA that torch is for; None of what is not there."""
+    found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return found | {"torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def _cpu_model() -> str:
@@ -128,8 +134,7 @@ def info() -> dict[str, Any]:
         "se_fused": __version__,
         "path": str(Path(__file__).parent),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES},
-                     "torch": torch.__version__, "cuda": torch.version.cuda},
+        "versions": versions(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpus": _gpus(),

@@ -262,6 +262,41 @@ def test_a_window_that_is_cut_off_leaves_what_it_found(tmp_path: Path, sign: sig
     subprocess.run(["pkill", "-f", "benchmarks.gpu.work.drill"], check=False)  # SIGKILL leaves no time to end steps
 
 
+def test_ours_is_a_yardstick_only_where_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.gpu.target import _CPU
+    from benchmarks.gpu.work import networks
+    from se_fused.compare import Judge
+
+    pytest.importorskip("timm")
+
+    def check(self: Judge, candidate: Any, result: Any) -> None:
+        result.status, result.note = ("differs", "wrong") if candidate.name == "se_fused" else ("ok", "")
+
+    monkeypatch.setattr(Judge, "check", check)
+    monkeypatch.setattr(networks, "CANDIDATES", ("se_fused", "eager"))
+    speeds = networks._network("seresnet18", "infer", 2, _CPU, False)
+    lines = [line.removeprefix("@row ") for line in capsys.readouterr().out.splitlines() if line.startswith("@row ")]
+    rows = {row["what"]: row for row in map(json.loads, lines)}
+    assert rows["se_fused"]["ok"] is False and rows["eager"]["ok"] and speeds.keys() == {"eager"}
+    assert "over_ours" not in rows["eager"]
+    (line,) = (line for line in tables.render("claims", {}, [], [{"step": "x", **rows["eager"]}]) if "eager" in line)
+    assert "x" not in line.split("eager")[1]
+
+
+def test_the_build_that_is_noted_is_that_of_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu import __main__ as command
+
+    (tmp_path / "_build_info.py").write_text("BUILD = {'mode': 'of the pack'}\n")
+    monkeypatch.setenv("SE_FUSED_LIBRARIES", "")
+    monkeypatch.delitem(sys.modules, "se_fused._build_info", raising=False)
+    monkeypatch.setattr(command, "_machine", lambda rehearse: (None, [("", str(tmp_path))]))
+    main(["right", "--rehearse", "--only", "drill nonsense", "--output", str(tmp_path)])
+    sys.modules.pop("se_fused._build_info", None)
+    assert read(tmp_path, "right")[0]["build"] == {"mode": "of the pack"}
+
+
 # ---- what it reads
 def test_reads_pytest() -> None:
     broken = "FAILED tests/test_cuda.py::test_shapes[odd] - AssertionError: error 2"

@@ -93,8 +93,8 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
         return True
     typed = f"python3 -m benchmarks.gpu {command} --budget {budget:.0f}" + (" --rehearse" if options.rehearse else "")
     shared = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    if variants[0][1]:
-        shared["SE_FUSED_LIBRARIES"] = variants[0][1]
+    if variants[0][1]:  # of this process too, which notes their build
+        os.environ["SE_FUSED_LIBRARIES"] = variants[0][1]
     if options.rehearse:  # stand-ins for ncu and compute-sanitizer
         tools = ROOT / "tests" / "gpu_tools"
         shared["OMP_NUM_THREADS"] = "1"  # on a busy machine two threads wait for each other

@@ -2,19 +2,17 @@
 
 import platform
 import subprocess
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from se_fused._build import recorded
-from se_fused.info import commit
+from se_fused.info import commit, versions
 
 from .target import ROOT
 
-__all__ = ["environment"]
+__all__ = ["environment", "uncommitted"]
 
-_PACKAGES = ("torch", "triton", "numpy", "timm", "torchvision", "pytest-benchmark")
 _QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current"
 
 
@@ -25,11 +23,9 @@ def _says(*command: str) -> str | None:
         return None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def uncommitted() -> str | None:
+    """The files that differ from the commit, as git names them; None where there is no repository."""
+    return _says("git", "status", "--porcelain")
 
 
 def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> dict[str, Any]:
@@ -47,12 +43,10 @@ def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> di
         "gpu": gpu,
         "compute_capability": None if rehearse else list(torch.cuda.get_device_capability(0)),
         "commit": commit() or (pack or {}).get("commit"),
-        "uncommitted": _says("git", "status", "--porcelain"),
+        "uncommitted": uncommitted(),
         "nvidia_smi": None if rehearse else _says("nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"),
-        "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "cuda": torch.version.cuda,
+        "versions": versions(),
         "cudnn": torch.backends.cudnn.version(),
         "build": recorded(),
         "pack": pack,

@@ -23,6 +23,7 @@ import torch
 from se_fused._files import write_bytes, write_text
 from se_fused.info import commit
 
+from .environment import uncommitted
 from .target import ROOT
 
 __all__ = ["ARCHITECTURE", "FOLDER", "MOST_BYTES", "PYTHON", "PackError", "build", "check", "libraries", "variants"]
@@ -140,9 +141,8 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
             left_out = f"without _introspect (registers in `info`): {found}"
         else:
             names.append(found.name)
-    git = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, text=True, capture_output=True, check=False)
     manifest = {
-        "commit": (commit() or "") + (" with changes" if git.stdout.strip() else ""), "sources": _sources(),
+        "commit": (commit() or "") + (" with changes" if uncommitted() else ""), "sources": _sources(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "architecture": architecture,
         "machine": platform.machine(),
         "python": list(PYTHON), "files": {name: _sha256(place / name) for name in names},

@@ -7,7 +7,7 @@ from typing import Any
 from se_fused._files import write_text
 from se_fused.plots import save
 from se_fused.results.drawing import Bar, Panel, bar_pages
-from se_fused.results.rows import family
+from se_fused.results.rows import SHORT, family
 from se_fused.results.text import number, percent, table, times
 
 from .steps import COMMANDS
@@ -16,7 +16,10 @@ from .store import load
 __all__ = ["draw"]
 
 Record = dict[str, Any]
-SHORT = {"channels_last": "NHWC", "contiguous": "NCHW"}
+
+
+def _over_ours(row: Record) -> str:
+    return times(row["over_ours"]["median"]) if "over_ours" in row else ""
 
 
 def _name(shape: Sequence[int]) -> str:
@@ -78,7 +81,7 @@ def _told_networks(rows: Sequence[Record]) -> list[str]:
         graph = number(row["device_ms"]) if row["timed_by"] == "graph replay" else ""
         lines.append(
             (name, mode, str(batch), what, number(row["images_per_second"]), number(row["wall_ms"]), graph,
-             times(row["over_ours"]["median"]), cost, number(row["peak_bytes"] / 1e6))
+                _over_ours(row), cost, number(row["peak_bytes"] / 1e6))
         )  # fmt: skip
     right = ("images/s", "wall, ms", "graph replay, ms", "time over ours", "what SE costs", "peak, MB")
     about = "`eager` and `compile` are timm's models. What SE costs is the time with it over that without, minus 1."
@@ -92,7 +95,7 @@ def _told_tails(rows: Sequence[Record]) -> list[str]:
     right = ("µs", "time over ours", "share of a copy", "peak, MB", "timed by")
     lines = [
         (row["mode"], _name(row["shape"]), row["what"], number(row["us"]),
-         times(row["over_ours"]["median"]) if "over_ours" in row else "", percent(row["share_of_copy"]),
+         _over_ours(row), percent(row["share_of_copy"]),
          number(row["peak_bytes"] / 1e6), row["timed_by"])
         for row in tails
     ]  # fmt: skip
@@ -113,7 +116,7 @@ def draw(place: Path) -> list[Path]:
         versions = about["versions"]
         lines.append(
             f"- `{about['command']}`: commit {str(about['commit'])[:10]}, torch {versions['torch']}, "
-            f"triton {versions['triton']}, CUDA {about['cuda']}"
+            f"triton {versions['triton']}, CUDA {versions['cuda']}"
         )
     rows = {command: found for command, (_, _, found) in kept.items()}
     pictures = {

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .runner import Step
 from .target import REHEARSAL
@@ -158,8 +159,6 @@ def steps(command: str, *, rehearse: bool, variants: Sequence[tuple[str, str]] =
     if not rehearse:
         return found
     drills = _drills() if command == "right" else []
-    marked = [
-        Step(**{**vars(step), "environment": {**step.environment, REHEARSAL: "1"}})
-        for step in (*found[:2], *drills, *found[2:])
+    return [
+        replace(step, environment={**step.environment, REHEARSAL: "1"}) for step in (*found[:2], *drills, *found[2:])
     ]
-    return marked

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from se_fused.results.rows import SHORT
+
 __all__ = ["MOST_LINES", "aligned", "render"]
 
 MOST_LINES = 98
@@ -12,14 +14,13 @@ DIFFERENT = 0.03  # of the time: builds that are nearer to each other are told i
 Record = dict[str, Any]
 
 
-def aligned(rows: Sequence[Sequence[str]], numbers_from: int = 1) -> list[str]:
-    """Columns; those from ``numbers_from`` on end at the same place."""
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Columns; all but those ``left`` end at the same place."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = (
-            cell.ljust(w) if i < numbers_from else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip()[:WIDTH])
     return lines
@@ -27,13 +28,7 @@ def aligned(rows: Sequence[Sequence[str]], numbers_from: int = 1) -> list[str]:
 
 def _steps(steps: Sequence[Record]) -> list[str]:
     rows = [(s["step"], s["verdict"], f"{s['seconds']:.0f} s", str(s["figure"])) for s in steps]
-    if not rows:
-        return ["no step has ended"]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return [
-        f"{name.ljust(widths[0])}  {verdict.ljust(widths[1])}  {seconds.rjust(widths[2])}  {figure}".rstrip()[:WIDTH]
-        for name, verdict, seconds, figure in rows
-    ]
+    return aligned(rows, (0, 1, 3)) if rows else ["no step has ended"]
 
 
 def _right(rows: Sequence[Record]) -> list[str]:
@@ -57,6 +52,14 @@ def _cell(row: Record | None) -> str:
 
 Key = tuple[str, str, str, str, str, str]
 """(backend, variant, mode, plan, layout, kernel)"""
+
+
+def _key(row: Record) -> Key:
+    return row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"]
+
+
+def _over_ours(row: Record) -> str:
+    return f"{row['over_ours']['median']:.2f}x" if "over_ours" in row else ""
 
 
 def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequence[str], keys: set[Key]) -> bool:
@@ -86,26 +89,20 @@ def _where(rows: Sequence[Record]) -> list[str]:
     speeds = ", ".join(dict.fromkeys(f"{row['gb_s']:.0f}" for row in rows if row["what"] == "copy"))
     lines = ["", f"Share of a copy ({speeds} GB/s), time (expected); batch {batches[0]}"]
     table = [("kernel", *stages)]
-    keys = dict.fromkeys(
-        (row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"])
-        for row in timed if row["shape"][0] == batches[0]
-    )  # fmt: skip
-    found = {(row["backend"], row.get("variant", ""), row["mode"], row.get("plan", ""), row["layout"], row["what"],
-              row["shape"][0], _stage(row)): row for row in timed}  # fmt: skip
+    keys = dict.fromkeys(_key(row) for row in timed if row["shape"][0] == batches[0])
+    found = {(*_key(row), row["shape"][0], _stage(row)): row for row in timed}
     told = [key for key in keys if _worth_a_line(key, found, batches[0], stages, set(keys))]
     for key in sorted(told, key=lambda key: (key[0], key[4], key[2], key[3], key[1])):
         backend, variant, mode, plan, layout, kernel = key
-        short = {"channels_last": "NHWC", "contiguous": "NCHW"}[layout]
-        name = f"{backend}{' ' + variant if variant else ''} {short} {mode}{' ' + plan if plan else ''} {kernel}"
+        name = " ".join(filter(None, (backend, variant, SHORT[layout], mode, plan, kernel)))
         table.append((name, *(_cell(found.get((*key, batches[0], stage))) for stage in stages)))
     lines += aligned(table)
     small = [("all, microseconds", *(f"N={b} S{i}" for b in batches[1:] for i in range(1, len(stages) + 1)))]
     for key in keys:
         if key[5] == "all" and not key[3]:
             cells = (found.get((*key, batch, stage)) for batch in batches[1:] for stage in stages)
-            short = {"channels_last": "NHWC", "contiguous": "NCHW"}[key[4]]
-            small.append((f"{key[0]} {key[1]} {short} {key[2]}".replace("  ", " "),
-                          *("" if row is None else f"{row['us']:.0f}" for row in cells)))  # fmt: skip
+            name = " ".join(filter(None, (key[0], key[1], SHORT[key[4]], key[2])))
+            small.append((name, *("" if row is None else f"{row['us']:.0f}" for row in cells)))
     counted = [row for row in rows if row.get("ncu")]
     if len(small) > 1:
         lines += ["", *aligned(small)]
@@ -128,12 +125,11 @@ def _claims(rows: Sequence[Record]) -> list[str]:
     if tails:
         table = [("tail", "candidate", "us", "over ours", "share of copy", "peak MB", "timed by")]
         for row in tails:
-            over = f"{row['over_ours']['median']:.2f}x" if "over_ours" in row else ""
             table.append(
-                (f"{row['mode']} {'x'.join(map(str, row['shape']))}", row["what"], f"{row['us']:.1f}", over,
+                (f"{row['mode']} {'x'.join(map(str, row['shape']))}", row["what"], f"{row['us']:.1f}", _over_ours(row),
                  f"{row['share_of_copy']:.0%}", f"{row['peak_bytes'] / 1e6:.0f}", row["timed_by"])
             )  # fmt: skip
-        lines += ["", *aligned(table, 2)]
+        lines += ["", *aligned(table, (0, 1))]
     networks = [row for row in rows if "network" in row]
     if networks:
         table = [("network", "candidate", "images/s", "wall ms", "device ms", "over ours", "peak MB", "timed by")]
@@ -142,13 +138,13 @@ def _claims(rows: Sequence[Record]) -> list[str]:
             if row.get("ok"):
                 table.append(
                     (name, row["what"], f"{row['images_per_second']:.0f}", f"{row['wall_ms']:.2f}",
-                     f"{row['device_ms']:.2f}", f"{row['over_ours']['median']:.2f}x", f"{row['peak_bytes'] / 1e6:.0f}",
+                     f"{row['device_ms']:.2f}", _over_ours(row), f"{row['peak_bytes'] / 1e6:.0f}",
                      row["timed_by"])
                 )  # fmt: skip
             else:
                 told = str(row.get("skipped") or row.get("note"))
                 table.append((name, row["what"], "", "", "", "", "", told[:40]))
-        lines += ["", *aligned(table, 2)]
+        lines += ["", *aligned(table, (0, 1))]
     return lines
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from ..runner import AT, ROW
 from ..target import target
@@ -33,28 +34,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("command", choices=("where", "claims"))
     parser.add_argument("--processes", type=int, default=max((os.cpu_count() or 2) - 2, 2))
     options = parser.parse_args(arguments)
-    waiting, running, failed = _programs(options.command, options.processes), [], 0
-    total, start = len(waiting), time.monotonic()
+    programs, failed, start = _programs(options.command, options.processes), 0, time.monotonic()
     # each of these processes is a compiler: more threads inside would only wait for each other
     environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
-    at(f"{total} processes")
-    while waiting or running:
-        while waiting and len(running) < options.processes:
-            program = waiting.pop(0)
-            command = [sys.executable, "-m", f"benchmarks.gpu.work.{program[0]}", *program[1:]]
-            process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            running.append((program, process))
-        program, process = running.pop(0)
-        said, _ = process.communicate()
-        print(*(line for line in said.splitlines() if not line.startswith((ROW, AT))), sep="\n")
-        if process.returncode:
-            failed += 1
-            print(f"{' '.join(program)}: exit status {process.returncode}")
+    at(f"{len(programs)} processes")
+
+    def run(program: list[str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"benchmarks.gpu.work.{program[0]}", *program[1:]]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.run(command, env=environment, text=True, check=False, **streams)  # type: ignore[call-overload]
+
+    with ThreadPoolExecutor(options.processes) as pool:
+        for program, said in zip(programs, pool.map(run, programs), strict=True):
+            print(*(line for line in said.stdout.splitlines() if not line.startswith((ROW, AT))), sep="\n")
+            if said.returncode:
+                failed += 1
+                print(f"{' '.join(program)}: exit status {said.returncode}")
     took = time.monotonic() - start
     # What could not be compiled ahead is compiled later, or fails there with its own name.
-    emit("ahead", figure=f"{total - failed} of {total} processes compiled, {took:.0f} s")
+    emit("ahead", figure=f"{len(programs) - failed} of {len(programs)} processes compiled, {took:.0f} s")
     return 0
 
 

@@ -11,7 +11,6 @@ import argparse
 import gc
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ from se_fused.compare import Judge, Result, first_line
 from se_fused.measure import peak_memory
 from se_fused.networks import ModelWorkload
 from se_fused.peers import compiles, why_not
-from se_fused.timing import ratio, rounds_for, sampler, synchronizer
+from se_fused.timing import ratio, rounds_for, sampler, synchronizer, wall_clock
 from se_fused.workloads import Candidate, fresh_compiler
 
 from ..target import Target, target
@@ -73,19 +72,6 @@ def _compiler(there: Target) -> Iterator[None]:
         networks.compiled = before
 
 
-def _wall(run: Callable[[], Any], wait: Callable[[], None]) -> Callable[[], float]:
-    def once() -> float:
-        wait()
-        start = time.perf_counter()
-        result = run()
-        wait()
-        took = time.perf_counter() - start
-        del result
-        return took
-
-    return once
-
-
 def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bool) -> tuple[list[float], list[float]]:
     """Measurements of both, one after the other, for about a second each."""
     once = mine() + ours()  # and a second time, warm
@@ -94,14 +80,17 @@ def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bo
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _measure(candidate: Candidate, ours: Candidate, images: int, there: Target) -> dict[str, Any]:
+def _measure(candidate: Candidate, ours: Candidate | None, images: int, there: Target) -> dict[str, Any]:
+    """Times and memory; without ours, which was not right then, nothing to hold them against."""
     wait = synchronizer(there.device)
-    walls = _in_turn(_wall(candidate.run, wait), _wall(ours.run, wait), there.rehearsal)
+    other = candidate if ours is None else ours
+    walls = _in_turn(wall_clock(candidate.run, wait), wall_clock(other.run, wait), there.rehearsal)
     median = statistics.median(walls[0])
     row: dict[str, Any] = {
         "wall_ms": round(median * 1e3, 3), "images_per_second": round(images / median, 1),
-        "over_ours": ratio(*walls).as_dict(),
     }  # fmt: skip
+    if ours is not None:
+        row["over_ours"] = ratio(*walls).as_dict()
     candidate.reset()
     row["peak_bytes"] = peak_memory(candidate.run, there.device)
     candidate.reset()
@@ -137,10 +126,10 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> di
             if result.status != "ok":
                 emit(candidate_name, **about, ok=False, note=result.note)
                 continue
-            if ours is None:
-                ours = candidate  # se_fused is the first
+            if candidate_name == "se_fused":  # the first
+                ours = candidate
             row = _measure(candidate, ours, workload.images, there)
-        except (torch.OutOfMemoryError, RuntimeError) as error:  # the next one may fit, or compile
+        except RuntimeError as error:  # the next one may fit, or compile
             emit(candidate_name, **about, ok=False, note=first_line(error))
             continue
         finally:
