@@ -36,6 +36,12 @@ def shard_of(items, shard, shards):
     return others[shard::shards] + (alone if shard == 0 else [])
 
 
+def pytest_collectstart(collector):
+    """What a test file draws while it is imported does not depend on which files were imported before it."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     # "2/8": the third of eight processes that share the tests (benchmarks/gpu: each has a time limit of its own)
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")

@@ -87,7 +87,7 @@ def test_hooks_fire_as_before(part, kind):
         ("bn1", nn.Identity()),
         ("act3", nn.GELU()),
         ("act2", nn.SiLU()),
-        ("se", timm.layers.GlobalContext(16)),
+        ("se", timm.layers.GlobalContext(16, rd_channels=8)),  # its norm over 2 channels multiplies rounding errors
         ("se", None),
         ("se.act", nn.ELU()),
         ("se.gate", nn.Tanh()),
