@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import se_fused
 from se_fused import create_model
-from se_fused.nn import inference, optimize
-from se_fused.nn.inference import ConvAct, ConvSqueezeExcite, NormAct
+from se_fused.nn.inference import layers, optimize
+from se_fused.nn.inference.layers import ConvAct, ConvSqueezeExcite, NormAct
 from se_fused.ops.layout import is_channels_last
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -135,7 +135,7 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
         assert optimized(x).dtype == dtype
     ours, theirs = errors(model, optimized, x)
     assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps
-    wanted = dtype if inside == "same" else inference.compute_dtype(dtype, torch.device("cpu"))
+    wanted = dtype if inside == "same" else layers.compute_dtype(dtype, torch.device("cpu"))
     assert f"(enter): Enter(dtype={wanted})" in str(optimized)
     assert {m.weight.dtype for m in optimized.modules() if isinstance(m, ConvAct)} == {wanted}
 
@@ -147,9 +147,9 @@ def test_16_bits_need_amx_and_a_onednn_that_may_use_it(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cpu, name, lambda: True)
     for dtype in (torch.bfloat16, torch.float16):
         for takes, wanted in ((True, dtype), (False, torch.float32)):
-            monkeypatch.setattr(inference, "_onednn_takes", lambda dtype, takes=takes: takes)
-            assert inference.compute_dtype(dtype, cpu) == wanted
-            assert inference.compute_dtype(dtype, torch.device("cuda")) == dtype
+            monkeypatch.setattr(layers, "_onednn_takes", lambda dtype, takes=takes: takes)
+            assert layers.compute_dtype(dtype, cpu) == wanted
+            assert layers.compute_dtype(dtype, torch.device("cuda")) == dtype
 
 
 @pytest.mark.isa
@@ -158,12 +158,12 @@ def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
     """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
     for conv in (nn.Conv2d(3, 8, 3, stride=2), nn.Conv3d(3, 8, 3, padding=1)):
         x = images(2, 3, *(9,) * (conv.weight.dim() - 2)).to(dtype)
-        ordered = inference.Enter(dtype)(x)
-        layer = inference.ConvAct(conv, None, dtype, "relu")
+        ordered = layers.Enter(dtype)(x)
+        layer = layers.ConvAct(conv, None, dtype, "relu")
         with torch.no_grad():
             y = layer(ordered)
             assert is_channels_last(y) and not y.is_contiguous()
-            residual = inference.Enter(dtype)(images(*y.shape))
+            residual = layers.Enter(dtype)(images(*y.shape))
             y = layer(ordered, residual)
             assert is_channels_last(y) and not y.is_contiguous()
 
@@ -271,8 +271,8 @@ class Twice(Toy):
         return self.bn(self.conv(x)) + self.other(self.conv(x))
 
 
-class Same(nn.Module):
-    """Convolutions that are left alone: padding by name, padding of another mode."""
+class Mirrored(nn.Module):
+    """Convolutions with padding by name, and of another mode, which is left alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,15 +284,17 @@ class Same(nn.Module):
         return torch.relu(self.bn(self.b(self.a(x))))
 
 
-@pytest.mark.parametrize("kind", [Twice, Same])
+@pytest.mark.parametrize("kind", [Twice, Mirrored])
 def test_convolutions_that_stay(kind: type[nn.Module]) -> None:
     model = trained(kind())
     x = images(2, 3, 12, 12)
     optimized = se_fused.optimize_for_inference(model, x)
-    assert kinds(optimized)["Conv2d"] == (1 if kind is Twice else 2)
+    assert kinds(optimized)["Conv2d"] == 1
     assert any(isinstance(m, NormAct) for m in optimized.modules())
     with torch.no_grad():
         torch.testing.assert_close(optimized(x), model(x), rtol=1e-5, atol=1e-5)
+    left = {Twice: ("conv", "it is called more than once"), Mirrored: ("b", "padding_mode='reflect'")}
+    assert [(name, why) for name, _, why in se_fused.conversion_report(optimized).left] == [left[kind]]
 
 
 class Broadcasts(Toy):
@@ -365,14 +367,14 @@ def test_compiles_without_a_break() -> None:
 
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(create_model("seresnet18", num_classes=7))
-    right = inference.fold_batch_norm
+    right = layers.fold_batch_norm
 
     def slightly_wrong(conv: Any, bn: Any) -> Any:
         weight, bias = right(conv, bn)
         return weight * (1 + 1e-4), bias
 
-    monkeypatch.setattr(inference, "fold_batch_norm", slightly_wrong)
-    with pytest.raises(RuntimeError, match=r"away from the float64 result.*is\s+allowed"):
+    monkeypatch.setattr(layers, "fold_batch_norm", slightly_wrong)
+    with pytest.raises(RuntimeError, match=r"away from the float64 result.*on a second input.*are allowed"):
         se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
 
 

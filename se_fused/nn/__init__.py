@@ -2,7 +2,7 @@
 conversion of other models, and whole models for inference."""
 
 from .gated_projection import fused_gate_projection
-from .optimize import optimize_for_inference
+from .inference import optimize_for_inference
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
 from .surgery import Report, conversion_report, convert, revert
 from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own

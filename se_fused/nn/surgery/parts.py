@@ -24,6 +24,7 @@ __all__ = [
     "conv_norm_act",
     "conv_parts",
     "gate",
+    "is_frozen_batch_norm",
     "is_nothing",
     "is_of",
     "norm_act",
@@ -90,6 +91,11 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 def _is_batch_norm_act(bn: object) -> bool:
     return is_of(bn, "timm.layers.norm_act", "BatchNormAct2d")
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Stub until the other branch is merged."""
+    return is_of(module, "torchvision.ops.misc", "FrozenBatchNorm2d") and untouched(module)
 
 
 def norm_refusal(bn: object, name: str) -> str | None:

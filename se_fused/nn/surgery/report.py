@@ -4,11 +4,14 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from .classes import Fused, is_fused, known
 
-__all__ = ["Report", "conversion_report", "refusal"]
+__all__ = ["NOTED", "Report", "conversion_report", "refusal"]
+
+NOTED = "se_fused_left"
+"""Where in an optimised model's ``meta`` stands what was left: (name, class, reason) of each module."""
 
 # Names of classes that rescale channels as the field spells them: SEModule, SE_Block, scSE, SqueezeExcite, ECALayer,
 # ChannelAttn, and SE's relatives; but not SELU, SqueezeNet or what torch itself has (MSELoss).
@@ -82,7 +85,8 @@ def conversion_report(model: nn.Module) -> Report:
         model: converted or not.
 
     Returns:
-        A :class:`Report`; a module that could be converted and has not been is left "not converted yet".
+        A :class:`Report`; a module that could be converted and has not been is left "not converted yet", a convolution
+        of an optimised model is left where a batch norm stays behind it.
     """
     converted, left, own = [], [], []
     for name, module in model.named_modules():
@@ -93,4 +97,5 @@ def conversion_report(model: nn.Module) -> Report:
         elif (reason := refusal(module)) != "":
             cls = getattr(module, "original_name", None) or _qualified(type(module))
             left.append((name, str(cls), reason or "not converted yet"))
+    left += getattr(model, "meta", {}).get(NOTED, ()) if isinstance(model, fx.GraphModule) else ()
     return Report(tuple(converted), tuple(left), tuple(own))

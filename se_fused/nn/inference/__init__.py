@@ -1,0 +1,10 @@
+"""A model made ready for inference: its graph is traced, rewritten with larger layers, and checked.
+
+``copies`` makes a model's copy that nobody watches, ``tracing`` its graph and what each node reads and writes,
+``rewriting`` puts what follows a layer into it, ``layers`` holds the layers, ``checking`` compares the result with the
+model. ``optimize`` is the public function.
+"""
+
+from .optimize import optimize_for_inference
+
+__all__ = ["optimize_for_inference"]

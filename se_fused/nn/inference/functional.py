@@ -1,0 +1,129 @@
+"""A graph's functions brought into the form that the rewriting knows: convolutions as modules, views as reshapes."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .._checks import is_plain
+from .known import CONVS
+from .tracing import storages, writes
+
+__all__ = ["merge_padding", "name_convolutions", "views_to_reshapes"]
+
+_CONVS = dict(zip((torch.conv1d, torch.conv2d, torch.conv3d), CONVS, strict=True))
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_PADS = (
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+)  # fmt: skip
+
+
+def views_to_reshapes(graph: fx.Graph) -> None:
+    """Let a view of a map be what it is in the model's own layout: ``x.view(n, -1)`` lists channel after channel, in
+    channels_last as well, where PyTorch refuses it. ``as_strided`` counts in memory, so it gets a contiguous map."""
+    names = {"view": "reshape", "view_as": "reshape_as"}
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in names:
+            shape = node.kwargs.get("size", node.kwargs.get("dtype", node.args[1] if len(node.args) > 1 else None))
+            if not isinstance(shape, torch.dtype):
+                node.target = names[node.target]
+                node.kwargs = {"shape" if k == "size" else k: v for k, v in node.kwargs.items()}
+        elif node.target in ("as_strided", torch.as_strided) and isinstance(node.args[0], fx.Node):
+            with graph.inserting_before(node):
+                ordered = graph.call_method("contiguous", (node.args[0],))
+            ordered.meta.update(node.args[0].meta, writes=frozenset())
+            node.replace_input_with(node.args[0], ordered)
+
+
+def _attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor of the model that a node stands for; None if it stands for none, or if some node writes to it."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    if any(writes(other) & storages(node) for other in gm.graph.nodes):
+        return None
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+
+
+def name_convolutions(gm: fx.GraphModule) -> list[fx.Node]:
+    """Make a module of every ``F.conv2d`` whose weight and bias are the model's own: of a subclass of ``nn.Conv2d``
+    that pads by itself, most of all.
+
+    Returns:
+        The others, whose weight is computed.
+    """
+    others = []
+    for node in list(gm.graph.nodes):
+        cls = _CONVS.get(node.target) if node.op == "call_function" else None
+        if cls is None:
+            continue
+        given = dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | node.kwargs
+        weight, bias = _attribute(gm, given.get("weight")), _attribute(gm, given.get("bias"))
+        if weight is None or (bias is None) != (given.get("bias") is None):
+            others.append(node)
+            continue
+        geometry = {name: given[name] for name in _CONV_ARGUMENTS[3:] if name in given}
+        found: list[fx.Node] = []
+        fx.node.map_arg(tuple(geometry.values()), found.append)
+        if found or not isinstance(given.get("input"), fx.Node):
+            continue
+        groups = geometry.get("groups", 1)
+        conv = cls(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), **geometry, bias=False,
+                   device="meta")  # fmt: skip
+        conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        name = str(given["weight"].target).rpartition(".")[0].replace(".", "_") or "conv"
+        while hasattr(gm, name):
+            name += "_"
+        gm.add_module(name, conv.eval())
+        with gm.graph.inserting_before(node):
+            called = gm.graph.call_module(name, (given["input"],))
+        called.meta.update(node.meta)
+        node.replace_all_uses_with(called)
+        gm.graph.erase_node(node)
+    return others
+
+
+def _zeros_around(gm: fx.GraphModule, node: Any, dims: int) -> list[int] | None:
+    """How many zeros a node puts before and behind each of the last ``dims`` sizes, if they are as many on both."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return None
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        if not is_plain(module, *_PADS) or getattr(module, "value", 0) != 0 or node.kwargs:
+            return None
+        border = module.padding
+    elif node.target is nn.functional.pad:
+        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+        if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
+            return None
+        border = given["pad"]
+    else:
+        return None
+    if not isinstance(border, list | tuple) or not all(isinstance(n, int) and n >= 0 for n in border):
+        return None
+    before, behind = list(border[::2]), list(border[1::2])
+    if before != behind or len(before) > dims:
+        return None
+    return [0] * (dims - len(before)) + before[::-1]  # F.pad begins with the last size
+
+
+def merge_padding(gm: fx.GraphModule) -> None:
+    """Leave zeros that are put around a map to the convolution behind, which needs no pass of its own for them."""
+    calls = Counter(n.target for n in gm.graph.nodes if n.op == "call_module")
+    for node in list(gm.graph.nodes):
+        conv = gm.get_submodule(node.target) if node.op == "call_module" else None
+        if conv is None or not is_plain(conv, *CONVS) or calls[node.target] > 1 or len(node.args) != 1:
+            continue
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str) or any(conv.padding):
+            continue
+        zeros = _zeros_around(gm, node.args[0], conv.weight.dim() - 2)
+        if zeros is None:
+            continue
+        pad = node.args[0]
+        conv.padding = tuple(zeros)  # type: ignore[assignment]
+        node.args = (pad.args[0],)
+        gm.graph.erase_node(pad)

@@ -1,0 +1,54 @@
+"""Which of a model's modules the layers of :mod:`.layers` stand in for."""
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .._checks import is_plain
+from ..squeeze_excite import SqueezeExcite
+from ..surgery.layers import arguments_of
+from ..surgery.parts import brought_activation, is_frozen_batch_norm, is_of, untouched
+
+__all__ = ["CONVS", "gate_of", "is_norm", "pads_same", "why_no_conv"]
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Subclasses of Conv2d that pad as TensorFlow does, by the size of the map: (file, class).
+_SAME = (("timm.layers.conv2d_same", "Conv2dSame"), ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"))
+
+
+def gate_of(module: nn.Module) -> dict[str, Any] | None:
+    """What :func:`squeeze_excite` takes from an SE layer, by name; None: it is no SE layer that the kernels know."""
+    if is_plain(module, SqueezeExcite) and module.is_fusable():
+        names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
+        return dict(zip(names, module.parameters_of_gate(), strict=True), act=module.act, gate=module.gate)
+    return arguments_of(module)
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether it is ``scale * x + shift`` by channel in inference: a batch norm with running statistics, or frozen."""
+    if module is None:
+        return False
+    if is_frozen_batch_norm(module):
+        return True
+    if not (is_plain(module, *_NORMS) or brought_activation(module) is not None):
+        return False
+    return module.running_mean is not None and module.running_var is not None
+
+
+def pads_same(module: nn.Module) -> bool:
+    """Whether a convolution's output has its input's size over the stride, rounded up (TensorFlow's "SAME")."""
+    if any(is_of(module, *name) for name in _SAME):
+        return untouched(module) and not any(module.padding)  # type: ignore[arg-type]
+    return is_plain(module, *CONVS) and module.padding == "same"
+
+
+def why_no_conv(module: nn.Module) -> str | None:
+    """Why a convolution is called as it is, without what stands behind it; None where it need not be."""
+    assert isinstance(module, _ConvNd), "the caller has looked"
+    if not untouched(module):
+        return "its forward was replaced"
+    if type(module) not in CONVS and not pads_same(module):
+        return f"{type(module).__name__} has a forward of its own"
+    return None if module.padding_mode == "zeros" else f"padding_mode={module.padding_mode!r}"

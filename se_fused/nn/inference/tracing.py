@@ -1,0 +1,276 @@
+"""A model's graph: torch.fx's nodes, each with the tensors that it gives, shares and writes for an example."""
+
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..surgery.parts import brought_activation
+from .known import gate_of, pads_same
+
+__all__ = ["Arguments", "Kind", "arguments_of_call", "first_line", "kind", "storages", "trace", "writes"]
+
+
+class Kind(NamedTuple):
+    """What a tensor is, without its values: two tensors of one kind in one storage are one tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    offset: int
+
+
+def kind(node: Any) -> Kind | None:
+    """Of the tensor that a node gives; None if it gives none, or several."""
+    found = node.meta.get("kind") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Kind) else None
+
+
+def storages(value: Any) -> frozenset[int]:
+    """Numbers of the storages that a node's tensors are in; none for what is no node."""
+    return value.meta.get("storages", frozenset()) if isinstance(value, fx.Node) else frozenset()
+
+
+def writes(node: fx.Node) -> frozenset[int]:
+    """Numbers of the storages that a node changes."""
+    written: frozenset[int] = node.meta.get("writes", frozenset())
+    return written
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line, for messages."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether an argument holds no tensor: a model may decide by it, so it is fixed."""
+    return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+class Arguments(NamedTuple):
+    """A call's arguments: by place and by name, and what names they have in the forward's signature, in that order."""
+
+    by_place: tuple[Any, ...]
+    by_name: dict[str, Any]
+    names: tuple[str, ...]
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All of them, in the order of ``names``."""
+        return (*self.by_place, *self.by_name.values())
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """By name, those without a tensor."""
+        return {name: value for name, value in zip(self.names, self.values, strict=True) if _is_constant(value)}
+
+
+def arguments_of_call(model: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Arguments:
+    """What a call of the model with these examples binds.
+
+    Args:
+        model: whose ``forward`` is asked.
+        example: the only argument, a tuple of arguments by place, or a dictionary of arguments by name.
+
+    Raises:
+        TypeError: another type.
+        ValueError: ``forward`` takes other arguments.
+    """
+    if isinstance(example, Tensor):
+        example = (example,)
+    if isinstance(example, Mapping):
+        by_place, by_name = (), dict(example)
+    elif isinstance(example, tuple):
+        by_place, by_name = example, {}
+    else:
+        raise TypeError(
+            "example_input must be a tensor, a tuple of arguments or a dictionary of arguments by name, got "
+            f"{type(example).__name__}; a model that takes one list or dictionary is given it in a tuple: (value,)"
+        )
+    if _is_constant((by_place, by_name)):
+        raise ValueError("example_input must hold at least one tensor, got none")
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*by_place, **by_name)
+    except TypeError as error:
+        raise ValueError(
+            f"model.forward{signature} cannot be called with {len(by_place) + len(by_name)} of its arguments ({error}): "
+            "give example_input=(first, second, ...) or example_input={'name': value, ...}"
+        ) from error
+    places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in places[: len(by_place)]]
+    names += [f"arg{i}" for i in range(len(names), len(by_place))]  # of *args
+    return Arguments(by_place, by_name, (*names, *by_name))
+
+
+# fx records ``x += y`` as a sum of its own, which leaves x as it was, and cannot record ``x[...] = y``.
+_IN_PLACE = {
+    f"__{name}__": (getattr(operator, name), getattr(operator, plain))
+    for name, plain in (
+        ("iadd", "add"), ("isub", "sub"), ("imul", "mul"), ("itruediv", "truediv"), ("ifloordiv", "floordiv"),
+        ("imod", "mod"), ("ipow", "pow"), ("iand", "and_"), ("ior", "or_"), ("ixor", "xor"),
+    )
+}  # fmt: skip
+
+
+class _Proxy(fx.Proxy):
+    """A value that is written to as a tensor is."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _writing(target: Any) -> Any:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name, (_target, _) in _IN_PLACE.items():
+    setattr(_Proxy, _name, _writing(_target))
+
+
+class _Tracer(fx.Tracer):
+    """Down to PyTorch's layers, SE layers, and what cannot be traced; with the arguments of one call alone.
+
+    Without ``arguments`` it is as fx's own: pickle makes one so, to trace the code of a graph that it has stored.
+    """
+
+    def __init__(self, arguments: Arguments | None = None) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self.entered: list[str] = []
+        try:
+            from timm.models import get_notrace_modules
+        except ImportError:
+            self._opaque: tuple[type[nn.Module], ...] = ()
+        else:
+            self._opaque = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = gate_of(m) is not None or brought_activation(m) is not None or pads_same(m)
+        return known or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Placeholders for the given arguments; the others keep their defaults, and are no part of the graph. What holds
+        no tensor is what it is in the example."""
+        if self.arguments is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        by_name, count = self.arguments.by_name, len(self.arguments.by_place)
+        constants = self.arguments.constants
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.arguments.names]
+        proxies = [constants.get(name, proxy) for name, proxy in zip(self.arguments.names, proxies, strict=True)]
+
+        def forward(root: nn.Module, *given: Any) -> Any:
+            return root.forward(*given[:count], **dict(zip(by_name, given[count:], strict=True)))
+
+        return forward, [self.root, *proxies]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        self.entered.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()  # left standing by an exception: it names the layer
+        return result
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; parameters made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and notes what each node gives (:func:`kind`, :func:`storages`) and :func:`writes`.
+
+    A write is known by the version counter that PyTorch keeps for every storage, whatever its spelling: ``relu_``,
+    ``+=``, ``inplace=True``, ``out=``. Only storages that are alive share a number.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self._kept: dict[int, int] = {}  # of parameters and buffers, which live on
+        self._live: dict[fx.Node, dict[int, tuple[int, Tensor]]] = {}  # by address: number, tensor
+        self._count = 0
+
+    def _tensors(self, value: Any) -> dict[int, Tensor]:
+        """By the address of their storage; those without memory are left out."""
+        found = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.layout == torch.strided and t.numel()]
+        return {t.untyped_storage().data_ptr(): t for t in found}
+
+    def run_node(self, n: fx.Node) -> Any:
+        live = {at: entry for node, held in self._live.items() if node in self.env for at, entry in held.items()}
+        versions = {at: _version(tensor) for at, (_, tensor) in live.items()}
+        result = super().run_node(n)
+        n.meta["writes"] = frozenset(live[at][0] for at, seen in versions.items() if _version(live[at][1]) != seen)
+        held: dict[int, tuple[int, Tensor]] = {}
+        for at, tensor in self._tensors(result).items():
+            number = live[at][0] if at in live else self._kept.get(at)
+            if number is None:
+                number = self._count = self._count + 1
+            if n.op == "get_attr":
+                self._kept[at] = number
+            held[at] = (number, tensor)
+        self._live[n] = held
+        self._live = {node: entries for node, entries in self._live.items() if node is n or node in self.env}
+        n.meta["storages"] = frozenset(number for number, _ in held.values())
+        if isinstance(result, Tensor):
+            stride, offset = ((), 0) if result.layout != torch.strided else (result.stride(), result.storage_offset())
+            n.meta["kind"] = Kind(result.shape, result.dtype, tuple(stride), int(offset))
+        return result
+
+
+def _free_names(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
+    """What the graph names of the model, by a name that no attribute of a GraphModule has: a layer may be ``meta``."""
+    taken = {*dir(fx.GraphModule), *nn.Module().__dict__, "meta"}
+    found: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = root
+            for part in node.target.split("."):
+                value = getattr(value, part)
+            first, dot, rest = node.target.partition(".")
+            while first in taken:
+                first += "_"
+            node.target = f"{first}{dot}{rest}"
+            found[node.target] = value
+    return found
+
+
+def trace(model: nn.Module, arguments: Arguments) -> fx.GraphModule:
+    """The model's graph for a call with these arguments, its nodes with what they give, share and write.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model.
+    """
+    tracer = _Tracer(arguments)
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # whatever the model's own forward raises on a proxy
+        where = f" in {tracer.entered[-1]} ({type(model.get_submodule(tracer.entered[-1])).__name__})" if (
+            tracer.entered
+        ) else ""  # fmt: skip
+        why = (
+            "its forward decides by values or sizes"
+            if isinstance(error, fx.proxy.TraceError)
+            else "its forward does with a tensor what torch.fx cannot record"
+        )
+        raise ValueError(
+            f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) does "
+            "without a trace"
+        ) from error
+    gm = fx.GraphModule(_free_names(graph, model), graph, f"Optimized{type(model).__name__}")
+    with torch.no_grad():
+        _Recorder(gm).run(*(v.clone() if isinstance(v, Tensor) else v for v in arguments.values))
+    plain = dict(_IN_PLACE.values())
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in plain and kind(node) is None:
+            node.target = plain[node.target]  # of numbers, such as sizes, which are not written to
+    return gm
