@@ -231,3 +231,18 @@ def test_report_says_what_a_tail_is():
     assert described(attn_layer="se", act_layer=nn.ELU) == "BN + SE + add + [ELU]"
     assert described(attn_layer="gc") == "BN, [GlobalContext] + act"
     assert described(attn_layer="eca", act_layer=nn.SiLU) == "BN, gate + add + act"
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", [n for n, (_, _, dims) in BLOCKS.items() if dims == 2])
+def test_blocks_keep_the_memory_format(name, training):
+    """Strides are the plain block's for both orders of x: a head that views the map works, or is refused, as before."""
+    plain = BLOCKS[name][0]().train(training)
+    fused = se_fused.convert(copy.deepcopy(plain))
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = batch(3, 16).contiguous(memory_format=order)
+        for wanted in (True, False):
+            with torch.set_grad_enabled(wanted):
+                ours, theirs = fused(x), plain(x)
+            assert ours.stride() == theirs.stride()
+            assert ours.is_contiguous(memory_format=order)

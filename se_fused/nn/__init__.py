@@ -4,11 +4,12 @@ conversion of other models, and whole models for inference."""
 from .gated_projection import fused_gate_projection
 from .inference import optimize_for_inference
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
-from .surgery import Report, conversion_report, convert, revert
+from .surgery import Fused, Report, conversion_report, convert, revert
 from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
 
 __all__ = [
     "DropPath",
+    "Fused",
     "Report",
     "SqueezeExcite",
     "activation_name",

@@ -6,18 +6,17 @@ where not, they are called as modules and the result is the same. No state moves
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F_se
 from ..backends import find, forced
-from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
+from ..reference import ACTIVATIONS, GATES
 from ._checks import is_plain
-from .squeeze_excite import SqueezeExcite, activation_name
-from .tail import _is_fusable, _step
+from .known import out_activation, untouched
+from .norms import brought_activation, is_fusable, promoted, take
+from .squeeze_excite import SqueezeExcite
 
 __all__ = ["fused_gate_projection"]
 
@@ -35,34 +34,11 @@ def _name(module: nn.Module) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def _calls_forward_alone(module: nn.Module) -> bool:
-    return is_plain(module, type(module))
-
-
-def _out_act(module: nn.Module | None) -> str | None:
-    """The name in OUT_ACTIVATIONS of what ``module`` computes; None: no kernel has it, or it must be called."""
-    if module is None:
-        return "none"
-    if not _calls_forward_alone(module):
-        return None
-    try:
-        name = activation_name(module)
-    except ValueError:
-        return None
-    name = "none" if name == "identity" else name
-    return name if name in OUT_ACTIVATIONS else None
-
-
-def _norm_and_activation(bn: nn.Module, act: nn.Module | None, x: Tensor) -> tuple[_BatchNorm, str] | None:
-    """Batch norm and the activation's name; None where one of the modules must be called."""
-    if _name(bn) == ("timm.layers.norm_act", "BatchNormAct2d") and act is None:
-        inner, drop = bn.act, bn.drop
-        name = _out_act(inner) if isinstance(inner, nn.Module) else None
-        if name is None or not isinstance(bn, _BatchNorm) or not _calls_forward_alone(bn):
-            return None
-        return (bn, name) if isinstance(drop, nn.Module) and is_plain(drop, nn.Identity) else None
-    name = _out_act(act)
-    return (bn, name) if name is not None and _is_fusable(bn, x) else None
+def _activation_behind(bn: nn.Module, act: nn.Module | None, x: Tensor) -> str | None:
+    """The activation's name, of ``act`` or of what bn has inside; None where one of the modules must be called."""
+    if not is_fusable(bn, x):
+        return brought_activation(bn) if act is None else None
+    return out_activation(act)
 
 
 def _gate_of(se: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -71,7 +47,7 @@ def _gate_of(se: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if is_plain(se, SqueezeExcite):
         return lambda mean: GATES[se.gate](se.fc2(ACTIVATIONS[se.act](se.fc1(mean))))
     names = _LAYERS.get(_name(se))
-    if names is None or not _calls_forward_alone(se) or getattr(se, "add_maxpool", False):
+    if names is None or not untouched(se) or getattr(se, "add_maxpool", False):
         return None
     pool = getattr(se, "avgpool", None)
     if pool is not None and not (is_plain(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1))):
@@ -114,7 +90,8 @@ def fused_gate_projection(
 
     Fused: :func:`se_fused.functional.batch_norm_act_squeeze`, the gate's layers on (N, C), and
     :func:`se_fused.functional.gated_conv1x1`. That needs ``bn`` to be exactly an ``nn.BatchNorm2d`` (or an
-    ``nn.SyncBatchNorm`` with nothing to synchronise), or timm's ``BatchNormAct2d``; the activation one of
+    ``nn.SyncBatchNorm`` with nothing to synchronise), timm's ``BatchNormAct2d``, or a frozen one of torchvision or
+    timm; the activation one of
     ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite`, timm's ``SEModule`` or EfficientNet's
     ``SqueezeExcite``, or torchvision's ``SqueezeExcitation``, all without hooks. Where ``se`` is another module or has
     hooks, batch norm and activation are one call, and ``se`` is called; otherwise, and for small maps where that was
@@ -134,20 +111,17 @@ def fused_gate_projection(
     Returns:
         What ``projection`` returns: (N, D, H, W) of a 1x1 convolution.
     """
-    found, gate = _norm_and_activation(bn, act, x) if x.dim() == 4 else None, _gate_of(se)
-    if found is None or _modules_are_faster(x):
+    name, gate = _activation_behind(bn, act, x) if x.dim() == 4 else None, _gate_of(se)
+    if name is None or _modules_are_faster(x):
         y = bn(x) if act is None else act(bn(x))
         out: Tensor = projection(se(y))
         return out
-    norm, name = found
-    norm._check_input_dim(x)
-    mean, var, training, momentum = _step(norm)
-    given = (x, mean, var, norm.weight, norm.bias)
-    settings: dict[str, Any] = dict(training=training, momentum=momentum, eps=norm.eps, out_act=name)
+    x, own = promoted(bn, x)
+    tensors, settings = take(bn, x)
     if gate is None:
-        out = projection(se(F_se.batch_norm_act(*given, **settings)))
+        out = projection(se(F_se.batch_norm_act(x, *tensors, **settings, out_act=name, inplace=own)))
         return out
-    y, squeezed = F_se.batch_norm_act_squeeze(*given, **settings)
+    y, squeezed = F_se.batch_norm_act_squeeze(x, *tensors, **settings, out_act=name)
     factor = gate(squeezed.to(y.dtype)[:, :, None, None])
     if isinstance(projection, nn.Conv2d) and _is_projection(projection):
         if torch.is_autocast_enabled(y.device.type) or projection.weight.dtype == y.dtype:

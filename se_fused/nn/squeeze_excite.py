@@ -92,10 +92,11 @@ def gate_name(layer: Layer, argument: str = "gate_layer") -> str:
 def close_block(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_scale: Tensor | None) -> Tensor:
     """``out_act(u · drop_path_scale + residual)`` in plain PyTorch, for the paths that no kernel takes.
 
-    Shapes: u and residual (N, C, *spatial), drop_path_scale (N,). Returns u's shape.
+    Shapes: u and residual (N, C, *spatial), drop_path_scale (N,). Returns u's shape. u may be a proxy of torch.fx: it
+    has no number of dimensions to compute with.
     """
     if drop_path_scale is not None:
-        u = u * drop_path_scale.to(u.dtype).reshape(-1, *(1,) * (u.dim() - 1))
+        u = (u.movedim(0, -1) * drop_path_scale.to(u.dtype)).movedim(-1, 0)
     if residual is not None:
         u = u + residual
     return OUT_ACTIVATIONS[out_act or "none"](u)
@@ -200,14 +201,15 @@ class SqueezeExcite(nn.Module):
         Returns:
             (N, C, *spatial), x's dtype and memory format.
         """
-        if self.is_fusable():
+        if isinstance(x, Tensor) and self.is_fusable():  # a proxy of torch.fx traces the layers
             return F_se.squeeze_excite(
                 x, *self.parameters_of_gate(), residual,
                 act=self.act, gate=self.gate, out_act=out_act, drop_path_scale=drop_path_scale,
             )  # fmt: skip
         squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), what fc1 takes as a convolution
-        factor = GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(squeezed))))  # (N, C, 1, 1)
-        return close_block(x * factor.reshape(*x.shape[:2], *(1,) * (x.dim() - 2)), residual, out_act, drop_path_scale)
+        factor = GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(squeezed)))).flatten(1)  # (N, C)
+        rescaled = (x.movedim((0, 1), (-2, -1)) * factor).movedim((-2, -1), (0, 1))
+        return close_block(rescaled, residual, out_act, drop_path_scale)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, fc in (("fc1", self.fc1), ("fc2", self.fc2)):

@@ -7,13 +7,12 @@ called as modules and the result is the same. No state moves: state_dict, hooks 
 
 from typing import TypeGuard
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import functional as F_se
 from ._checks import check_rate, is_plain
+from .norms import is_fusable, promoted, take
 from .squeeze_excite import SqueezeExcite, close_block
 
 __all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_tail", "is_own"]
@@ -69,44 +68,8 @@ class DropPath(nn.Module):
         return f"drop_prob={self.drop_prob:.3f}"
 
 
-def _synchronises(bn: nn.SyncBatchNorm) -> bool:
-    """Whether calling bn would gather the statistics of other processes."""
-    if not (bn.training and dist.is_available() and dist.is_initialized()):
-        return False
-    return dist.get_world_size(bn.process_group or dist.group.WORLD) > 1
-
-
-def _is_fusable(bn: nn.Module, x: Tensor) -> TypeGuard[_BatchNorm]:
-    if x.dim() < 3:  # BatchNorm1d on (N, C): there is no space to stream over
-        return False
-    if is_plain(bn, nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm3d):
-        return True
-    return is_plain(bn, nn.SyncBatchNorm) and not _synchronises(bn)
-
-
 def _is_fusable_se(se: nn.Module) -> TypeGuard[SqueezeExcite]:
     return is_plain(se, SqueezeExcite) and se.is_fusable()
-
-
-def _step(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
-    """What ``bn.forward`` does before its arithmetic: counts the batch, resolves its settings.
-
-    Returns:
-        running_mean (C,), running_var (C,), whether the batch's statistics normalise it, and the momentum.
-    """
-    momentum = 0.0 if bn.momentum is None else bn.momentum
-    mean, var = bn.running_mean, bn.running_var
-    if not bn.training:
-        return mean, var, mean is None and var is None, momentum
-    if not bn.track_running_stats:
-        return None, None, True, momentum
-    count = bn.num_batches_tracked
-    if count is not None:
-        count.add_(1)
-        if bn.momentum is None:
-            # The cumulative average needs the count as a number: a synchronisation, as in nn.BatchNorm2d itself.
-            momentum = 1.0 / float(count)
-    return mean, var, True, momentum
 
 
 def fused_tail(
@@ -121,10 +84,10 @@ def fused_tail(
     """``out_act(drop_path(se(bn(x))) + residual)``, fused where the modules allow.
 
     One functional call if ``bn`` is exactly an ``nn.BatchNorm{1,2,3}d`` (or an ``nn.SyncBatchNorm`` with nothing to
-    synchronise), ``se`` a :class:`SqueezeExcite` or None, and ``drop_path`` a :class:`DropPath` or None, all without
-    hooks. Otherwise the modules are called and as much as possible of what follows them is fused: for an
-    ``nn.SyncBatchNorm`` in training on several processes, bn is called, then SE, addition and activation are one
-    call; without SE they are plain PyTorch. Correct everywhere, fused not everywhere.
+    synchronise, or torchvision's ``FrozenBatchNorm2d``), ``se`` a :class:`SqueezeExcite` or None, and ``drop_path`` a
+    :class:`DropPath` or None, all without hooks. Otherwise the modules are called and as much as possible of what
+    follows them is fused: for an ``nn.SyncBatchNorm`` in training on several processes, bn is called, then SE, addition
+    and activation are one call; without SE they are plain PyTorch. Correct everywhere, fused not everywhere.
 
     Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would.
 
@@ -143,25 +106,22 @@ def fused_tail(
     if not (
         isinstance(x, Tensor)  # a proxy of torch.fx traces the modules
         and bn is not None
-        and _is_fusable(bn, x)
+        and is_fusable(bn, x)
         and (se is None or _is_fusable_se(se))
         and (drop_path is None or is_plain(drop_path, DropPath))
     ):
         return _unfused_tail(bn, se, x, residual, out_act, drop_path)
 
-    bn._check_input_dim(x)
-    mean, var, training, momentum = _step(bn)
+    x, inplace = promoted(bn, x, inplace)
+    tensors, settings = take(bn, x)
     scale = None if drop_path is None else drop_path.scale(x)
     if se is None:
         return F_se.batch_norm_act(
-            x, mean, var, bn.weight, bn.bias, residual,
-            training=training, momentum=momentum, eps=bn.eps, out_act=out_act, drop_path_scale=scale,
-            inplace=inplace,
-        )  # fmt: skip
+            x, *tensors, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=inplace
+        )
     return F_se.batch_norm_squeeze_excite(
-        x, mean, var, bn.weight, bn.bias, *se.parameters_of_gate(), residual,
-        training=training, momentum=momentum, eps=bn.eps, act=se.act, gate=se.gate,
-        out_act=out_act, drop_path_scale=scale, inplace=inplace,
+        x, *tensors, *se.parameters_of_gate(), residual, **settings, act=se.act, gate=se.gate, out_act=out_act,
+        drop_path_scale=scale, inplace=inplace,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from . import blocks_monai, blocks_projection, blocks_timm, blocks_torchvision, 
 from .classes import Fused, fused_class, is_fused
 from .report import Report, conversion_report, is_own, refusal
 
-__all__ = ["Report", "conversion_report", "convert", "revert"]
+__all__ = ["Fused", "Report", "conversion_report", "convert", "revert"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +34,11 @@ def convert(model: M, *, verbose: bool = False) -> M:
     mode stay what they are, the answer up to rounding. ``torch.save``, ``copy.deepcopy``, DDP and ``torch.compile``
     work as before; a block or layer that somebody watches with hooks, or one of whose parts was replaced, calls that
     part as a module. Calling it twice is harmless. What is not known stays as it is.
+
+    torch.fx (``symbolic_trace``, torchvision's ``create_feature_extractor``) records the plain layers of a converted
+    model, under the node names that they have in a plain one: a traced model is right, and no faster than before.
+    Blocks in the graph keep the kernels as leaf modules, ``tracer_kwargs={"leaf_modules": [se_fused.nn.Fused]}``; what
+    lies inside them has no nodes then. Forward hooks and timm's ``features_only=True`` trace nothing.
 
     Args:
         model: a model or a layer; wrapped in DDP, FSDP or ``torch.compile`` too, whose insides are converted.

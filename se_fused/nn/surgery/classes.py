@@ -46,7 +46,11 @@ def register(handler: Handler, *names: str) -> None:
 
 
 class Fused(nn.Module):
-    """First base of every class that :func:`fused_class` makes; an instance is a converted module."""
+    """The base of every converted module.
+
+    A tracer of torch.fx that has it among its leaf modules records a call of the whole module, which runs the kernels;
+    otherwise it records the layers inside, which are plain PyTorch.
+    """
 
     original: ClassVar[type[nn.Module]]
     handler: ClassVar[Handler]

@@ -71,6 +71,8 @@ def refusal(module: nn.Module) -> str | None:
         return handler
     if handler is None:
         inside = any(known(type(child)) is not None for child in module.modules())
+        if isinstance(module, torch.fx.GraphModule) and not inside and not any(map(is_own, module.modules())):
+            return "torch.fx has traced through its blocks: convert before that, with leaf_modules=[se_fused.nn.Fused]"
         unknown = not inside and not cls.__module__.startswith("torch.") and _TELLING.search(cls.__name__)
         return "not a class that se_fused knows" if unknown else ""
     if "forward" in module.__dict__:

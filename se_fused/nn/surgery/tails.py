@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ... import functional as F_se
+from ..norms import normalisation, promoted, take
 from ..squeeze_excite import close_block
-from ..tail import _step
 from .classes import Fused
 from .layers import arguments_of, factor_of
-from .parts import batch_norm, norm_refusal, normalisation, out_activation, path_scale
+from .parts import batch_norm, norm_refusal, out_activation, path_scale
 
 __all__ = ["describe_tail", "tail"]
 
@@ -46,6 +45,8 @@ def tail(
     arguments = None if se is None else arguments_of(se)
     if bn is not None and normalisation(bn, x) != "none":
         x, bn, own = bn(x), None, False
+    elif bn is not None:
+        x, own = promoted(bn, x, own)  # what follows goes by the dtype of bn(x)
     factor = None
     if se is not None and arguments is None:
         if bn is not None:
@@ -86,11 +87,9 @@ def _fused(
         return F_se.squeeze_excite(
             x, residual=residual, out_act=out_act, drop_path_scale=scale, inplace=own, **arguments
         )
-    assert isinstance(bn, _BatchNorm)
-    bn._check_input_dim(x)
-    mean, var, training, momentum = _step(bn)
+    (mean, var, weight, bias), settings = take(bn, x)
     return F_se.batch_norm_squeeze_excite(
-        x, mean, var, bn.weight, bn.bias, residual=residual, training=training, momentum=momentum, eps=bn.eps,
+        x, mean, var, weight, bias, residual=residual, **settings,
         out_act=out_act, drop_path_scale=scale, inplace=own, **arguments,
     )  # fmt: skip
 
