@@ -94,6 +94,17 @@ def test_what_stands_beside_the_weights_is_not_unpickled(zipped: bool, tmp_path:
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
+def test_a_state_dict_of_a_class_of_its_own(tmp_path: Path) -> None:
+    """A dict of another class, such as defaultdict or yacs' CfgNode, is read as the dict that it is."""
+    theirs = made(lambda: SEResNet18(5, **NARROW))
+    shared = collections.defaultdict(list, theirs.state_dict())
+    for content in (shared, {"model": shared}, Settings(model=Settings(theirs.state_dict()), epoch=3)):
+        torch.save(content, tmp_path / "a.pth")
+        model = SEResNet18(5, **NARROW).double()
+        load_pretrained(model, tmp_path / "a.pth")
+        assert torch.equal(model.conv1.weight, theirs.conv1.weight)
+
+
 def test_weights_that_are_no_tensors_are_named(tmp_path: Path) -> None:
     state: dict[str, Any] = dict(SEResNet18(5).state_dict())
     state["fc.bias"] = np.zeros(5)

@@ -19,6 +19,10 @@ from se_fused.models import SEResNet, SEResNet18
 from se_fused.models.se_resnet import Bottleneck
 
 
+def small(classes: int, name: str = "seresnet18") -> nn.Module:
+    return create_model(name, num_classes=classes, channels=(16, 16, 16, 16), stem_channels=16)
+
+
 def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{key}": value for key, value in state.items()}
 
@@ -71,7 +75,8 @@ def test_the_prefix_is_found_and_the_rest_is_named(zoo: str, tmp_path: Path) -> 
     rest = {"criterion.pos_weight": torch.ones(5), "val_auc.preds": torch.zeros(7), "val_auc.seen": [torch.zeros(2)]}
     with torch.no_grad():
         wanted = theirs(images())
-    for prefix in PREFIXES:
+    # Each zoo has marks that `backbone.` could hide; the rest is the same for all.
+    for prefix in PREFIXES if zoo == "timm" else ("model.", "backbone."):
         torch.save(lightning({**under(prefix, theirs.state_dict()), **rest}), tmp_path / "a.ckpt")
         model = ours().double().eval()
         report = load_pretrained(model, tmp_path / "a.ckpt")
@@ -84,7 +89,7 @@ def test_the_prefix_is_found_and_the_rest_is_named(zoo: str, tmp_path: Path) -> 
 
 def test_wrappers_inside_a_model(tmp_path: Path) -> None:
     """torch.compile, FSDP and activation checkpointing around parts of a model leave names in the middle of keys."""
-    theirs = made(lambda: SEResNet18(5))
+    theirs = made(lambda: small(5))
     state = {
         key.replace("layer1.", "layer1._orig_mod.")
         .replace("layer2.0.", "layer2.0._checkpoint_wrapped_module.")
@@ -92,14 +97,14 @@ def test_wrappers_inside_a_model(tmp_path: Path) -> None:
         for key, value in theirs.state_dict().items()
     }
     torch.save(state, tmp_path / "a.pth")
-    model = SEResNet18(5).double()
+    model = small(5).double()
     load_pretrained(model, tmp_path / "a.pth")
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_two_prefixes_that_fit_are_asked_about(tmp_path: Path) -> None:
-    first, second = (made(lambda: SEResNet18(5), seed) for seed in (1, 2))
-    model = SEResNet18(5).double()
+    first, second = (made(lambda: small(5), seed) for seed in (1, 2))
+    model = small(5).double()
     for one, other in (("student.", "teacher."), ("model.", "ema_model.module."), ("model.", "ema.module.")):
         state = {**under(one, first.state_dict()), **under(other, second.state_dict()), "n_averaged": torch.tensor(4)}
         torch.save(lightning(state), tmp_path / "a.ckpt")
@@ -118,28 +123,65 @@ def test_two_prefixes_that_fit_are_asked_about(tmp_path: Path) -> None:
 
 def test_nothing_is_asked_where_one_of_two_fits(tmp_path: Path) -> None:
     """A teacher of more blocks has all the names of its student; the same weights twice are no question."""
-    student, teacher = made(lambda: SEResNet18(5)), made(lambda: create_model("seresnet34", num_classes=5))
+    student, teacher = (
+        made(lambda: small(5)),
+        made(lambda: small(5, "seresnet34")),
+    )
     state = {**under("teacher.", teacher.state_dict()), **under("student.", student.state_dict())}
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
-    for net, wanted in ((SEResNet18(5), student), (create_model("seresnet34", num_classes=5), teacher)):
+    for net, wanted in (
+        (small(5), student),
+        (small(5, "seresnet34"), teacher),
+    ):
         load_pretrained(net.double(), tmp_path / "a.ckpt")
         assert torch.equal(net.layer1[1].conv2.weight, wanted.layer1[1].conv2.weight)
     twice = {**under("model.", student.state_dict()), **under("loss.model.", student.state_dict())}
     torch.save({"state_dict": twice}, tmp_path / "b.ckpt")
-    report = load_pretrained(SEResNet18(5), tmp_path / "b.ckpt")
+    report = load_pretrained(small(5), tmp_path / "b.ckpt")
     assert "prefix 'model.' stripped" in str(report)
-    other = {**under("student.", student.state_dict()), **under("teacher.", made(lambda: SEResNet18(7)).state_dict())}
+    other = {
+        **under("student.", student.state_dict()),
+        **under("teacher.", made(lambda: small(7)).state_dict()),
+    }
     torch.save({"state_dict": other}, tmp_path / "c.ckpt")
-    load_pretrained(SEResNet18(5), tmp_path / "c.ckpt")
-    refused(SEResNet18(9), tmp_path / "c.ckpt", "under more than one prefix: .*prefix='student.' or prefix='teacher.'")
-    refused(SEResNet18(9), tmp_path / "c.ckpt", "teacher.fc.weight is .*num_classes=7", prefix="teacher.")
+    load_pretrained(small(5), tmp_path / "c.ckpt")
+    refused(
+        small(9),
+        tmp_path / "c.ckpt",
+        "under more than one prefix: .*prefix='student.' or prefix='teacher.'",
+    )
+    refused(small(9), tmp_path / "c.ckpt", "teacher.fc.weight is .*num_classes=7", prefix="teacher.")
+
+
+def test_a_copy_inside_the_model_is_asked_about_too(tmp_path: Path) -> None:
+    """A module that is the network itself and keeps an average as an attribute: the average has the only prefix."""
+    first, second = (made(lambda: small(5), seed) for seed in (1, 2))
+    model = small(5).double()
+    for one, other in (("", "ema."), ("model.", "model.ema.module.")):
+        state = {**under(one, first.state_dict()), **under(other, second.state_dict())}
+        torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+        refused(
+            model,
+            tmp_path / "a.ckpt",
+            rf"under more than one prefix: say which with prefix='{one}' or prefix='{other}'$",
+        )
+        for prefix, wanted in ((one, first), (other, second)):
+            report = load_pretrained(model, tmp_path / "a.ckpt", prefix=prefix)
+            assert torch.equal(model.conv1.weight, wanted.conv1.weight)
+            assert len(report.ignored) == len(first.state_dict())
+        assert set(load_pretrained(model, tmp_path / "a.ckpt", prefix=one).ignored.values()) == {
+            f"a copy of the model under the prefix {other!r}"
+        }
+        state[f"{one}more.weight"] = torch.zeros(1)
+        torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+        refused(model, tmp_path / "a.ckpt", rf"1 not in the model: {one}more\.weight\.", prefix=one)
 
 
 def test_an_encoder_alone(tmp_path: Path) -> None:
     """segmentation_models.pytorch: no classifier, and a decoder beside the encoder."""
-    theirs = made(lambda: timm.create_model("seresnet18", num_classes=0))
+    theirs = made(lambda: small(0))
     rest = {"decoder.blocks.0.conv1.weight": torch.zeros(4), "segmentation_head.0.weight": torch.zeros(2)}
-    model = SEResNet18(5).double()
+    model = small(5).double()
     for prefix in ("encoder.", "model.encoder."):
         torch.save({"state_dict": {**under(prefix, theirs.state_dict()), **rest}}, tmp_path / "a.ckpt")
         message = refused(model, tmp_path / "a.ckpt", r"2 missing in the file: fc\.weight, fc\.bias\. To do: ")
@@ -167,7 +209,7 @@ def test_backbone_may_be_mmpretrains(tmp_path: Path) -> None:
 
 def test_entries(tmp_path: Path) -> None:
     """timm's and torchvision's scripts, MONAI, fastai, mmengine: the entry with the model's keys is found."""
-    first, second = (made(lambda: SEResNet18(5), seed) for seed in (1, 2))
+    first, second = (made(lambda: small(5), seed) for seed in (1, 2))
     state, other = first.state_dict(), second.state_dict()
     optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}
     averaged = {"n_averaged": torch.tensor(4), **under("module.", other)}
@@ -178,7 +220,7 @@ def test_entries(tmp_path: Path) -> None:
         "weights": {"weights": state, "epoch": 1},
         "classifier": {"generator": {"conv.weight": torch.zeros(2)}, "classifier": under("module.", state)},
     }
-    model = SEResNet18(5).double()
+    model = small(5).double()
     for entry, content in alone.items():
         torch.save(content, tmp_path / "a.pth")
         assert f"from its entry {entry!r}" in str(load_pretrained(model, tmp_path / "a.pth"))
@@ -205,10 +247,10 @@ def test_entries(tmp_path: Path) -> None:
 
 
 def test_counters_of_thop_are_left_out(tmp_path: Path) -> None:
-    theirs = made(lambda: SEResNet18(5))
+    theirs = made(lambda: small(5))
     state = copy.deepcopy(theirs.state_dict())
     state |= {"total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)}
     torch.save(state, tmp_path / "a.pth")
-    report = load_pretrained(SEResNet18(5), tmp_path / "a.pth")
+    report = load_pretrained(small(5), tmp_path / "a.pth")
     assert set(report.ignored) == {"total_ops", "layer1.0.conv1.total_params"}
     assert "counts of thop" in str(report)

@@ -16,7 +16,7 @@ import torch
 
 from ._listing import listed, shortened
 
-__all__ = ["kind", "module_remedy", "read_file"]
+__all__ = ["as_dict", "kind", "module_remedy", "read_file"]
 
 _AGAIN = "download or copy it again"
 _PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
@@ -42,13 +42,17 @@ class _Kind(type):
 
 
 class _StandIn(list[Any], metaclass=_Kind):
-    """An object that is not unpickled: it takes whatever it is given and keeps nothing.
+    """An object that is not unpickled: it takes whatever it is given, and keeps the items of a dict alone.
 
     A list, because torch appends to no class that is none.
     """
 
+    held: dict[Any, Any]
+
     def __new__(cls, *args: object, **options: object) -> "_StandIn":
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        made.held = {}
+        return made
 
     def __init__(self, *args: object, **options: object) -> None:
         pass
@@ -56,8 +60,8 @@ class _StandIn(list[Any], metaclass=_Kind):
     def __setstate__(self, state: object) -> None:
         pass
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
+    def __setitem__(self, key: Any, value: object) -> None:
+        self.held[key] = value
 
     def append(self, item: object) -> None:
         pass
@@ -68,6 +72,11 @@ class _StandIn(list[Any], metaclass=_Kind):
     # Objects in sets and keys of dicts: each is itself.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def as_dict(value: object) -> object:
+    """A dict of a class of its own as a plain one; anything else as it is."""
+    return value.held if isinstance(value, _StandIn) and value.held else value
 
 
 def kind(value: object) -> str:
@@ -186,14 +195,16 @@ def _read_torch(path: str, pickled: bytes) -> tuple[Any, list[str]]:
             what = f"was saved with pickle_protocol={pickled[1]}, which cannot be read safely; {_remedy(path)}"
         elif "Only persistent_load of storage" in told:
             what = f"holds a pickled module, not a state_dict; {module_remedy(path)}"
-        elif not isinstance(error, pickle.UnpicklingError) and ("Reader" in told or not zipfile.is_zipfile(path)):
+        elif not isinstance(error, pickle.UnpicklingError | TypeError) and (
+            "Reader" in told or not zipfile.is_zipfile(path)
+        ):
             what = f"is damaged or cut off after {os.path.getsize(path)} bytes: {_AGAIN}"
         else:
             reason = re.search(r"WeightsUnpickler error:\s*([^\n]*)", told)
             why = (reason.group(1) if reason else told)[:100]
             what = f"needs more than tensors to be read ({' '.join(why.split())}); {_remedy(path)}"
         raise ValueError(f"{path} {what}") from None
-    return content, [f"not unpickled: {listed(map(shortened, sorted(stand_ins)))}"] if stand_ins else []
+    return as_dict(content), [f"not unpickled: {listed(map(shortened, sorted(stand_ins)))}"] if stand_ins else []
 
 
 def read_file(path: str) -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._files import kind, module_remedy
+from ._files import as_dict, kind, module_remedy
 from ._listing import listed, shortened
 from ._zoos import detect, rename
 
@@ -71,8 +71,8 @@ def state_dicts(path: str, content: object, entry: str | None) -> dict[str | Non
     assert isinstance(content, Mapping)
     found: dict[str | None, dict[str, Any]] = {
         key: {str(k): v for k, v in value.items()}
-        for key, value in content.items()
-        if isinstance(key, str) and _is_state_dict(value)
+        for key, value in ((key, as_dict(value)) for key, value in content.items())
+        if isinstance(key, str) and isinstance(value, Mapping) and _is_state_dict(value)
     }
     if entry is not None:
         if entry not in found:
@@ -124,7 +124,7 @@ def check_prefix(path: str, states: Mapping[str | None, dict[str, Any]], prefix:
 
 
 def places(
-    states: Mapping[str | None, dict[str, Any]], wanted: set[str], source: str | None, prefix: str | None
+    states: Mapping[str | None, dict[str, Any]], wanted: set[str], source: str | None, prefix: str | None = None
 ) -> list[Place]:
     """Where the model may be: each place with all of the wanted keys, or, without one, the place with most of them.
 

@@ -130,10 +130,14 @@ def _adapted(weight: Tensor, in_chans: int) -> Tensor:
     return (weight.float()[:, turns] * (weight.shape[1] / in_chans)).to(weight.dtype)
 
 
-def _fit(model: ImageClassifier, state: dict[str, Any], place: Place, skip: bool, adapt: bool) -> _Fit:
-    """The weights at a place, compared with the model's."""
+def _fit(
+    model: ImageClassifier, state: dict[str, Any], place: Place, copies: list[str], skip: bool, adapt: bool
+) -> _Fit:
+    """The weights at a place, compared with the model's; ``copies``: prefixes under which the whole model is again."""
     last, stem = f"{model.classifier_name}.", model.stem_weight
     ignored = {key: f"not under the prefix {place.prefix!r}" for key in state if key not in place.ours}
+    for copy in copies:
+        ignored |= {key: f"a copy of the model under the prefix {copy!r}" for key in place.ours if key.startswith(copy)}
     # Known by name wherever they stand.
     ignored |= {key: why for pattern, why in _IGNORED.items() for key in state if re.search(pattern, key)}
     ours = {key: own for key, own in place.ours.items() if key not in ignored}
@@ -170,7 +174,7 @@ def _same(fits: list[_Fit]) -> bool:
     first = fits[0].weights
     return all(
         fit.weights.keys() == first.keys()
-        and all(first[key] is value or torch.equal(first[key], value) for key, value in fit.weights.items())
+        and all(first[k].dtype == v.dtype and torch.equal(first[k], v) for k, v in fit.weights.items())
         for fit in fits[1:]
     )
 
@@ -282,10 +286,18 @@ def load_pretrained(
         for key in model.state_dict()
         if not (key.endswith(".num_batches_tracked") or key == MARK or (skip_classifier and key.startswith(last)))
     }
-    fits = [
-        _fit(model, states[place.entry], place, skip_classifier, adapt_in_chans)
-        for place in places(states, names, source, prefix)
-    ]
+    found = places(states, names, source)
+    fits = []
+    for place in found if prefix is None else places(states, names, source, prefix):
+        copies = [
+            other.prefix
+            for other in found
+            if other.whole(names)
+            and other.entry == place.entry
+            and other.prefix != place.prefix
+            and other.prefix.startswith(place.prefix)
+        ]
+        fits.append(_fit(model, states[place.entry], place, copies, skip_classifier, adapt_in_chans))
     fit = _one(path, fits)
     place = fit.place
     title = ZOOS[_source(path, model, place, source, style)].title
