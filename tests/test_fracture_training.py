@@ -260,6 +260,23 @@ def test_checkpoint_of_three_channels(tmp_path):
             build_model(bad.model, 4)
 
 
+def test_what_a_checkpoint_leaves_open_is_answered_in_the_configuration(tmp_path):
+    options = SETTINGS["model.options"]
+    first, second = (se_fused.create_model("seresnet18", num_classes=4, in_chans=1, **options) for _ in range(2))
+    torch.save({"state_dict": first.state_dict(), "state_dict_ema": second.state_dict()}, tmp_path / "given.pt")
+    settings = {"model.name": "seresnet18", "model.options": options, "model.checkpoint": str(tmp_path / "given.pt")}
+    config = Config().with_values(settings)
+    with pytest.raises(
+        InputError, match=r"entry='state_dict_ema'; answer with model.checkpoint_options: {entry: \.\.\.}$"
+    ):
+        build_model(config.model, 4)
+    answered = config.with_values({"model.checkpoint_options": {"entry": "state_dict_ema"}}).check()
+    model, _ = build_model(answered.model, 4)
+    assert torch.equal(model.conv1.weight, second.conv1.weight)
+    with pytest.raises(InputError, match=r"model.checkpoint_options may hold source, style, entry, prefix; got entri"):
+        config.with_values({"model.checkpoint_options": {"entri": "state_dict"}}).check()
+
+
 # ---- what is refused
 def test_bad_model_option_is_said_before_decoding(manifest, tmp_path):
     config = small_config(manifest, tmp_path / "run", model__options={"chanels": [8]})

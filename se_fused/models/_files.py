@@ -1,96 +1,239 @@
-"""Files of tensors: .safetensors, and what ``torch.save`` wrote, read without unpickling anything else."""
+"""Files of tensors: .safetensors, and what ``torch.save`` wrote, read without unpickling anything but tensors.
 
-import argparse
+Training scripts save more than weights: numbers of numpy, arguments, paths, whole configurations. ``torch.load`` with
+``weights_only=True`` refuses such a file. Here each class and function that it names is exchanged by a stand-in, an
+empty object of ours, so that the tensors can be read and nothing of the file is imported or called.
+"""
+
+import os
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+import zipfile
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["read_state_dict"]
+from ._listing import listed, shortened
 
-_ENTRIES = (
-    "state_dict", "model", "model_state_dict", "model_state", "net",
-    "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict",
-)  # fmt: skip
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+__all__ = ["as_dict", "kind", "module_remedy", "read_file"]
+
+_AGAIN = "download or copy it again"
+_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
+# What the file begins with, and what is said.
+_SIGNATURES = {
+    b"version https://git-lfs": "is a pointer of git-lfs, not the weights: run `git lfs pull` in its repository",
+    b"\x1f\x8b": "is compressed with gzip: unpack it",
+    b"\x89HDF": "is an HDF5 file, which torch does not read: give a checkpoint saved by PyTorch",
+}
+# The number that begins files of torch.save before its zip format.
+_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."
+_LARGEST_HEADER = 100_000_000
+"""Of safetensors, in bytes; its own reader refuses more."""
 
 
-def _read(path: str) -> Any:
-    if path.endswith(".safetensors"):
+class _Kind(type):
+    """The class of stand-ins. They equal ``dict``: torch sets items of no other class than dict and its own."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is dict
+
+    __hash__ = type.__hash__
+
+
+class _StandIn(list[Any], metaclass=_Kind):
+    """An object that is not unpickled: it takes whatever it is given, and keeps the items of a dict alone.
+
+    A list, because torch appends to no class that is none.
+    """
+
+    held: dict[Any, Any]
+
+    def __new__(cls, *args: object, **options: object) -> "_StandIn":
+        made = super().__new__(cls)
+        made.held = {}
+        return made
+
+    def __init__(self, *args: object, **options: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: object) -> None:
+        self.held[key] = value
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+    # Objects in sets and keys of dicts: each is itself.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def as_dict(value: object) -> object:
+    """A dict of a class of its own as a plain one; anything else as it is."""
+    return value.held if isinstance(value, _StandIn) and value.held else value
+
+
+def kind(value: object) -> str:
+    """What a value is, in words: "a pickled timm.models.ResNet" for what was not unpickled, else its type."""
+    if isinstance(value, _StandIn):
+        return f"a pickled {shortened(type(value).__name__)}"
+    return f"a {type(value).__name__}"
+
+
+def module_remedy(path: str, inside: str = "") -> str:
+    """How to get the weights of a pickled module out of a file; ``inside`` is where in the content it is."""
+    return (
+        "if you trust the file, have its library installed and save the weights alone: "
+        f"torch.save(torch.load({path!r}, weights_only=False){inside}.state_dict(), 'weights.pth')"
+    )
+
+
+def _remedy(path: str) -> str:
+    return (
+        "if you trust the file, save its weights alone: "
+        f"torch.save(torch.load({path!r}, weights_only=False)['state_dict'], 'weights.pth')"
+    )
+
+
+def _text(head: bytes) -> str | None:
+    """The first line, if the bytes are text."""
+    try:
+        text = head[:200].decode().lstrip()
+    except UnicodeDecodeError as error:
+        if error.start < 196:  # not a character that the end of the bytes cuts
+            return None
+        text = head[: error.start].decode().lstrip()
+    return text.splitlines()[0][:30] if text and "".join(text.split()).isprintable() else None
+
+
+def _pickled(path: str, head: bytes) -> bytes | None:
+    """The beginning of the pickle inside a file of ``torch.save``; None: it is none.
+
+    Raises:
+        ValueError: the file is known to be something else, or cut off.
+    """
+    if head.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is damaged or cut off after {os.path.getsize(path)} bytes: {_AGAIN}")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            inside = next((name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)), None)
+            if any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in names):
+                raise ValueError(
+                    f"{path} is a TorchScript archive, not a state_dict; if you trust it: "
+                    f"torch.save(torch.jit.load({path!r}).state_dict(), 'weights.pth')"
+                )
+            if inside is None:
+                files = listed(shortened(name) for name in names) or "nothing"
+                raise ValueError(f"{path} is a zip archive of {files}: unpack it and give the checkpoint in it")
+            with archive.open(inside) as file:
+                return file.read(2)
+    return head if _MAGIC in head[:32] else None
+
+
+def _told(head: bytes) -> str:
+    """What a file is that is neither safetensors nor torch's, and what to do, by how it begins."""
+    for signature, what in _SIGNATURES.items():
+        if head.startswith(signature):
+            return what
+    if _PAGE.match(head):
+        return "is a web page, such as of an error or a login: download the file in a browser"
+    if head[257:262] == b"ustar":
+        return "is a tar archive: unpack it and give the checkpoint in it"
+    text = _text(head)
+    if text is not None:
+        return f"is a text file that begins {text!r}: give the file of the weights"
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return (
+            "was not written by torch.save, but by pickle; if you trust it, load it yourself and save its tensors: "
+            "torch.save(state_dict, 'weights.pth')"
+        )
+    return "is no file of torch.save or safetensors: give a checkpoint of PyTorch"
+
+
+def _load(path: str, stand_ins: dict[str, type]) -> Any:
+    """``torch.load`` with more and more names exchanged, until it meets no other."""
+    while True:
+        try:
+            exchanged: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
+            # Opened here: torch chooses a reader of its own by the name of a path.
+            with torch.serialization.safe_globals(exchanged), open(path, "rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            name = unknown.group(1) if unknown else ""
+            name = name if "." in name else f"builtins.{name}"  # torch leaves that out
+            if unknown is None or name in stand_ins:
+                raise
+            stand_ins[name] = _Kind(name, (_StandIn,), {})
+
+
+def _read_torch(path: str, pickled: bytes) -> tuple[Any, list[str]]:
+    stand_ins: dict[str, type] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol: if it is not understood, that is said below
+            if zipfile.is_zipfile(path):
+                # All at once: torch.load reads the tensors before it meets the next name.
+                for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+                    stand_ins[name] = _Kind(name, (_StandIn,), {})
+            content = _load(path, stand_ins)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file raises anything
+        told = str(error)
+        blocked = re.search(r"unsupported GLOBAL (\S+) whose module", told)
+        if blocked:
+            what = f"refers to {blocked.group(1)}, which no checkpoint needs and may do harm: do not load it"
+        elif pickled[:1] == b"\x80" and pickled[1] != 2:
+            what = f"was saved with pickle_protocol={pickled[1]}, which cannot be read safely; {_remedy(path)}"
+        elif "Only persistent_load of storage" in told:
+            what = f"holds a pickled module, not a state_dict; {module_remedy(path)}"
+        elif not isinstance(error, pickle.UnpicklingError | TypeError) and (
+            "Reader" in told or not zipfile.is_zipfile(path)
+        ):
+            what = f"is damaged or cut off after {os.path.getsize(path)} bytes: {_AGAIN}"
+        else:
+            reason = re.search(r"WeightsUnpickler error:\s*([^\n]*)", told)
+            why = (reason.group(1) if reason else told)[:100]
+            what = f"needs more than tensors to be read ({' '.join(why.split())}); {_remedy(path)}"
+        raise ValueError(f"{path} {what}") from None
+    return as_dict(content), [f"not unpickled: {listed(map(shortened, sorted(stand_ins)))}"] if stand_ins else []
+
+
+def read_file(path: str) -> tuple[Any, list[str]]:
+    """What a file holds, in which stand-ins are exchanged for all but tensors and plain values; and notes on that.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as from ``load_pretrained``.
+    """
+    if os.path.isdir(path):
+        names = [name for name in sorted(os.listdir(path)) if re.search(r"\.(pth?|ckpt|bin|safetensors|tar)$", name)]
+        raise ValueError(f"{path} is a folder: give the file in it" + (f", such as {listed(names)}" if names else ""))
+    if not os.path.exists(path):
+        hint = ": se_fused downloads nothing, give a file" if "://" in path else ""
+        raise FileNotFoundError(f"there is no file {path}{hint}")
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty: {_AGAIN}")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
         try:
             import safetensors
             from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(f"{path} needs safetensors, which is not installed: pip install safetensors") from error
         try:
-            return load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-    try:
-        # Namespace: timm's and NVIDIA's training scripts save their arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        told = re.search(r"Unsupported [^\n]*", str(error)) or re.search(r"[^\n]*$", str(error).strip())
-        raise ValueError(
-            f"{path} is no checkpoint of tensors alone (weights_only=True): {told.group() if told else error}; if you "
-            "trust it, load it yourself and save its state_dict"
-        ) from None
-
-
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
-
-
-def read_state_dict(path: str, entry: str | None = None) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The state_dict in a file, without the prefixes of wrappers.
-
-    Args:
-        path: .safetensors, or what ``torch.save`` wrote.
-        entry: which entry of the file, if it holds more than one state_dict.
-
-    Returns:
-        The state_dict, the file's "arch" entry or "", and what was done to get it.
-
-    Raises:
-        FileNotFoundError, ImportError, ValueError: as from ``load_pretrained``.
-    """
-    content = _read(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold a state_dict, got a {type(content).__name__}")
-    notes = []
-    arch = content.get("arch")
-    found = [key for key in _ENTRIES if _is_state_dict(content.get(key))]
-    if entry is not None:
-        if not _is_state_dict(content.get(entry)):
-            raise ValueError(
-                f"entry must name a state_dict in {path}, got {entry!r}; there are {found or list(content)}"
-            )
-        found = [entry]
-    if len(found) > 1:
-        raise ValueError(f"{path} holds more than one state_dict, {found}: say which with entry={found[0]!r}")
-    if found:
-        content = content[found[0]]
-        notes.append(f"from its entry {found[0]!r}")
-    elif not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(
-            f"{path} holds no state_dict under a usual name, only {list(content)[:20]}: say which it is with entry=..."
-        )
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{path} holds values in its state_dict that are no tensors: {', '.join(others)}")
-    state = {str(key): value for key, value in content.items()}
-    stripped = ""
-    while True:
-        keys = [key for key in state if key != "n_averaged"]
-        wrapper = next((w for w in _WRAPPERS if keys and all(key.startswith(w) for key in keys)), None)
-        if wrapper is None:
-            break
-        stripped += wrapper
-        state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    if stripped:
-        notes.append(f"prefix {stripped!r} stripped from every key")
-    return state, arch if isinstance(arch, str) else "", notes
+            return load_file(path), []
+        except safetensors.SafetensorError:
+            raise ValueError(f"{path} is damaged or cut off after {os.path.getsize(path)} bytes: {_AGAIN}") from None
+    pickled = _pickled(path, head)
+    if pickled is None:
+        raise ValueError(f"{path} {_told(head)}")
+    return _read_torch(path, pickled)

@@ -25,6 +25,7 @@ class Zoo(NamedTuple):
         variant: the order of its SE-ResNets, as ``SEResNet(variant=...)`` calls it.
         marks: regular expression; a key in which it is found is of this library and of none below it in :data:`ZOOS`.
             None: every key.
+        never: regular expression; if it is found in a key, the file is not of this library in spite of a mark.
         renames: regular expressions and replacements, applied in turn; a name that none is found in is the same here.
     """
 
@@ -32,6 +33,7 @@ class Zoo(NamedTuple):
     variant: str
     marks: str | None
     renames: tuple[tuple[str, str], ...] = ()
+    never: str | None = None
 
 
 _STEM = ((r"^layer0\.(conv1|bn1)\.", r"\1."), (r"^last_linear\.", "fc."))
@@ -48,6 +50,8 @@ ZOOS: dict[str, Zoo] = {
     "mmpretrain": Zoo(
         "mmpretrain", "timm", r"^backbone\.|\.se_layer\.conv[12]\.conv\.",
         ((r"^backbone\.", ""), (r"^head\.fc\.", "fc."), (r"\.se_layer\.conv([12])\.conv\.", r".se.fc\1.")),
+        # Others call a module `backbone` too. Behind that, these are names of other libraries.
+        rf"^backbone\.((fc|classifier|last_linear|layer0|layers|features|class_layers|{MARK})\b|.*\.se\.)",
     ),
     "monai": Zoo(
         "MONAI", "caffe",
@@ -90,7 +94,7 @@ def detect(keys: Iterable[str]) -> tuple[str, str | None]:
     keys = list(keys)
     for name, zoo in ZOOS.items():
         found = None if zoo.marks is None else next((key for key in keys if re.search(zoo.marks, key)), None)
-        if found is not None:
+        if found is not None and not (zoo.never and any(re.search(zoo.never, key) for key in keys)):
             return name, found
     return "timm", None
 

@@ -13,14 +13,18 @@ What the keys and shapes of a file cannot tell:
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..nn._checks import check_bool, check_choice
 from ._classifier import ImageClassifier
-from ._files import read_state_dict
-from ._zoos import MARK, ZOOS, detect, rename
+from ._files import read_file
+from ._listing import listed, shortened
+from ._misfits import Misfit, compare, hints
+from ._places import Place, check_prefix, places, state_dicts
+from ._zoos import MARK, ZOOS
 from .se_resnet import SEResNet
 
 __all__ = ["LoadReport", "load_pretrained"]
@@ -28,6 +32,7 @@ __all__ = ["LoadReport", "load_pretrained"]
 _IGNORED = {
     r"^n_averaged$": "the count of torch.optim.swa_utils.AveragedModel",
     r"^data_preprocessor\.": "mmpretrain's normalisation of the image",
+    r"(^|\.)total_(ops|params)$": "counts of thop",
 }
 _LOOKALIKES = re.compile(r"resnet(aa|blur)\d+")
 
@@ -40,9 +45,11 @@ class LoadReport:
         path: the file.
         source: the library whose names its keys are.
         loaded: how many tensors of the model now have the file's values.
-        ignored: keys of the file that were not used, and why.
+        ignored: keys of the state_dict in the file that were not used, and why: such as those of a loss, which are not
+            under the model's prefix.
         kept: keys of the model whose values are as before, and why.
-        notes: what was done to names and values.
+        notes: what was done to names and values, which entry and prefix the model was found under, and the classes
+            whose objects beside the weights were not unpickled.
     """
 
     path: str
@@ -56,23 +63,37 @@ class LoadReport:
         lines = [f"{self.path}: {self.loaded} tensors loaded, named as in {self.source}", *self.notes]
         for what, keys in (("ignored", self.ignored), ("kept", self.kept)):
             for why in dict.fromkeys(keys.values()):
-                names = [key for key in keys if keys[key] == why]
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                lines.append(f"{what}: {', '.join(names[:3])}{more} ({why})")
+                names = listed(shortened(key) for key in keys if keys[key] == why)
+                lines.append(f"{what}: {names} ({why})")
         return "\n  ".join(lines)
 
 
-def _source(path: str, model: ImageClassifier, keys: list[str], source: str | None, style: str | None) -> str:
+@dataclass
+class _Fit:
+    """The weights at a place of the file, in the model's names and shapes, and what does not fit."""
+
+    place: Place
+    weights: dict[str, Any]
+    wanted: dict[str, Tensor]
+    ignored: dict[str, str]
+    kept: dict[str, str]
+    notes: list[str]
+    misfit: Misfit
+
+
+def _source(path: str, model: ImageClassifier, place: Place, source: str | None, style: str | None) -> str:
     """Whose names the keys are, once it is sure that the model computes what that library's does."""
-    detected, mark = detect(keys)
-    if source is not None:
-        check_choice("source", source, [name for name in ZOOS if name != "se_fused"])
-        if detected not in (source, "timm", "torchvision"):
-            raise ValueError(f"source={source!r}, but key {mark!r} of {path} is one of {ZOOS[detected].title}")
+    detected, mark = place.zoo, place.mark
+    if source is not None and detected not in (source, "timm", "torchvision"):
+        raise ValueError(
+            f"source={source!r}, but key {mark!r} of {path} is one of {ZOOS[detected].title}: leave source out"
+        )
     name = source or detected
     zoo = ZOOS[name]
     if style is not None and name != "mmpretrain":
-        raise ValueError(f"style={style!r} is a question about mmpretrain's files; {path} is of {zoo.title}")
+        raise ValueError(
+            f"style={style!r} is a question about mmpretrain's files; {path} is of {zoo.title}: leave style out"
+        )
     if not isinstance(model, SEResNet):
         return name
     if model.variant != zoo.variant:
@@ -83,16 +104,20 @@ def _source(path: str, model: ImageClassifier, keys: list[str], source: str | No
             f"variant={model.variant!r}, where the same weights compute something else (strides of the bottlenecks, "
             f"padding of the stem's pooling): build it with variant={zoo.variant!r}{hint}"
         )
-    if name == "mmpretrain" and any(key.endswith("layer1.0.conv3.weight") for key in keys):
+    if name == "mmpretrain" and any(key.endswith("layer1.0.conv3.weight") for key in place.ours):
         if style is None:
+            backbone = f"{place.prefix}backbone."
+            # Without mmpretrain's own head it may be anybody's attribute.
+            head = any(key.startswith(f"{place.prefix}head.fc.") or ".se_layer." in key for key in place.ours)
+            hint = "" if head or source else f", or prefix={backbone!r} if it is not of mmpretrain"
             raise ValueError(
                 f"{path} is of mmpretrain, where style='pytorch' and style='caffe' have the same keys and differ in "
-                "which convolution is strided: look into its config and say style='pytorch' or style='caffe'"
+                f"which convolution is strided: look into its config and say style='pytorch' or style='caffe'{hint}"
             )
         if check_choice("style", style, ("pytorch", "caffe")) == "caffe":
             raise ValueError(
                 f"style='caffe' of mmpretrain ({path}) strides in conv1 and pads the stem's pooling; no model here "
-                "does both"
+                "does both: take weights of style='pytorch'"
             )
     return name
 
@@ -105,55 +130,71 @@ def _adapted(weight: Tensor, in_chans: int) -> Tensor:
     return (weight.float()[:, turns] * (weight.shape[1] / in_chans)).to(weight.dtype)
 
 
-def _problems(ours: dict[str, str], weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """Whatever keeps the weights from being exactly the wanted ones; ``ours`` has the file's keys."""
-    names = {own: key for key, own in ours.items()}
-    problems = [f"{key} and {names[own]} are both {own} here" for key, own in ours.items() if names[own] != key]
-    if missing := [key for key in wanted if key not in weights]:
-        problems.append("missing in the file: " + ", ".join(missing))
-    if extra := [names[key] for key in weights if key not in wanted]:
-        problems.append("not in the model: " + ", ".join(extra))
-    for key, tensor in weights.items():
-        if key not in wanted:
-            continue
-        given, ask = (tuple(tensor.shape), tensor.dtype), (tuple(wanted[key].shape), wanted[key].dtype)
-        if given[0] != ask[0]:
-            problems.append(f"{names[key]} is {given[0]} in the file and {ask[0]} in the model")
-        elif given[1].is_floating_point != ask[1].is_floating_point:
-            problems.append(f"{names[key]} is {given[1]} in the file and {ask[1]} in the model")
-    return problems
+def _fit(
+    model: ImageClassifier, state: dict[str, Any], place: Place, copies: list[str], skip: bool, adapt: bool
+) -> _Fit:
+    """The weights at a place, compared with the model's; ``copies``: prefixes under which the whole model is again."""
+    last, stem = f"{model.classifier_name}.", model.stem_weight
+    ignored = {key: f"not under the prefix {place.prefix!r}" for key in state if key not in place.ours}
+    for copy in copies:
+        ignored |= {key: f"a copy of the model under the prefix {copy!r}" for key in place.ours if key.startswith(copy)}
+    # Known by name wherever they stand.
+    ignored |= {key: why for pattern, why in _IGNORED.items() for key in state if re.search(pattern, key)}
+    ours = {key: own for key, own in place.ours.items() if key not in ignored}
+    if skip:
+        ignored |= {key: "skip_classifier=True" for key, own in ours.items() if own.startswith(last)}
+        ours = {key: own for key, own in ours.items() if key not in ignored}
+    weights = {own: state[key] for key, own in ours.items()}
+    mine: dict[str, Tensor] = model.state_dict()
+    kept = {}
+    for key in [key for key in mine if key not in weights]:
+        if skip and key.startswith(last):
+            kept[key] = "skip_classifier=True"
+        elif key.endswith(".num_batches_tracked"):
+            kept[key] = "the file does not count batches"
+        elif key == MARK:
+            kept[key] = "no other library has it"
+
+    for key, weight in weights.items():
+        # SE's layers are matrices with some, 1x1 convolutions here.
+        if isinstance(weight, Tensor) and weight.dim() == 2 and key in mine and mine[key].shape[2:] == (1, 1):
+            weights[key] = weight[:, :, None, None]
+    notes = []
+    if adapt and isinstance(weights.get(stem), Tensor) and weights[stem].dim() == 4:
+        given = weights[stem].shape[1]
+        if given != model.in_chans:
+            weights[stem] = _adapted(weights[stem], model.in_chans)
+            notes.append(f"{stem} adapted from {given} to {model.in_chans} image channels")
+    wanted = {key: value for key, value in mine.items() if key not in kept}
+    return _Fit(place, weights, wanted, ignored, kept, notes, compare(ours, weights, wanted))
 
 
-def _squeezes(tensors: dict[str, Tensor]) -> dict[int, int]:
-    """Width of SE's squeeze by the channels of its block."""
-    return {w.shape[1]: w.shape[0] for key, w in tensors.items() if key.endswith(".se.fc1.weight") and w.dim() > 1}
+def _same(fits: list[_Fit]) -> bool:
+    """Whether all have the same values, as of one module with two names."""
+    first = fits[0].weights
+    return all(
+        fit.weights.keys() == first.keys()
+        and all(first[k].dtype == v.dtype and torch.equal(first[k], v) for k, v in fit.weights.items())
+        for fit in fits[1:]
+    )
 
 
-def _hints(model: ImageClassifier, weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """What to do about keys and shapes that do not fit, where that is known."""
-    hints = []
-    last, stem = f"{model.classifier_name}.weight", model.stem_weight
-    shapes = [tuple(tensors[last].shape) or (0,) if last in tensors else (0,) for tensors in (weights, wanted)]
-    if shapes[0][0] == shapes[1][0] and shapes[0] != shapes[1]:
-        hints.append("build the model with the global_pool of the file's, or give skip_classifier=True")
-    elif shapes[0] != shapes[1]:
-        after = f" and call reset_classifier({shapes[1][0]}) afterwards" if shapes[1][0] else ""
-        hints.append(f"build the model with num_classes={shapes[0][0]}{after}, or give skip_classifier=True")
-    stems = [tensors[stem].shape for tensors in (weights, wanted) if stem in tensors and tensors[stem].dim() == 4]
-    if len(stems) == 2 and stems[0][1] != stems[1][1]:
-        hints.append(f"build the model with in_chans={stems[0][1]}, or give adapt_in_chans=True")
-    squeezes = _squeezes(weights)
-    if squeezes and _squeezes(wanted):
-        if squeezes != _squeezes(wanted) and len(set(squeezes.values())) == 1:
-            hints.append(
-                f"build the model with rd_channels={next(iter(squeezes.values()))}, the width of the file's SE"
-            )
-        elif squeezes != _squeezes(wanted) and all(r == c // 16 for c, r in squeezes.items()):
-            hints.append("build the model with rd_divisor=1: the widths of the file's SE are not rounded")
-        biased = [any(key.endswith(".se.fc1.bias") for key in tensors) for tensors in (weights, wanted)]
-        if biased[0] != biased[1]:
-            hints.append(f"build the model with se_bias={biased[0]}")
-    return hints
+def _one(path: str, fits: list[_Fit]) -> _Fit:
+    """The place that is meant.
+
+    Raises:
+        ValueError: it could be any of several.
+    """
+    fits = [fit for fit in fits if not fit.misfit] or fits
+    if len(fits) == 1 or (not fits[0].misfit and _same(fits)):
+        return fits[0]
+    entries = list(dict.fromkeys(fit.place.entry for fit in fits))
+    if len(entries) > 1:
+        names = [f"entry={entry!r}" for entry in entries if entry is not None]
+        what = "in more than one entry"
+    else:
+        names, what = [f"prefix={fit.place.prefix!r}" for fit in fits], "under more than one prefix"
+    raise ValueError(f"{path} holds this model {what}: say which with {listed(names, ' or ')}")
 
 
 def load_pretrained(
@@ -163,23 +204,34 @@ def load_pretrained(
     source: str | None = None,
     style: str | None = None,
     entry: str | None = None,
+    prefix: str | None = None,
     skip_classifier: bool = False,
     adapt_in_chans: bool = False,
 ) -> LoadReport:
     """Load a checkpoint of timm, torchvision, Cadene, MONAI, NVIDIA, mmpretrain, moskomule or ourselves.
 
     The keys tell whose it is and are translated. All is compared first: the model is as before unless everything fits.
-    The file may hold the state_dict itself or one entry of a training run (``state_dict``, ``model``, ...); prefixes of
-    DataParallel, torch.compile and Lightning are stripped. Nothing but tensors is unpickled.
+
+    The file may hold the state_dict itself, or be one of a training run, such as Lightning's. The model is looked for
+    under every entry and every prefix (``model.``, ``module.``, an attribute of any name), by its keys. What the
+    state_dict has beside it, such as ``criterion.pos_weight``, is left out and named in the result. If the model is
+    there more than once, as with an average of its weights (EMA) or a student and a teacher, and one does not fit
+    better than the others, you are asked for ``entry`` or ``prefix``.
+
+    Nothing but tensors is unpickled: objects beside the weights (numbers of numpy, arguments, configurations) are
+    passed over, and no code of the file runs.
 
     Args:
         model: a model of :mod:`se_fused.models`.
-        path: .safetensors, or what ``torch.save`` wrote, under any other name.
+        path: a .safetensors file, or what ``torch.save`` wrote; its content tells which, not its name.
         source: whose order the file has, where its keys do not tell: "timm", "torchvision", "legacy" (timm ``legacy_*``
             and Cadene), "monai", "nvidia", "mmpretrain" or "moskomule".
         style: of mmpretrain's bottlenecks, from the config that goes with the file: "pytorch" or "caffe".
-        entry: which entry of the file, where it holds more than one state_dict (such as an EMA's).
-        skip_classifier: leave out the last layer: the model keeps its own, of its own number of classes.
+        entry: which entry of the file, where more than one holds the model (``state_dict`` and ``state_dict_ema``).
+        prefix: what the model's keys begin with, where it is there more than once ("student." and "teacher."); "" for
+            nothing. It also says that ``backbone.`` is an attribute of yours and no sign of mmpretrain.
+        skip_classifier: leave out the last layer: the model keeps its own, of its own number of classes. Encoders
+            without a classifier need it.
         adapt_in_chans: give the first layer the model's number of image channels: the sum over the file's channels for
             one, else the file's in turn, scaled by the ratio. From three channels this is timm's rule.
 
@@ -188,10 +240,12 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: a .safetensors file, and safetensors is not installed.
-        TypeError: ``model`` is none of :mod:`se_fused.models`, or is wrapped.
-        ValueError: the file is no checkpoint; it is of another function than the model; keys are missing, left over or
-            of other shapes (all of them are named); or a question has to be answered by an argument.
+        ImportError: a safetensors file, and safetensors is not installed.
+        TypeError: ``model`` is none of :mod:`se_fused.models`, or is wrapped; ``path`` is no path; an option is of the
+            wrong type.
+        ValueError: the file is no checkpoint (the message says what it seems to be); it is of another function than the
+            model; keys are missing, left over or of other shapes (they are counted, and three of each kind are named);
+            or a question has to be answered by an argument. Each is one line that ends in what to do.
     """
     if not isinstance(model, ImageClassifier):
         raise TypeError(
@@ -200,55 +254,63 @@ def load_pretrained(
         )
     check_bool("skip_classifier", skip_classifier)
     check_bool("adapt_in_chans", adapt_in_chans)
+    for argument, value, example in (("entry", entry, "state_dict_ema"), ("prefix", prefix, "model.")):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{argument} must be a string such as {example!r} or None, got {value!r}")
+    if source is not None:
+        check_choice("source", source, [name for name in ZOOS if name != "se_fused"])
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "model must have memory for its parameters, but is on the meta device: model.to_empty(device=...)"
         )
-    path = os.fspath(path)
-    file, arch, notes = read_state_dict(path, entry)
+    try:
+        path = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(
+            f"path must be that of a file, got {type(path).__name__}; to load a state_dict: torch.save(state, path)"
+        ) from None
+    content, notes = read_file(path)
+    states = state_dicts(path, content, entry)
+    if prefix is not None:
+        prefix = check_prefix(path, states, prefix)
+    arch = content.get("arch") if isinstance(content.get("arch"), str) else ""
     lookalike = _LOOKALIKES.search(f"{path} {arch}")
     if lookalike and source is None:
         raise ValueError(
             f"{path} seems to be of timm's {lookalike.group()}, which has the keys of a plain ResNet and is another "
             "function; if it is not, say source='timm'"
         )
-    name = _source(path, model, list(file), source, style)
-    state: dict[str, Tensor] = model.state_dict()
-
     last = f"{model.classifier_name}."
-    ignored = {key: why for pattern, why in _IGNORED.items() for key in file if re.search(pattern, key)}
-    ours = rename(name, [key for key in file if key not in ignored])
-    if skip_classifier:
-        ignored |= {key: "skip_classifier=True" for key, own in ours.items() if own.startswith(last)}
-        ours = {key: own for key, own in ours.items() if key not in ignored}
-    weights = {own: file[key] for key, own in ours.items()}
-    kept = {}
-    for key in [key for key in state if key not in weights]:
-        if skip_classifier and key.startswith(last):
-            kept[key] = "skip_classifier=True"
-        elif key.endswith(".num_batches_tracked"):
-            kept[key] = "the file does not count batches"
-        elif key == MARK:
-            kept[key] = "no other library has it"
-
-    for key, weight in weights.items():
-        # SE's layers are matrices with some, 1x1 convolutions here.
-        if weight.dim() == 2 and key in state and state[key].shape[2:] == (1, 1):
-            weights[key] = weight[:, :, None, None]
-    stem = model.stem_weight
-    if adapt_in_chans and stem in weights and weights[stem].dim() == 4:
-        given = weights[stem].shape[1]
-        if given != model.in_chans:
-            weights[stem] = _adapted(weights[stem], model.in_chans)
-            notes.append(f"{stem} adapted from {given} to {model.in_chans} image channels")
-
-    wanted = {key: value for key, value in state.items() if key not in kept}
-    problems = _problems(ours, weights, wanted)
-    if problems:
-        hints = _hints(model, weights, wanted)
+    names = {
+        key
+        for key in model.state_dict()
+        if not (key.endswith(".num_batches_tracked") or key == MARK or (skip_classifier and key.startswith(last)))
+    }
+    found = places(states, names, source)
+    fits = []
+    for place in found if prefix is None else places(states, names, source, prefix):
+        copies = [
+            other.prefix
+            for other in found
+            if other.whole(names)
+            and other.entry == place.entry
+            and other.prefix != place.prefix
+            and other.prefix.startswith(place.prefix)
+        ]
+        fits.append(_fit(model, states[place.entry], place, copies, skip_classifier, adapt_in_chans))
+    fit = _one(path, fits)
+    place = fit.place
+    title = ZOOS[_source(path, model, place, source, style)].title
+    where = [f"entry {place.entry!r}"] * (place.entry is not None) + [f"prefix {place.prefix!r}"] * bool(place.prefix)
+    if fit.misfit:
         raise ValueError(
-            f"{path} ({ZOOS[name].title}) does not fit the model, and nothing was loaded: {'; '.join(problems)}"
-            + (f". To do: {'; '.join(hints)}" if hints else "")
+            f"{path} ({', '.join([title, *where])}) does not fit the model, and nothing was loaded: {fit.misfit}. "
+            f"To do: {hints(model, fit.misfit, fit.weights, fit.wanted)}"
         )
-    model.load_state_dict({**{key: state[key] for key in kept}, **weights}, strict=True)
-    return LoadReport(path, ZOOS[name].title, len(weights), ignored, kept, tuple(notes))
+    if place.entry is not None:
+        notes.append(f"from its entry {place.entry!r}")
+    if place.prefix:
+        notes.append(f"prefix {place.prefix!r} stripped")
+    state = model.state_dict()
+    model.load_state_dict({**{key: state[key] for key in fit.kept}, **fit.weights}, strict=True)
+    return LoadReport(path, title, len(fit.weights), fit.ignored, fit.kept, (*notes, *fit.notes))

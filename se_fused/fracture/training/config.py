@@ -48,6 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "training.nodes": (1, 65536),
     "seed": (0, 2**31),
 }
+# Questions that a checkpoint may leave open.
+ANSWERS = ("source", "style", "entry", "prefix")
 # What a run may be resumed with although it began otherwise: none of it changes a result.
 FREE = ("output", "data.cache", "data.cache_folder", "data.workers", "data.max_damaged", "model.variants")
 
@@ -92,6 +94,7 @@ class ModelConfig:
         options: further keywords of it, such as channels or width; where a file gives none, those of `variants`.
         variants: {name: options} for several networks of one recipe: what train and compare-models take.
         checkpoint: a file for :func:`se_fused.load_pretrained`, whose classifier is left out; "": random weights.
+        checkpoint_options: source, style, entry or prefix of that function, where the file leaves them open.
         fused: whether our kernels run; False: the same network in plain PyTorch.
         compile: whether torch.compile is put on top.
     """
@@ -100,6 +103,7 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    checkpoint_options: dict[str, Any] = field(default_factory=dict)
     fused: bool = True
     compile: bool = False
 
@@ -278,6 +282,11 @@ class Config:
         reserved = {"num_classes", "in_chans", "checkpoint_path", "device", "dtype"} & set(self.model.options)
         if reserved:
             raise InputError(f"{where}: model.options may not hold {', '.join(sorted(reserved))}: the run sets it")
+        unknown = sorted(set(self.model.checkpoint_options) - set(ANSWERS))
+        if unknown:
+            raise InputError(
+                f"{where}: model.checkpoint_options may hold {', '.join(ANSWERS)}; got {', '.join(map(str, unknown))}"
+            )
         kind, _, index = self.training.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
             raise InputError(

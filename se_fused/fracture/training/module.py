@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from ...models import create_model, load_pretrained
 from ..errors import InputError
 from ..preprocessing import Preprocessing
-from .config import ModelConfig, TrainingConfig
+from .config import ANSWERS, ModelConfig, TrainingConfig
 from .losses import class_weights, make_loss
 
 __all__ = ["FractureModule", "build_model", "rate"]
@@ -35,10 +35,14 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[nn.Module, str]:
         ) from None
     if not config.checkpoint:
         return model, "random weights"
+    answers = config.checkpoint_options
     try:
-        report = load_pretrained(model, config.checkpoint, skip_classifier=True, adapt_in_chans=True)
+        report = load_pretrained(model, config.checkpoint, skip_classifier=True, adapt_in_chans=True, **answers)
     except (OSError, TypeError, ValueError, ImportError) as error:
-        raise InputError(f"model.checkpoint: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        asked = [name for name in ANSWERS if name not in answers and f"{name}=" in said]
+        how = f"; answer with model.checkpoint_options: {{{asked[0]}: ...}}" if asked else ""
+        raise InputError(f"model.checkpoint: {said}{how}") from None
     return model, str(report)
 
 
