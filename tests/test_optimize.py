@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import se_fused
 from se_fused import create_model
-from se_fused.nn.inference import layers, optimize
+from se_fused.nn.inference import folding, layers, optimize
+from se_fused.nn.inference.ends import Enter
 from se_fused.nn.inference.layers import ConvAct, ConvSqueezeExcite, NormAct
 from se_fused.ops.layout import is_channels_last
 
@@ -158,12 +159,12 @@ def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
     """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
     for conv in (nn.Conv2d(3, 8, 3, stride=2), nn.Conv3d(3, 8, 3, padding=1)):
         x = images(2, 3, *(9,) * (conv.weight.dim() - 2)).to(dtype)
-        ordered = layers.Enter(dtype)(x)
+        ordered = Enter(dtype)(x)
         layer = layers.ConvAct(conv, None, dtype, "relu")
         with torch.no_grad():
             y = layer(ordered)
             assert is_channels_last(y) and not y.is_contiguous()
-            residual = layers.Enter(dtype)(images(*y.shape))
+            residual = Enter(dtype)(images(*y.shape))
             y = layer(ordered, residual)
             assert is_channels_last(y) and not y.is_contiguous()
 
@@ -367,7 +368,7 @@ def test_compiles_without_a_break() -> None:
 
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(create_model("seresnet18", num_classes=7))
-    right = layers.fold_batch_norm
+    right = folding.fold_batch_norm
 
     def slightly_wrong(conv: Any, bn: Any) -> Any:
         weight, bias = right(conv, bn)

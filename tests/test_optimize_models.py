@@ -1,56 +1,20 @@
-"""optimize_for_inference on models as people write them: what they are called with, how they pad, what they write to."""
+"""optimize_for_inference on models as people write them: views, vectors, padding, writes in place, frozen norms."""
 
-import copy
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from module_support import randomise
+from optimize_support import CLOSE, NORMS, block, images, norms, optimized_and_same, ready, timm_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import se_fused
-
-CLOSE = dict(rtol=1e-5, atol=5e-5)  # float32, numbers of about 1, tens of layers; optimize's own check is by float64
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def ready(model: nn.Module, seed: int = 0) -> nn.Module:
-    randomise(model, seed)
-    return model.eval()
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def optimized_and_same(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """The optimised model, which gives the model's results for these arguments, and leaves them as they are."""
-    example = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else kwargs or args
-    kept = copy.deepcopy((args, kwargs))
-    fast = se_fused.optimize_for_inference(model, example)
-    with torch.no_grad():
-        torch.testing.assert_close(fast(*args, **kwargs), model(*copy.deepcopy(args), **copy.deepcopy(kwargs)), **CLOSE)
-    torch.testing.assert_close((args, kwargs), kept, rtol=0, atol=0)
-    return fast
-
-
-def norms(model: nn.Module) -> int:
-    return sum(isinstance(m, NORMS) or type(m).__name__ in ("NormAct", "FrozenBatchNorm2d") for m in model.modules())
-
-
-def block(*, act: nn.Module | None = None, dims: int = 2) -> nn.Sequential:
-    conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 1]
-    return nn.Sequential(conv(3, 8, 3, padding=1), norm(8), act or nn.ReLU(inplace=True), conv(8, 8, 1))
-
+from se_fused.nn.inference import folding, layers
+from se_fused.nn.inference.ends import Enter
 
 # ---- numbers that are not finite
-def timm_model(name: str) -> nn.Module:
-    return pytest.importorskip("timm").create_model(name, num_classes=5)
-
-
 NOT_FINITE = {
     "timm-seresnet50": lambda: timm_model("seresnet50"),
     "timm-seresnet18": lambda: timm_model("seresnet18"),
@@ -70,9 +34,7 @@ NOT_FINITE = {
 @pytest.mark.parametrize("pixels", ["one", "all"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("build", NOT_FINITE.values(), ids=NOT_FINITE)
-def test_what_is_not_finite_goes_through(
-    build: Any, value: float, pixels: str, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_not_finite_goes_through(build: Any, value: float, pixels: str, request: pytest.FixtureRequest) -> None:
     model = ready(build())
     dims = 3 if request.node.callspec.id.startswith("volume") else 2
     x = images(2, 3, *(32,) * dims)
@@ -91,11 +53,10 @@ def test_what_is_not_finite_goes_through(
 @pytest.mark.parametrize("act", ["none", "relu", "silu", "hard_swish"])
 def test_a_layers_own_nan(act: str, with_residual: bool) -> None:
     """Both ways of the sum: into memory of its own, and over the residual."""
-    layers = pytest.importorskip("se_fused.nn.inference.layers")
     conv = nn.Conv2d(3, 20, 3, padding=1)
-    x = layers.Enter(torch.float32)(images(2, 3, 9, 9))
+    x = Enter(torch.float32)(images(2, 3, 9, 9))
     x[1, 1, 4, 4] = math.nan
-    residual = layers.Enter(torch.float32)(images(2, 20, 9, 9)) if with_residual else None
+    residual = Enter(torch.float32)(images(2, 20, 9, 9)) if with_residual else None
     with torch.no_grad():
         wanted = conv(x) if residual is None else conv(x) + residual
         wanted = se_fused.reference.OUT_ACTIVATIONS[act](wanted)
@@ -109,7 +70,6 @@ def test_a_layers_own_nan(act: str, with_residual: bool) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 def test_a_rewriting_that_hides_a_nan_is_refused(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = pytest.importorskip("se_fused.nn.inference.layers")
     right = layers.ConvAct.forward
 
     def hides(self: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -194,167 +154,6 @@ def test_vectors_in_16_bits(dtype: torch.dtype) -> None:
     model = ready(Neck()).to(dtype)
     fast = se_fused.optimize_for_inference(model, images(3, 3, 6, 6).to(dtype))
     assert fast(images(3, 3, 6, 6)).dtype == dtype
-
-
-# ---- arguments
-class Speech(nn.Module):
-    """wespeaker, speechbrain: lengths beside the features, switches behind them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None, return_features: bool = False, *, scale: float = 1.0):
-        x = torch.relu(self.bn(self.conv(x))) * scale
-        if lengths is not None:
-            x = x * (torch.arange(x.shape[-1]) < lengths[:, None])[:, None]
-        return x if return_features else x.mean(-1)
-
-
-class Tabular(nn.Module):
-    """An image and a table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.meta = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.graph, self.enter, self.leave = block(), nn.Conv2d(8, 8, 1), nn.Linear(16, 3)
-        self.code = nn.Parameter(torch.randn(3))
-
-    def forward(self, image: Tensor, table: Tensor) -> Tensor:
-        return self.leave(torch.cat([self.enter(self.graph(image)).mean((2, 3)), self.meta(table)], 1)) + self.code
-
-
-class Variadic(Tabular):
-    def forward(self, *inputs: Tensor, **switches: Any) -> Tensor:
-        return super().forward(*inputs)
-
-
-class OneDictionary(Tabular):
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return super().forward(batch["image"], batch["table"])
-
-
-def test_other_arguments_keep_their_defaults() -> None:
-    x = images(2, 3, 9)
-    fast = optimized_and_same(ready(Speech()), x)
-    with pytest.raises(TypeError, match="positional argument"):
-        fast(x, torch.tensor([3, 9]))
-
-
-def test_as_many_arguments_as_examples() -> None:
-    x, lengths = images(2, 3, 9), torch.tensor([3, 9])
-    optimized_and_same(ready(Speech()), x, lengths)
-    optimized_and_same(ready(Speech()), x=x, lengths=lengths)
-
-
-def test_a_switch_is_what_it_is_in_the_example() -> None:
-    x, model = images(2, 3, 9), ready(Speech())
-    fast = se_fused.optimize_for_inference(model, {"x": x, "return_features": True, "scale": 2.0})
-    with torch.no_grad():
-        wanted = model(x, return_features=True, scale=2.0)
-        torch.testing.assert_close(fast(x=x, return_features=True), wanted, **CLOSE)
-        torch.testing.assert_close(copy.deepcopy(fast)(x), wanted, **CLOSE)
-    with pytest.raises(ValueError, match=r"return_features was True when the model was optimised, got False"):
-        fast(x, return_features=False)
-
-
-@pytest.mark.parametrize("kind", [Tabular, Variadic])
-def test_two_inputs_and_names_of_a_graph_module(kind: type[nn.Module]) -> None:
-    optimized_and_same(ready(kind()), images(2, 3, 6, 6), images(2, 4))
-
-
-def test_one_dictionary() -> None:
-    batch = {"image": images(2, 3, 6, 6), "table": images(2, 4)}
-    fast = se_fused.optimize_for_inference(ready(OneDictionary()), (batch,))
-    with torch.no_grad():
-        torch.testing.assert_close(fast(batch), ready(OneDictionary())(batch), **CLOSE)
-
-
-def test_arguments_that_do_not_fit() -> None:
-    for example in (None, images(2, 3, 6, 6), (images(2, 3, 6, 6),), {"picture": images(2, 3, 6, 6)}):
-        with pytest.raises(ValueError, match=r"model\.forward\(image.*table.*cannot be called.*give example_input=\("):
-            se_fused.optimize_for_inference(ready(Tabular()), example)
-    with pytest.raises(TypeError, match=r"example_input must be a tensor, a tuple.*got list"):
-        se_fused.optimize_for_inference(ready(Tabular()), [images(2, 3, 6, 6)])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"model fails on an example of \(2, 4, 6, 6\).*give example_input"):
-        se_fused.optimize_for_inference(ready(block()), images(2, 4, 6, 6))
-
-
-# ---- what runs while a model is optimised
-def test_hooks_are_neither_run_nor_carried_over() -> None:
-    model, seen = ready(block()), []
-
-    def record(module: nn.Module, args: Any, y: Tensor) -> None:
-        seen.append(float(y.sum()) if y.sum() > 0 else 0.0)  # what a proxy cannot decide
-
-    handles = [m.register_forward_hook(record) for m in model.modules()]
-    handles += [m.register_full_backward_hook(lambda *a: seen.append(a)) for m in list(model)[:2]]
-    handles.append(model[0].register_forward_pre_hook(lambda m, a: seen.append(a)))
-    fast = se_fused.optimize_for_inference(model, images(2, 3, 6, 6))
-    fast(images(2, 3, 6, 6))
-    assert not seen and norms(fast) == 0
-    model.requires_grad_(False)(images(2, 3, 6, 6))
-    assert len(seen) == 6  # the model's own are where they were
-    for handle in handles:
-        handle.remove()
-
-
-REPARAMETRISED = {
-    "weight_norm": weight_norm,
-    "spectral_norm": spectral_norm,
-    "parametrized weight_norm": parametrizations.weight_norm,
-    "parametrized spectral_norm": parametrizations.spectral_norm,
-    "pruning": lambda m: prune.random_unstructured(m, "weight", 0.5),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-@pytest.mark.parametrize("norm", REPARAMETRISED.values(), ids=REPARAMETRISED)
-@pytest.mark.parametrize("called", [False, True], ids=["new", "called"])
-def test_weights_that_are_computed(norm: Any, called: bool) -> None:
-    model = ready(block())
-    norm(model[0])
-    x = images(2, 3, 6, 6)
-    if called:  # the weight is the result of a computation then, which copy.deepcopy refuses
-        model.train()(x)
-        model.eval()
-    keys = list(model.state_dict())
-    fast = optimized_and_same(model, x)
-    assert norms(fast) == 0 and list(model.state_dict()) == keys
-
-
-def test_a_recorded_map_is_no_obstacle() -> None:
-    model = ready(block())
-    model.last = model(images(2, 3, 6, 6))  # as hooks and losses keep it; copy.deepcopy refuses it
-    optimized_and_same(model, images(2, 3, 6, 6))
-
-
-@pytest.mark.parametrize("name", ["densenet121", "resnet18", "efficientnet_b0"])
-def test_feature_extractors(name: str) -> None:
-    """torchvision's graph modules have a graph for each mode, and copies of them are in training."""
-    torchvision = pytest.importorskip("torchvision")
-    model = ready(torchvision.models.get_model(name, num_classes=5))
-    nodes = {"features.denseblock1": "a"} if name == "densenet121" else {}
-    nodes |= {"layer1": "a", "layer3": "b"} if name == "resnet18" else {}
-    nodes |= {"features.1": "a", "flatten": "b"} if name == "efficientnet_b0" else {}
-    extractor = torchvision.models.feature_extraction.create_feature_extractor(model, nodes).eval()
-    optimized_and_same(extractor, images(2, 3, 64, 64))
-
-
-def test_a_model_in_training_and_under_inference_mode() -> None:
-    model = ready(block()).train()
-    with torch.inference_mode():
-        fast = se_fused.optimize_for_inference(model, images(2, 3, 6, 6))
-    x = images(2, 3, 6, 6)
-    torch.testing.assert_close(fast(x), copy.deepcopy(model).eval()(x).detach(), **CLOSE)
-    assert model.training
-
-
-def test_wrapped_models() -> None:
-    model, x = ready(block()), images(2, 3, 6, 6)
-    for wrapped in (nn.DataParallel(model), torch.compile(model)):
-        fast = se_fused.optimize_for_inference(wrapped, x)
-        torch.testing.assert_close(fast(x), model(x).detach(), **CLOSE)
 
 
 # ---- writes in place
@@ -517,16 +316,21 @@ def test_convolutions_with_a_forward_of_their_own_say_why() -> None:
     assert se_fused.conversion_report(fast).left == (("conv2d", "F.conv", "its weight is computed in forward"),)
 
 
+def layers_of(model: nn.Module) -> Counter:
+    """Kinds of layers, and functions between them."""
+    functions = [n.target for n in model.graph.nodes if n.op in ("call_function", "call_method")]
+    return Counter([type(m).__name__ for m in model.children()]) + Counter(map(str, functions))
+
+
 def test_frozen_batch_norm_is_folded() -> None:
-    torchvision = pytest.importorskip("torchvision")
-    frozen = torchvision.ops.FrozenBatchNorm2d
-    model = ready(torchvision.models.resnet18(num_classes=5, norm_layer=frozen))
-    assert norms(optimized_and_same(model, images(2, 3, 32, 32))) == 0
-    timm = pytest.importorskip("timm")
-    for name in ("seresnet18", "mobilenetv3_small_050"):
-        model = ready(timm.create_model(name, num_classes=5))
-        timm.utils.model.freeze_batch_norm_2d(model)
-        assert norms(optimized_and_same(model.eval(), images(2, 3, 32, 32))) == 0
+    models = pytest.importorskip("torchvision").models
+    freeze = pytest.importorskip("timm").utils.model.freeze_batch_norm_2d
+    x = images(2, 3, 32, 32)
+    for build in (models.resnet18, lambda: timm_model("seresnet18"), lambda: timm_model("mobilenetv3_small_050")):
+        model = ready(build())
+        wanted = layers_of(se_fused.optimize_for_inference(model, x))
+        freeze(model)
+        assert layers_of(optimized_and_same(model.eval(), x)) == wanted
 
 
 # ---- the yardstick
@@ -551,53 +355,8 @@ class Magnifies(nn.Module):
 
 
 def test_the_message_says_that_the_model_is_ill_conditioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = pytest.importorskip("se_fused.nn.inference.layers")
-    right = layers.fold_batch_norm
+    right = folding.fold_batch_norm
     monkeypatch.setattr(layers, "fold_batch_norm", lambda *a: (right(*a)[0] * (1 + 1e-1), right(*a)[1]))
     torch.manual_seed(0)
     with pytest.raises(RuntimeError, match=r"ill-conditioned: it magnifies rounding errors \d+ times"):
         se_fused.optimize_for_inference(Magnifies().eval(), images(2, 3, 12, 12))
-
-
-# ---- refusals
-class Breaks(nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.inner, self.how = block(), how
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.inner(x)
-        if self.how == "values":
-            return x if x.mean() > -9 else -x
-        if self.how == "lists":
-            return torch.stack([row for row in x])
-        if self.how == "lengths":
-            return x * len(x)
-        return x.argmax(1)
-
-
-@pytest.mark.parametrize(
-    ("how", "match"),
-    [
-        ("values", r"cannot be traced by torch.fx in inner \(Breaks\): its forward decides by values or sizes.*convert"),
-        ("lists", r"decides by values or sizes \(TraceError: Proxy object cannot be iterated.*se_fused.convert"),
-        ("lengths", r"does with a tensor what torch.fx cannot record \(RuntimeError: 'len' is not supported.*convert"),
-        ("integers", r"returns no floating-point tensor.*optimise the model that returns the logits"),
-    ],
-)
-def test_refusals_in_one_line(how: str, match: str) -> None:
-    model = ready(nn.Sequential())
-    model.add_module("inner", Breaks(how))
-    with pytest.raises(ValueError, match=match) as caught:
-        se_fused.optimize_for_inference(ready(model), images(2, 3, 6, 6))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-
-
-def test_refuses_what_it_cannot_copy_and_what_has_no_shape() -> None:
-    model = ready(block())
-    model.handle = iter(())  # what copy.deepcopy cannot copy
-    model.lock = __import__("threading").Lock()
-    with pytest.raises(ValueError, match=r"model cannot be copied.*copy\.deepcopy\(model\) must work"):
-        se_fused.optimize_for_inference(model, images(2, 3, 6, 6))
-    with pytest.raises(ValueError, match=r"lazy parameters.*call the model once"):
-        se_fused.optimize_for_inference(nn.Sequential(nn.LazyConv2d(4, 1)), images(2, 3, 6, 6))

@@ -1,8 +1,9 @@
 """A model made ready for inference: its graph is traced, rewritten with larger layers, and checked.
 
-``copies`` makes a model's copy that nobody watches, ``tracing`` its graph and what each node reads and writes,
-``rewriting`` puts what follows a layer into it, ``layers`` holds the layers, ``checking`` compares the result with the
-model. ``optimize`` is the public function.
+``copies`` makes a model's copy that nobody watches, ``tracing`` its graph and what each node gives, shares and writes;
+``functional`` brings functions into the form of modules, ``matching`` says which modules are known, ``rewriting`` puts
+what follows a layer into it; ``layers``, ``folding`` and ``ends`` are what it puts there; ``checking`` compares
+the result with the model. ``optimize`` is the public function.
 """
 
 from .optimize import optimize_for_inference

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,10 +143,10 @@ def _check_not_finite(
 ) -> None:
     """A pixel that is not a finite number makes of the result what it makes of the model's."""
     for value in (float("nan"), float("inf")):
-        marked = _mapped(arguments, lambda t, value=value: _marked(t, value))
+        marked = _mapped(arguments, partial(_marked, value=value))
         try:
             theirs = _called(_in(model, inside), converted_arguments(marked, inside))
-        except Exception:  # noqa: BLE001, S112 (a model may refuse such an image: then there is nothing to compare)
+        except Exception:  # a model may refuse such an image: then there is nothing to compare
             continue
         ours = _called(optimized, converted_arguments(marked, dtype))
         # Which sums of infinities are NaN hangs on their order; libraries on a GPU may spread a NaN over a tile.

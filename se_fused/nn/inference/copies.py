@@ -67,6 +67,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     copied.eval()
     for module in list(copied.modules()):
         for key, hook in list(module._forward_pre_hooks.items()):
+            assert isinstance(hook, _WEIGHTS), "the others were left behind"
             hook.remove(module)
             del module._forward_pre_hooks[key]
         if parametrize.is_parametrized(module):

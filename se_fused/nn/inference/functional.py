@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._checks import is_plain
-from .known import CONVS
+from .matching import CONVS
 from .tracing import storages, writes
 
 __all__ = ["merge_padding", "name_convolutions", "views_to_reshapes"]
@@ -71,8 +71,8 @@ def name_convolutions(gm: fx.GraphModule) -> list[fx.Node]:
         if found or not isinstance(given.get("input"), fx.Node):
             continue
         groups = geometry.get("groups", 1)
-        conv = cls(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), **geometry, bias=False,
-                   device="meta")  # fmt: skip
+        size: Any = tuple(weight.shape[2:])
+        conv = cls(weight.shape[1] * groups, weight.shape[0], size, **geometry, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
         conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         name = str(given["weight"].target).rpartition(".")[0].replace(".", "_") or "conv"
@@ -91,6 +91,7 @@ def _zeros_around(gm: fx.GraphModule, node: Any, dims: int) -> list[int] | None:
     """How many zeros a node puts before and behind each of the last ``dims`` sizes, if they are as many on both."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None
+    border: Any
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))
         if not is_plain(module, *_PADS) or getattr(module, "value", 0) != 0 or node.kwargs:
@@ -124,6 +125,6 @@ def merge_padding(gm: fx.GraphModule) -> None:
         if zeros is None:
             continue
         pad = node.args[0]
-        conv.padding = tuple(zeros)  # type: ignore[assignment]
+        conv.padding = tuple(zeros)
         node.args = (pad.args[0],)
         gm.graph.erase_node(pad)

@@ -14,25 +14,20 @@ from torch.nn.modules.conv import _ConvNd
 from ... import functional as F_se
 from ...reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from .._checks import refuse_torchscript
-from .known import pads_same
+from .ends import LAST, ordered
+from .folding import fold_batch_norm
+from .matching import pads_same
 
 __all__ = [
     "ConvAct",
     "ConvSqueezeExcite",
-    "Enter",
-    "Fixed",
     "GatedConvAct",
-    "Leave",
     "NormAct",
     "Rescale",
     "compute_dtype",
-    "fold_batch_norm",
-    "fold_linear",
-    "is_product",
 ]
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # oneDNN's names of what it can do to a sum before storing it. Its ReLU gives 0 for NaN, so PyTorch's runs behind it, in
 # place: ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 0.99 to 1.02 times as long as with oneDNN's (batch 8,
 # 224 x 224, two cores, 2026-11-27, torch 2.14.1), our own pass with bias and residual 1.00 to 1.06 times.
@@ -72,109 +67,6 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
     return bool(asked[dtype]()) if dtype in asked else dtype == torch.float32
 
 
-def fold_batch_norm(conv: _ConvNd | nn.Linear, bn: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, float64, of the convolution or linear layer that is ``bn(conv(x))`` in inference.
-
-    ``bn``: a batch norm with running statistics, frozen or not, or None.
-    """
-    weight, bias = conv.weight.detach().double(), None if conv.bias is None else conv.bias.detach().double()
-    if bn is None:
-        return weight, bias
-    scale, shift = _norm(bn)
-    weight = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
-    return weight, shift if bias is None else shift + scale * bias
-
-
-def fold_linear(linear: nn.Linear, bn: Any) -> nn.Linear:
-    """The linear layer, float64, that is ``bn(linear(x))`` in inference, for x (N, K)."""
-    weight, bias = fold_batch_norm(linear, bn)
-    folded = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
-    folded.weight = nn.Parameter(weight, requires_grad=False)
-    folded.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
-    return folded
-
-
-def _norm(bn: Any) -> tuple[Tensor, Tensor]:
-    """scale and shift (C,), float64: bn(x) = scale * x + shift in inference."""
-    assert bn.running_mean is not None and bn.running_var is not None, "the caller has looked"
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight.detach().double()
-    shift = -bn.running_mean.double() * scale
-    return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
-
-
-def is_product(conv: Any) -> bool:
-    """Whether a convolution, PyTorch's or one of these, is 1x1 at every position of a map or a volume."""
-    padding = (0,) * len(conv.stride) if isinstance(conv.padding, str) else conv.padding  # "same" adds none to 1x1
-    geometry = zip(conv.weight.shape[2:], conv.stride, padding, strict=True)
-    return conv.weight.dim() > 3 and conv.groups == 1 and all(at == (1, 1, 0) for at in geometry)
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """x in the order that all maps between the layers have."""
-    return x.contiguous(memory_format=_LAST.get(x.dim(), torch.contiguous_format))
-
-
-class Enter(nn.Module):
-    """One of the model's inputs as the layers want it: their dtype, channels_last."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, x: Any) -> Any:
-        """Floating-point tensors are changed, inside lists, tuples and dictionaries too; all else is returned."""
-        return torch.utils._pytree.tree_map(
-            lambda t: _ordered(t.to(self.dtype)) if isinstance(t, Tensor) and t.is_floating_point() else t, x
-        )
-
-    def extra_repr(self) -> str:
-        return f"dtype={self.dtype}"
-
-
-class Fixed(nn.Module):
-    """The values of arguments that the model may decide by, for which it was optimised.
-
-    Args:
-        values: by name; a call with another one is refused.
-    """
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__()
-        self.values = values
-
-    def forward(self, name: str, value: Any) -> None:
-        """Compares what was given with what was fixed.
-
-        Raises:
-            ValueError: they differ.
-        """
-        if value != self.values[name]:
-            raise ValueError(f"{name} was {self.values[name]!r} when the model was optimised, got {value!r}: optimise "
-                             "the model again with that in example_input")  # fmt: skip
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.values.items())
-
-
-class Leave(nn.Module):
-    """The model's results in the dtype that it promised."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, y: Any) -> Any:
-        """Floating-point tensors inside lists, tuples and dictionaries are cast."""
-        return torch.utils._pytree.tree_map(
-            lambda t: t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, y
-        )
-
-    def extra_repr(self) -> str:
-        return f"dtype={self.dtype}"
-
-
 class _Conv(nn.Module):
     """A convolution's geometry, with weights that have the batch norm in them.
 
@@ -187,7 +79,7 @@ class _Conv(nn.Module):
 
     def __init__(self, conv: _ConvNd, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        order = _LAST.get(weight.dim(), torch.contiguous_format)
+        order = LAST.get(weight.dim(), torch.contiguous_format)
         self.register_buffer("weight", weight.to(dtype).contiguous(memory_format=order))
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
@@ -207,13 +99,13 @@ class _Conv(nn.Module):
         if not any(total % 2 for total in totals):
             return x, [total // 2 for total in totals]
         border = [side for t in reversed(totals) for side in (t // 2, t - t // 2)]  # F.pad begins with the last size
-        return _ordered(F.pad(x, border)), [0] * len(totals)
+        return ordered(F.pad(x, border)), [0] * len(totals)
 
     def plain(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """The convolution alone, in channels_last even where PyTorch has none of x's dtype."""
         bias = self.bias if with_bias else None
         x, padding = self.bordered(x)
-        return _ordered(_CONV[x.dim()](x, self.weight, bias, self.stride, padding, self.dilation, self.groups))
+        return ordered(_CONV[x.dim()](x, self.weight, bias, self.stride, padding, self.dilation, self.groups))
 
     def extra_repr(self) -> str:
         c, k, *size = self.weight.shape
@@ -281,7 +173,7 @@ class ConvAct(_Conv):
         if residual is None:
             y = op._convolution_pointwise(x, packed, self.bias, *geometry, _POST_OPS[self.act], [], "")
             return y.relu_() if self.act == "relu" else y
-        add = (residual, packed, self.bias, *geometry, "add", 1.0, None, [], None)
+        add: tuple[Any, ...] = (residual, packed, self.bias, *geometry, "add", 1.0, None, [], None)
         if self.act not in ("none", "relu"):
             return OUT_ACTIVATIONS[self.act](op._convolution_pointwise.binary(x, *add))
         if self.keeps_residual:
@@ -337,9 +229,7 @@ class ConvSqueezeExcite(_Conv):
     folded_bias: Tensor
     packed: Tensor | None
 
-    def __init__(
-        self, conv: _ConvNd, bn: Any, gate: dict[str, Any], dtype: torch.dtype, act: str = "none"
-    ) -> None:
+    def __init__(self, conv: _ConvNd, bn: Any, gate: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
         weight, bias = fold_batch_norm(conv, bn)
         super().__init__(conv, weight, bias, dtype)
         self.act, self.gate = act, _Gate(gate, dtype)

@@ -6,14 +6,14 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .._checks import is_plain
+from ..known import is_of, untouched
+from ..norms import brought_activation, is_batch_norm
 from ..squeeze_excite import SqueezeExcite
 from ..surgery.layers import arguments_of
-from ..surgery.parts import brought_activation, is_frozen_batch_norm, is_of, untouched
 
 __all__ = ["CONVS", "gate_of", "is_norm", "pads_same", "why_no_conv"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Subclasses of Conv2d that pad as TensorFlow does, by the size of the map: (file, class).
 _SAME = (("timm.layers.conv2d_same", "Conv2dSame"), ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"))
 
@@ -28,11 +28,7 @@ def gate_of(module: nn.Module) -> dict[str, Any] | None:
 
 def is_norm(module: nn.Module | None) -> bool:
     """Whether it is ``scale * x + shift`` by channel in inference: a batch norm with running statistics, or frozen."""
-    if module is None:
-        return False
-    if is_frozen_batch_norm(module):
-        return True
-    if not (is_plain(module, *_NORMS) or brought_activation(module) is not None):
+    if module is None or not ((is_batch_norm(module) and untouched(module)) or brought_activation(module) is not None):
         return False
     return module.running_mean is not None and module.running_var is not None
 

@@ -11,8 +11,9 @@ from ..surgery import convert
 from ..surgery.report import NOTED
 from .checking import check, converted_arguments
 from .copies import plain_copy, unwrapped
-from .known import CONVS
-from .layers import ConvAct, ConvSqueezeExcite, Enter, Fixed, Leave, NormAct, Rescale, compute_dtype
+from .ends import Enter, Fixed, Leave
+from .layers import ConvAct, ConvSqueezeExcite, NormAct, Rescale, compute_dtype
+from .matching import CONVS
 from .rewriting import rewrite
 from .tracing import Arguments, arguments_of_call, first_line, trace
 
@@ -67,7 +68,8 @@ def optimize_for_inference(
             DistributedDataParallel or torch.compile.
         example_input: what the model is traced and checked with: a tensor (N, C, *spatial), a tuple of arguments, or a
             dictionary of arguments by name. The result takes as many arguments; all others keep their defaults, and an
-            argument without a tensor (a switch) the value that it has here. None: two random images of 224 x 224 (volumes of 64 x 64 x 64) with the channels of the first convolution.
+            argument without a tensor (a switch) the value that it has here. None: two random images of 224 x 224
+            (volumes of 64 x 64 x 64) with the channels of the first convolution.
         dtype: float32, bfloat16 or float16, of weights and results; None: that of the model's parameters. On a CPU
             whose convolutions are slower in 16 bits than in float32 (:func:`.layers.compute_dtype`), the layers
             between the first and the last compute in float32; the result's ``enter`` says so where it is printed.

@@ -11,11 +11,13 @@ from torch import fx, nn
 
 from ...reference import OUT_ACTIVATIONS
 from .._checks import is_plain
+from ..known import activation
+from ..norms import brought_activation
 from ..squeeze_excite import SqueezeExcite
-from ..surgery.parts import activation, brought_activation
+from .folding import fold_linear, is_product
 from .functional import merge_padding, name_convolutions, views_to_reshapes
-from .known import CONVS, gate_of, is_norm, why_no_conv
-from .layers import ConvAct, ConvSqueezeExcite, GatedConvAct, NormAct, Rescale, fold_linear, is_product
+from .layers import ConvAct, ConvSqueezeExcite, GatedConvAct, NormAct, Rescale
+from .matching import CONVS, gate_of, is_norm, why_no_conv
 from .tracing import kind, storages, writes
 
 __all__ = ["Rewritten", "rewrite"]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..surgery.parts import brought_activation
-from .known import gate_of, pads_same
+from .matching import gate_of, is_norm, pads_same
 
 __all__ = ["Arguments", "Kind", "arguments_of_call", "first_line", "kind", "storages", "trace", "writes"]
 
@@ -99,8 +98,8 @@ def arguments_of_call(model: nn.Module, example: Tensor | Sequence[Any] | Mappin
         signature.bind(*by_place, **by_name)
     except TypeError as error:
         raise ValueError(
-            f"model.forward{signature} cannot be called with {len(by_place) + len(by_name)} of its arguments ({error}): "
-            "give example_input=(first, second, ...) or example_input={'name': value, ...}"
+            f"model.forward{signature} cannot be called with {len(by_place) + len(by_name)} of its arguments "
+            f"({error}): give example_input=(first, second, ...) or example_input={{'name': value, ...}}"
         ) from error
     places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in places[: len(by_place)]]
@@ -154,12 +153,12 @@ class _Tracer(fx.Tracer):
             self._opaque = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = gate_of(m) is not None or brought_activation(m) is not None or pads_same(m)
+        known = gate_of(m) is not None or is_norm(m) or pads_same(m)
         return known or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for the given arguments; the others keep their defaults, and are no part of the graph. What holds
-        no tensor is what it is in the example."""
+        """Placeholders for the given arguments; the others keep their defaults, and are no part of the graph. What
+        holds no tensor is what it is in the example."""
         if self.arguments is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         by_name, count = self.arguments.by_name, len(self.arguments.by_place)
