@@ -76,7 +76,7 @@ def take_steps(modules: tuple[nn.Module, ...], run: Callable[[nn.Module, Tensor]
     for seed in range(2):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + seed
         for module in modules:
-            given = x.to(next(module.parameters()).dtype).requires_grad_()
+            given = x.to(next(module.parameters())).requires_grad_()  # its dtype and device
             outputs = run(module, given)
             sum(y.square().mean() for y in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
 
