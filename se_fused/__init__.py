@@ -27,6 +27,9 @@ from .models import (
     load_pretrained,
 )
 from .nn import SqueezeExcite, conversion_report, convert, optimize_for_inference, revert
+from .ops import flops as _flops
+
+_flops.register()
 
 __all__ = [
     "BackendUnavailable",

@@ -2,8 +2,8 @@
 that has the convolution before it inside; one whose gate is the caller's; and two for squeeze-excite between an
 activation and a projection.
 
-They check their arguments, choose between the kernels and plain PyTorch (:mod:`se_fused.reference`), and move the
-running statistics. Symbols: N batch, C channels, S positions, R squeezed channels.
+They check their arguments and choose between the kernels and plain PyTorch (:mod:`se_fused.reference`). Symbols: N
+batch, C channels, S positions, R squeezed channels.
 """
 
 from .channel_gate import channel_gate

@@ -14,7 +14,8 @@ from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv import gated_conv
 from ..ops.layout import dense, positions
 from ..ops.rescale import rescale
-from .tail import _check_batch_norm, _move, _running, backend_for, is_transformed
+from ..ops.running import running_statistics
+from .tail import _check_batch_norm, backend_for, is_transformed
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
 
@@ -70,11 +71,8 @@ def batch_norm_act_squeeze(
     x = dense(x)
     given = (None, None, bn_weight, bn_bias) if training else bn
     tensors = [t if t is None or t.dtype != torch.float64 else t.float() for t in given]
-    y, squeezed, stats = squeeze(backend, x, *tensors, training, float(eps), out_act or "none")
-    running = _running(bn, x.shape[0] * positions(x), momentum) if training else None
-    if running is not None:
-        _move(running, stats)
-    return y, squeezed
+    running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum) if training else None
+    return squeeze(backend, running, x, *tensors, training, float(eps), out_act or "none")
 
 
 def _check_projection(y: Any, gate: Any, weight: Any, bias: Any) -> None:

@@ -9,8 +9,9 @@ from torch.autograd import forward_ad
 
 from .. import _arguments as check
 from .. import reference
-from ..backends import Backend, Running, find, forced
+from ..backends import Backend, find, forced
 from ..ops.layout import dense, dense_like, positions
+from ..ops.running import running_statistics
 from ..ops.tail import tail
 
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
@@ -122,19 +123,6 @@ def _check_batch_norm(
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
 
 
-def _running(bn: tuple[Tensor | None, ...], count: int, momentum: float) -> Running | None:
-    """What is to be moved, with the unbiased variance of ``count`` values, as in PyTorch."""
-    mean, var = bn[:2]
-    return None if mean is None or var is None else Running(mean, var, float(momentum), count / (count - 1))
-
-
-def _move(running: Running, stats: Tensor) -> None:
-    with torch.no_grad():
-        mean, var = stats.unbind(0)
-        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
-        running.var.lerp_((var * running.unbias).to(running.var.dtype), running.momentum)
-
-
 def _fused(
     backend: Backend,
     x: Tensor,
@@ -150,7 +138,7 @@ def _fused(
     inplace: bool,
     momentum: float = 0.0,
 ) -> Tensor:
-    """Bring the tensors into the form that kernels take, run the operator, and move the running statistics."""
+    """Bring the tensors into the form that kernels take, and run the operator."""
     x = dense(x)
     if residual is not None:
         residual = dense_like(residual, x)
@@ -167,18 +155,8 @@ def _fused(
         t if t is None or t.dtype != torch.float64 else t.float()
         for t in (*bn_tensors, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale)
     ]  # fmt: skip
-    running = _running(bn, x.shape[0] * positions(x), momentum) if training else None
-    # in their kernels, unless a graph is traced: its operators mutate nothing
-    within = None
-    if running is not None and backend.moves_running and not torch.compiler.is_compiling():
-        within = running if running.mean.is_contiguous() and running.var.is_contiguous() else None
-    y, stats = tail(backend, inplace, within, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
-    if within is not None:
-        torch.autograd.graph.increment_version((within.mean, within.var))
-    elif running is not None:
-        assert stats is not None, "statistics of the batch always come back"
-        _move(running, stats)
-    return y
+    running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum) if training else None
+    return tail(backend, inplace, running, x, residual, *tensors, training, float(eps), act, gate, out_act or "none")
 
 
 def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
     y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b batch norm's
 
 Streams of a backend with the arithmetic of :mod:`.gate` between them, like the tail put together in :mod:`.tail`. The
-operators mutate nothing: the batch's statistics are returned.
+operators mutate nothing: the batch's statistics are returned, and :func:`squeeze` moves the running ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from .. import backends
 from .._codes import OUT_ACT_CODES
+from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
 from .gate import BatchNorm, batch_norm, gate_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
+from .running import move
 
 __all__ = ["compose_squeeze", "compose_squeeze_backward", "squeeze"]
 
@@ -77,16 +79,16 @@ def compose_squeeze_backward(
 
 
 # ---- the operators' implementations
-def _forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _selected(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return compose_squeeze(backends.select(x.device.type, x.dtype), x, *args)
 
 
-def _backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _selected_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return compose_squeeze_backward(backends.select(dy.device.type, dy.dtype), dy, *args)
 
 
-_library.impl("batch_norm_act_squeeze", _forward, "CompositeExplicitAutograd")
-_library.impl("batch_norm_act_squeeze_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("batch_norm_act_squeeze", _selected, "CompositeExplicitAutograd")
+_library.impl("batch_norm_act_squeeze_backward", _selected_backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("se_fused::batch_norm_act_squeeze", lib=_library)
@@ -104,6 +106,25 @@ def _backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: A
     return torch.empty_like(x), mean.new_empty(x.shape[1]), mean.new_empty(x.shape[1])
 
 
+# ---- the operators from eager mode and from a graph
+def _forward(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, ...]:
+    """The operator's results. ``running`` is moved before they are returned."""
+    if through_dispatcher():
+        output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze(*args)
+    else:
+        output = compose_squeeze(backend, *args)
+    if running is not None:
+        move(running, output[-1])
+    return output
+
+
+def _backward(backend: backends.Backend, *args: Any) -> tuple[Tensor, ...]:
+    if through_dispatcher():
+        output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze_backward(*args)
+        return output
+    return compose_squeeze_backward(backend, *args)
+
+
 # ---- autograd, used twice: behind the operator, and as a Function for eager mode
 _TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
 
@@ -111,7 +132,6 @@ _TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
 def _keep(ctx: Any, inputs: Sequence[Any], mean: Tensor, stats: Tensor) -> None:
     x, _, _, bn_weight, bn_bias, *ctx.options = inputs[: _TENSORS + 3]
     ctx.save_for_backward(x, mean, stats, bn_weight, bn_bias)
-    ctx.mark_non_differentiable(mean, stats)
 
 
 def _gradients(ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[..., Any]) -> tuple[Tensor | None, ...]:
@@ -123,6 +143,7 @@ def _gradients(ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[..., Any])
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     _keep(ctx, inputs, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
 
 
 def _operator_backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -140,25 +161,24 @@ class _Squeeze(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, ...]:
-        *args, ctx.backend = args_and_backend
-        y, squeezed, mean, stats = compose_squeeze(ctx.backend, *args)
+        *args, (ctx.backend, running) = args_and_backend
+        y, squeezed, mean, stats = _forward(ctx.backend, running, *args)
         _keep(ctx, args, mean, stats)
-        return y, squeezed, mean, stats
+        return y, squeezed
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor) -> tuple[Tensor | None, ...]:
         # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
-        eager = partial(compose_squeeze_backward, ctx.backend)
+        eager = partial(_backward, ctx.backend)
         run = torch.ops.se_fused.batch_norm_act_squeeze_backward if torch.is_grad_enabled() else eager
         return (*_gradients(ctx, dy, dsqueezed, run), None)
 
 
-def squeeze(backend: backends.Backend, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``batch_norm_act_squeeze`` without its mean: (y, squeezed, stats), of which the first two are differentiable."""
-    if torch.compiler.is_compiling():
-        y, squeezed, _, stats = torch.ops.se_fused.batch_norm_act_squeeze(*args)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS]):
-        y, squeezed, _, stats = _Squeeze.apply(*args, backend)
+def squeeze(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, Tensor]:
+    """y and squeezed of ``batch_norm_act_squeeze``, differentiable; ``running`` is moved on the way."""
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
+    if wants_grad and not torch.compiler.is_compiling():
+        y, squeezed = _Squeeze.apply(*args, (backend, running))
     else:
-        y, squeezed, _, stats = compose_squeeze(backend, *args)
-    return y, squeezed, stats
+        y, squeezed, *_ = _forward(backend, running, *args)
+    return y, squeezed

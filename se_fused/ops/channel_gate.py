@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import backends
 from .._codes import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
+from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
@@ -124,9 +125,9 @@ for _name in ("squeeze_backward", "rescale_backward"):
 
 
 def _runner(name: str, backend: backends.Backend) -> Callable[..., Any]:
-    """The operator where a graph is traced, and in a backward pass that is itself recorded (it refuses to be
+    """The operator where somebody looks on, and in a backward pass that is itself recorded (it refuses to be
     differentiated); otherwise its implementation, without the dispatcher."""
-    if torch.compiler.is_compiling() or (name.endswith("backward") and torch.is_grad_enabled()):
+    if through_dispatcher() or (name.endswith("backward") and torch.is_grad_enabled()):
         return getattr(torch.ops.se_fused, name)
     return partial(_IMPLEMENTATIONS[name], backend)
 

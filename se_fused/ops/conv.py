@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import backends
 from .._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from ..reference import conv1x1
+from .dispatch import through_dispatcher
 from .layout import dense_like, is_channels_last
 from .tail import tail
 
@@ -60,7 +61,7 @@ def _run(
         residual = dense_like(residual, u)
     none = (None, None, None, None)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return tail(backend, True, None, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)[0]
+    return tail(backend, True, None, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)
 
 
 def _channels_last(x: Tensor) -> torch.memory_format:
@@ -90,11 +91,11 @@ def _conv_tail_fake(h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *_
 
 
 def conv_tail(backend: backends.Backend, *args: Any, inplace: bool) -> Tensor:
-    """The operator: through the dispatcher in a graph, else straight to ``backend``. Not differentiable.
+    """The operator: through the dispatcher where somebody looks on, else straight to ``backend``. Not differentiable.
 
     ``inplace``: the result may be written over the residual; a graph keeps its own account of memory.
     """
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         y: Tensor = torch.ops.se_fused.conv_tail(*args)
         return y
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import backends
 from .._codes import OUT_ACT_CODES
 from ..reference import conv1x1
+from .dispatch import through_dispatcher
 from .layout import is_channels_last, positions
 
 __all__ = ["compose_gated_conv", "gated_conv", "scales_weight"]
@@ -97,11 +98,11 @@ def _gated_conv_fake(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def gated_conv(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The operator: through the dispatcher in a graph, else straight to ``backend``. Not differentiable.
+    """The operator: through the dispatcher where somebody looks on, else straight to ``backend``. Not differentiable.
 
     y: (N, C, *spatial), dense; gate: (N, C), float32, contiguous; weight: (D, C[, 1, ...]), bias: (D,), y's dtype.
     """
-    if torch.compiler.is_compiling():
+    if through_dispatcher():
         out: Tensor = torch.ops.se_fused.gated_conv(y, gate, weight, bias)
         return out
     with torch.no_grad():

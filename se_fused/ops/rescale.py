@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import backends
 from .._codes import OUT_ACT_CODES
+from .dispatch import through_dispatcher
 from .layout import dense_like
 from .moments import per_channel
 
@@ -46,9 +47,9 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(backend: backends.Backend | None, x: Tensor, factor: Tensor) -> Tensor:
-    """x: (N, C, *spatial), dense; factor: (N, C). Plain PyTorch without a backend, and in a graph, whose compiler fuses
-    a product with its sum."""
-    if backend is None or torch.compiler.is_compiling():
+    """x: (N, C, *spatial), dense; factor: (N, C). Plain PyTorch without a backend, in a graph, whose compiler fuses a
+    product with its sum, and for a dispatch mode: there is no operator of it to be seen."""
+    if backend is None or through_dispatcher():
         return x * per_channel(factor, x).to(x.dtype)
     y: Tensor = _Rescale.apply(x, factor.float().contiguous(), backend)
     return y

@@ -4,8 +4,8 @@ Two operators, ``se_fused::tail_forward`` and ``se_fused::tail_backward``, are t
 export; which backend runs is decided below them. A backend that has the whole op takes it in one call; from one that
 has only the streams it is put together here, with the arithmetic of :mod:`se_fused.ops.gate` between them.
 
-The operators mutate nothing: the batch's statistics are returned; :mod:`se_fused.functional` moves the running ones.
-In inference, eager mode may write y over x where the caller permits it.
+The operators mutate nothing: the batch's statistics are returned, and :func:`tail` moves the running ones. In
+inference, eager mode may write y over x where the caller permits it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from .. import backends
 from .._codes import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
+from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
 from .gate import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
+from .running import move, moved_by_kernels
 
 __all__ = ["compose_backward", "compose_forward", "tail"]
 
@@ -116,7 +118,7 @@ def _codes(act: str, gate: str, out_act: str) -> tuple[int, int, int]:
     return ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
 
 
-def _forward(
+def _call_forward(
     backend: backends.Backend, x: Tensor, *args: Any, running: backends.Running | None = None
 ) -> tuple[Tensor, ...]:
     if backend.tail_forward is None:
@@ -127,7 +129,7 @@ def _forward(
     return output
 
 
-def _backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _call_backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dy = dense_like(dy, x)  # a gradient may come in any strides: expanded by a sum, transposed by a loss
     if backend.tail_backward is None:
         return compose_backward(backend, dy, x, *args)
@@ -138,13 +140,13 @@ def _backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> t
 
 # ---- the operators' implementations
 def _tail_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    y, *others = _forward(backends.select(x.device.type, x.dtype), x, *args)
+    y, *others = _call_forward(backends.select(x.device.type, x.dtype), x, *args)
     # What is absent is one empty tensor several times over; an operator's results must be different tensors.
     return (y, *(t if t.numel() else t.new_empty(0) for t in others))
 
 
 def _tail_backward(dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dx, dr, *others = _backward(backends.select(x.device.type, x.dtype), dy, x, *args)
+    dx, dr, *others = _call_backward(backends.select(x.device.type, x.dtype), dy, x, *args)
     wide = args[2].dtype  # of mean; a backend may return a parameter's gradient in the parameter's dtype
     return (dx, dr, *(t.to(wide) for t in others))
 
@@ -190,6 +192,29 @@ def _tail_backward_fake(
     r = fc1_weight.shape[0]
     gate_gradients = (mean.new_empty(r, c), mean.new_empty(r), mean.new_empty(c, r), mean.new_empty(c))
     return (torch.empty_like(x), dr, *bn, *gate_gradients)
+
+
+# ---- the operators from eager mode and from a graph
+def _forward(backend: backends.Backend, *args: Any, running: backends.Running | None = None) -> tuple[Tensor, ...]:
+    """The results of ``tail_forward``. ``running`` is moved before they are returned."""
+    by_kernels = None
+    if through_dispatcher():
+        output: tuple[Tensor, ...] = torch.ops.se_fused.tail_forward(*args)
+    else:
+        by_kernels = moved_by_kernels(backend, running)
+        output = _call_forward(backend, *args, running=by_kernels)
+    if by_kernels is not None:
+        torch.autograd.graph.increment_version((by_kernels.mean, by_kernels.var))
+    elif running is not None:
+        move(running, output[-1])
+    return output
+
+
+def _backward(backend: backends.Backend, *args: Any) -> tuple[Tensor, ...]:
+    if through_dispatcher():
+        output: tuple[Tensor, ...] = torch.ops.se_fused.tail_backward(*args)
+        return output
+    return _call_backward(backend, *args)
 
 
 # ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode
@@ -259,41 +284,35 @@ class _Tail(torch.autograd.Function):
 
     # setup_context would be needed for torch.func alone, and costs an inspect.signature per call
     @staticmethod
-    def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *args_and_backend: Any) -> Tensor:
         # the backend stands where the operator has ``save``, so that both paths return their gradients alike
         *args, (ctx.backend, running) = args_and_backend
         y, *saved = _forward(ctx.backend, *args, True, running=running)
         _keep(ctx, args, saved)
-        ctx.mark_non_differentiable(saved[-1])
-        return y, saved[-1]
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
         run = torch.ops.se_fused.tail_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
         return _gradients(ctx, dy, run)
 
 
-def tail(
-    backend: backends.Backend, inplace: bool, running: backends.Running | None, *args: Any
-) -> tuple[Tensor, Tensor | None]:
-    """``tail_forward`` without its last argument: (y, stats), differentiable. stats may be None unless batch_stats.
+def tail(backend: backends.Backend, inplace: bool, running: backends.Running | None, *args: Any) -> Tensor:
+    """y of ``tail_forward`` without its last argument, differentiable.
 
     ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
-    is called; a graph looks for its own when it runs. ``inplace`` permits y to be x's memory, in inference. ``running``
-    is moved on the way; it must be None in a graph, whose operators mutate nothing.
+    is called; a graph, and whoever looks on by a dispatch mode, has the operator, which looks for its own. ``inplace``
+    permits y to be x's memory, in inference. ``running`` is moved on the way: by the kernels where they can, else by
+    PyTorch, in a graph behind the operator.
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
-    if torch.compiler.is_compiling():
-        output = torch.ops.se_fused.tail_forward(*args, wants_grad)
-        return output[0], output[5]
-    if wants_grad:
-        y, stats = _Tail.apply(*args, (backend, running))
-        return y, stats
+    if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient
+        y: Tensor = _Tail.apply(*args, (backend, running))
+        return y
     x, *tensors, batch_stats, eps, act, gate, out_act = args
-    if batch_stats or backend.tail_inference is None:
-        y, *_, stats = _forward(backend, *args, False, running=running)
-        return y, stats
+    if batch_stats or backend.tail_inference is None or through_dispatcher():
+        return _forward(backend, *args, wants_grad, running=running)[0]
     y = x if inplace else torch.empty_like(x)
     backend.tail_inference(x, *tensors, eps, *_codes(act, gate, out_act), y)
-    return y, None
+    return y

@@ -1,0 +1,101 @@
+"""FLOPs of the operators for ``torch.utils.flop_counter``, counted as PyTorch counts its own: two for each product of
+a matrix product or a convolution, none for what is done element by element.
+
+An operator counts what it stands for, so that a model has the same total before and after ``convert`` and
+``optimize_for_inference``: a convolution, and the excitation's two layers, 2 N R C each. Which products a kernel spares
+(the folded layer of :mod:`.conv` has fewer) is its own business.
+"""
+
+import sys
+from collections.abc import Callable, MutableMapping
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from math import prod
+from typing import Any
+
+import torch
+
+__all__ = ["FORMULAS", "register"]
+
+Shape = torch.Size
+
+
+def _layer(n: int, weight: Shape | None) -> int:
+    return 0 if weight is None else 2 * n * prod(weight)
+
+
+def _tail_forward(x: Shape, *args: Any, **_: Any) -> int:
+    fc1_weight, fc2_weight = args[5], args[7]
+    return _layer(x[0], fc1_weight) + _layer(x[0], fc2_weight)
+
+
+def _tail_backward(dy: Shape, *args: Any, **_: Any) -> int:
+    fc1_weight, fc2_weight = args[9:11]
+    return 2 * (_layer(dy[0], fc1_weight) + _layer(dy[0], fc2_weight))  # one product for each of a layer's factors
+
+
+def _conv_tail(h: Shape, weight: Shape, bias: Shape | None, *args: Any, **_: Any) -> int:
+    fc1_weight, fc2_weight = args[0], args[2]
+    return _layer(h[0] * prod(h[2:]), weight) + _layer(h[0], fc1_weight) + _layer(h[0], fc2_weight)
+
+
+def _gated_conv(y: Shape, gate: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return _layer(y[0] * prod(y[2:]), weight)
+
+
+def _convolution_pointwise(x: Shape, *args: Any, out_shape: Shape, **_: Any) -> int:
+    """oneDNN's convolution with what it does to the sum. The weight, which in oneDNN's own order still has its shape
+    (C, K / groups, *kernel), comes after x or, in the binary overload, after another map: it is the last with x's
+    number of sizes."""
+    weight = [t for t in args[:2] if t is not None and len(t) == len(x)][-1]
+    return _layer(out_shape[0] * prod(out_shape[2:]), weight)
+
+
+FORMULAS: dict[tuple[str, str], Callable[..., int]] = {
+    ("se_fused", "tail_forward"): _tail_forward,
+    ("se_fused", "tail_backward"): _tail_backward,
+    ("se_fused", "conv_tail"): _conv_tail,
+    ("se_fused", "gated_conv"): _gated_conv,
+    # PyTorch's, which optimised models call and for which it has no formula (2.11 to 2.14)
+    ("mkldnn", "_convolution_pointwise"): _convolution_pointwise,
+    ("mkldnn", "_convolution_pointwise_"): _convolution_pointwise,
+}
+"""By namespace and name of the operator. Shapes stand for tensors, as in ``register_flop_formula``."""
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def _register(registry: MutableMapping[Any, Any], decorate: Callable[..., Any]) -> None:
+    for (namespace, name), formula in FORMULAS.items():
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        if packet is not None and packet not in registry:
+            decorate(packet)(formula)
+
+
+class _WhenImported(MetaPathFinder):
+    """Registers when somebody imports the counter. To import it ourselves would import Triton with it, for 80 ms."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                execute(module)
+                _register(module.flop_registry, module.register_flop_formula)
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def register() -> None:
+    """Give the formulas to PyTorch's counter: now if it has been imported, else when it is."""
+    counter = sys.modules.get(_COUNTER)
+    if counter is not None:
+        _register(counter.flop_registry, counter.register_flop_formula)
+    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WhenImported())
