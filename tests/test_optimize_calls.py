@@ -173,6 +173,34 @@ def test_wrapped_models() -> None:
         torch.testing.assert_close(fast(x), model(x).detach(), **CLOSE)
 
 
+# ---- layers that torch.fx cannot trace
+class Swish(torch.autograd.Function):
+    """As in the winners' code of SIIM-ISIC 2020."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+
+class SwishModule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Swish.apply(x)
+
+
+class Counts(nn.Module):
+    """Decides by values, and by the layout of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1, 2).flatten(1) if float(x.sum()) > -1e9 else -x
+
+
+def test_layers_that_cannot_be_traced_are_called() -> None:
+    model = ready(nn.Sequential(block(), SwishModule(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3), Counts()))
+    fast = optimized_and_same(model, images(2, 3, 6, 6))
+    assert "Counts" in {type(m).__name__ for m in fast.modules()}
+
+
 # ---- refusals
 class Breaks(nn.Module):
     def __init__(self, how: str) -> None:

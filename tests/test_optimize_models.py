@@ -334,29 +334,31 @@ def test_frozen_batch_norm_is_folded() -> None:
 
 
 # ---- the yardstick
-def test_an_ill_conditioned_model_is_not_refused_by_luck() -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(3)
-    model = timm.create_model("efficientnetv2_rw_t").eval()
-    se_fused.optimize_for_inference(model, images(2, 3, 96, 96, seed=0))
-
-
 class Magnifies(nn.Module):
-    """Differences of nearly equal numbers: rounding errors of the convolution, a hundred thousand times as large."""
+    """The mean difference of nearly equal maps: rounding errors, a hundred thousand times as large, in one number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.a, self.b, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
         self.b.load_state_dict(self.a.state_dict())
         self.b.weight.data += 1e-5
+        for tensor in (self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias):
+            tensor.data.uniform_(0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (torch.relu(self.a(x) + 2) - torch.relu(self.b(x) + 2)) * 1e5
+        difference = torch.relu(self.bn(self.a(x)) + 2) - torch.relu(self.bn(self.b(x)) + 2)
+        return difference.mean((2, 3))[:, :1] * 1e5
+
+
+def test_an_ill_conditioned_model_is_not_refused_by_luck() -> None:
+    """Its own error may be small by chance: by that alone, as the yardstick, 17 of 60 such models were refused."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        se_fused.optimize_for_inference(Magnifies().eval(), torch.randn(1, 3, 5, 5))
 
 
 def test_the_message_says_that_the_model_is_ill_conditioned(monkeypatch: pytest.MonkeyPatch) -> None:
     right = folding.fold_batch_norm
     monkeypatch.setattr(layers, "fold_batch_norm", lambda *a: (right(*a)[0] * (1 + 1e-1), right(*a)[1]))
-    torch.manual_seed(0)
     with pytest.raises(RuntimeError, match=r"ill-conditioned: it magnifies rounding errors \d+ times"):
         se_fused.optimize_for_inference(Magnifies().eval(), images(2, 3, 12, 12))

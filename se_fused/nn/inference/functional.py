@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from .._checks import is_plain
 from .matching import CONVS
-from .tracing import storages, writes
+from .tracing import contiguous_argument, storages, writes
 
 __all__ = ["merge_padding", "name_convolutions", "views_to_reshapes"]
 
@@ -30,10 +30,7 @@ def views_to_reshapes(graph: fx.Graph) -> None:
                 node.target = names[node.target]
                 node.kwargs = {"shape" if k == "size" else k: v for k, v in node.kwargs.items()}
         elif node.target in ("as_strided", torch.as_strided) and isinstance(node.args[0], fx.Node):
-            with graph.inserting_before(node):
-                ordered = graph.call_method("contiguous", (node.args[0],))
-            ordered.meta.update(node.args[0].meta, writes=frozenset())
-            node.replace_input_with(node.args[0], ordered)
+            contiguous_argument(graph, node, node.args[0])
 
 
 def _attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:

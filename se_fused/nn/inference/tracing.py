@@ -2,16 +2,27 @@
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from .matching import gate_of, is_norm, pads_same
+from .matching import CONVS, gate_of, is_norm, pads_same
 
-__all__ = ["Arguments", "Kind", "arguments_of_call", "first_line", "kind", "storages", "trace", "writes"]
+__all__ = [
+    "Arguments",
+    "Kind",
+    "arguments_of_call",
+    "contiguous_argument",
+    "first_line",
+    "kind",
+    "storages",
+    "trace",
+    "writes",
+]
 
 
 class Kind(NamedTuple):
@@ -141,9 +152,9 @@ class _Tracer(fx.Tracer):
     Without ``arguments`` it is as fx's own: pickle makes one so, to trace the code of a graph that it has stored.
     """
 
-    def __init__(self, arguments: Arguments | None = None) -> None:
+    def __init__(self, arguments: Arguments | None = None, called: Collection[nn.Module] = ()) -> None:
         super().__init__()
-        self.arguments = arguments
+        self.arguments, self.called = arguments, called
         self.entered: list[str] = []
         try:
             from timm.models import get_notrace_modules
@@ -154,7 +165,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = gate_of(m) is not None or is_norm(m) or pads_same(m)
-        return known or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            known or m in self.called or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Placeholders for the given arguments; the others keep their defaults, and are no part of the graph. What
@@ -243,33 +256,59 @@ def _free_names(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
     return found
 
 
+def _graph(model: nn.Module, arguments: Arguments) -> tuple[fx.Graph, list[nn.Module]]:
+    """The model's graph, and its layers that torch.fx cannot trace, which are called as they are.
+
+    They are such as have nothing for the rewriting inside: an activation by an autograd function of its own. To call
+    a block with convolutions so would be right, and silently no faster.
+    """
+    called: list[nn.Module] = []
+    while True:
+        tracer = _Tracer(arguments, called)
+        try:
+            return tracer.trace(model), called
+        except Exception as error:  # whatever the model's own forward raises on a proxy
+            name = tracer.entered[-1] if tracer.entered else ""
+            module = model.get_submodule(name)
+            if name and module not in called and not any(isinstance(m, (*CONVS, _BatchNorm)) for m in module.modules()):
+                called.append(module)
+                continue
+            where = f" in {name} ({type(module).__name__})" if name else ""
+            why = (
+                "its forward decides by values or sizes"
+                if isinstance(error, fx.proxy.TraceError)
+                else "its forward does with a tensor what torch.fx cannot record"
+            )
+            raise ValueError(
+                f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) does "
+                "without a trace"
+            ) from error
+
+
+def contiguous_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> None:
+    """Give ``node`` a map in the model's own layout, for it may count on that: a view, a stride."""
+    with graph.inserting_before(node):
+        ordered = graph.call_method("contiguous", (argument,))
+    ordered.meta.update(argument.meta, writes=frozenset())
+    node.replace_input_with(argument, ordered)
+
+
 def trace(model: nn.Module, arguments: Arguments) -> fx.GraphModule:
     """The model's graph for a call with these arguments, its nodes with what they give, share and write.
 
     Raises:
         ValueError: torch.fx cannot trace the model.
     """
-    tracer = _Tracer(arguments)
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:  # whatever the model's own forward raises on a proxy
-        where = f" in {tracer.entered[-1]} ({type(model.get_submodule(tracer.entered[-1])).__name__})" if (
-            tracer.entered
-        ) else ""  # fmt: skip
-        why = (
-            "its forward decides by values or sizes"
-            if isinstance(error, fx.proxy.TraceError)
-            else "its forward does with a tensor what torch.fx cannot record"
-        )
-        raise ValueError(
-            f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) does "
-            "without a trace"
-        ) from error
+    graph, called = _graph(model, arguments)
     gm = fx.GraphModule(_free_names(graph, model), graph, f"Optimized{type(model).__name__}")
     with torch.no_grad():
         _Recorder(gm).run(*(v.clone() if isinstance(v, Tensor) else v for v in arguments.values))
     plain = dict(_IN_PLACE.values())
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in plain and kind(node) is None:
+    for node in list(graph.nodes):
+        if node.op == "call_module" and gm.get_submodule(node.target) in called:
+            for argument in node.all_input_nodes:
+                if kind(argument) is not None:
+                    contiguous_argument(graph, node, argument)
+        elif node.op == "call_function" and node.target in plain and kind(node) is None:
             node.target = plain[node.target]  # of numbers, such as sizes, which are not written to
     return gm
