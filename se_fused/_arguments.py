@@ -6,13 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_number", "check_parameter", "check_tensor", "check_x"]
+__all__ = ["autocasts", "check_choice", "check_number", "check_parameter", "check_tensor", "check_x"]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _dtype(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
+
+
+def autocasts(t: Tensor) -> bool:
+    """Whether autocast is enabled on t's device; the meta device has none, and PyTorch raises where it is asked."""
+    kind = t.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def check_tensor(t: Any, name: str) -> None:

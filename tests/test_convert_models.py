@@ -131,6 +131,19 @@ def test_autocast(name):
     assert rms(ours.double() - exact) <= 1.5 * rms(theirs.double() - exact)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_alone(name):
+    """On the meta device, which has no autocast, as timm asks for its models' shapes."""
+    model, original = build(name).to("meta"), build(name).to("meta")
+    x = images(name).to("meta")
+    with torch.no_grad():
+        assert se_fused.convert(model).eval()(x).shape == original.eval()(x).shape
+    y = model.train()(x)
+    assert y.shape == original.train()(x).shape
+    y.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_own_models_are_left_as_they_are():
     model = se_fused.SEResNet18(num_classes=3)
     before = classes(model)

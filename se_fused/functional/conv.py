@@ -25,7 +25,7 @@ def _check_convolution(h: Any, weight: Any, bias: Any) -> None:
     c, k = weight.shape[0], h.shape[1]
     check.check_parameter(weight, "conv_weight", (c, k), "(C, K)", h, "h")
     check.check_parameter(bias, "conv_bias", (c,), "(C,)", h, "h")
-    if weight.dtype != h.dtype and not torch.is_autocast_enabled(h.device.type):
+    if weight.dtype != h.dtype and not check.autocasts(h):
         raise TypeError(f"conv_weight must have h's dtype {h.dtype}, got {weight.dtype}: cast one, weight.to(h.dtype)")
 
 
@@ -124,7 +124,7 @@ def conv1x1_squeeze_excite(
         if packed.dtype != torch.float32:
             raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    autocast = torch.is_autocast_enabled(h.device.type)
+    autocast = check.autocasts(h)
     given = (h, conv_weight, conv_bias, *fc, residual)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if residual is not None and residual.dtype != h.dtype and not autocast:

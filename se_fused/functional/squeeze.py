@@ -85,7 +85,7 @@ def _check_projection(y: Any, gate: Any, weight: Any, bias: Any) -> None:
         raise ValueError(f"weight must be (D, C) or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
     check.check_parameter(weight, "weight", (weight.shape[0], c), "(D, C)", y, "y")
     check.check_parameter(bias, "bias", (weight.shape[0],), "(D,)", y, "y")
-    if torch.is_autocast_enabled(y.device.type):
+    if check.autocasts(y):
         return
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != y.dtype:
@@ -127,6 +127,6 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
     given = (y, gate, weight, bias)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     y = dense(y)
-    if differentiable or torch.is_autocast_enabled(y.device.type) or is_transformed():
+    if differentiable or check.autocasts(y) or is_transformed():
         return reference.conv1x1(rescale(backend, y, factor), weight, bias)
     return gated_conv(backend, y, factor.float().contiguous(), weight, bias)

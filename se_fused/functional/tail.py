@@ -163,7 +163,7 @@ def _common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | 
     """Under autocast x and residual may differ, and eager mode promotes; otherwise they must agree."""
     if residual is None or residual.dtype == x.dtype:
         return x, residual
-    if not torch.is_autocast_enabled(x.device.type):
+    if not check.autocasts(x):
         raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}: cast one, residual.to(x.dtype)")
     common = torch.promote_types(x.dtype, residual.dtype)
     return x.to(common), residual.to(common)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F_se
+from .._arguments import autocasts
 from ..backends import find, forced
 from ..reference import ACTIVATIONS, GATES
 from ._checks import is_plain
@@ -124,7 +125,7 @@ def fused_gate_projection(
     y, squeezed = F_se.batch_norm_act_squeeze(x, *tensors, **settings, out_act=name)
     factor = gate(squeezed.to(y.dtype)[:, :, None, None])
     if isinstance(projection, nn.Conv2d) and _is_projection(projection):
-        if torch.is_autocast_enabled(y.device.type) or projection.weight.dtype == y.dtype:
+        if autocasts(y) or projection.weight.dtype == y.dtype:
             return F_se.gated_conv1x1(y, factor, projection.weight, projection.bias)
     scaled: Tensor = projection(y * factor)
     return scaled
