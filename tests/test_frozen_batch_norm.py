@@ -18,7 +18,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import se_fused
 from se_fused.nn import SqueezeExcite, fused_tail
-from se_fused.nn.surgery.parts import brought_activation, is_frozen_batch_norm
+from se_fused.nn.inference.matching import is_norm
+from se_fused.nn.surgery.parts import brought_activation
 
 FLAT = {name: (make, calls) for name, (make, calls, dims) in BLOCKS.items() if dims == 2}
 MODELS = [
@@ -236,9 +237,9 @@ def test_what_is_a_frozen_batch_norm():
     hooked.register_forward_hook(lambda *_: None)
     elu, relu = FrozenBatchNormAct2d(4, act_layer=nn.ELU), FrozenBatchNormAct2d(4)
     dropping = FrozenBatchNormAct2d(4, drop_layer=nn.Dropout)
-    known = [is_frozen_batch_norm(m) for m in (FrozenBatchNorm2d(4), relu, elu, dropping, hooked, Own(4))]
+    known = [is_norm(m) for m in (FrozenBatchNorm2d(4), relu, elu, dropping, hooked, Own(4))]
     assert known == [True, True, False, False, False, False]
-    assert not is_frozen_batch_norm(nn.BatchNorm2d(4).eval()) and not is_frozen_batch_norm(nn.Identity())
+    assert is_norm(nn.BatchNorm2d(4)) and not is_norm(nn.Identity()) and not is_norm(None)
     assert [brought_activation(m) for m in (relu, elu, FrozenBatchNorm2d(4))] == ["relu", None, None]
     block = torchvision.models.resnet.BasicBlock(16, 16, norm_layer=Own)
     report = se_fused.conversion_report(se_fused.convert(block))

@@ -19,7 +19,6 @@ __all__ = [
     "brought_activation",
     "is_batch_norm",
     "is_batch_norm_act",
-    "is_frozen_batch_norm",
     "is_fusable",
     "normalisation",
     "promoted",
@@ -45,15 +44,6 @@ def _is_frozen_act(bn: object) -> bool:
 def is_batch_norm(bn: object) -> bool:
     """Whether the class is a batch norm without an activation; hooks are not asked about."""
     return type(bn) in (*_PLAIN, nn.SyncBatchNorm) or _is_frozen(bn)
-
-
-def is_frozen_batch_norm(bn: nn.Module) -> bool:
-    """Whether the module is a frozen batch norm without hooks, and all that it does is known.
-
-    Then it has running_mean, running_var, weight and bias (C,) and eps, takes (N, C, H, W), and applies
-    :func:`brought_activation` behind, if that is not None.
-    """
-    return (_is_frozen(bn) and untouched(bn)) or (_is_frozen_act(bn) and brought_activation(bn) is not None)
 
 
 def brought_activation(bn: nn.Module) -> str | None:
