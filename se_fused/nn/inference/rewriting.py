@@ -49,7 +49,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _seen_elsewhere(node: fx.Node, besides: list[fx.Node]) -> list[fx.Node]:
-    """Who shows what ``node`` changes in place to later nodes, other than its own result: tensors from before it."""
+    """The tensors, older than ``node``, that later nodes read and that are in a storage which ``node`` writes to."""
     changed = writes(node)
     behind: set[fx.Node] = set()
     later = node.next
@@ -67,8 +67,9 @@ def _seen_elsewhere(node: fx.Node, besides: list[fx.Node]) -> list[fx.Node]:
 class _Chain:
     """Nodes that become one layer's call, which stands where the last of them stood.
 
-    So what the layer reads is read later, and what its nodes wrote is written no more. A node is taken only if no other
-    node writes to what is read in between, and if nobody but the chain sees what it writes itself.
+    The layer reads its inputs there, later than the first node did, and writes to none of them. So a node is taken only
+    if no other node in between writes to those inputs, and if what it writes in place itself is read through its result
+    alone.
     """
 
     def __init__(self, first: fx.Node, reads: Any) -> None:
