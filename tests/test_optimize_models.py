@@ -239,6 +239,21 @@ def test_no_move_past_a_write(how: str) -> None:
     optimized_and_same(ready(InPlace(how)), images(2, 3, 6, 6))
 
 
+class WritesToItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.conv(batch["image"].relu_())
+
+
+def test_the_example_is_left_as_it_is() -> None:
+    batch = {"image": images(2, 3, 6, 6)}
+    fast = se_fused.optimize_for_inference(WritesToItsInput().eval(), (batch,))
+    assert torch.equal(batch["image"], images(2, 3, 6, 6)) and fast(batch).shape == (2, 4, 6, 6)
+
+
 def test_a_write_through_a_view_is_right_or_refused() -> None:
     with pytest.raises(ValueError, match=r"writes in place \(relu_\) to a tensor that it also reads through a view"):
         se_fused.optimize_for_inference(ready(InPlace("view of the input")), images(2, 3, 6, 6))

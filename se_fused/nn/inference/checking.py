@@ -1,31 +1,19 @@
 """Whether an optimised model computes what the model does, on an example and on images that are not finite."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .tracing import Arguments
 
-__all__ = ["check", "converted_arguments"]
+__all__ = ["check"]
 
 _PERTURBED = 3  # models whose weights are moved by rounding errors, where the model itself is not enough of a yardstick
-
-
-def converted_arguments(arguments: Arguments, dtype: torch.dtype) -> Arguments:
-    """The arguments with their floating-point tensors in ``dtype``."""
-    return _mapped(arguments, lambda t: t.to(dtype) if t.is_floating_point() else t)
-
-
-def _mapped(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
-    by_place, by_name = tree_map(
-        lambda t: change(t) if isinstance(t, Tensor) else t, (arguments.by_place, arguments.by_name)
-    )
-    return Arguments(by_place, by_name, arguments.names)
 
 
 def _floats(outputs: Any) -> Tensor:
@@ -40,7 +28,7 @@ def _floats(outputs: Any) -> Tensor:
 
 
 def _called(model: nn.Module, arguments: Arguments) -> Tensor:
-    given = _mapped(arguments, Tensor.clone)  # a model may write to its input
+    given = arguments.clone()
     with torch.no_grad():
         return _floats(model(*given.by_place, **given.by_name))
 
@@ -70,13 +58,13 @@ def _perturbed(model: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
 
 def _realisations(model: nn.Module, arguments: Arguments, dtype: torch.dtype) -> Iterator[Tensor]:
     """The model's results in ``dtype``, each with other rounding errors: as it is, in channels_last, perturbed."""
-    cast = converted_arguments(arguments, dtype)
+    cast = arguments.to(dtype)
     yield _called(_in(model, dtype), cast)
     plain = copy.deepcopy(model).to(dtype).eval()
     for parameter in plain.parameters():
         parameter.data = _channels_last(parameter.data)
     try:
-        yield _called(plain, _mapped(cast, _channels_last))
+        yield _called(plain, cast.map(_channels_last))
     except RuntimeError:  # a view that channels_last does not allow
         pass
     for seed in range(_PERTURBED):
@@ -89,10 +77,10 @@ class _Distances:
     def __init__(self, model: nn.Module, optimized: nn.Module, arguments: Arguments, dtype: torch.dtype) -> None:
         self.dtype = dtype
         try:
-            self.truth = _called(_in(model, torch.float64), converted_arguments(arguments, torch.float64))
+            self.truth = _called(_in(model, torch.float64), arguments.to(torch.float64))
         except RuntimeError:  # a cast to float32 in forward: the model as it is stands for the truth
             self.truth = _called(model, arguments)
-        ours = _called(optimized, converted_arguments(arguments, dtype))
+        ours = _called(optimized, arguments.to(dtype))
         if ours.shape != self.truth.shape:
             raise RuntimeError(
                 f"the optimised model gives {ours.numel()} numbers where the model gives {self.truth.numel()}: please "
@@ -135,7 +123,7 @@ def _other(arguments: Arguments) -> Arguments:
         draw = torch.randn(t.shape, generator=generator).to(t.device)
         return (draw * t.double().std() + t.double().mean()).to(t.dtype)
 
-    return _mapped(arguments, change)
+    return arguments.map(change)
 
 
 def _check_not_finite(
@@ -143,12 +131,12 @@ def _check_not_finite(
 ) -> None:
     """A pixel that is not a finite number makes of the result what it makes of the model's."""
     for value in (float("nan"), float("inf")):
-        marked = _mapped(arguments, partial(_marked, value=value))
+        marked = arguments.map(partial(_marked, value=value))
         try:
-            theirs = _called(_in(model, inside), converted_arguments(marked, inside))
+            theirs = _called(_in(model, inside), marked.to(inside))
         except Exception:  # a model may refuse such an image: then there is nothing to compare
             continue
-        ours = _called(optimized, converted_arguments(marked, dtype))
+        ours = _called(optimized, marked.to(dtype))
         # Which sums of infinities are NaN hangs on their order; libraries on a GPU may spread a NaN over a tile.
         exact = value != value and ours.device.type == "cpu"
         lost = (theirs.isnan() & ~ours.isnan()).sum().item() if exact else 0

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from ..surgery import convert
 from ..surgery.report import NOTED
-from .checking import check, converted_arguments
+from .checking import check
 from .copies import plain_copy, unwrapped
 from .ends import Enter, Fixed, Leave
 from .layers import ConvAct, ConvSqueezeExcite, NormAct, Rescale, compute_dtype
@@ -32,9 +32,10 @@ def _example(model: nn.Module) -> Tensor:
 
 def _try(model: nn.Module, arguments: Arguments) -> None:
     """Call the model once, so that what it does not take is told from what cannot be optimised."""
+    given = arguments.clone()
     try:
         with torch.no_grad():
-            model(*arguments.by_place, **arguments.by_name)
+            model(*given.by_place, **given.by_name)
     except Exception as error:  # whatever the model's own forward raises
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else repr(v) for v in arguments.values)
         raise ValueError(
@@ -99,7 +100,7 @@ def optimize_for_inference(
     with torch.inference_mode(False):
         plain = plain_copy(model)
         example = _example(plain) if example_input is None else example_input
-        arguments = converted_arguments(arguments_of_call(plain, example), parameter.dtype)
+        arguments = arguments_of_call(plain, example).to(parameter.dtype)
         _try(plain, arguments)
         gm = trace(convert(plain_copy(plain)), arguments)
         rewritten = rewrite(gm, inside)

@@ -2,13 +2,13 @@
 
 import inspect
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .matching import CONVS, gate_of, is_norm, pads_same
 
@@ -74,13 +74,28 @@ class Arguments(NamedTuple):
         """All of them, in the order of ``names``."""
         return (*self.by_place, *self.by_name.values())
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Arguments":
+        """The same arguments with other tensors, inside lists, tuples and dictionaries too."""
+        by_place, by_name = tree_map(
+            lambda t: change(t) if isinstance(t, Tensor) else t, (self.by_place, self.by_name)
+        )  # fmt: skip
+        return Arguments(by_place, by_name, self.names)
+
+    def to(self, dtype: torch.dtype) -> "Arguments":
+        """The same arguments with their floating-point tensors in ``dtype``."""
+        return self.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+    def clone(self) -> "Arguments":
+        """Copies, for a model that writes to its input."""
+        return self.map(Tensor.clone)
+
     @property
     def constants(self) -> dict[str, Any]:
         """By name, those without a tensor."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if _is_constant(value)}
 
 
-def arguments_of_call(model: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Arguments:
+def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Arguments:
     """What a call of the model with these examples binds.
 
     Args:
@@ -302,7 +317,7 @@ def trace(model: nn.Module, arguments: Arguments) -> fx.GraphModule:
     graph, called = _graph(model, arguments)
     gm = fx.GraphModule(_free_names(graph, model), graph, f"Optimized{type(model).__name__}")
     with torch.no_grad():
-        _Recorder(gm).run(*(v.clone() if isinstance(v, Tensor) else v for v in arguments.values))
+        _Recorder(gm).run(*arguments.clone().values)
     plain = dict(_IN_PLACE.values())
     for node in list(graph.nodes):
         if node.op == "call_module" and gm.get_submodule(node.target) in called:
