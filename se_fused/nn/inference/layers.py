@@ -29,8 +29,9 @@ __all__ = [
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 # oneDNN's names of what it can do to a sum before storing it. Its ReLU gives 0 for NaN, so PyTorch's runs behind it, in
-# place: ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 0.99 to 1.02 times as long as with oneDNN's (batch 8,
-# 224 x 224, two cores, 2026-11-27, torch 2.14.1), our own pass with bias and residual 1.00 to 1.06 times.
+# place: with it ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 1.02, 0.94, 1.01 and 1.03 times as long as with
+# oneDNN's (batch 8, 224 x 224, two cores, 2026-11-27, torch 2.14.1). Our own pass with bias, residual and ReLU in place
+# of both took up to 1.06 times.
 _POST_OPS = {"none": "none", "relu": "none", "silu": "swish", "hard_swish": "hardswish"}
 
 # oneDNN's order of a weight is for one shape of x: with that of batch 2, batch 1 took twice the time, with that of
