@@ -211,6 +211,10 @@ class Breaks(nn.Module):
         x = self.inner(x)
         if self.how == "values":
             return x if x.mean() > -9 else -x
+        if self.how == "type":  # MONAI's BasicUNet; a proxy is no tensor
+            return x * 2 if isinstance(x, Tensor) else x
+        if self.how == "type and shape":
+            return self.inner[3](torch.cat([x, x], 1)[:, 4:12] if isinstance(x, Tensor) else x[:, 4:])
         if self.how == "lists":
             return torch.stack([row for row in x])
         if self.how == "lengths":
@@ -227,6 +231,8 @@ class Breaks(nn.Module):
         ),
         ("lists", r"decides by values or sizes \(TraceError: Proxy object cannot be iterated.*se_fused.convert"),
         ("lengths", r"does with a tensor what torch.fx cannot record \(RuntimeError: 'len' is not supported.*convert"),
+        ("type", r"computes something else when torch.fx traces it \(another result\): its forward asks of what type"),
+        ("type and shape", r"something else.*\(RuntimeError: Given groups=1.*channels instead.*\): its forward asks"),
         ("integers", r"returns no floating-point tensor.*optimise the model that returns the logits"),
     ],
 )

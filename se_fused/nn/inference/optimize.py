@@ -30,12 +30,12 @@ def _example(model: nn.Module) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight.device)
 
 
-def _try(model: nn.Module, arguments: Arguments) -> None:
-    """Call the model once, so that what it does not take is told from what cannot be optimised."""
+def _called(model: nn.Module, arguments: Arguments) -> Any:
+    """The model's result, before all else, so that what it does not take is told from what cannot be optimised."""
     given = arguments.clone()
     try:
         with torch.no_grad():
-            model(*given.by_place, **given.by_name)
+            return model(*given.by_place, **given.by_name)
     except Exception as error:  # whatever the model's own forward raises
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else repr(v) for v in arguments.values)
         raise ValueError(
@@ -101,8 +101,7 @@ def optimize_for_inference(
         plain = plain_copy(model)
         example = _example(plain) if example_input is None else example_input
         arguments = arguments_of_call(plain, example).to(parameter.dtype)
-        _try(plain, arguments)
-        gm = trace(convert(plain_copy(plain)), arguments)
+        gm = trace(convert(plain_copy(plain)), arguments, _called(plain, arguments))
         rewritten = rewrite(gm, inside)
         gm.meta[NOTED] = rewritten.left
         _cast(gm, inside)

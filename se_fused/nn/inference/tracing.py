@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +53,9 @@ def writes(node: fx.Node) -> frozenset[int]:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line, for messages."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    """An exception in one line, for messages: its first sentence."""
+    sentence = (str(error).splitlines() or [""])[0].split(". ")[0]
+    return f"{type(error).__name__}: {sentence[:200]}"
 
 
 def _is_constant(value: Any) -> bool:
@@ -308,16 +309,49 @@ def contiguous_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> No
     node.replace_input_with(argument, ordered)
 
 
-def trace(model: nn.Module, arguments: Arguments) -> fx.GraphModule:
+def _run(gm: fx.GraphModule, arguments: Arguments) -> Any:
+    try:
+        with torch.no_grad():
+            return _Recorder(gm).run(*arguments.clone().values)
+    except Exception as error:  # whatever a layer raises on what the model would not have given it
+        raise ValueError(_other_way(first_line(error))) from error
+
+
+def _other_way(why: str) -> str:
+    return (
+        f"model computes something else when torch.fx traces it ({why}): its forward asks of what type a value is, for "
+        "a number that the trace does not keep, or draws random numbers; se_fused.convert(model) does without a trace"
+    )
+
+
+def _same_computation(result: Any, wanted: Any) -> bool:
+    """Whether two results differ by rounding alone, even of a model that magnifies it."""
+    for mine, own in zip_longest(tree_leaves(result), tree_leaves(wanted)):
+        if isinstance(own, Tensor) and own.is_floating_point():
+            if not isinstance(mine, Tensor) or mine.shape != own.shape:
+                return False
+            tolerance = torch.finfo(own.dtype).eps ** 0.25
+            size = float(own.abs().max()) if own.numel() else 0.0
+            if not torch.allclose(mine, own, tolerance, tolerance * size, equal_nan=True):
+                return False
+    return True
+
+
+def trace(model: nn.Module, arguments: Arguments, wanted: Any) -> fx.GraphModule:
     """The model's graph for a call with these arguments, its nodes with what they give, share and write.
 
+    Args:
+        model: a copy that nobody else uses.
+        arguments: of the call.
+        wanted: what the model gives for them.
+
     Raises:
-        ValueError: torch.fx cannot trace the model.
+        ValueError: torch.fx cannot trace the model, or its graph gives another result than the model.
     """
     graph, called = _graph(model, arguments)
     gm = fx.GraphModule(_free_names(graph, model), graph, f"Optimized{type(model).__name__}")
-    with torch.no_grad():
-        _Recorder(gm).run(*arguments.clone().values)
+    if not _same_computation(_run(gm, arguments), wanted):
+        raise ValueError(_other_way("another result"))
     plain = dict(_IN_PLACE.values())
     for node in list(graph.nodes):
         if node.op == "call_module" and gm.get_submodule(node.target) in called:
