@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimize_support import NORMS, images, timm_model
 from torch import Tensor, nn
 
 import se_fused
@@ -15,8 +16,6 @@ from se_fused.nn.inference import folding, layers, optimize
 from se_fused.nn.inference.ends import Enter
 from se_fused.nn.inference.layers import ConvAct, ConvSqueezeExcite, NormAct
 from se_fused.ops.layout import is_channels_last
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -30,14 +29,6 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.weight.uniform_(0.5, 1.0, generator=generator)
                 module.bias.uniform_(-0.2, 0.2, generator=generator)
     return model.eval()
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def timm_model(name: str, **options: Any) -> nn.Module:
-    return pytest.importorskip("timm").create_model(name, num_classes=7, **options)
 
 
 def kinds(model: nn.Module) -> Counter:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .ends import ordered
 from .tracing import Arguments
 
 __all__ = ["check"]
@@ -28,26 +29,22 @@ def _floats(outputs: Any) -> Tensor:
 
 
 def _called(model: nn.Module, arguments: Arguments) -> Tensor:
-    given = arguments.clone()
-    with torch.no_grad():
-        return _floats(model(*given.by_place, **given.by_name))
+    return _floats(arguments.call(model))
+
+
+def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model).to(dtype).eval()  # a copy of torchvision's feature extractors is in training
 
 
 def _in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The model with its floating-point tensors in ``dtype``: a copy, unless they have it already."""
-    if all(t.dtype == dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()):
-        return model
-    return copy.deepcopy(model).to(dtype).eval()
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return t.contiguous(memory_format=formats.get(t.dim(), torch.contiguous_format))
+    there = all(t.dtype == dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    return model if there else _copy_in(model, dtype)
 
 
 def _perturbed(model: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
     """A copy in ``dtype`` each of whose weights is moved by one rounding error, up or down."""
-    moved = copy.deepcopy(model).to(dtype).eval()
+    moved = _copy_in(model, dtype)
     generator = torch.Generator().manual_seed(seed)
     for weight in moved.parameters():
         if weight.is_floating_point():
@@ -60,11 +57,11 @@ def _realisations(model: nn.Module, arguments: Arguments, dtype: torch.dtype) ->
     """The model's results in ``dtype``, each with other rounding errors: as it is, in channels_last, perturbed."""
     cast = arguments.to(dtype)
     yield _called(_in(model, dtype), cast)
-    plain = copy.deepcopy(model).to(dtype).eval()
+    plain = _copy_in(model, dtype)
     for parameter in plain.parameters():
-        parameter.data = _channels_last(parameter.data)
+        parameter.data = ordered(parameter.data)
     try:
-        yield _called(plain, cast.map(_channels_last))
+        yield _called(plain, cast.map(ordered))
     except RuntimeError:  # a view that channels_last does not allow
         pass
     for seed in range(_PERTURBED):
@@ -130,10 +127,11 @@ def _check_not_finite(
     model: nn.Module, optimized: nn.Module, arguments: Arguments, dtype: torch.dtype, inside: torch.dtype
 ) -> None:
     """A pixel that is not a finite number makes of the result what it makes of the model's."""
+    plain = _in(model, inside)
     for value in (float("nan"), float("inf")):
         marked = arguments.map(partial(_marked, value=value))
         try:
-            theirs = _called(_in(model, inside), marked.to(inside))
+            theirs = _called(plain, marked.to(inside))
         except Exception:  # a model may refuse such an image: then there is nothing to compare
             continue
         ours = _called(optimized, marked.to(dtype))

@@ -11,6 +11,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .tracing import first_line
+
 __all__ = ["plain_copy", "unwrapped"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -61,7 +63,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         copied: nn.Module = copy.deepcopy(model, given)
     except Exception as error:
         raise ValueError(
-            f"model cannot be copied ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            f"model cannot be copied ({first_line(error)}): "
             "copy.deepcopy(model) must work, take out what it cannot copy"
         ) from error
     copied.eval()

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 __all__ = ["LAST", "Enter", "Fixed", "Leave", "ordered"]
 
@@ -16,21 +17,37 @@ def ordered(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=LAST.get(x.dim(), torch.contiguous_format))
 
 
-class Enter(nn.Module):
-    """One of the model's inputs as the layers want it: their dtype, channels_last."""
+class _Cast(nn.Module):
+    """Floating-point tensors in one dtype, inside lists, tuples and dictionaries too; all else is returned."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
-    def forward(self, x: Any) -> Any:
-        """Floating-point tensors are changed, inside lists, tuples and dictionaries too; all else is returned."""
-        return torch.utils._pytree.tree_map(
-            lambda t: ordered(t.to(self.dtype)) if isinstance(t, Tensor) and t.is_floating_point() else t, x
-        )
+    def cast(self, t: Any) -> Any:
+        """Of one value."""
+        return t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    def forward(self, value: Any) -> Any:
+        """A tensor, or what holds some."""
+        # most models have one tensor, for which looking into a tree takes 3 us
+        return self.cast(value) if isinstance(value, Tensor) else tree_map(self.cast, value)
 
     def extra_repr(self) -> str:
         return f"dtype={self.dtype}"
+
+
+class Enter(_Cast):
+    """One of the model's inputs as the layers want it: their dtype, channels_last."""
+
+    def cast(self, t: Any) -> Any:
+        """Of one value; what is cast is ordered too."""
+        t = super().cast(t)
+        return ordered(t) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+
+class Leave(_Cast):
+    """The model's results in the dtype that it promised."""
 
 
 class Fixed(nn.Module):
@@ -56,20 +73,3 @@ class Fixed(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.values.items())
-
-
-class Leave(nn.Module):
-    """The model's results in the dtype that it promised."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, y: Any) -> Any:
-        """Floating-point tensors inside lists, tuples and dictionaries are cast."""
-        return torch.utils._pytree.tree_map(
-            lambda t: t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, y
-        )
-
-    def extra_repr(self) -> str:
-        return f"dtype={self.dtype}"

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["fold_batch_norm", "fold_linear", "is_product", "scale_and_shift"]
+__all__ = ["fold_batch_norm", "fold_linear", "is_product"]
 
 
 def fold_batch_norm(conv: _ConvNd | nn.Linear, bn: Any) -> tuple[Tensor, Tensor | None]:
@@ -16,7 +16,7 @@ def fold_batch_norm(conv: _ConvNd | nn.Linear, bn: Any) -> tuple[Tensor, Tensor 
     weight, bias = conv.weight.detach().double(), None if conv.bias is None else conv.bias.detach().double()
     if bn is None:
         return weight, bias
-    scale, shift = scale_and_shift(bn)
+    scale, shift = _scale_and_shift(bn)
     weight = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
     return weight, shift if bias is None else shift + scale * bias
 
@@ -30,7 +30,7 @@ def fold_linear(linear: nn.Linear, bn: Any) -> nn.Linear:
     return folded
 
 
-def scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
     """scale and shift (C,), float64: bn(x) = scale * x + shift in inference."""
     assert bn.running_mean is not None and bn.running_var is not None, "the caller has looked"
     scale = (bn.running_var.double() + bn.eps).rsqrt()

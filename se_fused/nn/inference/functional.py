@@ -1,6 +1,7 @@
 """A graph's functions brought into the form that the rewriting knows: convolutions as modules, views as reshapes."""
 
 from collections import Counter
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from .._checks import is_plain
 from .matching import CONVS
-from .tracing import contiguous_argument, storages, writes
+from .tracing import add_layer, contiguous_argument, storages, writes
 
 __all__ = ["merge_padding", "name_convolutions", "views_to_reshapes"]
 
@@ -39,9 +40,7 @@ def _attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
         return None
     if any(writes(other) & storages(node) for other in gm.graph.nodes):
         return None
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = attrgetter(str(node.target))(gm)
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
@@ -72,10 +71,7 @@ def name_convolutions(gm: fx.GraphModule) -> list[fx.Node]:
         conv = cls(weight.shape[1] * groups, weight.shape[0], size, **geometry, bias=False, device="meta")
         conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
         conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        name = str(given["weight"].target).rpartition(".")[0].replace(".", "_") or "conv"
-        while hasattr(gm, name):
-            name += "_"
-        gm.add_module(name, conv.eval())
+        name = add_layer(gm, str(given["weight"].target).rpartition(".")[0] or "conv", conv.eval())
         with gm.graph.inserting_before(node):
             called = gm.graph.call_module(name, (given["input"],))
         called.meta.update(node.meta)

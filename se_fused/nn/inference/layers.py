@@ -173,15 +173,15 @@ class ConvAct(_Conv):
             packed = self._packed[shape] = op._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
         if residual is None:
             y = op._convolution_pointwise(x, packed, self.bias, *geometry, _POST_OPS[self.act], [], "")
-            return y.relu_() if self.act == "relu" else y
-        add: tuple[Any, ...] = (residual, packed, self.bias, *geometry, "add", 1.0, None, [], None)
-        if self.act not in ("none", "relu"):
-            return OUT_ACTIVATIONS[self.act](op._convolution_pointwise.binary(x, *add))
-        if self.keeps_residual:
-            y = op._convolution_pointwise.binary(x, *add)
         else:
-            y = op._convolution_pointwise_.binary(residual, x, *add[1:])
-        return y.relu_() if self.act == "relu" else y
+            add: tuple[Any, ...] = (packed, self.bias, *geometry, "add", 1.0, None, [], None)
+            if self.keeps_residual:
+                y = op._convolution_pointwise.binary(x, residual, *add)
+            else:
+                y = op._convolution_pointwise_.binary(residual, x, *add)
+        if self.act == "relu":
+            return y.relu_()
+        return y if residual is None else OUT_ACTIVATIONS[self.act](y)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, act={self.act}"

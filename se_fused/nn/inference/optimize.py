@@ -15,7 +15,7 @@ from .ends import Enter, Fixed, Leave
 from .layers import ConvAct, ConvSqueezeExcite, NormAct, Rescale, compute_dtype
 from .matching import CONVS
 from .rewriting import rewrite
-from .tracing import Arguments, arguments_of_call, first_line, trace
+from .tracing import Arguments, add_layer, arguments_of_call, first_line, trace
 
 __all__ = ["optimize_for_inference"]
 
@@ -32,10 +32,8 @@ def _example(model: nn.Module) -> Tensor:
 
 def _called(model: nn.Module, arguments: Arguments) -> Any:
     """The model's result, before all else, so that what it does not take is told from what cannot be optimised."""
-    given = arguments.clone()
     try:
-        with torch.no_grad():
-            return model(*given.by_place, **given.by_name)
+        return arguments.call(model)
     except Exception as error:  # whatever the model's own forward raises
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else repr(v) for v in arguments.values)
         raise ValueError(
@@ -131,12 +129,8 @@ def _cast(gm: fx.GraphModule, dtype: torch.dtype) -> None:
 
 def _add_ends(gm: fx.GraphModule, inside: torch.dtype, wanted: torch.dtype, constants: dict[str, Any]) -> None:
     """What casts and orders the inputs, holds the constants, and casts the results."""
-    enter, leave, fixed = "enter", "leave", "fixed"
-    while any(hasattr(gm, name) for name in (enter, leave, fixed)):
-        enter, leave, fixed = f"{enter}_", f"{leave}_", f"{fixed}_"
-    gm.add_module(enter, Enter(inside))
-    gm.add_module(leave, Leave(wanted))
-    gm.add_module(fixed, Fixed(constants))
+    enter, leave = add_layer(gm, "enter", Enter(inside)), add_layer(gm, "leave", Leave(wanted))
+    fixed = add_layer(gm, "fixed", Fixed(constants))
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and node.target in constants:
             node.args = (constants[node.target],)  # its default

@@ -18,7 +18,7 @@ from .folding import fold_linear, is_product
 from .functional import merge_padding, name_convolutions, views_to_reshapes
 from .layers import ConvAct, ConvSqueezeExcite, GatedConvAct, NormAct, Rescale
 from .matching import CONVS, gate_of, is_norm, why_no_conv
-from .tracing import kind, storages, writes
+from .tracing import add_layer, kind, storages, writes
 
 __all__ = ["Rewritten", "rewrite"]
 
@@ -124,10 +124,7 @@ class _Rewriter:
     def _replace(self, chain: _Chain, name: str, layer: nn.Module, *args: Any) -> None:
         """Put a call of ``layer`` where the chain ends."""
         graph, end = self.gm.graph, chain.last
-        name = name.replace(".", "_")
-        while hasattr(self.gm, name):
-            name += "_"
-        self.gm.add_module(name, layer)
+        name = add_layer(self.gm, name, layer)
         self.modules[name] = layer
         with graph.inserting_before(end):
             new = graph.call_module(name, args)

@@ -16,6 +16,7 @@ from .matching import CONVS, gate_of, is_norm, pads_same
 __all__ = [
     "Arguments",
     "Kind",
+    "add_layer",
     "arguments_of_call",
     "contiguous_argument",
     "first_line",
@@ -89,6 +90,12 @@ class Arguments(NamedTuple):
     def clone(self) -> "Arguments":
         """Copies, for a model that writes to its input."""
         return self.map(Tensor.clone)
+
+    def call(self, model: nn.Module) -> Any:
+        """The model's result without a gradient; the arguments stay as they are, whatever it writes to its input."""
+        given = self.clone()
+        with torch.no_grad():
+            return model(*given.by_place, **given.by_name)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -261,9 +268,7 @@ def _free_names(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            value = root
-            for part in node.target.split("."):
-                value = getattr(value, part)
+            value = operator.attrgetter(node.target)(root)
             first, dot, rest = node.target.partition(".")
             while first in taken:
                 first += "_"
@@ -299,6 +304,19 @@ def _graph(model: nn.Module, arguments: Arguments) -> tuple[fx.Graph, list[nn.Mo
                 f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) does "
                 "without a trace"
             ) from error
+
+
+def add_layer(gm: fx.GraphModule, name: str, layer: nn.Module) -> str:
+    """Add a layer under a name like ``name`` that is free.
+
+    Returns:
+        The name.
+    """
+    name = name.replace(".", "_")
+    while hasattr(gm, name):
+        name += "_"
+    gm.add_module(name, layer)
+    return name
 
 
 def contiguous_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> None:
