@@ -244,11 +244,19 @@ def test_refusals_in_one_line(how: str, match: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+class Uncopied:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise NotImplementedError  # without a message
+
+
 def test_refuses_what_it_cannot_copy_and_what_has_no_shape() -> None:
     model = ready(block())
     model.handle = iter(())  # what copy.deepcopy cannot copy
     model.lock = __import__("threading").Lock()
     with pytest.raises(ValueError, match=r"model cannot be copied.*copy\.deepcopy\(model\) must work"):
+        se_fused.optimize_for_inference(model, images(2, 3, 6, 6))
+    model.lock = Uncopied()
+    with pytest.raises(ValueError, match=r"model cannot be copied \(NotImplementedError.*must work"):
         se_fused.optimize_for_inference(model, images(2, 3, 6, 6))
     with pytest.raises(ValueError, match=r"lazy parameters.*call the model once"):
         se_fused.optimize_for_inference(nn.Sequential(nn.LazyConv2d(4, 1)), images(2, 3, 6, 6))
