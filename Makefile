@@ -46,10 +46,10 @@ RADIOGRAPHS = $(if $(DATA),$(DATA),build/radiographs/manifest.csv)
 
 run: venv  ## train a small SE-ResNet on drawn radiographs, or on DATA=folder, judge it, compare the speed: build/run
 	@mkdir -p build
-	$(if $(DATA),,$(PY) -m se_fused synth build/radiographs --patients 800 --size 96)
+	$(if $(DATA),,$(PY) -m se_fused fracture synth build/radiographs --patients 800 --size 96)
 	rm -rf build/run
-	$(PY) -m se_fused train --config configs/fracture/small-cpu.yaml --data "$(RADIOGRAPHS)" --output build/run
-	$(PY) -m se_fused demo --plot build/demo.png
+	$(PY) -m se_fused fracture train --config small-cpu --data "$(RADIOGRAPHS)" --output build/run
+	$(PY) -m se_fused fracture demo --plot build/demo.png
 
 test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)
@@ -87,7 +87,7 @@ gpu-keep: venv  ## put TAR=file-or-folder that came back into benchmarks/results
 	$(PY) -m benchmarks.gpu keep $(TAR)
 
 cuda-all: venv  ## compile the CUDA kernels for every architecture and check what the compiler made of them, no GPU needed
-	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/test_cuda_code.py
+	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/backends/cuda/test_compiled_code.py
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -3,8 +3,8 @@
 ``default`` on a CPU takes about an hour on two cores, with every peer; ``full`` adds batches, networks and float16.
 """
 
-from se_fused.peers import compiles
-from se_fused.workloads import STAGES
+from se_fused.bench.providers.registry import compiles
+from se_fused.bench.workloads.block import STAGES
 
 __all__ = ["PASSES", "PRESETS", "STUDIES", "cases"]
 
@@ -34,8 +34,9 @@ STUDIES = {
 
 # A kernel that streams -> maps read, maps written, masks, floating-point operations of an element
 PASSES = {
-    "moments": (1, 0, 0, 4), "affine": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5), "affine_backward": (2, 1, 0, 5),
-    "affine_moments": (1, 1, 0, 7), "affine_moments_backward": (2, 1, 0, 14),
+    "moments": (1, 0, 0, 4), "scale_shift_act": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5),
+    "scale_shift_act_backward": (2, 1, 0, 5), "scale_shift_act_mean": (1, 1, 0, 7),
+    "scale_shift_act_mean_backward": (2, 1, 0, 14),
 }  # fmt: skip
 
 
@@ -75,7 +76,14 @@ def tail_rows(preset: str, device: str) -> Rows:
 
 def stream_rows(preset: str, device: str) -> Rows:
     backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
-    kernels = ("moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward")
+    kernels = (
+        "moments",
+        "scale_shift_act",
+        "moments_backward",
+        "scale_shift_act_backward",
+        "scale_shift_act_mean",
+        "scale_shift_act_mean_backward",
+    )
     return [
         (stage, dtype, layout, backend, kernel)
         for stage in stages(preset, device) for dtype in dtypes(preset) for layout in LAYOUTS for backend in backends

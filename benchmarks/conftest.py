@@ -7,10 +7,10 @@ import torch
 from cases import PRESETS, cases
 from harness import Settings, Shelf
 
-from se_fused.bandwidth import limits
-from se_fused.introspect import cpu_instructions, cuda_kernels, summary
-from se_fused.measure import keep_freed_memory
-from se_fused.recording import environment, portable, this_command
+from se_fused.bench.measure.device_limits import limits
+from se_fused.bench.measure.memory import keep_freed_memory
+from se_fused.info.kernels import cpu_instructions, cuda_kernels, summary
+from se_fused.info.provenance import environment, portable, this_command
 
 _SKIPPED = pytest.StashKey[list[dict[str, str]]]()
 SIZES = [2**20, 2**22, 2**24, 2**26, 2**28]

@@ -8,8 +8,8 @@ The gate goes into the weights first: N copies, written and read, are rounded to
 bias. A factor per row of D would spare that (CUBLASLT_MATMUL_DESC_ALPHA_VECTOR_BATCH_STRIDE), but NVIDIA's manual has
 it for int8 kernels only.
 
-No GPU has run this yet. tests/test_cublaslt.py holds numbers, layouts and descriptors against NVIDIA's headers and
-library; whether the heuristic has a kernel for a shape, and how right and how fast it is, is not known.
+No GPU has run this yet. tests/bench/test_cublaslt.py holds numbers, layouts and descriptors against NVIDIA's headers
+and library; whether the heuristic has a kernel for a shape, and how right and how fast it is, is not known.
 """
 
 import ctypes

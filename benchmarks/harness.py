@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from se_fused.bandwidth import copier, larger_than_cache, rotation
-from se_fused.compare import Judge, Result
-from se_fused.measure import keep_freed_memory, peak_memory, saved_bytes
-from se_fused.peers import PEERS, allowance, compiles, why_not
-from se_fused.telemetry import snapshot
-from se_fused.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer, wall_clock
-from se_fused.workloads import Candidate, Workload, fresh_compiler
+from se_fused.bench.compare import Judge, Result
+from se_fused.bench.measure.device_limits import copier, larger_than_cache, rotation
+from se_fused.bench.measure.device_state import snapshot
+from se_fused.bench.measure.memory import keep_freed_memory, peak_memory, saved_bytes
+from se_fused.bench.measure.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer, wall_clock
+from se_fused.bench.providers.registry import PEERS, allowance, compiles, why_not
+from se_fused.bench.workloads.block import Candidate, Workload, fresh_compiler
 
 __all__ = ["Settings", "Shelf", "Subject", "run"]
 

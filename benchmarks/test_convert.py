@@ -2,8 +2,8 @@
 
 from harness import Settings, Shelf, Subject, run
 
-from se_fused.converted import ConvertWorkload
-from se_fused.workloads import DTYPES
+from se_fused.bench.workloads.block import DTYPES
+from se_fused.bench.workloads.converted import ConvertWorkload
 
 
 def test_convert(

@@ -5,8 +5,8 @@ Peers are held against ours in channels_last; a network without SE against the s
 
 from harness import Settings, Shelf, Subject, run
 
-from se_fused.networks import ModelWorkload
-from se_fused.workloads import DTYPES
+from se_fused.bench.workloads.block import DTYPES
+from se_fused.bench.workloads.network import ModelWorkload
 
 PLAIN = {
     "seresnet18": "resnet18", "seresnet50": "resnet50", "seresnet101": "resnet101", "seresnet152": "resnet152",

@@ -5,11 +5,11 @@ stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two 
 "samples" is the worst case: 2048 channels of one position, so that the two layers are all the work.
 """
 
+from block import tail_benchmark
 from harness import Settings, Shelf, Subject, run
-from tails import tail_benchmark
 
-from se_fused.networks import ModelWorkload
-from se_fused.workloads import DTYPES
+from se_fused.bench.workloads.block import DTYPES
+from se_fused.bench.workloads.network import ModelWorkload
 
 # height and width of that many positions
 PLANES = {1: (1, 1), 10: (2, 5), 100: (10, 10), 1000: (25, 40), 10_000: (100, 100), 100_000: (250, 400),

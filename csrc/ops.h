@@ -20,8 +20,8 @@ using OptionalTensor = std::optional<Tensor>;
 std::tuple<Tensor, Tensor> moments(const Tensor& x);
 
 // y = out_act(scale * x + shift + residual); mask: uint8, one bit per element, or empty
-std::tuple<Tensor, Tensor> affine(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
-                                  const Tensor& shift, int64_t out_act, bool save_mask);
+std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
+                                           const Tensor& shift, int64_t out_act, bool save_mask);
 
 // (dr, P, Q): dr = dy * out_act', P = sum dr, Q = sum dr * (x - mean); dr is empty if not wanted
 std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& residual,
@@ -29,20 +29,21 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
                                                     const Tensor& shift, int64_t out_act, bool want_dr);
 
 // dx = k1 * dr + k2 * (x - mean) + k3; x may be absent (k2 = 0), a mask that is not empty is applied to dr first
-Tensor affine_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& mask, const Tensor& mean,
-                       const Tensor& k1, const Tensor& k2, const Tensor& k3);
+Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& mask, const Tensor& mean,
+                                const Tensor& k1, const Tensor& k2, const Tensor& k3);
 
 // y = out_act(scale * x + shift) and mean (N, C) of y before it is rounded
-std::tuple<Tensor, Tensor> affine_moments(const Tensor& x, const Tensor& scale, const Tensor& shift, int64_t out_act);
+std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                                int64_t out_act);
 
 // Its backward pass up to the sum: dr = (dy + added) * out_act'(scale * x + shift), P and Q as in moments_backward
-std::tuple<Tensor, Tensor, Tensor> affine_moments_backward(const Tensor& dy, const Tensor& added, const Tensor& x,
-                                                           const Tensor& mean, const Tensor& scale, const Tensor& shift,
-                                                           int64_t out_act);
+std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& dy, const Tensor& added, const Tensor& x,
+                                                                 const Tensor& mean, const Tensor& scale,
+                                                                 const Tensor& shift, int64_t out_act);
 
 // The whole op. Returns (y, mask, mean (N, C), factor (N, C), hidden (N, R), stats (2, C) = batch mean and biased
 // variance); all but y and stats are empty unless `save`, stats is empty without batch norm.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
     const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
     const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
@@ -50,15 +51,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_forward(
     int64_t gate, int64_t out_act, bool save);
 
 // The same with statistics given and nothing saved, into y, which may be x: a result less is 2 us less.
-void tail_inference(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
-                    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
-                    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, double eps, int64_t act,
-                    int64_t gate, int64_t out_act, const Tensor& y);
+void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& residual,
+                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                         const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                                         const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias,
+                                         const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                                         const OptionalTensor& drop_path_scale, double eps, int64_t act, int64_t gate,
+                                         int64_t out_act, const Tensor& y);
 
 // Returns (dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias), the parameters' in float32;
 // dr is empty if not wanted.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
     const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
     const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
     const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
@@ -71,8 +74,10 @@ std::string capability(const std::optional<std::string>& cap);
 // CPU only. y = out_act(s * (W h + b) + residual) for h in channels_last, written into y, which may be the residual;
 // s = gate(fc2(act(folded_weight mean(h) + folded_bias))), or 1 without folded_weight. packed: W as float32 in panels,
 // (ceil(C / 16), K, 16); folded_weight (R, K) and folded_bias: float32.
-void conv_tail(const Tensor& h, const Tensor& packed, const OptionalTensor& bias, const OptionalTensor& folded_weight,
-               const OptionalTensor& folded_bias, const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-               const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act, const Tensor& y);
+void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
+                            const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
+                            const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                            const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
+                            const Tensor& y);
 
 }  // namespace se_fused

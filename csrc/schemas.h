@@ -1,4 +1,4 @@
-// What every backend's library defines and implements alike: all operators but tail_forward.
+// What every backend's library defines and implements alike: all operators but batch_norm_squeeze_excite_forward.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,23 +11,26 @@ template <class Library>
 void define_operators(Library& m) {
   m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");
   m.def(
-      "affine(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
+      "scale_shift_act(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
       " -> (Tensor y, Tensor mask)");
   m.def(
       "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
-  m.def("affine_moments(Tensor x, Tensor scale, Tensor shift, int out_act) -> (Tensor y, Tensor mean)");
+  m.def("scale_shift_act_mean(Tensor x, Tensor scale, Tensor shift, int out_act) -> (Tensor y, Tensor mean)");
   m.def(
-      "affine_moments_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
+      "scale_shift_act_mean_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act) -> (Tensor dr, Tensor p, Tensor q)");
   m.def(
-      "affine_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> Tensor dx");
+      "scale_shift_act_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> "
+      "Tensor dx");
   m.def(
-      "tail_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
+      "batch_norm_squeeze_excite_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
+      "Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
       " Tensor? drop_path_scale, float eps, int act, int gate, int out_act, Tensor(a!) y) -> ()");
   m.def(
-      "tail_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor, Tensor hidden,"
+      "batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor "
+      "factor, Tensor hidden,"
       " Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight,"
       " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool want_dr)"
       " -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight, Tensor dfc1_bias,"
@@ -37,13 +40,13 @@ void define_operators(Library& m) {
 template <class Library>
 void implement_operators(Library& m) {
   m.impl("moments", TORCH_BOX(&moments));
-  m.impl("affine", TORCH_BOX(&affine));
+  m.impl("scale_shift_act", TORCH_BOX(&scale_shift_act));
   m.impl("moments_backward", TORCH_BOX(&moments_backward));
-  m.impl("affine_backward", TORCH_BOX(&affine_backward));
-  m.impl("affine_moments", TORCH_BOX(&affine_moments));
-  m.impl("affine_moments_backward", TORCH_BOX(&affine_moments_backward));
-  m.impl("tail_inference", TORCH_BOX(&tail_inference));
-  m.impl("tail_backward", TORCH_BOX(&tail_backward));
+  m.impl("scale_shift_act_backward", TORCH_BOX(&scale_shift_act_backward));
+  m.impl("scale_shift_act_mean", TORCH_BOX(&scale_shift_act_mean));
+  m.impl("scale_shift_act_mean_backward", TORCH_BOX(&scale_shift_act_mean_backward));
+  m.impl("batch_norm_squeeze_excite_inference", TORCH_BOX(&batch_norm_squeeze_excite_inference));
+  m.impl("batch_norm_squeeze_excite_backward", TORCH_BOX(&batch_norm_squeeze_excite_backward));
 }
 
 }  // namespace se_fused

@@ -9,7 +9,7 @@ torch.Size([2, 5])
 from . import functional, reference
 from ._version import __version__
 from .backends import BackendUnavailable, use_backend
-from .info import info
+from .info.environment import info
 from .models import (
     DenseNet121,
     ResNet50,

@@ -11,7 +11,7 @@ __all__ = ["main"]
 def _without_cli(arguments: Sequence[str], missing: str) -> int:
     """What can be done without typer and rich: info, as JSON."""
     if list(arguments[:1]) == ["info"]:
-        from .info import info
+        from .info.environment import info
 
         print(json.dumps(info(), indent=1))
         return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter_support import round_bfloat16
+from support.interpreter import round_bfloat16
 
 from se_fused import backends
 
@@ -77,8 +77,8 @@ def backend_as_found():
 
 @pytest.fixture(autouse=True)
 def small_maps_are_fused(monkeypatch, request):
-    """The tests' maps are small enough that ``auto`` would leave them to the modules; tests/test_auto.py wants that."""
-    if request.module.__name__ != "test_auto":
+    """The tests' maps are so small that ``auto`` would leave them to the modules; test_dispatch.py wants that."""
+    if request.path.name != "test_dispatch.py":
         monkeypatch.setattr(backends.BACKENDS["cpu"], "projection_from", {})
 
 
@@ -98,7 +98,7 @@ def instructions(request):
 def application_on_one_thread(request):
     """The application's tests train networks so small that two threads on a busy machine mostly wait for each other."""
     threads = torch.get_num_threads()
-    if request.module.__name__.startswith("test_fracture_"):
+    if "apps" in request.path.parts:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

@@ -96,7 +96,7 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
     if variants[0][1]:  # of this process too, which notes their build
         os.environ["SE_FUSED_LIBRARIES"] = variants[0][1]
     if options.rehearse:  # stand-ins for ncu and compute-sanitizer
-        tools = ROOT / "tests" / "gpu_tools"
+        tools = ROOT / "tests" / "support" / "gpu_tools"
         shared["OMP_NUM_THREADS"] = "1"  # on a busy machine two threads wait for each other
         shared["PATH"] = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
     logs = Path(tempfile.mkdtemp(prefix="se-fused-gpu-"))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from se_fused._build import recorded
-from se_fused.info import commit, versions
+from se_fused.info.environment import commit, versions
 
 from .target import ROOT
 

@@ -9,12 +9,12 @@ __all__ = ["CUDA_SHARE", "GATE_MICROSECONDS", "expected"]
 CUDA_SHARE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("moments", "channels_last"): (80, 82, 55, 45),
     ("moments", "contiguous"): (85, 40, 10, 10),
-    ("affine", "channels_last"): (88, 86, 75, 72),
-    ("affine", "contiguous"): (88, 88, 65, 65),
+    ("scale_shift_act", "channels_last"): (88, 86, 75, 72),
+    ("scale_shift_act", "contiguous"): (88, 88, 65, 65),
     ("moments_backward", "channels_last"): (83, 82, 60, 50),
     ("moments_backward", "contiguous"): (85, 75, 40, 35),
-    ("affine_backward", "channels_last"): (83, 82, 72, 67),
-    ("affine_moments", "channels_last"): (75, 75, 60, 45),
+    ("scale_shift_act_backward", "channels_last"): (83, 82, 72, 67),
+    ("scale_shift_act_mean", "channels_last"): (75, 75, 60, 45),
     ("one_pass", "channels_last"): (80, 77, 60, 40),
     ("one_pass", "contiguous"): (80, 75, 45, 33),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from se_fused._files import write_text
+from se_fused._atomic_write import write_text
 
 from .report import draw
 from .steps import COMMANDS

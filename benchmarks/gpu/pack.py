@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from se_fused._files import write_bytes, write_text
-from se_fused.info import commit
+from se_fused._atomic_write import write_bytes, write_text
+from se_fused.info.environment import commit
 
 from .environment import uncommitted
 from .target import ROOT

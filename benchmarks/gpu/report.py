@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from se_fused._files import write_text
-from se_fused.plots import save
-from se_fused.results.drawing import Bar, Panel, bar_pages
-from se_fused.results.rows import SHORT, family
-from se_fused.results.text import number, percent, table, times
+from se_fused._atomic_write import write_text
+from se_fused.bench.report.format import number, percent, table, times
+from se_fused.bench.report.pairs import SHORT, family
+from se_fused.bench.report.plots import save
+from se_fused.bench.report.style import Bar, Panel, bar_pages
 
 from .steps import COMMANDS
 from .store import load

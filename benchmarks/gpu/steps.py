@@ -14,7 +14,15 @@ BUDGETS = {"right": 230.0, "where": 230.0, "claims": 300.0}
 COMMANDS = tuple(BUDGETS)
 
 _WAITING = ("gate", "gate_backward", "grouped")  # their blocks wait for each other: what can hang is known first
-_CUDA = (*_WAITING, "one_pass", "moments", "affine", "moments_backward", "affine_backward", "affine_moments")
+_CUDA = (
+    *_WAITING,
+    "one_pass",
+    "moments",
+    "scale_shift_act",
+    "moments_backward",
+    "scale_shift_act_backward",
+    "scale_shift_act_mean",
+)
 _TRITON = tuple(family for family in _CUDA if family != "one_pass")
 _METRICS = ",".join(
     (
@@ -61,15 +69,19 @@ def _right(rehearse: bool) -> list[Step]:
     sanitizer = ("--tool", "memcheck", "--error-exitcode", "1", "--target-processes", "all", "python3")
     if rehearse:
         # One of the families that wait, one that streams: the others differ in nothing that a rehearsal can show.
-        found = [step for step in found if step.name.split()[0] in ("gate", "grouped", "one_pass", "affine_moments")]
-        few = ("tests/test_cuda.py", "-k", "test_shapes and odd-S")
+        found = [
+            step for step in found if step.name.split()[0] in ("gate", "grouped", "one_pass", "scale_shift_act_mean")
+        ]
+        few = ("tests/backends/cuda/test_contract.py", "-k", "test_shapes and odd-S")
         return [
             *found,
             Step("contract cuda 1/2", _pytest(*few), 10.0, 60.0, reader="pytest",
                  environment={"SE_FUSED_TEST_SHARD": "0/2"}),
             Step("memcheck", (*sanitizer, *_pytest(*few)), 10.0, 60.0, reader="sanitizer", tool="compute-sanitizer"),
         ]  # fmt: skip
-    gpu = "tests/test_gpu.py"
+    gpu, backends = "tests/backends/test_gpu.py", "tests/backends"
+    cuda_contract = _pytest(f"{backends}/cuda/test_contract.py", f"{backends}/cuda/test_plan.py")
+    triton_contract = _pytest(f"{backends}/triton/test_contract.py", "tests/functional/test_conv1x1_squeeze_excite.py")
     return [
         *found,
         # compiled launches on the device: two streams at once, graphs, the stages, bits that repeat
@@ -78,10 +90,10 @@ def _right(rehearse: bool) -> list[Step]:
         Step("memcheck", (*sanitizer, *_pytest(gpu, "-m", "sanitizer")), 40.0, 100.0, reader="sanitizer",
              tool="compute-sanitizer", environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
              settles="no access outside of memory"),
-        *(Step(f"contract cuda {i + 1}/3", _pytest("tests/test_cuda.py", "tests/test_cuda_plans.py"), 40.0, 100.0,
+        *(Step(f"contract cuda {i + 1}/3", cuda_contract, 40.0, 100.0,
                reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/3"}, settles="the op contract")
           for i in range(3)),
-        *(Step(f"contract triton {i + 1}/8", _pytest("tests/test_triton.py", "tests/test_conv.py"), 70.0, 150.0,
+        *(Step(f"contract triton {i + 1}/8", triton_contract, 70.0, 150.0,
                reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/8"}, settles="the op contract")
           for i in range(8)),
         Step("2^31 elements", _pytest(gpu, "-k", "int32"), 30.0, 90.0, alone=True, reader="pytest",

@@ -6,8 +6,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from se_fused._files import write_bytes
-from se_fused.recording import portable
+from se_fused._atomic_write import write_bytes
+from se_fused.info.provenance import portable
 
 from .runner import Done
 from .tables import render

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from se_fused.results.rows import SHORT
+from se_fused.bench.report.pairs import SHORT
 
 __all__ = ["MOST_LINES", "aligned", "render"]
 

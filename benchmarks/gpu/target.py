@@ -1,7 +1,7 @@
 """What the steps work on: a GPU at the sizes that matter; in the rehearsal, the same kernels on the CPU at tiny sizes.
 
-The rehearsal runs the CUDA kernels' source in tests/cuda_shim and Triton's in its interpreter. Everything else is the
-same code: the runner, the steps, their programs, and what reads their output.
+The rehearsal runs the CUDA kernels' source in tests/support/cuda_shim and Triton's in its interpreter. Everything else
+is the same code: the runner, the steps, their programs, and what reads their output.
 """
 
 import os
@@ -27,8 +27,8 @@ REHEARSAL = "SE_FUSED_REHEARSAL"
 Shape = tuple[int, ...]
 
 KERNELS = (
-    "moments", "affine", "moments_backward", "affine_backward", "affine_moments", "gate", "gate_backward", "grouped",
-    "one_pass",
+    "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
+    "gate", "gate_backward", "grouped", "one_pass",
 )  # fmt: skip
 """Families of kernels, as both backends name them."""
 
@@ -86,8 +86,8 @@ def target() -> Target:
     if os.environ.get(REHEARSAL) != "1":
         return _GPU
     use_tests()
-    import cuda_support
-    from interpreter_support import round_bfloat16
+    from support import shim_library as cuda_support
+    from support.interpreter import round_bfloat16
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         round_bfloat16()

@@ -1,7 +1,7 @@
 // Sums of a channels_last map: all channels side by side over chunks of positions, which are joined in a fixed order.
 #pragma once
 
-#include "driver.h"
+#include "parallel.h"
 
 namespace se_fused::cpu {
 

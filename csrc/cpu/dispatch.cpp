@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "../introspection.h"
-#include "driver.h"
+#include "parallel.h"
 
 namespace se_fused::cpu {
 namespace {

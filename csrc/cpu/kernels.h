@@ -3,17 +3,18 @@
 // A "row" is a run of contiguous elements. In a contiguous tensor it is one (n, c) with its S positions, and a
 // coefficient is one number per row; in a channels_last tensor it is one (n, s) with its C channels, and coefficients
 // are vectors that all rows of a sample share. The suffixes _rows and _cols name the two.
-// Kernels are serial and never allocate; the drivers (moments.cpp, affine.cpp, gate.cpp, tail.cpp) own the threads.
+// Kernels are serial and never allocate; the drivers (moments.cpp, scale_shift_act.cpp, gate.cpp, tail.cpp) own the
+// threads.
 #pragma once
 
 #include <cstdint>
 
-#include "../codes.h"
+#include "../enums.h"
 
 namespace se_fused::cpu {
 
 // y = act(scale * x + shift + residual); mask: one bit per element, rows padded to whole bytes.
-struct AffineArgs {
+struct ScaleShiftActArgs {
   const void* x;
   const void* residual;  // may be null
   void* y;
@@ -44,7 +45,7 @@ struct MomentsBackwardArgs {
 };
 
 // dx = k1 * dr + k2 * (x - mean) + k3.
-struct AffineBackwardArgs {
+struct ScaleShiftActBackwardArgs {
   const void* dr;
   const uint8_t* mask;  // not null: dr is dy, still to be masked
   const void* x;        // null where k2 is zero everywhere
@@ -58,7 +59,7 @@ struct AffineBackwardArgs {
 };
 
 // y = act(scale * x + shift); total = sum of what is rounded to y.
-struct AffineMomentsArgs {
+struct ScaleShiftActMeanArgs {
   const void* x;
   void* y;
   const float* scale;  // _rows: [rows]; _cols: [len]
@@ -74,14 +75,14 @@ struct StreamKernels {
   void (*moments_rows)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
   // the same per column, over the rows
   void (*moments_cols)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
-  void (*affine_rows)(const AffineArgs&);
-  void (*affine_cols)(const AffineArgs&);
+  void (*scale_shift_act_rows)(const ScaleShiftActArgs&);
+  void (*scale_shift_act_cols)(const ScaleShiftActArgs&);
   void (*moments_backward_rows)(const MomentsBackwardArgs&);
   void (*moments_backward_cols)(const MomentsBackwardArgs&);
-  void (*affine_backward_rows)(const AffineBackwardArgs&);
-  void (*affine_backward_cols)(const AffineBackwardArgs&);
-  void (*affine_moments_rows)(const AffineMomentsArgs&);
-  void (*affine_moments_cols)(const AffineMomentsArgs&);
+  void (*scale_shift_act_backward_rows)(const ScaleShiftActBackwardArgs&);
+  void (*scale_shift_act_backward_cols)(const ScaleShiftActBackwardArgs&);
+  void (*scale_shift_act_mean_rows)(const ScaleShiftActMeanArgs&);
+  void (*scale_shift_act_mean_cols)(const ScaleShiftActMeanArgs&);
 };
 
 // Everything per (n, c), float32. Absent things are null: no batch norm -> a, b; no drop path -> drop.

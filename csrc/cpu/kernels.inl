@@ -1,22 +1,29 @@
 // One instruction set's kernels: included once per set, inside its namespace, by kernels_*.cpp.
 #include "vec.inl"
 
-#include "sweep.inl"
+#include "row_steps.inl"
 
 #include "moments.inl"
 
-#include "affine.inl"
+#include "scale_shift_act.inl"
 
-#include "affine_moments.inl"
+#include "scale_shift_act_mean.inl"
 
-#include "gate.inl"
+#include "excitation.inl"
 
-#include "conv.inl"
+#include "conv1x1_squeeze_excite.inl"
 
-#define SE_STREAM(T)                                                                                     \
-  {moments_rows<T>,          moments_cols<T>,          affine_rows<T>,          affine_cols<T>,          \
-   moments_backward_rows<T>, moments_backward_cols<T>, affine_backward_rows<T>, affine_backward_cols<T>, \
-   affine_moments_rows<T>,   affine_moments_cols<T>}
+#define SE_STREAM(T)                 \
+  {moments_rows<T>,                  \
+   moments_cols<T>,                  \
+   scale_shift_act_rows<T>,          \
+   scale_shift_act_cols<T>,          \
+   moments_backward_rows<T>,         \
+   moments_backward_cols<T>,         \
+   scale_shift_act_backward_rows<T>, \
+   scale_shift_act_backward_cols<T>, \
+   scale_shift_act_mean_rows<T>,     \
+   scale_shift_act_mean_cols<T>}
 #define SE_GATE(W)     \
   {squeeze,            \
    fc1<W>,             \

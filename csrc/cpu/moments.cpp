@@ -1,7 +1,7 @@
 // Stream 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
 // channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
 #include "chunks.h"
-#include "streams.h"
+#include "passes.h"
 
 namespace se_fused::cpu {
 

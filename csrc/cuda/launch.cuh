@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels.h"
+#include "kernel_params.h"
 #include "once.h"
 #include "platform.cuh"
 
@@ -164,8 +164,8 @@ void each_map(const F& f) {
 }
 
 void list_moments(Instances&);
-void list_affine(Instances&);
-void list_affine_moments(Instances&);
+void list_scale_shift_act(Instances&);
+void list_scale_shift_act_mean(Instances&);
 void list_gate(Instances&);
 void list_gate_backward(Instances&);
 void list_one_pass(Instances&);

@@ -1,7 +1,7 @@
 // Stream 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 #include "moments.cuh"
 
-#include "pieces.cuh"
+#include "partition.cuh"
 
 namespace se_fused::cuda {
 

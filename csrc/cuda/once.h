@@ -1,5 +1,5 @@
 // What a kernel must have on a device before it is launched there, done once however many threads come at a time.
-// Plain C++: tests/cuda_once.cpp runs it without CUDA.
+// Plain C++: tests/support/cuda_once.cpp runs it without CUDA.
 #pragma once
 
 #include <array>

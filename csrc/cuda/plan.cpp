@@ -61,7 +61,7 @@ namespace {
 //   one pass   sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster that the device can place:
 //              3 passes in one launch
 //   grouped    x does not stay in L2 between two launches, three groups of samples do: 3 passes in two launches
-//   separate   the rest: moments, gate, affine; 3 passes where x stays in L2, else 4
+//   separate   the rest: moments, gate, scale_shift_act; 3 passes where x stays in L2, else 4
 //
 // One pass. A block's share of a sample is the largest that leaves room for a second block on the multiprocessor, so
 // that one loads while the other computes its gate; a whole multiprocessor where only that holds the sample. With few

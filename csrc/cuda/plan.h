@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels.h"
+#include "kernel_params.h"
 
 namespace se_fused::cuda {
 

@@ -1,6 +1,6 @@
 // Names and schemas of the CUDA backend's operators. Users never call these: se_fused/ops wraps them.
 #include "../schemas.h"
-#include "tail.h"
+#include "batch_norm_squeeze_excite.h"
 
 #ifdef SE_CUDA_SHIM
 #define SE_LIBRARY se_fused_cuda_shim  // the real one may be loaded in the same process
@@ -27,7 +27,8 @@ std::string launched();
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
   m.def(
-      "tail_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight,"
+      "batch_norm_squeeze_excite_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
+      "Tensor? bn_weight,"
       " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
       " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool save,"
       " Tensor(a!)? moved_mean, Tensor(b!)? moved_var, float momentum, float unbias)"
@@ -46,7 +47,7 @@ SE_DEFINE(SE_LIBRARY, m) {
 
 SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) {
   se_fused::implement_operators(m);
-  m.impl("tail_forward", TORCH_BOX(&se_fused::cuda::tail_forward));
+  m.impl("batch_norm_squeeze_excite_forward", TORCH_BOX(&se_fused::cuda::batch_norm_squeeze_excite_forward));
 }
 
 SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {

@@ -1,7 +1,7 @@
 // Vectors of eight neighbours in each mode (kernels.h), and the mask's bits that belong to them.
 #pragma once
 
-#include "numerics.cuh"
+#include "activations.cuh"
 
 namespace se_fused::cuda {
 

@@ -1,9 +1,9 @@
 """Which kernels run: one small class per backend, and the choice between them.
 
-A backend offers the streams (``moments``, ``affine`` and their backwards) and, if it has one, the whole op in one call
-(``tail_forward``, ``tail_inference``, ``tail_backward``; None where it has not). :mod:`se_fused.ops` defines what each
-of them computes. The choice is made below the operators, so a compiled graph does not depend on it, except for
-``reference``, which has no operator at all.
+A backend offers the passes (``moments``, ``scale_shift_act`` and their backwards) and, if it has one, the whole op in
+one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None where it has not).
+:mod:`se_fused.ops` defines what each of them computes. The choice is made below the operators, so a compiled graph does
+not depend on it, except for ``reference``, which has no operator at all.
 """
 
 import os
@@ -11,9 +11,9 @@ from types import TracebackType
 
 import torch
 
+from .base import Backend, BackendUnavailable, Running
 from .cpu import CpuBackend
 from .cuda import CudaBackend
-from .interface import Backend, BackendUnavailable, Running
 from .triton import TritonBackend
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .._build import find_library
-from .interface import dtype_reason
+from .base import dtype_reason
 
 __all__ = ["CpuBackend"]
 
@@ -33,8 +33,8 @@ class CpuBackend:
     name = "cpu"
     library = _LIBRARY
     auto_devices: tuple[str, ...] = ("cpu",)
-    conv_tail = None  # it would pack the weights in every call
-    gated_conv = None
+    conv1x1_squeeze_excite = None  # it would pack the weights in every call
+    gated_conv1x1 = None
     moves_running = False
     # benchmarks/NOTES.md, "Where ours stops being ahead"; in 16 bits plain PyTorch's layers are the slower ones longer
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {
@@ -50,15 +50,15 @@ class CpuBackend:
         if self.load_error is None:
             ops = torch.ops.se_fused_cpu
             self.moments = ops.moments.default
-            self.affine = ops.affine.default
+            self.scale_shift_act = ops.scale_shift_act.default
             self.moments_backward = ops.moments_backward.default
-            self.affine_backward = ops.affine_backward.default
-            self.affine_moments = ops.affine_moments.default
-            self.affine_moments_backward = ops.affine_moments_backward.default
-            self.tail_forward = ops.tail_forward.default
-            self.tail_inference = ops.tail_inference.default
-            self.tail_backward = ops.tail_backward.default
-            self.packed_conv_tail = ops.conv_tail.default
+            self.scale_shift_act_backward = ops.scale_shift_act_backward.default
+            self.scale_shift_act_mean = ops.scale_shift_act_mean.default
+            self.scale_shift_act_mean_backward = ops.scale_shift_act_mean_backward.default
+            self.batch_norm_squeeze_excite_forward = ops.batch_norm_squeeze_excite_forward.default
+            self.batch_norm_squeeze_excite_inference = ops.batch_norm_squeeze_excite_inference.default
+            self.batch_norm_squeeze_excite_backward = ops.batch_norm_squeeze_excite_backward.default
+            self.packed_conv1x1_squeeze_excite = ops.conv1x1_squeeze_excite.default
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from .._build import find_library, recorded
-from .interface import Backend, Running, constant_in_graphs, dtype_reason
+from .base import Backend, Running, constant_in_graphs, dtype_reason
 
 __all__ = ["CudaBackend"]
 
 _LIBRARY = find_library("_C_cuda")
 _OPERATIONS = (
-    "moments", "affine", "moments_backward", "affine_backward", "affine_moments", "affine_moments_backward",
-    "tail_inference", "tail_backward",
+    "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
+    "scale_shift_act_mean_backward", "batch_norm_squeeze_excite_inference",
+    "batch_norm_squeeze_excite_backward",
 )  # fmt: skip
 _PLANS = ("one_pass", "grouped", "separate")
 
@@ -51,15 +52,15 @@ class CudaBackend:
     moves_running = True
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
     projection_from: Mapping[tuple[bool, bool], int] = {}
-    packed_conv_tail = None
+    packed_conv1x1_squeeze_excite = None
     moments: Any
-    affine: Any
+    scale_shift_act: Any
     moments_backward: Any
-    affine_backward: Any
-    affine_moments: Any
-    affine_moments_backward: Any
-    tail_inference: Any
-    tail_backward: Any
+    scale_shift_act_backward: Any
+    scale_shift_act_mean: Any
+    scale_shift_act_mean_backward: Any
+    batch_norm_squeeze_excite_inference: Any
+    batch_norm_squeeze_excite_backward: Any
 
     def __init__(
         self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None,
@@ -144,26 +145,28 @@ class CudaBackend:
         finally:
             self._operators.force_plan(before)
 
-    def tail_forward(self, *args: Any) -> tuple[Tensor, ...]:
+    def batch_norm_squeeze_excite_forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The operator's arguments, and a :class:`Running` that is moved in the same launches, or none."""
         *given, running = args if isinstance(args[-1], Running) else (*args, None)
         moved = (None, None, 0.0, 1.0) if running is None else running
-        result: tuple[Tensor, ...] = self._operators.tail_forward.default(*given, *moved)
+        result: tuple[Tensor, ...] = self._operators.batch_norm_squeeze_excite_forward.default(*given, *moved)
         return result
 
     @property
-    def conv_tail(self) -> Any:
+    def conv1x1_squeeze_excite(self) -> Any:
         """The product of another backend, measured for each shape against the convolution and this backend's tail."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
-        return partial(self._product.conv_tail, tail=self.tail_inference, tail_name=self.name)
+        return partial(
+            self._product.conv1x1_squeeze_excite, tail=self.batch_norm_squeeze_excite_inference, tail_name=self.name
+        )
 
     @property
-    def gated_conv(self) -> Any:
+    def gated_conv1x1(self) -> Any:
         """The product of another backend, measured for each shape against what this one is put together from."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
-        return self._product.gated_conv
+        return self._product.gated_conv1x1
 
     def __getattr__(self, name: str) -> Any:
         # Operators: looked up when first used, and then found as plain attributes.

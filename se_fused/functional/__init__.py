@@ -6,10 +6,10 @@ They check their arguments and choose between the kernels and plain PyTorch (:mo
 batch, C channels, S positions, R squeezed channels.
 """
 
+from .batch_norm_squeeze_excite import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
 from .channel_gate import channel_gate
-from .conv import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
-from .squeeze import batch_norm_act_squeeze, gated_conv1x1
-from .tail import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite
+from .conv1x1_squeeze_excite import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
+from .gated_projection import batch_norm_act_squeeze, gated_conv1x1
 
 __all__ = [
     "batch_norm_act",

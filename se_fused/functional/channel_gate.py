@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _arguments as check
+from .. import _checks as check
 from .. import reference
 from ..ops.channel_gate import rescale, squeeze
 from ..ops.layout import dense, dense_like
-from .tail import _check_drop_path, _common_dtype, _is_the_compilers, backend_for, check_residual
+from .batch_norm_squeeze_excite import _check_drop_path, _common_dtype, _is_the_compilers, backend_for, check_residual
 
 __all__ = ["channel_gate"]
 

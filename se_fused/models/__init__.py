@@ -1,8 +1,9 @@
 """Networks with fused block tails, the baselines beside them, their registry, and checkpoints of other libraries."""
 
-from ._registry import create_model, list_models
+from ._registry import list_models
 from .checkpoints import LoadReport, load_pretrained
 from .densenet import DenseNet, DenseNet121
+from .factory import create_model
 from .resnet import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, ResNeXt50_32x4d
 from .se_resnet import (
     SENet154,

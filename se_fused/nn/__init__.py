@@ -1,11 +1,11 @@
 """Modules: the SE layer, stochastic depth, the tail of a residual block, the middle of an inverted one, the
 conversion of other models, and whole models for inference."""
 
-from .gated_projection import fused_gate_projection
+from .convert import Fused, Report, conversion_report, convert, revert
+from .convert.gated_projection import fused_gate_projection
 from .inference import optimize_for_inference
+from .residual_block import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
-from .surgery import Fused, Report, conversion_report, convert, revert
-from .tail import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
 
 __all__ = [
     "DropPath",

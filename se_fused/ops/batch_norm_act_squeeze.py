@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._codes import OUT_ACT_CODES
+from ..activations import OUT_ACT_CODES
 from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
-from .gate import BatchNorm, batch_norm, gate_backward
+from .excitation import BatchNorm, batch_norm, gate_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
 from .running import move
@@ -45,7 +45,7 @@ def compose_squeeze(
     streams: Any, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, bn_weight: Tensor | None,
     bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """``batch_norm_act_squeeze`` from ``streams.moments`` and ``streams.affine_moments``."""
+    """``batch_norm_act_squeeze`` from ``streams.moments`` and ``streams.scale_shift_act_mean``."""
     wide = accumulation_dtype(x.dtype)
     if batch_stats:
         m, v = streams.moments(x)
@@ -56,7 +56,7 @@ def compose_squeeze(
         bn = batch_norm(None, None, positions(x), given, bn_weight, bn_bias, eps)
         # any centre does for the backward pass: the sums that it enters are moved to bn.mean
         m = given[0].repeat(x.shape[0], 1)
-    y, squeezed = streams.affine_moments(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
+    y, squeezed = streams.scale_shift_act_mean(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
     return y, squeezed, m, torch.stack([bn.mean, bn.var])
 
 
@@ -64,15 +64,16 @@ def compose_squeeze_backward(
     streams: Any, dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn_weight: Tensor | None,
     bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``batch_norm_act_squeeze_backward`` from ``streams.affine_moments_backward`` and ``streams.affine_backward``."""
+    """``batch_norm_act_squeeze_backward`` from the backend's ``scale_shift_act_mean_backward`` and
+    ``scale_shift_act_backward``."""
     bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
     added = (dsqueezed.to(mean.dtype) / positions(x)).contiguous()
-    dr, p, q = streams.affine_moments_backward(
+    dr, p, q = streams.scale_shift_act_mean_backward(
         dense_like(dy, x), added, x, mean, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act]
     )
     g = gate_backward(p, q, mean, None, None, bn, None, None, positions(x), batch_stats)
     assert g.bn_weight is not None and g.bn_bias is not None
-    dx: Tensor = streams.affine_backward(
+    dx: Tensor = streams.scale_shift_act_backward(
         dr, x if batch_stats else None, mean.new_empty(0), mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
     )
     return dx, g.bn_weight, g.bn_bias
@@ -157,7 +158,7 @@ torch.library.register_autograd("se_fused::batch_norm_act_squeeze_backward", no_
 
 
 class _Squeeze(torch.autograd.Function):
-    """The operator for eager mode, as in :mod:`.tail`."""
+    """The operator for eager mode, as in :mod:`.batch_norm_squeeze_excite`."""
 
     @staticmethod
     def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._codes import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
+from ..activations import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
 from .layout import dense_like, mask_numel, positions
@@ -43,7 +43,7 @@ def _squeeze(backend: Any, x: Tensor) -> Tensor:
 
 def _squeeze_backward(backend: Any, dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
     nothing = factor.new_empty(0)
-    dx: Tensor = backend.affine_backward(dr, None, nothing, factor, factor, torch.zeros_like(factor), shift)
+    dx: Tensor = backend.scale_shift_act_backward(dr, None, nothing, factor, factor, torch.zeros_like(factor), shift)
     return dx
 
 
@@ -51,7 +51,7 @@ def _rescale(
     backend: Any, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
 ) -> tuple[Tensor, Tensor]:
     code = OUT_ACT_CODES[out_act]
-    y, mask = backend.affine(x, residual, factor, torch.zeros_like(factor), code, save and keeps_mask(code))
+    y, mask = backend.scale_shift_act(x, residual, factor, torch.zeros_like(factor), code, save and keeps_mask(code))
     return y, mask
 
 

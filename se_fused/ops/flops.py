@@ -25,22 +25,22 @@ def _layer(n: int, weight: Shape | None) -> int:
     return 0 if weight is None else 2 * n * prod(weight)
 
 
-def _tail_forward(x: Shape, *args: Any, **_: Any) -> int:
+def _batch_norm_squeeze_excite_forward(x: Shape, *args: Any, **_: Any) -> int:
     fc1_weight, fc2_weight = args[5], args[7]
     return _layer(x[0], fc1_weight) + _layer(x[0], fc2_weight)
 
 
-def _tail_backward(dy: Shape, *args: Any, **_: Any) -> int:
+def _batch_norm_squeeze_excite_backward(dy: Shape, *args: Any, **_: Any) -> int:
     fc1_weight, fc2_weight = args[9:11]
     return 2 * (_layer(dy[0], fc1_weight) + _layer(dy[0], fc2_weight))  # one product for each of a layer's factors
 
 
-def _conv_tail(h: Shape, weight: Shape, bias: Shape | None, *args: Any, **_: Any) -> int:
+def _conv1x1_squeeze_excite(h: Shape, weight: Shape, bias: Shape | None, *args: Any, **_: Any) -> int:
     fc1_weight, fc2_weight = args[0], args[2]
     return _layer(h[0] * prod(h[2:]), weight) + _layer(h[0], fc1_weight) + _layer(h[0], fc2_weight)
 
 
-def _gated_conv(y: Shape, gate: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+def _gated_conv1x1(y: Shape, gate: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return _layer(y[0] * prod(y[2:]), weight)
 
 
@@ -53,10 +53,10 @@ def _convolution_pointwise(x: Shape, *args: Any, out_shape: Shape, **_: Any) -> 
 
 
 FORMULAS: dict[tuple[str, str], Callable[..., int]] = {
-    ("se_fused", "tail_forward"): _tail_forward,
-    ("se_fused", "tail_backward"): _tail_backward,
-    ("se_fused", "conv_tail"): _conv_tail,
-    ("se_fused", "gated_conv"): _gated_conv,
+    ("se_fused", "batch_norm_squeeze_excite_forward"): _batch_norm_squeeze_excite_forward,
+    ("se_fused", "batch_norm_squeeze_excite_backward"): _batch_norm_squeeze_excite_backward,
+    ("se_fused", "conv1x1_squeeze_excite"): _conv1x1_squeeze_excite,
+    ("se_fused", "gated_conv1x1"): _gated_conv1x1,
     # PyTorch's, which optimised models call and for which it has no formula (2.11 to 2.14)
     ("mkldnn", "_convolution_pointwise"): _convolution_pointwise,
     ("mkldnn", "_convolution_pointwise_"): _convolution_pointwise,

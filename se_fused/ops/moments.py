@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._codes import OUT_ACT_CODES, keeps_mask, recomputed
+from ..activations import OUT_ACT_CODES, keeps_mask, recomputed
 from .layout import unpack_mask
 
 __all__ = ["FROM_SUM", "accumulation_dtype", "moments", "moments_backward", "per_channel"]

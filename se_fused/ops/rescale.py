@@ -1,8 +1,8 @@
-"""x times a factor per sample and channel, differentiable in both, by the streams that are there.
+"""x times a factor per sample and channel, differentiable in both, by the passes that are there.
 
-Passes over the map: forward 2 (``affine``), backward 2 for the factor's gradient (the sum Q of ``moments_backward``
-with mean 0) and 2 for x's (``affine``), where ``x * factor`` in PyTorch has 2 and 6: it writes the product whose sum
-the factor's gradient is.
+Passes over the map: forward 2 (``scale_shift_act``), backward 2 for the factor's gradient (the sum Q of
+``moments_backward`` with mean 0) and 2 for x's (``scale_shift_act``), where ``x * factor`` in PyTorch has 2 and 6: it
+writes the product whose sum the factor's gradient is.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._codes import OUT_ACT_CODES
+from ..activations import OUT_ACT_CODES
 from .dispatch import through_dispatcher
 from .layout import dense_like
 from .moments import per_channel
@@ -20,7 +20,7 @@ __all__ = ["rescale"]
 
 
 def _scaled(backend: backends.Backend, x: Tensor, factor: Tensor) -> Tensor:
-    y: Tensor = backend.affine(x, None, factor, torch.zeros_like(factor), OUT_ACT_CODES["none"], False)[0]
+    y: Tensor = backend.scale_shift_act(x, None, factor, torch.zeros_like(factor), OUT_ACT_CODES["none"], False)[0]
     return y
 
 

@@ -15,19 +15,19 @@ from typing import Any, cast
 import torch
 
 from se_fused import backends
-from se_fused._codes import OUT_ACT_CODES
+from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
-from se_fused.compare import Judge, Result
-from se_fused.verify import DTYPES, LAYOUTS, Case, check
-from se_fused.workloads import TailWorkload
+from se_fused.bench.compare import Judge, Result
+from se_fused.bench.workloads.block import TailWorkload
+from se_fused.testing.verify import DTYPES, LAYOUTS, Case, check
 
 from ..target import Shape, Target, target, use_tests
 from . import at, emit
 
 use_tests()
-import contract  # noqa: E402
-import kernel_support  # noqa: E402
-from triton_support import grouping_of  # noqa: E402
+from support import contract  # noqa: E402
+from support import kernels as kernel_support  # noqa: E402
+from support.triton_groups import grouping_of  # noqa: E402
 
 __all__ = ["main"]
 
@@ -40,19 +40,19 @@ def _streams(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout
     given = (backend, shape, dtype, layout)
     if family == "moments":
         kernel_support.check_moments(*given, device)
-    elif family == "affine":
+    elif family == "scale_shift_act":
         for code, with_residual in itertools.product(OUT_ACT_CODES.values(), (True, False)):
-            kernel_support.check_affine(*given, code, with_residual, device)
+            kernel_support.check_scale_shift_act(*given, code, with_residual, device)
     elif family == "moments_backward":
         for code, want_dr in itertools.product(OUT_ACT_CODES.values(), (True, False)):
             kernel_support.check_moments_backward(*given, code, want_dr, device)
-    elif family == "affine_backward":
+    elif family == "scale_shift_act_backward":
         for masked, with_x in itertools.product((True, False), repeat=2):
-            kernel_support.check_affine_backward(*given, masked, with_x, device)
+            kernel_support.check_scale_shift_act_backward(*given, masked, with_x, device)
     else:
         for code in OUT_ACT_CODES.values():
-            kernel_support.check_affine_moments(*given, code, device)
-            kernel_support.check_affine_moments_backward(*given, code, device)
+            kernel_support.check_scale_shift_act_mean(*given, code, device)
+            kernel_support.check_scale_shift_act_mean_backward(*given, code, device)
     return max(kernel_support.shares)
 
 
@@ -92,7 +92,7 @@ def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> flo
 @contextmanager
 def _grouped_by_triton(there: Target) -> Iterator[None]:
     """Triton's grouped kernel for every map: many programs, and groups that do and do not divide N."""
-    from se_fused.backends.triton import tail
+    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
 
     before, tail.grouping = tail.grouping, grouping_of(512, 32, 3, 2 if there.rehearsal else None)
     try:

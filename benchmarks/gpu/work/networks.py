@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se_fused import networks
-from se_fused.compare import Judge, Result, first_line
-from se_fused.measure import peak_memory
-from se_fused.networks import ModelWorkload
-from se_fused.peers import compiles, why_not
-from se_fused.timing import ratio, rounds_for, sampler, synchronizer, wall_clock
-from se_fused.workloads import Candidate, fresh_compiler
+from se_fused.bench.compare import Judge, Result, first_line
+from se_fused.bench.measure.memory import peak_memory
+from se_fused.bench.measure.timing import ratio, rounds_for, sampler, synchronizer, wall_clock
+from se_fused.bench.providers.registry import compiles, why_not
+from se_fused.bench.workloads import network as networks
+from se_fused.bench.workloads.block import Candidate, fresh_compiler
+from se_fused.bench.workloads.network import ModelWorkload
 
 from ..target import Target, target
 from . import at, emit

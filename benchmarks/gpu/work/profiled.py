@@ -16,7 +16,10 @@ from .times import call, counted_bytes_of, inputs
 
 __all__ = ["main"]
 
-KERNELS = {"infer": ("one_pass", "affine"), "train": ("moments", "affine", "moments_backward", "affine_backward")}
+KERNELS = {
+    "infer": ("one_pass", "scale_shift_act"),
+    "train": ("moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward"),
+}
 
 
 def _measured(device: str) -> AbstractContextManager[None]:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from se_fused import backends, functional
-from se_fused._codes import OUT_ACT_CODES
+from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
-from se_fused.bandwidth import copy_bandwidth, rotation
-from se_fused.measure import counted_bytes, counted_passes
+from se_fused.bench.measure.device_limits import copy_bandwidth, rotation
+from se_fused.bench.measure.memory import counted_bytes, counted_passes
+from se_fused.bench.workloads.block import LAYOUTS
 from se_fused.ops.layout import mask_numel
-from se_fused.workloads import LAYOUTS
 
 from ...cases import PASSES
 from ..expected import expected
@@ -75,7 +75,7 @@ def call(mode: str, backend: str, given: dict[str, Any]) -> Callable[[], Any]:
         return infer
     if mode == "squeeze":
         kernels, vector = backends.BACKENDS[backend], given["vector"]
-        return lambda: kernels.affine_moments(x, vector, vector, OUT_ACT_CODES["silu"])
+        return lambda: kernels.scale_shift_act_mean(x, vector, vector, OUT_ACT_CODES["silu"])
     wanted = [t.detach().requires_grad_() for t in (x, residual, *given["bn"], *given["fc"])]
 
     def train() -> Any:

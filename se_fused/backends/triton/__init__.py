@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ..interface import constant_in_graphs, dtype_reason
+from ..base import constant_in_graphs, dtype_reason
 
 __all__ = ["TritonBackend"]
 
+_MODULES = ("passes", "batch_norm_squeeze_excite", "conv1x1_squeeze_excite")
 _MINIMUM = (8, 0)  # bfloat16 and 16-byte asynchronous copies; Triton itself supports nothing older
 
 
@@ -54,18 +55,18 @@ class TritonBackend:
     moves_running = True
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
     projection_from: Mapping[tuple[bool, bool], int] = {}
-    packed_conv_tail = None
+    packed_conv1x1_squeeze_excite = None
     moments: Any
-    affine: Any
+    scale_shift_act: Any
     moments_backward: Any
-    affine_backward: Any
-    affine_moments: Any
-    affine_moments_backward: Any
-    tail_forward: Any
-    tail_inference: Any
-    tail_backward: Any
-    conv_tail: Any
-    gated_conv: Any
+    scale_shift_act_backward: Any
+    scale_shift_act_mean: Any
+    scale_shift_act_mean_backward: Any
+    batch_norm_squeeze_excite_forward: Any
+    batch_norm_squeeze_excite_inference: Any
+    batch_norm_squeeze_excite_backward: Any
+    conv1x1_squeeze_excite: Any
+    gated_conv1x1: Any
 
     def __init__(self) -> None:
         self._modules: tuple[ModuleType, ...] = ()
@@ -78,7 +79,7 @@ class TritonBackend:
         if not self._modules and self._error is None:
             try:
                 self._interprets = _asks_for_interpreter()
-                self._modules = tuple(import_module(f".{name}", __name__) for name in ("streams", "tail", "conv"))
+                self._modules = tuple(import_module(f".{name}", __name__) for name in _MODULES)
             except Exception as error:  # a driver too old, a half-installed package: Triton raises all sorts
                 self._error = f"Triton does not load: {type(error).__name__}: {error}"
         return self._error

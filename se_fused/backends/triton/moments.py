@@ -8,7 +8,7 @@ floats, the same bits in every run.
 import triton
 import triton.language as tl
 
-from .numerics import map_coefficients, out_slope
+from .activations import map_coefficients, out_slope
 from .tiles import (
     along_kept,
     along_positions,

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .._checks import is_plain
+from ..convert.attention_layers import arguments_of
 from ..known import is_of, untouched
 from ..norms import brought_activation, is_batch_norm
 from ..squeeze_excite import SqueezeExcite
-from ..surgery.layers import arguments_of
 
 __all__ = ["CONVS", "gate_of", "is_norm", "pads_same", "why_no_conv"]
 

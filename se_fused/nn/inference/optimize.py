@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from ..surgery import convert
-from ..surgery.report import NOTED
+from ..convert import convert
+from ..convert.report import NOTED
 from .checking import check
 from .copies import plain_copy, unwrapped
 from .ends import Enter, Fixed, Leave

@@ -1,0 +1,131 @@
+"""conv3 + SE + add + ReLU in inference, channels_last: one product, convolution and fused tail, plain PyTorch.
+
+``se_fused`` is what the library chooses by itself. The plain convolution alone is there too: what SE costs beside it.
+``cublaslt`` is the one product by NVIDIA's library (cublaslt.py), behind the gate of our own: two launches of ours.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from cublaslt import bytes_moved, cublaslt_tail
+from harness import Settings, Shelf, Subject, run
+from torch import Tensor
+
+from se_fused import backends, functional, reference
+from se_fused.activations import ACT_CODES, GATE_CODES
+from se_fused.bench.workloads.block import DTYPES, Candidate, Workload
+
+WAYS = {"product": "product", "separate": "convolution and tail"}
+
+
+def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
+    """The gate (N, C), float32, by the two launches that also precede the product of our own."""
+    from se_fused.backends.triton.batch_norm_squeeze_excite import coefficients, parameters_of
+    from se_fused.backends.triton.passes import map_of
+
+    parameters = parameters_of(None, None, None, None, *folded, fc2_weight, fc2_bias, None)
+    codes = ACT_CODES["relu"], GATE_CODES["sigmoid"]
+    return coefficients(x, map_of(x), parameters, False, 0.0, *codes, False).scale
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Triton's convolution takes that way, whatever is faster."""
+    if name not in WAYS:
+        yield
+        return
+    from se_fused.backends.triton import conv1x1_squeeze_excite as triton_conv
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(triton_conv, "fastest", lambda key, ways, device: WAYS[name]))
+        stack.enter_context(mock.patch.object(backends, "_forced", "triton"))  # auto may prefer one without a product
+        yield
+
+
+class ConvWorkload(Workload):
+    """The end of a bottleneck block from its second convolution's output on; ``plain``: its convolution alone."""
+
+    mode, layout, layouts, draws, seconds = "infer", "channels_last", ("channels_last",), 1, 2.0
+    peer = "se_fused.reference (plain PyTorch)"
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, plain: bool) -> None:
+        self.title = "conv3" if plain else "conv3+SE+add+ReLU"
+        self.shape, self.dtype, self.device, self.plain = shape, dtype, torch.device(device), plain
+        n, c, h, w = shape
+        k, r = c // 4, max(c // 16, 8)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*size: int, scale: float = 1.0) -> Tensor:
+            t = (torch.randn(size, generator=generator) * scale).to(device, dtype)
+            return t.to(memory_format=torch.channels_last) if len(size) == 4 else t
+
+        self.x, self.residual = draw(n, k, h, w), draw(n, c, h, w)
+        self.conv = draw(c, k, 1, 1, scale=k**-0.5), draw(c)
+        self.fc = draw(r, c, scale=c**-0.5), draw(r), draw(c, r, scale=r**-0.5), draw(c)
+        self.folded = functional.fold_squeeze(*self.conv, *self.fc[:2])
+
+    def _plain(self, x: Tensor, conv: tuple[Tensor, ...], fc: tuple[Tensor, ...], residual: Tensor) -> Tensor:
+        if self.plain:
+            return reference.conv1x1(x, *conv)
+        return reference.conv1x1_squeeze_excite(x, *conv, *fc, residual, out_act="relu")
+
+    def truth(self) -> dict[str, Tensor]:
+        x, residual = self.x.double(), self.residual.double()
+        return {"y": self._plain(x, *(tuple(t.double() for t in given) for given in (self.conv, self.fc)), residual)}
+
+    @torch.no_grad()
+    def _run(self, name: str, x: Tensor, residual: Tensor) -> Tensor:
+        if name in ("eager", "convolution"):
+            return self._plain(x, self.conv, self.fc, residual)
+        if name == "cublaslt":  # float32 is multiplied as in the other peers, which follow the convolutions
+            opened = gate(x, self.folded, *self.fc[2:])
+            return cublaslt_tail(x, *self.conv, opened, residual, tf32=torch.backends.cudnn.allow_tf32)
+        with forced(name):
+            return functional.conv1x1_squeeze_excite(
+                x, *self.conv, *self.fc, residual, out_act="relu", folded=self.folded
+            )
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        def once() -> Tensor:
+            return self._run(name, self.x, self.residual)
+
+        def rotate(sets: int) -> list[Callable[[], Any]]:
+            copies = [(self.x, self.residual), *((self.x.clone(), self.residual.clone()) for _ in range(sets - 1))]
+            return [lambda given=given: self._run(name, *given) for given in copies]  # type: ignore[misc]
+
+        return Candidate(name, layout, once, lambda: {"y": once()}, lambda: None, (), rotate=rotate)
+
+    def counted(self) -> tuple[int, int]:
+        """The convolution's own bytes and, with SE, the residual and once more its input."""
+        weights = sum(t.nbytes for t in self.conv)
+        own = self.x.nbytes + self.residual.nbytes + weights  # the result is as large as the residual
+        n, c, h, w = self.shape
+        counted = own if self.plain else bytes_moved(n, c, c // 4, h * w, self.dtype.itemsize, scaled_weights=False)
+        return counted, own + (0 if self.plain else self.residual.nbytes)
+
+    def flops(self) -> int:
+        n, c, h, w = self.shape
+        return 2 * n * c * (c // 4) * h * w
+
+
+def test_conv(benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, peer: str) -> None:
+    if peer == "cublaslt" and torch.version.cuda is None:
+        pytest.skip("cuBLASLt needs an NVIDIA GPU")
+    n, c, h, w = (int(size) for size in stage.split("x"))
+    group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
+
+    def subject(plain: bool) -> Subject:
+        return Subject(
+            f"{group} {plain}", lambda: ConvWorkload((n, c, h, w), DTYPES[dtype], settings.device, plain)
+        )  # fmt: skip
+
+    shelf.turn_to(group)
+    to = None if peer == "se_fused" else (subject(False), "se_fused", "channels_last")
+    run(
+        benchmark, shelf, settings, subject(peer == "convolution"), peer, "channels_last", kind="conv", group=group,
+        to=to,
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Each streaming kernel alone, against the bandwidth of a copy: what the tail's time is made of.
+
+A kernel's bytes are those that it must move: its maps once each, and the mask. One group of the report is one map.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from cases import PASSES
+from harness import Settings, Shelf, Subject, run
+from torch import Tensor
+
+from se_fused import backends
+from se_fused._random import generator_on
+from se_fused.activations import OUT_ACT_CODES
+from se_fused.bench.workloads.block import DTYPES, LAYOUTS, Candidate, Workload
+from se_fused.ops.layout import mask_numel, pack_mask
+from se_fused.ops.moments import moments, moments_backward
+from se_fused.ops.scale_shift_act import scale_shift_act, scale_shift_act_backward
+from se_fused.ops.scale_shift_act_mean import scale_shift_act_mean, scale_shift_act_mean_backward
+
+RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # the last two kernels are those of EfficientNet's blocks
+
+
+class Definition:
+    """The kernels in plain PyTorch: the truth in float64, and what ours may err twice as much as."""
+
+    moments, moments_backward = staticmethod(moments), staticmethod(moments_backward)
+    scale_shift_act, scale_shift_act_backward = staticmethod(scale_shift_act), staticmethod(scale_shift_act_backward)
+    scale_shift_act_mean, scale_shift_act_mean_backward = (
+        staticmethod(scale_shift_act_mean),
+        staticmethod(scale_shift_act_mean_backward),
+    )
+
+
+class StreamWorkload(Workload):
+    """One kernel of one backend on one map."""
+
+    peer, mode, draws, seconds = "the definition in plain PyTorch", "infer", 1, 1.0
+
+    def __init__(
+        self, kernel: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str
+    ) -> None:
+        self.kernel, self.backend = kernel, backends.BACKENDS[backend]
+        self.title, self.shape, self.dtype, self.layout = f"{kernel} ({backend})", shape, dtype, layout
+        self.device, self.layouts = torch.device(device), (layout,)
+        generator = generator_on(device, 0)
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator, device=generator.device)
+
+        maps = [draw(*shape).to(dtype).to(memory_format=LAYOUTS[layout]) for _ in range(2)]
+        self.inputs = {"x": maps[0], "other": maps[1], **{name: draw(*shape[:2]) for name in "abk"}}
+        self.inputs["mask"] = pack_mask(maps[1] * maps[0] > 0)
+
+    def _run(self, streams: Any, given: dict[str, Tensor]) -> Sequence[Tensor]:
+        x, other, a, b, k, mask = (given[name] for name in ("x", "other", "a", "b", "k", "mask"))
+        nothing = x.new_empty(0, dtype=a.dtype)
+        calls: dict[str, Callable[[], Any]] = {
+            "moments": lambda: streams.moments(x),
+            "scale_shift_act": lambda: streams.scale_shift_act(x, other, a, b, RELU, True),
+            "moments_backward": lambda: streams.moments_backward(other, x, None, mask, k, a, b, RELU, True),
+            "scale_shift_act_backward": lambda: (streams.scale_shift_act_backward(other, x, nothing, k, a, b, k),),
+            "scale_shift_act_mean": lambda: streams.scale_shift_act_mean(x, a, b, SILU),
+            "scale_shift_act_mean_backward": lambda: streams.scale_shift_act_mean_backward(other, k, x, a, a, b, SILU),
+        }
+        outputs: Sequence[Tensor] = calls[self.kernel]()
+        return outputs
+
+    def _results(self, streams: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self._run(streams, given)
+        return {str(i): t for i, t in enumerate(outputs) if t.dtype != torch.uint8 and t.numel()}
+
+    def truth(self) -> dict[str, Tensor]:
+        double = {k: t if k == "mask" else t.double() for k, t in self.inputs.items()}
+        return self._results(Definition, double)
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        streams = self.backend if name == "se_fused" else Definition
+
+        def rotate(sets: int) -> list[Callable[[], Any]]:
+            copies = [self.inputs, *({k: t.clone() for k, t in self.inputs.items()} for _ in range(sets - 1))]
+            return [lambda given=given: self._run(streams, given) for given in copies]  # type: ignore[misc]
+
+        return Candidate(
+            name, layout, lambda: self._run(streams, self.inputs), lambda: self._results(streams, self.inputs),
+            lambda: None, (), rotate=rotate,
+        )  # fmt: skip
+
+    def counted(self) -> tuple[int, int]:
+        reads, writes, masks, _ = PASSES[self.kernel]
+        x = self.inputs["x"]
+        counted = (reads + writes) * x.nbytes + masks * mask_numel(x)
+        return counted, counted
+
+    def flops(self) -> int:
+        return PASSES[self.kernel][3] * self.inputs["x"].numel()
+
+
+def test_stream(
+    benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, layout: str, backend: str, kernel: str
+) -> None:  # fmt: skip
+    if (reason := backends.why_not(backends.BACKENDS[backend], settings.device, DTYPES[dtype])) is not None:
+        pytest.skip(f"{backend}: {reason}")
+    shape = tuple(int(size) for size in stage.split("x"))
+    group = f"streams {stage} {dtype} {layout}"
+    subject = Subject(
+        f"{group} {backend} {kernel}",
+        lambda: StreamWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
+    )
+    shelf.turn_to(subject.key)
+    run(benchmark, shelf, settings, subject, "se_fused", layout, kind="stream", group=group)

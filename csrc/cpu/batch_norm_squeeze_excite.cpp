@@ -1,0 +1,294 @@
+// The whole op: stream 1, the gate, stream 2, in one call.
+#include "excitation.h"
+#include "passes.h"
+
+namespace se_fused::cpu {
+namespace {
+
+// Parameters of one call as float32 vectors, and what both directions check about them.
+struct Parameters {
+  bool has_gate;
+  int64_t r = 0;
+  int weight_type = 0;
+  const void *fc1_weight = nullptr, *fc2_weight = nullptr;
+  const float *bn_weight, *bn_bias, *drop;
+
+  Parameters(const Layout& layout, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& fc1,
+             const OptionalTensor& fc2, const OptionalTensor& drop_path_scale, Scratch& scratch)
+      : has_gate(fc1.has_value()) {
+    bn_weight = as_floats(weight, layout.c, scratch, "bn_weight");
+    bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
+    drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
+    if (!has_gate) return;
+    r = fc1->size(0);
+    STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+    check_vector(*fc1, r * layout.c, "fc1_weight");
+    check_vector(*fc2, layout.c * r, "fc2_weight");
+    STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+    weight_type = type_index(*fc1, "fc1_weight");
+    fc1_weight = bytes(fc1);
+    fc2_weight = bytes(fc2);
+  }
+};
+
+// What the gate's two directions take alike.
+template <class Args>
+Args gate_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
+  Args g{};
+  g.n = layout.n;
+  g.c = layout.c;
+  g.r = p.r;
+  g.mean = mean;
+  g.drop = p.drop;
+  g.fc1_weight = p.fc1_weight;
+  g.fc2_weight = p.fc2_weight;
+  g.act = static_cast<Act>(act);
+  g.gate = static_cast<Gate>(gate);
+  return g;
+}
+
+// The arguments of a forward call; those of batch_norm_squeeze_excite_forward.
+struct Forward {
+  const Tensor& x;
+  const OptionalTensor &residual, &running_mean, &running_var, &bn_weight, &bn_bias, &fc1_weight, &fc1_bias,
+      &fc2_weight, &fc2_bias, &drop_path_scale;
+  bool batch_stats;
+  double eps;
+  int64_t act, gate, out_act;
+  bool save;
+};
+
+// What it leaves besides y: for the backward pass and for the running statistics.
+struct Saved {
+  Tensor mask, mean, factor, hidden, stats;
+};
+
+// y may be x's own memory: every element is read before it is written.
+Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& nothing) {
+  const Tensor& x = f.x;
+  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
+  const StreamKernels& stream = stream_kernels(x);
+  if (f.residual) check_like(*f.residual, x, layout, "residual");
+
+  const int64_t r_bound = f.fc1_weight ? f.fc1_weight->size(0) : 0;
+  Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
+  const bool has_bn = f.batch_stats || f.running_mean.has_value();
+  const Parameters p(layout, f.bn_weight, f.bn_bias, f.fc1_weight, f.fc2_weight, f.drop_path_scale, scratch);
+
+  const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
+  Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
+              save && p.has_gate ? new_float(x, {n, c}) : nothing,
+              save && p.has_gate ? new_float(x, {n, p.r}) : nothing,
+              has_bn && (save || f.batch_stats) ? new_float(x, {2, c}) : nothing};
+  if (layout.numel() == 0) return saved;
+
+  float* const mean = save ? floats(saved.mean) : scratch.take(nc);
+  float* const m2 = f.batch_stats ? scratch.take(nc) : nullptr;
+
+  auto g = gate_args<GateArgs>(layout, p, f.act, f.gate, mean);
+  BatchNormArgs bn{};
+  if (has_bn) {
+    const bool keep = save || f.batch_stats;
+    bn.n = n;
+    bn.c = c;
+    bn.s = layout.s;
+    bn.mean = mean;
+    bn.m2 = m2;
+    bn.weight = p.bn_weight;
+    bn.bias = p.bn_bias;
+    bn.eps = static_cast<float>(f.eps);
+    bn.batch_stats = f.batch_stats;
+    bn.mu = keep ? floats(saved.stats) : scratch.take(c);
+    bn.var = keep ? bn.mu + c : scratch.take(c);
+    bn.rstd = scratch.take(c);
+    bn.a = scratch.take(c);
+    bn.b = scratch.take(c);
+    if (!f.batch_stats) {
+      STD_TORCH_CHECK(f.running_var.has_value(), "running_var is missing");
+      std::copy_n(as_floats(f.running_mean, c, scratch, "running_mean"), c, bn.mu);
+      std::copy_n(as_floats(f.running_var, c, scratch, "running_var"), c, bn.var);
+      batch_norm(bn);
+    }
+    g.a = bn.a;
+    g.b = bn.b;
+  }
+  g.scale = scratch.take(nc);
+  g.shift = scratch.take(nc);
+  if (p.has_gate) {
+    g.fc1_bias = as_floats(f.fc1_bias, p.r, scratch, "fc1_bias");
+    g.fc2_bias = as_floats(f.fc2_bias, c, scratch, "fc2_bias");
+    g.hidden = save ? floats(saved.hidden) : scratch.take(n * p.r);
+    g.active = scratch.take(n * p.r);
+    g.factor = save ? floats(saved.factor) : scratch.take(nc);
+    g.z = has_bn ? scratch.take(nc) : mean;
+  }
+
+  ScaleShiftActArgs second{};
+  second.x = bytes(x);
+  second.residual = bytes(f.residual);
+  second.y = y;
+  second.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(saved.mask)) : nullptr;
+  second.scale = g.scale;
+  second.shift = g.shift;
+  second.out_act = static_cast<OutAct>(f.out_act);
+
+  if (f.batch_stats || p.has_gate || save) moments(stream, bytes(x), item, layout, mean, m2);
+  if (f.batch_stats) batch_norm(bn);
+  gate_forward(kernels().gate[p.weight_type], g);
+  scale_shift_act(stream, second, item, layout, save ? kPastCaches : kPastCachesInference);
+  return saved;
+}
+
+}  // namespace
+}  // namespace se_fused::cpu
+
+namespace se_fused {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
+    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
+    int64_t gate, int64_t out_act, bool save) {
+  const Layout layout = layout_of(x, "x");
+  Tensor y = torch::stable::empty_like(x);
+  const Tensor nothing = cpu::new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
+  const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
+                               fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
+                              layout, cpu::mutable_bytes(y), nothing);
+  return {y, s.mask, s.mean, s.factor, s.hidden, s.stats};
+}
+
+void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& residual,
+                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                         const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                                         const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias,
+                                         const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                                         const OptionalTensor& drop_path_scale, double eps, int64_t act, int64_t gate,
+                                         int64_t out_act, const Tensor& y) {
+  const Layout layout = layout_of(x, "x");
+  check_like(y, x, layout, "y");
+  cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+                drop_path_scale, false, eps, act, gate, out_act, false},
+               layout, cpu::mutable_bytes(y), y);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
+    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
+    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
+    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
+    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
+    bool want_dr) {
+  using namespace cpu;
+  const Layout layout = layout_of(x, "x");
+  const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
+  const StreamKernels& stream = stream_kernels(x);
+  check_like(dy, x, layout, "dy");
+  if (residual) check_like(*residual, x, layout, "residual");
+  const auto closing = static_cast<OutAct>(out_act);
+
+  const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
+  Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
+  const bool has_bn = stats.numel() != 0;
+  const Parameters p(layout, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
+  const int64_t r = p.r;
+
+  Tensor dx = torch::stable::empty_like(x);
+  // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
+  const bool write_dr = want_dr ? closing != OutAct::none : recomputed(closing);
+  Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
+  Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
+         dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
+  Tensor dfc1_weight = p.has_gate ? new_float(x, {r, c}) : new_nothing(x);
+  Tensor dfc1_bias = p.has_gate ? new_float(x, {r}) : new_nothing(x);
+  Tensor dfc2_weight = p.has_gate ? new_float(x, {c, r}) : new_nothing(x);
+  Tensor dfc2_bias = p.has_gate ? new_float(x, {c}) : new_nothing(x);
+  STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
+
+  auto g = gate_args<GateBackwardArgs>(layout, p, act, gate, float_vector(mean, nc, "mean"));
+  g.s = layout.s;
+  g.batch_stats = batch_stats;
+  if (has_bn) {
+    // a, b, rstd are a few (C,) operations: recomputed rather than saved
+    BatchNormArgs bn{};
+    bn.c = c;
+    bn.weight = p.bn_weight;
+    bn.bias = p.bn_bias;
+    bn.eps = static_cast<float>(eps);
+    bn.mu = const_cast<float*>(float_vector(stats, 2 * c, "stats"));
+    bn.var = bn.mu + c;
+    bn.rstd = scratch.take(c);
+    bn.a = scratch.take(c);
+    bn.b = scratch.take(c);
+    batch_norm(bn);
+    g.a = bn.a;
+    g.b = bn.b;
+    g.mu = bn.mu;
+    g.rstd = bn.rstd;
+    g.dbn_weight = floats(dbn_weight);
+    g.dbn_bias = floats(dbn_bias);
+  }
+  float* const sums = scratch.take(2 * nc);
+  g.p = sums;
+  g.q = sums + nc;
+  g.k1 = scratch.take(nc);
+  g.k2 = scratch.take(nc);
+  g.k3 = scratch.take(nc);
+  if (p.has_gate) {
+    g.factor = float_vector(factor, nc, "factor");
+    g.hidden = float_vector(hidden, n * r, "hidden");
+    g.z = scratch.take(nc);
+    g.dq = scratch.take(nc);
+    g.dz = scratch.take(nc);
+    g.active = scratch.take(n * r);
+    g.dhidden = scratch.take(n * r);
+    g.dfc1_weight = floats(dfc1_weight);
+    g.dfc1_bias = floats(dfc1_bias);
+    g.dfc2_weight = floats(dfc2_weight);
+    g.dfc2_bias = floats(dfc2_bias);
+  }
+
+  MomentsBackwardArgs first{};
+  first.dy = bytes(dy);
+  first.x = bytes(x);
+  first.mean = g.mean;
+  first.dr = write_dr ? mutable_bytes(dr) : nullptr;
+  first.p = sums;
+  first.q = sums + nc;
+  first.out_act = closing;
+  if (closing == OutAct::relu) {
+    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+    first.mask = reinterpret_cast<const uint8_t*>(bytes(mask));
+  }
+  if (recomputed(closing)) {  // scale and shift of the forward, from what was saved
+    first.residual = bytes(residual);
+    GateArgs forward{};
+    forward.n = n;
+    forward.c = c;
+    forward.a = g.a;
+    forward.b = g.b;
+    forward.drop = g.drop;
+    forward.factor = const_cast<float*>(g.factor);
+    forward.scale = scratch.take(nc);
+    forward.shift = scratch.take(nc);
+    scale_shift(kernels().gate[0], forward);
+    first.scale = forward.scale;
+    first.shift = forward.shift;
+  }
+  moments_backward(stream, first, item, layout);
+  gate_backward(kernels().gate[p.weight_type], g);
+
+  ScaleShiftActBackwardArgs second{};
+  second.dr = write_dr ? bytes(dr) : bytes(dy);
+  second.mask = write_dr ? nullptr : first.mask;
+  second.x = batch_stats ? bytes(x) : nullptr;  // else k2 is zero: one stream less
+  second.mean = g.mean;
+  second.k1 = g.k1;
+  second.k2 = g.k2;
+  second.k3 = g.k3;
+  second.dx = mutable_bytes(dx);
+  scale_shift_act_backward(stream, second, item, layout);
+  return {dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
+}
+
+}  // namespace se_fused

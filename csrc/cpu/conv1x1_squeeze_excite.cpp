@@ -1,0 +1,99 @@
+// Squeeze-excite behind a 1x1 convolution, with the convolution inside: squeeze of h, gate, product.
+#include "excitation.h"
+#include "passes.h"
+
+namespace se_fused::cpu {
+namespace {
+
+// Panels whose weights stay in the second cache while the rows pass, and rows of one task.
+constexpr int64_t kPanelBytes = 256 << 10, kTilesOfTask = 4;
+
+// Tasks run over the rows for one group of panels, then for the next: a thread's weights change rarely.
+void products(int type, const ProductArgs& g, int64_t rows) {
+  const Kernels& k = kernels();
+  const int64_t panels = (g.c + 15) / 16, fit = kPanelBytes / (g.k * 16 * 4);
+  const int64_t width = std::clamp<int64_t>(fit / k.tile_panels * k.tile_panels, k.tile_panels, panels);
+  const int64_t height = kTilesOfTask * k.tile_rows;
+  const int64_t across = (panels + width - 1) / width, down = (rows + height - 1) / height;
+  const int64_t grain = std::max<int64_t>(1, kGrainFlops / (height * width * 16 * g.k));
+  torch::stable::parallel_for(0, across * down, grain, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<float[]> scratch(type ? new float[k.tile_rows * g.k] : nullptr);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t panel = task / down * width, row = task % down * height;
+      k.product[type](g, {row, std::min(row + height, rows), panel, std::min(panel + width, panels)}, scratch.get());
+    }
+  });
+}
+
+}  // namespace
+}  // namespace se_fused::cpu
+
+namespace se_fused {
+
+void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
+                            const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
+                            const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                            const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
+                            const Tensor& y) {
+  using namespace cpu;
+  const Layout in = layout_of(h, "h"), out = layout_of(y, "y");
+  STD_TORCH_CHECK(in.channels_last && out.channels_last, "h and y must be channels_last");
+  STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(), "y must fit h");
+  if (residual) check_like(*residual, y, out, "residual");
+  const int64_t n = in.n, k = in.c, c = out.c, nc = n * c;
+  const float* const weight = float_vector(packed, (c + 15) / 16 * 16 * k, "packed");
+  if (out.numel() == 0) return;
+
+  const int64_t r = folded_weight ? folded_weight->size(0) : 0;
+  Scratch scratch(n * k + 2 * n * r + 3 * nc + 3 * c);
+  const float* const shift = as_floats(bias, c, scratch, "conv_bias");
+
+  ProductArgs g{};
+  g.h = bytes(h);
+  g.weight = weight;
+  g.shift = shift;
+  g.residual = bytes(residual);
+  g.y = mutable_bytes(y);
+  g.k = k;
+  g.c = c;
+  g.s = in.s;
+  g.out_act = static_cast<OutAct>(out_act);
+
+  if (folded_weight) {
+    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is missing");
+    check_vector(*fc2_weight, c * r, "fc2_weight");
+    GateArgs first{};
+    first.n = n;
+    first.c = k;
+    first.r = r;
+    float* const mean = scratch.take(n * k);
+    moments(stream_kernels(h), bytes(h), item_bytes(h), in, mean, nullptr);
+    first.z = mean;
+    first.fc1_weight = float_vector(*folded_weight, r * k, "folded_weight");
+    first.fc1_bias = folded_bias ? float_vector(*folded_bias, r, "folded_bias") : nullptr;
+    first.act = static_cast<Act>(act);
+    first.hidden = scratch.take(n * r);
+    first.active = scratch.take(n * r);
+    GateArgs second = first;
+    second.c = c;
+    second.fc2_weight = bytes(*fc2_weight);
+    second.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
+    second.gate = static_cast<Gate>(gate);
+    second.factor = scratch.take(nc);
+    second.scale = scratch.take(nc);
+    second.shift = scratch.take(nc);
+    if (shift) {  // s * (W h + b) = s * W h + s * b
+      float* const ones = scratch.take(c);
+      std::fill_n(ones, c, 1.f);
+      second.a = ones;
+      second.b = shift;
+    }
+    gate_layers(kernels().gate[0], first, kernels().gate[type_index(*fc2_weight, "fc2_weight")], second);
+    g.scale = second.scale;
+    g.shift = second.shift;
+    g.stride = c;
+  }
+  products(type_index(h, "h"), g, n * in.s);
+}
+
+}  // namespace se_fused

@@ -1,0 +1,57 @@
+// The arithmetic between the streams, split between threads. Every loop is split over results, never over a sum, so
+// the number of threads does not change a bit of the outcome.
+#include "excitation.h"
+
+namespace se_fused::cpu {
+namespace {
+
+// f(begin, end) over `items` results that take `flops` each; ranges start at multiples of 16 so that no vector step is
+// shared between threads.
+template <class F>
+void split(int64_t items, int64_t flops, const F& f) {
+  const int64_t blocks = (items + 15) / 16;
+  const int64_t grain = std::max<int64_t>(1, kGrainFlops / std::max<int64_t>(1, 16 * flops));
+  torch::stable::parallel_for(0, blocks, grain,
+                              [&](int64_t begin, int64_t end) { f(begin * 16, std::min(items, end * 16)); });
+}
+
+}  // namespace
+
+void batch_norm(const BatchNormArgs& g) {
+  split(g.c, 8 * g.n, [&](int64_t begin, int64_t end) { kernels().batch_norm(g, begin, end); });
+}
+
+void scale_shift(const GateKernels& k, const GateArgs& g) {
+  split(g.c, 4 * g.n, [&](int64_t begin, int64_t end) { k.scale_shift(g, begin, end); });
+}
+
+void gate_forward(const GateKernels& k, const GateArgs& g) {
+  if (!g.factor) return scale_shift(k, g);
+  split(g.c, 2 * g.n, [&](int64_t begin, int64_t end) { k.squeeze(g, begin, end); });
+  gate_layers(k, g, k, g);
+}
+
+void gate_layers(const GateKernels& k1, const GateArgs& fc1, const GateKernels& k2, const GateArgs& fc2) {
+  split(fc1.r, 2 * fc1.n * fc1.c, [&](int64_t begin, int64_t end) { k1.fc1(fc1, begin, end); });
+  split(fc2.c, 2 * fc2.n * fc2.r, [&](int64_t begin, int64_t end) { k2.fc2(fc2, begin, end); });
+}
+
+void gate_backward(const GateKernels& k, const GateBackwardArgs& g) {
+  if (g.factor) {
+    k.activate(g);
+    split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc2(g, begin, end); });
+    // over samples: four share each row of the weight
+    const int64_t blocks = (g.n + 3) / 4;
+    torch::stable::parallel_for(
+        0, blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),
+        [&](int64_t begin, int64_t end) { k.backward_hidden(g, begin * 4, std::min(g.n, end * 4)); });
+    for (int64_t r = 0; r < g.r; ++r) {
+      g.dfc1_bias[r] = 0;
+      for (int64_t n = 0; n < g.n; ++n) g.dfc1_bias[r] += g.dhidden[n * g.r + r];
+    }
+    split(g.c, 4 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc1(g, begin, end); });
+  }
+  split(g.c, 16 * g.n, [&](int64_t begin, int64_t end) { k.backward_coefficients(g, begin, end); });
+}
+
+}  // namespace se_fused::cpu

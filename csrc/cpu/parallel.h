@@ -1,0 +1,125 @@
+// Shared by the drivers: element types, parameters as float32, and how work is split between threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "../tensor_checks.h"
+#include "kernels.h"
+
+namespace se_fused::cpu {
+
+// Below this much work per thread, waking another one costs more than it saves (a fork and join takes about 5 us here,
+// in which one core streams about this many elements from its caches).
+constexpr int64_t kGrainElements = 16384;
+constexpr int64_t kGrainFlops = 262144;
+constexpr int64_t kBackwardsBytes = 128 << 10;  // short beside an L2 cache, long beside the start of a block
+
+inline int type_index(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return 0;
+    case ScalarType::BFloat16: return 1;
+    case ScalarType::Half: return 2;
+    default: STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+}
+
+inline const StreamKernels& stream_kernels(const Tensor& x) { return kernels().stream[type_index(x, "x")]; }
+
+inline int64_t item_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Float ? 4 : 2; }
+
+inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
+inline const char* bytes(const OptionalTensor& t) { return t ? bytes(*t) : nullptr; }
+inline char* mutable_bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
+
+inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+inline Tensor new_mask(const Tensor& x, const Layout& layout) {
+  return torch::stable::new_empty(x, {layout.rows() * layout.row_mask_bytes()}, ScalarType::Byte);
+}
+inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
+
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+// One block of uninitialised floats handed out in pieces: the scratch of a call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) : block_(new float[floats]), next_(block_.get()), end_(next_ + floats) {}
+  float* take(int64_t count) {
+    float* const piece = next_;
+    next_ += count;
+    STD_TORCH_CHECK(next_ <= end_, "internal error: scratch too small");
+    return piece;
+  }
+
+ private:
+  std::unique_ptr<float[]> block_;
+  float *next_, *end_;
+};
+
+// A parameter vector as float32: itself, or converted into scratch.
+inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& scratch, const char* name) {
+  if (!t) return nullptr;
+  check_vector(*t, numel, name);
+  const int type = type_index(*t, name);
+  if (type == 0) return static_cast<const float*>(t->const_data_ptr());
+  float* const out = scratch.take(numel);
+  kernels().to_float[type](t->const_data_ptr(), out, numel);
+  return out;
+}
+
+// Where a kernel's arguments begin that works on the rows from `row` on, of sample n; null stays null.
+class RowStart {
+ public:
+  RowStart(const Layout& layout, int64_t item, int64_t n, int64_t row)
+      : bytes_(row * layout.row_len() * item),
+        mask_(row * layout.row_mask_bytes()),
+        coefficients_(layout.channels_last ? n * layout.c : row) {}
+  const void* elements(const void* base) const { return base ? static_cast<const char*>(base) + bytes_ : nullptr; }
+  void* elements(void* base) const { return base ? static_cast<char*>(base) + bytes_ : nullptr; }
+  template <class Byte>
+  Byte* mask(Byte* base) const {
+    return base ? base + mask_ : nullptr;
+  }
+  const float* coefficients(const float* base) const { return base ? base + coefficients_ : nullptr; }
+
+ private:
+  int64_t bytes_, mask_, coefficients_;
+};
+
+// f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
+template <class F>
+void for_sample_rows(const Layout& layout, const F& f) {
+  const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
+  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t n = begin / per_sample;
+      const int64_t stop = std::min(end, (n + 1) * per_sample);
+      f(n, begin, stop - begin);
+      begin = stop;
+    }
+  });
+}
+
+// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's
+// cache.
+template <class F>
+void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
+  const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
+  const int64_t block = std::max<int64_t>(1, kBackwardsBytes / std::max<int64_t>(1, layout.row_len() * item));
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
+  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t n = (end - 1) / per_sample;
+      const int64_t start = std::max({begin, n * per_sample, end - block});
+      f(n, start, end - start);
+      end = start;
+    }
+  });
+}
+
+}  // namespace se_fused::cpu

@@ -1,0 +1,26 @@
+// The whole op of the CUDA backend. Arguments and results are those of csrc/ops.h.
+#pragma once
+
+#include "torch_host.h"
+
+namespace se_fused::cuda {
+
+// Also moves the running statistics moved_mean and moved_var, unless they are absent: new = old + momentum (batch -
+// old), the variance times unbias.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
+    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
+    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
+    int64_t gate, int64_t out_act, bool save, const OptionalTensor& moved_mean, const OptionalTensor& moved_var,
+    double momentum, double unbias);
+
+// How inference of such a map runs: for people.
+std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
+                          int64_t device);
+
+// Inference goes this way from now on, in the whole process: one_pass, grouped or separate; "" for the rule's. Returns
+// what it was.
+std::string force_plan(std::string path);
+
+}  // namespace se_fused::cuda

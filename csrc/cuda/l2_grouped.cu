@@ -1,0 +1,212 @@
+// The inference tail in three passes over memory where one_pass.cu cannot hold a sample or the device has no clusters:
+// samples go in groups, so that stream 2 of a group comes soon after its stream 1 and finds x in L2. Blocks stay and
+// take tickets (tiles.cuh); the tickets of round k are
+//
+//     hidden(k - 1)   stream 1 (k)   excite(k - 1)   stream 2 (k - 2)
+//
+// so that what a tile waits for lies a whole stream behind it. Between its two streams a group sees two more go by:
+// three groups of x are to lie in L2, beside the residual and y, which leave it first. plan.cpp sizes them.
+#include "excitation.cuh"
+#include "launch.cuh"
+#include "moments.cuh"
+#include "scale_shift_act.cuh"
+
+namespace se_fused::cuda {
+
+constexpr int kColumnsShared = 8 * kThreads;  // floats, of column_moments without squares
+constexpr int kSharedGrouped = kColumnsShared > kExciteShared ? kColumnsShared : kExciteShared;
+
+struct Rounds {
+  int groups, blocks, streams, r, c, hidden, excite, round, all;
+
+  SE_BOTH explicit Rounds(const Grouped& g) {
+    const Map& map = g.op.map;
+    groups = (int)ceil_div(map.n, g.group);
+    blocks = map.by_rows() ? 1 : (int)ceil_div(map.c, 8 * g.lanes);
+    streams = g.group * blocks * g.splits;
+    r = (int)ceil_div(g.op.fc.r, kHiddenR);
+    c = (int)ceil_div(map.c, kExciteC);
+    hidden = r * (int)ceil_div(g.group, kHiddenN);
+    excite = c * (int)ceil_div(g.group, kExciteN);
+    round = hidden + excite + 2 * streams;
+    all = (groups + 2) * round;
+  }
+};
+
+// A tile of a stream: sample, and rows or block of channels and positions.
+struct StreamTile {
+  int64_t n;
+  int block, split, begin, stop;
+
+  SE_DEVICE StreamTile(const Grouped& g, const Rounds& rounds, int turn, int tile) {
+    const int rest = tile / rounds.blocks;
+    block = tile % rounds.blocks;
+    split = rest % g.splits;
+    n = (int64_t)turn * g.group + rest / g.splits;
+    begin = split * g.tile;
+    stop = min(begin + g.tile, g.op.map.by_rows() ? g.op.map.c : g.op.map.s);
+  }
+};
+
+template <class T, Mode mode>
+SE_DEVICE void sums_tile(const Grouped& g, const StreamTile& tile, const Rounds& rounds, float* shared, int* slot) {
+  const Map& map = g.op.map;
+  const T* const x = static_cast<const T*>(g.op.x) + tile.n * map.c * map.s;
+  if constexpr (mode <= Mode::rows_single) {
+    const int groups = kThreads / g.lanes;
+    for (int c = tile.begin; c < tile.stop; c += groups) {
+      const int own = c + (int)threadIdx.x / g.lanes;
+      const bool mine = own < tile.stop;
+      const ScaleShift found = row_moments<mode, Use::keep, false>(x, mine ? own : 0, map.s, 0, mine ? map.s : 0,
+                                                                   (int64_t)map.c * map.s, g.lanes);
+      if (mine && threadIdx.x % g.lanes == 0) g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
+    }
+  } else {
+    const Columns at(g.lanes, tile.block, map.c);
+    const int64_t stride = map.n * map.c, row = tile.n * map.c;
+    column_moments<mode, Use::keep, false>(x, map.c, tile.begin, tile.stop, at, shared, [&](int c, float mean, float) {
+      if (g.splits == 1)
+        g.z[row + c] = channel_norm(g.op.norm, c)(mean);
+      else
+        g.mean_parts[tile.split * stride + row + c] = mean;
+    });
+    if (g.splits == 1) return;
+    // The last tile of the sample's positions merges the means of all, in their order. Its release is as in `done`,
+    // behind the barrier that ends column_moments; it acquires the other tiles'.
+    if (threadIdx.x == 0)
+      *slot = fetch_add_acquire_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
+    __syncthreads();
+    if (*slot != g.splits - 1) return;
+    const SplitWeights weights(g.splits, g.tile, map.s);
+    for (int c = at.first + (int)threadIdx.x; c < min(at.first + 8 * g.lanes, map.c); c += kThreads) {
+      const float* const parts = g.mean_parts + row + c;
+      float mean = 0.f;
+#pragma unroll 8
+      for (int k = 0; k < g.splits - 1; ++k) mean += load_fresh(parts + k * stride) * weights.weight;
+      mean += load_fresh(parts + (g.splits - 1) * stride) * weights.last_weight;
+      g.z[row + c] = channel_norm(g.op.norm, c)(mean);
+    }
+  }
+}
+
+template <class T, Mode mode>
+SE_DEVICE void result_tile(const Grouped& g, const StreamTile& tile) {
+  const Map& map = g.op.map;
+  const int64_t row = tile.n * map.c, base = row * map.s;
+  const T* const residual = static_cast<const T*>(g.op.residual);
+  const Maps<T> maps{static_cast<const T*>(g.op.x) + base, residual ? residual + base : nullptr,
+                     static_cast<T*>(g.op.y) + base};
+  if constexpr (mode <= Mode::rows_single) {
+    const int64_t per_row = ceil_div(map.s, 8);
+    const int64_t first = mode == Mode::rows_shifted ? (int64_t)tile.begin * map.s / 8 : tile.begin * per_row;
+    const int64_t last = mode == Mode::rows_shifted ? ceil_div((int64_t)tile.stop * map.s, 8) : tile.stop * per_row;
+    scale_shift_act_rows<mode, Use::last>(
+        maps, map.c, map.s, first, last, g.op.out_act, nullptr, nullptr,
+        [&](int64_t c) { return ScaleShift{load_fresh(g.scale + row + c), load_fresh(g.shift + row + c)}; });
+  } else {
+    const Columns at(g.lanes, tile.block, map.c);
+    float scale[8] = {}, shift[8] = {};
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (at.channel + j < map.c)
+        scale[j] = load_fresh(g.scale + row + at.channel + j), shift[j] = load_fresh(g.shift + row + at.channel + j);
+    scale_shift_act_columns<mode, Use::last>(maps, map.c, tile.begin, tile.stop, at, g.op.out_act, nullptr, scale,
+                                             shift);
+  }
+}
+
+template <class T, Mode mode, class W>
+SE_DEVICE void grouped(const Grouped& g) {
+  SE_SHARED(memory);
+  float* const shared = reinterpret_cast<float*>(memory);
+  int* const slot = reinterpret_cast<int*>(shared + kSharedGrouped);
+  const Rounds rounds(g);
+  const Map& map = g.op.map;
+  const auto counter = [&](int turn, int which) { return g.counters + 1 + 3 * turn + which; };
+  for (int ticket; (ticket = take(g.counters, slot)) < rounds.all;) {
+    int turn = ticket / rounds.round, tile = ticket % rounds.round;
+    if (tile < rounds.hidden) {
+      if (--turn < 0 || turn >= rounds.groups) continue;
+      const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
+      wait(counter(turn, 0), rounds.streams);
+      hidden_tile<W, 1>(g.op.fc, g.z, g.hidden, first + tile / rounds.r * kHiddenN, end, tile % rounds.r * kHiddenR,
+                        map.c);
+      done(counter(turn, 1));
+    } else if ((tile -= rounds.hidden) < rounds.streams) {
+      if (turn >= rounds.groups) continue;
+      const StreamTile at(g, rounds, turn, tile);
+      if (at.n < map.n) sums_tile<T, mode>(g, at, rounds, shared, slot);
+      done(counter(turn, 0));
+    } else if ((tile -= rounds.streams) < rounds.excite) {
+      if (--turn < 0 || turn >= rounds.groups) continue;
+      const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
+      wait(counter(turn, 1), rounds.hidden);
+      excite_tile<W, 1>(g.op.fc, g.hidden, g.op.norm, g.op.drop, nullptr, g.scale, g.shift,
+                        first + tile / rounds.c * kExciteN, end, tile % rounds.c * kExciteC, map.c, shared);
+      done(counter(turn, 2));
+    } else {
+      if ((turn -= 2) < 0) continue;
+      const StreamTile at(g, rounds, turn, tile - rounds.excite);
+      if (at.n >= map.n) continue;
+      wait(counter(turn, 2), rounds.excite);
+      result_tile<T, mode>(g, at);
+    }
+  }
+}
+
+// Blocks of a multiprocessor that registers are to allow: two where nothing spills then. 256 threads with 64 bytes each
+// under way are 16 KB; an A100 needs 10 KB of each multiprocessor (1.55 TB/s, 0.7 us), an H200 23 KB.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+constexpr int kBlocksGrouped = 1;
+#else
+constexpr int kBlocksGrouped = 2;
+#endif
+
+// x and the weights have one dtype, or the weights are float32: other pairs take separate launches (plan.cpp).
+template <class T, Mode mode, class W>
+SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksGrouped)
+grouped_kernel(SE_CONSTANT Grouped g) {
+  grouped<T, mode, W>(g);
+}
+
+template <class F>
+auto by_kernel(const Grouped& g, const F& f) {
+  return by_type(g.op.map.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto with = [&](auto weight) {
+      using W = typename decltype(weight)::type;
+      switch (g.op.map.mode) {
+        case Mode::rows: return f(grouped_kernel<T, Mode::rows, W>);
+        case Mode::rows_shifted: return f(grouped_kernel<T, Mode::rows_shifted, W>);
+        default: return f(grouped_kernel<T, Mode::cols, W>);
+      }
+    };
+    return g.op.fc.type == Type::float32 ? with(TypeTag<float>{}) : with(type);
+  });
+}
+
+constexpr size_t kSharedBytes = kSharedGrouped * sizeof(float) + sizeof(int);
+
+Error launch(const Grouped& g, int blocks, Stream stream) {
+  const int most = Rounds(g).all;
+  const Launch how{"grouped", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true};
+  return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
+}
+
+void list_grouped(Instances& to) {
+  each_map([&](const Map& map, const std::string& name) {
+    if (is_single(map.mode)) return;
+    Grouped g{};
+    g.op.map = map;
+    const auto add_with = [&](Type weights) {
+      g.op.fc.type = weights;
+      by_kernel(g, [&](auto kernel) {
+        add(to, "grouped " + name + ", weights " + name_of(weights), kernel, (int)kSharedBytes);
+      });
+    };
+    add_with(Type::float32);
+    if (map.type != Type::float32) add_with(map.type);
+  });
+}
+
+}  // namespace se_fused::cuda

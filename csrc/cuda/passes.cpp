@@ -1,0 +1,148 @@
+// The streams as operators: shapes, memory, one launch each; and one that joins the sums of splits.
+#include "torch_host.h"
+
+namespace se_fused {
+
+using namespace cuda;
+
+std::tuple<Tensor, Tensor> moments(const Tensor& x) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const Map map = map_of(x, layout, {data(x)});
+  Tensor mean = new_float(x, {layout.n, layout.c}), m2 = new_float(x, {layout.n, layout.c});
+  if (layout.numel()) place.run(Moments{data(x), floats(mean), floats(m2), nullptr, map, whole(map)});
+  return {mean, m2};
+}
+
+std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
+                                           const Tensor& shift, int64_t out_act, bool save_mask) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  if (residual) check_like(*residual, x, layout, "residual");
+  Tensor y = torch::stable::empty_like(x), mask = save_mask ? new_mask(x, layout) : new_nothing(x);
+  const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
+  ScaleShiftAct args{};
+  args.x = data(x);
+  args.residual = data(residual);
+  args.y = mutable_data(y);
+  args.mask = save_mask ? static_cast<uint8_t*>(mutable_data(mask)) : nullptr;
+  args.by.scale = float_vector(scale, nc, "scale");
+  args.by.shift = float_vector(shift, nc, "shift");
+  args.out_act = static_cast<OutAct>(out_act);
+  args.map = map;
+  args.cut = part_of(args.map);
+  if (layout.numel()) place.run(args);
+  return {y, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& residual,
+                                                    const Tensor& mask, const Tensor& mean, const Tensor& scale,
+                                                    const Tensor& shift, int64_t out_act, bool want_dr) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  const auto act = static_cast<OutAct>(out_act);
+  check_like(dy, x, layout, "dy");
+  if (residual) check_like(*residual, x, layout, "residual");
+  if (act == OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
+  Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
+  const bool from_sum = recomputed(act);
+  MomentsBackward args{};
+  args.dy = data(dy);
+  args.x = data(x);
+  args.residual = from_sum ? data(residual) : nullptr;
+  args.mask = act == OutAct::relu ? static_cast<const uint8_t*>(data(mask)) : nullptr;
+  args.mean = float_vector(mean, nc, "mean");
+  args.by.scale = from_sum ? float_vector(scale, nc, "scale") : nullptr;
+  args.by.shift = from_sum ? float_vector(shift, nc, "shift") : nullptr;
+  args.dr = want_dr ? mutable_data(dr) : nullptr;
+  args.p = floats(p);
+  args.q = floats(q);
+  args.out_act = act;
+  args.map = map_of(x, layout, {data(dy), data(x), args.residual, args.dr});
+  args.cut = whole(args.map);
+  if (layout.numel()) place.run(args);
+  return {dr, p, q};
+}
+
+Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const Tensor& mask, const Tensor& mean,
+                                const Tensor& k1, const Tensor& k2, const Tensor& k3) {
+  const Place place(dr);
+  const Layout layout = layout_of(dr, "dr");
+  const int64_t nc = layout.n * layout.c;
+  if (x) check_like(*x, dr, layout, "x");
+  const bool masked = mask.numel() != 0;
+  if (masked) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  Tensor dx = torch::stable::empty_like(dr);
+  ScaleShiftActBackward args{};
+  args.dr = data(dr);
+  args.x = data(x);
+  args.mask = masked ? static_cast<const uint8_t*>(data(mask)) : nullptr;
+  args.mean = float_vector(mean, nc, "mean");
+  args.k1 = float_vector(k1, nc, "k1");
+  args.k2 = float_vector(k2, nc, "k2");
+  args.k3 = float_vector(k3, nc, "k3");
+  args.dx = mutable_data(dx);
+  args.map = map_of(dr, layout, {data(dr), data(x), data(dx)});
+  args.cut = part_of(args.map);
+  if (layout.numel()) place.run(args);
+  return dx;
+}
+
+// (splits, N, C) -> (N, C), in PyTorch's order, which is the same in every run
+static Tensor joined(const Tensor& parts) {
+  const int64_t dim = 0;
+  return torch::stable::sum(parts, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
+}
+
+std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                                int64_t out_act) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  Tensor y = torch::stable::empty_like(x);
+  ScaleShiftActMean args{};
+  args.x = data(x);
+  args.y = mutable_data(y);
+  args.scale = float_vector(scale, nc, "scale");
+  args.shift = float_vector(shift, nc, "shift");
+  args.out_act = static_cast<OutAct>(out_act);
+  if (!layout.numel()) return {y, new_float(x, {layout.n, layout.c})};
+  args.map = map_of(x, layout, {data(x), data(y)});
+  args.cut = cut_of(args.map, place.device);
+  Tensor parts = new_float(x, {args.cut.splits, layout.n, layout.c});
+  args.mean_parts = floats(parts);
+  place.run(args);
+  return {y, joined(parts)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& dy, const Tensor& added, const Tensor& x,
+                                                                 const Tensor& mean, const Tensor& scale,
+                                                                 const Tensor& shift, int64_t out_act) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t nc = layout.n * layout.c;
+  check_like(dy, x, layout, "dy");
+  Tensor dr = torch::stable::empty_like(x);
+  MomentsBackward args{};
+  args.dy = data(dy);
+  args.x = data(x);
+  args.mean = float_vector(mean, nc, "mean");
+  args.by.scale = float_vector(scale, nc, "scale");
+  args.by.shift = float_vector(shift, nc, "shift");
+  args.added = float_vector(added, nc, "added");
+  args.dr = mutable_data(dr);
+  args.out_act = static_cast<OutAct>(out_act);
+  if (!layout.numel()) return {dr, new_float(x, {layout.n, layout.c}), new_float(x, {layout.n, layout.c})};
+  args.map = map_of(x, layout, {data(dy), data(x), args.dr});
+  args.cut = cut_of(args.map, place.device);
+  Tensor p = new_float(x, {args.cut.splits, layout.n, layout.c}), q = torch::stable::empty_like(p);
+  args.p = floats(p);
+  args.q = floats(q);
+  place.run(args);
+  return {dr, joined(p), joined(q)};
+}
+
+}  // namespace se_fused

@@ -1,0 +1,107 @@
+// Between PyTorch's tensors and the launches: modes, memory, stream and device, errors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <initializer_list>
+
+#include "../tensor_checks.h"
+#include "device.h"
+
+#ifndef SE_CUDA_SHIM
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace se_fused::cuda {
+
+inline Type type_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Type::float32;
+    case ScalarType::BFloat16: return Type::bfloat16;
+    case ScalarType::Half: return Type::float16;
+    default: STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+}
+
+// For the time of a call: x's device is the current one; its current stream.
+class Place {
+ public:
+#ifdef SE_CUDA_SHIM
+  explicit Place(const Tensor&) : device(device_of(0)) {}
+#else
+  explicit Place(const Tensor& x) : guard_(x.get_device_index()), device(device_of(x.get_device_index())) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
+  }
+#endif
+  template <class Args, class... More>
+  void run(const Args& args, const More&... more) const {
+    const Error error = launch(args, more..., stream_);
+    STD_TORCH_CHECK(!error, "CUDA: ", error);
+  }
+
+ private:
+#ifndef SE_CUDA_SHIM
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  Stream stream_ = nullptr;
+
+ public:
+  const Device& device;
+};
+
+inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
+inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+inline void* mutable_data(const Tensor& t) { return t.mutable_data_ptr(); }
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
+inline Tensor new_mask(const Tensor& x, const Layout& layout) {
+  return torch::stable::new_empty(x, {layout.rows() * layout.row_mask_bytes()}, ScalarType::Byte);
+}
+
+// The map and its mode, from all memory that is read or written by vectors of it.
+inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<const void*> memory) {
+  STD_TORCH_CHECK(layout.c <= INT32_MAX / 2 && layout.s <= INT32_MAX / 2, "more channels or positions than 2^30");
+  Map map{layout.n, (int)layout.c, (int)layout.s, Mode::rows, type_of(x, "x")};
+  bool aligned = true;
+  for (const void* p : memory) aligned &= reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  if (layout.channels_last)
+    map.mode = aligned && layout.c % 8 == 0 ? Mode::cols : Mode::cols_single;
+  else if (!aligned || layout.s < 8)
+    map.mode = Mode::rows_single;
+  else
+    map.mode = layout.s % 8 == 0 ? Mode::rows : Mode::rows_shifted;
+  return map;
+}
+
+// A parameter as kernels read it: any of the dtypes, one after the other.
+inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name) {
+  if (!t) return {nullptr, Type::float32};
+  check_vector(*t, numel, name);
+  return {data(*t), type_of(*t, name)};
+}
+
+// One allocation, handed out in pieces of whole 16-byte vectors.
+class Workspace {
+ public:
+  Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(cuda::floats(memory_)) {
+    end_ = next_ + floats;
+  }
+  float* take(int64_t count) {
+    float* const piece = next_;
+    next_ += rounded(count);
+    STD_TORCH_CHECK(next_ <= end_, "internal error: workspace too small");
+    return piece;
+  }
+  static int64_t rounded(int64_t count) { return (count + 3) / 4 * 4; }
+
+ private:
+  Tensor memory_;
+  float *next_, *end_;
+};
+
+}  // namespace se_fused::cuda

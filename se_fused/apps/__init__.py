@@ -1,0 +1,1 @@
+"""Applications of the library. Nothing outside this folder imports them."""

@@ -1,0 +1,317 @@
+"""What is wrong with a data set before anything is trained on it: leaks between splits above all."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..._errors import InputError
+from . import duplicates, images
+from .duplicates import Duplicates, Pair
+from .manifest import SPLITS, Manifest, Record, ordered_classes
+from .splits import parted
+
+__all__ = ["Audit", "audit", "draw_pairs"]
+
+Progress = Callable[[str, float], None]
+Row = tuple[str, str, str, str, str, float | None]
+
+_FLAT = 0.01  # standard deviation, of the range from black to white, below which a picture shows nothing
+_SHOWN = 8  # of a list on the screen
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found. Paths are relative to `folder` where they lie below it.
+
+    Attributes:
+        folder: the deepest one that holds all images.
+        images, patients, unlabelled: how many; patients count groups that were derived too.
+        damaged: {path: why it cannot be read}.
+        across_splits: pairs that are the same in two splits, (one, its split, other, its split, kind, similarity);
+            kind as in :class:`se_fused.apps.fracture.duplicates.Pair`, or "chain" (through images that have no split).
+        patients_across_splits: {patient: splits}.
+        across_patients: pairs that are the same of two patients, as above with patients' numbers in this data set
+            instead of splits.
+        conflicting: pairs that are the same with two labels, as above with labels instead of splits.
+        copies, clusters: images that have a copy, and in how many clusters.
+        largest_cluster: how many images.
+        counts: {split: {label: images}}.
+        split_patients: {split: patients}.
+        images_per_patient: {least, median, most}.
+        sizes: {least, most} of height and width; bits: {bits per pixel: images}.
+        flat: pictures that show nothing.
+        shift: test of whether the classes' shares differ between splits, {chi2, degrees, p}; None with one split.
+        notes: of whoever made the manifest.
+    """
+
+    folder: str
+    images: int
+    patients: int
+    unlabelled: int
+    damaged: dict[str, str]
+    across_splits: tuple[Row, ...]
+    patients_across_splits: dict[str, tuple[str, ...]]
+    across_patients: tuple[Row, ...]
+    conflicting: tuple[Row, ...]
+    copies: int
+    clusters: int
+    largest_cluster: int
+    counts: dict[str, dict[str, int]]
+    split_patients: dict[str, int]
+    images_per_patient: dict[str, float]
+    sizes: dict[str, int]
+    bits: dict[str, int]
+    flat: tuple[str, ...]
+    shift: dict[str, float] | None
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing leaks between splits and every image can be read."""
+        return not (self.across_splits or self.patients_across_splits or self.damaged)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {"ok": self.ok, **json.loads(json.dumps(asdict(self)))}
+
+    def text(self) -> str:
+        """All of it, to read."""
+        return "\n".join(_lines(self)) + "\n"
+
+
+def _lines(found: Audit) -> list[str]:
+    every = {name for row in found.counts.values() for name in row}
+    labels = [*ordered_classes(every), *[""] * ("" in every)]
+    splits = [name for name in (*SPLITS, "") if name in found.counts]
+    head = ["", *[name or "(no split)" for name in splits]]
+    rows = [[name or "(no label)", *[str(found.counts[s].get(name, 0)) for s in splits]] for name in labels]
+    rows.append(["images", *[str(sum(found.counts[s].values())) for s in splits]])
+    rows.append(["patients or groups", *[str(found.split_patients.get(s, 0)) for s in splits]])
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *[cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]]
+        return "  " + "  ".join(cells).rstrip()
+
+    several = found.images_per_patient
+    out = [f"{found.images} images in {found.folder}"]
+    out += [f"  {note}" for note in found.notes]
+    out += ["", line(head), *[line(row) for row in rows], ""]
+    out.append(
+        f"images per patient or group: {several['least']:g} to {several['most']:g}, median {several['median']:g}; "
+        f"{found.sizes['least']} to {found.sizes['most']} pixels a side; "
+        + ", ".join(f"{n} of {bits} bits" if bits != "0" else f"{n} of unknown depth" for bits, n in found.bits.items())
+    )
+    if found.copies:
+        out.append(
+            f"{found.copies} images have a copy (the same, or turned, mirrored, cropped, regreyed): "
+            f"{found.clusters} clusters, the largest of {found.largest_cluster}"
+        )
+    if found.shift is not None:
+        differ = "differ more than chance explains" if found.shift["p"] < 0.01 else "differ no more than by chance"
+        out.append(f"shares of the classes {differ} between splits (chi-squared p = {found.shift['p']:.2g})")
+    out.append("")
+
+    def section(title: str, entries: Sequence[str]) -> None:
+        if entries:
+            out.append(f"{title}: {len(entries)}")
+            out.extend(f"  {entry}" for entry in entries[:_SHOWN])
+            if len(entries) > _SHOWN:
+                out.append(f"  ... and {len(entries) - _SHOWN} more (--json FILE lists all)")
+
+    def pairs(rows: Sequence[Row]) -> list[str]:
+        return [f"{one} ({a}) = {other} ({b}): {_KINDS[kind]}{_value(kind, v)}" for one, a, other, b, kind, v in rows]
+
+    section("LEAK: the same image in two splits", pairs(found.across_splits))
+    section(
+        "LEAK: patient in two splits",
+        [f"{patient}: {', '.join(where)}" for patient, where in found.patients_across_splits.items()],
+    )
+    section("DAMAGED", [f"{path}: {why}" for path, why in found.damaged.items()])
+    section("the same image of two patients", pairs(found.across_patients))
+    section("the same image with two labels", pairs(found.conflicting))
+    section("pictures that show nothing", found.flat)
+    if found.unlabelled:
+        out.append(f"images without label: {found.unlabelled}")
+    unsplit = "" in found.counts
+    if not found.ok:
+        remedy = "se-fused fracture prepare makes splits without leaks and leaves out damaged files"
+        out.append(f"NOT OK: {remedy}")
+    elif unsplit:
+        out.append("OK: no damaged files; not split yet: se-fused fracture prepare does that")
+    else:
+        out.append("OK: no leak between splits, no damaged files")
+    return out
+
+
+_KINDS = {"file": "the same file", "pixels": "the same pixels", "near": "a changed copy", "name": "one source picture",
+          "chain": "through a chain of images that are the same"}  # fmt: skip
+
+
+def _value(kind: str, value: float | None) -> str:
+    return f", NCC {value:.2f}" if kind == "near" else ""
+
+
+def _shift(counts: dict[str, Counter[str]]) -> dict[str, float] | None:
+    """Pearson's test of homogeneity over splits and labels."""
+    splits = [name for name in SPLITS if counts.get(name)]
+    labels = sorted({label for name in splits for label in counts[name] if label})
+    if len(splits) < 2 or len(labels) < 2:
+        return None
+    import torch
+
+    seen = np.array([[counts[name][label] for label in labels] for name in splits], np.float64)
+    seen = seen[seen.sum(1) > 0]
+    expected = seen.sum(1, keepdims=True) * seen.sum(0, keepdims=True) / seen.sum()
+    chi2 = float(((seen - expected) ** 2 / expected).sum())
+    degrees = (len(seen) - 1) * (len(labels) - 1)
+    # The chi-squared distribution's upper tail is the regularised upper incomplete gamma function.
+    p = float(torch.special.gammaincc(torch.tensor(degrees / 2).double(), torch.tensor(chi2 / 2).double()))
+    return {"chi2": chi2, "degrees": degrees, "p": p}
+
+
+def audit(manifest: Manifest, progress: Progress = lambda what, share: None, found: Duplicates | None = None) -> Audit:
+    """Look for what makes scores on a data set wrong.
+
+    Args:
+        manifest: the data set; patients, splits and labels may be missing.
+        progress: told what is being done and the share that is done.
+        found: what :func:`se_fused.apps.fracture.duplicates.find` says of it, if it has been asked already.
+
+    Returns:
+        What was found; no image is changed, and damaged ones are listed.
+
+    Raises:
+        InputError: the manifest is empty.
+    """
+    if not manifest.records:
+        raise InputError("the manifest holds no images; make one with se-fused fracture prepare")
+    if found is None:
+        found = duplicates.find(manifest, progress)
+    records = {record.path: record for record in manifest.records}
+    folder = Path(os.path.commonpath([path.parent for path in records]))
+
+    def short(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    def differing(attribute: str) -> tuple[Row, ...]:
+        rows = []
+        for pair in _connected(found, records, attribute):
+            a, b = (str(getattr(records[path], attribute)) for path in (pair.one, pair.other))
+            if attribute == "patient":
+                a, b = numbers[a], numbers[b]
+            rows.append(
+                (
+                    short(pair.one),
+                    a,
+                    short(pair.other),
+                    b,
+                    pair.kind,
+                    None if math.isnan(pair.similarity) else pair.similarity,
+                )
+            )
+        return tuple(rows)
+
+    people = sorted({record.patient for record in manifest.records if record.patient})
+    numbers = {patient: f"patient {number}" for number, patient in enumerate(people, 1)}
+    per_patient = list(Counter(record.patient for record in manifest.records if record.patient).values()) or [0]
+    sides = [side for one in found.read.values() for side in (one.height, one.width)] or [0]
+    bits = Counter(str(one.bits) for one in found.read.values())
+    counts = manifest.counts()
+    return Audit(
+        folder=str(folder),
+        images=len(manifest),
+        patients=len(people),
+        unlabelled=sum(not record.label for record in manifest.records),
+        damaged={short(path): why for path, why in found.damaged.items() if path in records},
+        across_splits=differing("split"),
+        patients_across_splits={
+            patient: tuple(name for name in SPLITS if name in where) for patient, where in parted(manifest).items()
+        },
+        across_patients=differing("patient"),
+        conflicting=differing("label"),
+        copies=sum(map(len, found.clusters)),
+        clusters=len(found.clusters),
+        largest_cluster=len(found.clusters[0]) if found.clusters else 0,
+        counts={split: dict(row) for split, row in counts.items()},
+        split_patients={
+            split: len({record.patient for record in manifest.where(split).records if record.patient})
+            for split in counts
+        },
+        images_per_patient={
+            "least": float(min(per_patient)), "median": float(np.median(per_patient)), "most": float(max(per_patient))
+        },
+        sizes={"least": min(sides), "most": max(sides)},
+        bits={name: bits[name] for name in sorted(bits, key=int)},
+        flat=tuple(short(path) for path, one in found.read.items() if one.contrast < _FLAT),
+        shift=_shift(counts),
+        notes=manifest.notes,
+    )  # fmt: skip
+
+
+def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -> list[Pair]:
+    """The pairs of a cluster that differ in a column, both filled in: those that were measured, and where a cluster
+    differs though no measured pair does (it hangs together through images without a value), one for it."""
+    direct = [pair for pair in found.pairs if pair.one in records and pair.other in records]
+
+    def values(paths: Sequence[Path]) -> list[str]:
+        return [str(getattr(records[path], attribute)) for path in paths if path in records]
+
+    rows = [p for p in direct if all(v := values((p.one, p.other))) and v[0] != v[1]]
+    seen = {path for pair in rows for path in (pair.one, pair.other)}
+    for cluster in found.clusters:
+        filled = [path for path in cluster if path in records and getattr(records[path], attribute)]
+        if filled and not seen.intersection(cluster):
+            first = filled[0]
+            other = next((p for p in filled if values((p,)) != values((first,))), None)
+            if other is not None:
+                rows.append(Pair(first, other, "chain", float("nan")))
+    return rows
+
+
+def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[str], most: int = 24) -> int:
+    """Draw pairs of images that are the same, those in two splits first, the least similar of them first.
+
+    Args:
+        manifest: the data set.
+        found: what :func:`se_fused.apps.fracture.duplicates.find` says of it.
+        path: a .png, .pdf or .svg, which appears whole or not at all.
+        most: pairs that are drawn.
+
+    Returns:
+        How many pairs there are; without any, no file is written.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    records = {record.path: record for record in manifest.records}
+    pairs = [pair for pair in found.pairs if pair.one in records and pair.other in records]
+
+    def leaks(pair: Pair) -> bool:
+        one, other = records[pair.one].split, records[pair.other].split
+        return bool(one and other and one != other)
+
+    pairs.sort(key=lambda pair: (not leaks(pair), pair.kind != "near", pair.similarity))
+    if not pairs:
+        return 0
+    pictures, titles = [], []
+    for pair in pairs[:most]:
+        value = _value(pair.kind, pair.similarity).removeprefix(", ") or _KINDS[pair.kind]
+        for one, more in ((pair.one, value), (pair.other, "LEAK" if leaks(pair) else "")):
+            pictures.append(images.load_radiograph(one, 224)[0].numpy())
+            where = records[one].split or "no split"
+            titles.append(f"{_cut(one.name)}\n{where}{', ' + more if more else ''}")
+    shown = f"{len(pairs)} pairs" if len(pairs) <= most else f"{most} of {len(pairs)} pairs"
+    images.save_sheet(np.stack(pictures), titles, path, f"images that are the same: {shown}, side by side")
+    return len(pairs)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:14]}...{name[-7:]}"

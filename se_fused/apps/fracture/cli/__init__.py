@@ -1,0 +1,9 @@
+"""The application's commands: ``se-fused fracture train`` and the others.
+
+The order of the imports is the order of the commands in ``se-fused fracture --help``.
+"""
+
+from . import demo, synthesis, data, evaluation, training, deployment  # noqa: F401, I001
+from .app import app
+
+__all__ = ["app"]

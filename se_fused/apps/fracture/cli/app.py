@@ -1,0 +1,14 @@
+"""The typer application that the commands register with."""
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="fracture",
+    help="Fractures of long bones on radiographs: data sets, training, evaluation, prediction. Research use only.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)

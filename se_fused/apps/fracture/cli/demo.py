@@ -1,0 +1,52 @@
+"""A quick look: demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....bench.report import console as report
+from ....bench.workloads.block import DTYPES
+from ....cli.options import at_least, bad, check_device, check_output, choice, progress_bar
+from ....models import list_models
+from .app import app
+
+
+@app.command("demo")
+def demo_command(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your images, a folder for each class. Default: drawn phantoms.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="One of se_fused.list_models().")] = "seresnet50",
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 160,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (training: under autocast).")] = "float32",
+    compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part in inference.")] = True,
+    compile_training: Annotated[bool, typer.Option(help="And in training, which compiles for minutes.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw images, losses and speed.")] = None,
+) -> None:
+    """SE-ResNet on radiographs, inference and real training steps, through us and through plain PyTorch."""
+    from .. import demo
+
+    choice("--model", model.lower(), list_models())
+    check_device(device)
+    choice("--dtype", dtype, tuple(DTYPES))
+    for option, value, least in (("--batch", batch, 2), ("--size", size, 32), ("--steps", steps, 1)):
+        at_least(option, value, least)
+    check_output("--plot", plot, picture=True)
+    try:
+        loaded = demo.load(data, size, max(2 * batch, 16))
+    except (OSError, ValueError, ImportError) as error:
+        raise bad("--data", str(error)) from None
+    settings = demo.Settings(model.lower(), batch, steps, device, dtype, compile, compile and compile_training)
+    with progress_bar("demo") as progress:
+        outcome = demo.run(loaded, settings, progress)
+    to = report.console()
+    if plot is not None:
+        demo.draw(loaded, settings, outcome, plot)
+    demo.show(loaded, settings, outcome, to)
+    if plot is not None:
+        to.print(f"drawn: {plot}", markup=False)
+    raise typer.Exit(0 if outcome.ok(DTYPES[dtype]) else 1)

@@ -1,0 +1,62 @@
+"""Synthetic radiographs: synth."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ....bench.report import console as report
+from ....cli.options import at_least, bad, choice, progress_bar
+from ..manifest import SPLITS, Manifest
+from .app import app
+
+
+def _print_counts(manifest: Manifest) -> None:
+    counts = manifest.counts()
+    made = report.table(("class",), (*SPLITS, "all"))
+    for name in manifest.classes:
+        each = [counts.get(split, Counter())[name] for split in SPLITS]
+        made.add_row(name, *map(str, (*each, sum(each))))
+    totals = [sum(counts.get(split, Counter()).values()) for split in SPLITS]
+    made.add_row("all", *map(str, (*totals, len(manifest))))
+    patients = len({record.patient for record in manifest.records})
+    report.print_table(f"Images of {patients} synthetic phantoms, no clinical meaning", made, report.console())
+
+
+@app.command("synth")
+def synth_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the set; it is made if missing.")],
+    patients: Annotated[int, typer.Option(help="How many; each has an AP and a lateral view.")] = 400,
+    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 224,
+    difficulty: Annotated[str, typer.Option(help="easy, medium, hard, or a number from 0 to 1.")] = "easy",
+    seed: Annotated[int, typer.Option(help="Number of the set.")] = 0,
+    bits: Annotated[str, typer.Option(help="8 or 16, of the PNG files.")] = "8",
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: one for each core.")] = None,
+) -> None:
+    """Draw labelled long-bone radiographs to train on: synthetic phantoms, no clinical meaning.
+
+    Writes images, manifest.csv (for se-fused fracture train --data), cracks.csv (where each crack is), about.json and
+    sheet.png.
+    """
+    from ...._errors import InputError
+    from ..synth import draw_sheet, write_set
+    from ..synth.drawing import difficulty_of
+
+    for option, value, least in (("--patients", patients, 1), ("--size", size, 32), ("--seed", seed, 0)):
+        at_least(option, value, least)
+    at_least("--workers", workers, 1)
+    choice("--bits", bits, ("8", "16"))
+    try:
+        number = difficulty_of(difficulty)
+    except InputError as error:
+        raise bad("--difficulty", str(error)) from None
+    with progress_bar("synth") as progress:
+        manifest = write_set(folder, patients, size, seed, number, int(bits), workers, progress)
+        progress("drawing the sheet", 1.0)
+        draw_sheet(folder, folder / "sheet.png")
+    _print_counts(manifest)
+    to = report.console()
+    for name, what in (("images/", ""), ("manifest.csv", "for --data"), ("cracks.csv", "where each crack is"),
+                       ("sheet.png", "a look at it")):  # fmt: skip
+        to.print(f"  {folder / name}{'/' if name.endswith('/') else ''}  {what}".rstrip(), markup=False, soft_wrap=True)

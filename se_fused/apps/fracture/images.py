@@ -1,0 +1,305 @@
+"""Radiographs from files (PNG, JPEG, TIFF, BMP, DICOM) as tensors, and sheets of pictures to look at.
+
+Everything is done in float on the values as stored. Pillow's own ``convert("L")`` clips 16-bit greys to 255, which
+turns a 16-bit radiograph white, so it is used for 8-bit pictures only. Nothing here logs or prints: names of files may
+be names of patients.
+"""
+
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..._atomic_write import write_whole
+from ..._errors import InputError
+from . import dicom
+from .manifest import natural_key
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "PICTURES",
+    "SUFFIXES",
+    "decode",
+    "files",
+    "letterbox",
+    "letterboxed",
+    "load_folder",
+    "load_radiograph",
+    "save_sheet",
+]
+
+Array = NDArray[np.float32]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+"""The ordinary image files that are read."""
+
+PICTURES = SUFFIXES | dicom.SUFFIXES
+"""All names of files that are read; DICOM files may have other names or none."""
+
+_OTHER_PICTURES = frozenset({".nii", ".jp2", ".j2k", ".gif", ".webp", ".heic"})
+_SPLITS = frozenset({"train", "training", "valid", "val", "validation", "test", "testing"})
+_FORMATS = "PNG, JPEG, TIFF, BMP or DICOM"
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION, _TIFF_SAMPLE_FORMAT = 258, 262, 274, 339
+_LIMIT_16_BIT = 65535
+
+
+def check_integer(name: str, value: int, least: int) -> int:
+    """`value` as an int; TypeError or ValueError naming the argument if it is no integer or below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _grey(image: "Image") -> Array:
+    """(H, W) float32 in [0, 1] of a loaded Pillow image, black to white over the range of the file's own depth."""
+    mode = image.mode
+    if mode == "F" or mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite values")
+        tags = getattr(image, "tag_v2", {})
+        low, high = float(values.min()), float(values.max())
+        wide = tags.get(_TIFF_BITS) == (32,) or tags.get(_TIFF_SAMPLE_FORMAT) == (2,)  # 32 bits, or signed
+        if mode == "F" and low >= 0 and high <= 1:
+            black, white = 0.0, 1.0
+        elif mode != "F" and not wide and low >= 0 and high <= _LIMIT_16_BIT:
+            # Older Pillows give 16-bit PNG as mode I, with the same values.
+            black, white = 0.0, 4095.0 if tags.get(_TIFF_BITS) == (12,) else float(_LIMIT_16_BIT)
+        else:  # signed, 32-bit or unbounded values have no white of their own
+            black, white = low, max(high, low + 1e-12)
+        values = (values - black) / (white - black)
+        # Pillow inverts MinIsWhite TIFFs of 1 and 8 bits and leaves the deeper ones as negatives.
+        return (1 - values if tags.get(_TIFF_PHOTOMETRIC) == 0 else values).astype(np.float32)
+    if mode in ("PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "RGBA"):  # what is transparent shows the black of a radiograph's background
+        alpha: NDArray[Any] = np.asarray(image.getchannel("A"), np.float32) / 255
+        colours = image.convert("L" if image.mode == "LA" else "RGB")
+    else:
+        alpha = np.ones((1, 1), np.float32)
+        colours = image if mode in ("L", "RGB") else image.convert("L")
+    values = np.asarray(colours, np.float32) / 255
+    if values.ndim == 3:  # ITU-R BT.601 luma, as convert("L") has it; its weights keep r = g = b exact
+        red, green, blue = values[..., 0], values[..., 1], values[..., 2]
+        values = green + np.float32(0.299) * (red - green) + np.float32(0.114) * (blue - green)
+    return np.clip(values * alpha, 0, 1)
+
+
+def _upright(grey: Array, orientation: int) -> Array:
+    """Undo an EXIF orientation (1 to 8; anything else is left alone)."""
+    if orientation in (5, 6, 7, 8):
+        grey = grey.T
+    if orientation in (2, 3, 6, 7):
+        grey = grey[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        grey = grey[::-1]
+    return grey
+
+
+def letterboxed(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Where an image lies in its letterboxed square: its top, left, height and width there, in pixels."""
+    longest = max(height, width)
+    high, wide = max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    return (size - high) // 2, (size - wide) // 2, high, wide
+
+
+def letterbox(grey: Array, size: int) -> Tensor:
+    """(H, W) -> (1, size, size): the longer side fills the square, black fills the rest; antialiased."""
+    height, width = grey.shape
+    top, left, *new = letterboxed(height, width, size)
+    picture = torch.from_numpy(np.array(grey, dtype=np.float32, order="C"))[None, None]
+    if new != [height, width]:
+        picture = F.interpolate(picture, new, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
+    return F.pad(picture[0], (left, size - new[1] - left, top, size - new[0] - top))
+
+
+def decode(path: str | os.PathLike[str]) -> Array:
+    """Read one PNG, JPEG, TIFF, BMP (8 or 16 bits) or DICOM file, upright, at its own resolution.
+
+    Black and white are those of the file's depth (0 and 255, 4095 for 12-bit TIFF, 65535), so a set of images keeps its
+    relative brightness; values stored as floats outside [0, 1], signed or wider than 16 bits are stretched from their
+    own minimum to their own maximum. Colours become luma, transparency black. A file of several pages gives its first.
+    DICOM is shown through its own LUT or window (:func:`se_fused.apps.fracture.dicom.read`), and recognised by its name
+    (``.dcm``, ``.dicom``) or, where the name is that of no picture, by its content.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is damaged or in no known format, with its path and the reason.
+        ImportError: Pillow is missing, or pydicom for DICOM.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a {_FORMATS} image is wanted")
+    if path.suffix.lower() not in SUFFIXES and dicom.is_dicom(path):
+        return dicom.read(path)[0]
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ImportError('loading images needs Pillow: pip install "se_fused[train]"') from error
+    try:
+        # A stream and not a name: named, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side.
+        with path.open("rb") as stream, Image.open(stream) as image:
+            image.load()
+            # Asked after load(), because some decoders (TIFF) turn the picture themselves and then drop the tag.
+            return _upright(_grey(image), image.getexif().get(_EXIF_ORIENTATION, 1))
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image, or damaged at its start; a {_FORMATS} is wanted") from None
+    except Exception as error:  # on damaged data decoders raise SyntaxError, struct.error, anything
+        raise InputError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
+    """Load one image file of any format that :func:`decode` reads, letterboxed to a square.
+
+    Args:
+        path: the file.
+        size: height and width S of the result in pixels, >= 1.
+
+    Returns:
+        (1, S, S) float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file is damaged or in no known format, with its path and the reason.
+        ValueError: `size` is too small.
+        ImportError: Pillow is missing, or pydicom for DICOM.
+    """
+    size = check_integer("size", size, 1)
+    return letterbox(decode(path), size)
+
+
+def files(folder: Path) -> list[Path]:
+    """All files below a folder in natural order, without hidden ones, ``._*`` companions and ``__MACOSX``."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(found, key=natural_key)
+
+
+def load_folder(
+    path: str | os.PathLike[str], size: int = 224, limit: int | None = None
+) -> tuple[Tensor, Tensor, list[str], list[tuple[Path, str]]]:
+    """Load a folder of images: sub-folders are classes (searched to any depth), a flat folder is the class 'image'.
+
+    Classes and files come in natural order ('2' before '10'). Hidden files, ``._*`` and files that are no pictures
+    (tables, notes) are passed over.
+
+    Args:
+        path: the folder.
+        size: height and width S in pixels, >= 1.
+        limit: load at most so many images, taken in turn from each class. None loads all.
+
+    Returns:
+        Images, (N, 1, S, S) float32 in [0, 1]; labels, (N,) int64, places in the class names; the class names; and
+        what was skipped as (path, reason): damaged pictures, formats that are not read, empty sub-folders, pictures
+        lying beside class folders. With a limit, files that were not reached are in neither.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: no picture was found or none could be read; the sub-folders are a split (train, test, ...) and not
+            classes; an argument is too small.
+        ImportError: Pillow is missing.
+    """
+    size, path = check_integer("size", size, 1), Path(path)
+    limit = None if limit is None else check_integer("limit", limit, 1)
+    wanted = f"wanted: a folder with one sub-folder of {_FORMATS} images for each class, or with images only"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder; {wanted}")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path}: not a folder; {wanted}")
+    skipped: list[tuple[Path, str]] = []
+
+    def pictures(found: list[Path]) -> list[Path]:
+        for file in found:
+            if file.suffix.lower() in _OTHER_PICTURES:
+                skipped.append((file, f"{file.suffix.lower()} files are not read; convert them to PNG or TIFF"))
+        return [file for file in found if file.suffix.lower() in PICTURES]
+
+    entries = sorted(
+        (entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))), key=natural_key
+    )
+    loose = pictures([entry for entry in entries if entry.is_file()])
+    classes: dict[str, list[Path]] = {}
+    for folder in (entry for entry in entries if entry.is_dir()):
+        if found := pictures(files(folder)):
+            classes[folder.name] = found
+        else:
+            skipped.append((folder, "no images in it"))
+    if classes and {name.casefold() for name in classes} <= _SPLITS:
+        raise ValueError(f"{path}: its sub-folders are a split ({', '.join(classes)}), not classes; load one of them")
+    if classes:
+        skipped += [(file, "lies beside the class folders, so it has no class") for file in loose]
+    elif loose:
+        classes = {"image": loose}
+    total = sum(map(len, classes.values()))
+    if total == 0:
+        raise ValueError(f"{path}: no images found; {wanted}")
+
+    # One from each class in turn, so that a limit leaves every class some.
+    queue = sorted((turn, label) for label, files in enumerate(classes.values()) for turn in range(len(files)))
+    loaded: dict[tuple[int, int], Tensor] = {}
+    ordered = list(classes.values())
+    for turn, label in queue:
+        if len(loaded) == limit:
+            break
+        try:
+            loaded[label, turn] = load_radiograph(ordered[label][turn], size)
+        except (ValueError, OSError) as error:
+            skipped.append((ordered[label][turn], str(error).removeprefix(f"{ordered[label][turn]}: ")))
+    if not loaded:
+        file, reason = skipped[-1]
+        raise ValueError(f"{path}: none of its {total} images could be read; the last was {file.name}: {reason}")
+    keys = sorted(loaded)
+    images = torch.empty(len(keys), 1, size, size)
+    for place, key in enumerate(keys):
+        images[place] = loaded.pop(key)
+    return images, torch.tensor([label for label, _ in keys], dtype=torch.int64), list(classes), skipped
+
+
+def save_sheet(pictures: Array, titles: Sequence[str], path: str | os.PathLike[str], heading: str) -> None:
+    """Write titled grey pictures in rows of six as one image file, which appears whole or not at all.
+
+    Args:
+        pictures: (N, H, W) in [0, 1], N >= 1.
+        titles: N texts.
+        path: a .png, .pdf, .svg ...
+        heading: the line above all.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: the caller's backend stays as it is
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('drawing a sheet needs matplotlib: pip install "se_fused[train]"') from error
+    columns = min(len(titles), 6)
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(2 * columns, 2.2 * rows + 0.5), facecolor="black", layout="constrained")
+    figure.suptitle(heading, color="white", fontsize=11)
+    for k, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+        axes.axis("off")
+        if k < len(titles):
+            axes.imshow(pictures[k], cmap="gray", vmin=0, vmax=1)
+            axes.set_title(titles[k], color="white", fontsize=9)
+    write_whole(Path(path), lambda part: FigureCanvasAgg(figure).print_figure(part, dpi=120))

@@ -1,0 +1,289 @@
+"""A folder of synthetic phantoms (no clinical meaning): images, the manifest, and a table of where each crack is."""
+
+import csv
+import io
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import default_rng
+
+from ...._atomic_write import write_text, write_whole
+from ...._errors import InputError
+from ...._version import __version__
+from ..images import check_integer
+from ..manifest import Manifest, Record
+from .drawing import NOTE, Crack, class_of, difficulty_of, draw_patient
+from .fractures import CLASSES
+from .limbs import SPLIT, VIEWS
+
+__all__ = ["GENERATOR", "load_cracks", "write_set"]
+
+GENERATOR = 1
+"""Grows with every change of what a seed draws."""
+
+SHARES = {"test": 0.15, "valid": 0.15}  # of each class; the rest is for training
+
+_SMALL = 4_000_000  # pixels of a patient's view, summed: below, starting processes takes longer than drawing
+_STAMP = "se_fused"
+_OURS = re.compile(r"\d{5,}-(AP|lateral)\.png|\.\d{5,}-(AP|lateral)\.\d+\.part\.png")
+_CRACK = tuple(f.name for f in fields(Crack) if f.name != "box")
+_COLUMNS = ("path", "class", "patient", "view", "split", "x0", "y0", "x1", "y1", *_CRACK)
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """All that an image depends on, besides its patient and view."""
+
+    seed: int
+    size: int
+    difficulty: float
+    bits: int
+    generator: int = GENERATOR
+
+
+def _name(index: int, view: str) -> str:
+    return f"{index:05d}-{view}.png"
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """What an image says about itself; {} where that is no image of ours."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return json.loads(getattr(image, "text", {}).get(_STAMP, "{}"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_patient(images: Path, settings: _Settings, index: int) -> list[dict[str, Any] | None]:
+    """Write the views of a patient which are not there yet; where the crack is in each."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    paths = [images / _name(index, view) for view in VIEWS]
+    there = [_stamp(path) for path in paths]
+    if all(stamp.get("settings") == asdict(settings) for stamp in there):
+        return [stamp["crack"] for stamp in there]
+    found = []
+    for path, taken in zip(
+        paths, draw_patient(settings.seed, index, settings.size, None, settings.difficulty), strict=True
+    ):
+        white, kind = (255, np.uint8) if settings.bits == 8 else (65535, np.uint16)
+        pixels = np.round(taken.image.astype(np.float64) * white).astype(kind)
+        crack = None if taken.crack is None else asdict(taken.crack)
+        about = PngInfo()
+        about.add_text("Comment", NOTE)
+        about.add_text(_STAMP, json.dumps({"settings": asdict(settings), "crack": crack}))
+        picture = Image.fromarray(pixels)
+        write_whole(path, partial(picture.save, pnginfo=about))
+        found.append(crack)
+    return found
+
+
+def _end_with_parent() -> None:
+    """Ctrl-C is the parent's to answer; and where it was killed, nobody waits for this process any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            multiprocessing.connection.wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _results(draw: Callable[[int], Any], patients: int, workers: int) -> Iterator[Any]:
+    if workers == 1:
+        yield from map(draw, range(patients))
+        return
+    # Not forked: torch's threads would not survive it.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _end_with_parent)
+    try:
+        yield from pool.map(draw, range(patients), chunksize=max(1, min(8, patients // (4 * workers))))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _splits(classes: Sequence[int], seed: int) -> list[str]:
+    """A split for each patient: of every class the same share, and one at least where it has three patients."""
+    splits = ["train"] * len(classes)
+    for label in range(len(CLASSES)):
+        members = [k for k, value in enumerate(classes) if value == label]
+        order = default_rng([seed, label, SPLIT]).permutation(len(members)).tolist()
+        for name, share in SHARES.items():
+            count = max(round(share * len(members)), 1) if len(members) >= 3 else 0
+            for place in order[:count]:
+                splits[members[place]] = name
+            order = order[count:]
+    return splits
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return "" if isinstance(value, float) and math.isnan(value) else f"{value:.5g}"
+
+
+def _crack_table(records: Sequence[Record], cracks: Sequence[dict[str, Any] | None], folder: Path) -> str:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for record, crack in zip(records, cracks, strict=True):
+        about = record.path.relative_to(folder).as_posix(), record.label, record.patient, record.view, record.split
+        if crack is None:
+            table.writerow((*about, *[""] * (len(_COLUMNS) - len(about))))
+        else:
+            table.writerow((*about, *(crack["box"] or [""] * 4), *(_text(crack[name]) for name in _CRACK)))
+    return out.getvalue()
+
+
+def load_cracks(folder: str | os.PathLike[str]) -> dict[Path, Crack | None]:
+    """Where the cracks of a written set of synthetic phantoms (no clinical meaning) are, by the images' paths.
+
+    None stands for an image of the class "none". InputError where the folder has no such table.
+    """
+    folder = Path(folder).resolve()
+    try:
+        rows = list(csv.DictReader(io.StringIO((folder / "cracks.csv").read_text(encoding="utf-8"))))
+        found: dict[Path, Crack | None] = {}
+        for row in rows:
+            box = tuple(int(row[name]) for name in ("x0", "y0", "x1", "y1")) if row["x0"] else None
+            values: dict[str, Any] = {name: float(row[name] or "nan") for name in _CRACK}
+            flags = {name: values[name] == 1 for name in ("visible", "hairline")}
+            whole = row["visible"] != ""
+            found[folder / row["path"]] = Crack(box=box, **{**values, **flags}) if whole else None  # type: ignore[arg-type]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'cracks.csv'}: is no table of cracks ({error}); se-fused fracture synth writes one"
+        ) from None
+    return found
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """What a set says about itself; {} for an empty folder or none. InputError if something else is there."""
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder to write the set to")
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if isinstance(about, dict) and about.get("kind") == NOTE:
+            return about
+    except (OSError, ValueError):
+        pass
+    if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no synthetic set; give a new folder or an empty one")
+    return {}
+
+
+def _finished(folder: Path, about: dict[str, Any], found: dict[str, Any]) -> Manifest | None:
+    """The manifest of a set that was finished with the same settings, or None."""
+    if about != found or not (folder / "manifest.csv").exists() or not (folder / "cracks.csv").exists():
+        return None
+    try:
+        manifest = Manifest.load(folder / "manifest.csv")
+    except InputError:
+        return None
+    complete = len(manifest) == 2 * about["patients"] and all(record.path.exists() for record in manifest.records)
+    return manifest if complete else None
+
+
+def write_set(
+    folder: str | os.PathLike[str],
+    patients: int,
+    size: int = 224,
+    seed: int = 0,
+    difficulty: float | str = 0.0,
+    bits: int = 8,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a set of synthetic phantoms (no clinical meaning): two views of each patient, every class alike often.
+
+    The folder gets images/*.png, cracks.csv (:func:`load_cracks`), about.json, and manifest.csv last, each whole or
+    not at all. A set that was finished with the same settings is returned as it is; one that was interrupted goes on
+    where it stopped; one with other settings is replaced. Images depend on seed, size, difficulty and bits alone.
+
+    Args:
+        folder: made if missing.
+        patients: how many, >= 1. Splits part patients, 70/15/15 of each class.
+        size: height and width in pixels, >= 32.
+        seed: number of the set, >= 0.
+        difficulty: 0 (easy) to 1 (hard), or a name in `DIFFICULTIES`.
+        bits: 8 or 16, of the PNG files.
+        workers: processes; None: one for each core, or this one alone where there is little to draw. With more than
+            one, a script needs the usual ``if __name__ == "__main__"``.
+        progress: called with a text and the share done, 0 to 1.
+
+    Raises:
+        TypeError, ValueError: an argument is no integer or too small.
+        InputError: the folder is not empty and holds no such set; difficulty or bits is none; Pillow is missing.
+    """
+    patients, size = check_integer("patients", patients, 1), check_integer("size", size, 32)
+    seed, number = check_integer("seed", seed, 0), difficulty_of(difficulty)
+    if bits not in (8, 16):
+        raise InputError(f"bits must be 8 or 16, got {bits!r}")
+    if workers is None:
+        workers = 1 if patients * size**2 < _SMALL else len(os.sched_getaffinity(0))
+    workers = min(check_integer("workers", workers, 1), patients)
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise InputError('writing images needs Pillow: pip install "se_fused[train]"') from None
+    folder = Path(folder).resolve()
+    settings = _Settings(seed, size, number, bits)
+    options = f"--patients {patients} --size {size} --difficulty {number:g} --seed {seed} --bits {bits}"
+    about = {
+        "kind": NOTE, "patients": patients, **asdict(settings), "classes": list(CLASSES), "views": list(VIEWS),
+        "se_fused": __version__, "command": f"se-fused fracture synth {shlex.quote(folder.name)} {options}",
+    }  # fmt: skip
+    earlier = _read_about(folder)
+    done = _finished(folder, about, earlier)
+    if done is not None:
+        return done
+
+    images = folder / "images"
+    for name in ("manifest.csv", "cracks.csv", "sheet.png"):  # from here on the folder holds no finished set
+        (folder / name).unlink(missing_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "about.json", json.dumps(about, indent=1) + "\n")
+    cracks: list[dict[str, Any] | None] = []
+    for index, found in enumerate(_results(partial(_write_patient, images, settings), patients, workers)):
+        cracks += found
+        if progress is not None:
+            progress(f"{2 * (index + 1)} of {2 * patients} images", (index + 1) / patients)
+
+    classes = [class_of(seed, index) for index in range(patients)]
+    splits, records = _splits(classes, seed), []
+    for index in range(patients):
+        for view in VIEWS:
+            patient, label = f"patient-{index:05d}", CLASSES[classes[index]]
+            records.append(Record(images / _name(index, view), label, patient, "1", view, splits[index], NOTE))
+    wanted = {record.path.name for record in records}
+    for entry in images.iterdir():  # of an earlier, larger set
+        if entry.name not in wanted and _OURS.fullmatch(entry.name):
+            entry.unlink()
+    write_text(folder / "cracks.csv", _crack_table(records, cracks, folder))
+    manifest = Manifest(tuple(records))
+    manifest.save(folder / "manifest.csv")
+    return manifest

@@ -1,0 +1,78 @@
+"""Checkpoints that are whole, and that say what is wrong when they are not."""
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ...._atomic_write import write_bytes
+from ...._errors import InputError
+
+__all__ = ["WholeFiles", "keepers", "read_checkpoint"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint under another name, to the disk, and renames it: the last one stays until the next is whole.
+
+    Raises:
+        InputError: the disk is full; the file is as it was before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content.getbuffer())
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            last = path.with_name("last.ckpt").exists()
+            after = "go on with --resume: the checkpoint of the epoch before is whole" if last else "start it again"
+            raise InputError(
+                f"{path}: the disk is full; free {content.getbuffer().nbytes / 1e6:.0f} MB and {after}"
+            ) from None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+
+def keepers(folder: Path, monitor: str) -> list[ModelCheckpoint]:
+    """best.ckpt of the best epoch, then last.ckpt of the last, each written at the end of an epoch."""
+    mode = "min" if monitor == "loss" else "max"
+    shared: dict[str, Any] = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor=f"valid/{monitor}", mode=mode, save_top_k=1, **shared),
+        ModelCheckpoint(filename="last", monitor=None, save_top_k=1, every_n_epochs=1, **shared),
+    ]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours; tensors and plain values only.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    best = path.with_name("best.ckpt")
+    remedy = "give another --output to train anew" + (
+        f", or copy {best.name} over it to go on from the best epoch"
+        if path.name == "last.ckpt" and best.is_file()
+        else ""
+    )
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such checkpoint; {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip raises RuntimeError, EOFError, UnpicklingError, anything
+        raise InputError(f"{path}: the checkpoint is damaged ({type(error).__name__}); {remedy}") from None
+    if not isinstance(content, dict) or "state_dict" not in content or "epoch" not in content:
+        raise InputError(f"{path}: is no checkpoint of se-fused fracture train; {remedy}")
+    return content

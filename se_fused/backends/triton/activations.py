@@ -1,0 +1,209 @@
+"""Scalar functions of the kernels, in float32. Activations by their number in se_fused/activations.py.
+
+Nothing from libdevice: it is NVIDIA's alone, and the interpreter does not have it. Python floats in here take the dtype
+of the tensor beside them; a test reads the compiled code for float64.
+"""
+
+import triton
+import triton.language as tl
+
+from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+
+# Kernels may read a global only if it is a constexpr. What is in none of these branches is the identity.
+OUT_RELU = tl.constexpr(OUT_ACT_CODES["relu"])
+OUT_SILU = tl.constexpr(OUT_ACT_CODES["silu"])
+OUT_HARD_SWISH = tl.constexpr(OUT_ACT_CODES["hard_swish"])
+RELU = tl.constexpr(ACT_CODES["relu"])
+RELU6 = tl.constexpr(ACT_CODES["relu6"])
+LEAKY_RELU = tl.constexpr(ACT_CODES["leaky_relu"])
+SILU = tl.constexpr(ACT_CODES["silu"])
+GELU = tl.constexpr(ACT_CODES["gelu"])
+GELU_TANH = tl.constexpr(ACT_CODES["gelu_tanh"])
+HARD_SWISH = tl.constexpr(ACT_CODES["hard_swish"])
+MISH = tl.constexpr(ACT_CODES["mish"])
+TANH = tl.constexpr(ACT_CODES["tanh"])
+SIGMOID = tl.constexpr(GATE_CODES["sigmoid"])
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def silu(x):
+    return x * sigmoid(x)
+
+
+@triton.jit
+def silu_slope(x):
+    s = sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def hard_swish(x):
+    t = x + 3.0
+    return x * (tl.where(t < 0, 0.0, tl.where(t > 6, 6.0, t)) * (1.0 / 6))
+
+
+@triton.jit
+def hard_swish_slope(x):
+    return tl.where(x <= -3, 0.0, tl.where(x < 3, x * (1.0 / 3) + 0.5, 1.0))
+
+
+@triton.jit
+def out_activate(t, OUT_ACT: tl.constexpr):
+    """What closes a block, by its number in OUT_ACT_CODES. Comparisons are such that NaN passes, as in PyTorch."""
+    if OUT_ACT == OUT_RELU:
+        t = tl.where(t <= 0, 0.0, t)
+    if OUT_ACT == OUT_SILU:
+        t = silu(t)
+    if OUT_ACT == OUT_HARD_SWISH:
+        t = hard_swish(t)
+    return t
+
+
+@triton.jit
+def out_slope(gradient, t, OUT_ACT: tl.constexpr):
+    """gradient * its derivative at t, in float32."""
+    if OUT_ACT == OUT_RELU:
+        gradient = tl.where(t <= 0, 0.0, gradient)
+    if OUT_ACT == OUT_SILU:
+        gradient *= silu_slope(t)
+    if OUT_ACT == OUT_HARD_SWISH:
+        gradient *= hard_swish_slope(t)
+    return gradient
+
+
+@triton.jit
+def tanh(x):
+    """1 - 2 / (exp(2x) + 1) cancels near zero: there, the series (its next term is below 1e-8 of it)."""
+    square = x * x
+    series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, series, 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0))
+
+
+@triton.jit
+def tanh_softplus(x):
+    """tanh(log(1 + e)) with e = exp(x), as a ratio: nothing cancels, and above 20 it is 1 to rounding."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    u = e * (e + 2.0)
+    return tl.where(x > 20.0, 1.0, u / (u + 2.0))
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """The activation between the two layers."""
+    if ACT == RELU:  # comparisons are such that NaN passes, as in PyTorch
+        x = tl.where(x <= 0, 0.0, x)
+    elif ACT == RELU6:
+        x = tl.where(x <= 0, 0.0, tl.where(x >= 6, 6.0, x))
+    elif ACT == LEAKY_RELU:
+        x = tl.where(x > 0, x, 0.01 * x)
+    elif ACT == SILU:
+        x = silu(x)
+    elif ACT == GELU:
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACT == GELU_TANH:
+        x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    elif ACT == HARD_SWISH:
+        x = hard_swish(x)
+    elif ACT == MISH:
+        x = x * tanh_softplus(x)
+    elif ACT == TANH:
+        x = tanh(x)
+    return x
+
+
+@triton.jit
+def activate_slope(x, ACT: tl.constexpr):
+    """Its derivative, with PyTorch's values at the corners."""
+    slope = tl.full(x.shape, 1.0, tl.float32)
+    if ACT == RELU:
+        slope = tl.where(x <= 0, 0.0, slope)
+    elif ACT == RELU6:
+        slope = tl.where((x <= 0) | (x >= 6), 0.0, slope)
+    elif ACT == LEAKY_RELU:
+        slope = tl.where(x > 0, slope, 0.01)
+    elif ACT == SILU:
+        slope = silu_slope(x)
+    elif ACT == GELU:
+        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    elif ACT == GELU_TANH:
+        t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
+        inner = 0.7978845608028654 * (1.0 + 3 * 0.044715 * x * x)
+        slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+    elif ACT == HARD_SWISH:
+        slope = hard_swish_slope(x)
+    elif ACT == MISH:
+        t = tanh_softplus(x)
+        slope = t + x * sigmoid(x) * (1.0 - t * t)
+    elif ACT == TANH:
+        t = tanh(x)
+        slope = 1.0 - t * t
+    return slope
+
+
+@triton.jit
+def open_gate(q, GATE: tl.constexpr):
+    if GATE == SIGMOID:
+        return sigmoid(q)
+    else:
+        t = q / 6.0 + 0.5  # hard sigmoid
+        return tl.where(t < 0, 0.0, tl.where(t > 1, 1.0, t))
+
+
+@triton.jit
+def gate_slope(s, GATE: tl.constexpr):
+    """From the gate's own value; hard sigmoid has slope 0 at its corners, as in PyTorch."""
+    if GATE == SIGMOID:
+        return s * (1.0 - s)
+    else:
+        return tl.where((s > 0) & (s < 1), 1.0 / 6, 0.0)
+
+
+@triton.jit
+def norm_parameters(rstd, weight, bias, channel, exists):
+    """a and beta (channels,), from rstd; weight and bias (C,) may be None."""
+    a = rstd
+    if weight is not None:
+        a *= tl.load(weight + channel, mask=exists, other=0).to(tl.float32)
+    beta = tl.zeros_like(a)
+    if bias is not None:
+        beta = tl.load(bias + channel, mask=exists, other=0).to(tl.float32)
+    return a, beta
+
+
+@triton.jit
+def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
+    """mu, rstd, a, beta (channels,) of batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
+    mu = tl.load(mean + channel, mask=exists, other=0).to(tl.float32)
+    rstd = tl.rsqrt(tl.load(var + channel, mask=exists, other=1).to(tl.float32) + eps)
+    a, beta = norm_parameters(rstd, weight, bias, channel, exists)
+    return mu, rstd, a, beta
+
+
+@triton.jit
+def map_coefficients(
+    scale, shift, factor, mean, var, bn_weight, bn_bias, drop, vector, exists, channels, eps, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The affine map of some pairs (n, c) at offsets ``vector`` of (N, C): given, or made of d, s, a, b."""
+    if scale is not None:
+        a = tl.load(scale + vector, mask=exists, other=0)
+        b = tl.load(shift + vector, mask=exists, other=0)
+    else:
+        a = tl.full((BLOCK,), 1.0, tl.float32)
+        b = tl.zeros((BLOCK,), tl.float32)
+        if mean is not None:
+            mu, _rstd, a, beta = norm_coefficients(mean, var, bn_weight, bn_bias, vector % channels, exists, eps)
+            b = beta - a * mu
+        if factor is not None:
+            s = tl.load(factor + vector, mask=exists, other=0)
+            a *= s
+            b *= s
+        if drop is not None:
+            d = tl.load(drop + vector // channels, mask=exists, other=0).to(tl.float32)
+            a *= d
+            b *= d
+    return a, b

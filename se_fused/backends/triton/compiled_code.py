@@ -1,0 +1,263 @@
+"""What the compiler makes of a launch, for any GPU and without one: registers, spills, shared memory, access widths.
+
+``python -m se_fused.backends.triton.compiled_code`` prints it for the blocks of ResNet-50's stages. The launches are
+those that the backend itself would do: it is called with tensors on the ``meta`` device and nothing is launched.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from . import batch_norm_squeeze_excite as tail
+from . import conv1x1_squeeze_excite as conv
+from . import passes as streams
+from .launch import Launch, recording
+
+__all__ = [
+    "ARCHITECTURES",
+    "Code",
+    "compiled",
+    "key_of",
+    "launches_of_conv",
+    "launches_of_gated_conv1x1",
+    "launches_of_squeeze",
+    "launches_of_tail",
+    "narrow_offsets",
+]
+
+ARCHITECTURES = (80, 90, 100)
+_POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.int32: "*i32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel, compiled for one architecture."""
+
+    registers: int  # per thread
+    spill_bytes: int  # local memory and stack per thread
+    shared_bytes: int  # per program
+    loads: Counter[int]  # instructions that load from global memory, by bits per thread
+    stores: Counter[int]
+    asm: dict[str, str]  # "ttir", "ptx", "sass" ...
+
+
+def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+    """(types, constants, attributes) of the arguments, specialised as Triton's launcher does it."""
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    fixed = {p.name for p in launch.kernel.params if p.do_not_specialize}
+    for index, name in enumerate(launch.kernel.arg_names):
+        value = launch.arguments[name]
+        divisible = False
+        if isinstance(value, Tensor):
+            types[name], divisible = _POINTERS[value.dtype], True  # PyTorch's allocator aligns to 512 bytes
+        elif value is None or name.isupper() or (value == 1 and not isinstance(value, float) and name not in fixed):
+            types[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            types[name] = "fp32"
+        else:
+            types[name], divisible = "i32", value % 16 == 0 and name not in fixed
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def key_of(launch: Launch) -> str:
+    """What Triton compiles a kernel for: launches with the same key share one compiled kernel."""
+    types, constants, attributes = _signature(launch)
+    return repr((launch.name, types, constants, sorted(attributes), sorted(launch.options.items())))
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _widths(sass: str, instruction: str) -> Counter[int]:
+    """Bits per thread of each such instruction; LDGSTS is a load that goes on into shared memory."""
+    found: Counter[int] = Counter()
+    for suffixes in re.findall(rf"\b(?:{instruction})\.E([.\w]*)", sass):
+        width = re.search(r"\.(128|64|U?8|[US]?16)\b", suffixes)
+        found[int(width.group(1).lstrip("US")) if width else 32] += 1
+    return found
+
+
+def compiled(launch: Launch, architecture: int | str) -> Code:
+    """Compile what a launch would run.
+
+    Args:
+        launch: from :func:`recording <se_fused.backends.triton.launch.recording>`.
+        architecture: NVIDIA's compute capability (90 for 9.0), or AMD's name of one ("gfx942").
+
+    Raises:
+        RuntimeError: Triton's interpreter is on in this process; it replaces what would be compiled.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if type(launch.kernel).__name__ == "InterpretedFunction":
+        raise RuntimeError("kernels are interpreted in this process (TRITON_INTERPRET): compile them in another")
+    types, constants, attributes = _signature(launch)
+    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
+    if isinstance(architecture, str):
+        target = GPUTarget("hip", architecture, 64)
+    else:
+        target = GPUTarget("cuda", architecture, 32)
+    kernel = triton.compile(source, target=target, options=launch.options)
+    return _amd(kernel) if isinstance(architecture, str) else _nvidia(kernel)
+
+
+def _nvidia(kernel: Any) -> Code:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+
+        def dump(option: str) -> str:
+            return subprocess.run(
+                [_tool("cuobjdump"), option, cubin], check=True, capture_output=True, text=True
+            ).stdout
+
+        sass, usage = dump("-sass"), dump("-res-usage")
+    numbers = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    return Code(
+        numbers["REG"], numbers["STACK"] + numbers["LOCAL"], max(numbers["SHARED"], kernel.metadata.shared),
+        _widths(sass, "LDG|LDGSTS"), _widths(sass, "STG"), {**kernel.asm, "sass": sass},
+    )  # fmt: skip
+
+
+def _amd(kernel: Any) -> Code:
+    """The assembler's text has it all. Widths are in its mnemonics' suffixes: global_load_dwordx4, _ushort, _ubyte."""
+    text = kernel.asm["amdgcn"]
+    bits = {"dwordx4": 128, "dwordx2": 64, "dword": 32, "short": 16, "ushort": 16, "byte": 8, "ubyte": 8}
+
+    def widths(kind: str) -> Counter[int]:
+        names = re.findall(rf"\b(?:global|buffer)_{kind}_(\w+)", text)
+        return Counter(bits[n.removesuffix("_d16").removesuffix("_hi")] for n in names if n.split("_")[0] in bits)
+
+    def number(name: str) -> int:
+        return max(int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text))
+
+    spilled = number("private_segment_fixed_size") + 4 * number("vgpr_spill_count")
+    return Code(
+        number("vgpr_count"), spilled, kernel.metadata.shared, widths("load"), widths("store"), dict(kernel.asm)
+    )
+
+
+def launches_of_tail(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
+    out_act: str = "relu", act: str = "relu",
+) -> list[Launch]:  # fmt: skip
+    """What a tail of that shape would launch, forward and (in training) backward.
+
+    Args:
+        shape: (N, C, *spatial).
+        hidden: R; None without a gate.
+        out_act, act: their names.
+    """
+    c = shape[1]
+    x = _meta(*shape, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    fc: list[Any] = [None] * 4
+    if hidden is not None:
+        fc = [_meta(*size, dtype=dtype) for size in ((hidden, c), (hidden,), (c, hidden), (c,))]
+    scale_and_shift = [_meta(c), _meta(c)]
+    running = [None, None] if training else [_meta(c), _meta(c)]
+    infer: Any = tail.batch_norm_squeeze_excite_inference
+    forward: Any = tail.batch_norm_squeeze_excite_forward
+    backward: Any = tail.batch_norm_squeeze_excite_backward
+    codes = ACT_CODES[act], GATE_CODES["sigmoid"], OUT_ACT_CODES[out_act]
+    with recording(dry=True) as launches:
+        if not training:
+            infer(x, x, *running, *scale_and_shift, *fc, None, 1e-5, *codes, torch.empty_like(x))
+            return launches
+        y, *saved = forward(x, x, *running, *scale_and_shift, *fc, None, True, 1e-5, *codes, True)
+        backward(y, x, x, *saved, *scale_and_shift, fc[0], fc[2], None, True, 1e-5, *codes, True)
+    return launches
+
+
+def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
+    """What a 1x1 convolution with squeeze-excite to (N, C, *spatial) would launch, from C / 4 channels, R = C / 16."""
+    n, c = shape[:2]
+    k, r = c // 4, c // 16
+
+    def rows(channels: int) -> Tensor:
+        return _meta(n, channels, *shape[2:], dtype=dtype).to(memory_format=torch.channels_last)
+
+    with recording(dry=True) as launches:
+        conv.product(
+            rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
+            _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), ACT_CODES["relu"], GATE_CODES["sigmoid"],
+            OUT_ACT_CODES["relu"],
+        )  # fmt: skip
+    return launches
+
+
+def launches_of_squeeze(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: str
+) -> list[Launch]:  # fmt: skip
+    """What stream 2 with the mean of its result, and the first half of its backward pass, would launch."""
+    x = _meta(*shape, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    vector = _meta(*shape[:2])
+    with recording(dry=True) as launches:
+        streams.scale_shift_act_mean(x, vector, vector, OUT_ACT_CODES[out_act])
+        streams.scale_shift_act_mean_backward(x, vector, x, vector, vector, vector, OUT_ACT_CODES[out_act])
+    return launches
+
+
+def launches_of_gated_conv1x1(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
+    """What a projection of a gated (N, C, *spatial) to C / 4 channels, with a bias, would launch."""
+    n, c = shape[:2]
+    y = _meta(*shape, dtype=dtype).to(memory_format=torch.channels_last)
+    with recording(dry=True) as launches:
+        conv.gated_product(y, _meta(n, c), _meta(c // 4, c, 1, 1, dtype=dtype), _meta(c // 4, dtype=dtype))
+    return launches
+
+
+def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def narrow_offsets(ttir: str) -> int:
+    """How many tiles of addresses are made of 32-bit products alone: offsets of rows must be 64-bit.
+
+    In Triton's intermediate code a two-dimensional offset is the sum of a row's and a column's. It may overflow where
+    neither is 64-bit.
+    """
+    return len(re.findall(r"tt\.addptr [^\n]*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>", ttir))
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
+    for channels_last in (True, False):
+        for c, size in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
+            for training in (True, False):
+                shape = (128, c, size, size)
+                for launch in launches_of_tail(shape, torch.bfloat16, channels_last, training, max(c // 16, 8)):
+                    code = compiled(launch, 90)
+                    yield (
+                        "channels_last" if channels_last else "contiguous", f"{c}x{size}x{size}", launch.name,
+                        str(launch.grid[0]), str(code.registers), str(code.spill_bytes), str(code.shared_bytes),
+                        str(dict(code.loads)), str(dict(code.stores)),
+                    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    print("layout map kernel programs registers spills shared loads stores (bfloat16, N = 128, sm_90)")
+    for row in _rows():
+        print(*row)

@@ -1,0 +1,188 @@
+"""A 1x1 convolution that ends in squeeze-excite, as one matrix product (inference, channels_last).
+
+Averaging commutes with a 1x1 convolution, so the squeeze of u = W3 h + b3 comes from the mean of h, which has fewer
+channels, and with FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product
+starts:
+
+    s = gate(W2 act((W1 W3) mean(h) + (W1 b3 + b1)) + b2),   y = out_act(s * (W3 h + b3) + residual)
+
+Three launches: means of h, gate, product. Beside the convolution's own traffic that is one read of h: a quarter of a
+pass over u in ResNet's bottlenecks, where the tail after the convolution moves three to five.
+"""
+
+from collections.abc import Callable
+from math import gcd
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...activations import OUT_ACT_CODES
+from ...reference import conv1x1
+from .activations import out_activate
+from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, parameters_of
+from .launch import launch
+from .launch_configs import Map, cdiv, device_of, product_config
+from .passes import map_of
+from .tuning import fastest
+
+__all__ = ["conv1x1_squeeze_excite", "gated_conv1x1"]
+
+
+@triton.jit
+def conv_kernel(
+    h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr,
+    ALIGN_C: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
+
+    With a gate (N, K) the sum is of gate[n, k] h[n, p, k] weight[c, k], the first product in float32 and rounded to h's
+    dtype: tensor cores take no other, and it is what a scaled map in memory would hold. scale and shift may be None;
+    bias (C,) is then what is added.
+
+    A tile's rows are positions of one sample, so that scale and shift are vectors. Tiles of the same positions follow
+    each other: they read the same h, and the whole weight (2 MB at most in ResNet-50) stays in L2.
+
+    WIDEN: multiply in float32, for the interpreter, whose product of bfloat16 is wrong.
+    """
+    k_count = inner_k * ALIGN_K
+    channels = inner_c * ALIGN_C
+    c_tiles = tl.cdiv(channels, BLOCK_N)
+    m_tiles = tl.cdiv(positions, BLOCK_M)
+    tile = tl.program_id(0)
+    rest = tile // c_tiles
+    sample = rest // m_tiles
+    position = (rest % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = (tile % c_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_p = position < positions
+    in_c = channel < channels
+    row = sample.to(tl.int64) * positions + position
+    lane = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, k_count, BLOCK_K):
+        in_k = k + lane < k_count
+        left = tl.load(h + row[:, None] * k_count + (k + lane)[None, :], mask=in_p[:, None] & in_k[None, :], other=0)
+        right = tl.load(
+            weight + channel[:, None] * k_count + (k + lane)[None, :], mask=in_c[:, None] & in_k[None, :], other=0
+        )
+        if gate is not None:
+            factor = tl.load(gate + sample * k_count + k + lane, mask=in_k, other=0)
+            left = (left.to(tl.float32) * factor[None, :]).to(h.dtype.element_ty)
+        if WIDEN:
+            left = left.to(tl.float32)
+            right = right.to(tl.float32)
+        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
+    exists = in_p[:, None] & in_c[None, :]
+    offsets = row[:, None] * channels + channel[None, :]
+    t = total
+    if scale is not None:
+        vector = sample * channels + channel
+        a = tl.load(scale + vector, mask=in_c, other=0)
+        b = tl.load(shift + vector, mask=in_c, other=0)
+        t = t * a[None, :] + b[None, :]
+    if bias is not None:
+        t += tl.load(bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
+    if residual is not None:
+        t += tl.load(residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
+    t = out_activate(t, OUT_ACT)
+    tl.store(y + offsets, t.to(y.dtype.element_ty), mask=exists)
+
+
+def _conv_precision() -> str:
+    """ "tf32" or "ieee": what PyTorch's float32 convolutions may do, with its settings' order of inheritance."""
+    cudnn: Any = torch.backends.cudnn
+    for level in (cudnn.conv, cudnn, torch.backends):
+        if level.fp32_precision != "none":
+            return "tf32" if level.fp32_precision == "tf32" else "ieee"
+    return "ieee"
+
+
+def _launch(
+    h: Tensor, m: Map, conv_weight: Tensor, gate: Tensor | None = None, bias: Tensor | None = None,
+    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
+    out_act: int = OUT_ACT_CODES["none"],
+) -> Tensor:  # fmt: skip
+    """The product alone, of h in channels_last, 4-D or 5-D."""
+    c, k = conv_weight.shape[:2]
+    y = torch.empty(
+        (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
+        memory_format=torch.channels_last if h.dim() == 4 else torch.channels_last_3d,
+    )  # fmt: skip
+    exact = h.dtype == torch.float32 and (_conv_precision() == "ieee" or not device_of(h.device).is_nvidia)
+    config = product_config(m.s, c, k, h.element_size(), exact)
+    align_k, align_c = gcd(k, 16), gcd(c, 16)
+    launch(
+        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
+        weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift, y=y,
+        inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
+        PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
+    )  # fmt: skip
+    return y
+
+
+def product(
+    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
+    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
+) -> Tensor:  # fmt: skip
+    """Three launches: means of h, gate, product."""
+    m = map_of(h)
+    parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
+    (bias,) = parameters_of(conv_bias)
+    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, bias)
+    return _launch(h, m, conv_weight, residual=residual, scale=found.scale, shift=found.shift, out_act=out_act)
+
+
+def conv1x1_squeeze_excite(
+    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None,
+    fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor, residual: Tensor | None,
+    act: int, gate: int, out_act: int, *, tail: Any = batch_norm_squeeze_excite_inference, tail_name: str = "triton",
+) -> Tensor:  # fmt: skip
+    """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in
+    se_fused/ops/conv1x1_squeeze_excite.py.
+
+    The product, or cuDNN's convolution and the fused tail: whichever was faster when this shape was first seen.
+    ``tail`` is the fused tail, of the backend ``tail_name``.
+    """
+
+    def as_product() -> Tensor:
+        return product(
+            h, conv_weight, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, act, gate, out_act
+        )
+
+    def separate() -> Tensor:
+        u = conv1x1(h, conv_weight, conv_bias)
+        none = (None, None, None, None)
+        tail(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
+        return u
+
+    ways = {"product": as_product, "convolution and tail": separate}
+    key = (
+        f"conv1x1_squeeze_excite {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} "
+        f"r={fc2_weight.shape[1]} residual={residual is not None} tail={tail_name} "
+        f"torch={torch.__version__}"
+    )
+    return ways[fastest(key, ways, h.device)]()
+
+
+def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One launch."""
+    return _launch(y, map_of(y), weight, gate, None if bias is None else bias.contiguous())
+
+
+def gated_conv1x1(
+    y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Tensor]
+) -> Tensor:
+    """(N, D, *spatial) from y (N, C, *spatial), channels_last, 4-D or 5-D, and the gate (N, C). Arguments as in
+    se_fused/ops/gated_conv1x1.py.
+
+    The product, or what ``otherwise`` does: whichever was faster when this shape was first seen.
+    """
+    ways = {"product": lambda: gated_product(y, gate, weight, bias), "otherwise": otherwise}
+    key = (
+        f"gated_conv1x1 {tuple(y.shape)} -> {weight.shape[0]} {y.dtype} {_conv_precision()} bias={bias is not None} "
+        f"torch={torch.__version__}"
+    )
+    return ways[fastest(key, ways, y.device)]()

@@ -1,0 +1,291 @@
+"""Between the streams: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
+
+1. coefficients: per channel block, all samples. Splits are merged (Chan), the batch's statistics follow, and batch norm
+   as u = a (x - mu) + beta = a x + b. Without a gate, scale and shift too.
+2. hidden: per block of samples and of squeezed channels, W1 z + b1 with z = a (m - mu) + beta: a m + b would cancel
+   where the mean is large beside the deviation.
+3. excite: per block of samples and of channels, s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
+
+Each phase needs all of the one before it; tickets order them (tiles.py). se_fused/ops/excitation.py is the definition.
+``PRECISION`` is tl.dot's: three TF32 products for one, which keeps 21 bits or more of float32's 24 and runs on tensor
+cores, on NVIDIA's; plain float32 elsewhere.
+"""
+
+import triton
+import triton.language as tl
+
+from .activations import activate, norm_coefficients, norm_parameters, open_gate
+from .tiles import done, split_count, take, unrolled, wait
+
+
+@triton.jit
+def add_means(mean, parts, at, stride, exists, shift, begin, end, span, position_count, UNROLL: tl.constexpr):
+    """mean + the share of splits begin..end in it, as differences from ``shift``; UNROLL are loaded at once."""
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            k = k0 + j
+            share = split_count(k, span, position_count) / position_count
+            part = tl.load(parts + k * stride + at, mask=exists, other=0)
+            mean += tl.where(exists, (part - shift) * share, 0.0)
+    return mean
+
+
+@triton.jit
+def add_squares(
+    m2, parts, mean_parts, at, stride, exists, mean, begin, end, span, position_count, UNROLL: tl.constexpr
+):  # fmt: skip
+    """m2 + that of splits begin..end around ``mean``."""
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            k = k0 + j
+            m2 += tl.load(parts + k * stride + at, mask=exists, other=0)
+            away = tl.load(mean_parts + k * stride + at, mask=exists, other=0) - mean
+            m2 += split_count(k, span, position_count) * away * away
+    return m2
+
+
+@triton.jit
+def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
+    """(mean, m2) of the splits' [samples, channels] at offset ``at``: each has ``span`` positions, the last the rest.
+
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time, four, and one: each load
+    would wait for L2. How many there are depends on the batch, so no constant does. The first is there already.
+    """
+    first = tl.load(mean_parts + at, mask=exists, other=0)
+    # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+    shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
+    by_16, by_4 = unrolled(splits)
+    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
+    mean = add_means(mean, mean_parts, at, stride, exists, shift, by_16, by_4, span, position_count, 4)
+    mean = add_means(mean, mean_parts, at, stride, exists, shift, by_4, splits, span, position_count, 1)
+    m2 = tl.zeros_like(first)
+    if m2_parts is not None:
+        m2 = tl.load(m2_parts + at, mask=exists, other=0)
+        away = tl.where(splits > 1, first - mean, 0.0)
+        m2 += split_count(0, span, position_count) * away * away
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, 16)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_16, by_4, span, position_count, 4)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_4, splits, span, position_count, 1)
+    return mean, m2
+
+
+@triton.jit
+def move(pointer, to, momentum, exists):
+    """old + momentum (to - old), as torch.lerp rounds it: exact at both ends."""
+    old = tl.load(pointer, mask=exists, other=0).to(tl.float32)
+    new = tl.where(momentum < 0.5, old + momentum * (to - old), to - (to - old) * (1.0 - momentum))
+    tl.store(pointer, new.to(pointer.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def coefficients_tile(
+    tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift, running_mean,
+    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, splits,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Phase 1 for one block of channels.
+
+    Batch statistics are wanted where m2_parts is not None; given ones are running_mean and running_var (C,), or None
+    without batch norm. mean (N, C) is written where splits were merged (one split is its own mean: the same memory),
+    stats (2, C) unless None, scale and shift (N, C) unless None. moved_mean and moved_var (C,) are the running
+    statistics that the batch's are to move, by momentum and with the variance times ``unbias``; None: not here.
+    """
+    channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_c = channel < channels
+    stride = samples.to(tl.int64) * channels
+    if m2_parts is not None:
+        # Means are summed as differences from the first sample's first split: rounding is of their spread.
+        shift_by = tl.load(mean_parts + channel, mask=in_c, other=0)
+        spread = tl.zeros((BLOCK_C,), tl.float32)
+        within = tl.zeros((BLOCK_C,), tl.float32)
+    walked = samples
+    if m2_parts is None:
+        walked = tl.where(splits > 1, samples, 0)  # one split is its own mean
+    for n in range(0, walked, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
+        exists = (sample < samples)[:, None] & in_c[None, :]
+        at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count)
+        tl.store(mean + at, m, mask=exists & (splits > 1))
+        if m2_parts is not None:
+            spread += tl.sum(tl.where(exists, m - shift_by[None, :], 0.0), axis=0)
+            within += tl.sum(v, axis=0)
+    if m2_parts is not None:
+        mu = shift_by + spread / samples.to(tl.float32)
+        between = tl.zeros((BLOCK_C,), tl.float32)
+        for n in range(0, samples, BLOCK_M):
+            sample = n + tl.arange(0, BLOCK_M)
+            exists = (sample < samples)[:, None] & in_c[None, :]
+            at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+            m, v = merged_moments(mean_parts, None, at, stride, exists, splits, span, position_count)
+            away = tl.where(exists, m - mu[None, :], 0.0)
+            between += tl.sum(away * away, axis=0)
+        # two divisions: the product of the counts may be more than an int32 holds
+        var = (within / position_count + between) / samples.to(tl.float32)
+        if moved_mean is not None:
+            move(moved_mean + channel, mu, momentum, in_c)
+            move(moved_var + channel, var * unbias, momentum, in_c)
+        a, beta = norm_parameters(tl.rsqrt(var + eps), bn_weight, bn_bias, channel, in_c)
+    elif running_mean is not None:
+        mu, _rstd, a, beta = norm_coefficients(running_mean, running_var, bn_weight, bn_bias, channel, in_c, eps)
+        var = tl.load(running_var + channel, mask=in_c, other=0).to(tl.float32)
+    else:
+        a = tl.full((BLOCK_C,), 1.0, tl.float32)
+        mu = tl.zeros((BLOCK_C,), tl.float32)
+        beta = mu
+    if stats is not None:
+        tl.store(stats + channel, mu, mask=in_c)
+        tl.store(stats + channels + channel, var, mask=in_c)
+    if scale is not None:
+        b = beta - a * mu
+        for n in range(0, samples, BLOCK_M):
+            sample = n + tl.arange(0, BLOCK_M)
+            exists = (sample < samples)[:, None] & in_c[None, :]
+            at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+            d = tl.full((BLOCK_M,), 1.0, tl.float32)
+            if drop is not None:
+                d = tl.load(drop + sample, mask=sample < samples, other=0).to(tl.float32)
+            tl.store(scale + at, d[:, None] * a[None, :], mask=exists)
+            tl.store(shift + at, d[:, None] * b[None, :], mask=exists)
+
+
+@triton.jit
+def hidden_tile(
+    first_n, end_n, first_r, mean, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels,
+    squeezed, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Phase 2: hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r], before the activation.
+
+    norm_mean: None without batch norm.
+
+    What other programs of the same launch wrote is read past L1 (.cg).
+    """
+    sample = first_n + tl.arange(0, BLOCK_N)
+    in_n = sample < end_n
+    r = first_r + tl.arange(0, BLOCK_R)
+    in_r = r < squeezed
+    total = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+    for c in range(0, channels, BLOCK_K):
+        channel = c + tl.arange(0, BLOCK_K)
+        in_c = channel < channels
+        at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        exists = in_n[:, None] & in_c[None, :]
+        m = tl.load(mean + at, mask=exists, other=0, cache_modifier=".cg")
+        if norm_mean is not None:
+            mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+            m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
+        w = tl.load(
+            fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
+        ).to(tl.float32)
+        total = tl.dot(m, tl.trans(w), total, input_precision=PRECISION)
+    if fc1_bias is not None:
+        total += tl.load(fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
+    tl.store(hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], total, mask=in_n[:, None] & in_r[None, :])
+
+
+@triton.jit
+def excite_tile(
+    first_n, end_n, first_c, hidden, norm_mean, norm_var, bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop,
+    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Phase 3: s = gate(W2 act(hidden) + b2), into factor unless it is None; scale = d s a and shift = d s b.
+
+    out_bias (C,): b where there is no batch norm but a convolution's bias; None: 0.
+    """
+    sample = first_n + tl.arange(0, BLOCK_N)
+    in_n = sample < end_n
+    channel = first_c + tl.arange(0, BLOCK_C)
+    in_c = channel < channels
+    total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for r0 in range(0, squeezed, BLOCK_Q):
+        r = r0 + tl.arange(0, BLOCK_Q)
+        in_r = r < squeezed
+        h = tl.load(
+            hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], mask=in_n[:, None] & in_r[None, :], other=0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        w = tl.load(
+            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
+        ).to(tl.float32)
+        # no activation maps 0 to anything but 0: what lies beyond R adds nothing
+        total = tl.dot(activate(h, ACT), tl.trans(w), total, input_precision=PRECISION)
+    if fc2_bias is not None:
+        total += tl.load(fc2_bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
+    s = open_gate(total, GATE)
+    at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+    exists = in_n[:, None] & in_c[None, :]
+    if factor is not None:
+        tl.store(factor + at, s, mask=exists)
+    if drop is not None:
+        s *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
+    a = tl.full((BLOCK_C,), 1.0, tl.float32)
+    b = tl.zeros((BLOCK_C,), tl.float32)
+    if norm_mean is not None:
+        mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+        b = beta - a * mu
+    if out_bias is not None:
+        b = tl.load(out_bias + channel, mask=in_c, other=0).to(tl.float32)
+    tl.store(scale + at, s * a[None, :], mask=exists)
+    tl.store(shift + at, s * b[None, :], mask=exists)
+
+
+@triton.jit(do_not_specialize=["samples", "splits", "span"])
+def gate_kernel(
+    counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
+    running_mean, running_var, bn_weight,
+    bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
+    splits, span, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by stream 1.
+
+    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv.py).
+    """
+    c_tiles = tl.cdiv(channels, BLOCK_C)
+    n_tiles = tl.cdiv(samples, BLOCK_N)
+    if fc1_weight is None:
+        tile = tl.program_id(0)
+        while tile < c_tiles:
+            coefficients_tile(
+                tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift,
+                running_mean, running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps,
+                splits, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
+            tile += tl.num_programs(0)
+    else:
+        norm_mean, norm_var = running_mean, running_var
+        if m2_parts is not None:
+            norm_mean, norm_var = stats, stats + channels
+        r_tiles = tl.cdiv(squeezed, BLOCK_R)
+        hidden_tiles = n_tiles * r_tiles
+        out_tiles = tl.cdiv(out_channels, BLOCK_C)
+        total = c_tiles + hidden_tiles + n_tiles * out_tiles
+        ticket = take(counters)
+        while ticket < total:
+            if ticket < c_tiles:
+                coefficients_tile(
+                    ticket, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, None, None,
+                    running_mean, running_var, bn_weight,
+                    bn_bias, drop, samples, channels, span, position_count, eps, splits, BLOCK_M, BLOCK_C,
+                )  # fmt: skip
+                done(counters + 1)
+            elif ticket < c_tiles + hidden_tiles:
+                tile = ticket - c_tiles
+                wait(counters + 1, c_tiles)
+                hidden_tile(
+                    tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, mean, norm_mean, norm_var, bn_weight,
+                    bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K,
+                    PRECISION,
+                )  # fmt: skip
+                done(counters + 2)
+            else:
+                tile = ticket - c_tiles - hidden_tiles
+                wait(counters + 2, hidden_tiles)
+                excite_tile(
+                    tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, hidden, norm_mean, norm_var,
+                    bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop, factor, scale, shift, out_channels,
+                    squeezed, eps, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
+                )  # fmt: skip
+            ticket = take(counters)

@@ -1,0 +1,281 @@
+"""The gate's backward: from P and Q, (splits, N, C), to the coefficients of dx and all parameters' gradients, in one
+launch of three phases. The formulas are those of ``gate_backward`` in se_fused/ops/excitation.py.
+
+1. merge: per block of samples and channels, the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
+2. dhidden: per block of samples and of squeezed channels, act'(hidden) (dq W2).
+3. Two kinds of tiles that do not depend on each other. channels: per block of channels, all samples: dz = dhidden W1,
+   d gamma and d beta, then k1, k2, k3. weights: per block of channels and of squeezed channels, all samples: dW1, dW2
+   and the biases' gradients.
+
+No sum over samples is split between programs, so none needs an atomic.
+"""
+
+import triton
+import triton.language as tl
+
+from .activations import activate, activate_slope, gate_slope, norm_coefficients
+from .tiles import done, take, unrolled, wait
+
+
+@triton.jit
+def add_parts(total, parts, at, stride, exists, begin, end, UNROLL: tl.constexpr):
+    for k0 in range(begin, end, UNROLL):
+        for j in tl.static_range(UNROLL):
+            total += tl.load(parts + (k0 + j) * stride + at, mask=exists, other=0)
+    return total
+
+
+@triton.jit
+def merged_sum(parts, at, stride, exists, splits):
+    """The splits of a sum, added up in order; sixteen loads at a time, four, and one, as in ``merged_moments``."""
+    by_16, by_4 = unrolled(splits)
+    total = tl.load(parts + at, mask=exists, other=0)
+    total = add_parts(total, parts, at, stride, exists, 1, by_16, 16)
+    total = add_parts(total, parts, at, stride, exists, by_16, by_4, 4)
+    return add_parts(total, parts, at, stride, exists, by_4, splits, 1)
+
+
+@triton.jit
+def norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C: tl.constexpr):
+    """mu, rstd, a, beta of batch norm from stats (2, C); without batch norm (None) those of the identity."""
+    mu = tl.zeros((BLOCK_C,), tl.float32)
+    rstd = tl.full((BLOCK_C,), 1.0, tl.float32)
+    a, beta = rstd, mu
+    if stats is not None:
+        mu, rstd, a, beta = norm_coefficients(stats, stats + channels, bn_weight, bn_bias, channel, in_c, eps)
+    return mu, rstd, a, beta
+
+
+@triton.jit
+def merge_tile(
+    first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
+    splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without a gate."""
+    sample = first_n + tl.arange(0, BLOCK_N)
+    channel = first_c + tl.arange(0, BLOCK_C)
+    in_n = sample < samples
+    in_c = channel < channels
+    exists = in_n[:, None] & in_c[None, :]
+    at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+    stride = samples.to(tl.int64) * channels
+    sum_p = merged_sum(p_parts, at, stride, exists, splits)
+    sum_q = merged_sum(q_parts, at, stride, exists, splits)
+    tl.store(p + at, sum_p, mask=exists & (splits > 1))
+    tl.store(q + at, sum_q, mask=exists & (splits > 1))
+    if factor is not None:
+        mu, _rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+        z = (tl.load(mean + at, mask=exists, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
+        grad = a[None, :] * sum_q + z * sum_p
+        if drop is not None:
+            grad *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
+        s = tl.load(factor + at, mask=exists, other=0)
+        tl.store(dq + at, grad * gate_slope(s, GATE), mask=exists)
+
+
+@triton.jit
+def dhidden_tile(
+    first_n, first_r, dq, hidden, fc2_weight, dhidden, samples, channels, squeezed, ACT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Phase 2: dhidden[n, r] = act'(hidden[n, r]) sum_c dq[n, c] W2[c, r]."""
+    sample = first_n + tl.arange(0, BLOCK_N)
+    in_n = sample < samples
+    r = first_r + tl.arange(0, BLOCK_R)
+    in_r = r < squeezed
+    total = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+    for c in range(0, channels, BLOCK_K):
+        channel = c + tl.arange(0, BLOCK_K)
+        in_c = channel < channels
+        grad = tl.load(
+            dq + sample.to(tl.int64)[:, None] * channels + channel[None, :], mask=in_n[:, None] & in_c[None, :],
+            other=0, cache_modifier=".cg",
+        )  # fmt: skip
+        w = tl.load(
+            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
+        ).to(tl.float32)
+        total = tl.dot(grad, w, total, input_precision=PRECISION)
+    at = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
+    exists = in_n[:, None] & in_r[None, :]
+    h = tl.load(hidden + at, mask=exists, other=0)
+    tl.store(dhidden + at, total * activate_slope(h, ACT), mask=exists)
+
+
+@triton.jit
+def channels_tile(
+    first_c, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight, bn_bias, drop, k1, k2, k3, dbn_weight, dbn_bias,
+    samples, channels, squeezed, position_count, eps, BATCH_STATS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Phase 3: k1, k2, k3 (N, C) of dx = k1 dr + k2 (x - m) + k3, and batch norm's gradients (C,).
+
+    dz waits in k3 between the two walks over the samples.
+    """
+    channel = first_c + tl.arange(0, BLOCK_C)
+    in_c = channel < channels
+    mu, rstd, a, _beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+    dbeta = tl.zeros((BLOCK_C,), tl.float32)
+    dgamma = tl.zeros((BLOCK_C,), tl.float32)
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
+        in_n = sample < samples
+        exists = in_n[:, None] & in_c[None, :]
+        at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        dz = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+        if fc1_weight is not None:
+            for r0 in range(0, squeezed, BLOCK_Q):
+                r = r0 + tl.arange(0, BLOCK_Q)
+                in_r = r < squeezed
+                grad = tl.load(
+                    dhidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :],
+                    mask=in_n[:, None] & in_r[None, :], other=0, cache_modifier=".cg",
+                )  # fmt: skip
+                w = tl.load(
+                    fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
+                ).to(tl.float32)
+                dz = tl.dot(grad, w, dz, input_precision=PRECISION)
+            tl.store(k3 + at, dz, mask=exists)
+        if stats is not None:
+            ds = tl.full((BLOCK_M, BLOCK_C), 1.0, tl.float32)
+            if drop is not None:
+                ds *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
+            if factor is not None:
+                ds *= tl.load(factor + at, mask=exists, other=0)
+            g1 = ds * tl.load(p + at, mask=exists, other=0, cache_modifier=".cg") + dz
+            g2 = ds * tl.load(q + at, mask=exists, other=0, cache_modifier=".cg")
+            away = tl.where(exists, tl.load(mean + at, mask=exists, other=0) - mu[None, :], 0.0)
+            dbeta += tl.sum(g1, axis=0)
+            dgamma += tl.sum(g2 + away * g1, axis=0)
+    if stats is not None:
+        dgamma *= rstd
+        tl.store(dbn_weight + channel, dgamma, mask=in_c)
+        tl.store(dbn_bias + channel, dbeta, mask=in_c)
+        # (N * S) in two steps: the product may be more than an int32 holds
+        by_x = -a * rstd * dgamma / position_count / samples.to(tl.float32)
+        constant = dbeta / position_count / samples.to(tl.float32)
+    tl.debug_barrier()  # dz was written by other threads of this program
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
+        in_n = sample < samples
+        exists = in_n[:, None] & in_c[None, :]
+        at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        by_dr = tl.zeros((BLOCK_M, BLOCK_C), tl.float32) + a[None, :]
+        if drop is not None:
+            by_dr *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
+        if factor is not None:
+            by_dr *= tl.load(factor + at, mask=exists, other=0)
+        rest = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+        if fc1_weight is not None:
+            rest = tl.load(k3 + at, mask=exists, other=0) / position_count
+        if BATCH_STATS:
+            rest -= constant[None, :]
+        rest *= a[None, :]
+        if BATCH_STATS:
+            rest += by_x[None, :] * (tl.load(mean + at, mask=exists, other=0) - mu[None, :])
+            tl.store(k2 + at, tl.zeros((BLOCK_M, BLOCK_C), tl.float32) + by_x[None, :], mask=exists)
+        tl.store(k1 + at, by_dr, mask=exists)
+        tl.store(k3 + at, rest, mask=exists)
+
+
+@triton.jit
+def weights_tile(
+    first_c, first_r, mean, dq, hidden, dhidden, stats, bn_weight, bn_bias, dfc1_weight, dfc1_bias, dfc2_weight,
+    dfc2_bias, samples, channels, squeezed, eps, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Phase 3: dW1 (R, C) = dhidden^T z, dW2 (C, R) = dq^T act(hidden), db1 (R,) and db2 (C,), for one block."""
+    channel = first_c + tl.arange(0, BLOCK_C)
+    in_c = channel < channels
+    r = first_r + tl.arange(0, BLOCK_R)
+    in_r = r < squeezed
+    mu, _rstd, a, beta = norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C)
+    first = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    second = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
+    first_bias = tl.zeros((BLOCK_R,), tl.float32)
+    second_bias = tl.zeros((BLOCK_C,), tl.float32)
+    for n in range(0, samples, BLOCK_M):
+        sample = n + tl.arange(0, BLOCK_M)
+        in_n = sample < samples
+        at_c = sample.to(tl.int64)[:, None] * channels + channel[None, :]
+        at_r = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
+        exists_c = in_n[:, None] & in_c[None, :]
+        exists_r = in_n[:, None] & in_r[None, :]
+        # gradients are 0 beyond the samples, so what they are multiplied by need not be, as long as it is finite
+        z = (tl.load(mean + at_c, mask=exists_c, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
+        h = activate(tl.load(hidden + at_r, mask=exists_r, other=0), ACT)
+        by_q = tl.load(dq + at_c, mask=exists_c, other=0, cache_modifier=".cg")
+        by_hidden = tl.load(dhidden + at_r, mask=exists_r, other=0, cache_modifier=".cg")
+        first = tl.dot(tl.trans(by_hidden), z, first, input_precision=PRECISION)
+        second = tl.dot(tl.trans(by_q), h, second, input_precision=PRECISION)
+        first_bias += tl.sum(by_hidden, axis=0)
+        second_bias += tl.sum(by_q, axis=0)
+    exists = in_r[:, None] & in_c[None, :]
+    tl.store(dfc1_weight + r[:, None] * channels + channel[None, :], first, mask=exists)
+    tl.store(dfc2_weight + channel[:, None] * squeezed + r[None, :], second, mask=in_c[:, None] & in_r[None, :])
+    if first_c == 0:
+        tl.store(dfc1_bias + r, first_bias, mask=in_r)
+    if first_r == 0:
+        tl.store(dfc2_bias + channel, second_bias, mask=in_c)
+
+
+@triton.jit(do_not_specialize=["samples", "splits"])
+def gate_backward_kernel(
+    counters, p_parts, q_parts, p, q, mean, factor, hidden, stats, bn_weight, bn_bias, fc1_weight, fc2_weight, drop, dq,
+    dhidden, k1, k2, k3, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
+    squeezed, splits, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr,
+    BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All phases; without a gate (fc1_weight None) merging and channels. counters: int32 (4,), zeroed by stream 1."""
+    n_tiles = tl.cdiv(samples, BLOCK_N)
+    c_tiles = tl.cdiv(channels, BLOCK_C)
+    merge_tiles = n_tiles * c_tiles
+    if fc1_weight is None:
+        hidden_tiles = 0
+        weight_tiles = 0
+    else:
+        r_tiles = tl.cdiv(squeezed, BLOCK_R)
+        hidden_tiles = n_tiles * r_tiles
+        weight_tiles = c_tiles * r_tiles
+    before = merge_tiles + hidden_tiles
+    total = before + c_tiles + weight_tiles
+    ticket = take(counters)
+    while ticket < total:
+        if ticket < merge_tiles:
+            merge_tile(
+                ticket // c_tiles * BLOCK_N, ticket % c_tiles * BLOCK_C, p_parts, q_parts, p, q, mean, factor, dq,
+                stats, bn_weight, bn_bias, drop, samples, channels, splits, eps, GATE, BLOCK_N, BLOCK_C,
+            )  # fmt: skip
+            done(counters + 1)
+        else:
+            wait(counters + 1, merge_tiles)
+            if fc1_weight is None:
+                channels_tile(
+                    (ticket - before) * BLOCK_C, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight, bn_bias,
+                    drop, k1, k2, k3, dbn_weight, dbn_bias, samples, channels, squeezed, position_count, eps,
+                    BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q, PRECISION,
+                )  # fmt: skip
+            else:
+                if ticket < before:
+                    tile = ticket - merge_tiles
+                    dhidden_tile(
+                        tile // r_tiles * BLOCK_N, tile % r_tiles * BLOCK_R, dq, hidden, fc2_weight, dhidden, samples,
+                        channels, squeezed, ACT, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
+                    )  # fmt: skip
+                    done(counters + 2)
+                else:
+                    wait(counters + 2, hidden_tiles)
+                    if ticket < before + c_tiles:
+                        channels_tile(
+                            (ticket - before) * BLOCK_C, p, q, mean, factor, dhidden, fc1_weight, stats, bn_weight,
+                            bn_bias, drop, k1, k2, k3, dbn_weight, dbn_bias, samples, channels, squeezed,
+                            position_count, eps, BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q, PRECISION,
+                        )  # fmt: skip
+                    else:
+                        tile = ticket - before - c_tiles
+                        weights_tile(
+                            tile // r_tiles * BLOCK_C, tile % r_tiles * BLOCK_R, mean, dq, hidden, dhidden, stats,
+                            bn_weight, bn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
+                            squeezed, eps, ACT, BLOCK_M, BLOCK_C, BLOCK_R, PRECISION,
+                        )  # fmt: skip
+        ticket = take(counters)

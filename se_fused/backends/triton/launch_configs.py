@@ -1,0 +1,339 @@
+"""How many elements, programs and warps a launch gets: frozen records, chosen by rule from the shape and the device.
+
+The rules are reasoned, not measured yet (benchmarks/results/UNMEASURED.md). The reasoning, for an H200:
+
+- In flight. 4.3 TB/s at a latency of 0.7 us or so are 3 MB on their way at any time: 23 KB for each of 132
+  multiprocessors. A thread of a 16-bit stream has two or more 16-byte loads under way; with the 8 programs of 128
+  threads that registers permit, that is 32 KB.
+- Columns. 128 bytes of a row are one cache line; channels_last tiles take that much of each position. Contiguous tiles
+  take as much of a row as wastes the fewest lanes (56 x 56 = 12.25 x 256).
+- Programs. At least eight per multiprocessor if the map has that much to do, so that the last round of programs that
+  fills the device only in part is short; fewer where a program would then have less than two steps.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+import torch
+
+__all__ = [
+    "Device",
+    "Gate",
+    "Grouping",
+    "Map",
+    "Product",
+    "Stream",
+    "cdiv",
+    "device_of",
+    "gate_config",
+    "grouping",
+    "neighbours",
+    "power_of_two",
+    "product_config",
+    "standing_in",
+    "stream_config",
+]
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the rules ask of a device."""
+
+    multiprocessors: int
+    l2_bytes: int
+    is_nvidia: bool = True
+
+
+H200 = Device(multiprocessors=132, l2_bytes=60 * 2**20)
+_stand_in = H200
+
+
+@contextmanager
+def standing_in(device: Device) -> Iterator[None]:
+    """What the rules take for the device of tensors that are on none: in the interpreter, and on ``meta``, where
+    kernels are compiled for another machine. An H200 unless this says otherwise."""
+    global _stand_in
+    before, _stand_in = _stand_in, device
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+@lru_cache(maxsize=64)
+def _gpu(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    return Device(properties.multi_processor_count, properties.L2_cache_size, torch.version.hip is None)
+
+
+def device_of(device: torch.device) -> Device:
+    """The device of a tensor."""
+    return _gpu(device.index or 0) if device.type == "cuda" else _stand_in
+
+
+@dataclass(frozen=True)
+class Map:
+    """A dense (N, C, *spatial) as kernels see it (tiles.py)."""
+
+    n: int
+    c: int
+    s: int
+    channels_last: bool
+    itemsize: int
+
+    @property
+    def length(self) -> int:
+        """Elements of a row."""
+        return self.c if self.channels_last else self.s
+
+    @property
+    def samples(self) -> int:
+        """Separate runs of the kept axis."""
+        return self.n if self.channels_last else 1
+
+    @property
+    def kept(self) -> int:
+        """Length of the kept axis."""
+        return self.c if self.channels_last else self.n * self.c
+
+    @property
+    def align(self) -> int:
+        """The largest power of two up to 16 that divides a row's length."""
+        return gcd(self.length, 16)
+
+    @property
+    def vector(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.itemsize
+
+    @property
+    def window(self) -> int:
+        """Elements that hold a row and the whole vectors at its ends, a power of two."""
+        return power_of_two(self.s + self.vector - 1)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether rows are contiguous, short, and start anywhere: shifted.py's case."""
+        if self.channels_last or self.s % self.vector == 0 or self.s < self.vector:
+            return False
+        return self.window <= 1024 and self.n * self.c * self.s % self.vector == 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the map: one pass."""
+        return self.n * self.c * self.s * self.itemsize
+
+    def arguments(self, per_sample: bool = False) -> dict[str, int | bool]:
+        """Those that every stream takes; ``per_sample``: with C as the kept axis in both orders."""
+        outer = self.s if self.channels_last else self.c if per_sample else self.kept
+        along = 1 if self.channels_last else gcd(self.c, 16)
+        return {
+            "inner": self.length // self.align, "outer": outer // along, "ALIGN": self.align, "ALIGN_OUTER": along,
+            "CHANNELS_LAST": self.channels_last,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Launch shape of a streaming kernel."""
+
+    kept: int  # BLOCK_KEPT
+    positions: int  # BLOCK_POSITIONS, of one step
+    span: int  # positions of a program: a multiple of ``positions``
+    warps: int
+
+    def splits(self, m: Map) -> int:
+        """Programs that share a sum."""
+        return cdiv(m.s, self.span)
+
+    def programs(self, m: Map) -> int:
+        """All programs of a launch."""
+        return m.samples * cdiv(m.kept, self.kept) * self.splits(m)
+
+    def blocks(self) -> dict[str, int]:
+        """Constants of the kernel."""
+        return {"BLOCK_KEPT": self.kept, "BLOCK_POSITIONS": self.positions}
+
+    def options(self) -> dict[str, int]:
+        """Options of the launch."""
+        return {"num_warps": self.warps}
+
+
+def tile_shape(m: Map, elements: int) -> tuple[int, int]:
+    """(kept, positions) of a tile of about so many elements."""
+    if m.channels_last:
+        columns = min(max(power_of_two(m.c), 8), max(128 // m.itemsize, 32))
+        return columns, min(max(elements // columns, 1), power_of_two(m.s))
+    whole = max(power_of_two(m.s), 8)
+    columns = whole
+    if whole > 128:  # ties go to the longer rows
+        columns = min((1024, 512, 256, 128), key=lambda k: cdiv(m.s, k) * k)
+    return min(max(elements // columns, 1), power_of_two(m.kept)), min(columns, elements)
+
+
+def stream_config(m: Map, device: Device, tensors: int, sums: bool) -> Stream:
+    """The launch shape of a stream.
+
+    Args:
+        m: the map.
+        device: where.
+        tensors: maps that a step reads, each of which takes registers.
+        sums: whether the kernel sums over positions. If so a program walks far; if not, four steps are enough to
+            spread the cost of its coefficients.
+    """
+    warps = 4
+    if m.shifted:
+        rows = max(warps * 32 * (32 if tensors == 1 else 16) // m.itemsize // m.window, 1)
+        return Stream(min(rows, power_of_two(m.kept)), m.window, m.window, warps)
+    # narrow accesses take a register each: fewer of them
+    bytes_per_thread = min(64 if tensors == 1 else 32, max(4 * m.align * m.itemsize, 16))
+    elements = warps * 32 * bytes_per_thread // m.itemsize
+    kept, positions = tile_shape(m, elements)
+    steps = cdiv(m.s, positions)
+    if not sums:
+        return Stream(kept, positions, min(steps, 4) * positions, warps)
+    blocks = m.samples * cdiv(m.kept, kept)
+    splits = min(cdiv(8 * device.multiprocessors, blocks), max(steps // 2, 1), 256)
+    return Stream(kept, positions, cdiv(steps, splits) * positions, warps)
+
+
+def neighbours(config: Stream, m: Map) -> list[Stream]:
+    """Launch shapes around the rule's, for autotuning: tiles of half and twice the size, each way, and other warps."""
+    found = []
+    for kept, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
+        columns = config.kept if m.channels_last else config.positions
+        if m.shifted and positions != 1:  # the window is what it is
+            continue
+        a, b = int(config.kept * kept), int(config.positions * positions)
+        if min(a, b) < 1 or (a if m.channels_last else b) < min(columns, 8) or not 512 <= a * b <= 16384:
+            continue
+        found.append(Stream(a, b, cdiv(config.span, b) * b, warps))
+    return [shape for shape in found if shape != config]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Launch shape of the inference tail that keeps a group of samples in L2."""
+
+    stream: Stream
+    group: int  # samples
+    programs: int
+
+
+def grouping(m: Map, device: Device) -> Grouping | None:
+    """How to group the samples, or None where separate launches are as good: x survives in L2 between the streams, or
+    not even three samples fit.
+
+    Four programs of 128 threads per multiprocessor, each with 64 bytes a thread under way, are 32 KB: enough in flight.
+    A tile is two such steps, 16 KB, so that its ticket (a round trip to L2, 1 us or less) is a third of its time and
+    not most of it; a group is as many tiles as there are programs: 8.7 MB on an H200, three of them 26 of its 60 MB of
+    L2.
+    """
+    if m.nbytes <= device.l2_bytes // 2 or m.n < 4:
+        return None
+    programs = 4 * device.multiprocessors
+    kept, positions = tile_shape(m, 4 * 32 * min(64, max(4 * m.align * m.itemsize, 16)) // m.itemsize)
+    if not m.channels_last:  # groups are of whole samples, and tiles must not straddle two
+        kept = min(kept, power_of_two(m.c))
+    steps = min(cdiv(m.s, positions), 2)
+    stream = Stream(kept, positions, steps * positions, 4)
+    sample = cdiv(m.c, kept) * stream.splits(m)  # tiles of one sample
+    group = cdiv(programs, sample)
+    if 3 * group * m.nbytes // m.n > device.l2_bytes * 3 // 4 or 2 * group > m.n:
+        return None
+    return Grouping(stream, group, programs)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Launch shape of the gate's kernels."""
+
+    n: int  # BLOCK_N: samples of a tile; 16 is the least that tensor cores take
+    m: int  # BLOCK_M: samples of a step, where a tile walks over all of them
+    c: int  # BLOCK_C: channels of a tile
+    r: int  # BLOCK_R: squeezed channels of a tile
+    k: int  # BLOCK_K: channels of a step
+    q: int  # BLOCK_Q: squeezed channels of a step
+    warps: int
+    registers: int  # at most so many per thread
+
+    def blocks(self) -> dict[str, int]:
+        """Constants of the kernel."""
+        return {f"BLOCK_{name.upper()}": getattr(self, name) for name in "nmcrkq"}
+
+    def options(self, device: Device) -> dict[str, int]:
+        """Options of the launch."""
+        options = {"num_warps": self.warps, "num_stages": 1}
+        return options | {"maxnreg": self.registers} if device.is_nvidia else options
+
+
+def gate_config(n: int, c: int, r: int, kernel: str) -> Gate:
+    """The launch shape of the gate in kernel "forward", "backward" or "grouped".
+
+    There are 2 * N * C * R products in all (67 M at N = 128, C = 2048), nothing for the tensor cores: what counts is
+    that each phase has a tile for every multiprocessor and few steps, because each step waits for L2, 0.7 us or so. So
+    tiles are small, and steps as long as registers permit: with k = 256 forward or 128 backward, and with loads laid
+    down in shared memory ahead of their use (two stages or more), the kernels spill
+    (tests/backends/triton/test_compiled_code.py).
+
+    Registers are free forward and backward, with one program per multiprocessor: 255, or ptxas stops at 128 or 168 of
+    them and spills a few bytes. Four programs of the grouped kernel are to share a multiprocessor: 128.
+    """
+    most = {
+        "forward": {"m": 64, "c": 32, "r": 16, "k": 128, "q": 64, "warps": 8, "registers": 255},
+        "backward": {"m": 32, "c": 16, "r": 16, "k": 64, "q": 64, "warps": 8, "registers": 255},
+        "grouped": {"m": 16, "c": 32, "r": 16, "k": 32, "q": 32, "warps": 4, "registers": 128},
+    }[kernel]
+    sizes = {"c": c, "r": r, "k": c, "q": r}
+    blocks = {name: max(min(power_of_two(size), most[name]), 16) for name, size in sizes.items()}
+    # few samples or many, and nothing between: an epoch's last batch is a part of one, and is not to compile anew
+    blocks["m"] = 16 if n <= 16 else most["m"]
+    return Gate(16, **blocks, warps=most["warps"], registers=most["registers"])
+
+
+@dataclass(frozen=True)
+class Product:
+    """Launch shape of the convolution's matrix product."""
+
+    m: int  # BLOCK_M: positions
+    n: int  # BLOCK_N: channels
+    k: int  # BLOCK_K
+    warps: int
+    stages: int
+
+    def blocks(self) -> dict[str, int]:
+        """Constants of the kernel."""
+        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
+
+    def options(self) -> dict[str, int]:
+        """Options of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def product_config(s: int, c: int, k: int, itemsize: int, exact: bool) -> Product:
+    """The launch shape of the matrix product: S positions of a sample, C channels from K.
+
+    128 x 128 outputs of 8 warps are what tensor cores of sm_80 and later are fed well with; fewer rows where a sample
+    has fewer. float32 in full precision has no tensor cores: smaller tiles, or sums do not fit into registers.
+    """
+    rows = 128 if s > 64 else 64
+    if exact:
+        return Product(32, 64, 32, 4, 2)
+    # 64 columns of float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes)
+    columns = max(min(power_of_two(c), 128 if itemsize == 2 else 64), 16)
+    depth = max(min(power_of_two(k), 128 // itemsize), 16)
+    return Product(rows, columns, depth, 8 if rows * columns >= 16384 else 4, 3)

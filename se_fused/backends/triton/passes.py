@@ -1,0 +1,244 @@
+"""The host's side of the streams: launch shapes, memory, launches; and the four streams of se_fused/ops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...activations import keeps_mask, recomputed
+from .launch import launch
+from .launch_configs import Map, Stream, cdiv, device_of, neighbours, stream_config
+from .moments import moments_backward_kernel, moments_kernel
+from .scale_shift_act import scale_shift_act_backward_kernel, scale_shift_act_kernel
+from .scale_shift_act_mean import scale_shift_act_mean_kernel, scale_shift_act_mean_shifted_kernel
+from .tuning import autotunes, can_measure, fastest
+from .unaligned import (
+    moments_backward_shifted_kernel,
+    moments_shifted_kernel,
+    scale_shift_act_backward_shifted_kernel,
+    scale_shift_act_shifted_kernel,
+)
+
+__all__ = [
+    "moments",
+    "moments_backward",
+    "scale_shift_act",
+    "scale_shift_act_backward",
+    "scale_shift_act_mean",
+    "scale_shift_act_mean_backward",
+]
+
+COUNTERS = 4
+"""int32 of the gate's launch, zeroed by stream 1: tickets, and tiles done in two phases (a power of two)."""
+
+
+def map_of(x: Tensor) -> Map:
+    """x (N, C, *spatial), dense in one of the two orders."""
+    n, c = x.shape[:2]
+    s = x[0, 0].numel()
+    # one position: both orders are the same memory, and rows of C are the longer ones
+    return Map(n, c, s, s == 1 or not x.is_contiguous(), x.element_size())
+
+
+def floats(like: Tensor, *shape: int) -> Tensor:
+    """Memory for float32 on the device of ``like``."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def mask_like(x: Tensor, m: Map) -> Tensor:
+    """Memory for the mask of x."""
+    rows = m.n * m.s if m.channels_last else m.kept
+    return torch.empty(rows * cdiv(m.length, 8), dtype=torch.uint8, device=x.device)
+
+
+def precision(device: torch.device) -> str:
+    """tl.dot's, for float32 that must stay float32 (gate.py)."""
+    return "tf32x3" if device_of(device).is_nvidia else "ieee"
+
+
+def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[Stream], Any]) -> Stream:
+    """The rule's launch shape or, where autotuning is asked for, the fastest of it and its neighbours."""
+    default = stream_config(m, device_of(x.device), tensors, sums)
+    if not (autotunes() and can_measure(x.device)):
+        return default
+    shapes = {str(config): config for config in (default, *neighbours(default, m))}
+    calls = {name: (lambda config=config: run(config)) for name, config in shapes.items()}
+    return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
+
+
+def _geometry(m: Map, config: Stream, sums: bool = False) -> dict[str, Any]:
+    """A stream's arguments that say how it walks over the map. How a sum is split depends on the batch: its span comes
+    as a number of steps, so that it is known to be a multiple of one."""
+    if m.shifted:
+        return {
+            "rows": m.kept, "length": m.s, "VECTOR": m.vector, "BLOCK_ROWS": config.kept, "WINDOW": config.positions
+        }  # fmt: skip
+    span = {"steps": config.span // config.positions} if sums else {"span": config.span}
+    return {"splits": config.splits(m), **span, **m.arguments(), **config.blocks()}
+
+
+# ---- launches
+def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) -> tuple[Tensor, Tensor | None, Stream]:
+    """The splits' mean and m2 (splits, N, C), and the launch shape, which says what a split is."""
+
+    def run(config: Stream) -> tuple[Tensor, Tensor | None, Stream]:
+        splits = config.splits(m)
+        mean = floats(x, splits, m.n, m.c)
+        m2 = floats(x, splits, m.n, m.c) if with_m2 else None
+        samples = {} if m.shifted else {"samples": m.samples}
+        launch(
+            moments_shifted_kernel if m.shifted else moments_kernel, config.programs(m), x.device, config.options(),
+            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config, True),
+        )  # fmt: skip
+        return mean, m2, config
+
+    return run(_choose("moments" if with_m2 else "means", x, m, 1, True, run))
+
+
+def launch_scale_shift_act(
+    x: Tensor, residual: Tensor | None, y: Tensor, mask: Tensor | None, out_act: int, m: Map, **vectors: Any
+) -> None:
+    """Into y, which may be x. ``vectors``: scale and shift (N, C), or batch norm's running statistics and eps."""
+    given: dict[str, Any] = dict.fromkeys(
+        ("scale", "shift", "running_mean", "running_var", "bn_weight", "bn_bias", "drop")
+    )
+    given |= {"eps": 0.0, **vectors}
+
+    def run(config: Stream, into: Tensor) -> None:
+        words = {"WORDS": cdiv(m.s, 64)} if m.shifted else {}
+        launch(
+            scale_shift_act_shifted_kernel if m.shifted else scale_shift_act_kernel, config.programs(m), x.device,
+            config.options(), x=x, residual=residual, y=into, mask=mask, channels=m.c, OUT_ACT=out_act, **given,
+            **words, **_geometry(m, config),
+        )  # fmt: skip
+
+    # measured into other memory: y may be x, which must not be scaled more than once
+    run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, torch.empty_like(y))), y)
+
+
+def launch_moments_backward(
+    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, out_act: int, want_dr: bool, m: Map,
+    counters: Tensor | None, **vectors: Any,
+) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
+    given: dict[str, Any] = dict.fromkeys(
+        ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
+    )
+    given["eps"] = 0.0
+    added = vectors.get("added") is not None
+    from_sum = recomputed(out_act) or added
+
+    def run(config: Stream) -> tuple[Tensor | None, Tensor, Tensor]:
+        splits = config.splits(m)
+        p, q = floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c)
+        dr = torch.empty_like(x) if want_dr else None
+        sums: dict[str, Any] = {"p_sum": p, "q_sum": q}
+        if not m.shifted:
+            sums = {"p": p, "q": q, "samples": m.samples, "WHOLE": config.positions >= m.s}
+        launch(
+            moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
+            config.options(), dy=dy, x=x, residual=residual if from_sum else None,
+            mask=mask if keeps_mask(out_act) and not added else None,
+            mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS,
+            **sums,
+            **(given | vectors if from_sum else given), **_geometry(m, config, True),
+        )  # fmt: skip
+        return dr, p, q
+
+    return run(_choose(f"moments_backward {out_act} {added}", x, m, 2, True, run))
+
+
+def launch_scale_shift_act_backward(
+    dr: Tensor, x: Tensor | None, mask: Tensor | None, mean: Tensor, k1: Tensor, k2: Tensor | None, k3: Tensor, m: Map
+) -> Tensor:
+    """dx."""
+
+    def run(config: Stream) -> Tensor:
+        dx = torch.empty_like(dr)
+        launch(
+            scale_shift_act_backward_shifted_kernel if m.shifted else scale_shift_act_backward_kernel,
+            config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean, k1=k1, k2=k2, k3=k3,
+            dx=dx, **_geometry(m, config),
+        )  # fmt: skip
+        return dx
+
+    return run(_choose("scale_shift_act_backward", dr, m, 1 if x is None else 2, False, run))
+
+
+# ---- the streams alone
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """mean and m2, (N, C)."""
+    m = map_of(x)
+    parts, squares, config = launch_moments(x, m, True, None)
+    assert squares is not None
+    if len(parts) == 1:
+        return parts[0], squares[0]
+    counts = [min(config.span, m.s - k * config.span) for k in range(len(parts))]
+    count = torch.tensor(counts, dtype=torch.float32, device=x.device)[:, None, None]
+    shift = torch.where(parts[0].isfinite(), parts[0], 0)
+    mean = shift + ((parts - shift) * (count / m.s)).sum(0)
+    return mean, squares.sum(0) + (count * (parts - mean).square()).sum(0)
+
+
+def scale_shift_act(
+    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, out_act: int, save_mask: bool
+) -> tuple[Tensor, Tensor]:
+    """y and the mask, empty unless wanted."""
+    m = map_of(x)
+    y = torch.empty_like(x)
+    mask = mask_like(x, m) if save_mask else None
+    launch_scale_shift_act(x, residual, y, mask, out_act, m, scale=scale, shift=shift)
+    return y, x.new_empty(0) if mask is None else mask
+
+
+def moments_backward(
+    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
+    out_act: int, want_dr: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dr (empty unless wanted), P and Q (N, C)."""
+    dr, p, q = launch_moments_backward(
+        dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift
+    )
+    return x.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
+
+
+def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
+    """y, and the mean (N, C) of what is rounded to it: one launch, and one that adds up splits where there are any."""
+    m = map_of(x)
+
+    def run(config: Stream) -> tuple[Tensor, Tensor]:
+        y, parts = torch.empty_like(x), floats(x, config.splits(m), m.n, m.c)
+        samples = {} if m.shifted else {"samples": m.samples}
+        launch(
+            scale_shift_act_mean_shifted_kernel if m.shifted else scale_shift_act_mean_kernel, config.programs(m),
+            x.device, config.options(), x=x, scale=scale, shift=shift, y=y, mean_parts=parts, OUT_ACT=out_act,
+            **samples, **_geometry(m, config, True),
+        )  # fmt: skip
+        return y, parts
+
+    # as for two maps read: what is written is in registers beside the sums (134 of them on sm_100 with twice as much)
+    y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 2, True, run))
+    return y, _joined(parts)
+
+
+def scale_shift_act_mean_backward(
+    dy: Tensor, added: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, out_act: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dr, P and Q (N, C)."""
+    dr, p, q = launch_moments_backward(
+        dy, x, None, mean, mean, out_act, True, map_of(x), None, scale=scale, shift=shift, added=added
+    )
+    assert dr is not None
+    return dr, _joined(p), _joined(q)
+
+
+def _joined(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def scale_shift_act_backward(
+    dr: Tensor, x: Tensor | None, mask: Tensor, mean: Tensor, k1: Tensor, k2: Tensor, k3: Tensor
+) -> Tensor:
+    """dx."""
+    return launch_scale_shift_act_backward(dr, x, mask if mask.numel() else None, mean, k1, k2, k3, map_of(dr))

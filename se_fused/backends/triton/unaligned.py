@@ -1,0 +1,182 @@
+"""The streams for contiguous rows that start anywhere: 7 x 7 and 14 x 14 maps in 16 bits, odd maps in any dtype.
+
+Row r has its S elements at r * S, which is no multiple of a 16-byte VECTOR. A tile's row is a window of whole vectors
+from the one that holds the row's first element to the one that holds its last; position p of the row lies at p + off in
+it, and elements of the rows before and after surround them. Sums read the window and count the row's own positions.
+Results are stored by whole vectors: a row stores those that *start* in it, so each is stored once, and the elements of
+the next row at the end of its last vector are computed with the next row's coefficients (S >= VECTOR, so there is one
+next row at most). Only the mask needs all of a row's positions, also those in a vector that the row before stores.
+
+The whole window is one step; N * C * S is a multiple of VECTOR, so the last vector ends where the map does.
+"""
+
+import triton
+import triton.language as tl
+
+from .activations import map_coefficients, out_activate, out_slope
+from .tiles import clear
+
+
+@triton.jit
+def window(tile, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr):
+    """(row [BLOCK_ROWS], position p, element offsets, vectors that the row touches, those that start in it)."""
+    row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    start = row.to(tl.int64) * length
+    base = start // VECTOR * VECTOR
+    off = (start - base).to(tl.int32)
+    lane = tl.arange(0, WINDOW)
+    vector = (lane // VECTOR * VECTOR)[None, :]
+    touched = (row < rows)[:, None] & (vector < (off + length)[:, None])
+    owned = touched & (vector >= off[:, None])
+    return row, lane[None, :] - off[:, None], base[:, None] + lane[None, :], touched, owned
+
+
+@triton.jit
+def of_two_rows(own, following, p, length):
+    """A row's coefficient, and the next row's from position S on."""
+    return tl.where(p >= length, following[:, None], own[:, None])
+
+
+@triton.jit
+def vector_pair(pointer, row, rows):
+    """Numbers of each row and of the row after it."""
+    return tl.load(pointer + row, mask=row < rows, other=0), tl.load(pointer + row + 1, mask=row + 1 < rows, other=0)
+
+
+@triton.jit
+def mask_bits(mask, row, p, length, touched):
+    """The mask's bits at a window's positions, of this row and the next; a byte each, from L1."""
+    following = p >= length
+    rows = row.to(tl.int64)[:, None] + tl.where(following, 1, 0)
+    p = tl.where(following, p - length, p)
+    at = rows * ((length + 7) // 8) + p // 8
+    packed = tl.load(mask + at, mask=touched & (p >= 0), other=0)
+    return ((packed.to(tl.int32) >> (p & 7)) & 1) != 0
+
+
+@triton.jit(do_not_specialize=["rows"])
+def moments_shifted_kernel(
+    x, mean, m2, counters, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
+    COUNTERS: tl.constexpr,
+):  # fmt: skip
+    """moments_kernel: mean and, unless it is None, m2 (N, C). The row lies in registers: two passes over them."""
+    if counters is not None:
+        clear(counters, COUNTERS)
+    row, p, offsets, touched, _owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
+    valid = touched & (p >= 0) & (p < length)
+    value = tl.where(valid, tl.load(x + offsets, mask=touched, other=0).to(tl.float32), 0.0)
+    centre = tl.sum(value, axis=1) / length
+    if m2 is not None:
+        # of small differences: rounding is of the spread, not of the size; infinity keeps its sum
+        exact = centre + tl.sum(tl.where(valid, value - centre[:, None], 0.0), axis=1) / length
+        centre = tl.where(exact == exact, exact, centre)
+        away = tl.where(valid, value - centre[:, None], 0.0)
+        tl.store(m2 + row, tl.sum(away * away, axis=1), mask=row < rows)
+    tl.store(mean + row, centre, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def scale_shift_act_shifted_kernel(
+    x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, rows,
+    length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS:
+    tl.constexpr,
+):  # fmt: skip
+    """scale_shift_act_kernel. y may be x where there is no mask: then only vectors that are stored here are read here.
+
+    Bits of the mask are summed into WORDS of 64: position p is bit p, wherever the row starts.
+    """
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    row, p, offsets, touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
+    a_own, b_own = map_coefficients(
+        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, row, row < rows, channels, eps,
+        BLOCK_ROWS
+    )  # fmt: skip
+    a_next, b_next = map_coefficients(
+        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, row + 1, row + 1 < rows, channels, eps,
+        BLOCK_ROWS,
+    )  # fmt: skip
+    if mask is not None:
+        needed = touched
+    else:
+        needed = owned
+    t = tl.load(x + offsets, mask=needed, other=0, eviction_policy="evict_first").to(tl.float32)
+    t = of_two_rows(a_own, a_next, p, length) * t + of_two_rows(b_own, b_next, p, length)
+    if residual is not None:
+        t += tl.load(residual + offsets, mask=needed, other=0, eviction_policy="evict_first").to(tl.float32)
+    if mask is not None:
+        alive = (touched & (p >= 0) & (p < length) & ((t <= 0) == 0)).to(tl.int64)
+        width = (length + 7) // 8
+        byte = tl.arange(0, 8)
+        for word in tl.static_range(WORDS):
+            here = (p >= 64 * word) & (p < 64 * word + 64)
+            bits = tl.sum(tl.where(here, alive << (p & 63).to(tl.int64), 0), axis=1)
+            at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
+            exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
+            tl.store(mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists)
+    t = out_activate(t, OUT_ACT)
+    tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def moments_backward_shifted_kernel(
+    dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
+    counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
+):  # fmt: skip
+    """moments_backward_kernel: dr unless it is None, P and Q (N, C)."""
+    if counters is not None:
+        clear(counters, COUNTERS)
+    row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
+    gradient = tl.load(dy + offsets, mask=touched, other=0)
+    value = tl.load(x + offsets, mask=touched, other=0).to(tl.float32)
+    if mask is not None:
+        gradient = tl.where(mask_bits(mask, row, p, length, touched), gradient, 0.0)
+    if FROM_SUM:
+        mu, var = stats, stats
+        if stats is not None:
+            var = stats + channels
+        a_own, b_own = map_coefficients(
+            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, row, row < rows, channels, eps, BLOCK_ROWS
+        )
+        a_next, b_next = map_coefficients(
+            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, row + 1, row + 1 < rows, channels, eps, BLOCK_ROWS
+        )
+        t = of_two_rows(a_own, a_next, p, length) * value + of_two_rows(b_own, b_next, p, length)
+        if residual is not None:
+            t += tl.load(residual + offsets, mask=touched, other=0).to(tl.float32)
+        wide = gradient.to(tl.float32)
+        if added is not None:
+            own_added, next_added = vector_pair(added, row, rows)
+            wide += of_two_rows(own_added, next_added, p, length)
+        gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
+    if dr is not None:
+        tl.store(dr + offsets, gradient, mask=owned)
+    centre = tl.load(mean + row, mask=row < rows, other=0)
+    own = touched & (p >= 0) & (p < length)
+    wide = tl.where(own, gradient.to(tl.float32), 0.0)
+    tl.store(p_sum + row, tl.sum(wide, axis=1), mask=row < rows)
+    tl.store(q_sum + row, tl.sum(tl.where(own, wide * (value - centre[:, None]), 0.0), axis=1), mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def scale_shift_act_backward_shifted_kernel(
+    dr, x, mask, mean, k1, k2, k3, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
+    """scale_shift_act_backward_kernel."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    row, p, offsets, _touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
+    g = tl.load(dr + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
+    if mask is not None:
+        g = tl.where(mask_bits(mask, row, p, length, owned), g, 0.0)
+    own, following = vector_pair(k1, row, rows)
+    g *= of_two_rows(own, following, p, length)
+    own, following = vector_pair(k3, row, rows)
+    g += of_two_rows(own, following, p, length)
+    if x is not None:
+        value = tl.load(x + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
+        own, following = vector_pair(mean, row, rows)
+        value -= of_two_rows(own, following, p, length)
+        own, following = vector_pair(k2, row, rows)
+        g += of_two_rows(own, following, p, length) * value
+    tl.store(dx + offsets, g.to(dx.dtype.element_ty), mask=owned)

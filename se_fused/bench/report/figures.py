@@ -1,0 +1,124 @@
+"""Pictures of a run: how near the limits, how many times faster, over which sizes, what SE costs, how much memory."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .format import number, times
+from .pairs import MODULES, OURS, Workload, titled, workloads
+from .plots import check_matplotlib, save
+from .records import Run
+from .roofline import draw_roofline
+from .scaling import draw_rates, draw_scaling
+from .style import Bar, Panel, bar_pages, heading, label_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "memory_panels", "overhead_panels", "speedup_panels"]
+
+_COLUMNS = {"eager": ("eager",), "module": MODULES, "compile": ("compile",)}
+_MEMORY = (OURS, "eager", "compile")
+
+
+def draw(run: Run, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write the pictures for which the run has data.
+
+    Args:
+        run: what to draw.
+        folder: an existing folder; files of the same names are replaced, each whole or not at all.
+
+    Returns:
+        The files: roofline, speedups, scaling, images_per_second, overhead and memory, .png; bars that need more than
+        one page go on in ``speedups-2.png`` and so on.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    check_matplotlib()
+    written = []
+    for name, figures in _figures(run, heading(run)):
+        for page, figure in enumerate(figures, start=1):
+            path = Path(folder) / (f"{name}.png" if page == 1 else f"{name}-{page}.png")
+            save(figure, path)
+            written.append(path)
+    return written
+
+
+def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
+    """One at a time, so that only one is in memory."""
+    single = {"roofline": draw_roofline, "scaling": draw_scaling, "images_per_second": draw_rates}
+    for name, make in single.items():
+        figure = make(run, title)
+        yield name, [] if figure is None else [figure]
+    faster, cost = "se_fused is so many times as fast as", "time with SE over time without it, minus 1, in %"
+    yield "speedups", bar_pages(speedup_panels(run), f"Tails: {title}", times, faster, line=1)
+    yield (
+        "overhead",
+        bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{round(value)} %", cost),
+    )
+    yield "memory", bar_pages(memory_panels(run), f"Memory: {title}", number, "MB (10^6 bytes)")
+
+
+def speedup_panels(run: Run) -> list[Panel]:
+    """Per title and dtype: how many times faster ours is than eager, the best module and compile, with quartiles."""
+    panels = []
+    for title, group in titled(workloads(run, "tail")).items():
+        rows: dict[str, list[tuple[str, dict[str, Bar]]]] = {}
+        for w in group:
+            found = {name: w.versus(*names) for name, names in _COLUMNS.items()}
+            bars = {name: Bar(v.ratio.median, v.ratio.q1, v.ratio.q3) for name, v in found.items() if v is not None}
+            if bars:
+                rows.setdefault(w.ours.dtype, []).append((label_of(w.ours), bars))
+        panels += [Panel(f"{title}, {dtype}", found) for dtype, found in rows.items()]
+    return panels
+
+
+def overhead_panels(run: Run) -> list[Panel]:
+    """Per network and mode: SE's cost in percent, for each candidate that was measured without SE too."""
+    panels = []
+    for title, group in titled(workloads(run, "network")).items():
+        rows = []
+        for w in group:
+            costs = {name: w.cost(name) for name in (OURS, *w.names)}
+            bars = {name: Bar(100 * c.share, 100 * c.low, 100 * c.high) for name, c in costs.items() if c is not None}
+            if bars:
+                rows.append((f"batch {w.ours.shape[0]}, {w.ours.dtype}", bars))
+        if rows:
+            panels.append(Panel(title, rows))
+    return panels
+
+
+def memory_panels(run: Run) -> list[Panel]:
+    """Per title: MB at the peak and MB saved; rows of layouts that need the same are one row."""
+    panels = []
+    for kind in ("tail", "network"):
+        for title, group in titled(workloads(run, kind)).items():
+            for what, name in (("peak", "peak_bytes"), ("saved for backward", "saved_bytes")):
+                if rows := _memory_rows(group, kind, lambda w, peer, name=name: _bytes(w, peer, name)):  # type: ignore[misc]
+                    panels.append(Panel(f"{title}: {what}", rows))
+    return panels
+
+
+def _bytes(w: Workload, peer: str, name: str) -> int | None:
+    best = w.best(peer)
+    found: int | None = None if best is None else getattr(best, name)
+    return found
+
+
+def _memory_rows(
+    group: Iterable[Workload], kind: str, get: Callable[[Workload, str], int | None]
+) -> list[tuple[str, dict[str, Bar]]]:
+    rows: dict[tuple[object, ...], tuple[list[str], dict[str, Bar]]] = {}
+    for w in group:
+        m = w.ours
+        bars = {peer: Bar.exact(size / 1e6) for peer in _MEMORY if (size := get(w, peer)) is not None}
+        if bars:
+            about, _, layout = (f"batch {m.shape[0]}", "", "") if kind == "network" else label_of(m).rpartition(" ")
+            names, _ = rows.setdefault((about, m.dtype, *bars.items()), ([], bars))
+            names.append(layout)
+    return [
+        (f"{about}, {dtype}{'' if len(names) > 1 or not names[0] else f', {names[0]}'}", bars)
+        for (about, dtype, *_), (names, bars) in rows.items()
+    ]

@@ -1,0 +1,79 @@
+"""Numbers and tables as people read them: three significant digits at most, GitHub's Markdown."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from .records import Spread
+
+__all__ = ["bandwidth", "megabytes", "milliseconds", "number", "percent", "plus_minus", "size", "table", "times"]
+
+NOTHING = "–"
+
+
+def _decimals(value: float) -> int:
+    """Places behind the point that leave three significant digits."""
+    return 2 - math.floor(math.log10(abs(value))) if value else 0
+
+
+def number(value: float | None) -> str:
+    """1230, 123, 12.3, 1.23, 0.0123"""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    rounded = round(value, _decimals(value))
+    return f"{rounded:.{min(max(_decimals(rounded), 0), 9)}f}"
+
+
+def plus_minus(median: float, spread: float) -> str:
+    """Both with as many places as three digits of the median have."""
+    places = _decimals(median)
+    shown = round(spread, places)
+    digits = min(max(places, 0), 9)
+    if spread > 0 and shown == 0:
+        return f"{number(median)} ±<{10.0**-places:.{digits}f}"
+    return f"{number(median)} ±{shown:.{digits}f}"
+
+
+def milliseconds(seconds: Spread | None) -> str:
+    """Median and half the distance of the quartiles."""
+    return NOTHING if seconds is None else plus_minus(seconds.median * 1e3, (seconds.q3 - seconds.q1) / 2 * 1e3)
+
+
+def times(ratio: Spread | float | None) -> str:
+    """1.93×"""
+    value = ratio.median if isinstance(ratio, Spread) else ratio
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.2f}×" if value < 9.995 else f"{number(value)}×"
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """92 %"""
+    return NOTHING if share is None else f"{100 * share:.{digits}f} %"
+
+
+def megabytes(count: float | None) -> str:
+    """In MB = 10^6 bytes."""
+    return NOTHING if count is None else number(count / 1e6)
+
+
+def bandwidth(speed: float | None) -> str:
+    """In GB/s."""
+    return NOTHING if speed is None else number(speed / 1e9)
+
+
+def size(count: float) -> str:
+    """64 KiB, 256 MiB"""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            shown = number(count / scale)
+            return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def table(left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table with left-aligned and right-aligned columns; columns in which no row has anything are left out."""
+    heads, cells = [*left, *right], [list(row) for row in rows]
+    kept = [i for i in range(len(heads)) if i < len(left) or any(row[i] != NOTHING for row in cells)]
+    marks = ["---"] * len(left) + ["---:"] * len(right)
+    lines = [[heads[i] for i in kept], [marks[i] for i in kept], *([row[i] for i in kept] for row in cells)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

@@ -1,0 +1,202 @@
+"""What is compared with what: workloads, our fastest way in each, the fastest of a kind of peer, what SE costs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .records import Measurement, Run, Spread
+
+__all__ = ["Cost", "Study", "Versus", "Workload", "family", "quotient", "studies", "verdict", "workloads"]
+
+MODULES = ("timm", "torchvision", "monai")
+OURS = "se_fused"
+
+
+def family(candidate: str) -> str:
+    """Candidates that are ways of one peer: ``compile max-autotune`` is compile's, ``se_fused optimized`` ours."""
+    for name in (OURS, "compile"):
+        if candidate.startswith(name):
+            return name
+    return candidate
+
+
+def quotient(peer: Measurement, ours: Measurement, cold: bool = False) -> Spread | None:
+    """How many times faster ours is than the peer: measured in turn where it was, else the quotient of the medians."""
+    a, b = (peer.cold_ratio, ours.cold_ratio) if cold else (peer.ratio, ours.ratio)
+    if a is not None and b is None and a.to == ours.candidate:
+        return a
+    if b is not None and a is None and b.to == peer.candidate:
+        return b.inverse()
+    if a is not None and b is not None and a.to == b.to:
+        return a.over(b)
+    times, mine = (peer.cold, ours.cold) if cold else (peer.seconds, ours.seconds)
+    return None if times is None or mine is None else times.over(mine)
+
+
+def verdict(ratio: Spread) -> str:
+    """``behind`` or ``ahead`` where the whole range between the quartiles lies on one side of 1, else ``even``."""
+    return "behind" if ratio.q3 < 1 else "ahead" if ratio.q1 > 1 else "even"
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Ours against one peer."""
+
+    peer: Measurement
+    ratio: Spread
+
+    @property
+    def mode(self) -> str:
+        """What distinguishes the peer from others of its family: ``max-autotune``."""
+        return self.peer.candidate.removeprefix(family(self.peer.candidate)).strip()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time with SE over time without it, minus 1, of one candidate in one layout."""
+
+    of: Measurement
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All that was measured on the same input, so that it may be compared."""
+
+    measurements: tuple[Measurement, ...]
+    ours: Measurement
+    """Our fastest way, or the fastest of all where ours was not measured."""
+
+    @property
+    def names(self) -> list[str]:
+        """Families of the peers, as they came."""
+        return list(dict.fromkeys(family(m.candidate) for m in self._with_se if not m.ours))
+
+    @property
+    def _with_se(self) -> list[Measurement]:
+        return [m for m in self.measurements if not m.plain]
+
+    def best(self, *names: str) -> Measurement | None:
+        """The fastest candidate of these families, in its better layout."""
+        return _fastest([m for m in self._with_se if family(m.candidate) in names])
+
+    def versus(self, *names: str, cold: bool = False) -> Versus | None:
+        """Ours against the fastest of these families; None where there is none."""
+        if not self.ours.ours:
+            return None
+        peer = self.best(*names)
+        ratio = None if peer is None else quotient(peer, self.ours, cold)
+        return None if peer is None or ratio is None else Versus(peer, ratio)
+
+    def cost(self, name: str) -> Cost | None:
+        """What SE costs that family: its fastest way that was measured without SE too, in the same layout."""
+        pairs = {}
+        for plain in self.measurements:
+            if plain.plain and family(plain.candidate) == name:
+                for m in self._with_se:
+                    if (m.candidate, m.layout) == (plain.candidate, plain.layout):
+                        pairs[m.fullname] = m, plain
+        best = _fastest([m for m, _ in pairs.values()])
+        if best is None:
+            return None
+        plain = pairs[best.fullname][1]
+        told = plain.ratio is not None and plain.ratio.to == best.candidate
+        times = plain.ratio.inverse() if told and plain.ratio is not None else best.seconds.over(plain.seconds)
+        return Cost(best, times.median - 1, times.q1 - 1, times.q3 - 1)
+
+
+def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
+    """By times in turn with one yardstick, which itself has none, where that is how they were measured."""
+    if not candidates:
+        return None
+    in_turn = sum(m.ratio is None for m in candidates) <= 1 and any(m.ratio is not None for m in candidates)
+    if in_turn:
+        return min(candidates, key=lambda m: 1.0 if m.ratio is None else m.ratio.median)
+    return min(candidates, key=lambda m: m.seconds.median)
+
+
+def _key(m: Measurement) -> tuple[object, ...]:
+    # A network's candidates choose their own layout; a tail's is part of the workload.
+    layout = "" if m.kind in ("network", "convert") else m.layout
+    # A plain network may have a title of its own, and the convolution without SE has.
+    title = "" if m.kind == "network" else m.group if m.kind == "conv" else m.title
+    return m.kind, m.device, m.network, title, m.mode, m.shape, m.dtype, layout, m.axis, m.value
+
+
+def workloads(run: Run, kind: str, study: bool = False) -> list[Workload]:
+    """The workloads of a kind in the order in which they were measured; a study's points, or all others."""
+    groups: dict[tuple[object, ...], list[Measurement]] = {}
+    for m in run.measurements:
+        if m.kind == kind and bool(m.axis) == study:
+            groups.setdefault(_key(m), []).append(m)
+    made = []
+    for group in groups.values():
+        with_se = [m for m in group if not m.plain]
+        ours = _fastest([m for m in with_se if m.ours]) or _fastest(with_se)
+        if ours is not None:
+            made.append(Workload(tuple(group), ours))
+    return made
+
+
+@dataclass(frozen=True)
+class Study:
+    """One axis of the scaling study: workloads that differ in one size, smallest first."""
+
+    axis: str
+    title: str
+    where: str
+    points: tuple[tuple[int, Workload], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Families of the peers at any point."""
+        return list(dict.fromkeys(name for _, workload in self.points for name in workload.names))
+
+    def ratios(self, name: str) -> list[tuple[int, Spread]]:
+        """Value and ratio to that family, at the points that have both."""
+        found = ((value, workload.versus(name)) for value, workload in self.points)
+        return [(value, versus.ratio) for value, versus in found if versus is not None]
+
+    def behind(self, name: str) -> list[tuple[int, Spread]]:
+        """The points at which ours is slower than that family."""
+        return [(value, ratio) for value, ratio in self.ratios(name) if verdict(ratio) == "behind"]
+
+
+def studies(run: Run) -> list[Study]:
+    """The scaling studies, each with its points in order."""
+    found: dict[tuple[object, ...], list[tuple[int, Workload]]] = {}
+    for kind in dict.fromkeys(m.kind for m in run.measurements if m.axis):
+        for workload in workloads(run, kind, study=True):
+            m = workload.ours
+            layout = "" if kind in ("network", "convert") else m.layout
+            key = m.axis, _title(m), m.device, m.dtype, layout
+            found.setdefault(key, []).append((m.value, workload))
+    return [
+        Study(str(axis), str(title), _where(str(dtype), str(layout)), tuple(sorted(points, key=lambda p: p[0])))
+        for (axis, title, _, dtype, layout), points in found.items()
+    ]
+
+
+def _title(m: Measurement) -> str:
+    return m.title if m.device == "cpu" else f"{m.title} ({m.device})"
+
+
+def _where(dtype: str, layout: str) -> str:
+    return " ".join(filter(None, [dtype, SHORT.get(layout, layout)]))
+
+
+SHORT = {"contiguous": "NCHW", "channels_last": "NHWC"}
+
+
+def by(items: Iterable[Workload], key: Callable[[Measurement], str]) -> dict[str, list[Workload]]:
+    """Workloads by what their representative says, in order."""
+    groups: dict[str, list[Workload]] = {}
+    for item in items:
+        groups.setdefault(key(item.ours), []).append(item)
+    return groups
+
+
+def titled(items: Iterable[Workload]) -> dict[str, list[Workload]]:
+    """Workloads by title and device."""
+    return by(items, _title)

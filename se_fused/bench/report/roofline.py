@@ -1,0 +1,152 @@
+"""The roofline: what the machine can do at most, and how near each measurement comes to it.
+
+Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures",
+Communications of the ACM 52: the lesser of arithmetic's peak and bandwidth times FLOP per byte.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .pairs import family
+from .plots import new_figure
+from .records import CopySpeed, Limits, Run
+from .style import finish, legend, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Point", "Roof", "draw_roofline", "points", "roofs"]
+
+_SHOWN = ("se_fused", "eager", "compile")
+_KINDS = {"stream": "streams", "tail": "tails", "network": "networks"}
+# Tails share one intensity: what lies on one line is drawn a little beside it.
+_ASIDE = {"se_fused": 1.0, "eager": 0.88, "compile": 1.14}
+_DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement: FLOP per counted byte, FLOP per second, and counted bytes per second."""
+
+    kind: str
+    name: str
+    counted_bytes: int
+    bytes_per_second: float
+    flops: int | None
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOP per counted byte."""
+        return self.flops / self.counted_bytes if self.flops else None
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """Counted operations over the time."""
+        return self.intensity * self.bytes_per_second if self.intensity else None
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A bandwidth in bytes per second."""
+
+    label: str
+    bytes_per_second: float
+    dash: str
+
+
+def points(run: Run, device: str) -> list[Point]:
+    """What has counted bytes there: ours, eager and compiled; of networks those with SE."""
+    found = []
+    for m in run.measurements:
+        speed, name = m.speed(), family(m.candidate)
+        if m.device == device and m.kind in _KINDS and name in _SHOWN and not m.plain and speed and m.counted_bytes:
+            found.append(Point(m.kind, name, m.counted_bytes, speed, m.flops))
+    return found
+
+
+def roofs(limits: Limits) -> list[Roof]:
+    """The slanted ones: theory, copy_ where it is fastest out of warm caches, copy_ of the largest set out of none."""
+    warm = [c.warm for c in limits.copy if c.warm]
+    cold = [c.cold for c in limits.copy if c.cold]
+    found = [Roof("theoretical bandwidth of memory", limits.theoretical, "--")] if limits.theoretical else []
+    found += [Roof("copy_, warm, fastest", max(warm), "-.")] if warm else []
+    found += [Roof("copy_, cold, largest set", cold[-1], "-")] if cold else []
+    return found
+
+
+def draw_roofline(run: Run, title: str) -> "Figure | None":
+    """Per device two panels: the roofline, and counted bytes per second over counted bytes beside the copy's curves.
+
+    All tails lie at about one FLOP per byte, so the second panel is where they can be told apart.
+    """
+    devices = [d for d in dict.fromkeys(m.device for m in run.measurements) if points(run, d)]
+    if not devices:
+        return None
+    figure = new_figure(13, 4.9 * len(devices) + 1.2)
+    grid = figure.subplots(len(devices), 2, squeeze=False)
+    for (left, right), device in zip(grid, devices, strict=True):
+        limits, found = run.limits.get(device, Limits()), points(run, device)
+        _roofline(left, limits, found, device)
+        _speeds(right, limits.copy, found, device)
+    legend(figure, columns=4)
+    figure.suptitle(f"How near the limits: {title}", fontsize=11)
+    return figure
+
+
+def _scatter(axes: "Axes", found: Sequence[tuple[Point, float, float]]) -> None:
+    """Ours filled, peers hollow; the marker tells the kind."""
+    markers = {"stream": "x", "tail": "o", "network": "s"}
+    # Ours last, on top: where all lie close, it is ours that is looked for.
+    for kind, text in _KINDS.items():
+        for name in reversed(_SHOWN):
+            some = [(x, y) for point, x, y in found if (point.kind, point.name) == (kind, name)]
+            if not some:
+                continue
+            label, colour, _ = style(name)
+            face = colour if name == "se_fused" or kind == "stream" else "none"
+            axes.scatter([x for x, _ in some], [y for _, y in some], marker=markers[kind], s=30, facecolors=face,
+                         edgecolors=None if kind == "stream" else colour, linewidths=1.1, alpha=0.8,
+                         label=f"{label}, {text}", zorder=4 if name == "se_fused" else 3)  # fmt: skip
+
+
+def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str) -> None:
+    placed = [(p, x * _ASIDE[p.name], y / 1e9) for p in found if (x := p.intensity) and (y := p.flops_per_second)]
+    slants, peaks = roofs(limits), limits.matmul
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    if placed:
+        low, high = min(x for _, x, _ in placed) / 4, max(x for _, x, _ in placed) * 4
+        top = max(peaks.values(), default=0)
+        if top and slants:  # the ridge is part of the picture
+            high = max(high, 3 * top / min(roof.bytes_per_second for roof in slants))
+        for roof in slants:
+            end = min(high, top / roof.bytes_per_second) if top else high
+            ends = (low, max(end, low))
+            axes.plot(ends, [x * roof.bytes_per_second / 1e9 for x in ends], color="#444444", linestyle=roof.dash,
+                      linewidth=1.2, label=f"{roof.label}", zorder=2)  # fmt: skip
+        for dash, (dtype, peak) in zip(_DASHES, peaks.items(), strict=False):
+            start = min(max(low, peak / max((r.bytes_per_second for r in slants), default=peak / low)), high)
+            axes.plot((start, high), (peak / 1e9, peak / 1e9), color="#8c510a", linestyle=dash, linewidth=1.2,
+                      label=f"matrix product, {dtype}", zorder=2)  # fmt: skip
+        axes.set_xlim(low, high)
+        _scatter(axes, placed)
+    else:
+        axes.text(0.5, 0.5, "no counted operations in this run", ha="center", fontsize=9, transform=axes.transAxes)
+    axes.grid(which="major", color="#dddddd", linewidth=0.6)
+    beside = "FLOP per counted byte (drawn aside: eager to the left, compile to the right)"
+    finish(axes, f"roofline, {device}", beside, "GFLOP/s")
+
+
+def _speeds(axes: "Axes", copy: Sequence[CopySpeed], found: Sequence[Point], device: str) -> None:
+    for which, dash in (("warm", "-."), ("cold", "-")):
+        curve = [(c.working_set_bytes, speed / 1e9) for c in copy if (speed := getattr(c, which))]
+        if curve:
+            axes.plot([x for x, _ in curve], [y for _, y in curve], color="#444444", linestyle=dash, linewidth=1.2,
+                      marker=".", label=f"copy_, {which}, of that size", zorder=2)  # fmt: skip
+    _scatter(axes, [(p, float(p.counted_bytes), p.bytes_per_second / 1e9) for p in found if p.kind != "network"])
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.grid(which="major", color="#dddddd", linewidth=0.6)
+    finish(axes, f"counted bytes per second, {device}", "counted bytes (copy_: working set)", "GB/s")

@@ -1,0 +1,180 @@
+"""What the pictures share: one colour and marker per candidate, grouped bars, pages, legends."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .pairs import SHORT
+from .plots import OURS as OUR_COLOUR
+from .plots import PEERS, new_figure
+from .records import Measurement, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["SMALL", "STYLES", "Bar", "Panel", "bar_pages", "finish", "heading", "label_of", "legend", "style"]
+
+SMALL = 8
+"""Points of the smallest text."""
+_WHISKERS = {"ecolor": "#777777", "elinewidth": 1, "zorder": 3}
+
+# Okabe & Ito's colours and near ones, darkened where text or thin lines need it; each also has a marker of its own.
+STYLES: dict[str, tuple[str, str, str]] = {
+    "se_fused": ("se_fused", OUR_COLOUR, "o"),
+    "eager": (*PEERS["eager"], "s"),
+    "compile": (*PEERS["compile"], "^"),
+    "module": ("best of timm, torchvision, MONAI", "#009e73", "D"),
+    "timm": ("timm", "#009e73", "D"),
+    "torchvision": ("torchvision", "#56b4e9", "v"),
+    "monai": ("MONAI", "#cc79a7", "P"),
+    "openvino": ("OpenVINO", "#8c6bb1", "X"),
+    "onnxruntime": ("ONNX Runtime", "#b09f1c", "<"),
+    "tensorrt": ("TensorRT", "#7f7f7f", ">"),
+    # of our own kernels, each beside what was expected of it
+    "cuda": ("CUDA", "#7a1f5c", "h"),
+    "triton": ("Triton", "#2f8f9d", "p"),
+    "expected": ("expected", "#cccccc", "|"),
+}
+
+
+def style(name: str) -> tuple[str, str, str]:
+    """Label, colour and marker of a family of candidates."""
+    return STYLES.get(name, (name, "#a05a2c", "*"))
+
+
+def label_of(m: Measurement) -> str:
+    """8×256×56×56 NCHW"""
+    return "×".join(map(str, m.shape)) + f" {SHORT.get(m.layout, m.layout)}"
+
+
+def heading(run: Run) -> str:
+    """The line above a picture: where, with what, of which commit."""
+    versions = run.info.get("versions") or {}
+    threads = (run.info.get("cpu") or {}).get("threads")
+    about = [run.where, f"{threads} threads" if threads and not run.machine[1] else ""]
+    about += [f"torch {versions['torch']}" if versions.get("torch") else ""]
+    about += [f"commit {run.commit[:10]}{' + changes' if run.dirty else ''}" if run.commit else ""]
+    return ", ".join(filter(None, about))
+
+
+def legend(figure: "Figure", columns: int = 4) -> None:
+    """One legend below all panels; a label that several panels have stands there once."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False,
+                      fontsize=9)  # fmt: skip
+
+
+def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:
+    """What all panels look like."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value with the range of its quartiles."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float) -> "Bar":
+        """Without a range."""
+        return cls(value, value, value)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Rows of bars, each a label and a bar per series."""
+
+    title: str
+    rows: Sequence[tuple[str, Mapping[str, Bar]]]
+
+    @property
+    def height(self) -> float:
+        """Inches that its rows need for text of 8 points beside each bar."""
+        return 0.75 + sum(0.17 * max(len(bars), 1) + 0.12 for _, bars in self.rows)
+
+
+def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line: float | None = None) -> None:
+    """Grouped horizontal bars, the first row on top; every bar of a panel is equally thick and bears its value.
+
+    Args:
+        axes: where.
+        panel: what.
+        text: writes a value.
+        x: the axis's label.
+        line: draws a dashed line there.
+    """
+    thick, gap = 1.0, 0.7
+    top, places = 0.0, []
+    lowest = min([0.0, *(bar.low for _, row in panel.rows for bar in row.values())])
+    highest = max([line or 0.0, *(bar.high for _, row in panel.rows for bar in row.values())])
+    width = highest - lowest or 1.0
+    shown = set()
+    for _, row in panel.rows:
+        for k, (name, bar) in enumerate(row.items()):
+            label, colour, _ = style(name)
+            at = top + (k + 0.5) * thick
+            error = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]] if bar.high > bar.low else None
+            axes.barh(at, bar.value, height=0.9 * thick, color=colour, zorder=2, xerr=error, error_kw=_WHISKERS,
+                      label=None if label in shown else label)  # fmt: skip
+            shown.add(label)
+            axes.text(max(bar.high, 0) + 0.012 * width, at, text(bar.value), va="center", fontsize=SMALL, zorder=4,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # fmt: skip
+        places.append(top + max(len(row), 1) * thick / 2)
+        top += max(len(row), 1) * thick + gap
+    if line is not None:
+        axes.axvline(line, color="#666666", linewidth=1, linestyle="--", zorder=1)
+    axes.set_xlim(lowest - (0.03 * width if lowest < 0 else 0), highest + 0.16 * width)
+    axes.set_ylim(top - gap / 2, -gap / 2)
+    axes.set_yticks(places, labels=[label for label, _ in panel.rows])
+    finish(axes, panel.title, x)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+
+
+def bar_pages(
+    panels: Iterable[Panel], title: str, text: Callable[[float], str], x: str, line: float | None = None,
+    tallest: float = 24.0,
+) -> list["Figure"]:  # fmt: skip
+    """Figures of two columns of panels; what is higher than ``tallest`` inches goes on to the next figure."""
+    found = [panel for panel in panels if panel.rows]
+    lines = [found[i : i + 2] for i in range(0, len(found), 2)]
+    pages: list[list[list[Panel]]] = []
+    room = 0.0
+    for two in lines:
+        height = max(panel.height for panel in two)
+        if not pages or height > room:
+            pages.append([])
+            room = tallest
+        pages[-1].append(two)
+        room -= height
+    figures = []
+    for number, page in enumerate(pages, start=1):
+        heights = [max(panel.height for panel in two) for two in page]
+        columns = max(len(two) for two in page)
+        figure = new_figure(6.6 * columns, sum(heights) + 1.0)
+        grid = figure.subplots(len(page), columns, squeeze=False, height_ratios=heights)
+        for line_of_axes, two in zip(grid, page, strict=True):
+            for k, axes in enumerate(line_of_axes):
+                if k < len(two):
+                    bars(axes, two[k], text, x, line)
+                else:
+                    axes.remove()
+        legend(figure)
+        figure.suptitle(title + (f" ({number} of {len(pages)})" if len(pages) > 1 else ""), fontsize=11)
+        figures.append(figure)
+    return figures

@@ -1,0 +1,1 @@
+"""What is benchmarked: a block, a network, a converted network."""

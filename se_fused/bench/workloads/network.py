@@ -1,0 +1,377 @@
+"""Whole networks as workloads: ours against timm's with the same weights, or against ours in plain PyTorch, and both
+compiled or in other engines."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..._random import generator_on
+from ...backends import use_backend
+from ...models import create_model
+from ...models.se_resnet import BasicBlock, Bottleneck
+from ...nn import optimize_for_inference
+from ..providers import registry as peers
+from ..providers.engines import ENGINES
+from .block import LAYOUTS, Candidate, Workload, between_graphs, compile_mode, compiled, kept_results
+
+__all__ = ["ModelWorkload", "NetworkWorkload", "network_bytes", "network_flops", "plain_peer", "settle", "shared_start"]
+
+
+def kinds_of_gradients(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """All gradients as three vectors, so that those of a few small tensors do not drown in the convolutions'."""
+    kinds: dict[str, list[Tensor]] = {"d(convolutions)": [], "d(SE)": [], "d(norms)": []}
+    for name, p in parameters:
+        kind = "d(SE)" if ".se." in name else "d(convolutions)" if p.dim() > 1 else "d(norms)"
+        if p.grad is not None:
+            kinds[kind].append(p.grad.detach().flatten())
+    return {kind: torch.cat(parts) for kind, parts in kinds.items() if parts}
+
+
+def shared_start(name: str, num_classes: int, in_chans: int, seed: int = 0) -> nn.Module:
+    """Our model with weights for both sides. timm's start has every block's last batch norm at zero, where SE would be
+    computed and multiplied by nothing; here it is 0.5."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = create_model(name, num_classes=num_classes, in_chans=in_chans, zero_init_last=False)
+    for module in model.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            nn.init.constant_(module.last_norm().weight, 0.5)
+    return model
+
+
+def plain_peer(name: str, ours: nn.Module, num_classes: int, in_chans: int) -> tuple[nn.Module, str, bool]:
+    """timm's model with ours's weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
+    try:
+        import timm
+
+        peer: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+        peer.load_state_dict(ours.state_dict())
+    except ImportError:
+        return copy.deepcopy(ours), "our model in plain PyTorch (timm is not installed)", True
+    except RuntimeError as error:  # a timm without this model, or with another one of that name
+        reason = str(error).splitlines()[0]
+        return copy.deepcopy(ours), f"our model in plain PyTorch (timm {timm.__version__}: {reason})", True
+    return peer, f"timm {metadata.version('timm')}", False
+
+
+@torch.no_grad()
+def settle(model: nn.Module, images: Tensor) -> None:
+    """Set every batch norm's running statistics to those of the images, as in a trained network."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    model.train()
+    model(images)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+
+
+def _on_meta(model: nn.Module, mode: str) -> nn.Module:
+    return copy.deepcopy(model).to("meta").train(mode == "train")
+
+
+def _pass(model: nn.Module, shape: Sequence[int], mode: str) -> None:
+    """One forward pass, in training with its backward pass, of a model without memory."""
+    dtype = next(model.parameters()).dtype
+    with torch.set_grad_enabled(mode == "train"), use_backend("reference"):
+        y = model(torch.empty(tuple(shape), dtype=dtype, device="meta"))
+        if mode == "train":
+            y.sum().backward()
+
+
+def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
+    """Floating-point operations of one batch by PyTorch's counter: two per product of convolutions and matrices,
+    forward ("infer") or forward and backward ("train"); everything else counts nothing.
+
+    Args:
+        model: any that runs on the meta device.
+        shape: of the images, (N, C, H, W).
+        mode: "infer" or "train".
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        _pass(_on_meta(model, mode), shape, mode)
+    return int(counter.get_total_flops())
+
+
+def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """Bytes that a network must move: (read and written once per use, the working set they go over).
+
+    A floor: each convolution and linear layer reads its input and weight and writes its output, each residual block
+    reads its shortcut, and all else (batch norm, activations, squeeze-excite, pooling) happens to what is on the chip.
+    In training, backward reads each layer's output gradient, input and weight, writes the gradients of input (but for
+    the images) and weight, and reads the shortcut's gradient. Activations have ``dtype``, weights their own.
+
+    The working set is every weight (in training with its gradient), the images and every layer's output (in training
+    with its gradient), once. Shortcuts are known in blocks named ``BasicBlock`` or ``Bottleneck``, as ours and timm's
+    are; of others none is counted.
+
+    Args:
+        model: any that runs on the meta device.
+        shape: of the images, (N, C, H, W).
+        dtype: of the activations.
+        mode: "infer" or "train".
+    """
+    model, train, size = _on_meta(model, mode), mode == "train", dtype.itemsize
+    moved, working_set, first = 0, size * torch.Size(tuple(shape)).numel(), True
+
+    def layer(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+        nonlocal moved, working_set, first
+        parameters = sum(p.nbytes for p in module.parameters(recurse=False))
+        x_bytes, y_bytes = inputs[0].numel() * size, y.numel() * size
+        moved += x_bytes + parameters + y_bytes
+        working_set += (parameters + y_bytes) * (2 if train else 1)
+        if train:
+            moved += y_bytes + x_bytes + parameters + (0 if first else x_bytes) + parameters
+        first = False
+
+    def block(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+        nonlocal moved
+        moved += y.numel() * size * (2 if train else 1)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(layer)
+        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and timm's
+            module.register_forward_hook(block)
+    _pass(model, shape, mode)
+    return moved, working_set
+
+
+def frozen(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """torch.compile with the weights as constants, folded and packed; the first call, which compiles, must be without
+    gradients. The compiler's setting is as it was before and after it."""
+    import torch._inductor.config as inductor
+
+    graph, ready = compiled(model), False
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal ready
+        if ready:
+            return graph(x)
+        with inductor.patch(freezing=True):
+            y = graph(x)
+        ready = True
+        return y
+
+    return call
+
+
+class NetworkWorkload(Workload):
+    """A network on images: its result ("infer"), or loss and all gradients ("train"). Subclasses fill ``_models``.
+
+    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+
+    Args:
+        title: what is computed, with the mode.
+        mode: "infer" or "train".
+        dtype, device: see above.
+        layouts: those that ours and the eager peer are measured in.
+        shape: (N, C, H, W) of the images.
+        images: (N, C, H, W) float32; None draws normal numbers.
+        targets: (N,) int64 classes; None counts through them.
+        num_classes: the classes.
+        learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
+    """
+
+    layout = "both"
+    draws = 5
+    seconds = 15.0
+    truth_of = "eager"
+    """The name of the model that float64's truth comes from."""
+    _models: dict[str, nn.Module]
+
+    def __init__(
+        self,
+        title: str,
+        mode: str,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        layouts: Sequence[str],
+        shape: Sequence[int],
+        images: Tensor | None,
+        targets: Tensor | None,
+        num_classes: int,
+        learning_rate: float = 0.0,
+    ) -> None:
+        if mode not in ("infer", "train"):
+            raise ValueError(f"mode must be infer or train for a network; got {mode!r}")
+        self.title, self.learning_rate = title, learning_rate
+        self.mode, self.dtype, self.device, self.layouts = mode, dtype, torch.device(device), tuple(layouts)
+        self._given = images
+        self.shape = tuple(shape)
+        input_dtype = dtype if mode == "infer" else torch.float32
+        self.inputs = {
+            layout: torch.empty(self.shape, dtype=input_dtype, device=self.device).to(memory_format=LAYOUTS[layout])
+            for layout in LAYOUTS
+        }
+        counted = torch.arange(self.images) % num_classes if targets is None else targets
+        self.targets = counted.to(self.device)
+        self.draw(0)
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        generator = generator_on(self.device, seed)
+        noise = torch.randn(self.shape, generator=generator, device=generator.device)
+        # Given images are moved by a hundredth from the second draw on: enough for other roundings.
+        images = noise if self._given is None else self._given.to(noise.device) + noise * (0.01 if seed else 0.0)
+        for tensor in self.inputs.values():
+            tensor.copy_(images)
+
+    def _plain(self, name: str) -> AbstractContextManager[Any]:
+        """What that candidate runs in."""
+        return nullcontext()
+
+    def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        low = self.dtype if self.dtype != torch.float32 and x.dtype != torch.float64 else None
+        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+            return F.cross_entropy(model(x), self.targets)
+
+    def _step(self, raw: nn.Module, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.mode == "infer":
+            with torch.no_grad():
+                return model(x)
+        raw.zero_grad(set_to_none=True)
+        loss = self._loss(model, x)
+        loss.backward()
+        return loss.detach()
+
+    def _results(self, raw: nn.Module, model: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
+        value = self._step(raw, model, x)
+        if self.mode == "infer":
+            return {"logits": value}
+        return {"loss": value, **kinds_of_gradients(raw.named_parameters())}
+
+    def truth(self) -> dict[str, Tensor]:
+        model = copy.deepcopy(self._models[self.truth_of]).double().train(self.mode == "train")
+        with self._plain(self.truth_of):
+            return self._results(model, model, self.inputs["contiguous"].double())
+
+    def counted(self) -> tuple[int, int]:
+        """See :func:`network_bytes`."""
+        return network_bytes(self._models[self.truth_of], self.shape, self.dtype, self.mode)
+
+    def flops(self) -> int:
+        """See :func:`network_flops`."""
+        return network_flops(self._models[self.truth_of], self.shape, self.mode)
+
+    def _candidate(
+        self, name: str, layout: str, raw: nn.Module, model: Callable[[Tensor], Tensor] | None = None
+    ) -> Candidate:
+        """Of a module that is nobody else's, and what stands for it in forward passes."""
+        raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
+        call: Callable[[Tensor], Tensor] = raw if model is None else model
+        x = self.inputs[layout]
+        optimizer = None
+        if self.mode == "train" and self.learning_rate:
+            optimizer = torch.optim.SGD(raw.parameters(), self.learning_rate, momentum=0.9)
+
+        def run() -> Tensor:
+            with self._plain(name):
+                result = self._step(raw, call, x)
+                if optimizer is not None:
+                    optimizer.step()
+                return result
+
+        def results() -> dict[str, Tensor]:
+            with self._plain(name):
+                return self._results(raw, call, x)
+
+        def forward() -> Tensor:
+            with self._plain(name):
+                return self._loss(call, x)
+
+        kept = (*raw.parameters(), *raw.buffers())
+        return Candidate(
+            name, layout, between_graphs(name, run), kept_results(name, results), forward, kept,
+            lambda: raw.zero_grad(set_to_none=True),
+        )  # fmt: skip
+
+
+class ModelWorkload(NetworkWorkload):
+    """A network of ours against timm's with the same weights: logits ("infer"), or loss and all gradients ("train").
+
+    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+
+    Args:
+        name: one of :func:`se_fused.list_models`.
+        mode: "infer" or "train".
+        images: (N, C, H, W) float32; None draws normal numbers, (batch, in_chans, size, size).
+        targets: (N,) int64 classes; None counts through them.
+        layouts: those that ours and the eager peer are measured in.
+        batch, size, in_chans, num_classes: see above.
+        start: our model whose weights both sides take; None: :func:`shared_start`.
+        learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
+
+    Raises:
+        ValueError: another mode, or no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        *,
+        layouts: Sequence[str] = tuple(LAYOUTS),
+        images: Tensor | None = None,
+        targets: Tensor | None = None,
+        batch: int = 8,
+        size: int = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        start: nn.Module | None = None,
+        learning_rate: float = 0.0,
+    ) -> None:
+        if images is not None:
+            batch, in_chans = images.shape[:2]
+        step = "training step" if learning_rate else "forward+backward"
+        super().__init__(
+            f"{name} {'inference' if mode == 'infer' else step}", mode, dtype, device, layouts,
+            (batch, in_chans, size, size) if images is None else images.shape, images, targets, num_classes,
+            learning_rate,
+        )  # fmt: skip
+        ours = shared_start(name, num_classes, self.shape[1]) if start is None else copy.deepcopy(start)
+        ours = ours.to(self.device)
+        if start is None:
+            settle(ours, self.inputs["contiguous"].float())
+        theirs, self.peer, self.peer_is_ours = plain_peer(name, ours, num_classes, self.shape[1])
+        if mode == "infer":
+            ours, theirs = ours.to(dtype), theirs.to(dtype)
+        self._models = {"se_fused": ours, "eager": theirs.to(self.device)}
+
+    def _plain(self, name: str) -> AbstractContextManager[Any]:
+        ours = name.startswith("se_fused")
+        return use_backend("reference") if self.peer_is_ours and not ours else nullcontext()
+
+    def candidate(self, name: str, layout: str) -> Candidate:
+        self._check(name, peers.NETWORKS)
+        if not peers.compiles(name):  # the compiler takes what it is given; others are made for one layout
+            layout = peers.PEERS[name].layout or layout
+        raw = copy.deepcopy(self._models["se_fused" if name.startswith("se_fused") else "eager"])
+        raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
+        x = self.inputs[layout]
+        model: Callable[[Tensor], Tensor] | None = None
+        if name == "se_fused optimized":
+            model = optimize_for_inference(raw, dtype=self.dtype)
+        elif name == "compile freezing":
+            model = frozen(raw)
+        elif peers.compiles(name):
+            model = compiled(raw, mode=compile_mode(name))
+        elif name in ENGINES:
+            with self._plain(name), torch.no_grad():
+                engine = ENGINES[name](raw, x)
+
+            def model(_: Tensor) -> Tensor:
+                return engine()
+
+        return self._candidate(name, layout, raw, model)

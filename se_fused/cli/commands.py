@@ -1,0 +1,165 @@
+"""What the kernels do here: info, verify, compare, and reports of benchmark runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .._atomic_write import write_text
+from ..bench import compare as comparing
+from ..bench.report import console as report
+from ..bench.report import plots
+from ..bench.workloads.block import DTYPES, LAYOUTS, MODES
+from .app import app
+from .options import at_least, bad, check_device, check_output, choice, progress_bar
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.command("info")
+def info_command(as_json: AsJson = False) -> None:
+    """What is installed and built, and which backend each op takes here, and why not the others."""
+    from ..info.environment import info
+
+    about = info()
+    if as_json:
+        print(json.dumps(about, indent=1))
+    else:
+        report.print_info(about, report.console())
+
+
+@app.command("verify")
+def verify_command(as_json: AsJson = False) -> None:
+    """Every op, dtype and layout on this machine's devices and backends against float64."""
+    from ..testing.verify import verify_command as verify
+
+    raise typer.Exit(verify(as_json))
+
+
+@app.command("compare")
+def compare_command(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="stages (the tails of ResNet-50's four), a block N,C,H,W, or a model.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16. Default: float32, for blocks bfloat16 too. Networks train in the "
+            "smaller two under autocast."
+        ),
+    ] = None,
+    layout: Annotated[str, typer.Option(help="contiguous, channels_last or both.")] = "both",
+    batch: Annotated[int | None, typer.Option(help="Batch size. Default: 8, or the block's.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width of a model's images. Default: 224.")] = None,
+    mode: Annotated[str, typer.Option(help="infer, train (forward and backward) or both.")] = "both",
+    compile: Annotated[bool, typer.Option(help="Whether torch.compile of the peer takes part.")] = True,
+    repeats: Annotated[int | None, typer.Option(help="Rounds. Default: 2 s of them a block, 15 s a model.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all figures there; - prints them.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the speed-ups.")] = None,
+) -> None:
+    """Ours against eager PyTorch and torch.compile: the same output first, then time, memory and ratios.
+
+    Eager and compiled peers are timm's model with the same weights, or the block in plain PyTorch. The exit code is 1
+    if ours differs from float64 by more than twice what eager does.
+    """
+    try:
+        parsed = comparing.parse_target(target)
+    except ValueError as error:
+        raise bad("TARGET", str(error)) from None
+    check_device(device)
+    if dtype is not None:
+        choice("--dtype", dtype, tuple(DTYPES))
+    choice("--layout", layout, (*LAYOUTS, "both"))
+    choice("--mode", mode, (*MODES, "both"))
+    for option, value in (("--batch", batch), ("--repeats", repeats)):
+        at_least(option, value, 1)
+    at_least("--size", size, 32)
+    if size is not None and (parsed == "stages" or not isinstance(parsed, str)):
+        raise bad("--size", "is for models; a block's size is in N,C,H,W")
+    to_file = None if json_file in (None, "-") else Path(str(json_file))
+    check_output("--json", to_file)
+    check_output("--plot", plot, picture=True)
+
+    builds = comparing.plan(
+        parsed, device=device, dtypes=None if dtype is None else (dtype,), batch=batch, size=size,
+        layouts=tuple(LAYOUTS) if layout == "both" else (layout,), modes=MODES if mode == "both" else (mode,),
+    )  # fmt: skip
+    with progress_bar("compare") as progress:
+        rows, memory = comparing.run(builds, compiled=compile, repeats=repeats, progress=progress)
+    text = report.document(rows, memory, context.obj or sys.argv[1:])
+    # Files first: a reader of the output that closes its pipe early does not lose them.
+    if to_file is not None:
+        write_text(to_file, text)
+    if plot is not None:
+        threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
+        plots.speedup_figure(rows, f"se-fused compare {target} on {device}, {threads}, torch {torch.__version__}", plot)
+    if json_file == "-":
+        print(text, end="")
+    else:
+        report.print_rows(rows, memory, report.console())
+    raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[
+        list[str], typer.Argument(metavar="RESULTS.json...", help="Files of pytest benchmarks/ --benchmark-json=FILE.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write report.md and pictures there; the folder is made.")
+    ] = None,
+) -> None:
+    """What a run of the benchmarks says, as Markdown: speed and memory against all peers, what SE costs, the limits.
+
+    Several files count as one run; they must be of one machine.
+    """
+    from ..bench.report import load_all, markdown
+    from ..bench.report import write as commands
+
+    try:
+        if output is not None:
+            commands.check_folder(output)
+    except (ValueError, ImportError) as error:
+        raise bad("--output", str(error)) from None
+    try:
+        loaded = load_all(results)
+    except ValueError as error:
+        raise bad("RESULTS.json", str(error)) from None
+    if output is not None:
+        commands.write_report(loaded, output)
+    print(markdown(loaded), end="")
+
+
+@app.command("changes")
+def changes_command(
+    before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="A run of the benchmarks.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="Another, on the same machine.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+) -> None:
+    """Whether two runs differ by more than noise, which the peers tell: their code is the same in both.
+
+    The exit code is 1 if something of ours is slower.
+    """
+    from ..bench.report import changes, load
+    from ..bench.report import write as commands
+
+    check_output("--json", json_file)
+    runs = []
+    for argument, path in (("BEFORE.json", before), ("AFTER.json", after)):
+        try:
+            runs.append(load(path))
+        except ValueError as error:
+            raise bad(argument, str(error)) from None
+    try:
+        found = changes(*runs)
+    except ValueError as error:
+        raise bad("AFTER.json", str(error)) from None
+    if json_file is not None:
+        commands.write_changes(found, json_file)
+    print(found.text(), end="")
+    raise typer.Exit(0 if found.ok else 1)

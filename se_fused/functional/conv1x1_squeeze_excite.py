@@ -1,0 +1,151 @@
+"""Squeeze-excite behind a 1x1 convolution, with the convolution inside: for inference."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _checks as check
+from .. import reference
+from ..ops.conv1x1_squeeze_excite import conv1x1_squeeze_excite as operator
+from ..ops.layout import dense
+from .batch_norm_squeeze_excite import backend_for, check_gate, check_residual, is_transformed, squeeze_excite
+
+__all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
+
+_PANEL = 16  # channels, of csrc/cpu/conv1x1_squeeze_excite.inl
+
+
+def _check_convolution(h: Any, weight: Any, bias: Any) -> None:
+    check.check_x(h, "h")
+    check.check_tensor(weight, "conv_weight")
+    if weight.dim() < 2 or weight.shape[0] < 1:
+        raise ValueError(f"conv_weight must be (C, K) or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
+    c, k = weight.shape[0], h.shape[1]
+    check.check_parameter(weight, "conv_weight", (c, k), "(C, K)", h, "h")
+    check.check_parameter(bias, "conv_bias", (c,), "(C,)", h, "h")
+    if weight.dtype != h.dtype and not check.autocasts(h):
+        raise TypeError(f"conv_weight must have h's dtype {h.dtype}, got {weight.dtype}: cast one, weight.to(h.dtype)")
+
+
+def fold_squeeze(
+    conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """FC1 as a layer on the means of the convolution's input: W1 mean(W3 h + b3) + b1 = (W1 W3) mean(h) + (W1 b3 + b1).
+
+    Args:
+        conv_weight: (C, K), or that of a 1x1 convolution.
+        conv_bias: (C,) or None.
+        fc1_weight: (R, C), or that of a 1x1 convolution.
+        fc1_bias: (R,) or None.
+
+    Returns:
+        Weight (R, K) and bias (R,), float32; multiplied in float64.
+    """
+    w1, w3 = fc1_weight.flatten(1).double(), conv_weight.flatten(1).double()
+    bias = w1.new_zeros(w1.shape[0]) if fc1_bias is None else fc1_bias.double()
+    if conv_bias is not None:
+        bias = bias + w1 @ conv_bias.double()
+    return (w1 @ w3).float(), bias.float()
+
+
+def pack_conv1x1(conv_weight: Tensor) -> Tensor:
+    """The weight of a 1x1 convolution as the CPU kernel reads it: panels of 16 channels, zero behind the last.
+
+    Args:
+        conv_weight: (C, K), or that of a 1x1 convolution.
+
+    Returns:
+        (ceil(C / 16), K, 16), float32.
+    """
+    weight = conv_weight.detach().flatten(1).float()
+    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % _PANEL))
+    return padded.reshape(-1, _PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def conv1x1_squeeze_excite(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    act: str = "relu",
+    gate: str = "sigmoid",
+    out_act: str | None = None,
+    folded: tuple[Tensor, Tensor] | None = None,
+    packed: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """A 1x1 convolution and :func:`squeeze_excite`, in inference as one matrix product.
+
+    Equivalent to ``squeeze_excite(conv(h), ...)``; batch norm between the two is folded into the convolution by the
+    caller. Averaging commutes with a 1x1 convolution, so the gate is computed from h, which has fewer channels in a
+    bottleneck block, and scale, residual and activation go into the convolution's last step.
+
+    On a GPU with h in channels_last (4-D, 5-D) Triton has a kernel for it; the first call of a shape measures it
+    against the library's convolution and the fused tail, and the faster way is remembered on disk. On the CPU the C++
+    backend has one for h in channels_last that takes the ``packed`` weight; its products are float32 whatever h's
+    dtype. Elsewhere, and where a gradient is wanted, the two run one after the other.
+
+    Args:
+        h: (N, K, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16.
+        conv_weight: (C, K), or (C, K, 1, 1); h's dtype.
+        conv_bias: (C,) or None.
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate, out_act: as in :func:`squeeze_excite`, for C channels.
+        residual: (N, C, *spatial), h's dtype, or None.
+        folded: :func:`fold_squeeze` of the parameters, which costs R * C * K products: made once for all calls, or
+            by each call where it is None.
+        packed: :func:`pack_conv1x1` of ``conv_weight``, for the CPU; other backends do not read it.
+        inplace: permits the result to be written over ``residual``.
+
+    Returns:
+        (N, C, *spatial), h's dtype and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument is no tensor, or of the wrong dtype, shape or device; the message names it.
+        BackendUnavailable: a backend was asked for by name and cannot run.
+    """
+    _check_convolution(h, conv_weight, conv_bias)
+    c, k = conv_weight.shape[:2]
+    check_residual(residual, h, torch.Size((h.shape[0], c, *h.shape[2:])))
+    check_gate(h, c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    r = fc1_weight.shape[0]
+    if folded is not None:
+        check.check_parameter(folded[0], "folded[0]", (r, k), "(R, K)", h, "h")
+        check.check_parameter(folded[1], "folded[1]", (r,), "(R,)", h, "h")
+    if packed is not None:
+        check.check_parameter(packed, "packed", (-(-c // _PANEL), k, _PANEL), "(ceil(C / 16), K, 16)", h, "h")
+        if packed.dtype != torch.float32:
+            raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
+    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    autocast = check.autocasts(h)
+    given = (h, conv_weight, conv_bias, *fc, residual)
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if residual is not None and residual.dtype != h.dtype and not autocast:
+        raise TypeError(f"residual must have h's dtype {h.dtype}, got {residual.dtype}: cast one, residual.to(h.dtype)")
+    if autocast or differentiable or is_transformed():
+        u = reference.conv1x1(h, conv_weight, conv_bias)
+        return squeeze_excite(u, *fc, residual, act=act, gate=gate, out_act=out_act)
+    backend = backend_for(h)
+    if backend is None:
+        return reference.conv1x1_squeeze_excite(
+            h, conv_weight, conv_bias, *fc, residual, act=act, gate=gate, out_act=out_act
+        )
+    folded_weight, folded_bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
+    fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
+    if fc1_weight.dtype != fc2_weight.dtype:
+        fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
+    narrow = [
+        t if t is None or t.dtype != torch.float64 else t.float()
+        for t in (fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias)
+    ]  # fmt: skip
+    return operator(
+        backend, dense(h), conv_weight, conv_bias, *narrow, packed, residual, act, gate, out_act or "none",
+        inplace=inplace,
+    )  # fmt: skip

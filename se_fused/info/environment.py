@@ -1,0 +1,147 @@
+"""What is installed, built and chosen here, and why not the rest: :func:`se_fused.info`, ``python -m se_fused info``.
+
+Needs nothing but torch, and never fails because something is missing: that is what it is there to say.
+"""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import backends
+from .._build import recorded
+from .._version import __version__
+from . import kernels as introspect
+
+__all__ = ["commit", "info", "versions"]
+
+_OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PACKAGES = ("torch", "triton", "numpy", "torchvision", "timm")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, the packages beneath, and the CUDA that torch is for; None of what is not there."""
+    found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return found | {"torch": torch.__version__, "cuda": torch.version.cuda}
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "cpu model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed wheel."""
+    head = Path(__file__).parents[2] / ".git" / "HEAD"
+    try:
+        text = head.read_text().strip()
+        if not text.startswith("ref: "):
+            return text
+        reference = text.removeprefix("ref: ")
+        loose = head.parent / reference
+        if loose.exists():
+            return loose.read_text().strip()
+        for line in (head.parent / "packed-refs").read_text().splitlines():
+            if line.endswith(" " + reference):
+                return line.split()[0]
+    except OSError:  # also where .git is a file, in a worktree
+        pass
+    return None
+
+
+def _build() -> dict[str, Any]:
+    """What setup.py recorded, and how the running torch relates to the one that it saw."""
+    built = recorded()
+    wanted = built.get("torch")
+    if wanted is not None:
+        running = torch.__version__
+        if wanted == running:
+            built["against"] = f"built with torch {wanted}, running with the same"
+        else:
+            abi = built.get("target_abi")
+            built["against"] = f"built with torch {wanted} for the stable ABI of {abi}, running with {running}"
+    return built
+
+
+def _cpu() -> dict[str, Any]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "model": _cpu_model(),
+        "instructions": introspect.cpu_instructions(),
+        "cap": os.environ.get("ATEN_CPU_CAPABILITY") or None,
+        "torch_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        found.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return found
+
+
+def _choices() -> list[dict[str, Any]]:
+    """Per op, device and dtype: what ``auto`` takes, and the reason of each other backend."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    choices = []
+    for op in _OPS:
+        for device in devices:
+            for dtype in _DTYPES:
+                reasons = {name: backends.why_not(b, device, dtype) for name, b in backends.BACKENDS.items()}
+                able = [name for name, reason in reasons.items() if reason is None]
+                auto = able[0] if able else "reference"
+                why_not = {name: reason or f"auto takes {auto} before it" for name, reason in reasons.items()}
+                why_not.pop(auto, None)
+                choices.append(
+                    {"op": op, "device": device, "dtype": str(dtype).removeprefix("torch."), "auto": auto,
+                     "why_not": why_not}
+                )  # fmt: skip
+    return choices
+
+
+def info() -> dict[str, Any]:
+    """Versions, machine, what was built for which torch, and which backend each op takes here and why not the others.
+
+    Every value can be written as JSON. Load errors stand in ``backends`` as they came.
+    """
+    return {
+        "se_fused": __version__,
+        "path": str(Path(__file__).parents[1]),
+        "commit": commit(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "gpus": _gpus(),
+        "build": _build(),
+        "kernels": introspect.cuda_kernels(),
+        "backends": {name: backend.describe() for name, backend in backends.BACKENDS.items()},
+        "asked_for": backends.forced(),
+        "choices": _choices(),
+    }  # fmt: skip

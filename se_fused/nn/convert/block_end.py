@@ -1,0 +1,112 @@
+"""The end of another library's residual block, from its modules: act(drop_path(se(bn(x))) + shortcut)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import functional as F_se
+from ..norms import normalisation, promoted, take
+from ..squeeze_excite import close_block
+from .attention_layers import arguments_of, factor_of
+from .class_swap import Fused
+from .modules import batch_norm, norm_refusal, out_activation, path_scale
+
+__all__ = ["describe_tail", "tail"]
+
+
+def tail(
+    x: Tensor,
+    identity: Tensor | None,
+    *,
+    bn: nn.Module | None,
+    act: nn.Module | None,
+    se: nn.Module | None = None,
+    drop: nn.Module | None = None,
+    shortcut: nn.Module | None = None,
+    own: bool = False,
+    in_place: bool = False,
+) -> Tensor:
+    """act(drop(se(bn(x))) + shortcut(identity)) in as few calls as the modules allow; each that has to be called is.
+
+    Args:
+        x: (N, C, *spatial), what the block's last convolution gave.
+        identity: what ``shortcut`` takes, or, without one, what is added; None: nothing is.
+        bn, act, se, drop: the block's modules; None for what it does not have.
+        shortcut: called after stochastic depth has drawn its numbers, as in timm's blocks.
+        own: x is the caller's alone, and may be overwritten in inference.
+        in_place: the block adds into the branch, whose dtype the sum then has; else it is the common one.
+
+    Returns:
+        (N, C, *spatial).
+    """
+    closing = out_activation(act)
+    arguments = None if se is None else arguments_of(se)
+    if bn is not None and normalisation(bn, x) != "none":
+        x, bn, own = bn(x), None, False
+    elif bn is not None:
+        x, own = promoted(bn, x, own)  # what follows goes by the dtype of bn(x)
+    factor = None
+    if se is not None and arguments is None:
+        if bn is not None:
+            x, bn, own = batch_norm(bn, x, None, "none", None, own), None, False
+        factor = factor_of(se, x)
+        if factor is None:
+            x, se = se(x), None
+    scale, drop = path_scale(drop, x)
+    if drop is not None:
+        x = drop(_fused(x, None, bn, arguments, factor, None, "none", own))
+        bn = arguments = factor = None
+    residual = identity if shortcut is None else shortcut(identity)
+    if residual is not None and residual.dtype != x.dtype:
+        common = x.dtype if in_place else torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(common), residual.to(common)
+    y = _fused(x, residual, bn, arguments, factor, scale, closing or "none", own)
+    return y if closing is not None or act is None else act(y)
+
+
+def _fused(
+    x: Tensor,
+    residual: Tensor | None,
+    bn: nn.Module | None,
+    arguments: dict[str, Any] | None,
+    factor: Callable[[Tensor], Tensor] | None,
+    scale: Tensor | None,
+    out_act: str,
+    own: bool,
+) -> Tensor:
+    """One call: with the gate's arguments or its function or neither, with bn or without."""
+    if factor is not None:
+        return F_se.channel_gate(x, factor, residual, out_act=out_act, drop_path_scale=scale)
+    if arguments is None:
+        if bn is None:
+            return close_block(x, residual, out_act, scale)
+        return batch_norm(bn, x, residual, out_act, scale, own)
+    if bn is None:
+        return F_se.squeeze_excite(
+            x, residual=residual, out_act=out_act, drop_path_scale=scale, inplace=own, **arguments
+        )
+    (mean, var, weight, bias), settings = take(bn, x)
+    return F_se.batch_norm_squeeze_excite(
+        x, mean, var, weight, bias, residual=residual, **settings,
+        out_act=out_act, drop_path_scale=scale, inplace=own, **arguments,
+    )  # fmt: skip
+
+
+def describe_tail(bn: object, se: nn.Module | None, act: nn.Module | None) -> str:
+    """What of a tail is one call, for the report: "BN + SE + add + act". A comma is a call's end; what is called as a
+    module stands in brackets."""
+    pieces = [] if bn is None else ["BN" if norm_refusal(bn, "") is None else f"[{type(bn).__name__}]"]
+    add = "add"
+    if isinstance(se, Fused) and arguments_of(se) is not None:
+        pieces.append("SE")
+    elif isinstance(se, Fused):  # its gate is called between two streams of its own
+        pieces, add = [*pieces, "gate + add"], ""
+    elif se is not None:
+        pieces, add = [*pieces, f"[{type(se).__name__}]"], ""
+    joined = (" + " if add else ", ").join(pieces)
+    closing = [add] if add else []
+    if act is not None and not isinstance(act, nn.Identity):
+        closing.append("act" if out_activation(act) is not None else f"[{type(act).__name__}]")
+    return " + ".join([joined, *closing] if joined else closing)

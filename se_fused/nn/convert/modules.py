@@ -1,0 +1,124 @@
+"""The submodules of other libraries' blocks, asked at each call: a hook may be new, a module replaced.
+
+What a single module is, :mod:`..known` and :mod:`..norms` say; here are several in one call.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ... import functional as F_se
+from .._checks import is_plain
+from ..known import activation, gate, is_nothing, is_of, out_activation, untouched
+from ..norms import brought_activation, is_batch_norm, is_batch_norm_act, normalisation, promoted, take
+from ..residual_block import DropPath, drop_path_scale, is_own
+
+__all__ = [
+    "ConvNormAct",
+    "activation",
+    "apply",
+    "batch_norm",
+    "brought_activation",
+    "conv_norm_act",
+    "conv_parts",
+    "gate",
+    "is_nothing",
+    "is_of",
+    "norm_act",
+    "norm_refusal",
+    "normalisation",
+    "out_activation",
+    "path_scale",
+    "untouched",
+]
+
+
+def norm_refusal(bn: object, name: str) -> str | None:
+    """Why a block whose last normalisation is this one has no tail to fuse, or None; hooks are not asked about."""
+    if is_batch_norm(bn) or is_batch_norm_act(bn):
+        return None
+    return f"{name} is {type(bn).__name__}, not a batch norm"
+
+
+def batch_norm(
+    bn: nn.Module, x: Tensor, residual: Tensor | None, out_act: str, scale: Tensor | None, own: bool
+) -> Tensor:
+    """out_act(bn(x) * scale + residual) in one go, for a bn that :func:`normalisation` knows."""
+    x, own = promoted(bn, x, own)
+    tensors, settings = take(bn, x)
+    return F_se.batch_norm_act(x, *tensors, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=own)
+
+
+def norm_act(bn: nn.Module, act: nn.Module | None, x: Tensor, own: bool = False) -> Tensor:
+    """act(bn(x)). ``own``: x is the caller's alone and may be overwritten in inference."""
+    inner, outer = normalisation(bn, x), out_activation(act)
+    if inner is not None and outer is not None and "none" in (inner, outer):
+        return batch_norm(bn, x, None, outer if inner == "none" else inner, None, own)
+    y: Tensor = bn(x)
+    return y if act is None else act(y)
+
+
+class ConvNormAct(NamedTuple):
+    """A convolution, its batch norm and the activation behind it, if any."""
+
+    conv: nn.Module
+    bn: nn.Module
+    act: nn.Module | None = None
+
+
+def conv_parts(module: nn.Module) -> ConvNormAct | None:
+    """The three inside timm's ``ConvNormAct``, torchvision's ``Conv2dNormActivation`` and MONAI's ``Convolution``; None
+    for anything else, for another number of parts, and where a hook watches the whole."""
+    if not untouched(module):
+        return None
+    parts = module._modules
+    if is_of(module, "timm.layers.conv_bn_act", "ConvNormAct"):
+        conv, bn = parts["conv"], parts["bn"]
+        # an antialiasing layer that is absent is an attribute, not a submodule
+        if getattr(module, "aa", None) is None and conv is not None and is_batch_norm_act(bn):
+            return ConvNormAct(conv, bn)  # type: ignore[arg-type]
+        return None
+    if is_of(module, "torchvision.ops.misc", "Conv2dNormActivation"):
+        children = list(parts.values())
+    elif is_of(module, "monai.networks.blocks.convolutions", "Convolution") and list(parts) == ["conv", "adn"]:
+        adn = parts["adn"]
+        assert adn is not None
+        if not is_of(adn, "monai.networks.blocks.acti_norm", "ADN") or not untouched(adn):
+            return None
+        children = [parts["conv"], *adn._modules.values()]
+    else:
+        return None
+    if not 2 <= len(children) <= 3 or not is_batch_norm(children[1]):
+        return None
+    return ConvNormAct(*children)  # type: ignore[arg-type]
+
+
+def apply(parts: ConvNormAct, x: Tensor) -> Tensor:
+    """act(bn(conv(x))), batch norm and activation in one."""
+    return norm_act(parts.bn, parts.act, parts.conv(x), is_own(parts.conv))
+
+
+def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x), with batch norm and activation in one where it is one of :func:`conv_parts`."""
+    parts = conv_parts(module)
+    if parts is None:
+        y: Tensor = module(x)
+        return y
+    return apply(parts, x)
+
+
+def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Module | None]:
+    """Stochastic depth as factors (N,) or None, and the module itself where it has to be called instead.
+
+    Draws what timm's ``DropPath`` draws for a map of x's dtype and device.
+    """
+    if is_nothing(drop):
+        return None, None
+    assert drop is not None
+    if is_plain(drop, DropPath):
+        return drop.scale(x), None
+    if not (is_of(drop, "timm.layers.drop", "DropPath") and untouched(drop)):
+        return None, drop
+    if not drop.training or drop.drop_prob == 0.0:
+        return None, None
+    return drop_path_scale(x, drop.drop_prob, drop.scale_by_keep), None  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Between the streams: (N, C) arithmetic, in readable PyTorch. It is the definition of what every backend computes, and
+what runs where a backend has streams but no gate kernel of its own.
+
+Symbols: N batch, C channels, S positions, R squeezed channels. m: (N, C) means of x; v: (N, C) sums of (x - m)^2;
+u = a x + b is the normalised map, a and b: (C,); d: (N,) drop-path factor; s: (N, C) the gate.
+The derivation is checked against autograd in tests/ops/test_algebra.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import ACTIVATIONS, GATES
+
+__all__ = ["BatchNorm", "Coefficients", "Gate", "GateGradients", "batch_norm", "gate_backward", "gate_forward"]
+
+aten = torch.ops.aten
+
+# grad, value before, value after -> grad before
+_ACT_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda g, p: g,
+    "relu": lambda g, p: aten.threshold_backward(g, p, 0),
+    "relu6": lambda g, p: aten.hardtanh_backward(g, p, 0.0, 6.0),
+    "leaky_relu": lambda g, p: aten.leaky_relu_backward(g, p, 0.01, False),
+    "silu": lambda g, p: aten.silu_backward(g, p),
+    "gelu": lambda g, p: aten.gelu_backward(g, p),
+    "gelu_tanh": lambda g, p: aten.gelu_backward(g, p, approximate="tanh"),
+    "hard_swish": lambda g, p: aten.hardswish_backward(g, p),
+    "mish": lambda g, p: aten.mish_backward(g, p),
+    "tanh": lambda g, p: aten.tanh_backward(g, torch.tanh(p)),
+}
+
+
+def _gate_backward(gate: str, grad: Tensor, s: Tensor) -> Tensor:
+    """From the gate's own value, which is saved; hard sigmoid has slope 0 at its corners, as in PyTorch."""
+    if gate == "sigmoid":
+        return grad * s * (1 - s)
+    return grad * ((s > 0) & (s < 1)) / 6
+
+
+class BatchNorm(NamedTuple):
+    """u = a x + b, from statistics that are the batch's or given."""
+
+    mean: Tensor  # (C,)
+    var: Tensor  # (C,) biased
+    rstd: Tensor  # (C,)
+    a: Tensor  # (C,)
+    b: Tensor  # (C,)
+
+
+def batch_norm(
+    m: Tensor | None,
+    v: Tensor | None,
+    positions: int,
+    given: tuple[Tensor, Tensor] | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> BatchNorm:
+    """Batch norm as an affine map. Statistics of the batch come from its samples' by Chan's merge: nothing cancels.
+
+    Args:
+        m, v: (N, C) of stream 1; not needed where ``given`` is there.
+        positions: S.
+        given: mean and biased variance (C,), else they are the batch's.
+        weight, bias: gamma and beta (C,), or None for 1 and 0.
+    """
+    if given is not None:
+        mean, var = given
+    else:
+        assert m is not None and v is not None
+        mean = m.mean(0)
+        var = (v.sum(0) + positions * (m - mean).square().sum(0)) / (m.shape[0] * positions)
+    rstd = (var + eps).rsqrt()
+    a = rstd if weight is None else weight.to(rstd.dtype) * rstd
+    b = -a * mean if bias is None else bias.to(rstd.dtype) - a * mean
+    return BatchNorm(mean, var, rstd, a, b)
+
+
+class Gate(NamedTuple):
+    """The excitation's parameters; every bias may be None."""
+
+    fc1_weight: Tensor  # (R, C)
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor  # (C, R)
+    fc2_bias: Tensor | None
+    act: str
+    gate: str
+
+
+class Coefficients(NamedTuple):
+    """Result of :func:`gate_forward`."""
+
+    scale: Tensor  # (N, C) = d s a
+    shift: Tensor  # (N, C) = d s b
+    factor: Tensor | None  # (N, C) the gate s
+    hidden: Tensor | None  # (N, R) before the activation
+
+
+def gate_forward(m: Tensor, bn: BatchNorm | None, gate: Gate | None, d: Tensor | None) -> Coefficients:
+    """z = a m + b is the squeeze of u without reading it; s = gate(W2 act(W1 z + b1) + b2); y = d s u."""
+    factor = hidden = None
+    if gate is not None:
+        z = m if bn is None else bn.a * m + bn.b
+        w1, b1, w2, b2 = (None if t is None else t.to(m.dtype) for t in gate[:4])
+        assert w1 is not None and w2 is not None
+        hidden = F.linear(z, w1.flatten(1), b1)
+        factor = GATES[gate.gate](F.linear(ACTIVATIONS[gate.act](hidden), w2.flatten(1), b2))
+    scale = torch.ones_like(m) if factor is None else factor
+    if d is not None:
+        scale = scale * d.to(m.dtype)[:, None]
+    if bn is None:
+        return Coefficients(scale, torch.zeros_like(m), factor, hidden)
+    return Coefficients(scale * bn.a, scale * bn.b, factor, hidden)
+
+
+class GateGradients(NamedTuple):
+    """Result of :func:`gate_backward`; None where there is no such parameter."""
+
+    k1: Tensor  # (N, C): dx = k1 dr + k2 (x - m) + k3
+    k2: Tensor
+    k3: Tensor
+    bn_weight: Tensor | None  # (C,)
+    bn_bias: Tensor | None
+    fc1_weight: Tensor | None  # (R, C)
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor | None  # (C, R)
+    fc2_bias: Tensor | None
+
+
+def gate_backward(
+    p: Tensor,
+    q: Tensor,
+    m: Tensor,
+    factor: Tensor | None,
+    hidden: Tensor | None,
+    bn: BatchNorm | None,
+    gate: Gate | None,
+    d: Tensor | None,
+    positions: int,
+    batch_stats: bool,
+) -> GateGradients:
+    """All gradients but dr, from P = sum dr and Q = sum dr (x - m), both (N, C).
+
+    ds = d (a Q + z P); through the gate to dz and the weights; g1 = d s P + dz and g2 = d s Q are the sums of du and of
+    du (x - m); d beta = sum_n g1, d gamma = rstd sum_n (g2 + (m - mu) g1). Statistics of the batch depend on x, given
+    ones do not: then k2 is zero.
+    """
+    one = torch.ones_like(m)
+    a, b = (one[0], torch.zeros_like(m[0])) if bn is None else (bn.a, bn.b)
+    ds_factor = one if d is None else d.to(m.dtype)[:, None].expand_as(m)
+    dz = torch.zeros_like(m)
+    dw1 = db1 = dw2 = db2 = dgamma = dbeta = None
+    if gate is not None:
+        assert factor is not None and hidden is not None
+        w1, w2 = gate.fc1_weight.to(m.dtype).flatten(1), gate.fc2_weight.to(m.dtype).flatten(1)
+        z = a * m + b
+        dq = _gate_backward(gate.gate, ds_factor * (a * q + z * p), factor)
+        dhidden = _ACT_BACKWARD[gate.act](dq @ w2, hidden)
+        dz = dhidden @ w1
+        dw2, db2 = dq.T @ ACTIVATIONS[gate.act](hidden), dq.sum(0)
+        dw1, db1 = dhidden.T @ z, dhidden.sum(0)
+    ds = ds_factor if factor is None else ds_factor * factor
+    k1, k2, k3 = a * ds, torch.zeros_like(m), dz / positions
+    if bn is not None:
+        g1, g2 = ds * p + dz, ds * q
+        dbeta = g1.sum(0)
+        dgamma = bn.rstd * (g2 + (m - bn.mean) * g1).sum(0)
+        count = m.shape[0] * positions
+        if batch_stats:
+            k2 = (-a * bn.rstd * dgamma / count).expand_as(m).contiguous()
+            k3 = k3 - dbeta / count
+        k3 = a * k3 + k2 * (m - bn.mean)
+    return GateGradients(k1, k2, k3, dgamma, dbeta, dw1, db1, dw2, db2)

@@ -1,0 +1,109 @@
+"""The operator of a 1x1 convolution of a gated map: ``se_fused::gated_conv1x1``, for inference.
+
+    out = W (s * y) + b,   s: one factor per sample and channel of y
+
+A backend that has ``gated_conv1x1`` multiplies what it has loaded, and the scaled map never exists. Elsewhere W takes
+the gate, or y does; see :func:`scales_weight`.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..activations import OUT_ACT_CODES
+from ..reference import conv1x1
+from .dispatch import through_dispatcher
+from .layout import is_channels_last, positions
+
+__all__ = ["compose_gated_conv1x1", "gated_conv1x1", "scales_weight"]
+
+_library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
+_library.define("gated_conv1x1(Tensor y, Tensor gate, Tensor weight, Tensor? bias) -> Tensor")
+
+
+def _order(y: Tensor) -> str | None:
+    """Memory order of y (N, C, *spatial) and of the convolution's result; None where both orders are the same memory,
+    and only the library knows which one it returns, and for a 3-D y that is not contiguous."""
+    if y.shape[1] == 1 or positions(y) == 1:
+        return None
+    if y.is_contiguous():
+        return "contiguous"
+    return "channels_last" if y.dim() > 3 and is_channels_last(y) else None
+
+
+def scales_weight(c: int, d: int, s: int, with_bias: bool) -> bool:
+    """Whether W s[n] for each sample moves less memory than s * y, in elements of a sample.
+
+    Scaled weights are written and read once more than the product anyway does: 2 D C; a batched product has no place
+    for a bias, which goes into the result first, to be read again: 2 D S. A scaled map is written, and y read for it: 2
+    C S. Without a bias the weights win where D < S: in all but the last stages of an EfficientNet.
+
+    Args:
+        c, d: channels before and after the convolution. s: positions.
+    """
+    return d * (c + (s if with_bias else 0)) < c * s
+
+
+def compose_gated_conv1x1(
+    backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``gated_conv1x1`` from a batched matrix product, or from ``backend.scale_shift_act`` and a convolution."""
+    n, c, *spatial = y.shape
+    d, s = weight.shape[0], positions(y)
+    order = _order(y)
+    if order is None or not scales_weight(c, d, s, bias is not None):
+        scaled = backend.scale_shift_act(y, None, gate, torch.zeros_like(gate), OUT_ACT_CODES["none"], False)[0]
+        return conv1x1(scaled, weight, bias)
+    weights = y.new_empty(n, d, c)
+    torch.mul(weight.reshape(1, d, c), gate[:, None, :], out=weights)  # in float32, rounded once
+    if order == "contiguous":
+        out = y.new_empty(n, d, *spatial)
+        factors, into = (weights, y.view(n, c, s)), out.view(n, d, s)
+        added = None if bias is None else bias.reshape(1, d, 1)
+    else:
+        out = y.new_empty(n, *spatial, d).movedim(-1, 1)
+        factors, into = (y.movedim(1, -1).view(n, s, c), weights.mT), out.movedim(1, -1).view(n, s, d)
+        added = None if bias is None else bias.reshape(1, 1, d)
+    if added is None:
+        torch.bmm(*factors, out=into)
+    else:
+        torch.baddbmm(added, *factors, out=into)
+    return out
+
+
+def _run(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if backend.gated_conv1x1 is not None and _order(y) == "channels_last":
+        out: Tensor = backend.gated_conv1x1(
+            y, gate, weight, bias, lambda: compose_gated_conv1x1(backend, y, gate, weight, bias)
+        )
+        return out
+    return compose_gated_conv1x1(backend, y, gate, weight, bias)
+
+
+def _gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _run(backends.select(y.device.type, y.dtype), y, gate, weight, bias)
+
+
+_library.impl("gated_conv1x1", _gated_conv1x1, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("se_fused::gated_conv1x1", lib=_library)
+def _gated_conv1x1_fake(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    order = _order(y)
+    if order is None:
+        return conv1x1(y, weight, bias)
+    if order == "contiguous":
+        return y.new_empty(y.shape[0], weight.shape[0], *y.shape[2:])
+    return y.new_empty(y.shape[0], *y.shape[2:], weight.shape[0]).movedim(-1, 1)
+
+
+def gated_conv1x1(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator: through the dispatcher where somebody looks on, else straight to ``backend``. Not differentiable.
+
+    y: (N, C, *spatial), dense; gate: (N, C), float32, contiguous; weight: (D, C[, 1, ...]), bias: (D,), y's dtype.
+    """
+    if through_dispatcher():
+        out: Tensor = torch.ops.se_fused.gated_conv1x1(y, gate, weight, bias)
+        return out
+    with torch.no_grad():
+        return _run(backend, y, gate, weight, bias)

@@ -1,0 +1,38 @@
+"""Stream 2 and the squeeze of its result: where an activation stands between batch norm and squeeze-excite, the mean of
+the activated map is no arithmetic on the mean of x. Definitions in plain PyTorch; backends replace them.
+
+Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, added: (N, C).
+"""
+
+import torch
+from torch import Tensor
+
+from .moments import FROM_SUM, accumulation_dtype, per_channel
+from .scale_shift_act import scale_shift_act
+
+__all__ = ["scale_shift_act_mean", "scale_shift_act_mean_backward"]
+
+
+def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
+    """y = out_act(scale * x + shift) in x's dtype, and the mean (N, C) of the same values before they are rounded.
+
+    One read and one write. x is not empty.
+    """
+    wide, _ = scale_shift_act(x.to(accumulation_dtype(x.dtype)), None, scale, shift, out_act, False)
+    return torch.empty_like(x).copy_(wide), wide.flatten(2).mean(2)
+
+
+def scale_shift_act_mean_backward(
+    dy: Tensor, added: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, out_act: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dr = (dy + added) * out_act'(t) with t = scale * x + shift, in x's dtype; P = sum dr; Q = sum dr * (x - mean).
+
+    ``added`` is what the gradient of the means adds to each position: that gradient / S. Two reads and one write. Every
+    activation's derivative is computed again from t: no mask is kept.
+    """
+    wide = x.to(mean.dtype)
+    t = per_channel(scale, x) * wide + per_channel(shift, x)
+    g = FROM_SUM[out_act](dy.to(mean.dtype) + per_channel(added, x), t)
+    dr = torch.empty_like(x).copy_(g)
+    g = dr.to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers
+    return dr, g.flatten(2).sum(2), (g * (wide - per_channel(mean, x))).flatten(2).sum(2)

@@ -1,0 +1,255 @@
+"""What the compiler makes of the CUDA kernels, read from ptxas's report and from machine code: needs nvcc, no GPU.
+
+Held here: nothing spills and no thread has a stack; streams move 128 bits per access; nothing is computed in float64;
+no atomics on floats; blocks that wait for each other have no fence but their releases; the one-pass kernel is made of
+bulk copies and cluster barriers, and is empty before sm_90.
+SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make cuda-all`) compiles for others than sm_90.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support import cuda_code
+from support.cuda_code import Code, Kernel
+
+# map kernel -> tensors of the map's kind that it reads and writes; a third one is read where the flag says so
+STREAMS = {
+    "moments_kernel": (1, 0),
+    "scale_shift_act_kernel": (2, 1),
+    "moments_backward_kernel": (2, 1),  # flag: from the sum, reads the residual
+    "scale_shift_act_backward_kernel": (1, 1),  # flag: reads x
+    "scale_shift_act_mean_kernel": (1, 1),
+}
+WIDE = ("rows", "rows_shifted", "cols")
+ARCHITECTURES = cuda_code.architectures()
+FLOAT64 = r"\bD(?:ADD|MUL|FMA|SETP|MMA|MNMX)\b|\w+(?:\.\w+)*\.F64\b"
+# CAS: in shared memory an addition of floats is a loop of compare-and-swap
+FLOAT_ATOMICS = r"\b(?:RED|ATOM)\w*\.[\w.]*(?:F16|F32|F64|CAS)"
+BULK_COPY, ARRIVE, WAIT = r"\bUBLKCP\b", r"\bUCGABAR_ARV\b", r"\bUCGABAR_WAIT\b"
+FENCE, FULL_FENCE, GPU_FENCE = r"\bMEMBAR\b", r"\bMEMBAR\.SC\b", r"\bMEMBAR[.\w]*\.GPU\b"
+GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
+MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not cuda_code.NVCC, reason="nvcc is not installed"),
+]
+needs_disassembler = pytest.mark.skipif(find_spec("triton") is None, reason="Triton, which has cuobjdump, is missing")
+Job = tuple[str, int]
+
+
+def jobs(*sources: str) -> list[Job]:
+    return [(source, arch) for arch in ARCHITECTURES for source in sources or cuda_code.SOURCES]
+
+
+def name_of(job: Job) -> str:
+    return f"{job[0]}-sm_{job[1]}"
+
+
+every_source = pytest.mark.parametrize("code", jobs(), indirect=True, ids=name_of, scope="session")
+stream_sources = pytest.mark.parametrize(
+    "code", jobs("scale_shift_act", "scale_shift_act_mean", "moments"), indirect=True, ids=name_of, scope="session"
+)
+ticket_sources = pytest.mark.parametrize(
+    "code", jobs("excitation", "excitation_backward", "l2_grouped"), indirect=True, ids=name_of, scope="session"
+)
+one_pass_source = pytest.mark.parametrize("code", jobs("cluster_fused"), indirect=True, ids=name_of, scope="session")
+
+
+@pytest.fixture(scope="session")
+def compiling(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Job, Future[Code]]]:
+    """What the selected tests ask for, and no more, on its way while the first of them run."""
+    folder = tmp_path_factory.mktemp("cubins")
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    wanted = dict.fromkeys(call.params["code"] for call in calls if call and "code" in call.params)
+    pool = ThreadPoolExecutor(cuda_code.AT_ONCE)
+    yield {
+        (source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch, folder)
+        for source, arch in wanted
+    }
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def code(request: pytest.FixtureRequest, compiling: dict[Job, Future[Code]]) -> Code:
+    return compiling[request.param].result()
+
+
+@pytest.fixture(scope="session")
+def disassembled() -> dict[Path, dict[str, str]]:
+    return {}
+
+
+@pytest.fixture
+def sass(code: Code, disassembled: dict[Path, dict[str, str]]) -> list[tuple[Kernel, str]]:
+    if code.cubin not in disassembled:
+        disassembled[code.cubin] = cuda_code.machine_code(code)
+    found = disassembled[code.cubin]
+    return [(kernel, found[kernel.mangled]) for kernel in code.kernels if kernel.is_entry]
+
+
+def widths(sass: str) -> tuple[Counter[int], Counter[int]]:
+    """(loads, stores) of global memory by bits."""
+    from se_fused.backends.triton.compiled_code import _widths
+
+    return _widths(sass, "LDG"), _widths(sass, "STG")
+
+
+def spills(kernels: list[Kernel]) -> list[str]:
+    return [
+        f"{k.label}: {k.stack} bytes of stack, {k.spill_stores} of spill stores, {k.spill_loads} of spill loads"
+        for k in kernels
+        if k.stack or k.spill_stores or k.spill_loads
+    ]
+
+
+@every_source
+def test_every_kernel_was_compiled(code: Code) -> None:
+    """What the other tests look through is all there is."""
+    written = set(re.findall(r"^(?:__global__ void )?(\w+_kernel)\(.*\) \{", code.source.read_text(), re.MULTILINE))
+    assert {kernel.name for kernel in code.kernels if kernel.is_entry} == written
+    for name in written & STREAMS.keys():
+        instances = [kernel for kernel in code.kernels if kernel.name == name]
+        assert {kernel.mode for kernel in instances} == set(cuda_code.modes()), name
+        assert len(instances) == 3 * len(cuda_code.modes()) * (
+            1 if name in ("scale_shift_act_kernel", "scale_shift_act_mean_kernel") else 2
+        ), name
+
+
+@every_source
+def test_nothing_spills(code: Code) -> None:
+    """Nor is any array indexed at run time, which has a stack without spilling."""
+    found = spills(code.kernels)
+    assert not found, f"{code.source.name} for sm_{code.architecture}:\n" + "\n".join(found)
+
+
+@every_source
+@needs_disassembler
+def test_no_float64_and_no_float_atomics(sass: list[tuple[Kernel, str]]) -> None:
+    """A literal without f must not widen; sums must not depend on who comes first."""
+    found = [(k.label, sorted(set(re.findall(f"{FLOAT64}|{FLOAT_ATOMICS}", text)))) for k, text in sass]
+    assert not [(label, instructions) for label, instructions in found if instructions]
+
+
+@stream_sources
+@needs_disassembler
+def test_streams_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
+    """In rows, rows_shifted and cols each of the maps has at least the 128-bit accesses of one vector of eight: two in
+    float32, one in 16 bits. In rows and cols no map is also stored narrower. Narrower loads are parameters' and the
+    mask's, and in rows_shifted those of a memory's last elements: they are not counted."""
+    checked = 0
+    for kernel, text in sass:
+        if kernel.name not in STREAMS or kernel.mode not in WIDE:
+            continue
+        checked += 1
+        per_vector, (read, written) = kernel.item_bytes // 2, STREAMS[kernel.name]
+        read += kernel.flag and kernel.name != "moments_kernel"  # whose flag is about its sums
+        loads, stores = widths(text)
+        assert loads[128] >= per_vector * read, (kernel.label, loads)
+        assert stores[128] >= per_vector * written, (kernel.label, stores)
+        if kernel.mode != "rows_shifted":
+            assert not stores[16], (kernel.label, stores)
+            # 32 bits are sums in moments; in scale_shift_act they could be an element of a float32 map only
+            assert not stores[32] or "moments" in kernel.name, (kernel.label, stores)
+    assert checked >= 9  # with test_every_kernel_was_compiled: every instance
+
+
+@ticket_sources
+@needs_disassembler
+def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
+    """Blocks hand their results on by releases, one fence each; taking a ticket orders nothing."""
+    for kernel, text in sass:
+        assert not re.findall(FULL_FENCE, text), kernel.label
+        releases = len(re.findall(GLOBAL_ADD, text)) - 1
+        assert releases >= 2, kernel.label
+        assert len(re.findall(FENCE, text)) == releases, kernel.label
+
+
+@one_pass_source
+@needs_disassembler
+def test_one_pass_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
+    """Its residual and result are streams like the others; its slice of x is read as shared memory, not through
+    addresses that could be anything."""
+    assert len(sass) == 3 * len(WIDE)
+    for kernel, text in sass:
+        if code.architecture < 90:
+            assert not re.findall(MEMORY, text), f"{kernel.label} ought to be empty"
+            continue
+        for instruction in (BULK_COPY, ARRIVE, WAIT):
+            assert re.findall(instruction, text), kernel.label
+        loads, stores = widths(text)
+        assert min(loads[128], stores[128]) >= kernel.item_bytes // 2, (kernel.label, loads, stores)
+        # the last of four barriers keeps memory alive and orders nothing; sm_120 has some code twice
+        assert 4 * len(re.findall(GPU_FENCE, text)) == 3 * len(re.findall(ARRIVE, text)), kernel.label
+        assert re.findall(r"\bLDS\.128\b", text), kernel.label
+        assert not re.findall(r"\bLD\.E[\w.]*\.128\b", text), kernel.label
+
+
+BAD = """
+extern "C" {
+__global__ void __launch_bounds__(1024) spills(volatile float* p) {  // 64 registers
+  float a[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) a[i] = p[i];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) p[128 + i] = a[i];
+}
+__global__ void indexed(volatile int* p) {
+  int a[64];
+  for (int i = 0; i < 64; ++i) a[p[i] & 63] = i;
+  for (int i = 0; i < 64; ++i) p[i] = a[p[i] & 63];
+}
+__global__ void widened(float* p) { p[0] = p[1] * 0.1; }
+__global__ void adds(float* p) { atomicAdd(p, 1.f); }
+__global__ void adds_and_returns(float* p) { p[1] = atomicAdd(p, 1.f); }
+__global__ void adds_in_shared_memory(float* p) {
+  __shared__ float sum;
+  if (threadIdx.x == 0) sum = 0.f;
+  __syncthreads();
+  atomicAdd(&sum, p[threadIdx.x]);
+  __syncthreads();
+  p[threadIdx.x] = sum;
+}
+__global__ void counts(int* p) { p[1] = atomicAdd(p, 1); }
+__global__ void fences(int* p) {
+  p[1] = p[0];
+  __threadfence();
+  p[2] = p[0];
+}
+__global__ void copies_one_by_one(volatile short* p) {
+  for (int i = 0; i < 8; ++i) p[8 + i] = p[i];
+}
+}
+"""
+
+
+@needs_disassembler
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+def test_the_checks_see_what_they_look_for(architecture: int, tmp_path: Path) -> None:
+    """The compiler's words for it change from one architecture to the next."""
+    source = tmp_path / "bad.cu"
+    source.write_text(BAD)
+    code = cuda_code.compiled(source, architecture, tmp_path)
+    text = cuda_code.machine_code(code)
+    assert {kernel.name for kernel in code.kernels} == text.keys() and len(text) == 9
+    of = {kernel.name: kernel for kernel in code.kernels}
+    assert of["spills"].spill_stores and of["spills"].spill_loads and of["spills"].registers <= 64
+    assert of["indexed"].stack == 256 and not of["indexed"].spill_stores
+    assert of["adds_in_shared_memory"].shared >= 4
+    assert {line.split(":")[0] for line in spills(code.kernels)} == {"spills", "indexed"}
+    assert {name for name in text if re.search(FLOAT64, text[name])} == {"widened"}
+    atomics = {name for name in text if re.search(FLOAT_ATOMICS, text[name])}
+    assert atomics == {"adds", "adds_and_returns", "adds_in_shared_memory"}
+    assert {name for name in text if re.search(FULL_FENCE, text[name])} == {"fences"}
+    assert len(re.findall(FENCE, text["fences"])) == len(re.findall(GPU_FENCE, text["fences"])) == 1
+    added = {name for name in text if re.search(GLOBAL_ADD, text[name])}
+    assert added == {"adds", "adds_and_returns", "counts"}
+    assert widths(text["copies_one_by_one"]) == ({16: 8}, {16: 8})
+    assert re.search(MEMORY, text["adds"])

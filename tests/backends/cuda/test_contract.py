@@ -1,0 +1,353 @@
+"""The CUDA backend under the op contract: on a GPU where there is one, else the kernels' own source on the CPU.
+
+The shim (cuda_shim/cuda_shim.h) runs every thread as a fiber, in both orders; what it cannot show is how blocks race.
+What the compiler makes of the kernels is held by test_cuda_code.py.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import contract
+from support import shim_library as cuda_support
+from support.contract import OPTIONS, SHAPES, Shape
+from support.cuda_backend import (
+    A100,
+    DEVICE,
+    H200,
+    SEPARATE,
+    infer,
+    launched,
+    on_cpu,
+    on_shim,
+    stand_in,
+)
+from support.kernels import (
+    ACTIVATED,
+    DERIVED,
+    check_moments,
+    check_moments_backward,
+    check_nan_and_infinity,
+    check_scale_shift_act,
+    check_scale_shift_act_backward,
+    check_scale_shift_act_mean,
+    check_scale_shift_act_mean_backward,
+)
+from support.squeeze import passes as squeeze_passes
+
+from se_fused import functional, reference
+from se_fused.activations import OUT_ACT_CODES
+from se_fused.backends.cuda import CudaBackend
+from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+
+# ---- the streams. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
+# it, whole; 264 are more channels than a block has side by side
+STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
+STREAM_SHAPES += [(1, 5, 3, 3, 4), (1, 3, 70, 61), (2, 264, 5, 5)]
+
+
+def everywhere(test: Any) -> Any:
+    for mark in (
+        pytest.mark.parametrize("layout", LAYOUTS),
+        pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
+        pytest.mark.parametrize("shape", STREAM_SHAPES, ids=["x".join(map(str, s)) for s in STREAM_SHAPES]),
+        pytest.mark.usefixtures("order"),
+    ):
+        test = mark(test)
+    return test
+
+
+@everywhere
+def test_moments(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    check_moments(backend, shape, dtype, layout, DEVICE)
+
+
+@everywhere
+def test_scale_shift_act(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    for out_act, with_residual in ACTIVATED:
+        check_scale_shift_act(backend, shape, dtype, layout, out_act, with_residual, DEVICE)
+    for out_act in OUT_ACT_CODES.values():
+        check_scale_shift_act_mean(backend, shape, dtype, layout, out_act, DEVICE)
+
+
+@everywhere
+def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    for out_act, want_dr in DERIVED:
+        check_moments_backward(backend, shape, dtype, layout, out_act, want_dr, DEVICE)
+    for out_act in OUT_ACT_CODES.values():
+        check_scale_shift_act_mean_backward(backend, shape, dtype, layout, out_act, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
+def test_squeeze_behind_an_activation(out_act: str, dtype: torch.dtype, layout: str) -> None:
+    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):  # one is split
+        squeeze_passes(Case("batch_norm_act", shape, dtype, layout, DEVICE, training, out_act=out_act), "cuda")
+
+
+@everywhere
+def test_scale_shift_act_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    for masked, with_x in itertools.product([True, False], repeat=2):
+        check_scale_shift_act_backward(backend, shape, dtype, layout, masked, with_x, DEVICE)
+
+
+@everywhere
+def test_nan_and_infinity_flow_as_in_pytorch(
+    backend: CudaBackend, shape: Shape, dtype: torch.dtype, layout: str
+) -> None:
+    check_nan_and_infinity(backend, shape, dtype, layout, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: str) -> None:
+    """A view that starts anywhere takes the same numbers another way."""
+    shape = (2, 16, 5, 8)
+    memory = torch.randn(1 + 2 * 16 * 40).to(DEVICE, dtype)
+    x = memory[1:].view(2, 16, 5, 8) if layout == "contiguous" else memory[1:].view(2, 5, 8, 16).movedim(3, 1)
+    assert x.data_ptr() % 16 and x.stride() == to_layout(torch.empty(shape), layout).stride()
+    options = (None, *[torch.ones(2, 16, device=DEVICE)] * 2, OUT_ACT_CODES["relu"], True)
+    mine = [*backend.moments(x), backend.scale_shift_act(x, *options)]
+    whole = to_layout(x.clone(), layout)
+    other = [*backend.moments(whole), backend.scale_shift_act(whole, *options)]
+    torch.testing.assert_close(mine, other)
+
+
+# ---- the whole op
+def passes(case: Case) -> None:
+    contract.passes(case, "cuda", DEVICE)
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
+def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
+    passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options: dict[str, Any]) -> None:
+    for layout, dtype in zip(LAYOUTS, (torch.float32, torch.bfloat16), strict=True):
+        given = {"op": "batch_norm_squeeze_excite", "shape": (4, 24, 5, 3), "dtype": dtype, "layout": layout}
+        passes(Case(**given | options))
+
+
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_activations(act: str) -> None:
+    case = Case("squeeze_excite", (4, 24, 3, 3), device=DEVICE, training=False, act=act, hidden=24)
+    passes(case)
+    assert contract.infer(case)[0] <= 1
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
+def test_split_sums(options: dict[str, Any], layout: str) -> None:
+    """Sums of one row or channel come from several blocks, and the gate merges them."""
+    shape = (1, 16, 70, 61) if layout == "contiguous" else (1, 72, 26, 26)
+    for op in ("batch_norm_squeeze_excite", "batch_norm_act"):
+        passes(Case(op, shape, layout=layout, **options))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_in_every_run(layout: str) -> None:
+    case = Case("batch_norm_squeeze_excite", (5, 40, 6, 6), layout=layout, device=DEVICE, hidden=18)
+    results = []
+    for reverse in (False, True):
+        if DEVICE == "cpu":
+            torch.ops.se_fused_cuda_shim.reverse(reverse)
+        results.append(contract.results(case))
+    if DEVICE == "cpu":
+        torch.ops.se_fused_cuda_shim.reverse(False)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ---- inference: which way it goes, and that each way is right
+INFERENCE_SHAPES = [(3, 24, 7, 5), (4, 24, 6, 8), (9, 16, 7, 7), (1, 64, 4, 4)]
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_squeeze_excite"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", INFERENCE_SHAPES, ids=str)
+def test_inference(shape: Shape, dtype: torch.dtype, op: str, layout: str) -> None:
+    for out_act, parameter_dtype in (("relu", None), ("silu", torch.float32)):
+        options: dict[str, Any] = {"training": False, "out_act": out_act, "parameter_dtype": parameter_dtype}
+        case = Case(op, shape, dtype, layout, DEVICE, **options)
+        for inplace in (False, True):
+            stand_in(H200)
+            infer(case, ["one_pass"], inplace)
+            stand_in(A100)
+            infer(case, SEPARATE, inplace)
+
+
+@on_shim
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
+    """Samples share a cluster where weights weigh more than maps; the last cluster is not full; blocks go empty."""
+    for shape, hidden in (((13, 64, 3, 3), 64), ((11, 40, 4, 4), 40), ((9, 8, 3, 4), 100)):
+        stand_in((90, 2, 60 << 20, 232448))
+        said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 4, hidden)
+        assert int(said.partition("; ")[2].split()[0]) > 1, said
+        infer(Case("batch_norm_squeeze_excite", shape, layout=layout, training=False, hidden=hidden), ["one_pass"])
+
+
+@on_shim
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16)], ids=str)
+def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout: str) -> None:
+    """A sample that needs several blocks' shared memory, and one that is spread because it is alone."""
+    stand_in((90, 8, 60 << 20, 40000))
+    said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 2, 6)
+    assert int(said.split("sample(s) in ")[1].split()[0]) > 2, said
+    for dtype in (torch.bfloat16, torch.float32):
+        path = ["one_pass"] if dtype == torch.bfloat16 or shape[0] == 1 else None
+        case = Case("squeeze_excite", shape, dtype, layout, training=False)
+        error, _, _ = contract.infer(case)
+        assert error <= 1
+        assert path is None or launched() == path
+
+
+@on_shim
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", [(12, 48, 21, 23), (11, 72, 24, 24), (9, 264, 13, 11)], ids=str)
+def test_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    """Groups that do not divide N, several tiles of a sample, blocks that wait for each other."""
+    n, c, h, w = shape
+    stand_in((80, 1, 2 * n * c * h * w * dtype.itemsize - 2, 166912))
+    for parameter_dtype in (None, torch.float32):
+        options: dict[str, Any] = {"training": False, "parameter_dtype": parameter_dtype, "hidden": 18}
+        for inplace in (False, True):
+            infer(Case("batch_norm_squeeze_excite", shape, dtype, layout, **options), ["grouped"], inplace)
+
+
+@on_shim
+def test_paths_of_resnet50(backend: CudaBackend) -> None:
+    """One pass over x in all four stages on an H200, with weights (out of L2) of half the maps' bytes at most."""
+    for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
+        for channels_last in (True, False):
+            for n in (1, 64, 128):
+                said = backend.plan(n, c, s * s, channels_last, 2, c // 16)
+                assert said.startswith("one pass"), said
+                weights, x = said.split("weights ")[1].split(" bytes in all, x ")
+                assert n == 1 or int(weights) <= int(x) * 1.5, said
+    stand_in(A100)
+    for c, s in ((256, 56), (512, 28), (1024, 14)):
+        assert backend.plan(128, c, s * s, True, 2, c // 16).startswith("grouped")
+    assert backend.plan(64, 2048, 49, True, 2, 128).startswith("separate: x stays in L2")
+
+
+@on_shim
+def test_launches() -> None:
+    """Three forward, three backward; batch norm and activation in inference are one."""
+    for op, out_act in itertools.product(OPS, ("relu", "silu", None)):
+        training = "batch_norm" in op
+        given = Case(op, (3, 16, 4, 3), training=training, out_act=out_act).draw(0)
+        y = getattr(functional, op)(**given)
+        assert launched() == SEPARATE
+        tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        torch.autograd.grad(y, tensors, torch.ones_like(y))
+        assert launched() == ["moments_backward", "gate_backward", "scale_shift_act_backward"]
+    infer(Case("batch_norm_act", (3, 16, 4, 3), training=False), ["scale_shift_act"])
+
+
+def test_empty_batches() -> None:
+    for op in OPS:
+        given = Case(op, (0, 16, 4, 3), device=DEVICE, training=False).draw(0)
+        with torch.no_grad():
+            assert getattr(functional, op)(**given).shape == (0, 16, 4, 3)
+
+
+def test_compiles_without_a_break() -> None:
+    given = Case("batch_norm_squeeze_excite", (3, 8, 4, 3), device=DEVICE).draw(0)
+    call = torch.compile(functional.batch_norm_squeeze_excite, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(call(**given), functional.batch_norm_squeeze_excite(**given))
+
+
+@on_shim
+def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) -> None:
+    """With this backend's own tail as what it is measured against."""
+    calls: list[dict[str, Any]] = []
+
+    class Product:
+        name = "product"
+
+        def can_use(self, device: str, dtype: torch.dtype) -> str | None:
+            return None
+
+        def conv1x1_squeeze_excite(self, *args: Any, **more: Any) -> torch.Tensor:
+            calls.append(more)
+            return torch.zeros(())
+
+    both = on_cpu(backend.library, Product())
+    assert both.load() is None
+    both.conv1x1_squeeze_excite(None)
+    assert calls == [{"tail": both.batch_norm_squeeze_excite_inference, "tail_name": "cuda"}]
+    assert backend.conv1x1_squeeze_excite is None
+
+
+# ---- refusals
+def test_says_why_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("se_fused.backends.cuda.recorded", lambda: {"note": "no GPU was in sight"})
+    missing = CudaBackend(tmp_path / "_C_cuda.abi3.so")
+    reason = str(missing.can_use("cuda", torch.float32))
+    assert "is not built (no GPU was in sight); SE_FUSED_BUILD=cuda pip" in reason
+    assert missing.describe()["built"] is False
+    broken = tmp_path / "_C_broken.abi3.so"
+    broken.write_bytes(b"no library")
+    reason = str(CudaBackend(broken, "cpu").can_use("cpu", torch.float32))
+    assert "_C_broken.abi3.so does not load" in reason
+    assert "not on cpu" in str(missing.can_use("cpu", torch.float32))
+
+
+@on_shim
+def test_a_gpu_that_cannot_be_used_is_one_line() -> None:
+    """Here there is no driver at all: what CUDA says then, made a reason."""
+    built = CudaBackend().library
+    if not built.exists() or not torch.version.cuda:
+        pytest.skip(str(CudaBackend().load()))
+    torch.ops.load_library(str(built))
+    assert torch.ops.se_fused_cuda.problem(0) == (
+        "the GPU's driver is older than the CUDA runtime that the library was built for; update the driver"
+    )
+
+
+def test_says_which_dtypes(backend: CudaBackend) -> None:
+    assert "not float64" in str(backend.can_use(DEVICE, torch.float64))
+
+
+# ---- memory
+@on_shim
+@pytest.mark.slow
+def test_no_access_outside_of_memory() -> None:
+    """Part of this file again with AddressSanitizer and checks of alignment in the kernels."""
+    runtime = cuda_support.sanitizer_runtime()
+    if runtime is None:
+        pytest.skip("the compiler has no AddressSanitizer")
+    built = cuda_support.library(sanitized=True)
+    half = "bfloat16 and (test_grouped or (test_scale_shift_act and contiguous))"
+    chosen = f"test_clusters or test_samples or ({half}) or odd-S"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__, "-k", f"forwards and ({chosen})"]
+    env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "SE_FUSED_SHIM": str(built)}
+    said = subprocess.run(command, env=os.environ | env, text=True, capture_output=True, check=False)
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]

@@ -1,0 +1,151 @@
+"""Which way the CUDA backend's inference goes on a device that cannot place every cluster, or where a path is forced.
+
+Which one the rule takes elsewhere, and that each is right, is held by test_cuda.py.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from support import contract
+from support.contract import Shape
+from support.cuda_backend import (
+    A100,
+    DEVICE,
+    H200,
+    SEPARATE,
+    infer,
+    launched,
+    on_cpu,
+    on_shim,
+    stand_in,
+)
+
+from se_fused.backends.cuda import CudaBackend
+from se_fused.testing.verify import DTYPES, LAYOUTS, Case
+
+
+@on_shim
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_clusters_that_the_device_cannot_place(backend: CudaBackend, layout: str) -> None:
+    """A sample that needs 16 blocks with a multiprocessor each, and one whose 16 blocks leave room for others."""
+    of_two = (40000 + 1024) // 2 - 1024
+    for positions, alone in ((26, True), (24, False)):
+        case = Case("squeeze_excite", (2, 128, positions, positions), layout=layout, training=False, hidden=8)
+        given = (2, 128, positions**2, layout == "channels_last", 4, 8)
+        if not alone and layout == "channels_last":
+            continue  # the sums of its columns fill the other half
+        stand_in((90, 8, 60 << 20, 40000))
+        placed = backend.plan(*given)
+        assert "1 sample(s) in 16 block(s)" in placed
+        infer(case, ["one_pass"])
+        stand_in((90, 8, 60 << 20, 40000, of_two))
+        if not alone:
+            assert backend.plan(*given) == placed
+            infer(case, ["one_pass"])
+            continue
+        assert backend.plan(*given) == (
+            "separate: x stays in L2 between the launches; not one pass: "
+            "the device cannot place a cluster of 16 blocks with so much shared memory"
+        )
+        infer(case, SEPARATE)
+
+
+@on_shim
+def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
+    """Float32 in stage 1 of ResNet-50 alone needs 16 multiprocessors side by side."""
+    plans = {}
+    for large in (232448, 115712, 0):
+        stand_in((*H200, large))
+        for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
+            for item_bytes in (2, 4):
+                plans[large, c, item_bytes] = backend.plan(128, c, s * s, True, item_bytes, c // 16)
+    changed = {key[1:] for key, said in plans.items() if key[0] == 115712 and said != plans[232448, *key[1:]]}
+    assert changed == {(256, 4)}
+    assert "cannot place a cluster of 16 blocks" in plans[115712, 256, 4]
+    for (large, _, _), said in plans.items():
+        assert large or said.startswith("one pass") != ("cannot place" in said)
+        assert large or "in 16 block(s)" not in said
+
+
+# ---- a path by name
+PATHS = {"one_pass": ["one_pass"], "grouped": ["grouped"], "separate": SEPARATE}
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("path", PATHS)
+def test_forced_plans(backend: CudaBackend, path: str, dtype: torch.dtype, layout: str) -> None:
+    """Each path takes maps of which the rule makes one pass, down to a single sample."""
+    for shape in ((3, 24, 7, 5), (4, 24, 6, 8), (1, 64, 4, 4)):
+        case = Case("batch_norm_squeeze_excite", shape, dtype, layout, DEVICE, training=False)
+        given = (shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", dtype.itemsize, 6)
+        rule = backend.plan(*given)
+        with backend.forced_plan(path):
+            said = backend.plan(*given)
+            assert said.startswith(f"{path.replace('_', ' ')}: forced"), said
+            if DEVICE == "cuda" and "refused" in said:
+                pytest.skip(said)
+            for inplace in (False, True):
+                infer(case, PATHS[path], inplace)
+            with backend.forced_plan(""):
+                assert backend.plan(*given) == rule
+        assert backend.plan(*given) == rule
+        infer(case, ["one_pass"])  # which is the rule's on the shim
+
+
+@on_shim
+def test_a_forced_plan_is_refused_with_its_reason(backend: CudaBackend) -> None:
+    def refused(
+        path: str, reason: str, shape: Shape, layout: str, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> None:
+        case = Case("squeeze_excite", shape, dtype, layout, training=False, **more)
+        with (
+            backend.forced_plan(path),
+            pytest.raises(RuntimeError, match=f"'{path}' is forced, and cannot take this map: .*{reason}"),
+        ):
+            contract.infer(case)
+        assert launched() == []
+        infer(case, SEPARATE)
+
+    stand_in(A100)
+    refused("one_pass", "no clusters of thread blocks", (2, 16, 4, 4), "contiguous")
+    with backend.forced_plan("one_pass"):
+        said = backend.plan(2, 16, 16, True, 4, 8)
+    assert said == "one pass: forced, and refused: the device has no clusters of thread blocks"
+    for path in ("one_pass", "grouped"):
+        stand_in()
+        refused(path, "whole vectors of eight", (2, 16, 2, 3), "contiguous")
+        refused(path, "whole vectors of eight", (2, 20, 4, 4), "channels_last")
+        refused(path, "C is not a multiple of 8", (2, 20, 7, 5), "contiguous")
+    stand_in((90, 8, 60 << 20, 40000, 0))
+    refused("one_pass", "cannot place a cluster of 16", (2, 128, 26, 26), "contiguous")
+    stand_in((90, 8, 60 << 20, 20000))
+    refused("one_pass", "does not fit in a cluster", (2, 128, 26, 26), "contiguous")
+    refused("grouped", "neither float32 nor", (2, 128, 26, 26), "contiguous", parameter_dtype=torch.bfloat16)
+
+
+@on_shim
+def test_the_environment_forces_a_plan(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("squeeze_excite", (4, 24, 6, 8), training=False)
+    with backend.forced_plan(""):  # for the time after
+        monkeypatch.setenv("SE_FUSED_CUDA_PLAN", "separate")
+        assert on_cpu(backend.library).load() is None
+        infer(case, SEPARATE)
+    infer(case, ["one_pass"])
+    monkeypatch.setenv("SE_FUSED_CUDA_PLAN", "fast")
+    wanted = "SE_FUSED_CUDA_PLAN must be one of one_pass, grouped, separate, or empty for the rule; got 'fast'"
+    with pytest.raises(ValueError, match=wanted):
+        on_cpu(backend.library).load()
+
+
+def test_an_unknown_plan_changes_nothing(backend: CudaBackend) -> None:
+    with pytest.raises(ValueError, match="path must be one of one_pass"), backend.forced_plan("fast"):
+        pass
+    with pytest.raises(RuntimeError, match="no plan 'fast'"):
+        backend._operators.force_plan("fast")
+    with pytest.raises(ZeroDivisionError), backend.forced_plan("separate"):
+        _ = 1 // 0
+    assert backend._operators.force_plan("") == ""

@@ -1,0 +1,24 @@
+"""The shim that runs CUDA kernels on the CPU: right kernels in both orders, and each fault that it is there to find."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import shim_library as cuda_support
+
+pytestmark = pytest.mark.skipif(cuda_support.why_not() is not None, reason=str(cuda_support.why_not()))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("shim") / "selftest"
+    source = cuda_support.SHIM / "selftest.cpp"
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{cuda_support.SHIM}"]
+    subprocess.run([str(cuda_support.COMPILER), *flags, "-o", str(target), str(source)], check=True)
+    return target
+
+
+@pytest.mark.parametrize("what", ["ok", "faults"])
+def test_selftest(program: Path, what: str) -> None:
+    said = subprocess.run([str(program), what], text=True, capture_output=True, check=False, timeout=120)
+    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]

@@ -1,0 +1,276 @@
+"""On a real GPU: what neither Triton's interpreter nor the shim of the CUDA kernels can show. The backends' other tests
+run there too, on the device.
+
+Those marked ``sanitizer`` are small; ``python3 -m benchmarks.gpu right`` runs them under compute-sanitizer's memcheck.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from support.triton_groups import grouping_of
+
+from se_fused import backends, functional, reference
+from se_fused.testing.verify import LAYOUTS, Case, check, to_layout
+
+pytestmark = pytest.mark.gpu
+
+
+TRITON_ONLY = ("test_grouped_inference", "test_convolution", "test_autotuning_measures_once")
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that a GPU has; one that is built and cannot run there is a failure."""
+    name = request.param
+    if name != "triton" and request.node.originalname in TRITON_ONLY:
+        pytest.skip("of the Triton backend")
+    if not backends.BACKENDS[name].describe()["built"]:
+        pytest.skip(str(backends.BACKENDS[name].describe()["reason"]))
+    with backends.use_backend(name):
+        yield name
+
+
+def infer(x: torch.Tensor, *fc: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return functional.squeeze_excite(x, *fc, x, out_act="relu")
+
+
+def weights(c: int, r: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    sizes = ((r, c), (r,), (c, r), (c,))
+    return [(torch.randn(*size) * c**-0.5).to("cuda", dtype) for size in sizes]
+
+
+# ---- small: also under compute-sanitizer
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(5, 70, 9, 7), (3, 16, 14, 14)], ids=str)
+def test_training(shape: tuple[int, ...], layout: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert check(Case("batch_norm_squeeze_excite", shape, dtype, layout, "cuda", hidden=17), seeds=range(3)).ok
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many programs, more than run at once, that wait for each other."""
+    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
+
+    monkeypatch.setattr(tail, "grouping", grouping_of(512, 32, 3))
+    x = to_layout(torch.randn(32, 96, 13, 11), layout).cuda()
+    fc = weights(96, 24, torch.float32)
+    truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
+    for _ in range(20):
+        torch.testing.assert_close(infer(x, *fc), truth)
+
+
+@pytest.mark.sanitizer
+def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    from se_fused.backends.triton import conv1x1_squeeze_excite as conv
+
+    monkeypatch.setattr(conv, "fastest", lambda key, ways, device: "product")
+    h = torch.randn(3, 40, 13, 11).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
+    conv_weight = (torch.randn(136, 40, 1, 1) * 0.15).cuda().bfloat16()
+    fc = weights(136, 9, torch.bfloat16)
+    with torch.no_grad():
+        y = functional.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
+        truth = reference.conv1x1_squeeze_excite(h, conv_weight, None, *fc, out_act="relu")
+    torch.testing.assert_close(y, truth, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(13, 64, 9, 7), (9, 96, 28, 28), (40, 256, 14, 14)], ids=str)
+def test_inference(shape: tuple[int, ...], layout: str) -> None:
+    """Clusters of one and several samples, the last one not full."""
+    c = shape[1]
+    for dtype in (torch.float32, torch.bfloat16):
+        x = to_layout(torch.randn(shape), layout).to("cuda", dtype)
+        fc = weights(c, c // 4, dtype)
+        truth = reference.squeeze_excite(x.double(), *(t.double() for t in fc), x.double(), out_act="relu")
+        for _ in range(5):
+            torch.testing.assert_close(infer(x, *fc), truth.to(dtype))
+
+
+# ---- large
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 512, 28, 28), (128, 1024, 14, 14), (128, 2048, 7, 7)])
+def test_stages_of_resnet50(shape: tuple[int, ...], layout: str) -> None:
+    """The launch shapes that benchmarks run with, against eager PyTorch in float32."""
+    x = to_layout(torch.randn(shape, device="cuda"), layout)
+    c = shape[1]
+    fc = weights(c, c // 16, torch.float32)
+    torch.testing.assert_close(infer(x, *fc), reference.squeeze_excite(x, *fc, x, out_act="relu"))
+    bn = (torch.rand(c, device="cuda") + 0.5, torch.randn(c, device="cuda"))
+    given = [t.requires_grad_() for t in (x, *bn, *fc)]
+
+    def forward(module: ModuleType, out_act: str | None) -> torch.Tensor:
+        y: torch.Tensor = module.batch_norm_squeeze_excite(
+            given[0], None, None, *given[1:], x.detach(), training=True, out_act=out_act
+        )
+        return y
+
+    # Where ReLU's argument is zero to rounding, two right answers may differ in its derivative, and one such element of
+    # N already moves dx by 2 / sqrt(N) of its norm: no gradient is sent there.
+    with torch.no_grad():
+        t = forward(reference, None)
+        dy = (t.abs() > 8 * torch.finfo(t.dtype).eps * t.abs().max()).to(t.dtype)
+        assert dy.mean() > 0.999
+    results = []
+    for module in (functional, reference):
+        y = forward(module, "relu")
+        results.append([y, *torch.autograd.grad(y, given, dy)])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_elements_than_an_int32_counts(layout: str) -> None:
+    """2^31 + elements: the last sample lies beyond every 32-bit offset."""
+    torch.cuda.empty_cache()  # what an earlier test has left is free
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    n, c, h, w = 3, 768, 1024, 1024
+    x = torch.empty((n, c, h, w), dtype=torch.float16, device="cuda")
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.normal_()
+    fc = weights(c, 8, torch.float16)
+    y = infer(x, *fc)
+    for i in (0, n - 1):
+        one = x[i : i + 1]
+        truth = reference.squeeze_excite(one, *fc, one, out_act="relu")
+        torch.testing.assert_close(y[i : i + 1], truth, rtol=4e-3, atol=4e-3)  # eager rounds between the steps
+    running = (torch.zeros(c, device="cuda"), torch.ones(c, device="cuda"))
+    with torch.no_grad():
+        y = functional.batch_norm_act(x, *running, None, None, training=True)
+    assert (y[-1].float().mean() - 0.3989).abs() < 1e-2  # of relu of a standard normal
+
+
+# ---- streams, graphs, devices
+def test_cuda_graph() -> None:
+    for shape in ((8, 64, 14, 14), (64, 256, 56, 56)):
+        x, fc = torch.randn(shape, device="cuda"), weights(shape[1], 16, torch.float32)
+        infer(x, *fc)  # compiles, which a capture cannot
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = infer(x, *fc)
+        for _ in range(3):
+            x.normal_()
+            graph.replay()
+            torch.testing.assert_close(y, reference.squeeze_excite(x, *fc, x, out_act="relu"))
+
+
+def on_two_streams(call: Callable[[], list[torch.Tensor]], times: int) -> list[list[torch.Tensor]]:
+    """The results of so many calls on each of two streams at once. Counters, that programs wait for, are a call's."""
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    torch.cuda.synchronize()
+    for _ in range(times):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(call())
+    torch.cuda.synchronize()
+    return results
+
+
+def test_streams_do_not_disturb_each_other() -> None:
+    x, fc = torch.randn(64, 256, 56, 56, device="cuda"), weights(256, 16, torch.float32)
+    truth = infer(x, *fc)
+    assert all(torch.equal(y, truth) for (y,) in on_two_streams(lambda: [infer(x, *fc)], 5))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_on_two_streams(layout: str) -> None:
+    """Training always takes the gate's launches, whose programs take tickets and wait for each other, each way."""
+    given = [to_layout(torch.randn(32, 256, 56, 56, device="cuda"), layout), *weights(256, 16, torch.float32)]
+    residual = given[0].flip(0)
+    for t in given:
+        t.requires_grad_()
+
+    def step() -> list[torch.Tensor]:
+        x, *fc = given
+        bn = (None,) * 4
+        y = functional.batch_norm_squeeze_excite(x, *bn, *fc, residual, training=True, out_act="relu")
+        return [y.detach(), *torch.autograd.grad(y, given, residual)]
+
+    truth = step()
+    for found in on_two_streams(step, 3):
+        assert all(torch.equal(mine, wanted) for mine, wanted in zip(found, truth, strict=True))
+
+
+def test_groups_of_samples(backend: str) -> None:
+    """Inference that keeps groups of samples in L2, as the rule plans it, alone and on two streams."""
+    n, c, s, r = 16, 256, 112, 16
+    x = to_layout(torch.randn(n, c, s, s, device="cuda"), "channels_last").bfloat16()
+    fc = weights(c, r, torch.bfloat16)
+    if backend == "cuda":
+        plan = backends.BACKENDS["cuda"].plan(n, c, s * s, True, 2, r)
+        grouped = plan.startswith("grouped")
+    else:
+        from se_fused.backends.triton.launch import recording
+
+        with recording() as launches:
+            infer(x, *fc)
+        plan = " ".join(launch.name for launch in launches)
+        grouped = plan == "grouped_kernel"
+    if not grouped:
+        pytest.skip(f"this GPU takes it another way: {plan}")
+    truth = infer(x, *fc)
+    wide = reference.squeeze_excite(x.double(), *(t.double() for t in fc), x.double(), out_act="relu")
+    torch.testing.assert_close(truth, wide.bfloat16())
+    assert all(torch.equal(y, truth) for (y,) in on_two_streams(lambda: [infer(x, *fc)], 5))
+
+
+def test_same_bits_in_every_run() -> None:
+    case = Case("batch_norm_squeeze_excite", (64, 256, 28, 28), torch.bfloat16, "channels_last", "cuda", hidden=16)
+    given = case.draw(0)
+    tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+    runs = []
+    for _ in range(5):
+        y = case.call(functional, given)
+        runs.append([y, *torch.autograd.grad(y, tensors, torch.ones_like(y))])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_that_is_not_the_current_one() -> None:
+    case = Case("batch_norm_squeeze_excite", (4, 24, 7, 5), device="cuda:1")
+    given = case.draw(0)
+    torch.testing.assert_close(case.call(functional, given), case.call(reference, given))
+
+
+def compiled(function: Callable[..., torch.Tensor], mode: str) -> Callable[..., torch.Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_torch_compile(mode: str) -> None:
+    x, fc = torch.randn(16, 64, 28, 28, device="cuda"), weights(64, 8, torch.float32)
+    call = compiled(lambda x: functional.squeeze_excite(x, *fc, x, out_act="relu"), mode)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(call(x), reference.squeeze_excite(x, *fc, x, out_act="relu"))
+
+
+def test_autotuning_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from se_fused.backends.triton import tuning
+
+    monkeypatch.setenv("SE_FUSED_AUTOTUNE", "1")
+    monkeypatch.setenv("SE_FUSED_CACHE", str(tmp_path))
+    tuning._cache.cache_clear()
+    x, fc = torch.randn(16, 64, 28, 28, device="cuda"), weights(64, 8, torch.float32)
+    truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
+    torch.testing.assert_close(infer(x, *fc), truth)
+    (path,) = tmp_path.iterdir()
+    before = path.read_text()
+    assert "means Map(n=16" in before and "scale_shift_act Map(n=16" in before
+    torch.testing.assert_close(infer(x, *fc), truth)
+    assert path.read_text() == before
+    tuning._cache.cache_clear()

@@ -1,0 +1,313 @@
+"""The Triton backend under the op contract: on a GPU where there is one, else in Triton's interpreter on small shapes.
+
+Interpreted programs cost milliseconds each, so shapes are few and small; they go through odd, prime and single C, S and
+R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of
+the same kernels is held by test_codegen.py.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from support import contract
+from support.contract import OPTIONS, SHAPES
+from support.kernels import (
+    ACTIVATED,
+    DERIVED,
+    check_moments,
+    check_moments_backward,
+    check_nan_and_infinity,
+    check_scale_shift_act,
+    check_scale_shift_act_backward,
+    check_scale_shift_act_mean,
+    check_scale_shift_act_mean_backward,
+    close,
+)
+from support.triton_groups import grouping_of
+
+from se_fused import backends, functional, reference
+from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+
+TRITON = backends.BACKENDS["triton"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if TRITON.can_use(DEVICE, torch.float32) is not None:
+    pytest.skip(f"no Triton here: {TRITON.can_use(DEVICE, torch.float32)}", allow_module_level=True)
+
+import triton as triton_language  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from se_fused.backends.triton import activations as numerics  # noqa: E402
+from se_fused.backends.triton import batch_norm_squeeze_excite as tail  # noqa: E402
+from se_fused.backends.triton import launch_configs as configs  # noqa: E402
+from se_fused.backends.triton import passes as streams  # noqa: E402
+from se_fused.backends.triton.launch import Launch, recording  # noqa: E402
+
+Shape = tuple[int, ...]
+
+
+@pytest.fixture(autouse=True)
+def triton() -> Iterator[None]:
+    with backends.use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that every shape has several each way, and every sum of more than 16 positions is split."""
+
+    def small(m: configs.Map, device: configs.Device, tensors: int, sums: bool) -> configs.Stream:
+        kept, positions = (8, 4) if m.channels_last else (4, 8)
+        return configs.Stream(kept, positions, 2 * positions, 4)
+
+    monkeypatch.setattr(streams, "stream_config", small)
+    monkeypatch.setattr(configs.Map, "shifted", False)  # those rows are one step each
+
+
+# ---- the streams: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33. Contiguous rows of 7 x 5 with
+# C = 20 and of 6 x 6 share vectors (shifted.py); 70 positions are two words of the mask.
+STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
+STREAM_SHAPES += [(1, 5, 3, 3, 4)]
+streams_everywhere = [
+    pytest.mark.parametrize("layout", LAYOUTS),
+    pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
+    pytest.mark.parametrize("shape", STREAM_SHAPES, ids=["x".join(map(str, s)) for s in STREAM_SHAPES]),
+]
+
+
+def everywhere(test: Any) -> Any:
+    for mark in streams_everywhere:
+        test = mark(test)
+    return test
+
+
+@everywhere
+def test_moments(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    check_moments(TRITON, shape, dtype, layout, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("out_act", "with_residual"), ACTIVATED)
+def test_scale_shift_act(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, with_residual: bool) -> None:
+    check_scale_shift_act(TRITON, shape, dtype, layout, out_act, with_residual, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("out_act", "want_dr"), DERIVED)
+def test_moments_backward(shape: Shape, dtype: torch.dtype, layout: str, out_act: int, want_dr: bool) -> None:
+    check_moments_backward(TRITON, shape, dtype, layout, out_act, want_dr, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES.values(), ids=OUT_ACT_CODES)
+def test_scale_shift_act_mean(shape: Shape, dtype: torch.dtype, layout: str, out_act: int) -> None:
+    check_scale_shift_act_mean(TRITON, shape, dtype, layout, out_act, DEVICE)
+    check_scale_shift_act_mean_backward(TRITON, shape, dtype, layout, out_act, DEVICE)
+
+
+@everywhere
+@pytest.mark.parametrize(("masked", "with_x"), list(itertools.product([True, False], repeat=2)))
+def test_scale_shift_act_backward(shape: Shape, dtype: torch.dtype, layout: str, masked: bool, with_x: bool) -> None:
+    check_scale_shift_act_backward(TRITON, shape, dtype, layout, masked, with_x, DEVICE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 5, 1, 1), (2, 20, 6, 7)], ids=str)
+def test_nan_and_infinity_flow_as_in_pytorch(shape: Shape, layout: str) -> None:
+    check_nan_and_infinity(TRITON, shape, torch.float32, layout, DEVICE)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 20, 7, 5), (1, 3, 64)], ids=str)
+def test_split_streams(shape: Shape, layout: str) -> None:
+    relu = OUT_ACT_CODES["relu"]
+    check_moments(TRITON, shape, torch.float32, layout, DEVICE)
+    check_scale_shift_act(TRITON, shape, torch.bfloat16, layout, relu, True, DEVICE)
+    check_moments_backward(TRITON, shape, torch.float32, layout, relu, True, DEVICE)
+    check_scale_shift_act_backward(TRITON, shape, torch.float32, layout, True, True, DEVICE)
+    check_scale_shift_act_mean(TRITON, shape, torch.float32, layout, OUT_ACT_CODES["hard_swish"], DEVICE)
+    check_scale_shift_act_mean_backward(TRITON, shape, torch.bfloat16, layout, relu, DEVICE)
+
+
+# ---- the whole op
+def passes(case: Case, seeds: int = 3) -> None:
+    contract.passes(case, "triton", DEVICE, range(seeds))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+    passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
+def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
+    passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options: dict[str, Any]) -> None:
+    for layout, dtype in zip(LAYOUTS, (torch.float32, torch.bfloat16), strict=True):
+        given = {"op": "batch_norm_squeeze_excite", "shape": (4, 24, 5, 3), "dtype": dtype, "layout": layout}
+        passes(Case(**given | options))
+
+
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_activations(act: str) -> None:
+    passes(Case("squeeze_excite", (4, 24, 3, 3), training=False, act=act, hidden=24))
+
+
+@triton_language.jit
+def scalar_kernel(x, value, slope, CODE: tl.constexpr, IS_GATE: tl.constexpr, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    t = tl.load(x + lane)
+    if IS_GATE:
+        result = numerics.open_gate(t, CODE)
+        tl.store(slope + lane, numerics.gate_slope(result, CODE))
+    else:
+        result = numerics.activate(t, CODE)
+        tl.store(slope + lane, numerics.activate_slope(t, CODE))
+    tl.store(value + lane, result)
+
+
+@pytest.mark.parametrize("name", [*ACT_CODES, *GATE_CODES])
+def test_scalar_functions(name: str) -> None:
+    """Values and slopes from -30 to 30, at the corners (0, 3, 6), near zero, and NaN, where PyTorch's come out."""
+    special = torch.tensor([0.0, -3.0, 3.0, 6.0, -6.0, 1e-6, -1e-6, 0.2499, 0.2501, 20.0, 20.1, 25.0, -25.0, -30.0])
+    x = torch.cat([torch.linspace(-12, 12, 512 - len(special)), special]).to(DEVICE)
+    value, slope = torch.empty_like(x), torch.empty_like(x)
+    is_gate = name in GATE_CODES
+    code = (GATE_CODES if is_gate else ACT_CODES)[name]
+    function = (reference.GATES if is_gate else reference.ACTIVATIONS)[name]
+    scalar_kernel[(1,)](x, value, slope, CODE=code, IS_GATE=is_gate, BLOCK=512)
+    wide = x.double().requires_grad_()
+    truth = function(wide)
+    (true_slope,) = torch.autograd.grad(truth.sum(), wide)
+    # PyTorch's float64 hard sigmoid has a float32 1/6 for its slope
+    close(value, truth.detach(), torch.float32, 1 + x.double().abs())
+    close(slope, true_slope, torch.float32, 1 + x.double().abs())
+    x.fill_(float("nan"))
+    scalar_kernel[(1,)](x, value, slope, CODE=code, IS_GATE=is_gate, BLOCK=512)
+    assert value.isnan().all()
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
+def test_split_sums(options: dict[str, Any], layout: str) -> None:
+    """Splits are merged by the gate's kernels."""
+    passes(Case("batch_norm_squeeze_excite", (3, 12, 7, 5), layout=layout, **options))
+    if "mean" not in options:
+        passes(Case("batch_norm_act", (3, 12, 7, 5), layout=layout, **options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("shape", "shifted"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
+def test_rows_that_start_anywhere(shape: Shape, shifted: bool | None, dtype: torch.dtype) -> None:
+    """Contiguous rows off 16 bytes take the kernels that share vectors between rows, where the map ends with a
+    vector."""
+    m = streams.map_of(torch.empty(shape, dtype=dtype))
+    assert m.shifted == (dtype.itemsize == 2 if shifted is None else shifted)
+    with recording() as launches:
+        for options in ({}, {"training": False}, {"out_act": "silu"}, {"out_act": None}, {"residual": False}):
+            passes(Case("batch_norm_squeeze_excite", shape, dtype, **options), seeds=3)
+    assert all("shifted" in launch.name or "gate" in launch.name for launch in launches) == m.shifted
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_rows_that_share_vectors_in_place(inplace: bool) -> None:
+    """y over x: a row's first elements lie in a vector that the row before reads and writes."""
+    for op in OPS:
+        case = Case(op, (5, 24, 7, 7), torch.bfloat16, "contiguous", DEVICE, training=False)
+        error, launches, x, y = infer(case, inplace)
+        assert error <= 1 and (y is x) == inplace and launches[-1].name == "scale_shift_act_shifted_kernel"
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_in_every_run(layout: str) -> None:
+    case = Case("batch_norm_squeeze_excite", (5, 40, 6, 6), layout=layout, device=DEVICE, hidden=18)
+    results = [contract.results(case) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def infer(case: Case, inplace: bool = False) -> tuple[float, list[Launch], torch.Tensor, torch.Tensor]:
+    """(error / bound, launches, x, y) of a call without gradients."""
+    with recording() as launches:
+        error, x, y = contract.infer(case, inplace)
+    return error, launches, x, y
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
+    case = Case(op, (3, 20, 7, 5), dtype, layout, DEVICE, training=False)
+    for inplace in (False, True):
+        error, launches, x, y = infer(case, inplace)
+        assert error <= 1 and (y is x) == inplace
+        assert len(launches) == (1 if op == "batch_norm_act" else 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("group", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)
+def test_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that do and do not divide N, one tile and several, whatever the rule would say."""
+    monkeypatch.setattr(tail, "grouping", grouping_of(256, 64, group, 3))
+    for op, dtype in (("squeeze_excite", torch.float32), ("batch_norm_squeeze_excite", torch.bfloat16)):
+        case = Case(op, shape, dtype, layout, DEVICE, training=False, out_act="silu" if group == 2 else "relu")
+        error, launches, _, _ = infer(case)
+        assert error <= 1
+        assert [launch.name for launch in launches] == ["grouped_kernel"]
+        assert infer(case, inplace=True)[0] <= 1
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is asked for its own L2")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_are_grouped_where_x_does_not_stay_in_l2(layout: str) -> None:
+    case = Case("squeeze_excite", (11, 96, 7, 5), layout=layout, training=False)
+    for l2, name in ((600_000, "scale_shift_act"), (200_000, "grouped"), (20_000, "scale_shift_act")):
+        with configs.standing_in(configs.Device(1, l2)):
+            error, launches, _, _ = infer(case)
+        assert error <= 1 and launches[-1].name.startswith(name)
+
+
+def test_no_hidden_copies() -> None:
+    for layout in LAYOUTS:
+        given = Case("batch_norm_squeeze_excite", (2, 6, 4, 3), layout=layout, device=DEVICE).draw(0)
+        with recording() as launches:
+            y = functional.batch_norm_squeeze_excite(**given)
+        assert launches[0].arguments["x"].data_ptr() == given["x"].data_ptr()
+        assert launches[-1].arguments["residual"].data_ptr() == given["residual"].data_ptr()
+        assert y.stride() == given["x"].stride()
+
+
+def test_compiles_without_a_break() -> None:
+    """The operator is one node, and kernels run below it."""
+    given = Case("batch_norm_squeeze_excite", (3, 8, 4, 3), device=DEVICE).draw(0)
+    call = torch.compile(functional.batch_norm_squeeze_excite, fullgraph=True, backend="aot_eager")
+    with recording() as launches:
+        y = call(**given)
+        (gradient,) = torch.autograd.grad(y.sum(), given["x"])
+    assert [launch.name for launch in launches][::3] == ["moments_kernel", "moments_backward_kernel"]
+    eager = functional.batch_norm_squeeze_excite(**given)
+    assert torch.equal(y, eager)
+    assert torch.equal(gradient, torch.autograd.grad(eager.sum(), given["x"])[0])
+
+
+def test_views_and_odd_addresses() -> None:
+    """Rows that start at no multiple of 16 bytes: a slice of a larger buffer is dense all the same."""
+    x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
+    w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
+    truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")
+    torch.testing.assert_close(functional.squeeze_excite(x, w1, None, w2, None, x, out_act="relu"), truth)
+    transposed = to_layout(torch.randn(2, 6, 4, 2, device=DEVICE), "channels_last").transpose(2, 3)
+    truth = reference.squeeze_excite(transposed, w1, None, w2, None)
+    torch.testing.assert_close(functional.squeeze_excite(transposed, w1, None, w2, None), truth)

@@ -1,0 +1,320 @@
+"""The Triton backend from outside its kernels: how often it launches, when it refuses, how programs wait."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from support.paths import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import se_fused
+from se_fused import backends, functional
+from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from se_fused.backends import BackendUnavailable
+from se_fused.backends import triton as backend_module
+from se_fused.backends.triton import TritonBackend
+from se_fused.ops import batch_norm_squeeze_excite as tail_operators
+from se_fused.testing.verify import OPS, Case
+
+TRITON = backends.BACKENDS["triton"]
+HAS_TRITON = not isinstance(TRITON.describe().get("reason"), str)
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+FORWARD = ["moments_kernel", "gate_kernel", "scale_shift_act_kernel"]
+BACKWARD = ["moments_backward_kernel", "gate_backward_kernel", "scale_shift_act_backward_kernel"]
+
+
+# ---- launches, counted with tensors that have no memory
+@needs_triton
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES)
+@pytest.mark.parametrize("hidden", [16, None], ids=["gate", "no-gate"])
+@pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
+def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, channels_last: bool) -> None:
+    """At most three forward and four backward; ours are three and three, whatever is split."""
+    from se_fused.backends.triton.compiled_code import launches_of_tail
+
+    launches = launches_of_tail(shape, torch.bfloat16, channels_last, True, hidden, out_act)
+    assert [launch.name.replace("_shifted", "") for launch in launches] == FORWARD + BACKWARD
+
+
+@needs_triton
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_launches_of_inference(channels_last: bool) -> None:
+    """At most three: one without a gate; three where x stays in L2; where it does not, one and the zeroing of
+    counters."""
+    from se_fused.backends.triton.compiled_code import launches_of_tail
+
+    def names(shape: tuple, hidden: int | None) -> list[str]:
+        return [
+            x.name.replace("_shifted", "")
+            for x in launches_of_tail(shape, torch.bfloat16, channels_last, False, hidden)
+        ]
+
+    assert names((128, 256, 56, 56), None) == ["scale_shift_act_kernel"]
+    assert names((128, 256, 56, 56), 16) == ["grouped_kernel"]
+    assert names((128, 2048, 7, 7), 128) == FORWARD
+    assert names((1, 256, 56, 56), 16) == FORWARD
+
+
+@needs_triton
+def test_bytes_of_a_training_step() -> None:
+    """DESIGN's passes, counted from the launches' own arguments: 4 + 1/16 forward, 6 + 1/16 backward."""
+    from se_fused.backends.triton.compiled_code import launches_of_tail
+
+    shape = (128, 256, 56, 56)
+    launches = launches_of_tail(shape, torch.bfloat16, True, True, 16)
+    one = 2 * 128 * 256 * 56 * 56
+    moved = {}
+    for launch in launches:
+        big = [t.nbytes for t in launch.arguments.values() if isinstance(t, torch.Tensor) and t.nbytes * 64 > one]
+        moved[launch.name] = sum(big) / one
+    mask = 1 / 16
+    assert moved["moments_kernel"] == 1 and moved["scale_shift_act_kernel"] == 3 + mask
+    assert moved["moments_backward_kernel"] == 3 + mask and moved["scale_shift_act_backward_kernel"] == 3
+    assert moved["gate_kernel"] == moved["gate_backward_kernel"] == 0
+
+
+class Operators(TorchDispatchMode):
+    """Notes PyTorch's own operators that compute: each would be a launch. Views and allocations are none."""
+
+    FREE = ("empty", "new_empty", "view", "reshape", "detach", "select", "alias", "as_strided", "unbind", "split")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.__name__.split(".")[0]
+        if not name.removeprefix("_").startswith(self.FREE):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running statistics are moved in the gate's launch, gradients written in their parameters' dtypes, none copied.
+
+    The kernels themselves are left out: the interpreter would use operators of its own.
+    """
+    from se_fused.backends.triton.launch import recording
+
+    # what runs when nobody looks on: for the mode below it would be our operators
+    monkeypatch.setattr(tail_operators, "through_dispatcher", lambda: False)
+    training = "batch_norm" in op
+    for options in ({"training": training}, {"training": False}, {"training": training, "out_act": "silu"}):
+        given = Case(op, (3, 16, 4, 3), dtype, **options).draw(0)
+        tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        dy = torch.randn_like(given["x"])
+        with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as forward:
+            y = getattr(functional, op)(**given)
+        assert not forward.names and len(launches) == 3
+        with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as backward:
+            torch.autograd.grad(y, tensors, dy)
+        assert not backward.names and len(launches) == 3
+        with backends.use_backend("triton"), torch.no_grad(), recording(dry=True) as launches, Operators() as inference:
+            getattr(functional, op)(**given)
+        assert not inference.names and len(launches) <= 3
+
+
+@pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
+def test_running_statistics(momentum: float) -> None:
+    """Several steps, exact at both ends, in the buffers' dtype and as a change that autograd notices."""
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = [torch.zeros(6, dtype=dtype), torch.ones(6, dtype=dtype)]
+        theirs = [t.clone() for t in ours]
+        for _ in range(3):
+            x = torch.randn(5, 6, 4, 3) * 3 + 2
+            before = [t._version for t in ours]
+            with backends.use_backend("triton"):
+                functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            assert [t._version for t in ours] == [v + 1 for v in before]
+            var, mean = torch.var_mean(x, (0, 2, 3))
+            for buffer, to in zip(theirs, (mean, var), strict=True):
+                buffer.lerp_(to.to(dtype), momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+    apart = torch.zeros(6, 2)[:, 0]  # no kernel's business: moved by PyTorch
+    with backends.use_backend("triton"):
+        functional.batch_norm_act(x, apart, torch.ones(6), None, None, training=True, momentum=1.0)
+    torch.testing.assert_close(apart, x.mean((0, 2, 3)))
+
+
+# ---- refusal
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "find_spec", lambda name: None)
+    absent = TritonBackend()
+    reason = "Triton is not installed: pip install triton"
+    assert absent.can_use("cuda", torch.float32) == absent.can_use("cpu", torch.float32) == reason
+    assert absent.describe() == {"built": False, "reason": reason}
+    monkeypatch.setitem(backends.BACKENDS, "triton", absent)
+    with (
+        backends.use_backend("triton"),
+        pytest.raises(BackendUnavailable, match=r"'triton' was asked for.*pip install"),
+    ):
+        se_fused.SqueezeExcite(8)(torch.zeros(1, 8, 2, 2))
+    assert any(row["why_not"].get("triton") == reason for row in se_fused.info()["choices"])
+
+
+def test_a_triton_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(backend_module, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_module, "import_module", broken)
+    backend = TritonBackend()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reason = "Triton does not load: OSError: libcuda.so.1: cannot open shared object file"
+    assert backend.can_use("cpu", torch.float32) == backend.can_use("cuda", torch.float32) == reason
+    with pytest.raises(RuntimeError, match="Triton does not load"):
+        _ = backend.moments
+
+
+@needs_triton
+def test_what_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = TritonBackend()
+    assert "not float64" in str(fresh.can_use("cuda", torch.float64))
+    assert "not on mps" in str(fresh.can_use("mps", torch.float32))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "TRITON_INTERPRET=1" in str(fresh.can_use("cpu", torch.float32))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    backend_module._gpu_reason.cache_clear()
+    assert backend_module._gpu_reason(0) == "it needs compute capability 8.0 or later; Tesla T4 has 7.5"
+    backend_module._gpu_reason.cache_clear()
+
+
+@needs_triton
+def test_float64_is_refused_by_name() -> None:
+    x = torch.zeros(1, 8, 2, 2, dtype=torch.float64)
+    with backends.use_backend("triton"), pytest.raises(BackendUnavailable, match="float32, bfloat16 and float16"):
+        se_fused.SqueezeExcite(8, dtype=torch.float64)(x)
+
+
+def test_auto_never_takes_the_interpreter() -> None:
+    """TRITON_INTERPRET=1 may be set for somebody else's kernels."""
+    backend, _ = backends.find("cpu", torch.float32)
+    assert backend is not None and backend.name == "cpu"
+    refusal = backends.why_not(TRITON, "cpu", torch.float32)
+    assert refusal is not None
+    if TRITON.can_use("cpu", torch.float32) is None:
+        assert "asked for by name" in refusal
+
+
+def test_importing_se_fused_does_not_import_triton_kernels() -> None:
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; import se_fused; se_fused.info();"
+        "se_fused.SqueezeExcite(8)(torch.zeros(1, 8, 2, 2));"
+        "assert ('triton' in sys.modules) == before; assert 'se_fused.backends.triton.passes' not in sys.modules"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+
+
+# ---- programs that run at the same time
+def _one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
+    from support.interpreter import round_bfloat16
+
+    from se_fused.backends.triton import excitation as gate
+    from se_fused.backends.triton import excitation_backward as gate_backward
+    from se_fused.backends.triton import l2_grouped as grouped
+
+    round_bfloat16()
+    torch.set_num_threads(1)
+    kernels = {
+        "gate": gate.gate_kernel,
+        "backward": gate_backward.gate_backward_kernel,
+        "grouped": grouped.grouped_kernel,
+    }
+    start.wait(120)  # all have imported PyTorch: nobody is done before the others begin
+    kernels[kernel][(1,)](**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU programs always run at the same time")
+@pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
+@pytest.mark.parametrize("kernel", ["gate", "backward", "grouped"])
+def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs programs one after another, and the first does everything. Here each of three programs is a
+    process of its own on the same memory, so that tickets, counters and waiting are put to use."""
+    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
+    from se_fused.backends.triton import launch_configs as configs
+    from se_fused.backends.triton.launch import Launch, recording
+
+    n, c, r = 18, 40, 17
+
+    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
+        return configs.Grouping(configs.Stream(8, 4, 4, 4), 3, 3)
+
+    monkeypatch.setattr(tail, "grouping", plan if kernel == "grouped" else lambda m, device: None)
+    torch.manual_seed(1)
+    x = torch.randn(n, c, 3, 2).contiguous(memory_format=torch.channels_last)
+    bn = (torch.rand(c), torch.rand(c) + 0.5, torch.rand(c), torch.randn(c))
+    fc = (torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c))
+    codes = ACT_CODES["relu"], GATE_CODES["sigmoid"], OUT_ACT_CODES["relu"]
+
+    def run() -> tuple[list[Launch], list[torch.Tensor]]:
+        with recording() as launches:
+            if kernel == "grouped":
+                y = torch.empty_like(x)
+                tail.batch_norm_squeeze_excite_inference(x, x, *bn, *fc, None, 1e-5, *codes, y)
+                return launches, [y]
+            y, *saved = tail.batch_norm_squeeze_excite_forward(
+                x, x, None, None, *bn[2:], *fc, None, True, 1e-5, *codes, True
+            )
+            gradients = tail.batch_norm_squeeze_excite_backward(
+                x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, *codes, True
+            )
+        return launches, [y, *gradients]
+
+    launches, _ = run()
+    wanted = {"gate": "gate_kernel", "backward": "gate_backward_kernel", "grouped": "grouped_kernel"}[kernel]
+    (launch,) = (found for found in launches if found.name == wanted)
+    # what the launch has written, and the same memory again, shared and spoilt
+    results = {
+        "gate": ("mean", "stats", "hidden", "factor", "scale", "shift"),
+        "backward": (
+            "k1",
+            "k2",
+            "k3",
+            "dbn_weight",
+            "dbn_bias",
+            "dfc1_weight",
+            "dfc1_bias",
+            "dfc2_weight",
+            "dfc2_bias",
+        ),
+        "grouped": ("y",),
+    }[kernel]
+    alone = {name: launch.arguments[name].clone() for name in results}
+    scratch = (*results, "dq", "dhidden", "mean_parts", "hidden", "scale", "shift", "mean")
+    inputs = {"gate": {"mean_parts", "mean"}, "backward": {"mean", "hidden"}, "grouped": set()}[kernel]
+    shared = dict(launch.arguments)
+    for name, value in shared.items():
+        if isinstance(value, torch.Tensor):
+            value = value.clone()
+            if name in scratch and name not in inputs:
+                value.fill_(float("nan"))
+            shared[name] = value.share_memory_()
+    if launch.arguments["mean"].data_ptr() == launch.arguments.get("mean_parts", x).data_ptr():
+        shared["mean"] = shared["mean_parts"][0]  # one split is its own mean
+    shared["counters"].zero_()
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    start = context.Barrier(3)
+    programs = [context.Process(target=_one_program, args=(kernel, shared, start)) for _ in range(3)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(120)
+    assert [program.exitcode for program in programs] == [0, 0, 0]
+    for name in results:
+        assert torch.equal(shared[name], alone[name]), name
+    assert shared["counters"][0] > 3  # tickets were taken from one counter

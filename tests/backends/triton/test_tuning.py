@@ -1,0 +1,187 @@
+"""Measured choices: made once, remembered in a file, never in the way of a call."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from se_fused.backends.triton import launch_configs as configs
+from se_fused.backends.triton import passes as streams
+from se_fused.backends.triton import tuning
+from se_fused.backends.triton.launch_configs import Device, Map, Stream
+
+CPU = torch.device("cpu")
+
+
+def timer(milliseconds: dict[Callable[[], Any], float]) -> Callable[[Callable[[], Any]], float]:
+    def measure(run: Callable[[], Any]) -> float:
+        run()
+        return milliseconds[run]
+
+    return measure
+
+
+def ways() -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    called: list[str] = []
+    return {name: (lambda name=name: called.append(name)) for name in ("a", "b", "c")}, called
+
+
+def test_the_fastest_is_taken_and_remembered(tmp_path: Path) -> None:
+    calls, called = ways()
+    path = tmp_path / "deep" / "gpu.json"
+    measure = timer(dict(zip(calls.values(), (3.0, 1.0, 2.0), strict=True)))
+    assert tuning.fastest("key", calls, CPU, tuning.Cache(path), measure) == "b"
+    assert called == ["a", "b", "c"]
+    # another process, another timing: the file decides
+    again = timer(dict(zip(calls.values(), (1.0, 3.0, 2.0), strict=True)))
+    assert tuning.fastest("key", calls, CPU, tuning.Cache(path), again) == "b"
+    assert called == ["a", "b", "c"]
+    assert tuning.fastest("other", calls, CPU, tuning.Cache(path), again) == "a"
+    assert json.loads(path.read_text()) == {"key": "b", "other": "a"}
+    assert [p.name for p in path.parent.iterdir()] == ["gpu.json"]  # no temporary file is left
+
+
+def test_a_remembered_name_that_is_gone_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text('{"key": "z"}')
+    calls, _ = ways()
+    measure = timer(dict(zip(calls.values(), (3.0, 1.0, 2.0), strict=True)))
+    assert tuning.fastest("key", calls, CPU, tuning.Cache(path), measure) == "b"
+
+
+def test_two_processes_keep_each_others_choices(tmp_path: Path) -> None:
+    one, two = (tuning.Cache(tmp_path / "gpu.json") for _ in range(2))
+    one.put("first", "a")
+    two.put("second", "b")
+    assert json.loads((tmp_path / "gpu.json").read_text()) == {"first": "a", "second": "b"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"key": 3}', ""])
+def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.warns(UserWarning, match=r"gpu\.json is not readable and will be written anew"):
+        cache = tuning.Cache(path)
+    with pytest.warns(UserWarning, match="not readable"):
+        cache.put("key", "a")
+    assert tuning.Cache(path).get("key") == "a"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
+    with pytest.warns(UserWarning, match="was not saved"):
+        tuning.Cache(tmp_path / "gpu.json").put("key", "a")
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    cache = tuning.Cache(tmp_path / "elsewhere.json")
+    cache.path = tmp_path / "cache" / "gpu.json"
+    with pytest.warns(UserWarning, match=r"was not saved in .*gpu\.json|not readable"):
+        cache.put("key", "a")
+    assert cache.get("key") == "a"  # this process knows it all the same
+
+
+def test_a_candidate_that_fails_is_left_out(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    def works() -> None:
+        pass
+
+    def measure(run: Callable[[], Any]) -> float:
+        run()
+        return 1.0
+
+    with pytest.warns(UserWarning, match="candidate big does not run here .out of resource"):
+        choice = tuning.fastest("key", {"big": fails, "small": works}, CPU, tuning.Cache(tmp_path / "a.json"), measure)
+    assert choice == "small"
+
+
+def test_without_a_device_the_rule_decides() -> None:
+    calls, called = ways()
+    assert tuning.fastest("key", calls, CPU) == "a" and not called
+
+
+def test_launch_shapes_are_measured_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule is one of the candidates, and what is chosen is what is launched."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def fastest(key: str, candidates: dict[str, Any], device: torch.device) -> str:
+        asked.append((key, list(candidates)))
+        return list(candidates)[-1]
+
+    monkeypatch.setattr(streams, "fastest", fastest)
+    monkeypatch.setattr(streams, "can_measure", lambda device: True)
+    from se_fused.backends.triton.launch import recording
+
+    def launched() -> dict[str, Any]:
+        x = torch.empty(128, 64, 56, 56, device="meta")
+        with recording(dry=True) as launches:
+            streams.launch_moments(x, streams.map_of(x), True, None)
+        return launches[0].arguments
+
+    plain = launched()
+    assert not asked
+    monkeypatch.setenv("SE_FUSED_AUTOTUNE", "1")
+    tuned = launched()
+    ((key, candidates),) = asked
+    assert key.startswith("moments Map(n=128, c=64, s=3136") and len(candidates) == len(set(candidates)) > 5
+    assert str(tuned["BLOCK_KEPT"]) in candidates[-1] and str(tuned["BLOCK_POSITIONS"]) in candidates[-1]
+    assert (plain["BLOCK_KEPT"], plain["BLOCK_POSITIONS"]) != (tuned["BLOCK_KEPT"], tuned["BLOCK_POSITIONS"])
+
+
+MAPS = [
+    Map(n, c, s, channels_last, itemsize)
+    for n in (1, 7, 128)
+    for c in (1, 3, 64, 2048)
+    for s in (1, 49, 196, 3136, 1_000_000)
+    for channels_last in (True, False)
+    for itemsize in (2, 4)
+]
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_rules_make_sense_for_any_map(tensors: int, sums: bool) -> None:
+    """Powers of two, whole bytes of the mask, every position covered once, and neighbours that could run."""
+    for m in MAPS:
+        rule = configs.stream_config(m, configs.H200, tensors, sums)
+        for shape in (rule, *configs.neighbours(rule, m)):
+            assert shape.kept & (shape.kept - 1) == 0 and shape.positions & (shape.positions - 1) == 0, (m, shape)
+            assert (shape.kept if m.channels_last else shape.positions) % 8 == 0, (m, shape)
+            assert shape.span % shape.positions == 0
+            assert (shape.splits(m) - 1) * shape.span < m.s <= shape.splits(m) * shape.span
+            assert shape.splits(m) <= 256 or not sums or shape != rule
+        assert rule.kept * rule.positions <= 16384
+
+
+@pytest.mark.parametrize("device", [configs.H200, Device(108, 40 * 2**20), Device(16, 4 * 2**20)])
+def test_groups_fit_into_l2(device: Device) -> None:
+    """Three of them and room to spare; as many tiles as programs, so that nobody waits for the stream before."""
+    grouped = 0
+    for m in MAPS:
+        plan = configs.grouping(m, device)
+        if plan is None:
+            continue
+        grouped += 1
+        assert m.nbytes > device.l2_bytes // 2
+        assert 3 * plan.group * m.nbytes / m.n <= 0.75 * device.l2_bytes
+        assert plan.group * configs.cdiv(m.c, plan.stream.kept) * plan.stream.splits(m) >= plan.programs
+    assert grouped >= 4
+
+
+def test_the_stages_of_resnet50_are_grouped_where_they_pass_l2() -> None:
+    """bfloat16, N = 128, on an H200: 206, 103, 51 MB are grouped; 26 MB stay in L2 between two launches."""
+    stages = [Map(128, c, s, True, 2) for c, s in ((256, 3136), (512, 784), (1024, 196), (2048, 49))]
+    plans = [configs.grouping(m, configs.H200) for m in stages]
+    assert [plan and plan.group for plan in plans] == [6, 10, 17, None]
+    assert Stream(64, 64, 128, 4) == plans[0].stream  # 128 bytes of a row; 16 KB a tile

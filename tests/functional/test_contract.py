@@ -1,0 +1,243 @@
+"""The op contract: every public function × dtype × layout × shape, against float64, with derived bounds."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from support import contract
+
+from se_fused import backends, functional, reference
+from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+
+SHAPES = {
+    "odd-S": (4, 24, 7, 5),
+    "S=1": (5, 16, 1, 1),
+    "one-sample": (1, 20, 6, 6),
+    "one-channel": (3, 1, 5, 4),
+    "tiny-C": (4, 3, 9, 9),
+    "large-C": (2, 300, 3, 3),
+    "3-D": (3, 18, 11),
+    "5-D": (2, 10, 3, 4, 5),
+    "long-rows": (2, 4, 80, 70),
+}
+
+
+def passes(case, **options):
+    contract.passes(case, "cpu", "cpu", **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("op", OPS)
+def test_shapes(op, shape, dtype, layout):
+    training = "batch_norm" in op and shape[0] * torch.Size(shape[2:]).numel() > 1
+    passes(Case(op, shape, dtype, layout, training=training), seeds=range(5))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("out_act", ["relu", "silu"])
+def test_large_results(dtype, layout, out_act):
+    """Above 4 MB results are stored past the caches."""
+    passes(Case("batch_norm_squeeze_excite", (2, 64, 160, 112), dtype, layout, out_act=out_act), seeds=[0])
+
+
+# beside the contract's: a large mean in 16 bits too, and more channels and samples than a chunk of work holds
+OPTIONS = contract.OPTIONS | {
+    "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12)},
+    "wide-hidden": {"hidden": 37, "shape": (6, 70, 4, 4)},
+    "many-samples": {"shape": (19, 33, 2, 3), "hidden": 5},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options, dtype, layout):
+    passes(Case(**{"op": "batch_norm_squeeze_excite", "dtype": dtype, "layout": layout} | options), seeds=range(5))
+
+
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_activations(act):
+    passes(Case("squeeze_excite", training=False, act=act, hidden=24), seeds=range(5))
+
+
+@pytest.mark.parametrize("act", reference.ACTIVATIONS)
+def test_slopes_at_corners(act):
+    """Hidden values that are exactly -3, 0, 3, 6: PyTorch's choice of slope, which no random draw would show."""
+    corners = torch.tensor([-3.0, 0.0, 3.0, 6.0])
+    x, w1, w2 = torch.zeros(2, 5, 3, 3), torch.randn(4, 5), torch.randn(5, 4)
+    gradients = []
+    for module in (functional, reference):
+        bias = corners.clone().requires_grad_()
+        y = module.squeeze_excite(x + 1, w1 * 0, bias, w2, None, act=act)
+        gradients.append(torch.autograd.grad(y.square().sum(), bias)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_every_instruction_set(dtype):
+    passes(Case("batch_norm_squeeze_excite", (5, 70, 7, 7), dtype, hidden=18), seeds=range(5))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_result_does_not_depend_on_threads_or_luck(layout):
+    """Bit-identical from run to run and for any number of threads: no sum is split by thread."""
+    case = Case("batch_norm_squeeze_excite", (6, 64, 25, 25), layout=layout, hidden=16)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        given = case.draw(0)
+        y = case.call(functional, given)
+        tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        results.append([y, *torch.autograd.grad(y, tensors, torch.ones_like(y)), given["running_var"]])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 6, 5, 5), (4, 6, 5), (2, 6, 3, 4, 5)], ids=str)
+def test_memory_format_is_kept_and_nothing_is_copied(shape, layout):
+    case = Case("batch_norm_squeeze_excite", shape, layout=layout)
+    given = case.draw(0)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = case.call(functional, given)
+    assert y.stride() == given["x"].stride()
+    assert any(t.data_ptr() == given["x"].data_ptr() for t in kept)  # x itself, not a copy of it
+
+
+@pytest.mark.parametrize("view", ["sliced", "transposed", "expanded"])
+def test_other_strides(view):
+    base = torch.randn(4, 12, 8, 10)
+    x = {"sliced": base[:, ::2, 1:, 1:], "transposed": base.transpose(2, 3), "expanded": base[:1].expand(4, -1, -1, -1)}
+    x = x[view].detach().requires_grad_()
+    c = x.shape[1]
+    w1, w2 = torch.randn(4, c), torch.randn(c, 4)
+    residual = torch.randn_like(x)
+    for fill in (residual, residual.contiguous(memory_format=torch.channels_last)):
+        mine = functional.squeeze_excite(x, w1, None, w2, None, fill, out_act="relu")
+        truth = reference.squeeze_excite(x, w1, None, w2, None, fill, out_act="relu")
+        torch.testing.assert_close(mine, truth)
+        for dy in (torch.randn_like(truth), torch.ones(()).expand_as(truth)):  # a sum's gradient is expanded
+            (a,), (b,) = (torch.autograd.grad(y, x, dy, retain_graph=True) for y in (mine, truth))
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("shape", [(0, 6, 5, 5), (2, 6, 0, 5)], ids=["no-samples", "no-positions"])
+def test_empty(op, shape):
+    case = Case(op, shape, training=False, drop_path=False)
+    given = case.draw(0)
+    y = case.call(functional, given)
+    assert y.shape == shape
+    gradient = torch.autograd.grad(y.sum(), given["x"])[0]
+    assert gradient.shape == shape
+
+
+def test_running_statistics_follow_pytorch():
+    """Several steps, with the unbiased variance; momentum 1 and 0 too."""
+    torch.manual_seed(0)
+    for momentum in (0.1, 0.0, 1.0):
+        ours = [torch.zeros(6), torch.ones(6)]
+        theirs = [t.clone() for t in ours]
+        for _ in range(3):
+            x = torch.randn(5, 6, 4, 3) * 3 + 2
+            functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            torch.nn.functional.batch_norm(x, *theirs, None, None, True, momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_saved_for_backward_is_x_the_mask_and_vectors():
+    """DESIGN section 2: never batch norm's output, never the scaled map."""
+    n, c, s, r = 4, 32, 28 * 28, 8
+    case = Case("batch_norm_squeeze_excite", (n, c, 28, 28), hidden=r)
+    given = case.draw(0)
+    parameters = {v.data_ptr() for v in given.values() if isinstance(v, torch.Tensor) and v.dim() != 4}
+    kept = {}
+
+    def pack(t):
+        if t.data_ptr() not in parameters:
+            kept[t.data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        case.call(functional, given)
+    x_bytes, mask_bytes = n * c * s * 4, n * c * s // 8
+    vectors = (2 * n * c + n * r + 2 * c) * 4
+    assert sum(kept.values()) == x_bytes + mask_bytes + vectors
+
+
+def test_nothing_outlives_the_backward_pass():
+    given = Case("batch_norm_squeeze_excite").draw(0)
+    y = functional.batch_norm_squeeze_excite(**given)
+    watch = weakref.ref(y.grad_fn)
+    y.sum().backward()
+    del y
+    gc.collect()
+    assert watch() is None
+
+
+def test_second_derivative_is_refused():
+    given = Case("batch_norm_squeeze_excite").draw(0)
+    y = functional.batch_norm_squeeze_excite(**given)
+    (gradient,) = torch.autograd.grad(y.square().sum(), given["x"], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivatives.*use_backend\('reference'\)"):
+        torch.autograd.grad(gradient.sum(), given["x"])
+    with backends.use_backend("reference"):
+        y = functional.batch_norm_squeeze_excite(**given)
+        (gradient,) = torch.autograd.grad(y.square().sum(), given["x"], create_graph=True)
+        torch.autograd.grad(gradient.sum(), given["x"])
+
+
+def test_float64_goes_through_the_reference():
+    given = Case("batch_norm_squeeze_excite", dtype=torch.float64, parameter_dtype=torch.float64).draw(0)
+    y = functional.batch_norm_squeeze_excite(**given)
+    assert y.dtype == torch.float64
+    assert torch.equal(y, reference.batch_norm_squeeze_excite(**given))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(x_dtype, layout):
+    """Result dtypes are eager's: x's, or the promoted one where residual differs; parameters stay float32."""
+    given = Case("batch_norm_squeeze_excite", parameter_dtype=torch.float32, layout=layout, drop_path=False).draw(0)
+    given["x"] = given["x"].detach().to(x_dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, truth = (f.batch_norm_squeeze_excite(**given) for f in (functional, reference))
+    assert mine.dtype == truth.dtype
+    torch.testing.assert_close(mine, truth, rtol=2e-2, atol=5e-2)
+    gradients = torch.autograd.grad(mine.float().sum(), [given["x"], given["fc1_weight"], given["residual"]])
+    assert [g.dtype for g in gradients] == [x_dtype, torch.float32, torch.float32]
+
+
+def test_conv_shaped_weights_in_any_memory_format():
+    x = torch.randn(2, 6, 5, 5)
+    w1, w2 = torch.randn(3, 6), torch.randn(6, 3)
+    flat = functional.squeeze_excite(x, w1, None, w2, None)
+    for form in (torch.contiguous_format, torch.channels_last):
+        conv = [w[:, :, None, None].contiguous(memory_format=form).requires_grad_() for w in (w1, w2)]
+        y = functional.squeeze_excite(x, conv[0], None, conv[1], None)
+        assert torch.equal(y, flat)
+        y.sum().backward()
+        assert [w.grad.shape for w in conv] == [(3, 6, 1, 1), (6, 3, 1, 1)]
+
+
+def test_no_gradient_is_computed_for_what_does_not_ask():
+    x, w1, w2 = torch.randn(2, 6, 5, 5), torch.randn(3, 6).requires_grad_(), torch.randn(6, 3)
+    residual = torch.randn_like(x)
+    y = functional.squeeze_excite(x, w1, None, w2, None, residual, out_act="relu")
+    y.sum().backward()
+    assert w1.grad is not None and x.grad is None and residual.grad is None
+    with torch.no_grad():
+        assert not functional.squeeze_excite(x, w1, None, w2, None).requires_grad
+
+
+def test_layout_helper_makes_what_it_says():
+    assert to_layout(torch.randn(2, 3, 4, 5), "channels_last").is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,126 @@
+"""Bad input: the error names the argument and what is wanted, and nothing has happened yet."""
+
+import pytest
+import torch
+
+import se_fused
+from se_fused import backends, functional
+
+N, C, R = 2, 6, 3
+
+
+def arguments():
+    return {
+        "x": torch.randn(N, C, 4, 4), "running_mean": torch.zeros(C), "running_var": torch.ones(C),
+        "bn_weight": torch.ones(C), "bn_bias": torch.zeros(C), "fc1_weight": torch.randn(R, C),
+        "fc1_bias": torch.zeros(R), "fc2_weight": torch.randn(C, R), "fc2_bias": torch.zeros(C),
+        "residual": torch.randn(N, C, 4, 4), "training": True,
+    }  # fmt: skip
+
+
+BAD = {
+    "x is no tensor": ("x", [1.0], TypeError, "x must be a torch.Tensor, got list"),
+    "integer x": ("x", torch.ones(N, C, 4, 4, dtype=torch.int64), TypeError, "x must be float32.*got int64.*x.float()"),
+    "2-D x": ("x", torch.randn(N, C), ValueError, r"x must be \(N, C, \*spatial\).*\(2, 6\).*unsqueeze"),
+    "6-D x": ("x", torch.randn(N, C, 1, 1, 1, 1), ValueError, "3, 4 or 5 dimensions"),
+    "other channels": ("x", torch.randn(N, 7, 4, 4), ValueError, r"residual must have x's shape \(2, 7, 4, 4\)"),
+    "meta device": ("fc1_weight", torch.randn(R, C, device="meta"), ValueError, "fc1_weight is on meta, x on cpu.*to"),
+    "residual's shape": ("residual", torch.randn(N, C, 4, 5), ValueError, r"have x's shape.*\(2, 6, 4, 5\)"),
+    "residual's dtype": ("residual", torch.randn(N, C, 4, 4).bfloat16(), TypeError, "residual must have x's dtype.*to"),
+    "residual's device": ("residual", torch.randn(N, C, 4, 4, device="meta"), ValueError, "residual is on meta"),
+    "fc1 transposed": ("fc1_weight", torch.randn(C, R), ValueError, r"must be \(R, C\) = \(6, 6\).*\(6, 3\)"),
+    "fc1 is 3x3": ("fc1_weight", torch.randn(R, C, 3, 3), ValueError, "fc1_weight must be"),
+    "fc1 is 1-D": ("fc1_weight", torch.randn(C), ValueError, "fc1_weight must be 2-D"),
+    "fc1 has no outputs": ("fc1_weight", torch.randn(0, C), ValueError, "at least one output"),
+    "fc1 missing": ("fc1_weight", None, TypeError, "fc1_weight must be a torch.Tensor, got NoneType"),
+    "fc2's shape": ("fc2_weight", torch.randn(C, R + 1), ValueError, r"fc2_weight must be \(C, R\) = \(6, 3\)"),
+    "fc1 bias": ("fc1_bias", torch.zeros(C), ValueError, r"fc1_bias must be \(R,\) = \(3,\), got \(6,\)"),
+    "fc2 bias": ("fc2_bias", torch.zeros(R), ValueError, r"fc2_bias must be \(C,\) = \(6,\)"),
+    "bn weight": ("bn_weight", torch.ones(C + 1), ValueError, "bn_weight must be"),
+    "integer bn bias": ("bn_bias", torch.zeros(C, dtype=torch.int32), TypeError, "bn_bias must be float32"),
+    "running_var alone": ("running_mean", None, ValueError, "must both be tensors or both be None"),
+    "training": ("training", 1, TypeError, "training must be a bool, got int"),
+    "momentum None": ("momentum", None, TypeError, "momentum.*1 / num_batches_tracked"),
+    "momentum": ("momentum", 1.5, ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
+    "momentum text": ("momentum", "0.1", TypeError, "momentum must be a number, got str"),
+    "eps": ("eps", -1e-5, ValueError, "eps must lie in"),
+    "eps NaN": ("eps", float("nan"), ValueError, "eps must lie in"),
+    "act": ("act", "rleu", ValueError, "act must be one of identity, relu.*got 'rleu'"),
+    "gate": ("gate", "softmax", ValueError, "gate must be one of sigmoid, hard_sigmoid"),
+    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of none, relu, silu, hard_swish; got 'gelu'"),
+    "drop_path shape": ("drop_path_scale", torch.ones(N + 1), ValueError, r"drop_path_scale must be \(N,\) = \(2,\)"),
+    "drop_path gradient": ("drop_path_scale", torch.ones(N).requires_grad_(), ValueError, "not require a gradient"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_argument(name, value, error, message):
+    given = arguments()
+    running = given["running_mean"]
+    with pytest.raises(error, match=message):
+        functional.batch_norm_squeeze_excite(**(given | {name: value}))
+    assert torch.equal(running, torch.zeros(C))  # nothing had been moved
+
+
+def test_eval_without_running_statistics():
+    given = arguments() | {"running_mean": None, "running_var": None, "training": False}
+    with pytest.raises(ValueError, match="needed with training=False; pass training=True"):
+        functional.batch_norm_squeeze_excite(**given)
+
+
+def test_one_value_per_channel():
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        functional.batch_norm_act(torch.randn(1, C, 1, 1), None, None, None, None, training=True)
+
+
+def test_unknown_backend_and_unavailable_backend():
+    with pytest.raises(ValueError, match="name must be one of auto, cuda, triton, cpu, reference; got 'cudnn'"):
+        se_fused.use_backend("cudnn")
+    x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
+    with (
+        backends.use_backend("cuda"),
+        pytest.raises(se_fused.BackendUnavailable, match=r"'cuda' was asked for.*not on cpu"),
+    ):
+        functional.squeeze_excite(x, w1, None, w2, None)
+    with backends.use_backend("cpu"), pytest.raises(se_fused.BackendUnavailable, match="not float64"):
+        functional.squeeze_excite(x.double(), w1.double(), None, w2.double(), None)
+    functional.squeeze_excite(x, w1, None, w2, None)  # the setting ended with the block
+
+
+def test_use_backend_as_a_function_and_nested():
+    before = backends.forced()
+    se_fused.use_backend("reference")
+    assert backends.forced() == "reference"
+    with se_fused.use_backend("cpu"):
+        assert backends.forced() == "cpu"
+        with se_fused.use_backend("reference"):
+            assert backends.forced() == "reference"
+        assert backends.forced() == "cpu"
+    assert backends.forced() == "reference"
+    se_fused.use_backend(before)
+
+
+def test_falling_back_says_so_once(monkeypatch):
+    """No kernel for a call that could have one: a warning with the reason, not silence."""
+    cpu = backends.BACKENDS["cpu"]
+    monkeypatch.setattr(cpu, "load_error", "the C++ library is not built: for this test")
+    monkeypatch.setattr(functional.tail, "_warned", set())
+    x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
+    with pytest.warns(UserWarning, match="runs plain PyTorch.*not built: for this test"):
+        functional.squeeze_excite(x, w1, None, w2, None)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.squeeze_excite(x, w1, None, w2, None)
+
+
+@pytest.mark.parametrize("op", ["batch_norm_squeeze_excite_forward", "moments"])
+def test_kernels_refuse_what_python_would_not_send(op):
+    """The last line of defence: a wrong shape is an error, not a wild pointer."""
+    x = torch.randn(2, 4, 6, 6)[:, :, ::2]
+    with pytest.raises(RuntimeError, match="x must be dense"):
+        if op == "moments":
+            torch.ops.se_fused_cpu.moments(x)
+        else:
+            torch.ops.se_fused_cpu.batch_norm_squeeze_excite_forward(x, *[None] * 10, True, 1e-5, 1, 0, 1, False)

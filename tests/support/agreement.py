@@ -1,0 +1,32 @@
+"""Whether a candidate of a workload agrees with float64."""
+
+import pytest
+import torch
+
+from se_fused.bench.compare import least_error
+from se_fused.bench.providers import registry as peers
+from se_fused.bench.workloads.block import LAYOUTS, Workload
+from se_fused.testing.error_bounds import relative_error
+
+
+def errors(workload: Workload, name: str, layout: str, truth: dict[str, torch.Tensor]) -> dict[str, float]:
+    results = workload.candidate(name, layout).results()
+    assert results.keys() == truth.keys()
+    assert all(results[k].shape == t.shape for k, t in truth.items())
+    return {k: relative_error(results[k], t) for k, t in truth.items()}
+
+
+def assert_agrees(workload: Workload, name: str, layouts: tuple[str, ...] = tuple(LAYOUTS), yardstick="eager") -> None:
+    """As se_fused.bench.compare has it: twice what eager errs by, or the peer's allowance, on one of several inputs."""
+    for seed in range(workload.draws):
+        workload.draw(seed)
+        truth = workload.truth()
+        eager = [errors(workload, yardstick, layout, truth) for layout in workload.layouts]
+        least = {k: least_error(t, workload.dtype) for k, t in truth.items()}
+        extra = peers.allowance(name, workload.dtype, workload.device) or 0.0
+        allowed = {k: max(2 * max(e[k] for e in eager) + least[k], extra) for k in truth}
+        wrong = {k: (e, allowed[k]) for at in layouts for k, e in errors(workload, name, at, truth).items()
+                 if not e <= allowed[k]}  # fmt: skip
+        if not wrong:
+            return
+    pytest.fail(f"{name}: {wrong}")

@@ -1,0 +1,87 @@
+"""The op contract as every backend's tests hold it: which shapes and options, and how far off a result may be."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_fused import functional, reference
+from se_fused.ops.layout import is_channels_last
+from se_fused.testing.error_bounds import forward_bound
+from se_fused.testing.verify import Case, check
+
+Shape = tuple[int, ...]
+
+SHAPES: dict[str, Shape] = {
+    "odd-S": (4, 24, 7, 5),
+    "S=1": (5, 16, 1, 1),
+    "one-sample": (1, 20, 6, 6),
+    "one-channel": (3, 1, 5, 4),
+    "3-D": (3, 18, 11),
+    "5-D": (2, 10, 3, 2, 5),
+}
+
+# Every closing activation × what is known of the residual: each op decides from both what it keeps and what it writes.
+_RESIDUALS: dict[str, dict[str, Any]] = {
+    "residual": {},
+    "residual-without-gradient": {"residual_grad": False},
+    "no-residual": {"residual": False},
+}
+_CLOSED: dict[str, dict[str, Any]] = {
+    "bn-se": {"op": "batch_norm_squeeze_excite"},
+    "se": {"op": "squeeze_excite", "training": False},
+    "bn": {"op": "batch_norm_act"},
+}
+CLOSINGS: dict[str, dict[str, Any]] = {
+    f"{op}-{out_act}-{residual}": {"out_act": out_act, **_CLOSED[op], **_RESIDUALS[residual]}
+    for op, out_act, residual in itertools.product(_CLOSED, reference.OUT_ACTIVATIONS, _RESIDUALS)
+}
+
+OPTIONS: dict[str, dict[str, Any]] = CLOSINGS | {
+    **{f"eval-{out_act}": {"training": False, "out_act": out_act} for out_act in reference.OUT_ACTIVATIONS},
+    "no-drop-path": {"drop_path": False},
+    "no-fc-biases": {"absent": ("fc1_bias", "fc2_bias")},
+    "no-affine": {"absent": ("bn_weight", "bn_bias")},
+    "no-running-statistics": {"absent": ("running_mean", "running_var")},
+    "hard-gate": {"gate": "hard_sigmoid"},
+    "float32-parameters": {"parameter_dtype": torch.float32},
+    "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
+    "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
+    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
+}
+
+
+def passes(case: Case, backend: str, device: str, seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Forward and gradients within their bounds, from the backend that is meant."""
+    result = check(dataclasses.replace(case, device=device), seeds=seeds)
+    assert result.backend == backend
+    assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
+    for name, (error, bound) in result.gradients.items():
+        assert error <= bound, f"gradient of {name}: {error:.2e} > {bound:.2e}"
+
+
+def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
+    """(largest error / bound, x, y) of a call without gradients."""
+    given = case.draw(0)
+    wide = {k: v.detach().double() if isinstance(v, Tensor) else v for k, v in given.items()}
+    truth = case.call(reference, wide)
+    with torch.no_grad():
+        y = getattr(functional, case.op)(**given, inplace=inplace)
+    excess = (y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
+    return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
+
+
+def keeps_order(y: Tensor, x: Tensor) -> bool:
+    """Whether y is in a memory order of x; of one channel or one position, x has both."""
+    return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))
+
+
+def results(case: Case) -> list[Tensor]:
+    """y, the gradients and a running statistic of a training step."""
+    given = case.draw(0)
+    y = case.call(functional, given)
+    tensors = [v for v in given.values() if isinstance(v, Tensor) and v.requires_grad]
+    return [y, *torch.autograd.grad(y, tensors, torch.ones_like(y)), given["running_var"]]

@@ -1,0 +1,76 @@
+"""The CUDA backend as its tests have it: on a GPU where there is one, else the kernels' own source on the CPU."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from se_fused import backends
+from se_fused.backends.cuda import CudaBackend
+from se_fused.testing.verify import Case
+from support import contract
+from support import shim_library as cuda_support
+
+DEVICE = "cuda" if backends.BACKENDS["cuda"].can_use("cuda", torch.float32) is None else "cpu"
+on_shim = pytest.mark.skipif(DEVICE == "cuda", reason="a GPU is what it is")
+if DEVICE == "cpu" and (reason := cuda_support.why_not()) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+H200 = (90, 132, 60 << 20, 232448)  # capability, multiprocessors, bytes of L2, shared memory of a block
+A100 = (80, 108, 40 << 20, 166912)
+
+
+@pytest.fixture(scope="module", name="backend")
+def given_backend() -> CudaBackend:
+    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_cuda.py
+    return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or cuda_support.library()))
+
+
+def on_cpu(library: Path, product: Any = None) -> CudaBackend:
+    return CudaBackend(library, "cpu", product, "se_fused_cuda_shim")
+
+
+@pytest.fixture(autouse=True)
+def cuda_alone(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    assert backend.load() is None
+    monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
+    with backends.use_backend("cuda"):
+        stand_in()
+        yield
+        stand_in()
+
+
+def stand_in(device: tuple[int, ...] = H200) -> None:
+    """Which device the rules see, and none of the launches so far. A fifth number says up to which shared memory of a
+    block it can place clusters of 16; it can place all without."""
+    if DEVICE == "cpu":
+        torch.ops.se_fused_cuda_shim.stand_in(*device)
+        torch.ops.se_fused_cuda_shim.launched()
+
+
+def launched() -> list[str]:
+    return str(torch.ops.se_fused_cuda_shim.launched()).split()
+
+
+@pytest.fixture(params=["forwards", "backwards"] if DEVICE == "cpu" else ["gpu"], name="order")
+def order_of_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The order in which the shim runs threads and blocks: a missing barrier shows in one of them."""
+    if DEVICE == "cpu":
+        torch.ops.se_fused_cuda_shim.reverse(request.param == "backwards")
+    yield
+    if DEVICE == "cpu":
+        torch.ops.se_fused_cuda_shim.reverse(False)
+
+
+def infer(case: Case, path: list[str], inplace: bool = False) -> None:
+    error, x, y = contract.infer(case, inplace)
+    assert error <= 1, f"error is {error:.2f} of its bound"
+    assert (y is x) == inplace
+    if DEVICE == "cpu":
+        assert launched() == path
+
+
+SEPARATE = ["moments", "gate", "scale_shift_act"]
