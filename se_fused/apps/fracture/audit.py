@@ -24,6 +24,7 @@ Row = tuple[str, str, str, str, str, float | None]
 
 _FLAT = 0.01  # standard deviation, of the range from black to white, below which a picture shows nothing
 _SHOWN = 8  # of a list on the screen
+_DRAWN = 24  # pairs of a picture
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,11 @@ def _shift(counts: dict[str, Counter[str]]) -> dict[str, float] | None:
     return {"chi2": chi2, "degrees": degrees, "p": p}
 
 
-def audit(manifest: Manifest, progress: Progress = lambda what, share: None, found: Duplicates | None = None) -> Audit:
+def audit(manifest: Manifest, found: Duplicates | None = None) -> Audit:
     """Look for what makes scores on a data set wrong.
 
     Args:
         manifest: the data set; patients, splits and labels may be missing.
-        progress: told what is being done and the share that is done.
         found: what :func:`se_fused.apps.fracture.duplicates.find` says of it, if it has been asked already.
 
     Returns:
@@ -194,7 +194,7 @@ def audit(manifest: Manifest, progress: Progress = lambda what, share: None, fou
     if not manifest.records:
         raise InputError("the manifest holds no images; make one with se-fused fracture prepare")
     if found is None:
-        found = duplicates.find(manifest, progress)
+        found = duplicates.find(manifest)
     records = {record.path: record for record in manifest.records}
     folder = Path(os.path.commonpath([path.parent for path in records]))
 
@@ -276,14 +276,13 @@ def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -
     return rows
 
 
-def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[str], most: int = 24) -> int:
-    """Draw pairs of images that are the same, those in two splits first, the least similar of them first.
+def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[str]) -> int:
+    """Draw pairs of images that are the same, those in two splits first, the least similar of them first; 24 at most.
 
     Args:
         manifest: the data set.
         found: what :func:`se_fused.apps.fracture.duplicates.find` says of it.
         path: a .png, .pdf or .svg, which appears whole or not at all.
-        most: pairs that are drawn.
 
     Returns:
         How many pairs there are; without any, no file is written.
@@ -302,13 +301,13 @@ def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[st
     if not pairs:
         return 0
     pictures, titles = [], []
-    for pair in pairs[:most]:
+    for pair in pairs[:_DRAWN]:
         value = _value(pair.kind, pair.similarity).removeprefix(", ") or _KINDS[pair.kind]
         for one, more in ((pair.one, value), (pair.other, "LEAK" if leaks(pair) else "")):
             pictures.append(images.load_radiograph(one, 224)[0].numpy())
             where = records[one].split or "no split"
             titles.append(f"{_cut(one.name)}\n{where}{', ' + more if more else ''}")
-    shown = f"{len(pairs)} pairs" if len(pairs) <= most else f"{most} of {len(pairs)} pairs"
+    shown = f"{len(pairs)} pairs" if len(pairs) <= _DRAWN else f"{_DRAWN} of {len(pairs)} pairs"
     images.save_sheet(np.stack(pictures), titles, path, f"images that are the same: {shown}, side by side")
     return len(pairs)
 

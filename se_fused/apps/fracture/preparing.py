@@ -9,7 +9,7 @@ from pathlib import Path
 from ..._errors import InputError
 from . import duplicates
 from .manifest import Manifest, plural
-from .splits import split
+from .splits import FRACTIONS, split
 
 __all__ = ["open_manifest", "prepare"]
 
@@ -59,8 +59,6 @@ def prepare(
     path: str | os.PathLike[str],
     layout: str = "auto",
     seed: int = 0,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
-    keep_splits: bool | None = None,
     progress: Progress = lambda what, share: None,
     labels: Mapping[str, str] = _AS_THEY_ARE,
 ) -> Manifest:
@@ -70,8 +68,6 @@ def prepare(
         path: a folder, or a manifest's CSV of which only what is missing is added.
         layout: one of `layouts.LAYOUTS`, or "auto".
         seed: of the split.
-        fractions: of the images in train, valid and test.
-        keep_splits: as `keep` of :func:`se_fused.apps.fracture.splits.split`.
         progress: told what is being done and the share that is done.
         labels: what a class is called from here on: ``{"spiral": "oblique"}`` merges the two, ``{"none": ""}`` leaves
             that class out.
@@ -82,7 +78,7 @@ def prepare(
     Raises:
         InputError: the data set cannot be read or split, or has no such class.
     """
-    manifest, _ = prepare_and_find(path, layout, seed, fractions, keep_splits, progress, labels)
+    manifest, _ = prepare_and_find(path, layout, seed, FRACTIONS, None, progress, labels)
     return manifest
 
 

@@ -26,6 +26,7 @@ Progress = Callable[[float], None]
 _COARSE = 24
 _TURNS = (-24.0, -16.0, -8.0, 0.0, 8.0, 16.0, 24.0)
 _COMPONENTS = 64
+_MATES = 8  # of each image
 _SAMPLE = 200  # pictures they are computed from
 _STRETCH = (0.75, 1.33)  # between two copies that were each zoomed by up to a quarter
 _BLOCK = 512  # rows of the product: 512 x 20,000 float32 are 40 MB
@@ -109,13 +110,12 @@ def _spectra(levelled: Tensor, pose: Tensor) -> Tensor:
 
 
 def candidates(
-    thumbnails: NDArray[np.uint8], mates: int = 8, progress: Progress = lambda share: None
+    thumbnails: NDArray[np.uint8], progress: Progress = lambda share: None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs that may be the same image: for each image its `mates` most similar ones, in whatever pose.
+    """The pairs that may be the same image: for each image its eight most similar ones, in whatever pose.
 
     Args:
         thumbnails: (n, SIDE, SIDE).
-        mates: for each image.
         progress: told the share that is done.
 
     Returns:
@@ -139,7 +139,7 @@ def candidates(
 
     plain = described(torch.eye(2))
     turned = torch.stack([described(pose) for pose in poses()])
-    mates = min(mates, count - 1)
+    mates = min(_MATES, count - 1)
     best, who, how = [], [], []
     for start in range(0, count, _BLOCK):
         rows = plain[start : start + _BLOCK]

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from ..._errors import InputError
 from .manifest import SPLITS, Manifest
 
-__all__ = ["folds", "parted", "split"]
+__all__ = ["FRACTIONS", "parted", "split"]
+
+FRACTIONS = (0.7, 0.15, 0.15)
+"""Of the images in train, valid and test."""
 
 _TRIES = 20
 
@@ -150,7 +153,7 @@ def _parts(
 
 def split(
     manifest: Manifest,
-    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     keep: bool | None = None,
     together: Iterable[Collection[str]] = (),
@@ -198,13 +201,3 @@ def split(
         raise InputError(f"{some.path.name} has no split and others have: give it one, or split all anew")
     parts = _parts(manifest, fractions, seed, together)
     return Manifest(manifest.records, tuple(notes)).with_columns(split=[SPLITS[part] for part in parts])
-
-
-def folds(manifest: Manifest, k: int = 5, seed: int = 0) -> list[Manifest]:
-    """k copies of a manifest for k-fold cross-validation: in copy i the i-th part of the patients is "test", the next
-    one "valid", the others "train". k >= 3. Errors as in `split`."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 3:
-        raise InputError(f"k must be an integer of at least 3 (one part to test, one to validate), got {k!r}")
-    parts = _parts(manifest, [1 / k] * k, seed)
-    names = ["test", "valid", *["train"] * (k - 2)]
-    return [manifest.with_columns(split=[names[(part - i) % k] for part in parts]) for i in range(k)]

@@ -296,9 +296,9 @@ def test_what_is_wrong_is_one_line(arguments, says, pictures, tmp_path, capfd, m
     (tmp_path / "EMPTY").mkdir()
     for name in ("FOLDER/a", "FOLDER/b", "ONE/a"):
         save(tmp_path / name / "1.png", pictures[0])
-    assert __main__.main(arguments) == 2
+    assert __main__.main(["fracture", *arguments]) == 2
     told = capfd.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith(f"se-fused {arguments[0]}")
+    assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith(f"se-fused fracture {arguments[0]}")
     assert says in told.err
     assert not list(tmp_path.glob("*.csv")) and not list(tmp_path.glob("*.png"))
 

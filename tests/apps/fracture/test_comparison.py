@@ -343,7 +343,7 @@ def test_command_with_runs(runs, tmp_path, capsys):
 def test_command_trains_and_compares(trained, runs, tmp_path, capsys):
     config = write_config(tmp_path / "c.yaml", **NARROW)
     data = str(runs / "unet-seed0" / "manifest.csv")
-    options = ["compare-models", "--data", data, "--models", "resnet50, seresnet50", "--seeds", "2", "--config",
+    options = ["fracture", "compare-models", "--data", data, "--models", "resnet50, seresnet50", "--seeds", "2", "--config",
                str(config), "--output", str(tmp_path / "out"), "--no-speed", "--draws", "100"]  # fmt: skip
     assert main(options) == 0
     assert trained.calls == [("resnet50", 0), ("seresnet50", 0), ("resnet50", 1), ("seresnet50", 1)]
@@ -378,7 +378,7 @@ def test_two_real_trainings_and_their_comparison(tmp_path, capsys):
     write_images(tmp_path / "data", 24)
     models = {name: NARROW[name] for name in ("resnet50", "seresnet50")}
     config = write_config(tmp_path / "c.yaml", **models)
-    options = ["compare-models", "--data", str(tmp_path / "data" / "manifest.csv"), "--seeds", "1", "--config",
+    options = ["fracture", "compare-models", "--data", str(tmp_path / "data" / "manifest.csv"), "--seeds", "1", "--config",
                str(config), "--output", str(tmp_path / "out"), "--batch", "2", "--draws", "100"]  # fmt: skip
     assert main(options) == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "results.json").read_text())

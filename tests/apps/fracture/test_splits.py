@@ -7,7 +7,7 @@ import pytest
 
 from se_fused._errors import InputError
 from se_fused.apps.fracture.manifest import SPLITS, Manifest, Record
-from se_fused.apps.fracture.splits import folds, parted, split
+from se_fused.apps.fracture.splits import parted, split
 
 CLASSES = ("none", "transverse", "oblique", "spiral")
 
@@ -121,18 +121,6 @@ def test_splits_without_validation_are_made_anew():
     assert {r.split for r in anew.records} == set(SPLITS) and "lack valid" in anew.notes[-1]
 
 
-def test_folds_hold_each_patient_out_once():
-    manifest = made()
-    parts = folds(manifest, 5, seed=1)
-    assert len(parts) == 5 and all(together(part) for part in parts)
-    held = [r.path for part in parts for r in part.where("test").records]
-    assert sorted(held) == sorted(r.path for r in manifest.records)
-    for part in parts:
-        counts = part.counts()
-        assert all(counts[name][label] for name in SPLITS for label in CLASSES)
-        assert abs(counts["test"].total() - len(manifest) / 5) < 12
-
-
 def without(manifest, **columns):
     return manifest.with_columns(**{name: [value] * len(manifest) for name, value in columns.items()})
 
@@ -177,12 +165,9 @@ def test_wrong_fractions(fractions):
         split(made(), fractions)
 
 
-def test_wrong_seeds_and_folds():
+def test_wrong_seeds():
     with pytest.raises(InputError, match="seed"):
         split(made(), seed=-1)
-    for k in (2, 2.5):
-        with pytest.raises(InputError, match="k must"):
-            folds(made(), k)
 
 
 def test_half_given_splits_are_asked_about():

@@ -167,14 +167,13 @@ def interval(values: Array, level: float = LEVEL) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def intervals(predictions: Predictions, n: int = DRAWS, seed: int = 0, level: float = LEVEL) -> dict[str, Any]:
+def intervals(predictions: Predictions, n: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Percentile intervals of all metrics of one table.
 
     Args:
         predictions: rows without a label do not count.
         n: draws of patients, >= 1.
         seed: of the draws; the same seed and patients give the same draws.
-        level: of the interval.
 
     Returns:
         ``{"level", "draws", "seed", "clusters": {"what", "count"}, "figures": {metric: [low, high]}, "per_class":
@@ -187,13 +186,13 @@ def intervals(predictions: Predictions, n: int = DRAWS, seed: int = 0, level: fl
     groups = clusters(predictions)
     figures, each = statistics(predictions, groups, drawn(groups.count, n, seed))
     return {
-        "level": level,
+        "level": LEVEL,
         "draws": n,
         "seed": seed,
         "clusters": {"what": groups.what, "count": groups.count},
-        "figures": {name: interval(values, level) for name, values in figures.items()},
+        "figures": {name: interval(values) for name, values in figures.items()},
         "per_class": {
-            label: {name: interval(values[:, k], level) for name, values in each.items()}
+            label: {name: interval(values[:, k]) for name, values in each.items()}
             for k, label in enumerate(predictions.classes)
         },
     }
@@ -204,7 +203,7 @@ def seed_draws(count: int, n: int, seed: int) -> Array:
     return drawn(count, n, seed) / count
 
 
-def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0, level: float = LEVEL) -> dict[str, Any]:
+def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """One model trained several times, judged on the same images: each metric's mean, spread and interval.
 
     Each draw of patients is the same for all trainings, and their mean over it is what the interval is of. "interval"
@@ -214,7 +213,7 @@ def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0, lev
 
     Args:
         tables: one for each training, with the same images in the same order (:func:`pairs.aligned`).
-        n, seed, level: as in :func:`intervals`.
+        n, seed: as in :func:`intervals`.
 
     Returns:
         ``{metric: {"mean", "sd" (n - 1; None of one), "values", "interval", "interval_seeds"}}``, without metrics that
@@ -243,8 +242,8 @@ def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0, lev
             "mean": float(np.mean(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
             "values": values,
-            "interval": interval(stacked.mean(1), level),
-            "interval_seeds": interval((stacked * shares).sum(1), level),
+            "interval": interval(stacked.mean(1)),
+            "interval_seeds": interval((stacked * shares).sum(1)),
         }
     return result
 

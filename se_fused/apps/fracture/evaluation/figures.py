@@ -105,7 +105,7 @@ def _each(predictions: Predictions, found: Mapping[str, Any]) -> list[tuple[str,
     ]
 
 
-def roc(predictions: Predictions, path: Path, title: str = "ROC, each class against the rest") -> None:
+def roc(predictions: Predictions, path: Path) -> None:
     """A curve for each class that has images, and their mean, taken upwards at each false positive rate (macro)."""
     predictions, found = labelled(predictions), metrics(predictions)
     figure = new_figure(6.6, 5.4)
@@ -121,12 +121,17 @@ def roc(predictions: Predictions, path: Path, title: str = "ROC, each class agai
         mean = np.concatenate([[0], np.mean(curves, 0)])
         macro = f"macro  {found['auroc_macro']:.3f}"
         axes.plot(np.concatenate([[0], grid]), mean, color="#000000", linewidth=3, alpha=0.75, label=macro)
-    _square(axes, title, "false positive rate (1 − specificity)", "true positive rate (sensitivity)")
+    _square(
+        axes,
+        "ROC, each class against the rest",
+        "false positive rate (1 − specificity)",
+        "true positive rate (sensitivity)",
+    )
     axes.legend(frameon=False, fontsize=9, loc="lower right", title="AUROC", title_fontsize=9)
     save(figure, path)
 
 
-def precision_recall(predictions: Predictions, path: Path, title: str = "Precision and recall") -> None:
+def precision_recall(predictions: Predictions, path: Path) -> None:
     """A curve for each class that has images; the short line at the right is the share of the class, chance."""
     predictions, found = labelled(predictions), metrics(predictions)
     figure = new_figure(6.6, 5.4)
@@ -137,7 +142,7 @@ def precision_recall(predictions: Predictions, path: Path, title: str = "Precisi
         # Steps: between two thresholds there is nothing to interpolate (Davis and Goadrich 2006).
         axes.step(recall, precision, where="post", label=label, **_stroke(k))
         axes.plot([0.97, 1.01], [true.mean()] * 2, color=COLOURS[k % len(COLOURS)], linewidth=2.5, alpha=0.6)
-    _square(axes, title, "recall (sensitivity)", "precision")
+    _square(axes, "Precision and recall", "recall (sensitivity)", "precision")
     axes.legend(frameon=False, fontsize=9, loc="lower left", title="average precision", title_fontsize=9)
     save(figure, path)
 
@@ -183,7 +188,6 @@ def class_bars(
     predictions: Predictions,
     path: Path,
     intervals: Mapping[str, Mapping[str, Sequence[float] | None]] | None = None,
-    title: str = "Precision, recall and F1 of each class",
 ) -> None:
     """Bars of each class, with intervals where they are given.
 
@@ -191,7 +195,6 @@ def class_bars(
         predictions: labelled.
         path: a .png, .pdf or .svg.
         intervals: {class: {metric: [low, high]}}, "per_class" of :func:`se_fused.apps.fracture.evaluation.intervals`.
-        title: above it.
     """
     rows = metrics(predictions)["per_class"]
     keys = (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
@@ -207,7 +210,7 @@ def class_bars(
                 axes.errorbar(place, height, spread, color="#1b1b1b", capsize=2.5, linewidth=1)
     axes.set_xticks(range(len(rows)), labels=[f"{n}\n{row['images']} images" for n, row in rows.items()])
     axes.tick_params(axis="x", length=0)
-    tidy(axes, title)
+    tidy(axes, "Precision, recall and F1 of each class")
     axes.set_ylim(0, 1.04)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     if intervals is not None:

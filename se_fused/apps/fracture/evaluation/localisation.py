@@ -153,7 +153,7 @@ def _size_of(path: str) -> tuple[int, int]:
 
 
 def localisation(
-    classifier: Classifier, predictions: Predictions, cracks: Cracks, limit: int = 200, batch: int = 16
+    classifier: Classifier, predictions: Predictions, cracks: Cracks, limit: int = 200
 ) -> dict[str, Any] | None:
     """Pointing game and energy in the box of Grad-CAM for the true class, on fractures that are visible.
 
@@ -162,7 +162,6 @@ def localisation(
         predictions: of a set with boxes.
         cracks: from :func:`read_cracks`.
         limit: at most so many images, spread evenly over the set.
-        batch: images at a time.
 
     Returns:
         ``{"images", "pointing_game", "energy_in_box", "box_share"}``, and the first two of the images that were
@@ -177,7 +176,7 @@ def localisation(
     size = classifier.preprocessing.size
     paths = [predictions.paths[i] for i in places]
     mapped = [box_on(boxes[i], *_size_of(path), size) for i, path in zip(places, paths, strict=True)]
-    _, heat = heat_maps(classifier, paths, predictions.labels[places].tolist(), batch)
+    _, heat = heat_maps(classifier, paths, predictions.labels[places].tolist())
     hits, energy = pointing_game(heat.numpy(), mapped), energy_in_box(heat.numpy(), mapped)
     right = predictions.predicted[places] == predictions.labels[places]
 
@@ -219,7 +218,6 @@ def overlay_sheet(
     predictions: Predictions,
     path: str | os.PathLike[str],
     cracks: Cracks | None = None,
-    count: int = 12,
     remark: str = "",
 ) -> None:
     """Radiographs beside the same with the heat of the predicted class over it, and a box where one is known.
@@ -229,10 +227,9 @@ def overlay_sheet(
         predictions: its predictions; :func:`examples` chooses from them.
         path: a .png, .pdf or .svg.
         cracks: from :func:`read_cracks`.
-        count: images.
         remark: what is said of the data below the heading.
     """
-    rows = examples(predictions, count)
+    rows = examples(predictions)
     some = predictions.take(rows)
     images, heats = heat_maps(classifier, some.paths, some.predicted.tolist())
     boxes = _boxes(some, cracks or {})

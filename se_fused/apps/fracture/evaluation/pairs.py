@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...._errors import InputError
 from ..predictions import Predictions
-from .bootstrap import DRAWS, LEVEL, clusters, drawn, interval, seed_draws, statistics
+from .bootstrap import DRAWS, clusters, drawn, interval, seed_draws, statistics
 from .metrics import labelled
 
 __all__ = ["aligned", "holm", "mcnemar", "paired", "seed_mean"]
@@ -85,7 +85,6 @@ def paired(
     metrics: Sequence[str] = ("accuracy", "f1_macro"),
     n: int = DRAWS,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> dict[str, dict[str, Any]]:
     """How much better the first model is than the second on the same patients: differences of means over trainings.
 
@@ -94,7 +93,6 @@ def paired(
         metrics: names of :func:`se_fused.apps.fracture.evaluation.statistics`.
         n: draws of patients.
         seed: of the draws.
-        level: of the intervals.
 
     Returns:
         ``{metric: {"difference", "interval", "p", "interval_seeds", "p_seeds"}}``: patients drawn with these trainings,
@@ -121,9 +119,9 @@ def paired(
         free = (sides[0] * shares[0]).sum(1) - (sides[1] * shares[1]).sum(1)
         result[name] = {
             "difference": means[0] - means[1],
-            "interval": interval(fixed, level),
+            "interval": interval(fixed),
             "p": _p_value(fixed[np.isfinite(fixed)]),
-            "interval_seeds": interval(free, level),
+            "interval_seeds": interval(free),
             "p_seeds": _p_value(free[np.isfinite(free)]),
         }
     return result

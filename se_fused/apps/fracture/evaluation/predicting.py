@@ -67,7 +67,6 @@ def predict_manifest(
     classifier: Classifier,
     manifest: Manifest,
     batch: int = 32,
-    device: torch.device | str | None = None,
     progress: Callable[[str, float], None] | None = None,
     tta: bool = False,
 ) -> Predictions:
@@ -80,7 +79,6 @@ def predict_manifest(
         classifier: whose labels and preprocessing count.
         manifest: images; those without a label get the label -1.
         batch: images at a time, >= 1.
-        device: where the network is moved first; None: it stays where it is.
         progress: told what is being done and the share of it that is done.
         tta: mean of the probabilities of an image and its mirror image.
 
@@ -102,8 +100,6 @@ def predict_manifest(
         )
     if not manifest.records:
         raise InputError("the manifest holds no images of this split; give another split or manifest")
-    if device is not None:
-        classifier.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size, total = classifier.preprocessing.size, len(manifest)
     kept: list[Record] = []
     found: list[Tensor] = []

@@ -329,9 +329,7 @@ def prepare_run(
     return first_alone(place, first, rest)
 
 
-def train(
-    config: Config, *, resume: bool = False, dry_run: bool = False, progress: Progress = _nothing, say: Say = _nothing
-) -> Path:
+def train(config: Config, *, resume: bool = False, progress: Progress = _nothing, say: Say = _nothing) -> Path:
     """:func:`prepare_run` and :meth:`Run.fit`; returns the run's folder."""
-    run = prepare_run(config, resume=resume, dry_run=dry_run, progress=progress)
+    run = prepare_run(config, resume=resume, progress=progress)
     return Path(config.output) if run is None else run.fit(progress, say)

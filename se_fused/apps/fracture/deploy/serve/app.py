@@ -24,6 +24,7 @@ from .upload import read_body, read_picture
 __all__ = ["create_app"]
 
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+_UPLOAD_SECONDS = 60.0  # that a file may take to arrive
 
 
 def _picture(content: bytes) -> str:
@@ -64,7 +65,6 @@ def create_app(
     max_bytes: int = 25_000_000,
     max_pixels: int = 50_000_000,
     max_waiting: int = 8,
-    upload_seconds: float = 60.0,
     hosts: tuple[str, ...] = (),
 ) -> FastAPI:
     """The application, with its network loaded.
@@ -80,7 +80,6 @@ def create_app(
         max_bytes: of an upload.
         max_pixels: of a picture, told from its header.
         max_waiting: uploads at once; one is computed, the others wait.
-        upload_seconds: that a file may take to arrive.
         hosts: names beside this machine's own under which the page may be asked for.
 
     Raises:
@@ -122,7 +121,7 @@ def create_app(
             raise HTTPException(503, "too many files at once; try again in a moment", {"Retry-After": "2"})
         waiting += 1
         try:
-            body = await read_body(request, max_bytes, upload_seconds)
+            body = await read_body(request, max_bytes, _UPLOAD_SECONDS)
             async with one_at_a_time:
                 answer = await run_in_threadpool(_answer, predictor, body, explain, max_pixels)
         except ValueError as error:
