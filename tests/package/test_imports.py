@@ -85,6 +85,12 @@ def test_every_part_has_its_place():
         assert not parts, f"{folder or 'se_fused'}: {sorted(parts)} have no place in the order"
 
 
+def test_contributing_says_the_same_order():
+    line = next(s for s in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if s.startswith("apps → "))
+    named = line.split(" → ")[:-1]  # csrc is no package
+    assert named == [part for part in ORDER[""] if part in named] and len(named) > 8
+
+
 def test_no_circles():
     TopologicalSorter(GRAPH).prepare()
 

@@ -154,4 +154,6 @@ def test_attributes_on_a_gpu(module):
         assert "error" not in kernel, kernel
         assert 0 < kernel["registers"] <= 255 and kernel["max_threads"] >= kernel["threads"]
         assert kernel["blocks_per_multiprocessor"] >= 1, kernel
-        assert kernel["local_bytes"] == 0, kernel  # as test_cuda_code.py finds in the compiler's report
+        assert kernel["local_bytes"] == 0, (
+            kernel
+        )  # as tests/backends/cuda/test_compiled_code.py finds in the compiler's report

@@ -16,9 +16,28 @@ from ..._version import __version__
 from ...models import create_model
 from .preprocessing import Preprocessing
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "read_saved"]
 
 _FORMAT = 1
+
+
+def read_saved(path: Path, remedy: str) -> dict[str, Any]:
+    """A dictionary that ``torch.save`` wrote: tensors and plain values alone; no code of the file is run.
+
+    Args:
+        path: the file.
+        remedy: what the user can do where it cannot be read.
+
+    Raises:
+        InputError: no such file, or damaged, or another kind of file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip raises RuntimeError, EOFError, UnpicklingError, anything
+        raise InputError(f"{path}: damaged, or no file of ours ({type(error).__name__}); {remedy}") from None
+    return content if isinstance(content, dict) else {}
 
 
 @dataclass
@@ -75,13 +94,8 @@ class Classifier:
         path = Path(path)
         path = path / "model.pt" if path.is_dir() else path
         remedy = "give the folder of a finished se-fused fracture train run, or its model.pt"
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; {remedy}")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged zip raises RuntimeError, EOFError, UnpicklingError, anything
-            raise InputError(f"{path}: damaged or no classifier ({type(error).__name__}); {remedy}") from None
-        if not isinstance(content, dict) or content.get("se_fused_classifier") != _FORMAT:
+        content = read_saved(path, remedy)
+        if content.get("se_fused_classifier") != _FORMAT:
             raise InputError(f"{path}: not a classifier of se_fused; {remedy}")
         try:
             classes, options = tuple(content["classes"]), dict(content["options"])

@@ -343,8 +343,8 @@ def test_command_with_runs(runs, tmp_path, capsys):
 def test_command_trains_and_compares(trained, runs, tmp_path, capsys):
     config = write_config(tmp_path / "c.yaml", **NARROW)
     data = str(runs / "unet-seed0" / "manifest.csv")
-    options = ["fracture", "compare-models", "--data", data, "--models", "resnet50, seresnet50", "--seeds", "2", "--config",
-               str(config), "--output", str(tmp_path / "out"), "--no-speed", "--draws", "100"]  # fmt: skip
+    options = ["fracture", "compare-models", "--data", data, "--models", "resnet50, seresnet50", "--seeds", "2"]
+    options += ["--config", str(config), "--output", str(tmp_path / "out"), "--no-speed", "--draws", "100"]
     assert main(options) == 0
     assert trained.calls == [("resnet50", 0), ("seresnet50", 0), ("resnet50", 1), ("seresnet50", 1)]
     assert "resnet50, seed 0: run 1 of 4" in capsys.readouterr().err
@@ -378,8 +378,8 @@ def test_two_real_trainings_and_their_comparison(tmp_path, capsys):
     write_images(tmp_path / "data", 24)
     models = {name: NARROW[name] for name in ("resnet50", "seresnet50")}
     config = write_config(tmp_path / "c.yaml", **models)
-    options = ["fracture", "compare-models", "--data", str(tmp_path / "data" / "manifest.csv"), "--seeds", "1", "--config",
-               str(config), "--output", str(tmp_path / "out"), "--batch", "2", "--draws", "100"]  # fmt: skip
+    options = ["fracture", "compare-models", "--data", str(tmp_path / "data" / "manifest.csv"), "--seeds", "1"]
+    options += ["--config", str(config), "--output", str(tmp_path / "out"), "--batch", "2", "--draws", "100"]
     assert main(options) == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(content["models"]) == ["resnet50", "seresnet50"] and content["speed"] is not None

@@ -28,7 +28,7 @@ from se_fused.models._classifier import ImageClassifier
 def by_definition(model, images, classes):
     """Selvaraju's equations 1 and 2, one image after the other, with slopes through the whole network.
 
-    The choice of the layer and the laying over the image are test_fracture_heat.py's.
+    The choice of the layer and the laying over the image are test_heat.py's.
     """
     layer, maps = _chosen_layer(model, images), []
     for image, wanted in zip(images, classes, strict=True):

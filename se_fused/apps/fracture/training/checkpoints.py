@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...._atomic_write import write_bytes
 from ...._errors import InputError
+from ..classifier import read_saved
 
 __all__ = ["WholeFiles", "keepers", "read_checkpoint"]
 
@@ -67,12 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.name == "last.ckpt" and best.is_file()
         else ""
     )
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such checkpoint; {remedy}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip raises RuntimeError, EOFError, UnpicklingError, anything
-        raise InputError(f"{path}: the checkpoint is damaged ({type(error).__name__}); {remedy}") from None
-    if not isinstance(content, dict) or "state_dict" not in content or "epoch" not in content:
+    content = read_saved(path, remedy)
+    if "state_dict" not in content or "epoch" not in content:
         raise InputError(f"{path}: is no checkpoint of se-fused fracture train; {remedy}")
     return content
