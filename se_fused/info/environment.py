@@ -144,4 +144,4 @@ def info() -> dict[str, Any]:
         "backends": {name: backend.describe() for name, backend in backends.BACKENDS.items()},
         "asked_for": backends.forced(),
         "choices": _choices(),
-    }  # fmt: skip
+    }

@@ -80,9 +80,11 @@ def summary(kernels: Kernels) -> list[tuple[str, ...]]:
                 name,
                 str(len(instances)),
                 _span(kernel["threads"] for kernel in instances),
-                *(_span(kernel[what] for kernel in able) if able else "" for what in
-                  ("registers", "shared_bytes", "blocks_per_multiprocessor", "local_bytes")),
+                *(
+                    _span(kernel[what] for kernel in able) if able else ""
+                    for what in ("registers", "shared_bytes", "blocks_per_multiprocessor", "local_bytes")
+                ),
                 "; ".join([*errors, *spilling]),
             )
-        )  # fmt: skip
+        )
     return rows

@@ -85,8 +85,9 @@ def test_summary_spans_instances_and_names_those_that_spill():
         made("one_pass bfloat16 cols", shared_bytes=None),
         {"name": "gate float16", "threads": 256, "shared_bytes": 8196, "error": "no kernel image"},
     ]
-    headings, moments, one_pass, gate = (dict(zip(introspect.summary(kernels)[0], row, strict=True))
-                                         for row in introspect.summary(kernels))  # fmt: skip
+    headings, moments, one_pass, gate = (
+        dict(zip(introspect.summary(kernels)[0], row, strict=True)) for row in introspect.summary(kernels)
+    )
     assert list(headings) == list(headings.values())
     assert moments == {"kernel": "moments", "instances": "2", "threads": "256", "registers": "40–64",
                        "shared bytes": "0–16384", "blocks per SM": "4", "spilled bytes": "0–24",

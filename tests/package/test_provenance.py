@@ -71,11 +71,13 @@ def test_the_command_of_this_process(checkout: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_texts_within_a_record(checkout: Path) -> None:
-    told = recording.portable({
-        "note": f"{checkout}/csrc/gate.cu:7 is wrong; see /nowhere/lib/libcudart.so.13",
-        "deep": [{"reason": f"no file {checkout.parent}/project/x.json"}, 3, None],
-        "kept": "3 images /s, 2/3/4 of https://host/a/b and a/relative/path, file:///nowhere/x.whl",
-    })  # fmt: skip
+    told = recording.portable(
+        {
+            "note": f"{checkout}/csrc/gate.cu:7 is wrong; see /nowhere/lib/libcudart.so.13",
+            "deep": [{"reason": f"no file {checkout.parent}/project/x.json"}, 3, None],
+            "kept": "3 images /s, 2/3/4 of https://host/a/b and a/relative/path, file:///nowhere/x.whl",
+        }
+    )
     assert told == {
         "note": "csrc/gate.cu:7 is wrong; see libcudart.so.13",
         "deep": [{"reason": "no file x.json"}, 3, None],

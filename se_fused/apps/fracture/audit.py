@@ -246,14 +246,16 @@ def audit(manifest: Manifest, found: Duplicates | None = None) -> Audit:
             for split in counts
         },
         images_per_patient={
-            "least": float(min(per_patient)), "median": float(np.median(per_patient)), "most": float(max(per_patient))
+            "least": float(min(per_patient)),
+            "median": float(np.median(per_patient)),
+            "most": float(max(per_patient)),
         },
         sizes={"least": min(sides), "most": max(sides)},
         bits={name: bits[name] for name in sorted(bits, key=int)},
         flat=tuple(short(path) for path, one in found.read.items() if one.contrast < _FLAT),
         shift=_shift(counts),
         notes=manifest.notes,
-    )  # fmt: skip
+    )
 
 
 def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -> list[Pair]:

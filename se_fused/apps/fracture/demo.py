@@ -181,12 +181,14 @@ def run(data: Data, settings: Settings, progress: Progress = lambda *_: None) ->
     steps = _train(data, images, settings, start, num_classes, lambda w, s: progress(w, 0.25 * s))
     inference = measure(
         ModelWorkload(settings.model, "infer", dtype, settings.device, **shared),
-        compiled=settings.compiled, progress=lambda w, s: progress(f"inference: {w}", 0.25 + 0.4 * s),
-    )  # fmt: skip
+        compiled=settings.compiled,
+        progress=lambda w, s: progress(f"inference: {w}", 0.25 + 0.4 * s),
+    )
     training = measure(
         ModelWorkload(settings.model, "train", dtype, settings.device, learning_rate=LEARNING_RATE, **shared),
-        compiled=settings.compiled_training, progress=lambda w, s: progress(f"training: {w}", 0.65 + 0.35 * s),
-    )  # fmt: skip
+        compiled=settings.compiled_training,
+        progress=lambda w, s: progress(f"training: {w}", 0.65 + 0.35 * s),
+    )
     return Outcome(inference, steps, training)
 
 
@@ -202,8 +204,9 @@ def _show_data(data: Data, settings: Settings, to: "Console") -> None:
     where = f"{torch.get_num_threads()} threads" if settings.device == "cpu" else torch.cuda.get_device_name()
     to.print(
         f"{settings.model}, batch {settings.batch}, {settings.dtype}, on {settings.device} ({where}), torch "
-        f"{torch.__version__}\n", markup=False,
-    )  # fmt: skip
+        f"{torch.__version__}\n",
+        markup=False,
+    )
 
 
 def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> None:
@@ -214,9 +217,11 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
     for i, step in enumerate(outcome.steps):
         gradients = (max(v for k, v in e.items() if k != "loss") for e in (step.errors, step.eager_errors))
         steps.add_row(
-            str(i + 1), *(f"{step.losses[k]:.6f}" for k in ("se_fused", "eager", "float64")),
-            f"{step.losses['se_fused'] - step.losses['eager']:+.1e}", *(f"{error:.1e}" for error in gradients),
-        )  # fmt: skip
+            str(i + 1),
+            *(f"{step.losses[k]:.6f}" for k in ("se_fused", "eager", "float64")),
+            f"{step.losses['se_fused'] - step.losses['eager']:+.1e}",
+            *(f"{error:.1e}" for error in gradients),
+        )
     report.print_table("Loss at each training step, all from the same weights", steps, to)
     agreed = report.table(("result",), ("se_fused", "twice PyTorch's", ""))
     for name, (mine, allowed) in outcome.agreement(DTYPES[settings.dtype]).items():
@@ -234,8 +239,9 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
         said.append(f"{name} {' and '.join(gains)}")
     to.print(
         f"The results agree. With se_fused, against {peer}, each in its better layout: {'; '.join(said)}.",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def draw(data: Data, settings: Settings, outcome: Outcome, path: str | os.PathLike[str]) -> None:

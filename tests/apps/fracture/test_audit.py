@@ -71,8 +71,9 @@ def test_leaks_and_contradictions_are_found(pictures, tmp_path):
     seen = audit(manifest)
     assert not seen.ok and seen.unlabelled == 1 and (seen.copies, seen.clusters, seen.largest_cluster) == (6, 3, 2)
     assert [row[:5] for row in seen.across_splits] == [
-        ("2.png", "train", "3.png", "valid", "file"), ("0.png", "train", "1.png", "test", "near"),
-    ]  # fmt: skip
+        ("2.png", "train", "3.png", "valid", "file"),
+        ("0.png", "train", "1.png", "test", "near"),
+    ]
     assert seen.across_splits[0][5] == 1 and 0.95 < seen.across_splits[1][5] <= 1
     assert seen.patients_across_splits == {"p0": ("train", "test")}
     assert [row[:5] for row in seen.conflicting] == [("0.png", "a", "1.png", "b", "near")]
@@ -93,8 +94,10 @@ def test_a_leak_through_an_image_without_split_is_found(pictures, tmp_path, monk
     real = duplicates.find(manifest)
     chain = duplicates.Duplicates(
         (duplicates.Pair(paths[0], paths[1], "near", 0.9), duplicates.Pair(paths[1], paths[2], "near", 0.9)),
-        (tuple(paths),), real.read, {},
-    )  # fmt: skip
+        (tuple(paths),),
+        real.read,
+        {},
+    )
     seen = audit(manifest, found=chain)
     assert [row[:4] for row in seen.across_splits] == [("0.png", "train", "2.png", "test")] and not seen.ok
     assert "chain" in seen.text() and "nan" not in seen.text()

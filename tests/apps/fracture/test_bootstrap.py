@@ -201,9 +201,11 @@ def test_aligned_finds_the_order_wherever_the_set_lies():
     first = drawn_table(10)
     order = np.random.default_rng(0).permutation(10)
     moved = table(
-        first.labels[order], first.probabilities[order], [f"other-{i}" for i in order],
+        first.labels[order],
+        first.probabilities[order],
+        [f"other-{i}" for i in order],
         paths=[f"/elsewhere/set/{first.paths[i].rsplit('/', 1)[1]}" for i in order],
-    )  # fmt: skip
+    )
     found = aligned({"a": first, "b": moved})["b"]
     assert (found.probabilities == first.probabilities).all() and found.paths == first.paths
     assert found.patients == first.patients

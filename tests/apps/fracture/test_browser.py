@@ -237,8 +237,9 @@ def test_a_file_is_dropped(browser, served, films) -> None:
         "const data = new DataTransfer();"
         "data.items.add(new File([bytes], 'dropped.jpg'));"
         "for (const kind of ['dragover', 'drop']) document.getElementById('drop').dispatchEvent("
-        "new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));", content,
-    )  # fmt: skip
+        "new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));",
+        content,
+    )
     until(browser, lambda b: find(b, "#detail").is_displayed(), "the result")
     assert find(browser, "#name").text == "dropped.jpg"
 
@@ -261,8 +262,9 @@ def test_the_page_fits(width: int, browser, served, films) -> None:
     until(browser, lambda b: find(b, "#detail").is_displayed(), "the result")
     wide = browser.execute_script(
         "return [...document.querySelectorAll('body *')].filter((e) => !e.closest('#list') && !e.closest('.unseen')"
-        " && e.getBoundingClientRect().right > arguments[0] + .5).map((e) => e.outerHTML.slice(0, 80))", width
-    )  # fmt: skip
+        " && e.getBoundingClientRect().right > arguments[0] + .5).map((e) => e.outerHTML.slice(0, 80))",
+        width,
+    )
     assert wide == [] and browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
     box = browser.execute_script("return document.getElementById('notice').getBoundingClientRect().toJSON()")

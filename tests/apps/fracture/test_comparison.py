@@ -115,11 +115,21 @@ def test_report_brings_it_together(written):
     output, content = written
     text = (output / "report.md").read_text()
     for wanted in (
-        "Research use only, not a medical device", "Data: drawn.", content["headline"], "(figure2.png)",
-        "(figure3.png)", "74.72", "Which differences are real", "SE-ResNet-50 − ResNet-50", "## Speed and memory",
-        "patients (9)", "most frequent class", "logistic regression", "| 1 | unet-seed1 |",
+        "Research use only, not a medical device",
+        "Data: drawn.",
+        content["headline"],
+        "(figure2.png)",
+        "(figure3.png)",
+        "74.72",
+        "Which differences are real",
+        "SE-ResNet-50 − ResNet-50",
+        "## Speed and memory",
+        "patients (9)",
+        "most frequent class",
+        "logistic regression",
+        "| 1 | unet-seed1 |",
         "1 − 2(1 − accuracy)/K, with K = 3",
-    ):  # fmt: skip
+    ):
         assert wanted in text, wanted
     assert len(content["pairs"]) == 6 and not any("nan" in line for line in text.splitlines())
 

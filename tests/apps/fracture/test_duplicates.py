@@ -163,8 +163,10 @@ def test_groups_stand_in_for_patients(pictures, tmp_path):
     told = []
     grouped = with_groups(manifest, lambda what, share: told.append(share))
     assert {r.path.name: r.patient for r in grouped.records} == {
-        "1.png": "group-0001", "2.png": "group-0002", "10.png": "group-0001",
-    }  # fmt: skip
+        "1.png": "group-0001",
+        "2.png": "group-0002",
+        "10.png": "group-0001",
+    }
     assert "3 images had no patient: 2 groups" in grouped.notes[-1] and "largest: 2 images" in grouped.notes[-1]
     assert told == sorted(told) and told[-1] == pytest.approx(1)
     assert with_groups(grouped) is grouped, "nothing to do, so nothing is read"

@@ -94,9 +94,10 @@ def test_labels_outside_the_list_are_refused(tmp_path):
 # ---- parts
 def test_patients_are_the_mean_of_their_images():
     predictions = table(
-        [0, 0, 1, 1, 1, 0], [[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6], [0.5, 0.5], [0.5, 0.5]],
+        [0, 0, 1, 1, 1, 0],
+        [[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6], [0.5, 0.5], [0.5, 0.5]],
         ["a", "a", "b", "b", "", "b"],
-    )  # fmt: skip
+    )
     found, conflicting = by_patient(predictions)
     assert found.patients == ("a",) and conflicting == 1  # b has two labels; the image without a patient is in neither
     assert found.probabilities[0] == pytest.approx([0.55, 0.45]) and found.predicted[0] == 0

@@ -266,9 +266,13 @@ def test_unreadable_files_are_named_and_counted(tmp_path: Path, model: Path) -> 
     ],
 )
 def test_options_are_checked_first(
-    arguments: list[str], said: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["fracture", "predict", "model.pt", "in.png", *arguments]) == 2
     stderr = capsys.readouterr().err

@@ -59,8 +59,10 @@ def test_better_balanced_than_sklearns():
             parts[test] = number
 
         def off(where, part, share, total=total, labels=labels):
-            return max(abs(sum(w == part and v == n for w, v in zip(where, labels, strict=True)) / total[n] - share)
-                       for n in total)  # fmt: skip
+            return max(
+                abs(sum(w == part and v == n for w, v in zip(where, labels, strict=True)) / total[n] - share)
+                for n in total
+            )
 
         mine = [r.split for r in split(manifest, (5 / 7, 1 / 7, 1 / 7), seed).records]
         ours.append(max(off(mine, "test", 1 / 7), off(mine, "valid", 1 / 7)))

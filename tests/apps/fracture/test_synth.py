@@ -135,9 +135,8 @@ def test_difficulty_lowers_contrast_and_hides_more():
     contrast, visible, hairlines, gaps = [], [], [], []
     for difficulty in (0.0, 0.5, 1.0):
         cracks = [
-            view.crack for index in range(30)
-            for view in draw_patient(6, index, 96, BROKEN[index % 5], difficulty)
-        ]  # fmt: skip
+            view.crack for index in range(30) for view in draw_patient(6, index, 96, BROKEN[index % 5], difficulty)
+        ]
         contrast.append(np.mean([crack.contrast for crack in cracks]))
         visible.append(np.mean([crack.visible for crack in cracks]))
         hairlines.append(np.mean([crack.hairline for crack in cracks]))

@@ -104,9 +104,10 @@ def test_validation_is_that_of_the_kept_weights(manifest, tmp_path):
 def test_average_of_weights_is_its_definition(manifest, tmp_path, monkeypatch):
     seen: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(
-        FractureModule, "on_before_zero_grad",
+        FractureModule,
+        "on_before_zero_grad",
         lambda self, optimizer: seen.append({k: v.double().clone() for k, v in self.model.named_parameters()}),
-    )  # fmt: skip
+    )
     folder = train(small_config(manifest, tmp_path / "run", training__epochs=4, training__ema=0.6))
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     # Called before each step: the weights that a step leaves are those that the next one finds; the last are kept.

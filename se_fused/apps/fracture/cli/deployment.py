@@ -199,8 +199,9 @@ def export_command(
     to.print(
         f"{output}: images (N, 1, {size}, {size}) float32 in [0, 1] -> probabilities (N, {len(classifier.classes)}) of "
         f"{', '.join(classifier.classes)}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
     to.print(_notice([classifier]), markup=False, style="bold yellow")
 
 

@@ -58,14 +58,16 @@ def _show_results(folder: Path) -> None:
     to.print(
         f"best epoch {facts['best_epoch']} of {facts['epochs']}: valid accuracy {best['valid/accuracy']:.3f}, macro F1 "
         f"{best['valid/macro_f1']:.3f}, loss {best['valid/loss']:.4f}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
     memory = f", {facts['gpu_memory_bytes'] / 1e9:.1f} GB of GPU memory" if facts["gpu_memory_bytes"] else ""
     to.print(
         f"{facts['seconds']:.0f} s, {facts['images_per_second']:.0f} img/s, {100 * facts['data_wait']:.1f} % of the "
         f"training time spent waiting for data{memory}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
     show_evaluation(content, folder)
 
 

@@ -46,9 +46,15 @@ class Batches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, labels: Sequence[int], batch: int, seed: int, epoch: Callable[[], int], sampling: str = "shuffled",
-        rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        labels: Sequence[int],
+        batch: int,
+        seed: int,
+        epoch: Callable[[], int],
+        sampling: str = "shuffled",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.labels, self.seed, self.epoch, self.sampling = labels, seed, epoch, sampling
         self.rank, self.world = rank, world
         self.batch = max(1, min(batch, len(labels) // world))
@@ -105,9 +111,17 @@ class RadiographData(pl.LightningDataModule):
     """
 
     def __init__(
-        self, train: RadiographDataset, valid: RadiographDataset, test: RadiographDataset, *, batch: int,
-        sampling: str = "shuffled", seed: int = 0, workers: int = 0, pin: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        train: RadiographDataset,
+        valid: RadiographDataset,
+        test: RadiographDataset,
+        *,
+        batch: int,
+        sampling: str = "shuffled",
+        seed: int = 0,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
         super().__init__()
         if len(train) < 2:
             raise InputError(f"training needs at least 2 readable images, got {len(train)}; add images to split train")

@@ -148,16 +148,18 @@ def _training_data(manifest: Manifest | None, classifier: Classifier, config: Ma
     seed = None if config is None else config.get("data", {}).get("split_seed")
     lines = [
         _data(manifest, classifier.classes, None),
-        _items([
-            ("Source", ", ".join(f"{name} ({count} images)" for name, count in sources.most_common())),
-            ("Views", ", ".join(f"{name} ({count})" for name, count in views.most_common(8))),
-            ("Seed of splits that the data did not bring", _MISSING if seed is None else seed),
-            ("SHA-256 of the manifest (names, labels, patients, splits)", f"`{manifest.digest()}`"),
-            ("Manifest that the model's file names", _same(manifest, classifier)),
-            ("Who labelled the images and how, consent, ethics approval, dates, age, sex, devices", _MISSING),
-        ]),
+        _items(
+            [
+                ("Source", ", ".join(f"{name} ({count} images)" for name, count in sources.most_common())),
+                ("Views", ", ".join(f"{name} ({count})" for name, count in views.most_common(8))),
+                ("Seed of splits that the data did not bring", _MISSING if seed is None else seed),
+                ("SHA-256 of the manifest (names, labels, patients, splits)", f"`{manifest.digest()}`"),
+                ("Manifest that the model's file names", _same(manifest, classifier)),
+                ("Who labelled the images and how, consent, ethics approval, dates, age, sex, devices", _MISSING),
+            ]
+        ),
         _grouping(manifest),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
@@ -194,9 +196,11 @@ def _figures(found: Mapping[str, Any]) -> str:
     clusters, share = intervals["clusters"], f"{100 * intervals['level']:g} %"
     drawn = f"{intervals['draws']} draws of {clusters['count']} {clusters['what']}"
     return (
-        table(("metric", f"% [{share} interval]"), rows) + "\n" + table(("metric", f"[{share} interval]"), others)
+        table(("metric", f"% [{share} interval]"), rows)
+        + "\n"
+        + table(("metric", f"[{share} interval]"), others)
         + f"\n{values['images']} images; intervals over {drawn}.\n"
-    )  # fmt: skip
+    )
 
 
 def _per_class(found: Mapping[str, Any]) -> str:

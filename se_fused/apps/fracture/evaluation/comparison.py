@@ -110,9 +110,10 @@ def compare(
             "figures": over_seeds(tables, draws, seed),
             "confusion": matrices(tables).tolist(),
             "parts": _parts(tables),
-            "paper": None if row is None else {**row.__dict__, "harmonic_mean": row.harmonic_mean,
-                                               "possible": row.possible},
-        }  # fmt: skip
+            "paper": None
+            if row is None
+            else {**row.__dict__, "harmonic_mean": row.harmonic_mean, "possible": row.possible},
+        }
     pairs = _pairs(groups, draws, seed, lambda what, share: progress(what, 0.4 + 0.3 * share))
     progress("baselines", 0.7)
     groups_ = clusters(first.predictions)

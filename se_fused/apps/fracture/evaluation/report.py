@@ -327,8 +327,10 @@ def _report(content: Mapping[str, Any], classifier: Classifier) -> str:
         left = {k: row["conflicting"] for k, row in found["groups"].items() if row["conflicting"]}
         lines += [f"{n} {name} have images of several classes and are left out.\n" for name, n in left.items()]
     if found["strata"]:
-        rows = [(k, r["images"], percent(r["right"]), percent(r["taken_for_first_class"]))
-                for k, r in found["strata"].items()]  # fmt: skip
+        rows = [
+            (k, r["images"], percent(r["right"]), percent(r["taken_for_first_class"]))
+            for k, r in found["strata"].items()
+        ]
         first = next(iter(found["strata"].values()))["first_class"]
         lines += ["## Fractures hard and easy to see\n"]
         lines.append(table(("fractures", "images", "right", f"taken for {first}"), rows))

@@ -52,8 +52,10 @@ class _Labels:
         names, rows = read_table(table)
         file = column_of(table, names, "path", columns)
         label, split = column_of(table, names, "label", columns), column_of(table, names, "split", columns)
-        keys = {kind: next((n for n in names if normal(n) in known), "") for kind, known in
-                (("study", _STUDY), ("image", _IMAGE))}  # fmt: skip
+        keys = {
+            kind: next((n for n in names if normal(n) in known), "")
+            for kind, known in (("study", _STUDY), ("image", _IMAGE))
+        }
         keys = {"file": file, **keys}
         if not label or not any(keys.values()):
             raise InputError(f"{table}: wanted a column label and one of file, StudyInstanceUID or SOPInstanceUID")

@@ -71,9 +71,14 @@ class FractureModule(pl.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainingConfig, preprocessing: Preprocessing, counts: Sequence[int], seed: int,
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        preprocessing: Preprocessing,
+        counts: Sequence[int],
+        seed: int,
         about: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.about = about
         self.model, self.config, self.preprocessing, self.seed = model, config, preprocessing, seed

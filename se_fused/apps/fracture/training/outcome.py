@@ -94,9 +94,14 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 
 def write_outcome(
-    folder: Path, config: Config, sources: Sources, device: torch.device, facts: dict[str, Any], dry: bool,
+    folder: Path,
+    config: Config,
+    sources: Sources,
+    device: torch.device,
+    facts: dict[str, Any],
+    dry: bool,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     """model.pt of the best epoch, predictions of valid and test, plots/curves.png, and metrics.json.
 
     Args:
