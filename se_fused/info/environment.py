@@ -14,7 +14,7 @@ import torch
 from .. import backends
 from .._build import recorded
 from .._version import __version__
-from . import kernels as introspect
+from . import kernels
 
 __all__ = ["commit", "info", "versions"]
 
@@ -83,7 +83,7 @@ def _cpu() -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "model": _cpu_model(),
-        "instructions": introspect.cpu_instructions(),
+        "instructions": kernels.cpu_instructions(),
         "cap": os.environ.get("ATEN_CPU_CAPABILITY") or None,
         "torch_instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(affinity(0)) if affinity is not None else os.cpu_count(),
@@ -140,7 +140,7 @@ def info() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpus": _gpus(),
         "build": _build(),
-        "kernels": introspect.cuda_kernels(),
+        "kernels": kernels.cuda_kernels(),
         "backends": {name: backend.describe() for name, backend in backends.BACKENDS.items()},
         "asked_for": backends.forced(),
         "choices": _choices(),

@@ -15,8 +15,7 @@ from support.results import written
 from typer.testing import CliRunner
 
 import se_fused
-from se_fused import __main__, backends, cli, functional
-from se_fused import _atomic_write as _files
+from se_fused import __main__, _atomic_write, backends, cli, functional
 from se_fused.bench import compare
 from se_fused.bench.workloads import block as workloads
 from se_fused.bench.workloads import network as networks
@@ -374,8 +373,8 @@ def test_changes(tmp_path, capfd):
 # ---- files
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
-    _files.write_text(file, "old")
+    _atomic_write.write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        _files.write_text(file, "new")
+        _atomic_write.write_text(file, "new")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -9,7 +9,7 @@ import pytest
 from support.paths import ROOT
 from support.provenance import naming_folders
 
-from se_fused.info import provenance as recording
+from se_fused.info import provenance
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -20,7 +20,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder, project = tmp_path / "check out", tmp_path / "project"
     for made in (folder, project):
         made.mkdir()
-    monkeypatch.setattr(recording, "_CHECKOUT", folder)
+    monkeypatch.setattr(provenance, "_CHECKOUT", folder)
     monkeypatch.chdir(project)
     return folder
 
@@ -48,7 +48,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_words_of_a_command(checkout: Path, word: str, told: str) -> None:
     given = word.replace("CHECKOUT", str(checkout)).replace("PROJECT", str(checkout.parent / "project"))
-    assert recording.command([given]) == told
+    assert provenance.command([given]) == told
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_the_command_of_this_process(checkout: Path, monkeypatch: pytest.MonkeyP
     named = {"CHECKOUT": str(checkout), "BIN": str(Path(sys.executable).parent)}
     given = [re.sub("CHECKOUT|BIN", lambda match: named[match[0]], word) for word in words.split()]
     monkeypatch.setattr(sys, "orig_argv", given)
-    assert recording.this_command() == told
+    assert provenance.this_command() == told
 
 
 def test_texts_within_a_record(checkout: Path) -> None:
-    told = recording.portable(
+    told = provenance.portable(
         {
             "note": f"{checkout}/csrc/gate.cu:7 is wrong; see /nowhere/lib/libcudart.so.13",
             "deep": [{"reason": f"no file {checkout.parent}/project/x.json"}, 3, None],
@@ -86,7 +86,7 @@ def test_texts_within_a_record(checkout: Path) -> None:
 
 
 def test_the_environment_names_no_folder() -> None:
-    told = recording.environment()
+    told = provenance.environment()
     assert told["versions"]["torch"] and "path" not in told and "choices" not in told
     assert not naming_folders(told)
 

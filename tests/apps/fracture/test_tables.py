@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import se_fused
-from se_fused import _atomic_write as _files
+from se_fused import _atomic_write
 from se_fused._errors import InputError
 from se_fused.apps.fracture.classifier import Classifier
 from se_fused.apps.fracture.manifest import Manifest, Record, natural_key, ordered_classes
@@ -226,9 +226,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(part))
 
     with pytest.raises(OSError, match="No space left"):
-        _files.write_whole(file, full)
+        _atomic_write.write_whole(file, full)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"] and file.read_text() == "old"
-    _files.write_text(file, "ü")
+    _atomic_write.write_text(file, "ü")
     assert file.read_bytes() == "ü".encode()
 
 

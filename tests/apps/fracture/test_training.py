@@ -12,8 +12,7 @@ from support.provenance import naming_folders
 from support.training import SETTINGS, evaluate, finish, small_config, start, write_phantoms
 
 import se_fused
-from se_fused import _atomic_write as _files
-from se_fused import backends, cli
+from se_fused import _atomic_write, backends, cli
 from se_fused._errors import InputError
 from se_fused.apps.fracture.classifier import Classifier
 from se_fused.apps.fracture.images import load_radiograph
@@ -55,10 +54,10 @@ def run_cli(capsys, *arguments: object) -> tuple[int, str, str]:
 # ---- what a run leaves
 def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
     written, lines = [], []
-    real = _files.write_whole
+    real = _atomic_write.write_whole
     monkeypatch.setattr(outcome, "write_text", lambda path, text: (written.append(path.name), path.write_text(text)))
     monkeypatch.setattr(outcome, "finish", lambda folder, *rest: {"after": sorted(files(folder))})
-    assert real is _files.write_whole
+    assert real is _atomic_write.write_whole
     config = small_config(manifest, tmp_path / "run", training__tensorboard=True)
     folder = train(config, say=lines.append)
     found = files(folder)
