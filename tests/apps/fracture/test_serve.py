@@ -149,7 +149,7 @@ def test_the_page_holds_the_notice_without_its_script_and_loads_nothing_from_els
 
 def test_the_page_s_files_are_in_the_package() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    assert '"fracture/deploy/serve/static/*"' in text
+    assert '"apps/fracture/deploy/serve/static/*"' in text
     assert {path.name for path in STATIC.iterdir()} == {"app.js", "icon.svg", "index.html", "style.css"}
 
 

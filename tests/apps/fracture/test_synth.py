@@ -271,7 +271,7 @@ def test_other_settings_replace_a_set(tmp_path):
     write_set(tmp_path / "y", 4, 32, seed=1)
     replaced, fresh = contents(tmp_path / "x"), contents(tmp_path / "y")
     assert replaced.pop("images/mine.png") == b"kept"  # whatever is not ours stays
-    assert json.loads(replaced.pop("about.json"))["command"].split()[2] == "x"
+    assert json.loads(replaced.pop("about.json"))["command"].split()[3] == "x"
     del fresh["about.json"]
     assert replaced == fresh
 
