@@ -101,8 +101,8 @@ def squeeze_excite(
     """
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check.check_x(x)
-    check_excitation(x, x.shape[1], fc, act, gate)
     check_block_end(x, residual, out_act, drop_path_scale)
+    check_excitation(x, x.shape[1], fc, act, gate)
     x, residual = common_dtype(x, residual)
     backend = backend_for(x)
     if backend is None or plain_is_faster(backend, x, *fc, residual):
@@ -154,9 +154,9 @@ def batch_norm_squeeze_excite(
     bn = (running_mean, running_var, bn_weight, bn_bias)
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check.check_x(x)
+    check_block_end(x, residual, out_act, drop_path_scale)
     check_batch_norm(x, bn, training, momentum, eps)
     check_excitation(x, x.shape[1], fc, act, gate)
-    check_block_end(x, residual, out_act, drop_path_scale)
     x, residual = common_dtype(x, residual)
     backend = backend_for(x)
     if backend is None or plain_is_faster(backend, x, *fc, bn_weight, bn_bias, residual):
@@ -193,8 +193,8 @@ def batch_norm_act(
     """
     bn = (running_mean, running_var, bn_weight, bn_bias)
     check.check_x(x)
-    check_batch_norm(x, bn, training, momentum, eps)
     check_block_end(x, residual, out_act, drop_path_scale)
+    check_batch_norm(x, bn, training, momentum, eps)
     x, residual = common_dtype(x, residual)
     backend = None if left_to_the_compiler(training) else backend_for(x)
     if backend is None:
