@@ -1,12 +1,24 @@
-"""Checks of arguments: every message names the argument, what it was given and what is wanted."""
+"""Checks of arguments: every message names the argument, what is wanted and what was given."""
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["autocasts", "check_choice", "check_number", "check_parameter", "check_tensor", "check_x"]
+__all__ = [
+    "autocasts",
+    "check_bool",
+    "check_choice",
+    "check_int",
+    "check_number",
+    "check_parameter",
+    "check_positive",
+    "check_rate",
+    "check_tensor",
+    "check_x",
+]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -57,10 +69,41 @@ def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: 
         raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for {of} of shape {tuple(x.shape)}")
 
 
-def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
-    """ValueError unless value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """``value`` if it is one of the choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """``value`` if it is a bool.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def check_int(value: Any, name: str, minimum: int) -> int:
+    """``value`` as an int of at least ``minimum``.
+
+    Raises:
+        TypeError: ``value`` is no integer (a bool is none either).
+        ValueError: ``value`` is below ``minimum``.
+    """
+    wanted = f"an int of at least {minimum}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+    if value < minimum:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return int(value)
 
 
 def check_number(value: Any, name: str, low: float, high: float) -> None:
@@ -69,3 +112,36 @@ def check_number(value: Any, name: str, low: float, high: float) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+
+
+def check_rate(value: Any, name: str, *, one: bool = False) -> float:
+    """``value`` as a probability: in [0, 1), or in [0, 1] if ``one``.
+
+    Raises:
+        TypeError: ``value`` is no real number.
+        ValueError: ``value`` is outside the interval.
+    """
+    wanted = "a number in [0, 1]" if one else "a number in [0, 1)"
+    rate = _real(value, name, wanted)
+    if not (0.0 <= rate < 1.0 or (one and rate == 1.0)):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return rate
+
+
+def check_positive(value: Any, name: str) -> float:
+    """``value`` as a float above 0.
+
+    Raises:
+        TypeError: ``value`` is no real number.
+        ValueError: ``value`` is 0, below, infinite or NaN.
+    """
+    number = _real(value, name, "a number above 0")
+    if not 0.0 < number < float("inf"):
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+    return number
+
+
+def _real(value: Any, name: str, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+    return float(value)

@@ -1,8 +1,8 @@
-"""The functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures.
+"""The functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures, which are explained there.
 
 This module is three things at once: the fallback where no kernel can run (float64, exotic devices, second
 derivatives), the oracle of the tests (in float64 it is the truth), and the baseline of the benchmarks, because it is
-what a model without this library does. ``inplace`` is a permission, which nothing here takes.
+what a model without this library does. ``inplace`` is a permission that is not used here.
 
 >>> y = act(gate(W2 · act(W1 · mean(bn(x)))) · bn(x) · drop_path_scale + residual)
 """
@@ -90,9 +90,9 @@ def squeeze_excite(
     drop_path_scale: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.squeeze_excite`; the arguments are explained there."""
+    """:func:`se_fused.functional.squeeze_excite` in plain PyTorch."""
     squeezed = x.flatten(2).mean(2) if x.dim() > 2 else x  # (N, C)
-    # Weights of another dtype than x (float32 parameters beside bfloat16 activations) decide the gate's arithmetic.
+    # Where the weights have another dtype than x (float32 beside bfloat16), the excitation is computed in theirs.
     hidden = ACTIVATIONS[act](F.linear(squeezed.to(fc1_weight.dtype), fc1_weight.flatten(1), fc1_bias))  # (N, R)
     factor = GATES[gate](F.linear(hidden, fc2_weight.flatten(1), fc2_bias))  # (N, C)
     return _close(x * _per_channel(factor, x).to(x.dtype), residual, out_act, drop_path_scale)
@@ -119,7 +119,7 @@ def batch_norm_squeeze_excite(
     drop_path_scale: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.batch_norm_squeeze_excite`; the arguments are explained there."""
+    """:func:`se_fused.functional.batch_norm_squeeze_excite` in plain PyTorch."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     return squeeze_excite(
         u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual,
@@ -142,7 +142,7 @@ def batch_norm_act(
     drop_path_scale: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.batch_norm_act`; the arguments are explained there."""
+    """:func:`se_fused.functional.batch_norm_act` in plain PyTorch."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     return _close(u, residual, out_act, drop_path_scale)
 
@@ -159,8 +159,7 @@ def batch_norm_act_squeeze(
     eps: float = 1e-5,
     out_act: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Plain PyTorch of :func:`se_fused.functional.batch_norm_act_squeeze`; the arguments are explained there. The mean
-    is here of y as it is rounded to x's dtype."""
+    """:func:`se_fused.functional.batch_norm_act_squeeze` in plain PyTorch; the mean is of y as rounded to x's dtype."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     y = _close(u, None, out_act, None)
     return y, y.flatten(2).mean(2, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)
@@ -174,7 +173,7 @@ def channel_gate(
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.channel_gate`; the arguments are explained there."""
+    """:func:`se_fused.functional.channel_gate` in plain PyTorch."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     factor = gate(x.flatten(2).mean(2, dtype=wide))
     return _close(x * _per_channel(factor.to(x.dtype), x), residual, out_act, drop_path_scale)
@@ -220,12 +219,11 @@ def conv1x1_squeeze_excite(
     packed: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.conv1x1_squeeze_excite`, which explains the arguments; the last three
-    are shortcuts that nothing here takes."""
+    """:func:`se_fused.functional.conv1x1_squeeze_excite` in plain PyTorch; the last three arguments are not used."""
     u = conv1x1(h, conv_weight, conv_bias)
     return squeeze_excite(u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act=act, gate=gate, out_act=out_act)
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Plain PyTorch of :func:`se_fused.functional.gated_conv1x1`; the arguments are explained there."""
+    """:func:`se_fused.functional.gated_conv1x1` in plain PyTorch."""
     return conv1x1(y * _per_channel(gate.flatten(1), y).to(y.dtype), weight, bias)

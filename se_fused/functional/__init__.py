@@ -1,9 +1,9 @@
 """The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them; one
-that has the convolution before it inside; one whose gate is the caller's; and two for squeeze-excite between an
-activation and a projection.
+with the convolution before it inside; one whose gate is any function of the means; and two for squeeze-excite between
+an activation and a projection.
 
-They check their arguments and choose between the kernels and plain PyTorch (:mod:`se_fused.reference`). Symbols: N
-batch, C channels, S positions, R squeezed channels.
+Each checks its arguments (``_arguments``) and chooses between the kernels and plain PyTorch (``dispatch``,
+:mod:`se_fused.reference`). Symbols: N batch, C channels, S positions, R squeezed channels.
 """
 
 from .batch_norm_squeeze_excite import batch_norm_act, batch_norm_squeeze_excite, squeeze_excite

@@ -1,4 +1,4 @@
-"""Channel attention by any gate over the means: the streams are kernels, the gate is the caller's."""
+"""Channel attention by any gate over the means: the passes over the map are kernels, the gate is the caller's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from .. import _checks as check
 from .. import reference
 from ..ops.channel_gate import rescale, squeeze
 from ..ops.layout import dense, dense_like
-from .batch_norm_squeeze_excite import _check_drop_path, _common_dtype, _is_the_compilers, backend_for, check_residual
+from ._arguments import check_block_end, common_dtype
+from .dispatch import backend_for, left_to_the_compiler
 
 __all__ = ["channel_gate"]
 
@@ -31,15 +32,15 @@ def channel_gate(
     out_act: str | None = None,
     drop_path_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rescale channels by a function of their means: ECA, effective SE, and SE with what the kernels have not.
+    """Rescale channels by a function of their means: ECA, effective SE, and SE variants without a fused kernel.
 
     Equivalent to::
 
         s = gate(x.mean(spatial))                         # (N, C)
         y = out_act(x * s * drop_path_scale + residual)
 
-    x is read twice and y written once; the backward pass is two streams as well. The gate runs in PyTorch between them,
-    and its parameters and whatever else it refers to have their gradients from there.
+    x is read twice and y written once; the backward pass takes two passes over the maps as well. The gate runs in
+    PyTorch between them, and its parameters and whatever else it refers to have their gradients from there.
 
     Args:
         x: (N, C, *spatial), as in :func:`squeeze_excite`.
@@ -58,13 +59,11 @@ def channel_gate(
     check.check_x(x)
     if not callable(gate):
         raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
-    check_residual(residual, x)
-    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
-    _check_drop_path(drop_path_scale, x)
-    x, residual = _common_dtype(x, residual)
+    check_block_end(x, residual, out_act, drop_path_scale)
+    x, residual = common_dtype(x, residual)
     # an exported program would lose the gradients of ops.channel_gate, whose pieces have none of their own
     for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
-    backend = None if for_training or _is_the_compilers(False) else backend_for(x)
+    backend = None if for_training or left_to_the_compiler(training=False) else backend_for(x)
     if backend is None:
         return reference.channel_gate(
             x, lambda m: _checked_factor(gate(m), x), residual, out_act=out_act, drop_path_scale=drop_path_scale

@@ -1,7 +1,5 @@
 """Squeeze-excite behind a 1x1 convolution, with the convolution inside: for inference."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,23 +8,21 @@ from .. import _checks as check
 from .. import reference
 from ..ops.conv1x1_squeeze_excite import conv1x1_squeeze_excite as operator
 from ..ops.layout import dense
-from .batch_norm_squeeze_excite import backend_for, check_gate, check_residual, is_transformed, squeeze_excite
+from ._arguments import (
+    check_conv1x1,
+    check_dtype,
+    check_excitation,
+    check_out_act,
+    check_residual,
+    excitation_form,
+    without_float64,
+)
+from .batch_norm_squeeze_excite import squeeze_excite
+from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
 
 _PANEL = 16  # channels, of csrc/cpu/conv1x1_squeeze_excite.inl
-
-
-def _check_convolution(h: Any, weight: Any, bias: Any) -> None:
-    check.check_x(h, "h")
-    check.check_tensor(weight, "conv_weight")
-    if weight.dim() < 2 or weight.shape[0] < 1:
-        raise ValueError(f"conv_weight must be (C, K) or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
-    c, k = weight.shape[0], h.shape[1]
-    check.check_parameter(weight, "conv_weight", (c, k), "(C, K)", h, "h")
-    check.check_parameter(bias, "conv_bias", (c,), "(C,)", h, "h")
-    if weight.dtype != h.dtype and not check.autocasts(h):
-        raise TypeError(f"conv_weight must have h's dtype {h.dtype}, got {weight.dtype}: cast one, weight.to(h.dtype)")
 
 
 def fold_squeeze(
@@ -84,13 +80,13 @@ def conv1x1_squeeze_excite(
     """A 1x1 convolution and :func:`squeeze_excite`, in inference as one matrix product.
 
     Equivalent to ``squeeze_excite(conv(h), ...)``; batch norm between the two is folded into the convolution by the
-    caller. Averaging commutes with a 1x1 convolution, so the gate is computed from h, which has fewer channels in a
-    bottleneck block, and scale, residual and activation go into the convolution's last step.
+    caller. Averaging commutes with a 1x1 convolution, so the excitation is computed from h, which has fewer channels in
+    a bottleneck block, and scale, residual and activation go into the convolution's last step.
 
     On a GPU with h in channels_last (4-D, 5-D) Triton has a kernel for it; the first call of a shape measures it
-    against the library's convolution and the fused tail, and the faster way is remembered on disk. On the CPU the C++
-    backend has one for h in channels_last that takes the ``packed`` weight; its products are float32 whatever h's
-    dtype. Elsewhere, and where a gradient is wanted, the two run one after the other.
+    against the library's convolution with :func:`squeeze_excite` behind it, and the faster way is remembered on disk.
+    On the CPU the C++ backend has one for h in channels_last that takes the ``packed`` weight; its products are float32
+    whatever h's dtype. Elsewhere, and where a gradient is wanted, the two run one after the other.
 
     Args:
         h: (N, K, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16.
@@ -110,11 +106,14 @@ def conv1x1_squeeze_excite(
         TypeError, ValueError: an argument is no tensor, or of the wrong dtype, shape or device; the message names it.
         BackendUnavailable: a backend was asked for by name and cannot run.
     """
-    _check_convolution(h, conv_weight, conv_bias)
+    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check.check_x(h, "h")
+    check_conv1x1(h, conv_weight, conv_bias, ("conv_weight", "conv_bias"), ("C", "K"), "h")
+    check_dtype(conv_weight, "conv_weight", h, "h")
     c, k = conv_weight.shape[:2]
     check_residual(residual, h, torch.Size((h.shape[0], c, *h.shape[2:])))
-    check_gate(h, c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
-    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+    check_excitation(h, c, fc, act, gate)
+    check_out_act(out_act)
     r = fc1_weight.shape[0]
     if folded is not None:
         check.check_parameter(folded[0], "folded[0]", (r, k), "(R, K)", h, "h")
@@ -123,13 +122,8 @@ def conv1x1_squeeze_excite(
         check.check_parameter(packed, "packed", (-(-c // _PANEL), k, _PANEL), "(ceil(C / 16), K, 16)", h, "h")
         if packed.dtype != torch.float32:
             raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
-    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    autocast = check.autocasts(h)
-    given = (h, conv_weight, conv_bias, *fc, residual)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if residual is not None and residual.dtype != h.dtype and not autocast:
-        raise TypeError(f"residual must have h's dtype {h.dtype}, got {residual.dtype}: cast one, residual.to(h.dtype)")
-    if autocast or differentiable or is_transformed():
+    check_dtype(residual, "residual", h, "h")
+    if check.autocasts(h) or wants_gradient(h, conv_weight, conv_bias, *fc, residual) or is_transformed():
         u = reference.conv1x1(h, conv_weight, conv_bias)
         return squeeze_excite(u, *fc, residual, act=act, gate=gate, out_act=out_act)
     backend = backend_for(h)
@@ -138,14 +132,7 @@ def conv1x1_squeeze_excite(
             h, conv_weight, conv_bias, *fc, residual, act=act, gate=gate, out_act=out_act
         )
     folded_weight, folded_bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
-    fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
-    if fc1_weight.dtype != fc2_weight.dtype:
-        fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
-    narrow = [
-        t if t is None or t.dtype != torch.float64 else t.float()
-        for t in (fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias)
-    ]  # fmt: skip
     return operator(
-        backend, dense(h), conv_weight, conv_bias, *narrow, packed, residual, act, gate, out_act or "none",
-        inplace=inplace,
+        backend, dense(h), conv_weight, conv_bias, *excitation_form(fc), *without_float64(folded_weight, folded_bias),
+        packed, residual, act, gate, out_act or "none", inplace=inplace,
     )  # fmt: skip

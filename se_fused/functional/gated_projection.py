@@ -1,21 +1,18 @@
-"""Squeeze-excite between an activation and a 1x1 projection: the two halves around the gate.
+"""Squeeze-excite between an activation and a 1x1 projection: the two halves around the excitation.
 
 EfficientNet, MobileNetV3 and RegNetY: ``y = act(BN(x))``, ``s = gate(fc2(act(fc1(mean y))))``, ``out = proj(s * y)``.
 """
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
 from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv1x1 import gated_conv1x1 as operator
-from ..ops.layout import dense, positions
+from ..ops.layout import dense
 from ..ops.rescale import rescale
-from ..ops.running import running_statistics
-from .batch_norm_squeeze_excite import _check_batch_norm, backend_for, is_transformed
+from ._arguments import batch_norm_form, check_batch_norm, check_conv1x1, check_dtype, check_out_act
+from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
 
@@ -32,14 +29,14 @@ def batch_norm_act_squeeze(
     eps: float = 1e-5,
     out_act: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm and activation, and the mean of the result over its positions from the same stream.
+    """Batch norm and activation, and the mean of the result over its positions in the same pass.
 
     Equivalent to ``y = out_act(F.batch_norm(x, ...)); y, y.mean((2, 3))``, differentiable in both results.
 
     Passes over the map: inference 2 (x read, y written), where PyTorch has 5 (batch norm 2, activation 2, mean 1);
     training forward 3 (x is read once more for its statistics, which the map needs) and backward 6 (dy, x -> dr; dr, x
     -> dx), where PyTorch has 6 and 10 (sum of the two gradients 2, activation 3, batch norm 5). The gradient of the
-    squeeze is one number per sample and channel: the stream that applies the activation's derivative adds it. Kept for
+    squeeze is one number per sample and channel: the pass that applies the activation's derivative adds it. Kept for
     the backward pass: x and (N, C) vectors, no mask.
 
     Args:
@@ -61,35 +58,16 @@ def batch_norm_act_squeeze(
         TypeError: not a tensor, or a dtype that is not taken. ValueError: a wrong shape, device or name.
         BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
     """
-    check.check_x(x)
-    _check_batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
-    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
     bn = (running_mean, running_var, bn_weight, bn_bias)
+    check.check_x(x)
+    check_batch_norm(x, bn, training, momentum, eps)
+    check_out_act(out_act)
     backend = backend_for(x)
     if backend is None:
         return reference.batch_norm_act_squeeze(x, *bn, training=training, momentum=momentum, eps=eps, out_act=out_act)
     x = dense(x)
-    given = (None, None, bn_weight, bn_bias) if training else bn
-    tensors = [t if t is None or t.dtype != torch.float64 else t.float() for t in given]
-    running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum) if training else None
+    tensors, running = batch_norm_form(bn, x, training, momentum)
     return squeeze(backend, running, x, *tensors, training, float(eps), out_act or "none")
-
-
-def _check_projection(y: Any, gate: Any, weight: Any, bias: Any) -> None:
-    check.check_x(y, "y")
-    n, c = y.shape[:2]
-    check.check_tensor(gate, "gate")
-    check.check_parameter(gate, "gate", (n, c), "(N, C)", y, "y")
-    check.check_tensor(weight, "weight")
-    if weight.dim() < 2 or weight.shape[0] < 1:
-        raise ValueError(f"weight must be (D, C) or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
-    check.check_parameter(weight, "weight", (weight.shape[0], c), "(D, C)", y, "y")
-    check.check_parameter(bias, "bias", (weight.shape[0],), "(D,)", y, "y")
-    if check.autocasts(y):
-        return
-    for t, name in ((weight, "weight"), (bias, "bias")):
-        if t is not None and t.dtype != y.dtype:
-            raise TypeError(f"{name} must have y's dtype {y.dtype}, got {t.dtype}: cast one, {name}.to(y.dtype)")
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -119,13 +97,17 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
         TypeError, ValueError: an argument is no tensor, or of the wrong dtype, shape or device; the message names it.
         BackendUnavailable: a backend was asked for by name and cannot run.
     """
-    _check_projection(y, gate, weight, bias)
+    check.check_x(y, "y")
+    check.check_tensor(gate, "gate")
+    check.check_parameter(gate, "gate", tuple(y.shape[:2]), "(N, C)", y, "y")
+    check_conv1x1(y, weight, bias, ("weight", "bias"), ("D", "C"), "y")
+    check_dtype(weight, "weight", y, "y")
+    check_dtype(bias, "bias", y, "y")
     factor = gate.reshape(y.shape[:2])
     backend = backend_for(y)
     if backend is None:
         return reference.gated_conv1x1(y, factor, weight, bias)
-    given = (y, gate, weight, bias)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    differentiable = wants_gradient(y, gate, weight, bias)
     y = dense(y)
     if differentiable or check.autocasts(y) or is_transformed():
         return reference.conv1x1(rescale(backend, y, factor), weight, bias)

@@ -1,4 +1,4 @@
-"""Networks with fused block tails, the baselines beside them, their registry, and checkpoints of other libraries."""
+"""Networks whose blocks are fused, the baselines beside them, their registry, and checkpoints of other libraries."""
 
 from ._registry import list_models
 from .checkpoints import LoadReport, load_pretrained

@@ -1,13 +1,15 @@
-"""What residual networks are made of: blocks with a fused tail, the shortcut's projection, stem, global pooling."""
+"""What residual networks are made of: blocks whose end is fused, the shortcut's projection, stem, global pooling."""
 
 from collections.abc import Callable
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_tail, is_own
-from ..nn._checks import check_choice, refuse_torchscript
+from .._checks import check_choice
+from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_block_end, is_own
+from ..nn.known import refuse_torchscript
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
 
@@ -15,6 +17,21 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 
 SELayer = Callable[[int], SqueezeExcite]
 """Builds the SE of a block from the block's channels."""
+
+
+class Placement(TypedDict):
+    """Where a layer's parameters are, and of what dtype."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class Width(NamedTuple):
+    """How wide the branch of a bottleneck is; see :class:`Bottleneck`."""
+
+    cardinality: int = 1
+    base_width: int = 64
+    reduce_first: int = 1
 
 
 class Downsample(nn.Sequential):
@@ -66,13 +83,44 @@ class DeepStem(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """What both blocks share: the arguments and the attributes behind the convolutions."""
+    """A residual block: the convolutions of its branch, and behind them SE, stochastic depth, addition and ReLU.
+
+    Subclasses build the branch in :meth:`_make_branch`, and define ``last_norm`` and ``forward``.
+    """
 
     expansion: int
     se: SqueezeExcite | None
     downsample: nn.Module | None
     drop_path: DropPath | None
     __prepare_scriptable__ = refuse_torchscript
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        *,
+        se_layer: SELayer | None = None,
+        drop_path: float = 0.0,
+        caffe: bool = False,
+        cardinality: int = 1,
+        base_width: int = 64,
+        reduce_first: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.caffe = caffe
+        width = Width(cardinality, base_width, reduce_first)
+        self._make_branch(in_channels, planes, stride, width, Placement(device=device, dtype=dtype))
+        self.se = None if se_layer is None else se_layer(planes * self.expansion)
+        self.downsample = downsample
+        self.drop_path = DropPath(drop_path) if drop_path else None
+
+    def _make_branch(self, in_channels: int, planes: int, stride: int, width: Width, placed: Placement) -> None:
+        """Register convolutions and batch norms, in the order of the calls."""
+        raise NotImplementedError
 
     def last_norm(self) -> nn.BatchNorm2d:
         """The batch norm before SE and the addition: the one that ``zero_init_last`` zeroes."""
@@ -99,38 +147,14 @@ class BasicBlock(_Block):
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        *,
-        se_layer: SELayer | None = None,
-        drop_path: float = 0.0,
-        caffe: bool = False,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        for name, value, wanted in (
-            ("cardinality", cardinality, 1),
-            ("base_width", base_width, 64),
-            ("reduce_first", reduce_first, 1),
-        ):
+    def _make_branch(self, in_channels: int, planes: int, stride: int, width: Width, placed: Placement) -> None:
+        for name, value, wanted in zip(Width._fields, width, Width(), strict=True):
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted} with BasicBlock, got {value!r}; Bottleneck takes others")
-        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False, device=device, dtype=dtype)
-        self.bn1 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False, device=device, dtype=dtype)
-        self.bn2 = nn.BatchNorm2d(planes, device=device, dtype=dtype)
-        self.se = None if se_layer is None else se_layer(planes)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path) if drop_path else None
-        self.caffe = caffe
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False, **placed)
+        self.bn1 = nn.BatchNorm2d(planes, **placed)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False, **placed)
+        self.bn2 = nn.BatchNorm2d(planes, **placed)
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
@@ -140,8 +164,8 @@ class BasicBlock(_Block):
         u = conv_bn_act(self.conv1, self.bn1, x)
         if self.caffe and self.se is not None:
             u = conv_bn_act(self.conv2, self.bn2, u)
-            return fused_tail(None, self.se, u, shortcut, "relu", self.drop_path)
-        return fused_tail(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
+            return fused_block_end(None, self.se, u, shortcut, "relu", self.drop_path)
+        return fused_block_end(self.bn2, self.se, self.conv2(u), shortcut, "relu", self.drop_path, is_own(self.conv2))
 
 
 class Bottleneck(_Block):
@@ -152,49 +176,27 @@ class Bottleneck(_Block):
         planes: P.
         stride: s.
         downsample: projects the shortcut to (N, 4P, H/s, W/s); None: the shortcut is x.
-        se_layer: builds the SE before the addition from its channels; None: there is none.
-        drop_path: the probability with which a sample loses the block's branch.
+        se_layer, drop_path, device, dtype: of :class:`BasicBlock`.
         caffe: the first convolution is strided, not the 3x3 one. With groups nothing changes: the legacy SE-ResNeXt and
-            SENet154 stride in the 3x3 convolution like everybody.
+            SENet154 stride in the 3x3 convolution, as all others do.
         cardinality: groups of the 3x3 convolution.
         base_width: width of a group at P = 64.
         reduce_first: what the first convolution's width is divided by.
-        device, dtype: of the parameters.
     """
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_channels: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        *,
-        se_layer: SELayer | None = None,
-        drop_path: float = 0.0,
-        caffe: bool = False,
-        cardinality: int = 1,
-        base_width: int = 64,
-        reduce_first: int = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        width = planes * base_width // 64 * cardinality
-        first, out = width // reduce_first, planes * self.expansion
-        stride1, stride2 = (stride, 1) if caffe and cardinality == 1 else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False, device=device, dtype=dtype)
-        self.bn1 = nn.BatchNorm2d(first, device=device, dtype=dtype)
-        self.conv2 = nn.Conv2d(
-            first, width, 3, stride2, 1, groups=cardinality, bias=False, device=device, dtype=dtype
-        )  # fmt: skip
-        self.bn2 = nn.BatchNorm2d(width, device=device, dtype=dtype)
-        self.conv3 = nn.Conv2d(width, out, 1, bias=False, device=device, dtype=dtype)
-        self.bn3 = nn.BatchNorm2d(out, device=device, dtype=dtype)
-        self.se = None if se_layer is None else se_layer(out)
-        self.downsample = downsample
-        self.drop_path = DropPath(drop_path) if drop_path else None
+    def _make_branch(self, in_channels: int, planes: int, stride: int, width: Width, placed: Placement) -> None:
+        groups = width.cardinality
+        middle, out = planes * width.base_width // 64 * groups, planes * self.expansion
+        first = middle // width.reduce_first
+        stride1, stride2 = (stride, 1) if self.caffe and groups == 1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, first, 1, stride1, bias=False, **placed)
+        self.bn1 = nn.BatchNorm2d(first, **placed)
+        self.conv2 = nn.Conv2d(first, middle, 3, stride2, 1, groups=groups, bias=False, **placed)
+        self.bn2 = nn.BatchNorm2d(middle, **placed)
+        self.conv3 = nn.Conv2d(middle, out, 1, bias=False, **placed)
+        self.bn3 = nn.BatchNorm2d(out, **placed)
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn3
@@ -203,7 +205,7 @@ class Bottleneck(_Block):
         shortcut = x if self.downsample is None else self.downsample(x)
         u = conv_bn_act(self.conv1, self.bn1, x)
         u = conv_bn_act(self.conv2, self.bn2, u)
-        return fused_tail(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path, is_own(self.conv3))
+        return fused_block_end(self.bn3, self.se, self.conv3(u), shortcut, "relu", self.drop_path, is_own(self.conv3))
 
 
 class GlobalPool(nn.Module):
@@ -215,7 +217,7 @@ class GlobalPool(nn.Module):
 
     def __init__(self, pool_type: str = "avg") -> None:
         super().__init__()
-        self.pool_type = check_choice("global_pool", pool_type, POOLINGS)
+        self.pool_type = check_choice(pool_type, "global_pool", POOLINGS)
 
     def feat_mult(self) -> int:
         """How many features come out per channel."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn._checks import check_int, check_rate, refuse_torchscript
+from .._checks import check_int, check_rate
+from ..nn.known import refuse_torchscript
 from ._blocks import GlobalPool
 
 __all__ = ["ImageClassifier", "Options"]
@@ -52,13 +53,13 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, in_chans: int, drop_rate: float) -> None:
         super().__init__()
-        self.in_chans = check_int("in_chans", in_chans, 1)
-        self.drop_rate = check_rate("drop_rate", drop_rate)
+        self.in_chans = check_int(in_chans, "in_chans", 1)
+        self.drop_rate = check_rate(drop_rate, "drop_rate")
 
     def _make_head(
         self, num_classes: int, global_pool: str, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
-        num_classes = check_int("num_classes", num_classes, 0)
+        num_classes = check_int(num_classes, "num_classes", 0)
         pool = GlobalPool(global_pool)
         if num_classes and not global_pool:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Training scripts save more than weights: numbers of numpy, arguments, paths, whole configurations. ``torch.load`` with
 ``weights_only=True`` refuses such a file. Here each class and function that it names is exchanged by a stand-in, an
-empty object of ours, so that the tensors can be read and nothing of the file is imported or called.
+empty object, so that the tensors can be read and nothing of the file is imported or called.
 """
 
 import os

@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["MARK", "ZOOS", "Zoo", "detect", "rename"]
+from .se_resnet import MARK
 
-MARK = "caffe_order"
-"""The key that our own models of the legacy order have, and nobody else's."""
+__all__ = ["ZOOS", "Zoo", "detect", "rename"]
 
 
 class Zoo(NamedTuple):

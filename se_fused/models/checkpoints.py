@@ -4,10 +4,10 @@ What the keys and shapes of a file cannot tell:
 
 - which convolution of mmpretrain's bottlenecks is strided: ``style`` is asked for;
 - whether a file with timm's names has timm's order: it is taken to have it. A file of the legacy order whose keys
-  somebody has renamed needs ``source="legacy"``;
+  were renamed needs ``source="legacy"``;
 - timm's ``resnetaa50``, ``resnetblur18`` and ``resnetblur50`` have the keys of ``resnet50`` and ``resnet18`` and are
   other functions: they are refused if the path or the file's "arch" entry names them;
-- dilated models, and others that somebody changed without changing a parameter.
+- dilated models, and other changes that leave the parameters as they are.
 """
 
 import os
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn._checks import check_bool, check_choice
+from .._checks import check_bool, check_choice
 from ._classifier import ImageClassifier
 from ._files import read_file
 from ._listing import listed, shortened
 from ._misfits import Misfit, compare, hints
 from ._places import Place, check_prefix, places, state_dicts
-from ._zoos import MARK, ZOOS
-from .se_resnet import SEResNet
+from ._zoos import ZOOS
+from .se_resnet import MARK, SEResNet
 
 __all__ = ["LoadReport", "load_pretrained"]
 
@@ -107,14 +107,14 @@ def _source(path: str, model: ImageClassifier, place: Place, source: str | None,
     if name == "mmpretrain" and any(key.endswith("layer1.0.conv3.weight") for key in place.ours):
         if style is None:
             backbone = f"{place.prefix}backbone."
-            # Without mmpretrain's own head it may be anybody's attribute.
+            # Without mmpretrain's own head, `backbone` may be an attribute of any other model.
             head = any(key.startswith(f"{place.prefix}head.fc.") or ".se_layer." in key for key in place.ours)
             hint = "" if head or source else f", or prefix={backbone!r} if it is not of mmpretrain"
             raise ValueError(
                 f"{path} is of mmpretrain, where style='pytorch' and style='caffe' have the same keys and differ in "
                 f"which convolution is strided: look into its config and say style='pytorch' or style='caffe'{hint}"
             )
-        if check_choice("style", style, ("pytorch", "caffe")) == "caffe":
+        if check_choice(style, "style", ("pytorch", "caffe")) == "caffe":
             raise ValueError(
                 f"style='caffe' of mmpretrain ({path}) strides in conv1 and pads the stem's pooling; no model here "
                 "does both: take weights of style='pytorch'"
@@ -208,7 +208,7 @@ def load_pretrained(
     skip_classifier: bool = False,
     adapt_in_chans: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of timm, torchvision, Cadene, MONAI, NVIDIA, mmpretrain, moskomule or ourselves.
+    """Load a checkpoint of timm, torchvision, Cadene, MONAI, NVIDIA, mmpretrain, moskomule or se_fused.
 
     The keys tell whose it is and are translated. All is compared first: the model is as before unless everything fits.
 
@@ -243,22 +243,22 @@ def load_pretrained(
         ImportError: a safetensors file, and safetensors is not installed.
         TypeError: ``model`` is none of :mod:`se_fused.models`, or is wrapped; ``path`` is no path; an option is of the
             wrong type.
-        ValueError: the file is no checkpoint (the message says what it seems to be); it is of another function than the
-            model; keys are missing, left over or of other shapes (they are counted, and three of each kind are named);
-            or a question has to be answered by an argument. Each is one line that ends in what to do.
+        ValueError: the file is no checkpoint (the message says what it seems to be); it is one of a different
+            architecture; keys are missing, left over or of other shapes (they are counted, and three of each kind are
+            named); or a question has to be answered by an argument. Each is one line that ends in what to do.
     """
     if not isinstance(model, ImageClassifier):
         raise TypeError(
             f"model must be one of se_fused.models, not wrapped or compiled, got {type(model).__name__}; for another "
             "library's model use its own loader"
         )
-    check_bool("skip_classifier", skip_classifier)
-    check_bool("adapt_in_chans", adapt_in_chans)
+    check_bool(skip_classifier, "skip_classifier")
+    check_bool(adapt_in_chans, "adapt_in_chans")
     for argument, value, example in (("entry", entry, "state_dict_ema"), ("prefix", prefix, "model.")):
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{argument} must be a string such as {example!r} or None, got {value!r}")
     if source is not None:
-        check_choice("source", source, [name for name in ZOOS if name != "se_fused"])
+        check_choice(source, "source", [name for name in ZOOS if name != "se_fused"])
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "model must have memory for its parameters, but is on the meta device: model.to_empty(device=...)"

@@ -8,7 +8,7 @@ and ReLU fused. The initial values are timm's: torchvision's are those of ``zero
 from typing import Unpack
 
 from ._registry import register
-from .se_resnet import BasicBlock, Bottleneck, ResNetOptions, SEResNet
+from .se_resnet import STAGES, ResNetOptions, SEResNet
 
 __all__ = ["ResNeXt50_32x4d", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
 
@@ -16,34 +16,34 @@ __all__ = ["ResNeXt50_32x4d", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "
 @register
 def ResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet18``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_chans, se=False, **options)
+    return SEResNet(*STAGES[18], num_classes, in_chans, se=False, **options)
 
 
 @register
 def ResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet34``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_chans, se=False, **options)
+    return SEResNet(*STAGES[34], num_classes, in_chans, se=False, **options)
 
 
 @register
 def ResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet50``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, se=False, **options)
+    return SEResNet(*STAGES[50], num_classes, in_chans, se=False, **options)
 
 
 @register
 def ResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet101``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, se=False, **options)
+    return SEResNet(*STAGES[101], num_classes, in_chans, se=False, **options)
 
 
 @register
 def ResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnet152``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, se=False, **options)
+    return SEResNet(*STAGES[152], num_classes, in_chans, se=False, **options)
 
 
 @register
 def ResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[ResNetOptions]) -> SEResNet:
     """torchvision's ``resnext50_32x4d``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, se=False, cardinality=32, base_width=4, **options)
+    return SEResNet(*STAGES[50], num_classes, in_chans, se=False, cardinality=32, base_width=4, **options)

@@ -1,8 +1,8 @@
-"""SE-ResNet, SE-ResNeXt and SENet with fused block tails, in the two orders that exist.
+"""SE-ResNet, SE-ResNeXt and SENet with fused blocks, in the two orders that exist.
 
 ``variant="timm"``, the default, is timm's ``seresnet*``, ``seresnext*_32x4d`` and ``senet154``: same state_dict keys,
 shapes and outputs, same initial values for the same seed. ``variant="caffe"`` is the legacy order of Cadene, MONAI
-and timm's ``legacy_*``: same outputs and initial values as those; the keys are ours, and
+and timm's ``legacy_*``: same outputs and initial values as those; the keys are those of the default, and
 :func:`se_fused.load_pretrained` translates. From depth 50 up the parameters of both orders have the same shapes, but
 the functions differ. So a model of the legacy order has one key more, ``caffe_order``, by which either refuses the
 other's checkpoints.
@@ -24,13 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .._checks import check_choice, check_int, check_rate
 from ..nn import SqueezeExcite, conv_bn_act
-from ..nn._checks import check_choice, check_int, check_rate
 from ._blocks import BasicBlock, Bottleneck, DeepStem, Downsample
 from ._classifier import ImageClassifier, Options
 from ._registry import register
 
 __all__ = [
+    "MARK",
+    "STAGES",
     "BasicBlock",
     "Bottleneck",
     "ResNetOptions",
@@ -48,7 +50,19 @@ __all__ = [
 ]
 
 _PLANES = (64, 128, 256, 512)
-_MARK = "caffe_order"
+MARK = "caffe_order"
+"""The key that models of the legacy order have here, and no other library's."""
+
+STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    26: (Bottleneck, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+"""The block of a residual network and how many each stage has, by depth."""
+
 _LEGACY = (".layer0.", ".last_linear.", ".se_module.", ".se_layer.fc.")
 
 
@@ -146,11 +160,11 @@ class SEResNet(ImageClassifier):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_chans, drop_rate)
-        drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
+        drop_path_rate = check_rate(drop_path_rate, "drop_path_rate")
         for argument, stages in (("layers", layers), ("channels", channels)):
             if len(stages) != len(_PLANES):
                 raise ValueError(f"{argument} must hold one number for each of {len(_PLANES)} stages, got {stages!r}")
-        self.variant = check_choice("variant", variant, ("timm", "caffe"))
+        self.variant = check_choice(variant, "variant", ("timm", "caffe"))
         self.grad_checkpointing = False
         caffe = variant == "caffe"
         divisor = rd_divisor if rd_divisor is not None else (1 if caffe else 8)
@@ -159,7 +173,7 @@ class SEResNet(ImageClassifier):
             device=device, dtype=dtype,
         )  # fmt: skip
 
-        width = 128 if deep_stem else check_int("stem_channels", stem_channels, 1)
+        width = 128 if deep_stem else check_int(stem_channels, "stem_channels", 1)
         self.conv1: nn.Module
         if deep_stem:
             self.conv1 = DeepStem(in_chans, width // 2, device=device, dtype=dtype)
@@ -172,10 +186,10 @@ class SEResNet(ImageClassifier):
         index, count = 0, sum(layers)
         for stage, (planes, depth) in enumerate(zip(channels, layers, strict=True), 1):
             blocks = []
-            for i in range(check_int(f"layers[{stage - 1}]", depth, 1)):
+            for i in range(check_int(depth, f"layers[{stage - 1}]", 1)):
                 stride, out = (
                     (2 if stage > 1 and i == 0 else 1),
-                    check_int(f"channels[{stage - 1}]", planes, 1) * block.expansion,
+                    check_int(planes, f"channels[{stage - 1}]", 1) * block.expansion,
                 )
                 down = None
                 if stride != 1 or width != out:
@@ -195,7 +209,7 @@ class SEResNet(ImageClassifier):
         self._make_head(num_classes, global_pool, device, dtype)
         if caffe:
             # Only its key counts: it tells this order's checkpoints from the other's.
-            self.register_buffer(_MARK, torch.ones((), dtype=torch.long, device=device))
+            self.register_buffer(MARK, torch.ones((), dtype=torch.long, device=device))
         self.init_weights(not caffe if zero_init_last is None else zero_init_last)
 
     @torch.no_grad()
@@ -234,15 +248,15 @@ class SEResNet(ImageClassifier):
                     "in conv1 and ceil-mode pooling; its weights fit here by shape and may compute something else; "
                     "build the model with variant='caffe' and use se_fused.load_pretrained(model, path)"
                 )
-        marked = _MARK in keys
+        marked = MARK in keys
         if self.variant == "timm" and marked:
             raise RuntimeError(
-                f"state_dict key {prefix + _MARK!r} says that it was saved from a model with variant='caffe'; this one "
+                f"state_dict key {prefix + MARK!r} says that it was saved from a model with variant='caffe'; this one "
                 "has variant='timm', where the same weights compute something else; build it with variant='caffe'"
             )
         if self.variant == "caffe" and not marked and any(key.startswith("layer") for key in keys):
             raise RuntimeError(
-                f"state_dict has no key {prefix + _MARK!r}, so it is of timm's order; this model has variant='caffe', "
+                f"state_dict has no key {prefix + MARK!r}, so it is of timm's order; this model has variant='caffe', "
                 "where the same weights compute something else; build it with variant='timm', or, for a legacy "
                 "checkpoint whose keys were renamed, use se_fused.load_pretrained(model, path, source='legacy')"
             )
@@ -252,49 +266,49 @@ class SEResNet(ImageClassifier):
 @register
 def SEResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet18``; with ``variant="caffe"`` its ``legacy_seresnet18``; arguments are :class:`SEResNet`'s."""
-    return SEResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_chans, **options)
+    return SEResNet(*STAGES[18], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet34``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_chans, **options)
+    return SEResNet(*STAGES[34], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet50``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, **options)
+    return SEResNet(*STAGES[50], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet101``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, **options)
+    return SEResNet(*STAGES[101], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnet152``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_chans, **options)
+    return SEResNet(*STAGES[152], num_classes, in_chans, **options)
 
 
 @register
 def SEResNeXt26_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """With ``variant="caffe"`` timm's ``legacy_seresnext26_32x4d``; timm has no such depth in its own order."""
-    return SEResNet(Bottleneck, (2, 2, 2, 2), num_classes, in_chans, cardinality=32, base_width=4, **options)
+    return SEResNet(*STAGES[26], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
 def SEResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnext50_32x4d``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_chans, cardinality=32, base_width=4, **options)
+    return SEResNet(*STAGES[50], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
 def SEResNeXt101_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
     """timm's ``seresnext101_32x4d``; the arguments are :class:`SEResNet`'s."""
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_chans, cardinality=32, base_width=4, **options)
+    return SEResNet(*STAGES[101], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
@@ -303,7 +317,7 @@ def SENet154(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOpt
     if options.get("variant") == "caffe":
         options.setdefault("drop_rate", 0.2)
     return SEResNet(
-        Bottleneck, (3, 8, 36, 3), num_classes, in_chans,
+        *STAGES[152], num_classes, in_chans,
         cardinality=64, base_width=4, reduce_first=2, deep_stem=True, down_kernel_size=3, **options,
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._checks import check_int
 from ..nn import conv_bn_act
-from ..nn._checks import check_int
 from ._classifier import ImageClassifier, Options
 from ._registry import register
 
@@ -71,7 +71,7 @@ class UNetClassifier(ImageClassifier):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_chans, drop_rate)
-        self.num_features = check_int("width", width, 1)
+        self.num_features = check_int(width, "width", 1)
         widths = [width * 2**i for i in range(_DEPTH + 1)]
         self.encoder = nn.ModuleList(
             DoubleConv(c, d, device, dtype) for c, d in zip([in_chans, *widths], widths, strict=False)

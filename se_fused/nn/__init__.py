@@ -1,10 +1,10 @@
-"""Modules: the SE layer, stochastic depth, the tail of a residual block, the middle of an inverted one, the
-conversion of other models, and whole models for inference."""
+"""Modules: the SE layer, stochastic depth, the end of a residual block, the middle of an inverted one; the conversion
+of other libraries' models; and models optimised for inference."""
 
 from .convert import Fused, Report, conversion_report, convert, revert
-from .convert.gated_projection import fused_gate_projection
+from .convert.inverted_residual import fused_gate_projection
 from .inference import optimize_for_inference
-from .residual_block import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_tail, is_own
+from .residual_block import DropPath, bn_act, conv_bn_act, drop_path_scale, fused_block_end, is_own
 from .squeeze_excite import SqueezeExcite, activation_name, gate_name
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "conversion_report",
     "convert",
     "drop_path_scale",
+    "fused_block_end",
     "fused_gate_projection",
-    "fused_tail",
     "gate_name",
     "is_own",
     "optimize_for_inference",

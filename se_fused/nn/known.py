@@ -1,16 +1,53 @@
-"""What other libraries' modules are, for a kernel to stand in for them, asked at each call: a hook may be new.
+"""Which modules a kernel may stand in for, asked at each call: a hook may be new.
 
-By exact class and without hooks, as :func:`se_fused.nn._checks.is_plain` does; and by name, because the libraries may
-not be installed. Whatever else there is, is called as a module.
+By exact class and without hooks (:func:`is_plain`); other libraries' classes by name, because the libraries may not be
+installed. Every other module is called.
 """
+
+from typing import TypeGuard, TypeVar
 
 from torch import nn
 
+from ..activations import name_of_module
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from ._checks import is_plain
-from .squeeze_excite import _TIMM, _TORCH
 
-__all__ = ["activation", "gate", "is_nothing", "is_of", "out_activation", "untouched"]
+__all__ = [
+    "activation",
+    "gate",
+    "is_nothing",
+    "is_of",
+    "is_plain",
+    "out_activation",
+    "refuse_torchscript",
+    "untouched",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def refuse_torchscript(self: nn.Module) -> nn.Module:
+    """As a class's ``__prepare_scriptable__``: what torch.jit.script calls first, also inside another model."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {type(self).__name__}, whose kernels are called from Python: use "
+        "torch.export.export(model, ...), or trace plain PyTorch, with se_fused.use_backend('reference'): "
+        "torch.jit.trace(model, ...)"
+    )
+
+
+def is_plain(module: nn.Module, *types: type[M]) -> TypeGuard[M]:
+    """Whether a kernel may stand in for ``module(...)``: exactly one of ``types``, and calling it does nothing more.
+
+    A subclass (parametrized, quantized, FSDP), a hook (pruning, feature extraction) or a replaced ``forward``
+    (accelerate) says that the module is to be called. Hooks on all modules at once (``register_module_forward_hook``)
+    are not looked at: profilers set them, and a profiler must see what runs without it.
+    """
+    return type(module) in types and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def is_of(module: object, library: str, name: str) -> bool:
@@ -30,15 +67,7 @@ def is_nothing(module: nn.Module | None) -> bool:
 
 
 def _name(module: nn.Module) -> str | None:
-    cls = type(module)
-    name = _TORCH.get(cls)
-    if name is None and cls.__module__.startswith("timm."):
-        name = _TIMM.get(cls.__name__)
-    if name is None or not untouched(module):
-        return None
-    if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
-        return None
-    return "gelu_tanh" if isinstance(module, nn.GELU) and module.approximate == "tanh" else name
+    return name_of_module(module) if untouched(module) else None
 
 
 def activation(module: nn.Module) -> str | None:

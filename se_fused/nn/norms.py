@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._checks import is_plain
-from .known import is_nothing, is_of, out_activation, untouched
+from .known import is_nothing, is_of, is_plain, out_activation, untouched
 
 __all__ = [
     "BatchNorm",
@@ -63,7 +62,7 @@ def _synchronises(bn: nn.SyncBatchNorm) -> bool:
 
 def is_fusable(bn: nn.Module, x: Tensor) -> bool:
     """Whether bn(x) is a batch norm that a kernel computes, and nothing behind it."""
-    if x.dim() < 3:  # BatchNorm1d on (N, C): there is no space to stream over
+    if x.dim() < 3:  # BatchNorm1d on (N, C): there are no positions
         return False
     if is_plain(bn, *_PLAIN):
         return True

@@ -1,7 +1,7 @@
-"""The tail of a residual block, ``act(drop_path(SE(BN(x))) + residual)``, from the modules that hold its parameters.
+"""The end of a residual block, ``act(drop_path(SE(BN(x))) + residual)``, from the modules that hold its parameters.
 
-A block calls :func:`fused_tail` with its own ``bn``, ``se`` and ``drop_path`` modules instead of calling them one after
-another. Where they are what the kernels know, that is one call of :mod:`se_fused.functional`; where not, they are
+A block calls :func:`fused_block_end` with its own ``bn``, ``se`` and ``drop_path`` modules instead of calling them one
+after another. Where they are what the kernels know, that is one call of :mod:`se_fused.functional`; where not, they are
 called as modules and the result is the same. No state moves: state_dict, hooks and running statistics stay theirs.
 """
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from .. import functional as F_se
-from ._checks import check_rate, is_plain
+from .._checks import check_rate
+from .known import is_plain
 from .norms import is_fusable, promoted, take
 from .squeeze_excite import SqueezeExcite, close_block
 
-__all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_tail", "is_own"]
+__all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_block_end", "is_own"]
 
 
 def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
@@ -51,7 +52,7 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
-        self.drop_prob = check_rate("drop_prob", drop_prob, one=True)
+        self.drop_prob = check_rate(drop_prob, "drop_prob", one=True)
         self.scale_by_keep = scale_by_keep
 
     def scale(self, x: Tensor) -> Tensor | None:
@@ -72,7 +73,7 @@ def _is_fusable_se(se: nn.Module) -> TypeGuard[SqueezeExcite]:
     return is_plain(se, SqueezeExcite) and se.is_fusable()
 
 
-def fused_tail(
+def fused_block_end(
     bn: nn.Module | None,
     se: nn.Module | None,
     x: Tensor,
@@ -110,22 +111,22 @@ def fused_tail(
         and (se is None or _is_fusable_se(se))
         and (drop_path is None or is_plain(drop_path, DropPath))
     ):
-        return _unfused_tail(bn, se, x, residual, out_act, drop_path)
+        return _unfused_block_end(bn, se, x, residual, out_act, drop_path)
 
     x, inplace = promoted(bn, x, inplace)
-    tensors, settings = take(bn, x)
+    (mean, var, weight, bias), settings = take(bn, x)
     scale = None if drop_path is None else drop_path.scale(x)
     if se is None:
         return F_se.batch_norm_act(
-            x, *tensors, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=inplace
+            x, mean, var, weight, bias, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=inplace
         )
     return F_se.batch_norm_squeeze_excite(
-        x, *tensors, *se.parameters_of_gate(), residual, **settings, act=se.act, gate=se.gate, out_act=out_act,
+        x, mean, var, weight, bias, residual=residual, **settings, **se.arguments(), out_act=out_act,
         drop_path_scale=scale, inplace=inplace,
     )  # fmt: skip
 
 
-def _unfused_tail(
+def _unfused_block_end(
     bn: nn.Module | None,
     se: nn.Module | None,
     x: Tensor,
@@ -133,7 +134,7 @@ def _unfused_tail(
     out_act: str | None,
     drop_path: nn.Module | None,
 ) -> Tensor:
-    """:func:`fused_tail` for modules that must be called, each with what it expects, so that their hooks see it."""
+    """Call the modules, each with what it expects, so that their hooks see it; fuse what follows them."""
     u = x if bn is None else bn(x)
     if drop_path is None or is_plain(drop_path, DropPath):
         scale = None if drop_path is None else drop_path.scale(u)
@@ -155,11 +156,11 @@ def is_own(conv: nn.Module) -> bool:
 def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu", inplace: bool = False) -> Tensor:
     """``out_act(bn(x))``: the normalisations inside a block, of its stem and of its shortcut. x: (N, C, *spatial).
 
-    The models' batch norms that no SE follows all come here, so that this one line decides what runs there.
+    All batch norms of the models that no SE follows are called through it, so that what runs there is decided once.
     """
-    return fused_tail(bn, None, x, None, out_act, inplace=inplace)
+    return fused_block_end(bn, None, x, None, out_act, inplace=inplace)
 
 
 def conv_bn_act(conv: nn.Module, bn: nn.Module, x: Tensor, out_act: str | None = "relu") -> Tensor:
-    """``out_act(bn(conv(x)))``, over the convolution's output where that is nobody else's."""
+    """``out_act(bn(conv(x)))``, written over the convolution's output where :func:`is_own` permits it."""
     return bn_act(bn, conv(x), out_act, is_own(conv))

@@ -8,61 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F_se
+from .._checks import check_bool, check_int, check_positive
+from ..activations import ALIASES, name_of_module
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from ._checks import check_bool, check_int, check_positive, is_plain, refuse_torchscript
+from .known import is_plain, refuse_torchscript
 
-__all__ = ["SqueezeExcite", "activation_name", "close_block", "gate_name"]
+__all__ = ["SqueezeExcite", "activation_name", "close_block", "excitation_arguments", "gate_name"]
 
 Layer = str | nn.Module | type[nn.Module] | functools.partial[nn.Module]
 """How a layer may be named: by its name, as a class, as an instance, or as a partial of a class."""
-
-_ALIASES = {"swish": "silu", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
-_TORCH: dict[type[nn.Module], str] = {
-    nn.Identity: "identity",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Hardswish: "hard_swish",
-    nn.Mish: "mish",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hard_sigmoid",
-}
-# timm has classes of its own for the same functions; they are known by name, because timm may not be installed.
-_TIMM = {
-    "GELU": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "HardSigmoid": "hard_sigmoid",
-    "HardSigmoidMe": "hard_sigmoid",
-    "HardSwish": "hard_swish",
-    "HardSwishMe": "hard_swish",
-    "Mish": "mish",
-    "MishMe": "mish",
-    "Sigmoid": "sigmoid",
-    "Swish": "silu",
-    "SwishMe": "silu",
-    "Tanh": "tanh",
-}
 
 
 def _layer_name(argument: str, layer: object, supported: Mapping[str, object]) -> str:
     given = layer
     if isinstance(layer, functools.partial):
         layer = layer()
-    name = layer if isinstance(layer, str) else None
-    if name is not None:
-        name = _ALIASES.get(name.lower(), name.lower())
-    else:
-        cls = layer if isinstance(layer, type) else type(layer)
-        name = _TORCH.get(cls)
-        if name is None and cls.__module__.startswith("timm."):
-            name = _TIMM.get(cls.__name__)
-        if isinstance(layer, nn.GELU) and layer.approximate == "tanh":
-            name = "gelu_tanh"
-        if isinstance(layer, nn.LeakyReLU) and layer.negative_slope != 0.01:
-            name = None
+    name = ALIASES.get(layer.lower(), layer.lower()) if isinstance(layer, str) else name_of_module(layer)
     if name is None or name not in supported:
         raise ValueError(
             f"{argument} must be one of {', '.join(supported)} or the nn.Module class of one of them (defaults only), "
@@ -87,6 +48,18 @@ def gate_name(layer: Layer, argument: str = "gate_layer") -> str:
         ValueError: the library has no such gate; the message names ``argument``.
     """
     return _layer_name(argument, layer, GATES)
+
+
+def excitation_arguments(fc1: nn.Module, fc2: nn.Module, act: str, gate: str) -> dict[str, Any]:
+    """What :func:`se_fused.functional.squeeze_excite` takes of two linear layers or 1x1 convolutions, by name."""
+    return {
+        "fc1_weight": fc1.weight,
+        "fc1_bias": fc1.bias,
+        "fc2_weight": fc2.weight,
+        "fc2_bias": fc2.bias,
+        "act": act,
+        "gate": gate,
+    }
 
 
 def close_block(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_scale: Tensor | None) -> Tensor:
@@ -153,11 +126,11 @@ class SqueezeExcite(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        channels = check_int("channels", channels, 1)
-        rd_divisor = check_int("rd_divisor", rd_divisor, 1)
-        rd_ratio = check_positive("rd_ratio", rd_ratio)
-        bias = check_bool("bias", bias)
-        if check_bool("add_maxpool", add_maxpool):
+        channels = check_int(channels, "channels", 1)
+        rd_divisor = check_int(rd_divisor, "rd_divisor", 1)
+        rd_ratio = check_positive(rd_ratio, "rd_ratio")
+        bias = check_bool(bias, "bias")
+        if check_bool(add_maxpool, "add_maxpool"):
             raise ValueError(
                 f"add_maxpool must be False, got {add_maxpool!r}: the squeeze of the fused kernels is the mean; "
                 "keep timm's SEModule for this layer"
@@ -167,7 +140,7 @@ class SqueezeExcite(nn.Module):
                 f"norm_layer must be None, got {norm_layer!r}: the fused kernels have nothing between fc1 and act; "
                 "keep timm's SEModule for this layer"
             )
-        reduced = check_int("rd_channels", rd_channels or 0, 0) or _reduced(channels, rd_ratio, rd_divisor)
+        reduced = check_int(rd_channels or 0, "rd_channels", 0) or _reduced(channels, rd_ratio, rd_divisor)
         self.act = activation_name(act_layer)
         self.gate = gate_name(gate_layer)
         # 1x1 convolutions, though they are matrices: timm's initial values and state_dict are theirs.
@@ -178,10 +151,13 @@ class SqueezeExcite(nn.Module):
         """Whether fc1 and fc2 are read by the kernel; if they carry hooks or were replaced, they are called instead."""
         return is_plain(self.fc1, nn.Conv2d, nn.Linear) and is_plain(self.fc2, nn.Conv2d, nn.Linear)
 
-    def parameters_of_gate(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """fc1.weight, fc1.bias, fc2.weight, fc2.bias, as :mod:`se_fused.functional` takes them."""
-        fc1, fc2 = self.fc1, self.fc2
-        return fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    def arguments(self) -> dict[str, Any]:
+        """What :func:`se_fused.functional.squeeze_excite` takes from the layer, by name."""
+        return excitation_arguments(self.fc1, self.fc2, self.act, self.gate)
+
+    def excitation(self, mean: Tensor) -> Tensor:
+        """The gate from the means, both (N, C, 1, 1), by fc1 and fc2 as modules, so that their hooks see it."""
+        return GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(mean))))
 
     def forward(
         self,
@@ -203,11 +179,10 @@ class SqueezeExcite(nn.Module):
         """
         if isinstance(x, Tensor) and self.is_fusable():  # a proxy of torch.fx traces the layers
             return F_se.squeeze_excite(
-                x, *self.parameters_of_gate(), residual,
-                act=self.act, gate=self.gate, out_act=out_act, drop_path_scale=drop_path_scale,
-            )  # fmt: skip
+                x, residual=residual, **self.arguments(), out_act=out_act, drop_path_scale=drop_path_scale
+            )
         squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), what fc1 takes as a convolution
-        factor = GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(squeezed)))).flatten(1)  # (N, C)
+        factor = self.excitation(squeezed).flatten(1)  # (N, C)
         rescaled = (x.movedim((0, 1), (-2, -1)) * factor).movedim((-2, -1), (0, 1))
         return close_block(rescaled, residual, out_act, drop_path_scale)
 

@@ -191,7 +191,7 @@ def test_triton_has_the_streams_too():
         (dict(gate=lambda m: 1.0), TypeError, "gate must return a torch.Tensor, got float"),
         (dict(gate=lambda m: m[:, :1]), ValueError, r"gate must return \(N, C\) = \(2, 3\), got shape \(2, 1\)"),
         (dict(residual=torch.zeros(2, 3, 4, 5)), ValueError, "residual must have x's shape"),
-        (dict(out_act="gelu"), ValueError, "out_act must be one of none, relu, silu, hard_swish; got 'gelu'"),
+        (dict(out_act="gelu"), ValueError, "out_act must be one of 'none', 'relu', 'silu', 'hard_swish', got 'gelu'"),
         (dict(drop_path_scale=torch.zeros(3)), ValueError, "drop_path_scale must be"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

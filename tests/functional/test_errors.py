@@ -39,15 +39,15 @@ BAD = {
     "bn weight": ("bn_weight", torch.ones(C + 1), ValueError, "bn_weight must be"),
     "integer bn bias": ("bn_bias", torch.zeros(C, dtype=torch.int32), TypeError, "bn_bias must be float32"),
     "running_var alone": ("running_mean", None, ValueError, "must both be tensors or both be None"),
-    "training": ("training", 1, TypeError, "training must be a bool, got int"),
+    "training": ("training", 1, TypeError, r"training must be True or False, got 1 \(int\)"),
     "momentum None": ("momentum", None, TypeError, "momentum.*1 / num_batches_tracked"),
     "momentum": ("momentum", 1.5, ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
     "momentum text": ("momentum", "0.1", TypeError, "momentum must be a number, got str"),
     "eps": ("eps", -1e-5, ValueError, "eps must lie in"),
     "eps NaN": ("eps", float("nan"), ValueError, "eps must lie in"),
-    "act": ("act", "rleu", ValueError, "act must be one of identity, relu.*got 'rleu'"),
-    "gate": ("gate", "softmax", ValueError, "gate must be one of sigmoid, hard_sigmoid"),
-    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of none, relu, silu, hard_swish; got 'gelu'"),
+    "act": ("act", "rleu", ValueError, "act must be one of 'identity', 'relu'.*got 'rleu'"),
+    "gate": ("gate", "softmax", ValueError, "gate must be one of 'sigmoid', 'hard_sigmoid'"),
+    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of 'none', 'relu', 'silu', .*got 'gelu'"),
     "drop_path shape": ("drop_path_scale", torch.ones(N + 1), ValueError, r"drop_path_scale must be \(N,\) = \(2,\)"),
     "drop_path gradient": ("drop_path_scale", torch.ones(N).requires_grad_(), ValueError, "not require a gradient"),
 }  # fmt: skip
@@ -104,7 +104,7 @@ def test_falling_back_says_so_once(monkeypatch):
     """No kernel for a call that could have one: a warning with the reason, not silence."""
     cpu = backends.BACKENDS["cpu"]
     monkeypatch.setattr(cpu, "load_error", "the C++ library is not built: for this test")
-    monkeypatch.setattr(functional.tail, "_warned", set())
+    monkeypatch.setattr(functional.dispatch, "_warned", set())
     x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
     with pytest.warns(UserWarning, match="runs plain PyTorch.*not built: for this test"):
         functional.squeeze_excite(x, w1, None, w2, None)

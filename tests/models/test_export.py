@@ -197,7 +197,7 @@ def test_aot_inductor(backend: str, tmp_path: Path) -> None:
             self.bn, self.se = nn.BatchNorm2d(8), se_fused.SqueezeExcite(8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return se_fused.nn.fused_tail(self.bn, self.se, x, x, "relu")
+            return se_fused.nn.fused_block_end(self.bn, self.se, x, x, "relu")
 
     model = Block().eval()
     randomise(model)

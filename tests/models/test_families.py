@@ -94,7 +94,7 @@ def test_initial_values_are_those_of_timms_legacy_models(name: str) -> None:
 
 
 def test_calls_of_a_block_with_the_early_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch norm and ReLU, then SE with addition, drop path and ReLU: two calls where the tail is one elsewhere."""
+    """Batch norm and ReLU, then SE with addition, drop path and ReLU: two calls where other blocks end in one."""
     names = spy_on_functional(monkeypatch)
     block = BasicBlock(8, 8, se_layer=SqueezeExcite, caffe=True, drop_path=0.5)
     block(torch.randn(2, 8, 5, 5))

@@ -188,8 +188,8 @@ def test_drop_path_and_dropout_are_timms(name: str) -> None:
 def test_one_call_per_block(se: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     names = spy_on_functional(monkeypatch)
     SEResNet(BasicBlock, (2, 2, 2, 2), se=se)(images())
-    tails = "batch_norm_squeeze_excite" if se else "batch_norm_act"
-    assert len(names) == 20 and names.count(tails) == (8 if se else 20)  # 12: stem, 8 first norms, 3 projections
+    ends = "batch_norm_squeeze_excite" if se else "batch_norm_act"
+    assert len(names) == 20 and names.count(ends) == (8 if se else 20)  # 12: stem, 8 first norms, 3 projections
 
 
 def test_channels_are_timms() -> None:

@@ -1,4 +1,4 @@
-"""se_fused.nn's block tail against the modules it stands in for, called one after another."""
+"""se_fused.nn's block end against the modules it stands in for, called one after another."""
 
 import copy
 
@@ -9,11 +9,11 @@ import torch.distributed as dist
 from support.modules import SPACES, assert_as_close, batch, one_thread, randomise, spy_on_functional  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
-from se_fused.nn import DropPath, SqueezeExcite, bn_act, fused_tail
+from se_fused.nn import DropPath, SqueezeExcite, bn_act, fused_block_end
 
 
-class Tail(nn.Module):
-    """The modules of a tail, called one after another: what fused_tail replaces."""
+class BlockEnd(nn.Module):
+    """The modules of a block's end, called one after another: what fused_block_end replaces."""
 
     def __init__(self, bn: nn.Module, se: nn.Module | None = None, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -28,11 +28,11 @@ class Tail(nn.Module):
         return {"relu": torch.relu, "silu": nn.functional.silu, None: lambda t: t}[out_act](u)
 
 
-def fused(tail: Tail, x: Tensor, residual: Tensor | None = None, out_act: str | None = None) -> Tensor:
-    drop_path = DropPath(tail.drop_path.drop_prob) if tail.drop_path.drop_prob else None
+def fused(end: BlockEnd, x: Tensor, residual: Tensor | None = None, out_act: str | None = None) -> Tensor:
+    drop_path = DropPath(end.drop_path.drop_prob) if end.drop_path.drop_prob else None
     if drop_path is not None:
-        drop_path.train(tail.training)
-    return fused_tail(tail.bn, tail.se, x, residual, out_act, drop_path)
+        drop_path.train(end.training)
+    return fused_block_end(end.bn, end.se, x, residual, out_act, drop_path)
 
 
 @pytest.fixture
@@ -56,24 +56,24 @@ NORMS = {
 def test_tail_is_its_modules(dims: int, settings: str, with_se: bool, calls: list[str]) -> None:
     """Three training steps and one in eval mode: outputs, gradients, running statistics, number of batches."""
     norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
-    theirs = Tail(norm(16, **NORMS[settings]), SqueezeExcite(16, rd_channels=4) if with_se else None, drop_path=0.4)
+    theirs = BlockEnd(norm(16, **NORMS[settings]), SqueezeExcite(16, rd_channels=4) if with_se else None, drop_path=0.4)
     randomise(theirs)
     ours, truth = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     for step in range(4):
         x, residual, weight = (3 * batch(5, 16, dims, seed=10 * step + i) + i for i in range(3))
         out_act = ("relu", "silu", None, "relu")[step]
         outs, ins = [], []
-        for tail, run in ((ours, fused), (theirs, Tail.__call__), (truth, Tail.__call__)):
-            tail.train(step < 3)
-            dtype = torch.float64 if tail is truth else torch.float32
+        for end, run in ((ours, fused), (theirs, BlockEnd.__call__), (truth, BlockEnd.__call__)):
+            end.train(step < 3)
+            dtype = torch.float64 if end is truth else torch.float32
             given = [t.to(dtype, copy=True).requires_grad_() for t in (x, residual)]
             # The dropped samples must be the same three times, and the draw depends on the dtype.
             drawn = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0], dtype=dtype)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Tensor, "bernoulli_", lambda t, p, _d=drawn: t.copy_(_d.reshape(t.shape)))
                 calls.clear()
-                outs.append(run(tail, *given, out_act))
-            if tail is ours:
+                outs.append(run(end, *given, out_act))
+            if end is ours:
                 assert calls == ["batch_norm_squeeze_excite" if with_se else "batch_norm_act"]
             (outs[-1] * weight.to(dtype)).sum().backward()
             ins.append(given)
@@ -96,7 +96,7 @@ def test_tail_is_its_modules(dims: int, settings: str, with_se: bool, calls: lis
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_tail_with_tracking_switched_off_later(training: bool) -> None:
     """The idiom bn.track_running_stats = False: training leaves the buffers alone, eval mode uses them."""
-    theirs = Tail(nn.BatchNorm2d(8)).train(training)
+    theirs = BlockEnd(nn.BatchNorm2d(8)).train(training)
     randomise(theirs)
     theirs.bn.track_running_stats = False
     ours, before = copy.deepcopy(theirs), copy.deepcopy(theirs.state_dict())
@@ -124,21 +124,21 @@ def test_tail_calls_norms_that_do_more(touch: str, with_se: bool, calls: list[st
         bn = nn.Identity()
     else:
         bn = nn.BatchNorm1d(8)
-    tail = Tail(bn, SqueezeExcite(8) if with_se and touch != "flat" else None, drop_path=0.5)
-    randomise(tail)
+    end = BlockEnd(bn, SqueezeExcite(8) if with_se and touch != "flat" else None, drop_path=0.5)
+    randomise(end)
     x = batch(4, 8)[..., 0, 0] if touch == "flat" else batch(4, 8)
     theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     torch.manual_seed(4)
-    wanted = tail(theirs, x, "relu")
+    wanted = end(theirs, x, "relu")
     wanted.sum().backward()
     count = len(seen)
     assert count or touch in ("subclass", "identity", "flat")
     calls.clear()
     torch.manual_seed(4)
-    got = fused(tail, ours, x, "relu")
+    got = fused(end, ours, x, "relu")
     got.sum().backward()
     assert len(seen) == 2 * count
-    assert calls == (["squeeze_excite"] if tail.se is not None else [])
+    assert calls == (["squeeze_excite"] if end.se is not None else [])
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(ours.grad, theirs.grad)
 
@@ -154,7 +154,7 @@ def test_tail_calls_foreign_se_and_drop_path(calls: list[str]) -> None:
         wanted = timm.layers.DropPath(0.5)(se(bn(x))) + residual
         for drop_path in (timm.layers.DropPath(0.5), DropPath(0.5)):
             torch.manual_seed(0)
-            torch.testing.assert_close(fused_tail(bn, se, x, residual, None, drop_path), wanted)
+            torch.testing.assert_close(fused_block_end(bn, se, x, residual, None, drop_path), wanted)
     assert len(seen) == 3 and all(torch.allclose(o, seen[0]) for o in seen), "the hook saw more than SE's output"
     assert "batch_norm_squeeze_excite" not in calls
 
@@ -164,10 +164,10 @@ def test_tail_calls_foreign_se_and_drop_path(calls: list[str]) -> None:
 def test_sync_batch_norm(world: int | None, training: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused unless statistics are to be exchanged; then the module is called, and the rest follows in one call."""
     sync = nn.SyncBatchNorm(8)
-    tail = Tail(sync, SqueezeExcite(8)).train(training)
-    randomise(tail)
-    plain = Tail(nn.BatchNorm2d(8), SqueezeExcite(8)).train(training)
-    plain.load_state_dict(tail.state_dict())
+    end = BlockEnd(sync, SqueezeExcite(8)).train(training)
+    randomise(end)
+    plain = BlockEnd(nn.BatchNorm2d(8), SqueezeExcite(8)).train(training)
+    plain.load_state_dict(end.state_dict())
     called: list[nn.Module] = []
     if world is not None:
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
@@ -177,7 +177,7 @@ def test_sync_batch_norm(world: int | None, training: bool, calls: list[str], mo
         stand_in.load_state_dict(sync.state_dict())
         monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda m, x: (called.append(m), stand_in(x))[1])
     x, residual = batch(4, 8), batch(4, 8, seed=1)
-    torch.testing.assert_close(fused(tail, x, residual, "relu"), plain(x, residual, "relu"))
+    torch.testing.assert_close(fused(end, x, residual, "relu"), plain(x, residual, "relu"))
     exchanged = world == 2 and training
     assert called == ([sync] if exchanged else [])
     assert calls[0] == ("squeeze_excite" if exchanged else "batch_norm_squeeze_excite")
@@ -186,31 +186,31 @@ def test_sync_batch_norm(world: int | None, training: bool, calls: list[str], mo
 
 
 def test_bn_act() -> None:
-    tail = Tail(nn.BatchNorm2d(8)).train()
-    randomise(tail)
-    other = copy.deepcopy(tail)
-    torch.testing.assert_close(bn_act(tail.bn, batch(4, 8)), other(batch(4, 8), None, "relu"))
-    torch.testing.assert_close(bn_act(tail.bn, batch(4, 8), None), other(batch(4, 8), None, None))
-    torch.testing.assert_close(tail.bn.running_var, other.bn.running_var)
+    end = BlockEnd(nn.BatchNorm2d(8)).train()
+    randomise(end)
+    other = copy.deepcopy(end)
+    torch.testing.assert_close(bn_act(end.bn, batch(4, 8)), other(batch(4, 8), None, "relu"))
+    torch.testing.assert_close(bn_act(end.bn, batch(4, 8), None), other(batch(4, 8), None, None))
+    torch.testing.assert_close(end.bn.running_var, other.bn.running_var)
 
 
 def test_tail_refuses_what_the_norm_refuses() -> None:
     with pytest.raises(ValueError, match="expected 4D input"):
-        fused_tail(nn.BatchNorm2d(8), None, torch.zeros(2, 8, 4))
+        fused_block_end(nn.BatchNorm2d(8), None, torch.zeros(2, 8, 4))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_tail_compiles_without_a_break(training: bool) -> None:
-    tail = Tail(nn.BatchNorm2d(8), SqueezeExcite(8), drop_path=0.3).train(training)
-    randomise(tail)
-    eager = copy.deepcopy(tail)
+    end = BlockEnd(nn.BatchNorm2d(8), SqueezeExcite(8), drop_path=0.3).train(training)
+    randomise(end)
+    eager = copy.deepcopy(end)
     drop_path = DropPath(0.3).train(training)
-    run = torch.compile(fused_tail, fullgraph=True, backend="eager")
+    run = torch.compile(fused_block_end, fullgraph=True, backend="eager")
     for n in (4, 6):
         x, residual = batch(n, 8), batch(n, 8, seed=1)
         torch.manual_seed(0)
-        got = run(tail.bn, tail.se, x, residual, "relu", drop_path)
+        got = run(end.bn, end.se, x, residual, "relu", drop_path)
         torch.manual_seed(0)
-        torch.testing.assert_close(got, fused_tail(eager.bn, eager.se, x, residual, "relu", drop_path))
-    assert torch.equal(tail.bn.num_batches_tracked, eager.bn.num_batches_tracked)
-    torch.testing.assert_close(tail.bn.running_mean, eager.bn.running_mean)
+        torch.testing.assert_close(got, fused_block_end(eager.bn, eager.se, x, residual, "relu", drop_path))
+    assert torch.equal(end.bn.num_batches_tracked, eager.bn.num_batches_tracked)
+    torch.testing.assert_close(end.bn.running_mean, eager.bn.running_mean)

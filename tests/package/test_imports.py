@@ -23,7 +23,19 @@ ORDER = {
         "write", "__init__", "regressions", "noise", "figures", "scaling", "roofline", "markdown", "machine", "style",
         "plots", "console", "load", "pairs", "format", "records",
     ],
-    "nn": ["__init__", "inference", "convert", "residual_block", "norms", "known", "squeeze_excite", "_checks"],
+    "functional": [
+        "__init__", "conv1x1_squeeze_excite", "gated_projection", "channel_gate", "batch_norm_squeeze_excite",
+        "_arguments", "dispatch",
+    ],
+    "nn": ["__init__", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite", "known"],
+    "nn/convert": [
+        "__init__", "api", "report", "decide", "monai", "timm", "torchvision", "inverted_residual", "block_end",
+        "attention_layers", "modules", "class_swap",
+    ],
+    "nn/inference": [
+        "__init__", "optimize", "checking", "copies", "rewriting", "functional", "tracing", "layers", "matching",
+        "folding", "casts",
+    ],
     "models": [
         "__init__", "factory", "checkpoints", "_misfits", "_places", "_zoos", "_files", "_listing", "unet", "densenet",
         "resnet", "se_resnet", "_registry", "_classifier", "_blocks",

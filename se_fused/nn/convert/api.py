@@ -1,8 +1,9 @@
 """convert and revert: other libraries' models made faster in place, and given back.
 
-``class_swap`` exchanges a module's class and keeps the table of what is known; ``attention_layers`` knows
-squeeze-excite layers; ``timm``, ``torchvision`` and ``monai`` know a library's residual blocks, whose ends
-``block_end`` computes from ``modules``. A file for another family registers its handlers and is imported here.
+``class_swap`` exchanges a module's class and keeps the table of known classes; ``decide`` says what of a model is
+converted, ``report`` lists it. ``attention_layers`` knows squeeze-excite layers; ``timm``, ``torchvision`` and
+``monai`` know a library's residual blocks, whose ends ``block_end`` computes from ``modules``; ``inverted_residual``
+knows those that rescale before their projection. A file for another family registers its handlers and is imported here.
 """
 
 from typing import TypeVar
@@ -12,7 +13,8 @@ from torch import nn
 
 from . import attention_layers, inverted_residual, monai, timm, torchvision  # noqa: F401 (they register what they know)
 from .class_swap import Fused, fused_class, is_fused
-from .report import Report, conversion_report, is_own, refusal
+from .decide import is_ours, refusal
+from .report import Report, conversion_report
 
 __all__ = ["Fused", "Report", "conversion_report", "convert", "revert"]
 
@@ -32,8 +34,8 @@ def convert(model: M, *, verbose: bool = False) -> M:
 
     In place, by exchanging classes: state_dict keys and values, parameters in an optimiser, hooks, dtype, device and
     mode stay what they are, the answer up to rounding. ``torch.save``, ``copy.deepcopy``, DDP and ``torch.compile``
-    work as before; a block or layer that somebody watches with hooks, or one of whose parts was replaced, calls that
-    part as a module. Calling it twice is harmless. What is not known stays as it is.
+    work as before; a block or layer that has hooks inside, or one of whose parts was replaced, calls that part as a
+    module. Calling it twice is harmless. What is not known stays as it is.
 
     torch.fx (``symbolic_trace``, torchvision's ``create_feature_extractor``) records the plain layers of a converted
     model, under the node names that they have in a plain one: a traced model is right, and no faster than before.
@@ -52,7 +54,7 @@ def convert(model: M, *, verbose: bool = False) -> M:
     """
     _check_model(model, "convert")
     for module in model.modules():
-        if not isinstance(module, Fused) and not is_own(module) and refusal(module) is None:
+        if not isinstance(module, Fused) and not is_ours(module) and refusal(module) is None:
             cls = fused_class(type(module))
             assert cls is not None, "refusal has a reason for a class that is not known"
             module.__class__ = cls

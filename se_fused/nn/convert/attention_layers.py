@@ -5,93 +5,26 @@ layers inside; else :func:`se_fused.functional.channel_gate`, with those layers 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import functional as F_se
-from .._checks import is_plain
+from ..known import activation, gate, is_plain, untouched
+from ..se_layers import SE_LAYERS, SELayer, called, means_only
+from ..squeeze_excite import excitation_arguments
 from .class_swap import Fused, Handler, register
-from .modules import activation, gate, is_nothing, untouched
 
-__all__ = ["arguments_of", "factor_of"]
+__all__ = ["arguments_of", "excitation_of"]
 
 _POOLS: dict[type[nn.Module], int] = {nn.AdaptiveAvgPool1d: 3, nn.AdaptiveAvgPool2d: 4, nn.AdaptiveAvgPool3d: 5}
 
 
-def _means_only(module: Any) -> str | None:
-    return "add_maxpool is set: its squeeze is not the mean alone" if getattr(module, "add_maxpool", False) else None
-
-
-def _linear(module: Any) -> bool:
-    """Whether it is a matrix on (N, C), with or without ones behind."""
-    if type(module) is nn.Linear:
-        return True
-    if type(module) is not nn.Conv2d:
-        return False
-    return (module.kernel_size, module.padding, module.groups) == ((1, 1), (0, 0), 1)
-
-
-@dataclass(frozen=True)
-class SELayer:
-    """Names of what an SE class has inside, in the order of the calls: fc1, act, fc2, gate, and others.
-
-    ``between`` stands between fc1 and act and is mostly an identity; ``pool`` is the pooling module where there is one.
-    """
-
-    fc1: str
-    act: str
-    fc2: str
-    gate: str
-    between: str | None = None
-    pool: str | None = None
-
-    def refusal(self, module: Any) -> str | None:
-        if reason := _means_only(module):
-            return reason
-        for name in (self.fc1, self.fc2):
-            if not _linear(getattr(module, name)):
-                return f"{name} is no 1x1 convolution"
-        if self.pool is not None and getattr(module, self.pool).output_size not in (1, (1, 1)):
-            return f"{self.pool} does not pool to one value"
-        return None
-
-    def arguments(self, module: Any) -> dict[str, Any] | None:
-        parts = module._modules
-        fc1, act, fc2, factor = (parts[name] for name in (self.fc1, self.act, self.fc2, self.gate))
-        if fc1 is None or act is None or fc2 is None or factor is None or getattr(module, "add_maxpool", False):
-            return None
-        if not (is_plain(fc1, nn.Conv2d, nn.Linear) and is_plain(fc2, nn.Conv2d, nn.Linear)):
-            return None
-        if (self.between is not None and not is_nothing(parts[self.between])) or not self._pools(module):
-            return None
-        act_name, gate_name = activation(act), gate(factor)
-        if act_name is None or gate_name is None:
-            return None
-        return dict(fc1_weight=fc1.weight, fc1_bias=fc1.bias, fc2_weight=fc2.weight, fc2_bias=fc2.bias,
-                    act=act_name, gate=gate_name)  # fmt: skip
-
-    def _pools(self, module: Any) -> bool:
-        pool = None if self.pool is None else module._modules[self.pool]
-        return pool is None or is_plain(pool, nn.AdaptiveAvgPool2d)
-
-    def factor(self, module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-        if getattr(module, "add_maxpool", False) or x.dim() != 4 or not self._pools(module):
-            return None
-        names = (self.fc1, self.between, self.act, self.fc2, self.gate)
-        return _called([getattr(module, name) for name in names if name is not None], x)
-
-
-def _called(layers: Sequence[nn.Module], x: Tensor) -> Callable[[Tensor], Tensor]:
-    def factor(mean: Tensor) -> Tensor:
-        s = mean.to(x.dtype)[:, :, None, None]
-        for layer in layers:
-            s = layer(s)
-        return s.flatten(1)
-
-    return factor
+def _on_map(layers: Sequence[nn.Module], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Layers on (N, C, 1, 1) as a function of the means (N, C) of a map like x."""
+    return lambda mean: called(layers, mean.to(x.dtype)[:, :, None, None]).flatten(1)
 
 
 def arguments_of(se: nn.Module) -> dict[str, Any] | None:
@@ -101,11 +34,11 @@ def arguments_of(se: nn.Module) -> dict[str, Any] | None:
     return se.handler.arguments(se)
 
 
-def factor_of(se: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The gate of a converted layer as a function of the means of a map like x; None where the layer must be called."""
-    if not (isinstance(se, Fused) and untouched(se)) or se.handler.factor is None:
+def excitation_of(se: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """From the means (N, C) of a map like x to a converted layer's gate (N, C); None where the layer must be called."""
+    if not (isinstance(se, Fused) and untouched(se)) or se.handler.excitation is None:
         return None
-    return se.handler.factor(se, x)
+    return se.handler.excitation(se, x)
 
 
 def _rescaled(self: Any, x: Tensor) -> Tensor:
@@ -114,8 +47,8 @@ def _rescaled(self: Any, x: Tensor) -> Tensor:
         # the layers themselves take other shapes, or refuse them, in their own way
         if x.dim() == 4 and handler.arguments is not None and (arguments := handler.arguments(self)) is not None:
             return F_se.squeeze_excite(x, **arguments)
-        if handler.factor is not None and (factor := handler.factor(self, x)) is not None:
-            return F_se.channel_gate(x, factor)
+        if handler.excitation is not None and (excitation := handler.excitation(self, x)) is not None:
+            return F_se.channel_gate(x, excitation)
     y: Tensor = self.original.forward(self, x)
     return y
 
@@ -134,59 +67,60 @@ def _describe(module: Any) -> str:
     return "squeeze-excite" if fused else "channel gate"
 
 
-def _register_se(
-    layer: SELayer, *names: str, forward: Callable[..., Tensor] = _forward, methods: Sequence[str] = ()
-) -> None:
+def _se_excitation(layer: SELayer, module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    layers = layer.layers(module) if x.dim() == 4 else None
+    return None if layers is None else _on_map(layers, x)
+
+
+# ---- squeeze-excite
+for _name, _layer in SE_LAYERS.items():
+    _torchvision = _name.startswith("torchvision.")
     register(
-        Handler(forward, layer.refusal, _describe, ("forward", *methods), layer.arguments, layer.factor),
-        *names,
+        Handler(
+            _forward_input if _torchvision else _forward,
+            _layer.refusal,
+            _describe,
+            ("forward", "_scale") if _torchvision else ("forward",),
+            _layer.arguments,
+            partial(_se_excitation, _layer),
+        ),
+        _name,
     )
 
 
-_register_se(SELayer("fc1", "act", "fc2", "gate", between="bn"), "timm.layers.squeeze_excite.SEModule")
-_register_se(SELayer("fc1", "relu", "fc2", "sigmoid"), "timm.models.senet.SEModule")
-_register_se(SELayer("conv_reduce", "act1", "conv_expand", "gate"), "timm.models._efficientnet_blocks.SqueezeExcite")
-_register_se(
-    SELayer("fc1", "activation", "fc2", "scale_activation", pool="avgpool"),
-    "torchvision.ops.misc.SqueezeExcitation",
-    forward=_forward_input,
-    methods=["_scale"],
-)
-
-
 # ---- timm's other gates
-def _effective_factor(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+def _effective_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     if module.add_maxpool or x.dim() != 4:
         return None
-    return _called([module.fc, module.gate], x)
+    return _on_map([module.fc, module.gate], x)
 
 
 register(
-    Handler(_forward, _means_only, _describe, factor=_effective_factor),
+    Handler(_forward, means_only, _describe, excitation=_effective_excitation),
     "timm.layers.squeeze_excite.EffectiveSEModule",
 )
 
 
-def _eca_factor(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    def factor(mean: Tensor) -> Tensor:
+def _eca_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    def excitation(mean: Tensor) -> Tensor:
         s = module.conv(mean.to(x.dtype)[:, None])  # (N, 1, C): the channels are the signal
         if module.conv2 is not None:
             s = module.conv2(module.act(s))
         return module.gate(s).flatten(1)
 
-    return factor if x.dim() == 4 else None
+    return excitation if x.dim() == 4 else None
 
 
-def _circular_eca_factor(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    def factor(mean: Tensor) -> Tensor:
+def _circular_eca_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    def excitation(mean: Tensor) -> Tensor:
         s = F.pad(mean.to(x.dtype)[:, None], (module.padding, module.padding), mode="circular")
         return module.gate(module.conv(s)).flatten(1)
 
-    return factor if x.dim() == 4 else None
+    return excitation if x.dim() == 4 else None
 
 
-register(Handler(_forward, lambda _: None, _describe, factor=_eca_factor), "timm.layers.eca.EcaModule")
-register(Handler(_forward, lambda _: None, _describe, factor=_circular_eca_factor), "timm.layers.eca.CecaModule")
+for _name, _eca in (("EcaModule", _eca_excitation), ("CecaModule", _circular_eca_excitation)):
+    register(Handler(_forward, lambda _: None, _describe, excitation=_eca), f"timm.layers.eca.{_name}")
 
 
 # ---- MONAI's ChannelSELayer, of 1 to 3 dimensions, and ResidualSELayer, which adds x: x * s + x = x * (1 + s)
@@ -205,14 +139,13 @@ def _monai_arguments(module: Any) -> dict[str, Any] | None:
         return None
     first, act, second, last = fc._modules.values()
     assert first is not None and act is not None and second is not None and last is not None
-    names = activation(act), gate(last)
-    if None in names or not (is_plain(first, nn.Linear) and is_plain(second, nn.Linear)):
+    act_name, gate_name = activation(act), gate(last)
+    if act_name is None or gate_name is None or not (is_plain(first, nn.Linear) and is_plain(second, nn.Linear)):
         return None
-    return dict(fc1_weight=first.weight, fc1_bias=first.bias, fc2_weight=second.weight, fc2_bias=second.bias,
-                act=names[0], gate=names[1])  # fmt: skip
+    return excitation_arguments(first, second, act_name, gate_name)
 
 
-def _monai_factor(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+def _monai_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     fc = _monai_fc(module, x)
     if fc is None:
         return None
@@ -222,9 +155,9 @@ def _monai_factor(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 
 def _monai_forward(self: Any, x: Tensor) -> Tensor:
-    if isinstance(x, Tensor) and (factor := _monai_factor(self, x)) is not None:
+    if isinstance(x, Tensor) and (excitation := _monai_excitation(self, x)) is not None:
         arguments = _monai_arguments(self)
-        return F_se.channel_gate(x, factor) if arguments is None else F_se.squeeze_excite(x, **arguments)
+        return F_se.channel_gate(x, excitation) if arguments is None else F_se.squeeze_excite(x, **arguments)
     y: Tensor = self.original.forward(self, x)
     return y
 
@@ -237,6 +170,6 @@ def _monai_refusal(module: Any) -> str | None:
 
 
 register(
-    Handler(_monai_forward, _monai_refusal, _describe, arguments=_monai_arguments, factor=_monai_factor),
+    Handler(_monai_forward, _monai_refusal, _describe, arguments=_monai_arguments, excitation=_monai_excitation),
     "monai.networks.blocks.squeeze_and_excitation.ChannelSELayer",
 )

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ... import functional as F_se
+from ..known import out_activation
 from ..norms import normalisation, promoted, take
 from ..squeeze_excite import close_block
-from .attention_layers import arguments_of, factor_of
-from .class_swap import Fused
-from .modules import batch_norm, norm_refusal, out_activation, path_scale
+from .attention_layers import arguments_of, excitation_of
+from .class_swap import Fused, Handler, register
+from .modules import ConvNormAct, apply, batch_norm, norm_refusal, path_scale
 
-__all__ = ["describe_tail", "tail"]
+__all__ = ["block_end", "bottleneck_branches", "describe_block_end", "register_block"]
 
 
-def tail(
+def block_end(
     x: Tensor,
     identity: Tensor | None,
     *,
@@ -47,22 +48,22 @@ def tail(
         x, bn, own = bn(x), None, False
     elif bn is not None:
         x, own = promoted(bn, x, own)  # what follows goes by the dtype of bn(x)
-    factor = None
+    excitation = None
     if se is not None and arguments is None:
         if bn is not None:
             x, bn, own = batch_norm(bn, x, None, "none", None, own), None, False
-        factor = factor_of(se, x)
-        if factor is None:
+        excitation = excitation_of(se, x)
+        if excitation is None:
             x, se = se(x), None
     scale, drop = path_scale(drop, x)
     if drop is not None:
-        x = drop(_fused(x, None, bn, arguments, factor, None, "none", own))
-        bn = arguments = factor = None
+        x = drop(_fused(x, None, bn, arguments, excitation, None, "none", own))
+        bn = arguments = excitation = None
     residual = identity if shortcut is None else shortcut(identity)
     if residual is not None and residual.dtype != x.dtype:
         common = x.dtype if in_place else torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(common), residual.to(common)
-    y = _fused(x, residual, bn, arguments, factor, scale, closing or "none", own)
+    y = _fused(x, residual, bn, arguments, excitation, scale, closing or "none", own)
     return y if closing is not None or act is None else act(y)
 
 
@@ -71,14 +72,14 @@ def _fused(
     residual: Tensor | None,
     bn: nn.Module | None,
     arguments: dict[str, Any] | None,
-    factor: Callable[[Tensor], Tensor] | None,
+    excitation: Callable[[Tensor], Tensor] | None,
     scale: Tensor | None,
     out_act: str,
     own: bool,
 ) -> Tensor:
-    """One call: with the gate's arguments or its function or neither, with bn or without."""
-    if factor is not None:
-        return F_se.channel_gate(x, factor, residual, out_act=out_act, drop_path_scale=scale)
+    """One call: with the excitation's arguments or its function or neither, with bn or without."""
+    if excitation is not None:
+        return F_se.channel_gate(x, excitation, residual, out_act=out_act, drop_path_scale=scale)
     if arguments is None:
         if bn is None:
             return close_block(x, residual, out_act, scale)
@@ -94,14 +95,14 @@ def _fused(
     )  # fmt: skip
 
 
-def describe_tail(bn: object, se: nn.Module | None, act: nn.Module | None) -> str:
-    """What of a tail is one call, for the report: "BN + SE + add + act". A comma is a call's end; what is called as a
-    module stands in brackets."""
+def describe_block_end(bn: object, se: nn.Module | None, act: nn.Module | None) -> str:
+    """Which of a block's last modules are one call, for the report: "BN + SE + add + act". A comma is a call's end;
+    what is called as a module stands in brackets."""
     pieces = [] if bn is None else ["BN" if norm_refusal(bn, "") is None else f"[{type(bn).__name__}]"]
     add = "add"
     if isinstance(se, Fused) and arguments_of(se) is not None:
         pieces.append("SE")
-    elif isinstance(se, Fused):  # its gate is called between two streams of its own
+    elif isinstance(se, Fused):  # its gate is called between two passes of its own
         pieces, add = [*pieces, "gate + add"], ""
     elif se is not None:
         pieces, add = [*pieces, f"[{type(se).__name__}]"], ""
@@ -110,3 +111,27 @@ def describe_tail(bn: object, se: nn.Module | None, act: nn.Module | None) -> st
     if act is not None and not isinstance(act, nn.Identity):
         closing.append("act" if out_activation(act) is not None else f"[{type(act).__name__}]")
     return " + ".join([joined, *closing] if joined else closing)
+
+
+def register_block(forward: Callable[[Any, Tensor], Tensor], bn: str, se: str | None, act: str, *names: str) -> None:
+    """Make known a block whose last batch norm, SE and activation have these names, a path with dots or one name."""
+
+    def last_bn(module: Any) -> object:
+        return module.get_submodule(bn)
+
+    def refusal(module: Any) -> str | None:
+        return norm_refusal(last_bn(module), bn)
+
+    def describe(module: Any) -> str:
+        attention = None if se is None else getattr(module, se)
+        return describe_block_end(last_bn(module), attention, getattr(module, act))
+
+    register(Handler(forward, refusal, describe), *names)
+
+
+def bottleneck_branches(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The branch up to its third convolution and the shortcut of a bottleneck that has one ReLU module."""
+    out = apply(ConvNormAct(block.conv1, block.bn1, block.relu), x)
+    out = apply(ConvNormAct(block.conv2, block.bn2, block.relu), out)
+    out = block.conv3(out)
+    return out, x if block.downsample is None else block.downsample(x)

@@ -5,13 +5,24 @@ DDP wrapper. Only ``forward`` is another, and ``isinstance`` still holds. :data:
 by qualified name: their libraries need not be installed.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
 from torch import Tensor, nn
 
-__all__ = ["HANDLERS", "Fused", "Handler", "fused_class", "is_fused", "known", "rebuild", "register"]
+__all__ = [
+    "HANDLERS",
+    "Fused",
+    "Handler",
+    "block_forward",
+    "fused_class",
+    "is_fused",
+    "known",
+    "rebuild",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -22,9 +33,10 @@ class Handler:
     them is another class). ``refusal`` says of an instance why it is left alone, or None. ``describe`` says what a
     converted instance computes in one go, for the report.
 
-    A layer that rescales channels has two more, by which a block takes it into its tail: ``arguments`` gives what
-    :func:`se_fused.functional.squeeze_excite` needs by name, or None; ``factor`` the gate as a function of the means
-    for :func:`se_fused.functional.channel_gate` and a map of x's kind, or None where the layer has to be called.
+    A layer that rescales channels has two more, by which a block takes it into the call that ends it: ``arguments``
+    gives what :func:`se_fused.functional.squeeze_excite` needs by name, or None; ``excitation`` the gate as a
+    function of the means for :func:`se_fused.functional.channel_gate` and a map of x's kind, or None where the layer
+    has to be called.
     """
 
     forward: Callable[..., Tensor]
@@ -32,7 +44,7 @@ class Handler:
     describe: Callable[[Any], str]
     methods: tuple[str, ...] = ("forward",)
     arguments: Callable[[Any], dict[str, Any] | None] | None = None
-    factor: Callable[[Any, Tensor], Callable[[Tensor], Tensor] | None] | None = None
+    excitation: Callable[[Any, Tensor], Callable[[Tensor], Tensor] | None] | None = None
 
 
 HANDLERS: dict[str, Handler] = {}
@@ -67,6 +79,17 @@ class Fused(nn.Module):
             f"torch.jit.script cannot compile {type(self).__name__}: give the plain modules back first, "
             "se_fused.revert(model)"
         )
+
+
+def block_forward(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Decorator of a block's forward: a proxy of torch.fx traces the layers that the plain block has."""
+
+    @functools.wraps(forward)
+    def run(self: Any, x: Tensor) -> Tensor:
+        y: Tensor = forward(self, x) if isinstance(x, Tensor) else self.original.forward(self, x)
+        return y
+
+    return run
 
 
 def is_fused(module: nn.Module) -> TypeGuard[Fused]:

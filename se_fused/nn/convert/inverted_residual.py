@@ -1,18 +1,103 @@
-"""Blocks that rescale before their projection: the inverted residuals of EfficientNet and MobileNetV3, timm's and
-torchvision's. Each forward is its library's, in its order; the middle is that of :mod:`..gated_projection`."""
+"""Squeeze-excite between an activation and a 1x1 projection, ``projection(se(act(bn(x))))``, and the blocks that have
+it: the inverted residuals of EfficientNet and MobileNetV3, timm's and torchvision's.
+
+:func:`fused_gate_projection` is the middle of a block, from the modules that hold its parameters: where they are what
+the kernels know, two calls of :mod:`se_fused.functional` around the excitation; where not, they are called as modules
+and the result is the same. No state moves. Each block's forward is its library's, in its order.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ... import functional as F_se
+from ..._checks import autocasts
+from ...backends import find, forced
+from ..known import is_nothing, is_of, is_plain, out_activation, untouched
+from ..norms import brought_activation, is_fusable, promoted, take
 from ..residual_block import is_own
-from .block_end import tail
-from .class_swap import Handler, register
-from .gated_projection import fused_gate_projection
-from .modules import conv_norm_act, conv_parts, is_nothing, is_of, norm_act, norm_refusal, untouched
+from ..se_layers import excitation
+from .block_end import block_end
+from .class_swap import Handler, block_forward, register
+from .modules import conv_norm_act, conv_parts, norm_act, norm_refusal
 
-__all__ = ["gate_and_project"]
+__all__ = ["fused_gate_projection", "gate_and_project"]
+
+
+def _activation_behind(bn: nn.Module, act: nn.Module | None, x: Tensor) -> str | None:
+    """The activation's name, of ``act`` or of what bn has inside; None where one of the modules must be called."""
+    if not is_fusable(bn, x):
+        return brought_activation(bn) if act is None else None
+    return out_activation(act)
+
+
+def _is_projection(conv: nn.Module) -> bool:
+    """Whether a 1x1 product may stand in for ``conv``."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and conv.kernel_size == (1, 1)
+        and conv.stride == (1, 1)
+        and conv.padding in ((0, 0), "same", "valid")
+        and conv.groups == 1
+    )
+
+
+def _modules_are_faster(x: Tensor) -> bool:
+    """Whether ``auto`` had better call the modules one after the other: see :attr:`Backend.projection_from`."""
+    if torch.compiler.is_compiling() or forced() != "auto" or x.dtype != torch.float32:
+        return False
+    backend, _ = find(x.device.type, x.dtype)
+    if backend is None:
+        return False
+    return x.numel() < backend.projection_from.get((torch.is_grad_enabled(), not x.is_contiguous()), 0)
+
+
+def fused_gate_projection(
+    bn: nn.Module, act: nn.Module | None, se: nn.Module, projection: nn.Module, x: Tensor
+) -> Tensor:
+    """``projection(se(act(bn(x))))``, fused where the modules allow.
+
+    Fused: :func:`se_fused.functional.batch_norm_act_squeeze`, the excitation's layers on (N, C), and
+    :func:`se_fused.functional.gated_conv1x1`. That needs ``bn`` to be exactly an ``nn.BatchNorm2d`` (or an
+    ``nn.SyncBatchNorm`` with nothing to synchronise), timm's ``BatchNormAct2d``, or a frozen one of torchvision or
+    timm; the activation one of ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite` or one of
+    :data:`se_fused.nn.se_layers.SE_LAYERS`, timm's and torchvision's, all without hooks. Where ``se`` is another module
+    or has hooks, batch norm and activation are one call, and ``se`` is called; otherwise, and for small maps where that
+    was measured to be faster, the modules are called one after the other. A ``projection`` with hooks, or that is no
+    plain 1x1 convolution, is called on the scaled map.
+
+    Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would. The excitation's layers are
+    called with the mean in x's dtype, which their own module gives them.
+
+    Args:
+        bn: the normalisation, perhaps with its activation inside.
+        act: the activation after it; None: there is none, or it is inside.
+        se: what rescales the channels.
+        projection: the convolution after it.
+        x: (N, C, H, W), what the convolution before gave.
+
+    Returns:
+        What ``projection`` returns: (N, D, H, W) of a 1x1 convolution.
+    """
+    name, excite = _activation_behind(bn, act, x) if x.dim() == 4 else None, excitation(se)
+    if name is None or _modules_are_faster(x):
+        y = bn(x) if act is None else act(bn(x))
+        out: Tensor = projection(se(y))
+        return out
+    x, own = promoted(bn, x)
+    tensors, settings = take(bn, x)
+    if excite is None:
+        out = projection(se(F_se.batch_norm_act(x, *tensors, **settings, out_act=name, inplace=own)))
+        return out
+    y, squeezed = F_se.batch_norm_act_squeeze(x, *tensors, **settings, out_act=name)
+    gate = excite(squeezed.to(y.dtype)[:, :, None, None])
+    if isinstance(projection, nn.Conv2d) and _is_projection(projection):
+        if autocasts(y) or projection.weight.dtype == y.dtype:
+            return F_se.gated_conv1x1(y, gate, projection.weight, projection.bias)
+    scaled: Tensor = projection(y * gate)
+    return scaled
 
 
 def gate_and_project(
@@ -51,22 +136,20 @@ def _space_to_depth(self: Any, x: Tensor) -> Tensor:
 
 def _close(self: Any, bn: nn.Module, projection: nn.Module, out: Tensor, x: Tensor) -> Tensor:
     if not self.has_skip:
-        return tail(out, None, bn=bn, act=None, own=is_own(projection))
-    return tail(out, x, bn=bn, act=None, drop=self.drop_path, own=is_own(projection))
+        return block_end(out, None, bn=bn, act=None, own=is_own(projection))
+    return block_end(out, x, bn=bn, act=None, drop=self.drop_path, own=is_own(projection))
 
 
+@block_forward
 def _inverted_residual(self: Any, x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):  # a proxy of torch.fx traces what was there
-        return self.original.forward(self, x)
     out = self.conv_pw(_space_to_depth(self, x))
     out = self.conv_dw(norm_act(self.bn1, None, out, is_own(self.conv_pw)))
     out = _middle(self.bn2, self.aa, self.se, self.conv_pwl, out, is_own(self.conv_dw))
     return _close(self, self.bn3, self.conv_pwl, out, x)
 
 
+@block_forward
 def _depthwise_separable(self: Any, x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):
-        return self.original.forward(self, x)
     out = self.conv_dw(_space_to_depth(self, x))
     out = _middle(self.bn1, self.aa, self.se, self.conv_pw, out, is_own(self.conv_dw))
     return _close(self, self.bn2, self.conv_pw, out, x)
@@ -99,8 +182,9 @@ def _layers(block: Any) -> list[nn.Module] | None:
     return layers
 
 
+@block_forward
 def _sequential(self: Any, x: Tensor) -> Tensor:
-    layers = _layers(self.block) if isinstance(x, Tensor) else None
+    layers = _layers(self.block)
     if layers is None:
         return self.original.forward(self, x)
     *expansion, depthwise, se, projection = layers
@@ -109,8 +193,8 @@ def _sequential(self: Any, x: Tensor) -> Tensor:
         out = conv_norm_act(layer, out)
     out, bn, own = gate_and_project(depthwise, se, projection, out)
     if not self.use_res_connect:
-        return tail(out, None, bn=bn, act=None, own=own)
-    return tail(out, x, bn=bn, act=None, drop=getattr(self, "stochastic_depth", None), own=own, in_place=True)
+        return block_end(out, None, bn=bn, act=None, own=own)
+    return block_end(out, x, bn=bn, act=None, drop=getattr(self, "stochastic_depth", None), own=own, in_place=True)
 
 
 def _forward_input(self: Any, input: Tensor) -> Tensor:  # torchvision's name for it

@@ -8,33 +8,24 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ... import functional as F_se
-from .._checks import is_plain
-from ..known import activation, gate, is_nothing, is_of, out_activation, untouched
-from ..norms import brought_activation, is_batch_norm, is_batch_norm_act, normalisation, promoted, take
+from ..known import is_nothing, is_of, is_plain, out_activation, untouched
+from ..norms import is_batch_norm, is_batch_norm_act, normalisation, promoted, take
 from ..residual_block import DropPath, drop_path_scale, is_own
 
 __all__ = [
     "ConvNormAct",
-    "activation",
     "apply",
     "batch_norm",
-    "brought_activation",
     "conv_norm_act",
     "conv_parts",
-    "gate",
-    "is_nothing",
-    "is_of",
     "norm_act",
     "norm_refusal",
-    "normalisation",
-    "out_activation",
     "path_scale",
-    "untouched",
 ]
 
 
 def norm_refusal(bn: object, name: str) -> str | None:
-    """Why a block whose last normalisation is this one has no tail to fuse, or None; hooks are not asked about."""
+    """Why the end of a block whose last normalisation is this one is not fused, or None; hooks are not asked about."""
     if is_batch_norm(bn) or is_batch_norm_act(bn):
         return None
     return f"{name} is {type(bn).__name__}, not a batch norm"

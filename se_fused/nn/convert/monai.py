@@ -6,22 +6,21 @@ from typing import Any
 from torch import Tensor
 
 from ..residual_block import is_own
-from .block_end import describe_tail, tail
-from .class_swap import Handler, register
+from .block_end import block_end, describe_block_end
+from .class_swap import Handler, block_forward, register
 from .modules import conv_norm_act, conv_parts, norm_refusal
 
 __all__: list[str] = []
 
 
+@block_forward
 def _forward(self: Any, x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor):  # a proxy of torch.fx traces what was there
-        return self.original.forward(self, x)
     residual = self.project(x)
     out = conv_norm_act(self.conv2, conv_norm_act(self.conv1, x))
     parts = conv_parts(self.conv3)
     if parts is None or parts.act is not None:
-        return tail(self.conv3(out), residual, bn=None, se=self.se_layer, act=self.act, in_place=True)
-    return tail(
+        return block_end(self.conv3(out), residual, bn=None, se=self.se_layer, act=self.act, in_place=True)
+    return block_end(
         parts.conv(out), residual, bn=parts.bn, se=self.se_layer, act=self.act, own=is_own(parts.conv), in_place=True
     )
 
@@ -37,7 +36,7 @@ register(
     Handler(
         _forward,
         lambda module: norm_refusal(_last_bn(module), "conv3.adn"),
-        lambda module: describe_tail(_last_bn(module), module.se_layer, module.act),
+        lambda module: describe_block_end(_last_bn(module), module.se_layer, module.act),
     ),
     "monai.networks.blocks.squeeze_and_excitation.SEBlock",
 )

@@ -1,24 +1,16 @@
-"""What of a model is converted, and what is not and why."""
+"""The table of what is converted in a model, and of what is not and why."""
 
-import re
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
-from .class_swap import Fused, is_fused, known
+from .class_swap import is_fused
+from .decide import is_ours, refusal
 
-__all__ = ["NOTED", "Report", "conversion_report", "refusal"]
+__all__ = ["NOTED", "Report", "conversion_report"]
 
 NOTED = "se_fused_left"
 """Where in an optimised model's ``meta`` stands what was left: (name, class, reason) of each module."""
-
-# Names of classes that rescale channels as the field spells them: SEModule, SE_Block, scSE, SqueezeExcite, ECALayer,
-# ChannelAttn, and SE's relatives; but not SELU, SqueezeNet or what torch itself has (MSELoss).
-_TELLING = re.compile(
-    r"(?i:squeeze(?!net)|excit|channel_?att|selective_?kernel|global_?context|cbam)"
-    r"|SE(?=$|_|[A-Z][a-z])|^(?i:eca)(?=$|_|[A-Z])"
-)
 
 
 @dataclass(frozen=True)
@@ -53,33 +45,6 @@ def _qualified(cls: type[nn.Module]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def is_own(module: nn.Module) -> bool:
-    """Whether the module is one of this library's, which is fused as it is."""
-    return type(module).__module__.split(".")[0] == "se_fused" and not isinstance(module, Fused)
-
-
-def refusal(module: nn.Module) -> str | None:
-    """Why a module stays as it is; "" if it is none of this library's business, None if it can be converted."""
-    cls = type(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        telling = _TELLING.search(str(getattr(module, "original_name", "")))
-        return "compiled by TorchScript: convert before torch.jit.script" if telling else ""
-    if isinstance(module, Fused):
-        return "its class was changed after it was converted"
-    handler = known(cls)
-    if isinstance(handler, str):
-        return handler
-    if handler is None:
-        inside = any(known(type(child)) is not None for child in module.modules())
-        if isinstance(module, torch.fx.GraphModule) and not inside and not any(map(is_own, module.modules())):
-            return "torch.fx has traced through its blocks: convert before that, with leaf_modules=[se_fused.nn.Fused]"
-        unknown = not inside and not cls.__module__.startswith("torch.") and _TELLING.search(cls.__name__)
-        return "not a class that se_fused knows" if unknown else ""
-    if "forward" in module.__dict__:
-        return "its forward was replaced on this instance"
-    return handler.refusal(module)
-
-
 def conversion_report(model: nn.Module) -> Report:
     """What of ``model`` is converted at present, and of what is not, why not.
 
@@ -94,7 +59,7 @@ def conversion_report(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         if is_fused(module):
             converted.append((name, _qualified(type(module).original), type(module).handler.describe(module)))
-        elif is_own(module):
+        elif is_ours(module):
             own.append(name)
         elif (reason := refusal(module)) != "":
             cls = getattr(module, "original_name", None) or _qualified(type(module))

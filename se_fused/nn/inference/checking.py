@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .ends import ordered
+from .casts import ordered
 from .tracing import Arguments
 
 __all__ = ["check"]

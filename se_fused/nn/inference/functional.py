@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._checks import is_plain
+from ..known import is_plain
 from .matching import CONVS
 from .tracing import add_layer, contiguous_argument, storages, writes
 

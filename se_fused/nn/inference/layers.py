@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ... import functional as F_se
 from ...reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from .._checks import refuse_torchscript
-from .ends import LAST, ordered
+from ..known import refuse_torchscript
+from .casts import LAST, ordered
 from .folding import fold_batch_norm
 from .matching import pads_same
 
@@ -187,7 +187,7 @@ class ConvAct(_Conv):
         return f"{super().extra_repr()}, act={self.act}"
 
 
-class _Gate(nn.Module):
+class _Excitation(nn.Module):
     """An SE layer's parameters, weights as matrices."""
 
     fc1_weight: Tensor
@@ -205,6 +205,11 @@ class _Gate(nn.Module):
             self.register_buffer(name, value)
         self.act, self.gate = arguments["act"], arguments["gate"]
 
+    def forward(self, mean: Tensor) -> Tensor:
+        """The gate (N, C) from the means (N, C)."""
+        hidden = ACTIVATIONS[self.act](F.linear(mean, self.fc1_weight, self.fc1_bias))
+        return GATES[self.gate](F.linear(hidden, self.fc2_weight, self.fc2_bias))
+
     def arguments(self) -> dict[str, Any]:
         """By name, as :func:`squeeze_excite` takes them."""
         return dict(
@@ -217,11 +222,11 @@ class _Gate(nn.Module):
 
 
 class ConvSqueezeExcite(_Conv):
-    """``act(se(conv(h)) + residual)`` for a 1x1 convolution: the gate from h, scale and sum behind the product.
+    """``act(se(conv(h)) + residual)`` for a 1x1 convolution: the excitation from h, scale and sum behind the product.
 
     Args:
         conv, bn: what is folded together; ``bn`` may be None.
-        gate: what :func:`squeeze_excite` takes by name: fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate.
+        excitation: what :func:`squeeze_excite` takes by name: fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate.
         dtype: of the weights.
         act: "none", "relu", "silu" or "hard_swish".
     """
@@ -230,11 +235,13 @@ class ConvSqueezeExcite(_Conv):
     folded_bias: Tensor
     packed: Tensor | None
 
-    def __init__(self, conv: _ConvNd, bn: Any, gate: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
+    def __init__(
+        self, conv: _ConvNd, bn: Any, excitation: dict[str, Any], dtype: torch.dtype, act: str = "none"
+    ) -> None:
         weight, bias = fold_batch_norm(conv, bn)
         super().__init__(conv, weight, bias, dtype)
-        self.act, self.gate = act, _Gate(gate, dtype)
-        folded = F_se.fold_squeeze(weight, bias, self.gate.fc1_weight, self.gate.fc1_bias)
+        self.act, self.excitation = act, _Excitation(excitation, dtype)
+        folded = F_se.fold_squeeze(weight, bias, self.excitation.fc1_weight, self.excitation.fc1_bias)
         self.register_buffer("folded_weight", folded[0])
         self.register_buffer("folded_bias", folded[1])
         # our CPU product is float32: for bfloat16 oneDNN's convolution with AMX is the faster one
@@ -244,7 +251,7 @@ class ConvSqueezeExcite(_Conv):
     def forward(self, h: Tensor, residual: Tensor | None = None) -> Tensor:
         """h: (N, K, *spatial), residual: (N, C, *spatial) -> (N, C, *spatial)."""
         return F_se.conv1x1_squeeze_excite(
-            h, self.weight, self.bias, residual=residual, **self.gate.arguments(), out_act=self.act,
+            h, self.weight, self.bias, residual=residual, **self.excitation.arguments(), out_act=self.act,
             folded=(self.folded_weight, self.folded_bias), packed=self.packed, inplace=not self.keeps_residual,
         )  # fmt: skip
 
@@ -256,20 +263,20 @@ class Rescale(nn.Module):
     """``act(se(x) + residual)`` on a map that something else than a 1x1 convolution made.
 
     Args:
-        gate, dtype, act: as for :class:`ConvSqueezeExcite`.
+        excitation, dtype, act: as for :class:`ConvSqueezeExcite`.
     """
 
     __prepare_scriptable__ = refuse_torchscript
 
-    def __init__(self, gate: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
+    def __init__(self, excitation: dict[str, Any], dtype: torch.dtype, act: str = "none") -> None:
         super().__init__()
-        self.act, self.gate = act, _Gate(gate, dtype)
+        self.act, self.excitation = act, _Excitation(excitation, dtype)
         self.keeps_input = True
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(N, C, *spatial) -> (N, C, *spatial)."""
         return F_se.squeeze_excite(
-            x, residual=residual, **self.gate.arguments(), out_act=self.act, inplace=not self.keeps_input
+            x, residual=residual, **self.excitation.arguments(), out_act=self.act, inplace=not self.keeps_input
         )
 
     def extra_repr(self) -> str:
@@ -297,10 +304,8 @@ class GatedConvAct(nn.Module):
         if torch.compiler.is_compiling() or torch._C._is_tracing() or self.conv.packable(x):
             y: Tensor = self.conv(self.rescale(x), residual)
             return y
-        gate = self.rescale.gate
-        hidden = F.linear(x.flatten(2).mean(2), gate.fc1_weight, gate.fc1_bias)
-        factor = GATES[gate.gate](F.linear(ACTIVATIONS[gate.act](hidden), gate.fc2_weight, gate.fc2_bias))
-        return self.conv.close(F_se.gated_conv1x1(x, factor, self.conv.weight), residual)
+        gate = self.rescale.excitation(x.flatten(2).mean(2))
+        return self.conv.close(F_se.gated_conv1x1(x, gate, self.conv.weight), residual)
 
 
 class NormAct(nn.Module):

@@ -5,24 +5,22 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .._checks import is_plain
 from ..convert.attention_layers import arguments_of
-from ..known import is_of, untouched
+from ..known import is_of, is_plain, untouched
 from ..norms import brought_activation, is_batch_norm
 from ..squeeze_excite import SqueezeExcite
 
-__all__ = ["CONVS", "gate_of", "is_norm", "pads_same", "why_no_conv"]
+__all__ = ["CONVS", "is_norm", "pads_same", "squeeze_excite_arguments", "why_no_conv"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Subclasses of Conv2d that pad as TensorFlow does, by the size of the map: (file, class).
 _SAME = (("timm.layers.conv2d_same", "Conv2dSame"), ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"))
 
 
-def gate_of(module: nn.Module) -> dict[str, Any] | None:
+def squeeze_excite_arguments(module: nn.Module) -> dict[str, Any] | None:
     """What :func:`squeeze_excite` takes from an SE layer, by name; None: it is no SE layer that the kernels know."""
     if is_plain(module, SqueezeExcite) and module.is_fusable():
-        names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
-        return dict(zip(names, module.parameters_of_gate(), strict=True), act=module.act, gate=module.gate)
+        return module.arguments()
     return arguments_of(module)
 
 

@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from ..convert import convert
 from ..convert.report import NOTED
+from .casts import CastInput, CastOutput, Fixed
 from .checking import check
 from .copies import plain_copy, unwrapped
-from .ends import Enter, Fixed, Leave
 from .layers import ConvAct, ConvSqueezeExcite, NormAct, Rescale, compute_dtype
 from .matching import CONVS
 from .rewriting import rewrite
@@ -71,7 +71,7 @@ def optimize_for_inference(
             (volumes of 64 x 64 x 64) with the channels of the first convolution.
         dtype: float32, bfloat16 or float16, of weights and results; None: that of the model's parameters. On a CPU
             whose convolutions are slower in 16 bits than in float32 (:func:`.layers.compute_dtype`), the layers
-            between the first and the last compute in float32; the result's ``enter`` says so where it is printed.
+            between the first and the last compute in float32; the result's ``cast_input`` says so where it is printed.
 
     Returns:
         The optimised model, in eval mode. Inputs of any floating-point dtype are taken; results have ``dtype``.
@@ -103,7 +103,7 @@ def optimize_for_inference(
         rewritten = rewrite(gm, inside)
         gm.meta[NOTED] = rewritten.left
         _cast(gm, inside)
-        _add_ends(gm, inside, wanted, arguments.constants)
+        _add_casts(gm, inside, wanted, arguments.constants)
         gm.eval()
         try:
             check(plain, gm, arguments, wanted, inside)
@@ -127,9 +127,10 @@ def _cast(gm: fx.GraphModule, dtype: torch.dtype) -> None:
                     t.data = t.data.to(dtype)
 
 
-def _add_ends(gm: fx.GraphModule, inside: torch.dtype, wanted: torch.dtype, constants: dict[str, Any]) -> None:
+def _add_casts(gm: fx.GraphModule, inside: torch.dtype, wanted: torch.dtype, constants: dict[str, Any]) -> None:
     """What casts and orders the inputs, holds the constants, and casts the results."""
-    enter, leave = add_layer(gm, "enter", Enter(inside)), add_layer(gm, "leave", Leave(wanted))
+    cast_input = add_layer(gm, "cast_input", CastInput(inside))
+    cast_output = add_layer(gm, "cast_output", CastOutput(wanted))
     fixed = add_layer(gm, "fixed", Fixed(constants))
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and node.target in constants:
@@ -138,11 +139,11 @@ def _add_ends(gm: fx.GraphModule, inside: torch.dtype, wanted: torch.dtype, cons
                 gm.graph.call_module(fixed, (node.target, node))
         elif node.op == "placeholder" and node.users:
             with gm.graph.inserting_after(node):
-                entered = gm.graph.call_module(enter, (node,))
-            node.replace_all_uses_with(entered, delete_user_cb=lambda user, entered=entered: user is not entered)
+                cast = gm.graph.call_module(cast_input, (node,))
+            node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
         elif node.op == "output" and inside != wanted:
             with gm.graph.inserting_before(node):
-                left = gm.graph.call_module(leave, (node.args[0],))
-            node.args = (left,)
+                cast = gm.graph.call_module(cast_output, (node.args[0],))
+            node.args = (cast,)
     gm.delete_all_unused_submodules()
     gm.recompile()

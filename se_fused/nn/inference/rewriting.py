@@ -1,5 +1,5 @@
-"""A graph rewritten: from front to back, what follows a layer becomes part of it; what nobody reads again is given away
-as memory for a result.
+"""Rewriting of a graph: from front to back, what follows a layer becomes part of it; a tensor that is not read again
+becomes the memory of a result.
 """
 
 import operator
@@ -9,25 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from ...activations import FUNCTIONS
 from ...reference import OUT_ACTIVATIONS
-from .._checks import is_plain
-from ..known import activation
+from ..known import activation, is_plain
 from ..norms import brought_activation
 from ..squeeze_excite import SqueezeExcite
 from .folding import fold_linear, is_product
 from .functional import merge_padding, name_convolutions, views_to_reshapes
 from .layers import ConvAct, ConvSqueezeExcite, GatedConvAct, NormAct, Rescale
-from .matching import CONVS, gate_of, is_norm, why_no_conv
+from .matching import CONVS, is_norm, squeeze_excite_arguments, why_no_conv
 from .tracing import add_layer, kind, storages, writes
 
 __all__ = ["Rewritten", "rewrite"]
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in inference
-_ACTS: dict[Any, str] = {
-    torch.relu: "relu", torch.relu_: "relu", nn.functional.relu: "relu", nn.functional.relu_: "relu",
-    nn.functional.silu: "silu", nn.functional.hardswish: "hard_swish", "relu": "relu", "relu_": "relu",
-}  # fmt: skip
 _OWNERS = (ConvAct, ConvSqueezeExcite, GatedConvAct, Rescale, NormAct, nn.MaxPool2d, nn.MaxPool1d, nn.MaxPool3d)
 """Modules whose result is a tensor of its own, and which keep no view of their input."""
 
@@ -119,7 +115,7 @@ class _Rewriter:
         if module is not None:
             name = activation(module)
             return name if name in OUT_ACTIVATIONS else None
-        return _ACTS.get(node.target) if len(node.args) == 1 else None
+        return FUNCTIONS.get(node.target) if len(node.args) == 1 else None
 
     def _replace(self, chain: _Chain, name: str, layer: nn.Module, *args: Any) -> None:
         """Put a call of ``layer`` where the chain ends."""
@@ -149,7 +145,7 @@ class _Rewriter:
             for node in list(graph.nodes):
                 if node.op == "call_module" and node not in self.gone:
                     step(node)
-            # fx would drop a call whose result nobody reads, though it writes to what somebody reads
+            # fx would drop a call whose result is not read, though it writes to a tensor that is
             graph.eliminate_dead_code(lambda n: bool(writes(n)) or n.is_impure())
         self._give_away()
         graph.lint()
@@ -214,13 +210,13 @@ class _Rewriter:
         residual, act = None, brought
         if brought == "none":
             se = chain.next()
-            gate = None if se is None else self._gate(se, chain.last)
-            if se is None or gate is None:
+            excitation = None if se is None else self._excitation(se, chain.last)
+            if se is None or excitation is None:
                 residual, act = self._closing(chain)
             elif is_product(conv):
                 chain.take(se)
                 residual, act = self._closing(chain)
-                layer = ConvSqueezeExcite(conv, bn, gate, self.dtype, act)
+                layer = ConvSqueezeExcite(conv, bn, excitation, self.dtype, act)
         layer = layer or ConvAct(conv, bn, self.dtype, act)
         rest = [] if residual is None else [residual]
         self._replace(chain, str(node.target), layer, node.args[0], *rest)
@@ -239,11 +235,11 @@ class _Rewriter:
                 act = self._activated(chain)
             self._replace(chain, name, NormAct(module, act), node.args[0])
             return
-        gate = self._gate(node, node.args[0])
-        if gate is None:
+        excitation = self._excitation(node, node.args[0])
+        if excitation is None:
             return
         residual, act = self._closing(chain)
-        rescale, user = Rescale(gate, self.dtype, act), chain.next()
+        rescale, user = Rescale(excitation, self.dtype, act), chain.next()
         conv = None if user is None or residual is not None or act != "none" else self.module(user)
         if user is not None and isinstance(conv, ConvAct) and is_product(conv) and chain.last not in user.args[1:]:
             chain.take(user)
@@ -251,13 +247,13 @@ class _Rewriter:
         else:
             self._replace(chain, name, rescale, node.args[0], *([] if residual is None else [residual]))
 
-    def _gate(self, node: fx.Node, x: Any) -> dict[str, Any] | None:
-        """The gate's parameters if the node is an SE layer on x."""
+    def _excitation(self, node: fx.Node, x: Any) -> dict[str, Any] | None:
+        """The excitation's parameters if the node is an SE layer on x."""
         module = self.module(node)
         if module is None or not node.args or node.args[0] is not x:
             return None
         given = node.kwargs.get("drop_path_scale", node.args[3] if len(node.args) > 3 else None)
-        return None if given is not None else gate_of(module)
+        return None if given is not None else squeeze_excite_arguments(module)
 
     def _closing(self, chain: _Chain) -> tuple[Any, str]:
         """What closes a block, taken into the chain: the residual or None, and the activation behind their sum."""

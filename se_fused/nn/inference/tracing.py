@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .matching import CONVS, gate_of, is_norm, pads_same
+from .matching import CONVS, is_norm, pads_same, squeeze_excite_arguments
 
 __all__ = [
     "Arguments",
@@ -187,7 +187,7 @@ class _Tracer(fx.Tracer):
             self._opaque = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = gate_of(m) is not None or is_norm(m) or pads_same(m)
+        known = squeeze_excite_arguments(m) is not None or is_norm(m) or pads_same(m)
         return (
             known or m in self.called or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
         )
@@ -359,7 +359,7 @@ def trace(model: nn.Module, arguments: Arguments, wanted: Any) -> fx.GraphModule
     """The model's graph for a call with these arguments, its nodes with what they give, share and write.
 
     Args:
-        model: a copy that nobody else uses.
+        model: a copy that nothing else uses.
         arguments: of the call.
         wanted: what the model gives for them.
 

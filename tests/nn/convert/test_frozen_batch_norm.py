@@ -17,9 +17,9 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import se_fused
-from se_fused.nn import SqueezeExcite, fused_tail
-from se_fused.nn.convert.modules import brought_activation
+from se_fused.nn import SqueezeExcite, fused_block_end
 from se_fused.nn.inference.matching import is_norm
+from se_fused.nn.norms import brought_activation
 
 FLAT = {name: (make, calls) for name, (make, calls, dims) in BLOCKS.items() if dims == 2}
 MODELS = [
@@ -260,12 +260,12 @@ def test_activations_that_have_to_be_called():
 
 @pytest.mark.parametrize("with_se", [True, False], ids=["se", "no-se"])
 def test_own_tail(with_se, monkeypatch):
-    """fused_tail takes one as well, for our own models after timm's freeze_batch_norm_2d."""
+    """fused_block_end takes one as well, for our own models after timm's freeze_batch_norm_2d."""
     bn, se = FrozenBatchNorm2d(8), SqueezeExcite(8, rd_channels=4) if with_se else None
     randomise(bn)
     x, residual = batch(3, 8).requires_grad_(), batch(3, 8, seed=1)
     calls = spy_on_functional(monkeypatch)
-    y = fused_tail(bn, se, x, residual)
+    y = fused_block_end(bn, se, x, residual)
     assert calls == ["batch_norm_squeeze_excite" if with_se else "batch_norm_act"]
     u = bn(x)
     wanted = torch.relu((u if se is None else se(u)) + residual)

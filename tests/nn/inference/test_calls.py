@@ -33,11 +33,13 @@ class Tabular(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.meta = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.graph, self.enter, self.leave = block(), nn.Conv2d(8, 8, 1), nn.Linear(16, 3)
+        # names that a GraphModule, or the layers that an optimised model adds, have too
+        self.graph, self.cast_input, self.cast_output = block(), nn.Conv2d(8, 8, 1), nn.Linear(16, 3)
         self.code = nn.Parameter(torch.randn(3))
 
     def forward(self, image: Tensor, table: Tensor) -> Tensor:
-        return self.leave(torch.cat([self.enter(self.graph(image)).mean((2, 3)), self.meta(table)], 1)) + self.code
+        features = self.cast_input(self.graph(image)).mean((2, 3))
+        return self.cast_output(torch.cat([features, self.meta(table)], 1)) + self.code
 
 
 class Variadic(Tabular):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import se_fused
 from se_fused.nn.inference import folding, layers
-from se_fused.nn.inference.ends import Enter
+from se_fused.nn.inference.casts import CastInput
 
 # ---- numbers that are not finite
 NOT_FINITE = {
@@ -54,9 +54,9 @@ def test_what_is_not_finite_goes_through(build: Any, value: float, pixels: str, 
 def test_a_layers_own_nan(act: str, with_residual: bool) -> None:
     """Both ways of the sum: into memory of its own, and over the residual."""
     conv = nn.Conv2d(3, 20, 3, padding=1)
-    x = Enter(torch.float32)(images(2, 3, 9, 9))
+    x = CastInput(torch.float32)(images(2, 3, 9, 9))
     x[1, 1, 4, 4] = math.nan
-    residual = Enter(torch.float32)(images(2, 20, 9, 9)) if with_residual else None
+    residual = CastInput(torch.float32)(images(2, 20, 9, 9)) if with_residual else None
     with torch.no_grad():
         wanted = conv(x) if residual is None else conv(x) + residual
         wanted = se_fused.reference.OUT_ACTIVATIONS[act](wanted)
@@ -322,7 +322,7 @@ def test_batch_norm_goes_into_convolutions_that_pad(
 def test_symmetric_zeros_are_the_convolutions() -> None:
     model = ready(nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     fast = optimized_and_same(model, images(2, 3, 6, 6))
-    assert [type(m).__name__ for m in fast.children()] == ["ConvAct", "Enter"]
+    assert [type(m).__name__ for m in fast.children()] == ["ConvAct", "CastInput"]
 
 
 def test_convolutions_with_a_forward_of_their_own_say_why() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import se_fused
 from se_fused import create_model
 from se_fused.nn.inference import folding, layers, optimize
-from se_fused.nn.inference.ends import Enter
+from se_fused.nn.inference.casts import CastInput
 from se_fused.nn.inference.layers import ConvAct, ConvSqueezeExcite, NormAct
 from se_fused.ops.layout import is_channels_last
 
@@ -128,7 +128,7 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
     ours, theirs = errors(model, optimized, x)
     assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps
     wanted = dtype if inside == "same" else layers.compute_dtype(dtype, torch.device("cpu"))
-    assert f"(enter): Enter(dtype={wanted})" in str(optimized)
+    assert f"(cast_input): CastInput(dtype={wanted})" in str(optimized)
     assert {m.weight.dtype for m in optimized.modules() if isinstance(m, ConvAct)} == {wanted}
 
 
@@ -150,12 +150,12 @@ def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
     """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
     for conv in (nn.Conv2d(3, 8, 3, stride=2), nn.Conv3d(3, 8, 3, padding=1)):
         x = images(2, 3, *(9,) * (conv.weight.dim() - 2)).to(dtype)
-        ordered = Enter(dtype)(x)
+        ordered = CastInput(dtype)(x)
         layer = layers.ConvAct(conv, None, dtype, "relu")
         with torch.no_grad():
             y = layer(ordered)
             assert is_channels_last(y) and not y.is_contiguous()
-            residual = Enter(dtype)(images(*y.shape))
+            residual = CastInput(dtype)(images(*y.shape))
             y = layer(ordered, residual)
             assert is_channels_last(y) and not y.is_contiguous()
 

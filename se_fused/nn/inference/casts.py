@@ -1,4 +1,4 @@
-"""What stands at the ends of an optimised model: inputs cast and ordered, switches held, results cast."""
+"""The first and last layers of an optimised model: inputs cast and ordered, switches held, results cast."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-__all__ = ["LAST", "Enter", "Fixed", "Leave", "ordered"]
+__all__ = ["LAST", "CastInput", "CastOutput", "Fixed", "ordered"]
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The memory format of all maps between the layers, by their number of dimensions."""
@@ -37,7 +37,7 @@ class _Cast(nn.Module):
         return f"dtype={self.dtype}"
 
 
-class Enter(_Cast):
+class CastInput(_Cast):
     """One of the model's inputs as the layers want it: their dtype, channels_last."""
 
     def cast(self, t: Any) -> Any:
@@ -46,7 +46,7 @@ class Enter(_Cast):
         return ordered(t) if isinstance(t, Tensor) and t.is_floating_point() else t
 
 
-class Leave(_Cast):
+class CastOutput(_Cast):
     """The model's results in the dtype that it promised."""
 
 
@@ -68,8 +68,10 @@ class Fixed(nn.Module):
             ValueError: they differ.
         """
         if value != self.values[name]:
-            raise ValueError(f"{name} was {self.values[name]!r} when the model was optimised, got {value!r}: optimise "
-                             "the model again with that in example_input")  # fmt: skip
+            raise ValueError(
+                f"{name} was {self.values[name]!r} when the model was optimised, got {value!r}: optimise the model "
+                "again with that in example_input"
+            )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.values.items())

@@ -1,0 +1,119 @@
+"""Squeeze-excite layers of timm and torchvision: what is inside each class, and what a kernel takes from it.
+
+They are known by name, because the libraries may not be installed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .known import activation, gate, is_nothing, is_plain, untouched
+from .squeeze_excite import SqueezeExcite, excitation_arguments
+
+__all__ = ["SE_LAYERS", "SELayer", "called", "excitation", "means_only", "se_layer"]
+
+
+def means_only(module: Any) -> str | None:
+    """Why a layer's squeeze is another than the mean, or None."""
+    return "add_maxpool is set: its squeeze is not the mean alone" if getattr(module, "add_maxpool", False) else None
+
+
+def _linear(module: Any) -> bool:
+    """Whether it is a matrix on (N, C), with or without ones behind."""
+    if type(module) is nn.Linear:
+        return True
+    if type(module) is not nn.Conv2d:
+        return False
+    return (module.kernel_size, module.padding, module.groups) == ((1, 1), (0, 0), 1)
+
+
+@dataclass(frozen=True)
+class SELayer:
+    """Names of what an SE class has inside, in the order of the calls: fc1, act, fc2, gate, and others.
+
+    ``between`` stands between fc1 and act and is mostly an identity; ``pool`` is the pooling module where there is one.
+    """
+
+    fc1: str
+    act: str
+    fc2: str
+    gate: str
+    between: str | None = None
+    pool: str | None = None
+
+    def refusal(self, module: Any) -> str | None:
+        """Why a layer of this class is left as it is, or None."""
+        if reason := means_only(module):
+            return reason
+        for name in (self.fc1, self.fc2):
+            if not _linear(getattr(module, name)):
+                return f"{name} is no 1x1 convolution"
+        if self.pool is not None and not _to_one_value(getattr(module, self.pool)):
+            return f"{self.pool} does not pool to one value"
+        return None
+
+    def arguments(self, module: Any) -> dict[str, Any] | None:
+        """What :func:`se_fused.functional.squeeze_excite` takes, by name; None where layers inside must be called."""
+        parts = module._modules
+        fc1, act, fc2, last = (parts[name] for name in (self.fc1, self.act, self.fc2, self.gate))
+        if fc1 is None or act is None or fc2 is None or last is None or not self._takes_the_mean(module):
+            return None
+        if not (is_plain(fc1, nn.Conv2d, nn.Linear) and is_plain(fc2, nn.Conv2d, nn.Linear)):
+            return None
+        if self.between is not None and not is_nothing(parts[self.between]):
+            return None
+        act_name, gate_name = activation(act), gate(last)
+        if act_name is None or gate_name is None:
+            return None
+        return excitation_arguments(fc1, fc2, act_name, gate_name)
+
+    def layers(self, module: Any) -> list[nn.Module] | None:
+        """The layers from the means (N, C, 1, 1) to the gate of that shape; None where the module must be called."""
+        if not self._takes_the_mean(module):
+            return None
+        names = (self.fc1, self.between, self.act, self.fc2, self.gate)
+        return [getattr(module, name) for name in names if name is not None]
+
+    def _takes_the_mean(self, module: Any) -> bool:
+        pool = None if self.pool is None else module._modules[self.pool]
+        plain = pool is None or (is_plain(pool, nn.AdaptiveAvgPool2d) and _to_one_value(pool))
+        return plain and means_only(module) is None
+
+
+def _to_one_value(pool: Any) -> bool:
+    return pool.output_size in (1, (1, 1))
+
+
+SE_LAYERS: dict[str, SELayer] = {
+    "timm.layers.squeeze_excite.SEModule": SELayer("fc1", "act", "fc2", "gate", between="bn"),
+    "timm.models.senet.SEModule": SELayer("fc1", "relu", "fc2", "sigmoid"),
+    "timm.models._efficientnet_blocks.SqueezeExcite": SELayer("conv_reduce", "act1", "conv_expand", "gate"),
+    "torchvision.ops.misc.SqueezeExcitation": SELayer("fc1", "activation", "fc2", "scale_activation", pool="avgpool"),
+}
+"""By "module.Class"."""
+
+
+def called(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The layers called one after another."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def se_layer(module: nn.Module) -> SELayer | None:
+    """What is inside a layer of exactly one of these classes, converted or not; None for any other module."""
+    cls = getattr(type(module), "original", type(module))
+    return SE_LAYERS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def excitation(se: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """From the means (N, C, 1, 1) to the gate of that shape, by se's layers as modules, so that their hooks see it;
+    None where se itself must be called."""
+    if is_plain(se, SqueezeExcite):
+        return se.excitation
+    known = se_layer(se)
+    layers = known.layers(se) if known is not None and untouched(se) else None
+    return None if layers is None else partial(called, layers)
