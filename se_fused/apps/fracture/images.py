@@ -5,7 +5,6 @@ turns a 16-bit radiograph white, so it is used for 8-bit pictures only. Nothing 
 be names of patients.
 """
 
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..._atomic_write import write_whole
+from ..._checks import check_int
 from ..._errors import InputError
 from . import dicom
 from .manifest import natural_key
@@ -50,17 +50,6 @@ _SPLITS = frozenset({"train", "training", "valid", "val", "validation", "test", 
 _FORMATS = "PNG, JPEG, TIFF, BMP or DICOM"
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION, _TIFF_SAMPLE_FORMAT = 258, 262, 274, 339
 _LIMIT_16_BIT = 65535
-
-
-def check_integer(name: str, value: int, least: int) -> int:
-    """`value` as an int; TypeError or ValueError naming the argument if it is no integer or below `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
 
 
 def _grey(image: "Image") -> Array:
@@ -183,7 +172,7 @@ def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
         ValueError: `size` is too small.
         ImportError: Pillow is missing, or pydicom for DICOM.
     """
-    size = check_integer("size", size, 1)
+    size = check_int(size, "size", 1)
     return letterbox(decode(path), size)
 
 
@@ -220,8 +209,8 @@ def load_folder(
             classes; an argument is too small.
         ImportError: Pillow is missing.
     """
-    size, path = check_integer("size", size, 1), Path(path)
-    limit = None if limit is None else check_integer("limit", limit, 1)
+    size, path = check_int(size, "size", 1), Path(path)
+    limit = None if limit is None else check_int(limit, "limit", 1)
     wanted = f"wanted: a folder with one sub-folder of {_FORMATS} images for each class, or with images only"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder; {wanted}")

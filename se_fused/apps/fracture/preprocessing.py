@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .images import check_integer
+from ..._checks import check_int
 
 __all__ = ["Preprocessing"]
 
@@ -25,7 +25,7 @@ class Preprocessing:
     std: float = 0.25
 
     def __post_init__(self) -> None:
-        check_integer("size", self.size, 32)
+        check_int(self.size, "size", 32)
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"mean and std must be finite and std > 0, got mean={self.mean}, std={self.std}")
 

@@ -159,7 +159,7 @@ def test_a_network_that_cannot_be_optimised_runs_as_it_is_and_says_so(tmp_path: 
 
 
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch must be at least 1"):
+    with pytest.raises(ValueError, match="batch must be an int of at least 1"):
         Predictor(classifier(), batch=0)
     with pytest.raises(ValueError, match="classifiers must be one or several"):
         Predictor([])

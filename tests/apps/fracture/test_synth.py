@@ -310,9 +310,9 @@ def test_sixteen_bits_hold_what_eight_round(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "kind", "message"),
     [
-        ({"patients": 0}, ValueError, "patients must be at least 1"),
-        ({"patients": 1.5}, TypeError, "patients must be an integer"),
-        ({"size": 31}, ValueError, "size must be at least 32"),
+        ({"patients": 0}, ValueError, "patients must be an int of at least 1"),
+        ({"patients": 1.5}, TypeError, "patients must be an int of at least 1"),
+        ({"size": 31}, ValueError, "size must be an int of at least 32"),
         ({"seed": -1}, ValueError, "seed must be"),
         ({"bits": 12}, InputError, "bits must be 8 or 16, got 12"),
         ({"difficulty": 2}, InputError, "difficulty must be"),

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...._checks import check_int
 from ...._errors import InputError
 from ....nn import optimize_for_inference
 from ..classifier import Classifier
 from ..evaluation.gradcam import grad_cam
 from ..evaluation.predicting import read_batches
-from ..images import check_integer, decode, letterbox
+from ..images import decode, letterbox
 from ..manifest import Record
 from ..predictions import Predictions
 from .inputs import find_images
@@ -69,7 +70,7 @@ class Predictor:
         tta: bool = False,
         optimize: bool = True,
     ) -> None:
-        self.batch, self.tta = check_integer("batch", batch, 1), tta
+        self.batch, self.tta = check_int(batch, "batch", 1), tta
         several = [classifiers] if isinstance(classifiers, Classifier | str | os.PathLike) else list(classifiers)
         if not several:
             raise ValueError("classifiers must be one or several, got none")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...._checks import check_int
 from ...._errors import InputError
-from ..images import check_integer
 from ..predictions import Predictions
 from .metrics import BINS, confusion, labelled
 
@@ -53,8 +53,8 @@ def clusters(predictions: Predictions) -> Groups:
 
 def drawn(count: int, n: int = DRAWS, seed: int = 0) -> Array:
     """(n, count) float64: how often each patient is in each draw of `count` patients with replacement."""
-    check_integer("count", count, 1)
-    check_integer("n", n, 1)
+    check_int(count, "count", 1)
+    check_int(n, "n", 1)
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n).astype(np.float64)
 
 

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...._checks import check_int
 from ...._errors import InputError
 from ....bench.report.plots import new_figure, save
 from ..classifier import Classifier
-from ..images import check_integer, letterboxed, load_radiograph
+from ..images import letterboxed, load_radiograph
 from ..predictions import Predictions
 from .aggregate import Cracks, is_true
 from .figures import COLOURS
@@ -117,7 +118,7 @@ def heat_maps(
     Raises:
         InputError: a file cannot be read.
     """
-    check_integer("batch", batch, 1)
+    check_int(batch, "batch", 1)
     place = next(classifier.model.parameters())
     size, pictures, heats = classifier.preprocessing.size, [], []
     for start in range(0, len(paths), batch):

@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ...._checks import check_int
 from ...._errors import InputError
 from ..classifier import Classifier
-from ..images import check_integer, load_radiograph
+from ..images import load_radiograph
 from ..manifest import Manifest, Record
 from ..predictions import Predictions
 
@@ -89,7 +90,7 @@ def predict_manifest(
         InputError: the manifest is empty, has labels that the classifier does not know, or none of its images can be
             read.
     """
-    batch = check_integer("batch", batch, 1)
+    batch = check_int(batch, "batch", 1)
     known = {"", *classifier.classes}
     unknown = [record for record in manifest.records if record.label not in known]
     if unknown:

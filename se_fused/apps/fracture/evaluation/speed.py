@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...._checks import check_int
 from ....backends import use_backend
 from ....bench.compare import first_line
 from ....bench.measure.memory import keep_freed_memory, peak_memory
 from ....bench.measure.timing import Timing, in_turn, ratio, rounds_for, sampler
 from ....testing.error_bounds import GRADIENT_FLOOR, relative_error
 from ..classifier import Classifier
-from ..images import check_integer
 
 __all__ = ["BACKENDS", "measure_speed"]
 
@@ -104,7 +104,7 @@ def measure_speed(
         n}, "differs": text}}}}``. "train" is forward and backward, without the optimizer's step. "speedup" is plain's
         time over fused's, of the same rounds; above 1 the kernels are faster.
     """
-    check_integer("batch", batch, 2)
+    check_int(batch, "batch", 2)
     keep_freed_memory()
     device = torch.device(device)
     low = None if dtype == torch.float32 else dtype

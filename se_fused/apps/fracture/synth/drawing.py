@@ -11,8 +11,9 @@ from numpy.random import default_rng
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...._checks import check_int
 from ...._errors import InputError
-from ..images import check_integer, save_sheet
+from ..images import save_sheet
 from .exposure import Picture, expose
 from .fields import Array
 from .fractures import CLASSES, Fracture, fracture
@@ -145,8 +146,8 @@ def _take(
 
 
 def _checked(seed: int, index: int, size: int, label: int | str | None) -> tuple[int, int, int, int]:
-    seed, index = check_integer("seed", seed, 0), check_integer("index", index, 0)
-    size = check_integer("size", size, 32)
+    seed, index = check_int(seed, "seed", 0), check_int(index, "index", 0)
+    size = check_int(size, "size", 32)
     return seed, index, size, class_of(seed, index) if label is None else _class_index(label)
 
 
@@ -165,7 +166,7 @@ def draw_patient(
 
 def _class_index(label: int | str) -> int:
     place = CLASSES.index(label) if label in CLASSES else label
-    if isinstance(place, str) or check_integer("label", place, 0) >= len(CLASSES):
+    if isinstance(place, str) or check_int(place, "label", 0) >= len(CLASSES):
         raise ValueError(f"label must be one of {', '.join(CLASSES)}, or 0 to {len(CLASSES) - 1}; got {label!r}")
     return int(place)
 
@@ -204,7 +205,7 @@ def phantoms(count: int, size: int = 224, seed: int = 0) -> tuple[Tensor, Tensor
     Returns:
         Images, (count, 1, S, S) float32 in [0, 1], bone bright; labels, (count,) int64, places in `CLASSES`.
     """
-    count, size = check_integer("count", count, 0), check_integer("size", size, 32)
+    count, size = check_int(count, "count", 0), check_int(size, "size", 32)
     images, labels = torch.empty(count, 1, size, size), torch.empty(count, dtype=torch.int64)
     for i in range(count):
         image, labels[i] = draw(seed, i, size)

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.random import default_rng
 
 from ...._atomic_write import write_text, write_whole
+from ...._checks import check_int
 from ...._errors import InputError
 from ...._version import __version__
-from ..images import check_integer
 from ..manifest import Manifest, Record
 from .drawing import NOTE, Crack, class_of, difficulty_of, draw_patient
 from .fractures import CLASSES
@@ -239,13 +239,13 @@ def write_set(
         TypeError, ValueError: an argument is no integer or too small.
         InputError: the folder is not empty and holds no such set; difficulty or bits is none; Pillow is missing.
     """
-    patients, size = check_integer("patients", patients, 1), check_integer("size", size, 32)
-    seed, number = check_integer("seed", seed, 0), difficulty_of(difficulty)
+    patients, size = check_int(patients, "patients", 1), check_int(size, "size", 32)
+    seed, number = check_int(seed, "seed", 0), difficulty_of(difficulty)
     if bits not in (8, 16):
         raise InputError(f"bits must be 8 or 16, got {bits!r}")
     if workers is None:
         workers = 1 if patients * size**2 < _SMALL else len(os.sched_getaffinity(0))
-    workers = min(check_integer("workers", workers, 1), patients)
+    workers = min(check_int(workers, "workers", 1), patients)
     try:
         import PIL  # noqa: F401
     except ImportError:
