@@ -135,7 +135,7 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
         y: the truth, float64, (N, C, *spatial).
         dtype: of the result.
         product_eps: relative rounding of a factor in the convolution's products: 0 but for TF32, which keeps 11 bits.
-        stored: whether the convolution's result may be rounded to dtype before the tail.
+        stored: whether the convolution's result may be rounded to dtype before squeeze-excite.
     """
     h, weight = given["h"].flatten(2), given["conv_weight"].flatten(1)
     bias = 0 if given["conv_bias"] is None else given["conv_bias"][None, :, None]
