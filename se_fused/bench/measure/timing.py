@@ -19,6 +19,7 @@ __all__ = [
     "Sampler",
     "Timing",
     "device_seconds",
+    "first_line",
     "in_turn",
     "primed",
     "ratio",
@@ -35,6 +36,12 @@ _LEAST_SECONDS = 2e-3
 (cudaEventElapsedTime in the CUDA runtime's reference), and the launch after the first event comes some microseconds
 late: together less than a percent of this."""
 _MOST_REPLAYS = 10_000
+
+
+def first_line(error: BaseException) -> str:
+    """The error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def synchronizer(device: str | torch.device) -> Callable[[], None]:
@@ -234,7 +241,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
             plain()
     except Exception as error:  # it has just run three times: whatever it is, the capture brought it about
         how, run = "events", plain
-        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        why = first_line(error)
 
     def seconds(times: int) -> float:
         with torch.cuda.device(device):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...._errors import InputError
-from ....bench.report.plots import new_figure, save
+from ....bench.report.style import new_figure, save
 from ..classifier import Classifier
 from ..images import check_integer, letterboxed, load_radiograph
 from ..predictions import Predictions
