@@ -1,4 +1,4 @@
-"""What test_block.py and test_scaling.py share."""
+"""The benchmark of a block, for test_block.py and test_scaling.py."""
 
 from typing import Any
 
@@ -33,5 +33,5 @@ def block_benchmark(
         key, lambda: BlockWorkload(shape, DTYPES[dtype], layout, mode, settings.device, batch_norm=norm == "bn_se")
     )
     workloads.start_group(key)
-    to = None if candidate == "se_fused" else (spec, "se_fused", layout)
+    to = (spec, "se_fused", layout)
     run(benchmark, workloads, settings, spec, candidate, layout, kind="block", group=key, to=to, info=info)

@@ -10,7 +10,7 @@ from se_fused.bench.workloads.base import DTYPES, LAYOUTS, MODES
 from se_fused.bench.workloads.block import STAGES
 from se_fused.bench.workloads.converted import CONVERTED
 
-__all__ = ["PASSES", "PRESETS", "STUDIES", "cases"]
+__all__ = ["PASSES", "PRESETS", "STUDIES", "cases", "sizes"]
 
 PRESETS = ("smoke", "default", "full")
 Rows = list[tuple[str, ...]]
@@ -50,6 +50,12 @@ def stages(preset: str, device: str) -> list[str]:
         return ["x".join(map(str, s)) for s in SMOKE_STAGES]
     batches = {"cpu": {"default": (8,), "full": (1, 8, 64)}, "cuda": {"default": (128,), "full": (1, 8, 32, 128)}}
     return ["x".join(map(str, (batch, *s[1:]))) for batch in batches[device][preset] for s in STAGES]
+
+
+def sizes(stage: str) -> tuple[int, int, int, int]:
+    """(N, C, H, W) of a stage's name: "8x256x56x56"."""
+    n, c, h, w = (int(size) for size in stage.split("x"))
+    return n, c, h, w
 
 
 def dtypes(preset: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 A benchmark compares one candidate with a *reference* that is called before each of its rounds: ours for the baselines,
 a copy of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the
-quotient of two neighbouring rounds does not care. pytest-benchmark's own figures are the candidate's wall-clock times.
+quotient of two consecutive rounds is not affected. pytest-benchmark's own figures are the candidate's wall-clock times.
 """
 
 import gc
@@ -181,7 +181,7 @@ def run(
     *,
     kind: str,
     group: str,
-    to: tuple[WorkloadSpec, str, str] | None = None,
+    to: tuple[WorkloadSpec, str, str],
     info: dict[str, Any] | None = None,
 ) -> None:
     """One benchmark.
@@ -193,7 +193,7 @@ def run(
         name, layout: the candidate.
         kind: "pass", "block", "conv1x1", "network" or "convert".
         group: of the report; candidates of one group are compared with each other.
-        to: the reference, a checked candidate too; None: a copy of as many bytes.
+        to: the reference, a checked candidate too; the candidate itself: a copy of as many bytes.
         info: more for ``extra_info``.
     """
     keep_freed_memory()
@@ -201,14 +201,15 @@ def run(
     candidate, result = workloads.checked(spec, name, layout)
     workload = workloads.check(spec).workload
     counted, working_set = workload.counted() or (None, COPIED)
-    other = None if to is None else workloads.checked(*to)[0]
+    to_itself = (to[0].key, *to[1:]) == (spec.key, name, layout)
+    other = None if to_itself else workloads.checked(*to)[0]
     reference = copier(device, working_set) if other is None else other.run
     benchmark.group = group
     about = workload.describe() | {"layout": layout, "kind": kind, "candidate": name, "errors": result.errors}
     benchmark.extra_info.update(about, **(info or {}))
     before = snapshot(device)
     budget = settings.budget(workload)
-    pause = PAUSE if name in SPINNING or (to is not None and to[1] in SPINNING) else 0.0
+    pause = PAUSE if name in SPINNING or to[1] in SPINNING else 0.0
     prime = candidate.rotate is not None  # a network fills the caches anew anyway
     theirs = timed(benchmark, candidate.run, reference, device, budget, prime=prime, pause=pause)
     if theirs is None:  # --benchmark-disable
@@ -233,7 +234,7 @@ def run(
         extra |= {"counted_bytes": counted, "working_set_bytes": working_set, "flops": workload.flops(),
                   "gb_per_second": counted / warm.median / 1e9}  # fmt: skip
     quotients = {key: ratio(*both) for key, both in compared.items()}
-    if to is not None:
+    if other is not None:
         extra |= {key: {"to": to[1], **quotient.as_dict()} for key, quotient in quotients.items()}
     elif counted is not None:  # a copy of the working set: speed over its speed
         names = {"ratio": "warm", "cold_ratio": "cold"}

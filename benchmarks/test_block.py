@@ -4,6 +4,7 @@ One group of the report is one workload: the same map, dtype and memory order.
 """
 
 from block import block_benchmark
+from cases import sizes
 from harness import Settings, WorkloadCache
 
 
@@ -17,5 +18,4 @@ def test_block(
     layout: str,
     candidate: str,
 ) -> None:
-    n, c, h, w = (int(size) for size in stage.split("x"))
-    block_benchmark(benchmark, workloads, settings, (n, c, h, w), block, dtype, layout, candidate)
+    block_benchmark(benchmark, workloads, settings, sizes(stage), block, dtype, layout, candidate)

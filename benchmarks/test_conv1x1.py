@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from cases import sizes
 from cublaslt import bytes_moved, cublaslt_conv1x1
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 from torch import Tensor
@@ -117,7 +118,7 @@ def test_conv1x1(
 ) -> None:
     if candidate == "cublaslt" and torch.version.cuda is None:
         pytest.skip("cuBLASLt needs an NVIDIA GPU")
-    n, c, h, w = (int(size) for size in stage.split("x"))
+    n, c, h, w = sizes(stage)
     group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
 
     def spec(plain: bool) -> WorkloadSpec:
@@ -126,6 +127,6 @@ def test_conv1x1(
         )
 
     workloads.start_group(group)
-    to = None if candidate == "se_fused" else (spec(False), "se_fused", "channels_last")
+    to = (spec(False), "se_fused", "channels_last")
     wanted = spec(candidate == "convolution")
     run(benchmark, workloads, settings, wanted, candidate, "channels_last", kind="conv1x1", group=group, to=to)

@@ -27,7 +27,7 @@ def test_convert(
         ),
     )
     workloads.start_group(group)
-    to = None if candidate == "converted" else (spec, "converted", layout)
+    to = (spec, "converted", layout)
     run(
         benchmark,
         workloads,

@@ -45,6 +45,5 @@ def test_network(
             to=(with_se, candidate, layout), info=info,
         )  # fmt: skip
         return
-    ours = "se_fused", "channels_last"
-    to = None if (candidate, layout) == ours else (with_se, *ours)
+    to = with_se, "se_fused", "channels_last"
     run(benchmark, workloads, settings, with_se, candidate, layout, kind="network", group=group, to=to, info=info)

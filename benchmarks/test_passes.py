@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import PASSES
+from cases import PASSES, sizes
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 from torch import Tensor
 
@@ -111,11 +111,12 @@ def test_pass(
 ) -> None:
     if (reason := backends.why_not(backends.BACKENDS[backend], settings.device, DTYPES[dtype])) is not None:
         pytest.skip(f"{backend}: {reason}")
-    shape = tuple(int(size) for size in stage.split("x"))
+    shape = sizes(stage)
     group = f"passes {stage} {dtype} {layout}"
     spec = WorkloadSpec(
         f"{group} {backend} {kernel}",
         lambda: PassWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
     )
     workloads.start_group(spec.key)
-    run(benchmark, workloads, settings, spec, "se_fused", layout, kind="pass", group=group)
+    to = (spec, "se_fused", layout)
+    run(benchmark, workloads, settings, spec, "se_fused", layout, kind="pass", group=group, to=to)

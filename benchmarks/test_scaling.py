@@ -63,7 +63,6 @@ def test_network_scaling(
         group, lambda: ModelWorkload(network, "infer", DTYPES[dtype], settings.device, batch=batch, size=size)
     )
     workloads.start_group(group)
-    ours = "se_fused optimized"
     info = {"network": network, "study": {"axis": axis, "value": int(value)}}
-    to = None if candidate == ours else (spec, ours, "channels_last")
+    to = (spec, "se_fused optimized", "channels_last")
     run(benchmark, workloads, settings, spec, candidate, layout, kind="network", group=group, to=to, info=info)

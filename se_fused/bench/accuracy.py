@@ -1,4 +1,4 @@
-"""Whether the candidates of a workload compute what float64 does."""
+"""Checks the results of a workload's candidates against float64."""
 
 import math
 import time
@@ -55,7 +55,7 @@ def _errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, f
 
 
 def least_error(truth: Tensor, dtype: torch.dtype) -> float:
-    """What a result may err by where eager's error happens to be smaller: one number has no average to go by."""
+    """The smallest error that is allowed: eager's may be smaller by chance, above all where a result is one number."""
     return GRADIENT_FLOOR + (torch.finfo(dtype).eps if truth.numel() == 1 else 0.0)
 
 

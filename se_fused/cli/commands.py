@@ -45,9 +45,7 @@ def verify_command(as_json: AsJson = False) -> None:
 @app.command("compare")
 def compare_command(
     context: typer.Context,
-    target: Annotated[
-        str, typer.Argument(help="stages (blocks of ResNet-50's four), a block N,C,H,W, or a model.")
-    ],
+    target: Annotated[str, typer.Argument(help="stages (blocks of ResNet-50's four), a block N,C,H,W, or a model.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
     dtype: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""The benchmark suite's promises: what is wrong is not timed, what is missing is named, presets hold what they say."""
+"""The benchmark suite: wrong results are not timed, missing packages are named, presets hold what they say."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""benchmarks/cublaslt.py as far as a machine without a GPU can tell: numbers, layouts, descriptors, and what it says.
+"""benchmarks/cublaslt.py as far as it can be tested without a GPU: numbers, layouts, descriptors, messages.
 
 cuBLASLt is emulated by what its manual says it does: D = op(A) op(B) + beta C + bias on column-major views of memory,
 strided over the batch. A layout that describes other memory than the op's gives another result, or leaves the tensor.

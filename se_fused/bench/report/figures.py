@@ -1,4 +1,4 @@
-"""Pictures of a run: how near the limits, how many times faster, over which sizes, what SE costs, how much memory."""
+"""The pictures of a run: roofline, speed-ups, scaling, what SE costs, memory."""
 
 import os
 from collections.abc import Callable, Iterable

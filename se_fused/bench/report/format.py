@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them: three significant digits at most, GitHub's Markdown."""
+"""Formats numbers, with three significant digits at most, and tables in GitHub's Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -201,7 +201,7 @@ def _where(dtype: str, layout: str) -> str:
 
 
 def by(items: Iterable[Comparison], key: Callable[[Measurement], str]) -> dict[str, list[Comparison]]:
-    """Comparisons by what their representative says, in order."""
+    """Comparisons grouped by a key of our measurement, in order."""
     groups: dict[str, list[Comparison]] = {}
     for item in items:
         groups.setdefault(key(item.ours), []).append(item)
@@ -209,5 +209,5 @@ def by(items: Iterable[Comparison], key: Callable[[Measurement], str]) -> dict[s
 
 
 def titled(items: Iterable[Comparison]) -> dict[str, list[Comparison]]:
-    """Comparisons by title and device."""
+    """Comparisons grouped by title and device."""
     return by(items, _title)

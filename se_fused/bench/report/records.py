@@ -33,7 +33,7 @@ class Ratio(Spread):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark, by the names of the suite's ``extra_info``. None is: not measured."""
+    """One benchmark, by the names of the suite's ``extra_info``. None: not measured."""
 
     fullname: str
     group: str

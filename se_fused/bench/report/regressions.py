@@ -44,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of a run.
+    """What changed between two runs.
 
     Attributes:
         judged: all of ours that both runs have.
@@ -220,7 +220,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [f"{k} ({one.get(k)} before, {other.get(k)} after)" for k in names if one.get(k) != other.get(k)]
 
 
-# ---- as people read it
+# ---- Markdown
 def _size(change: Change) -> float:
     """Sorts the largest change to the front."""
     return -abs(math.log(change.quotient))

@@ -57,7 +57,7 @@ class Roof:
 
 
 def points(run: Run, device: str) -> list[Point]:
-    """What has counted bytes there: ours, eager and compiled; of networks those with SE."""
+    """The measurements with counted bytes on that device: ours, eager and compiled; of networks those with SE."""
     found = []
     for m in run.measurements:
         speed, name = m.speed(), family(m.candidate)
@@ -67,7 +67,7 @@ def points(run: Run, device: str) -> list[Point]:
 
 
 def roofs(limits: Limits) -> list[Roof]:
-    """The slanted ones: theory, copy_ where it is fastest out of warm caches, copy_ of the largest set out of none."""
+    """The slanted roofs: theory, the fastest copy_ with warm caches, copy_ of the largest set with cold caches."""
     warm = [c.warm for c in limits.copy if c.warm]
     cold = [c.cold for c in limits.copy if c.cold]
     found = [Roof("theoretical bandwidth of memory", limits.theoretical, "--")] if limits.theoretical else []

@@ -20,7 +20,7 @@ _AXES = {"positions": "positions (height × width)", "batch": "batch size", "ima
 
 
 def rates(study: Study) -> dict[str, list[tuple[int, Spread]]]:
-    """Images per second by family, each in its fastest way; nothing for other than networks.
+    """Images per second by family, each in its fastest way; only networks have any.
 
     A baseline's rate is ours over the ratio that was measured in turn: rates of two benchmarks, minutes apart on a
     machine with neighbours, do not compare.

@@ -113,7 +113,7 @@ def legend(figure: "Figure", columns: int = 4) -> None:
 
 
 def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:
-    """What all panels look like."""
+    """The title, labels and lines of a panel."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -190,9 +190,13 @@ def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line:
 
 
 def bar_pages(
-    panels: Iterable[Panel], title: str, text: Callable[[float], str], x: str, line: float | None = None,
+    panels: Iterable[Panel],
+    title: str,
+    text: Callable[[float], str],
+    x: str,
+    line: float | None = None,
     tallest: float = 24.0,
-) -> list["Figure"]:  # fmt: skip
+) -> list["Figure"]:
     """Figures of two columns of panels; what is higher than ``tallest`` inches goes on to the next figure."""
     found = [panel for panel in panels if panel.rows]
     lines = [found[i : i + 2] for i in range(0, len(found), 2)]

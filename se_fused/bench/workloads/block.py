@@ -136,7 +136,7 @@ class BlockWorkload(Workload):
 
     @torch.no_grad()
     def _restart(self, given: dict[str, Tensor]) -> list[str]:
-        """Put the running statistics back to where they begin; returns their names."""
+        """Reset the running statistics to their initial values; returns their names."""
         names = [name for name in given if name.startswith("running")]
         for name in names:
             given[name].copy_(self.given[name])
@@ -180,8 +180,8 @@ class BlockWorkload(Workload):
         """See :func:`block_flops`."""
         return block_flops(self.shape, self.hidden, self.mode, self.batch_norm)
 
-    def _own(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
-        """That candidate's op and the arguments for it by name: the workload's memory, but for running statistics."""
+    def _op(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
+        """The candidate's op and its arguments by name, in the workload's memory but for the running statistics."""
         given = {k: t.clone() if k.startswith("running") else t for k, t in self.given.items()}
         if name in LIBRARIES:
             module = ModuleBlock(name, self.given, self._training)
@@ -209,7 +209,7 @@ class BlockWorkload(Workload):
         self._check(name, BLOCK_PROVIDERS)
         if layout != self.layout:
             raise ValueError(f"layout must be the workload's, {self.layout!r}; got {layout!r}")
-        call, given = self._own(name)
+        call, given = self._op(name)
 
         def on(given: dict[str, Tensor], dy: Tensor) -> Callable[[], Any]:
             wanted = [t for t in given.values() if t.requires_grad]

@@ -55,7 +55,7 @@ def shared_start(name: str, num_classes: int, in_chans: int, seed: int = 0) -> n
 
 
 def plain_baseline(name: str, ours: nn.Module, num_classes: int, in_chans: int) -> tuple[nn.Module, str, bool]:
-    """timm's model with ours's weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
+    """timm's model with our weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
     try:
         import timm
 
@@ -86,8 +86,8 @@ def _on_meta(model: nn.Module, mode: str) -> nn.Module:
     return copy.deepcopy(model).to("meta").train(mode == "train")
 
 
-def _pass(model: nn.Module, shape: Sequence[int], mode: str) -> None:
-    """One forward pass, in training with its backward pass, of a model without memory."""
+def _run_once(model: nn.Module, shape: Sequence[int], mode: str) -> None:
+    """One forward pass of a model on the meta device, in training with its backward pass."""
     dtype = next(model.parameters()).dtype
     with torch.set_grad_enabled(mode == "train"), use_backend("reference"):
         y = model(torch.empty(tuple(shape), dtype=dtype, device="meta"))
@@ -107,7 +107,7 @@ def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        _pass(_on_meta(model, mode), shape, mode)
+        _run_once(_on_meta(model, mode), shape, mode)
     return int(counter.get_total_flops())
 
 
@@ -151,7 +151,7 @@ def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mo
             module.register_forward_hook(layer)
         elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and timm's
             module.register_forward_hook(block)
-    _pass(model, shape, mode)
+    _run_once(model, shape, mode)
     return moved, working_set
 
 
@@ -217,7 +217,7 @@ class NetworkWorkload(Workload):
             tensor.copy_(images)
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
-        """What that candidate runs in."""
+        """The context that the candidate runs in."""
         return nullcontext()
 
     def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class NetworkWorkload(Workload):
     def _candidate(
         self, name: str, layout: str, raw: nn.Module, model: Callable[[Tensor], Tensor] | None = None
     ) -> Candidate:
-        """Of a module that is nobody else's, and what stands for it in forward passes."""
+        """A candidate that owns ``raw``; ``model``, if there is one, replaces it in forward passes."""
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
         call: Callable[[Tensor], Tensor] = raw if model is None else model
         x = self.inputs[layout]
