@@ -1,29 +1,37 @@
-"""What test_tail.py and test_scaling.py share."""
+"""The benchmark of a block, for test_block.py and test_scaling.py."""
 
 from typing import Any
 
-from harness import Settings, Shelf, Subject, run
+from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.block import DTYPES, TailWorkload
+from se_fused.bench.workloads.base import DTYPES
+from se_fused.bench.workloads.block import BlockWorkload
 
-__all__ = ["tail_benchmark"]
+__all__ = ["block_benchmark"]
 
 
-def tail_benchmark(
-    benchmark: Any, shelf: Shelf, settings: Settings, shape: tuple[int, int, int, int], tail: str, dtype: str,
-    layout: str, peer: str, info: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """One candidate of a tail, held against ours; ours against a copy.
+def block_benchmark(
+    benchmark: Any,
+    workloads: WorkloadCache,
+    settings: Settings,
+    shape: tuple[int, int, int, int],
+    block: str,
+    dtype: str,
+    layout: str,
+    candidate: str,
+    info: dict[str, Any] | None = None,
+) -> None:
+    """One candidate of a block beside ours; ours beside a copy.
 
     Args:
-        tail: "se-infer", "bn_se-train" and so on.
+        block: "se-infer", "bn_se-train" and so on.
         info: more for ``extra_info``.
     """
-    norm, _, mode = tail.partition("-")
-    key = " ".join([tail, "x".join(map(str, shape)), dtype, layout])
-    subject = Subject(
-        key, lambda: TailWorkload(shape, DTYPES[dtype], layout, mode, settings.device, batch_norm=norm == "bn_se")
+    norm, _, mode = block.partition("-")
+    key = " ".join([block, "x".join(map(str, shape)), dtype, layout])
+    spec = WorkloadSpec(
+        key, lambda: BlockWorkload(shape, DTYPES[dtype], layout, mode, settings.device, batch_norm=norm == "bn_se")
     )
-    shelf.turn_to(key)
-    to = None if peer == "se_fused" else (subject, "se_fused", layout)
-    run(benchmark, shelf, settings, subject, peer, layout, kind="tail", group=key, to=to, info=info)
+    workloads.start_group(key)
+    to = (spec, "se_fused", layout)
+    run(benchmark, workloads, settings, spec, candidate, layout, kind="block", group=key, to=to, info=info)

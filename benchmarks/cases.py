@@ -1,26 +1,24 @@
 """Which benchmarks a preset has, as rows of words. Rows that share a workload stand together: it is built once.
 
-``default`` on a CPU takes about an hour on two cores, with every peer; ``full`` adds batches, networks and float16.
+``default`` on a CPU takes about an hour on two cores, with every baseline; ``full`` adds batches, networks and
+float16.
 """
 
+from se_fused.bench.providers.modules import LIBRARIES
 from se_fused.bench.providers.registry import compiles
+from se_fused.bench.workloads.base import DTYPES, LAYOUTS, MODES
 from se_fused.bench.workloads.block import STAGES
+from se_fused.bench.workloads.converted import CONVERTED
 
-__all__ = ["PASSES", "PRESETS", "STUDIES", "cases"]
+__all__ = ["PASSES", "PRESETS", "STUDIES", "cases", "sizes"]
 
 PRESETS = ("smoke", "default", "full")
 Rows = list[tuple[str, ...]]
 
 SMOKE_STAGES = ((2, 64, 14, 14), (2, 128, 7, 7))
-LAYOUTS = ("contiguous", "channels_last")
-TAILS = ("se-infer", "se-train", "bn_se-forward", "bn_se-train")
-# timm's is the strongest in eager mode: it adds and activates in place, where "eager" (se_fused.reference) does not.
-MODULES = ("timm", "torchvision", "monai")
+BLOCKS = ("se-infer", "se-train", "bn_se-forward", "bn_se-train")
 NETWORKS = ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d")
-CONVERTED = (
-    "timm-seresnet50", "timm-efficientnet_b0", "timm-mobilenetv3_large_100", "torchvision-efficientnet_b0",
-    "torchvision-mobilenet_v3_large", "torchvision-regnet_y_400mf", "monai-seresnet50",
-)  # fmt: skip
+UNMEASURED = ("legacy_seresnet50",)  # converted in the tests only
 
 # Axis of the scaling study -> its values. "samples" is batch where the two layers are all the work: one position.
 STUDIES = {
@@ -32,7 +30,7 @@ STUDIES = {
 }
 
 
-# A kernel that streams -> maps read, maps written, masks, floating-point operations of an element
+# A pass -> maps read, maps written, masks, floating-point operations of an element
 PASSES = {
     "moments": (1, 0, 0, 4), "scale_shift_act": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5),
     "scale_shift_act_backward": (2, 1, 0, 5), "scale_shift_act_mean": (1, 1, 0, 7),
@@ -54,46 +52,47 @@ def stages(preset: str, device: str) -> list[str]:
     return ["x".join(map(str, (batch, *s[1:]))) for batch in batches[device][preset] for s in STAGES]
 
 
+def sizes(stage: str) -> tuple[int, int, int, int]:
+    """(N, C, H, W) of a stage's name: "8x256x56x56"."""
+    n, c, h, w = (int(size) for size in stage.split("x"))
+    return n, c, h, w
+
+
 def dtypes(preset: str) -> tuple[str, ...]:
-    return {"smoke": ("float32",), "default": ("float32", "bfloat16"), "full": ("float32", "bfloat16", "float16")}[
-        preset
-    ]
+    return {"smoke": ("float32",), "default": ("float32", "bfloat16"), "full": tuple(DTYPES)}[preset]
 
 
-def tail_rows(preset: str, device: str) -> Rows:
-    def peers(tail: str) -> tuple[str, ...]:
-        modules = MODULES if tail == "se-infer" or preset != "default" else MODULES[:1]
+def block_rows(preset: str, device: str) -> Rows:
+    def candidates(block: str) -> tuple[str, ...]:
+        # timm's is the strongest in eager mode: it adds and activates in place, "eager" (se_fused.reference) does not.
+        modules = LIBRARIES if block == "se-infer" or preset != "default" else ("timm",)
         return ("se_fused", "eager", *modules, *compilers(device))
 
     return [
-        (stage, tail, dtype, layout, peer)
-        for stage in stages(preset, device) for tail in TAILS for dtype in dtypes(preset) for layout in LAYOUTS
-        for peer in peers(tail)
+        (stage, block, dtype, layout, candidate)
+        for stage in stages(preset, device) for block in BLOCKS for dtype in dtypes(preset) for layout in LAYOUTS
+        for candidate in candidates(block)
         # a compilation takes seconds and forgets nothing: once will do
-        if preset != "smoke" or not compiles(peer) or (tail, layout) == ("se-infer", "contiguous")
+        if preset != "smoke" or not compiles(candidate) or (block, layout) == ("se-infer", "contiguous")
     ]  # fmt: skip
 
 
-def stream_rows(preset: str, device: str) -> Rows:
+def pass_rows(preset: str, device: str) -> Rows:
     backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
-    kernels = (
-        "moments",
-        "scale_shift_act",
-        "moments_backward",
-        "scale_shift_act_backward",
-        "scale_shift_act_mean",
-        "scale_shift_act_mean_backward",
-    )
     return [
         (stage, dtype, layout, backend, kernel)
         for stage in stages(preset, device) for dtype in dtypes(preset) for layout in LAYOUTS for backend in backends
-        for kernel in kernels
+        for kernel in PASSES
     ]  # fmt: skip
 
 
-def conv_rows(preset: str, device: str) -> Rows:
-    peers = ("se_fused", "eager", "convolution") + (("product", "separate", "cublaslt") if device == "cuda" else ())
-    return [(stage, dtype, peer) for stage in stages(preset, device) for dtype in dtypes(preset) for peer in peers]
+def conv1x1_rows(preset: str, device: str) -> Rows:
+    products = ("product", "separate", "cublaslt") if device == "cuda" else ()
+    candidates = ("se_fused", "eager", "convolution", *products)
+    return [
+        (stage, dtype, candidate)
+        for stage in stages(preset, device) for dtype in dtypes(preset) for candidate in candidates
+    ]  # fmt: skip
 
 
 def network_rows(preset: str, device: str) -> Rows:
@@ -148,25 +147,26 @@ def network_rows(preset: str, device: str) -> Rows:
 
 def convert_rows(preset: str, device: str) -> Rows:
     """(library-name, mode, batch, size, dtype, layout, candidate)"""
-    names = CONVERTED[1:2] if preset == "smoke" else CONVERTED
+    names = [f"{library}-{name}" for name, library in CONVERTED if name not in UNMEASURED]
+    if preset == "smoke":
+        names = ["timm-efficientnet_b0"]
     batch, size = ("2", "64") if preset == "smoke" else ("64" if device == "cuda" else "8", "224")
-    modes = ("infer", "train")
     wanted = ("float32",) if device == "cpu" and preset != "full" else dtypes(preset)
-    layouts = LAYOUTS if preset == "full" else LAYOUTS[1:]
+    layouts = tuple(LAYOUTS) if preset == "full" else ("channels_last",)
     return [
-        (name, mode, batch, size, dtype, layout, peer)
-        for name in names for dtype in wanted for mode in modes for layout in layouts
-        for peer in ("converted", "original")
+        (name, mode, batch, size, dtype, layout, candidate)
+        for name in names for dtype in wanted for mode in MODES for layout in layouts
+        for candidate in ("converted", "original")
     ]  # fmt: skip
 
 
 def scaling_rows(preset: str, device: str) -> Rows:
-    """(axis, value, tail, dtype, candidate)"""
-    peers = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
+    """(axis, value, block, dtype, candidate)"""
+    candidates = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
     return [
-        (axis, str(value), tail, "float32", peer)
-        for axis, values in STUDIES.items() for tail in ("se-infer", "bn_se-train")
-        for value in (values[:2] if preset == "smoke" else values) for peer in peers
+        (axis, str(value), block, "float32", candidate)
+        for axis, values in STUDIES.items() for block in ("se-infer", "bn_se-train")
+        for value in (values[:2] if preset == "smoke" else values) for candidate in candidates
     ]  # fmt: skip
 
 
@@ -189,13 +189,13 @@ def network_scaling_rows(preset: str, device: str) -> Rows:
 
 
 _CASES = {
-    "test_stream": ("stage dtype layout backend kernel", stream_rows),
-    "test_tail": ("stage tail dtype layout peer", tail_rows),
-    "test_conv": ("stage dtype peer", conv_rows),
-    "test_network": ("network mode batch size dtype peer layout kind", network_rows),
-    "test_convert": ("model mode batch size dtype layout peer", convert_rows),
-    "test_scaling": ("axis value tail dtype peer", scaling_rows),
-    "test_network_scaling": ("axis value network dtype peer layout", network_scaling_rows),
+    "test_pass": ("stage dtype layout backend kernel", pass_rows),
+    "test_block": ("stage block dtype layout candidate", block_rows),
+    "test_conv1x1": ("stage dtype candidate", conv1x1_rows),
+    "test_network": ("network mode batch size dtype candidate layout kind", network_rows),
+    "test_convert": ("model mode batch size dtype layout candidate", convert_rows),
+    "test_scaling": ("axis value block dtype candidate", scaling_rows),
+    "test_network_scaling": ("axis value network dtype candidate layout", network_scaling_rows),
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import PRESETS, cases
-from harness import Settings, Shelf
+from harness import Settings, WorkloadCache
 
 from se_fused.bench.measure.device_limits import limits
 from se_fused.bench.measure.memory import keep_freed_memory
@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("se_fused")
     group.addoption(
         "--preset", default="default", choices=PRESETS,
-        help="smoke: tiny maps, every benchmark once; default; full: every batch, network and peer, hours on a CPU",
+        help="smoke: tiny maps, every benchmark once; default; full: every batch, network and baseline, hours on a CPU",
     )  # fmt: skip
     group.addoption("--seconds", type=float, default=None, help="of measuring one candidate; default: by workload")
     group.addoption("--device", default=None, help="cpu or cuda; default: cuda where torch sees a GPU")
@@ -54,8 +54,8 @@ def settings(pytestconfig: pytest.Config) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def shelf() -> Shelf:
-    return Shelf()
+def workloads() -> WorkloadCache:
+    return WorkloadCache()
 
 
 @pytest.hookimpl(hookwrapper=True)

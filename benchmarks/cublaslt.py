@@ -1,4 +1,4 @@
-"""cuBLASLt as a peer of "conv3 (1x1) + squeeze-excite + residual + ReLU" in inference, channels_last.
+"""cuBLASLt as a candidate for "conv3 (1x1) + squeeze-excite + residual + ReLU" in inference, channels_last.
 
 With the gate s (N, C) known, the op is one strided batched product, a matrix per sample:
 
@@ -179,10 +179,15 @@ def scaled_parameters(weight: Tensor, bias: Tensor | None, scale: Tensor) -> tup
 
 
 @torch.no_grad()
-def cublaslt_tail(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, scale: Tensor, residual: Tensor | None,
-    relu: bool = True, tf32: bool | None = None,
-) -> Tensor:  # fmt: skip
+def cublaslt_conv1x1(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    scale: Tensor,
+    residual: Tensor | None,
+    relu: bool = True,
+    tf32: bool | None = None,
+) -> Tensor:
     """relu(scale * (conv(h) + conv_bias) + residual), in h's dtype: float32, float16, bfloat16.
 
     h (N, K, H, W) and residual (N, C, H, W) are channels_last, conv_weight is (C, K) or (C, K, 1, 1), conv_bias (C,),

@@ -1,8 +1,8 @@
-"""What every benchmark does: check the output, time in turn with a yardstick, note bytes, memory, the machine's state.
+"""What every benchmark does: check the output, time in turn with a reference, note bytes, memory, the machine's state.
 
-A benchmark compares one candidate with a *yardstick* that is called before each of its rounds: ours for the peers, a
-copy of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the
-quotient of two neighbouring rounds does not care. pytest-benchmark's own figures are the candidate's wall-clock times.
+A benchmark compares one candidate with a *reference* that is called before each of its rounds: ours for the baselines,
+a copy of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the
+quotient of two consecutive rounds is not affected. pytest-benchmark's own figures are the candidate's wall-clock times.
 """
 
 import gc
@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from se_fused.bench.compare import Judge, Result
+from se_fused.bench.accuracy import AccuracyCheck, Result
 from se_fused.bench.measure.device_limits import copier, larger_than_cache, rotation
 from se_fused.bench.measure.device_state import snapshot
 from se_fused.bench.measure.memory import keep_freed_memory, peak_memory, saved_bytes
 from se_fused.bench.measure.timing import Timing, in_turn, primed, ratio, rounds_for, sampler, synchronizer, wall_clock
-from se_fused.bench.providers.registry import PEERS, allowance, compiles, why_not
-from se_fused.bench.workloads.block import Candidate, Workload, fresh_compiler
+from se_fused.bench.providers.registry import PROVIDERS, allowance, compiles, why_not
+from se_fused.bench.providers.torch_compile import fresh_compiler
+from se_fused.bench.workloads.base import Candidate, Workload
 
-__all__ = ["Settings", "Shelf", "Subject", "run"]
+__all__ = ["Settings", "WorkloadCache", "WorkloadSpec", "run"]
 
 PAUSE = 0.05  # seconds; threads of these engines spin on for a while after a call (NOTES.md)
 SPINNING = ("openvino", "onnxruntime")
@@ -49,47 +50,47 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A workload by name, and how to build it."""
+class WorkloadSpec:
+    """A workload that is not built yet: its name, and how to build it."""
 
     key: str
     build: Callable[[], Workload]
 
 
 @dataclass
-class Shelf:
+class WorkloadCache:
     """The workloads and checked candidates of the group of benchmarks that is running; another group clears it."""
 
     group: str = ""
-    judges: dict[str, Judge] = field(default_factory=dict)
+    checks: dict[str, AccuracyCheck] = field(default_factory=dict)
     candidates: dict[tuple[str, str, str], tuple[Candidate, Result]] = field(default_factory=dict)
 
-    def turn_to(self, group: str) -> None:
+    def start_group(self, group: str) -> None:
         """Drop what belongs to another group."""
         if group == self.group:
             return
         self.group = group
-        self.judges.clear()
+        self.checks.clear()
         self.candidates.clear()
         fresh_compiler()
         gc.collect()
 
-    def judge(self, subject: Subject) -> Judge:
-        """The judge of a workload, which is built when it is first asked for."""
-        if subject.key not in self.judges:
-            self.judges[subject.key] = Judge(subject.build())
-        return self.judges[subject.key]
+    def check(self, spec: WorkloadSpec) -> AccuracyCheck:
+        """The accuracy check of a workload, which is built when it is first asked for."""
+        if spec.key not in self.checks:
+            self.checks[spec.key] = AccuracyCheck(spec.build())
+        return self.checks[spec.key]
 
-    def checked(self, subject: Subject, name: str, layout: str) -> tuple[Candidate, Result]:
+    def checked(self, spec: WorkloadSpec, name: str, layout: str) -> tuple[Candidate, Result]:
         """A candidate whose results agree with float64. Skips where it cannot run here, fails where it disagrees."""
-        workload = self.judge(subject).workload
-        reason = why_not(name, workload.device, workload.dtype, workload.mode) if name in PEERS else None
+        workload = self.check(spec).workload
+        reason = why_not(name, workload.device, workload.dtype, workload.mode) if name in PROVIDERS else None
         if reason is not None:
             pytest.skip(reason)
-        key = subject.key, name, layout
+        key = spec.key, name, layout
         if key not in self.candidates:
             candidate, result = workload.candidate(name, layout), Result(name, layout)
-            self.judge(subject).check(candidate, result, allowance(name, workload.dtype, workload.device))
+            self.check(spec).check(candidate, result, allowance(name, workload.dtype, workload.device))
             self.candidates[key] = candidate, result
         candidate, result = self.candidates[key]
         if result.status == "failed" and compiles(name):
@@ -100,9 +101,9 @@ class Shelf:
 
 
 def timed(
-    benchmark: Any, mine: Run, yardstick: Run, device: str, budget: float, *, prime: bool, pause: float
+    benchmark: Any, mine: Run, reference: Run, device: str, budget: float, *, prime: bool, pause: float
 ) -> Seconds | None:
-    """Let pytest-benchmark time ``mine``, with a call of the yardstick before each round, whose seconds are returned.
+    """Let pytest-benchmark time ``mine``, with a call of the reference before each round, whose seconds are returned.
 
     Args:
         budget: seconds of both.
@@ -112,7 +113,7 @@ def timed(
     wait = synchronizer(device)
     held: list[Any] = []
     theirs: list[float] = []
-    clock = wall_clock(yardstick, wait)
+    clock = wall_clock(reference, wait)
 
     def once() -> None:
         held.append(mine())
@@ -122,7 +123,7 @@ def timed(
         held.clear()  # outside the measured time
         time.sleep(pause)
         if prime:
-            yardstick()
+            reference()
         theirs.append(clock())
         time.sleep(pause)
         if prime:
@@ -142,9 +143,9 @@ def timed(
     return theirs
 
 
-def on_device(mine: Run, yardstick: Run, device: str, budget: float, prime: bool) -> tuple[Seconds, Seconds, str]:
+def on_device(mine: Run, reference: Run, device: str, budget: float, prime: bool) -> tuple[Seconds, Seconds, str]:
     """Both without the host's part, which a wall clock cannot leave out: GPUs. And how it was measured."""
-    samples = {"mine": sampler(mine, device), "theirs": sampler(yardstick, device)}
+    samples = {"mine": sampler(mine, device), "theirs": sampler(reference, device)}
     start = time.perf_counter()
     for sample in samples.values():
         sample()
@@ -161,10 +162,10 @@ def cold_sets(nbytes: int, settings: Settings) -> int:
     return sets if sets <= MOST_SETS and (sets - 1) * nbytes >= larger_than_cache(settings.device) else 1
 
 
-def cold_times(mine: Sequence[Run], yardstick: Sequence[Run], device: str, budget: float) -> tuple[Seconds, Seconds]:
+def cold_times(mine: Sequence[Run], reference: Sequence[Run], device: str, budget: float) -> tuple[Seconds, Seconds]:
     """Both over rotating buffers."""
     turn = itertools.count()  # one for both: else each finds in the caches what the other has just read
-    samples = {"mine": sampler(mine, device, turn=turn), "theirs": sampler(yardstick, device, turn=turn)}
+    samples = {"mine": sampler(mine, device, turn=turn), "theirs": sampler(reference, device, turn=turn)}
     once = sum(sample() for sample in samples.values())
     measured = in_turn(samples, rounds_for(budget, once), warmup=1)
     return measured["mine"], measured["theirs"]
@@ -172,50 +173,51 @@ def cold_times(mine: Sequence[Run], yardstick: Sequence[Run], device: str, budge
 
 def run(
     benchmark: Any,
-    shelf: Shelf,
+    workloads: WorkloadCache,
     settings: Settings,
-    subject: Subject,
+    spec: WorkloadSpec,
     name: str,
     layout: str,
     *,
     kind: str,
     group: str,
-    to: tuple[Subject, str, str] | None = None,
+    to: tuple[WorkloadSpec, str, str],
     info: dict[str, Any] | None = None,
 ) -> None:
     """One benchmark.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        shelf, settings: the session's.
-        subject: what is computed.
+        workloads, settings: the session's.
+        spec: what is computed.
         name, layout: the candidate.
-        kind: "stream", "tail", "conv", "network" or "convert".
+        kind: "pass", "block", "conv1x1", "network" or "convert".
         group: of the report; candidates of one group are compared with each other.
-        to: the yardstick, a checked candidate too; None: a copy of as many bytes.
+        to: the reference, a checked candidate too; the candidate itself: a copy of as many bytes.
         info: more for ``extra_info``.
     """
     keep_freed_memory()
     device = settings.device
-    candidate, result = shelf.checked(subject, name, layout)
-    workload = shelf.judge(subject).workload
+    candidate, result = workloads.checked(spec, name, layout)
+    workload = workloads.check(spec).workload
     counted, working_set = workload.counted() or (None, COPIED)
-    other = None if to is None else shelf.checked(*to)[0]
-    yardstick = copier(device, working_set) if other is None else other.run
+    to_itself = (to[0].key, *to[1:]) == (spec.key, name, layout)
+    other = None if to_itself else workloads.checked(*to)[0]
+    reference = copier(device, working_set) if other is None else other.run
     benchmark.group = group
     about = workload.describe() | {"layout": layout, "kind": kind, "candidate": name, "errors": result.errors}
     benchmark.extra_info.update(about, **(info or {}))
     before = snapshot(device)
     budget = settings.budget(workload)
-    pause = PAUSE if name in SPINNING or (to is not None and to[1] in SPINNING) else 0.0
+    pause = PAUSE if name in SPINNING or to[1] in SPINNING else 0.0
     prime = candidate.rotate is not None  # a network fills the caches anew anyway
-    theirs = timed(benchmark, candidate.run, yardstick, device, budget, prime=prime, pause=pause)
+    theirs = timed(benchmark, candidate.run, reference, device, budget, prime=prime, pause=pause)
     if theirs is None:  # --benchmark-disable
         return
     mine = list(benchmark.stats.stats.data)
     extra: dict[str, Any] = {}
     if device != "cpu":
-        mine, theirs, extra["timed_by"] = on_device(candidate.run, yardstick, device, budget, prime)
+        mine, theirs, extra["timed_by"] = on_device(candidate.run, reference, device, budget, prime)
     warm = Timing.of(mine)
     extra["seconds"] = warm.as_dict()
     compared = {"ratio": (mine, theirs)}
@@ -232,7 +234,7 @@ def run(
         extra |= {"counted_bytes": counted, "working_set_bytes": working_set, "flops": workload.flops(),
                   "gb_per_second": counted / warm.median / 1e9}  # fmt: skip
     quotients = {key: ratio(*both) for key, both in compared.items()}
-    if to is not None:
+    if other is not None:
         extra |= {key: {"to": to[1], **quotient.as_dict()} for key, quotient in quotients.items()}
     elif counted is not None:  # a copy of the working set: speed over its speed
         names = {"ratio": "warm", "cold_ratio": "cold"}

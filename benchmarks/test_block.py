@@ -1,14 +1,21 @@
-"""The tail of a block, ours against plain PyTorch, eager and compiled, and the SE layers of other libraries.
+"""The end of a residual block: ours against plain PyTorch, eager and compiled, and the SE layers of other libraries.
 
 One group of the report is one workload: the same map, dtype and memory order.
 """
 
-from block import tail_benchmark
-from harness import Settings, Shelf
+from block import block_benchmark
+from cases import sizes
+from harness import Settings, WorkloadCache
 
 
-def test_tail(
-    benchmark, shelf: Shelf, settings: Settings, stage: str, tail: str, dtype: str, layout: str, peer: str
-) -> None:  # fmt: skip
-    n, c, h, w = (int(size) for size in stage.split("x"))
-    tail_benchmark(benchmark, shelf, settings, (n, c, h, w), tail, dtype, layout, peer)
+def test_block(
+    benchmark,
+    workloads: WorkloadCache,
+    settings: Settings,
+    stage: str,
+    block: str,
+    dtype: str,
+    layout: str,
+    candidate: str,
+) -> None:
+    block_benchmark(benchmark, workloads, settings, sizes(stage), block, dtype, layout, candidate)

@@ -1,4 +1,4 @@
-"""conv3 + SE + add + ReLU in inference, channels_last: one product, convolution and fused tail, plain PyTorch.
+"""conv3 + SE + add + ReLU in inference, channels_last: one product, convolution and fused block, plain PyTorch.
 
 ``se_fused`` is what the library chooses by itself. The plain convolution alone is there too: what SE costs beside it.
 ``cublaslt`` is the one product by NVIDIA's library (cublaslt.py), behind the gate of our own: two launches of ours.
@@ -11,13 +11,14 @@ from unittest import mock
 
 import pytest
 import torch
-from cublaslt import bytes_moved, cublaslt_tail
-from harness import Settings, Shelf, Subject, run
+from cases import sizes
+from cublaslt import bytes_moved, cublaslt_conv1x1
+from harness import Settings, WorkloadCache, WorkloadSpec, run
 from torch import Tensor
 
 from se_fused import backends, functional, reference
 from se_fused.activations import ACT_CODES, GATE_CODES
-from se_fused.bench.workloads.block import DTYPES, Candidate, Workload
+from se_fused.bench.workloads.base import DTYPES, Candidate, Workload
 
 WAYS = {"product": "product", "separate": "convolution and tail"}
 
@@ -46,11 +47,11 @@ def forced(name: str) -> Iterator[None]:
         yield
 
 
-class ConvWorkload(Workload):
+class Conv1x1Workload(Workload):
     """The end of a bottleneck block from its second convolution's output on; ``plain``: its convolution alone."""
 
     mode, layout, layouts, draws, seconds = "infer", "channels_last", ("channels_last",), 1, 2.0
-    peer = "se_fused.reference (plain PyTorch)"
+    baseline = "se_fused.reference (plain PyTorch)"
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, plain: bool) -> None:
         self.title = "conv3" if plain else "conv3+SE+add+ReLU"
@@ -81,9 +82,9 @@ class ConvWorkload(Workload):
     def _run(self, name: str, x: Tensor, residual: Tensor) -> Tensor:
         if name in ("eager", "convolution"):
             return self._plain(x, self.conv, self.fc, residual)
-        if name == "cublaslt":  # float32 is multiplied as in the other peers, which follow the convolutions
+        if name == "cublaslt":  # float32 is multiplied as in the other candidates, which follow the convolutions
             opened = gate(x, self.folded, *self.fc[2:])
-            return cublaslt_tail(x, *self.conv, opened, residual, tf32=torch.backends.cudnn.allow_tf32)
+            return cublaslt_conv1x1(x, *self.conv, opened, residual, tf32=torch.backends.cudnn.allow_tf32)
         with forced(name):
             return functional.conv1x1_squeeze_excite(
                 x, *self.conv, *self.fc, residual, out_act="relu", folded=self.folded
@@ -112,20 +113,20 @@ class ConvWorkload(Workload):
         return 2 * n * c * (c // 4) * h * w
 
 
-def test_conv(benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, peer: str) -> None:
-    if peer == "cublaslt" and torch.version.cuda is None:
+def test_conv1x1(
+    benchmark, workloads: WorkloadCache, settings: Settings, stage: str, dtype: str, candidate: str
+) -> None:
+    if candidate == "cublaslt" and torch.version.cuda is None:
         pytest.skip("cuBLASLt needs an NVIDIA GPU")
-    n, c, h, w = (int(size) for size in stage.split("x"))
+    n, c, h, w = sizes(stage)
     group = f"conv3+SE+add+ReLU inference {stage} {dtype}"
 
-    def subject(plain: bool) -> Subject:
-        return Subject(
-            f"{group} {plain}", lambda: ConvWorkload((n, c, h, w), DTYPES[dtype], settings.device, plain)
-        )  # fmt: skip
+    def spec(plain: bool) -> WorkloadSpec:
+        return WorkloadSpec(
+            f"{group} {plain}", lambda: Conv1x1Workload((n, c, h, w), DTYPES[dtype], settings.device, plain)
+        )
 
-    shelf.turn_to(group)
-    to = None if peer == "se_fused" else (subject(False), "se_fused", "channels_last")
-    run(
-        benchmark, shelf, settings, subject(peer == "convolution"), peer, "channels_last", kind="conv", group=group,
-        to=to,
-    )  # fmt: skip
+    workloads.start_group(group)
+    to = (spec(False), "se_fused", "channels_last")
+    wanted = spec(candidate == "convolution")
+    run(benchmark, workloads, settings, wanted, candidate, "channels_last", kind="conv1x1", group=group, to=to)

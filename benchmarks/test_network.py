@@ -1,11 +1,12 @@
 """Whole networks, the one without SE beside each: ours, timm's eager and compiled, OpenVINO, ONNX Runtime, TensorRT.
 
-Peers are held against ours in channels_last; a network without SE against the same candidate with it: what SE costs.
+Baselines are held against ours in channels_last; a network without SE against the same candidate with it: what SE
+costs.
 """
 
-from harness import Settings, Shelf, Subject, run
+from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.block import DTYPES
+from se_fused.bench.workloads.base import DTYPES
 from se_fused.bench.workloads.network import ModelWorkload
 
 PLAIN = {
@@ -15,26 +16,34 @@ PLAIN = {
 
 
 def test_network(
-    benchmark, shelf: Shelf, settings: Settings, network: str, mode: str, batch: str, size: str, dtype: str,
-    peer: str, layout: str, kind: str,
-) -> None:  # fmt: skip
+    benchmark,
+    workloads: WorkloadCache,
+    settings: Settings,
+    network: str,
+    mode: str,
+    batch: str,
+    size: str,
+    dtype: str,
+    candidate: str,
+    layout: str,
+    kind: str,
+) -> None:
     group = f"{network} {mode} {batch}x{size} {dtype}"
 
-    def subject(name: str) -> Subject:
-        return Subject(
+    def spec(name: str) -> WorkloadSpec:
+        return WorkloadSpec(
             f"{name} {group}",
             lambda: ModelWorkload(name, mode, DTYPES[dtype], settings.device, batch=int(batch), size=int(size)),
         )
 
-    shelf.turn_to(group)
-    with_se, info = subject(network), {"network": network}
+    workloads.start_group(group)
+    with_se, info = spec(network), {"network": network}
     if kind == "plain":
         info["plain"] = True
         run(
-            benchmark, shelf, settings, subject(PLAIN[network]), peer, layout, kind="network", group=group,
-            to=(with_se, peer, layout), info=info,
+            benchmark, workloads, settings, spec(PLAIN[network]), candidate, layout, kind="network", group=group,
+            to=(with_se, candidate, layout), info=info,
         )  # fmt: skip
         return
-    ours = "se_fused", "channels_last"
-    to = None if (peer, layout) == ours else (with_se, *ours)
-    run(benchmark, shelf, settings, with_se, peer, layout, kind="network", group=group, to=to, info=info)
+    to = with_se, "se_fused", "channels_last"
+    run(benchmark, workloads, settings, with_se, candidate, layout, kind="network", group=group, to=to, info=info)

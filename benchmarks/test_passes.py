@@ -1,6 +1,6 @@
-"""Each streaming kernel alone, against the bandwidth of a copy: what the tail's time is made of.
+"""Each pass over memory alone, against the bandwidth of a copy: what a block's time is made of.
 
-A kernel's bytes are those that it must move: its maps once each, and the mask. One group of the report is one map.
+A pass counts the bytes that it must move: its maps once each, and the mask. One group of the report is one map.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import PASSES
-from harness import Settings, Shelf, Subject, run
+from cases import PASSES, sizes
+from harness import Settings, WorkloadCache, WorkloadSpec, run
 from torch import Tensor
 
 from se_fused import backends
 from se_fused._random import generator_on
 from se_fused.activations import OUT_ACT_CODES
-from se_fused.bench.workloads.block import DTYPES, LAYOUTS, Candidate, Workload
+from se_fused.bench.workloads.base import DTYPES, LAYOUTS, Candidate, Workload
 from se_fused.ops.layout import mask_numel, pack_mask
 from se_fused.ops.moments import moments, moments_backward
 from se_fused.ops.scale_shift_act import scale_shift_act, scale_shift_act_backward
@@ -35,10 +35,10 @@ class Definition:
     )
 
 
-class StreamWorkload(Workload):
-    """One kernel of one backend on one map."""
+class PassWorkload(Workload):
+    """One pass of one backend on one map."""
 
-    peer, mode, draws, seconds = "the definition in plain PyTorch", "infer", 1, 1.0
+    baseline, mode, draws, seconds = "the definition in plain PyTorch", "infer", 1, 1.0
 
     def __init__(
         self, kernel: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str
@@ -55,22 +55,22 @@ class StreamWorkload(Workload):
         self.inputs = {"x": maps[0], "other": maps[1], **{name: draw(*shape[:2]) for name in "abk"}}
         self.inputs["mask"] = pack_mask(maps[1] * maps[0] > 0)
 
-    def _run(self, streams: Any, given: dict[str, Tensor]) -> Sequence[Tensor]:
+    def _run(self, passes: Any, given: dict[str, Tensor]) -> Sequence[Tensor]:
         x, other, a, b, k, mask = (given[name] for name in ("x", "other", "a", "b", "k", "mask"))
         nothing = x.new_empty(0, dtype=a.dtype)
         calls: dict[str, Callable[[], Any]] = {
-            "moments": lambda: streams.moments(x),
-            "scale_shift_act": lambda: streams.scale_shift_act(x, other, a, b, RELU, True),
-            "moments_backward": lambda: streams.moments_backward(other, x, None, mask, k, a, b, RELU, True),
-            "scale_shift_act_backward": lambda: (streams.scale_shift_act_backward(other, x, nothing, k, a, b, k),),
-            "scale_shift_act_mean": lambda: streams.scale_shift_act_mean(x, a, b, SILU),
-            "scale_shift_act_mean_backward": lambda: streams.scale_shift_act_mean_backward(other, k, x, a, a, b, SILU),
+            "moments": lambda: passes.moments(x),
+            "scale_shift_act": lambda: passes.scale_shift_act(x, other, a, b, RELU, True),
+            "moments_backward": lambda: passes.moments_backward(other, x, None, mask, k, a, b, RELU, True),
+            "scale_shift_act_backward": lambda: (passes.scale_shift_act_backward(other, x, nothing, k, a, b, k),),
+            "scale_shift_act_mean": lambda: passes.scale_shift_act_mean(x, a, b, SILU),
+            "scale_shift_act_mean_backward": lambda: passes.scale_shift_act_mean_backward(other, k, x, a, a, b, SILU),
         }
         outputs: Sequence[Tensor] = calls[self.kernel]()
         return outputs
 
-    def _results(self, streams: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._run(streams, given)
+    def _results(self, passes: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self._run(passes, given)
         return {str(i): t for i, t in enumerate(outputs) if t.dtype != torch.uint8 and t.numel()}
 
     def truth(self) -> dict[str, Tensor]:
@@ -78,14 +78,14 @@ class StreamWorkload(Workload):
         return self._results(Definition, double)
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        streams = self.backend if name == "se_fused" else Definition
+        passes = self.backend if name == "se_fused" else Definition
 
         def rotate(sets: int) -> list[Callable[[], Any]]:
             copies = [self.inputs, *({k: t.clone() for k, t in self.inputs.items()} for _ in range(sets - 1))]
-            return [lambda given=given: self._run(streams, given) for given in copies]  # type: ignore[misc]
+            return [lambda given=given: self._run(passes, given) for given in copies]  # type: ignore[misc]
 
         return Candidate(
-            name, layout, lambda: self._run(streams, self.inputs), lambda: self._results(streams, self.inputs),
+            name, layout, lambda: self._run(passes, self.inputs), lambda: self._results(passes, self.inputs),
             lambda: None, (), rotate=rotate,
         )  # fmt: skip
 
@@ -99,16 +99,24 @@ class StreamWorkload(Workload):
         return PASSES[self.kernel][3] * self.inputs["x"].numel()
 
 
-def test_stream(
-    benchmark, shelf: Shelf, settings: Settings, stage: str, dtype: str, layout: str, backend: str, kernel: str
-) -> None:  # fmt: skip
+def test_pass(
+    benchmark,
+    workloads: WorkloadCache,
+    settings: Settings,
+    stage: str,
+    dtype: str,
+    layout: str,
+    backend: str,
+    kernel: str,
+) -> None:
     if (reason := backends.why_not(backends.BACKENDS[backend], settings.device, DTYPES[dtype])) is not None:
         pytest.skip(f"{backend}: {reason}")
-    shape = tuple(int(size) for size in stage.split("x"))
-    group = f"streams {stage} {dtype} {layout}"
-    subject = Subject(
+    shape = sizes(stage)
+    group = f"passes {stage} {dtype} {layout}"
+    spec = WorkloadSpec(
         f"{group} {backend} {kernel}",
-        lambda: StreamWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
+        lambda: PassWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
     )
-    shelf.turn_to(subject.key)
-    run(benchmark, shelf, settings, subject, "se_fused", layout, kind="stream", group=group)
+    workloads.start_group(spec.key)
+    to = (spec, "se_fused", layout)
+    run(benchmark, workloads, settings, spec, "se_fused", layout, kind="pass", group=group, to=to)

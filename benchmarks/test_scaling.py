@@ -1,14 +1,14 @@
 """Where ours stops being ahead: batch, image, channels and positions, each over its whole range, the others fixed.
 
-Tails are channels_last float32, in inference and in training. Fixed are a 14x14 map of 512 channels (batch), the first
+Blocks are channels_last float32, in inference and in training. Fixed are a 14x14 map of 512 channels (batch), the first
 stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two samples (positions); GPUs get more.
 "samples" is the worst case: 2048 channels of one position, so that the two layers are all the work.
 """
 
-from block import tail_benchmark
-from harness import Settings, Shelf, Subject, run
+from block import block_benchmark
+from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.block import DTYPES
+from se_fused.bench.workloads.base import DTYPES
 from se_fused.bench.workloads.network import ModelWorkload
 
 # height and width of that many positions
@@ -30,25 +30,39 @@ def shape_of(axis: str, value: int, gpu: bool) -> tuple[int, int, int, int]:
 
 
 def test_scaling(
-    benchmark, shelf: Shelf, settings: Settings, axis: str, value: str, tail: str, dtype: str, peer: str
-) -> None:  # fmt: skip
+    benchmark,
+    workloads: WorkloadCache,
+    settings: Settings,
+    axis: str,
+    value: str,
+    block: str,
+    dtype: str,
+    candidate: str,
+) -> None:
     shape = shape_of(axis, int(value), settings.device != "cpu")
     study = {"study": {"axis": axis, "value": int(value)}}
-    tail_benchmark(benchmark, shelf, settings, shape, tail, dtype, "channels_last", peer, study)
+    block_benchmark(benchmark, workloads, settings, shape, block, dtype, "channels_last", candidate, study)
 
 
 def test_network_scaling(
-    benchmark, shelf: Shelf, settings: Settings, axis: str, value: str, network: str, dtype: str, peer: str, layout: str
-) -> None:  # fmt: skip
+    benchmark,
+    workloads: WorkloadCache,
+    settings: Settings,
+    axis: str,
+    value: str,
+    network: str,
+    dtype: str,
+    candidate: str,
+    layout: str,
+) -> None:
     """A whole network in inference, by batch at its usual image size and by image at batch 1 (8 on a GPU)."""
     usual = 64 if settings.preset == "smoke" else 224
     batch, size = (int(value), usual) if axis == "batch" else (8 if settings.device != "cpu" else 1, int(value))
     group = f"{network} infer {batch}x{size} {dtype} by {axis}"
-    subject = Subject(
+    spec = WorkloadSpec(
         group, lambda: ModelWorkload(network, "infer", DTYPES[dtype], settings.device, batch=batch, size=size)
     )
-    shelf.turn_to(group)
-    ours = "se_fused optimized"
+    workloads.start_group(group)
     info = {"network": network, "study": {"axis": axis, "value": int(value)}}
-    to = None if peer == ours else (subject, ours, "channels_last")
-    run(benchmark, shelf, settings, subject, peer, layout, kind="network", group=group, to=to, info=info)
+    to = (spec, "se_fused optimized", "channels_last")
+    run(benchmark, workloads, settings, spec, candidate, layout, kind="network", group=group, to=to, info=info)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from se_fused._atomic_write import write_text
-from se_fused.bench.report.format import number, percent, table, times
-from se_fused.bench.report.pairs import SHORT, family
-from se_fused.bench.report.plots import save
-from se_fused.bench.report.style import Bar, Panel, bar_pages
+from se_fused.bench.report.format import layout_name, number, percent, table, times
+from se_fused.bench.report.pairs import family
+from se_fused.bench.report.style import Bar, Panel, bar_pages, save
 
 from .steps import COMMANDS
 from .store import load
@@ -42,7 +41,7 @@ def _bars_of_kernels(rows: Sequence[Record]) -> Iterator[Panel]:
             one[row["backend"]] = Bar.exact(100 * row["share"])
             if row.get("expected") and row["expected"][0] == "percent":
                 one["expected"] = Bar.exact(row["expected"][1])
-        yield Panel(f"{_name(shape)} {SHORT[layout]}", list(bars.items()))
+        yield Panel(f"{_name(shape)} {layout_name(layout)}", list(bars.items()))
 
 
 def _bars_of_tails(rows: Sequence[Record]) -> Iterator[Panel]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from se_fused.bench.report.pairs import SHORT
+from se_fused.bench.report.format import layout_name
 
 __all__ = ["MOST_LINES", "aligned", "render"]
 
@@ -94,14 +94,14 @@ def _where(rows: Sequence[Record]) -> list[str]:
     told = [key for key in keys if _worth_a_line(key, found, batches[0], stages, set(keys))]
     for key in sorted(told, key=lambda key: (key[0], key[4], key[2], key[3], key[1])):
         backend, variant, mode, plan, layout, kernel = key
-        name = " ".join(filter(None, (backend, variant, SHORT[layout], mode, plan, kernel)))
+        name = " ".join(filter(None, (backend, variant, layout_name(layout), mode, plan, kernel)))
         table.append((name, *(_cell(found.get((*key, batches[0], stage))) for stage in stages)))
     lines += aligned(table)
     small = [("all, microseconds", *(f"N={b} S{i}" for b in batches[1:] for i in range(1, len(stages) + 1)))]
     for key in keys:
         if key[5] == "all" and not key[3]:
             cells = (found.get((*key, batch, stage)) for batch in batches[1:] for stage in stages)
-            name = " ".join(filter(None, (key[0], key[1], SHORT[key[4]], key[2])))
+            name = " ".join(filter(None, (key[0], key[1], layout_name(key[4]), key[2])))
             small.append((name, *("" if row is None else f"{row['us']:.0f}" for row in cells)))
     counted = [row for row in rows if row.get("ncu")]
     if len(small) > 1:

@@ -10,9 +10,12 @@ import typer
 
 from .._atomic_write import write_text
 from ..bench import compare as comparing
-from ..bench.report import console as report
-from ..bench.report import plots
-from ..bench.workloads.block import DTYPES, LAYOUTS, MODES
+from ..bench.report import plots, write
+from ..bench.report.console import console, print_info, print_rows
+from ..bench.report.load import load, load_all
+from ..bench.report.markdown import markdown
+from ..bench.report.regressions import changes
+from ..bench.workloads.base import DTYPES, LAYOUTS, MODES
 from .app import app
 from .options import at_least, bad, check_device, check_output, choice, progress_bar
 
@@ -28,7 +31,7 @@ def info_command(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(about, indent=1))
     else:
-        report.print_info(about, report.console())
+        print_info(about, console())
 
 
 @app.command("verify")
@@ -42,7 +45,7 @@ def verify_command(as_json: AsJson = False) -> None:
 @app.command("compare")
 def compare_command(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="stages (the tails of ResNet-50's four), a block N,C,H,W, or a model.")],
+    target: Annotated[str, typer.Argument(help="stages (blocks of ResNet-50's four), a block N,C,H,W, or a model.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
     dtype: Annotated[
         str | None,
@@ -55,7 +58,7 @@ def compare_command(
     batch: Annotated[int | None, typer.Option(help="Batch size. Default: 8, or the block's.")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of a model's images. Default: 224.")] = None,
     mode: Annotated[str, typer.Option(help="infer, train (forward and backward) or both.")] = "both",
-    compile: Annotated[bool, typer.Option(help="Whether torch.compile of the peer takes part.")] = True,
+    compile: Annotated[bool, typer.Option(help="Whether torch.compile of the baseline takes part.")] = True,
     repeats: Annotated[int | None, typer.Option(help="Rounds. Default: 2 s of them a block, 15 s a model.")] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write all figures there; - prints them.")
@@ -64,8 +67,8 @@ def compare_command(
 ) -> None:
     """Ours against eager PyTorch and torch.compile: the same output first, then time, memory and ratios.
 
-    Eager and compiled peers are timm's model with the same weights, or the block in plain PyTorch. The exit code is 1
-    if ours differs from float64 by more than twice what eager does.
+    Eager and compiled baselines are timm's model with the same weights, or the block in plain PyTorch. The exit code
+    is 1 if ours differs from float64 by more than twice what eager does.
     """
     try:
         parsed = comparing.parse_target(target)
@@ -91,7 +94,7 @@ def compare_command(
     )  # fmt: skip
     with progress_bar("compare") as progress:
         rows, memory = comparing.run(builds, compiled=compile, repeats=repeats, progress=progress)
-    text = report.document(rows, memory, context.obj or sys.argv[1:])
+    text = write.comparison_json(rows, memory, context.obj or sys.argv[1:])
     # Files first: a reader of the output that closes its pipe early does not lose them.
     if to_file is not None:
         write_text(to_file, text)
@@ -101,7 +104,7 @@ def compare_command(
     if json_file == "-":
         print(text, end="")
     else:
-        report.print_rows(rows, memory, report.console())
+        print_rows(rows, memory, console())
     raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
 
 
@@ -114,16 +117,13 @@ def report_command(
         Path | None, typer.Option(metavar="FOLDER", help="Write report.md and pictures there; the folder is made.")
     ] = None,
 ) -> None:
-    """What a run of the benchmarks says, as Markdown: speed and memory against all peers, what SE costs, the limits.
+    """What a run of the benchmarks says, as Markdown: speed and memory beside all baselines, what SE costs, limits.
 
     Several files count as one run; they must be of one machine.
     """
-    from ..bench.report import load_all, markdown
-    from ..bench.report import write as commands
-
     try:
         if output is not None:
-            commands.check_folder(output)
+            write.check_folder(output)
     except (ValueError, ImportError) as error:
         raise bad("--output", str(error)) from None
     try:
@@ -131,7 +131,7 @@ def report_command(
     except ValueError as error:
         raise bad("RESULTS.json", str(error)) from None
     if output is not None:
-        commands.write_report(loaded, output)
+        write.write_report(loaded, output)
     print(markdown(loaded), end="")
 
 
@@ -141,13 +141,10 @@ def changes_command(
     after: Annotated[str, typer.Argument(metavar="AFTER.json", help="Another, on the same machine.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
 ) -> None:
-    """Whether two runs differ by more than noise, which the peers tell: their code is the same in both.
+    """Whether two runs differ by more than noise, which the baselines tell: their code is the same in both.
 
     The exit code is 1 if something of ours is slower.
     """
-    from ..bench.report import changes, load
-    from ..bench.report import write as commands
-
     check_output("--json", json_file)
     runs = []
     for argument, path in (("BEFORE.json", before), ("AFTER.json", after)):
@@ -160,6 +157,6 @@ def changes_command(
     except ValueError as error:
         raise bad("AFTER.json", str(error)) from None
     if json_file is not None:
-        commands.write_changes(found, json_file)
+        write.write_changes(found, json_file)
     print(found.text(), end="")
     raise typer.Exit(0 if found.ok else 1)

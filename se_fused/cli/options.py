@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 import typer
 
-from ..bench.report import console as report
-from ..bench.report import plots
+from ..bench.report.console import console
+from ..bench.report.style import check_matplotlib
+from ..bench.report.write import check_writable
 
 __all__ = ["at_least", "bad", "check_device", "check_output", "choice", "progress_bar"]
 
@@ -50,11 +51,11 @@ def check_output(option: str, path: Path | None, picture: bool = False) -> None:
     if path is None:
         return
     try:
-        report.check_writable(path)
+        check_writable(path)
         if picture:
             if path.suffix.lower() not in (".png", ".pdf", ".svg"):
                 raise ValueError(f"{path} must end in .png, .pdf or .svg")
-            plots.check_matplotlib()
+            check_matplotlib()
     except (ValueError, ImportError) as error:
         raise bad(option, str(error)) from None
 
@@ -64,7 +65,7 @@ def progress_bar(label: str) -> Iterator[Callable[[str, float], None]]:
     """A bar on stderr; nothing where that is no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    to = report.console(stderr=True)
+    to = console(stderr=True)
     columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
                TextColumn("{task.description}", markup=False))  # fmt: skip
     with Progress(*columns, console=to, transient=True, disable=not sys.stderr.isatty()) as bar:

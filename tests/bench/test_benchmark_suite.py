@@ -1,4 +1,4 @@
-"""The benchmark suite's promises: what is wrong is not timed, what is missing is named, presets hold what they say."""
+"""The benchmark suite: wrong results are not timed, missing packages are named, presets hold what they say."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from support.paths import ROOT
 from support.provenance import naming_folders
 
-from se_fused.bench.providers.registry import NETWORKS, TAILS
+from se_fused.bench.providers.registry import BLOCK_PROVIDERS, NETWORK_PROVIDERS
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -27,8 +27,14 @@ def load(name: str):
 
 cases = load("cases")
 TESTS = (
-    "test_stream", "test_tail", "test_conv", "test_network", "test_convert", "test_scaling", "test_network_scaling",
+    "test_pass", "test_block", "test_conv1x1", "test_network", "test_convert", "test_scaling", "test_network_scaling",
 )  # fmt: skip
+
+
+KNOWN = {
+    "test_block": BLOCK_PROVIDERS, "test_scaling": BLOCK_PROVIDERS, "test_network": NETWORK_PROVIDERS,
+    "test_network_scaling": NETWORK_PROVIDERS,
+}  # fmt: skip
 
 
 def suite(tmp_path: Path, *arguments: str, plugin: str = "") -> tuple[subprocess.CompletedProcess, dict | None]:
@@ -55,13 +61,12 @@ def test_rows(test: str, preset: str, device: str):
     assert {len(row) for row in rows} == {len(names)}
     for row in rows:
         given = dict(zip(names, row, strict=True))
-        known = {"test_tail": TAILS, "test_scaling": TAILS, "test_network": NETWORKS, "test_network_scaling": NETWORKS}
-        assert "peer" not in given or given["peer"] in known.get(test, (given["peer"],))
+        assert "candidate" not in given or given["candidate"] in KNOWN.get(test, (given["candidate"],))
 
 
 def test_rows_of_one_workload_stand_together():
     """A workload is built, and its float64 truth computed, once."""
-    for test, about in (("test_tail", 4), ("test_network", 5), ("test_convert", 6), ("test_scaling", 4)):
+    for test, about in (("test_block", 4), ("test_network", 5), ("test_convert", 6), ("test_scaling", 4)):
         for preset in cases.PRESETS:
             keys = [row[:about] for row in cases.cases(test, preset, "cpu")[1]]
             runs = 1 + sum(a != b for a, b in pairwise(keys))
@@ -69,11 +74,11 @@ def test_rows_of_one_workload_stand_together():
 
 
 def test_ours_comes_first_and_plain_after_the_network():
-    for test in ("test_tail", "test_scaling"):
+    for test in ("test_block", "test_scaling"):
         rows = cases.cases(test, "default", "cpu")[1]
         seen = set()
-        for *key, peer in rows:
-            assert peer == "se_fused" or tuple(key) in seen
+        for *key, candidate in rows:
+            assert candidate == "se_fused" or tuple(key) in seen
             seen.add(tuple(key))
 
 
@@ -83,9 +88,9 @@ def test_full_holds_what_was_asked_for():
         for batch in ("1", "8", "64", "256"):
             found = {row[5:] for row in rows if row[:3] == (network, "infer", batch)}
             assert {kind for *_, kind in found} == {"se", "plain"}
-            peers = {peer for peer, *_ in found}
+            candidates = {candidate for candidate, *_ in found}
             ways = {"compile", "compile max-autotune", "compile reduce-overhead"}
-            assert {"se_fused", "eager", "tensorrt", *ways} <= peers
+            assert {"se_fused", "eager", "tensorrt", *ways} <= candidates
         assert any(row[:2] == (network, "train") for row in rows)
     on_cpu = {row[5] for row in cases.cases("test_network", "full", "cpu")[1]}
     assert {"openvino", "onnxruntime", "compile freezing"} <= on_cpu
@@ -95,11 +100,11 @@ def test_full_holds_what_was_asked_for():
 
 
 # ---- what it does
-TAIL = ("-k", "test_tail and 2x64x14x14 and se-infer and channels_last and not bn_se and (eager or se_fused)")
+BLOCK = ("-k", "test_block and 2x64x14x14 and se-infer and channels_last and not bn_se and (eager or se_fused)")
 
 
 def test_a_run_says_how_it_was_taken(tmp_path):
-    done, results = suite(tmp_path, *TAIL)
+    done, results = suite(tmp_path, *BLOCK)
     assert done.returncode == 0, done.stdout
     about = results["se_fused"]
     assert about["preset"] == "smoke" and about["limits"]["cpu"]["copy"]
@@ -122,21 +127,21 @@ functional.squeeze_excite = lambda *args, **options: right(*args, **options) * 1
 
 
 def test_what_is_wrong_is_not_timed(tmp_path):
-    done, results = suite(tmp_path, *TAIL, plugin=WRONG)
+    done, results = suite(tmp_path, *BLOCK, plugin=WRONG)
     assert done.returncode == 1
-    assert "differs from float64 in y" in done.stdout and "2 failed" in done.stdout  # eager has no yardstick then
+    assert "differs from float64 in y" in done.stdout and "2 failed" in done.stdout  # eager has no reference then
     assert results is None or not results["benchmarks"]
 
 
 MISSING = """
 import sys
-from se_fused import peers
-right = peers.find_spec
-peers.find_spec = lambda name: None if name == "openvino" else right(name)
+from se_fused.bench.providers import registry
+right = registry.find_spec
+registry.find_spec = lambda name: None if name == "openvino" else right(name)
 """
 
 
-def test_a_missing_peer_is_named(tmp_path):
+def test_a_missing_baseline_is_named(tmp_path):
     done, results = suite(tmp_path, "-k", "test_network and openvino and se", "-rs", plugin=MISSING)
     assert done.returncode == 0, done.stdout
     wanted = 'openvino is not installed: pip install "se_fused[bench]"'
@@ -155,8 +160,8 @@ def test_a_gpu_that_is_not_there(tmp_path):
 def test_two_runs_are_compared(tmp_path):
     """By pytest-benchmark itself: names and parameters are the same words in every run and commit."""
     store = f"--benchmark-storage=file://{tmp_path}/store"
-    first, _ = suite(tmp_path, *TAIL, store, "--benchmark-save=first")
-    second, _ = suite(tmp_path, *TAIL, store, "--benchmark-compare=0001")
+    first, _ = suite(tmp_path, *BLOCK, store, "--benchmark-save=first")
+    second, _ = suite(tmp_path, *BLOCK, store, "--benchmark-compare=0001")
     assert first.returncode == second.returncode == 0, second.stdout
     for name in ("se_fused", "eager"):
         rows = [line for line in second.stdout.splitlines() if f"channels_last-{name}]" in line]
@@ -174,8 +179,8 @@ reference.squeeze_excite = slow
 """
 
 
-def test_a_ratio_is_the_peer_s_time_over_ours(tmp_path):
-    done, results = suite(tmp_path, *TAIL, plugin=SLOW)
+def test_a_ratio_is_the_baselines_time_over_ours(tmp_path):
+    done, results = suite(tmp_path, *BLOCK, plugin=SLOW)
     assert done.returncode == 0, done.stdout
     eager = results["benchmarks"][1]["extra_info"]
     assert eager["candidate"] == "eager" and eager["seconds"]["median"] > 0.2

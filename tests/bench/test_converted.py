@@ -9,8 +9,9 @@ from support.modules import one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
 import se_fused
-from se_fused.bench.workloads.block import LAYOUTS
-from se_fused.bench.workloads.converted import CONVERTED, LIBRARIES, ConvertWorkload, library_model
+from se_fused.bench.providers.modules import LIBRARIES
+from se_fused.bench.workloads.base import LAYOUTS
+from se_fused.bench.workloads.converted import CONVERTED, ConvertWorkload, library_model
 
 SMALL = [("seresnet18", "timm"), ("mobilenetv3_small_050", "timm"), ("mobilenet_v3_small", "torchvision")]
 
@@ -24,7 +25,7 @@ def built(name: str, library: str, mode: str, dtype: torch.dtype = torch.float32
 @pytest.mark.parametrize(("name", "library"), SMALL)
 def test_inference(name: str, library: str, dtype: torch.dtype) -> None:
     workload = built(name, library, "infer", dtype)
-    assert workload.title == f"{library} {name} inference" and workload.peer.startswith(f"{library} ")
+    assert workload.title == f"{library} {name} inference" and workload.baseline.startswith(f"{library} ")
     logits = workload.truth()["logits"]
     assert logits.std(0).norm() > 0.01 * logits.norm(), "the images make no difference"
     assert_agrees(workload, "converted", tuple(LAYOUTS), "original")

@@ -1,4 +1,4 @@
-"""benchmarks/cublaslt.py as far as a machine without a GPU can tell: numbers, layouts, descriptors, and what it says.
+"""benchmarks/cublaslt.py as far as it can be tested without a GPU: numbers, layouts, descriptors, messages.
 
 cuBLASLt is emulated by what its manual says it does: D = op(A) op(B) + beta C + bias on column-major views of memory,
 strided over the batch. A layout that describes other memory than the op's gives another result, or leaves the tensor.
@@ -146,11 +146,11 @@ def gate(given: dict[str, Tensor | None]) -> Tensor:
 
 
 def difference(given: dict[str, Tensor], relu: bool = True, drop: str | None = None) -> float:
-    """Relative error of cublaslt_tail on the emulation, against the reference in float64."""
+    """Relative error of cublaslt_conv1x1 on the emulation, against the reference in float64."""
     given = {name: None if name == drop else t for name, t in given.items()}
     wide = {name: None if t is None else t.double() for name, t in given.items()}
     scale = gate(wide)
-    y = cublaslt.cublaslt_tail(given["h"], given["conv_weight"], given["conv_bias"], scale, given["residual"], relu)
+    y = cublaslt.cublaslt_conv1x1(given["h"], given["conv_weight"], given["conv_bias"], scale, given["residual"], relu)
     truth = reference.conv1x1_squeeze_excite(**wide, out_act="relu" if relu else None)
     assert y.shape == truth.shape and y.dtype == given["h"].dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -309,14 +309,14 @@ def said(error: pytest.ExceptionInfo) -> str:
 
 def test_says_that_it_needs_a_gpu() -> None:
     with pytest.raises(RuntimeError) as error:
-        cublaslt.cublaslt_tail(*arguments())
+        cublaslt.cublaslt_conv1x1(*arguments())
     assert said(error) == "cuBLASLt needs tensors on an NVIDIA GPU, got cpu"
 
 
 def test_says_which_order_it_needs() -> None:
     h, *rest = arguments()
     with pytest.raises(ValueError, match="channels_last") as error:
-        cublaslt.cublaslt_tail(h.contiguous(), *rest)
+        cublaslt.cublaslt_conv1x1(h.contiguous(), *rest)
     said(error)
 
 

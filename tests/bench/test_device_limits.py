@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_fused.bench.measure import device_limits as bandwidth
+from se_fused.bench.measure import device_limits
 from se_fused.bench.measure.device_limits import (
     cache_bytes,
     copier,
@@ -24,7 +24,7 @@ def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes a machine's caches: (CPU, index, level, size, CPUs that share it)."""
 
     def write(*caches: tuple[int, int, int, str, str]) -> None:
-        monkeypatch.setattr(bandwidth, "_CPUS", tmp_path)
+        monkeypatch.setattr(device_limits, "_CPUS", tmp_path)
         for cpu, index, level, size, shared in caches:
             folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
             folder.mkdir(parents=True)
@@ -35,7 +35,7 @@ def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def use_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> None:
-    monkeypatch.setattr(bandwidth.os, "sched_getaffinity", lambda _: set(cpus), raising=False)
+    monkeypatch.setattr(device_limits.os, "sched_getaffinity", lambda _: set(cpus), raising=False)
 
 
 def test_last_level_caches_add_up(cpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_caches_that_nobody_tells(cpus, monkeypatch: pytest.MonkeyPatch) -> None
     ("last", "expected"), [(1, 256), (64, 256), (100, 400), (512, 2048), (900, 2048), (1152, 2304)]
 )
 def test_larger_than_cache(monkeypatch: pytest.MonkeyPatch, last: int, expected: int) -> None:
-    monkeypatch.setattr(bandwidth, "cache_bytes", lambda device: last * MIB)
+    monkeypatch.setattr(device_limits, "cache_bytes", lambda device: last * MIB)
     assert larger_than_cache("cpu") == expected * MIB
 
 
@@ -67,8 +67,8 @@ def small(monkeypatch: pytest.MonkeyPatch):
     """A device whose caches 1000 bytes do not fit into, with so much free memory."""
 
     def free(nbytes: int | None) -> None:
-        monkeypatch.setattr(bandwidth, "larger_than_cache", lambda device: 1000)
-        monkeypatch.setattr(bandwidth, "_free_bytes", lambda device: nbytes)
+        monkeypatch.setattr(device_limits, "larger_than_cache", lambda device: 1000)
+        monkeypatch.setattr(device_limits, "_free_bytes", lambda device: nbytes)
 
     return free
 
@@ -93,12 +93,12 @@ def test_rotation_refuses() -> None:
 
 def test_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "meminfo"
-    monkeypatch.setattr(bandwidth, "_MEMINFO", file)
-    assert bandwidth._free_bytes(torch.device("cpu")) is None
+    monkeypatch.setattr(device_limits, "_MEMINFO", file)
+    assert device_limits._free_bytes(torch.device("cpu")) is None
     file.write_text("MemTotal:  9000 kB\nMemFree:  1 kB\nMemAvailable:   3000 kB\n")
-    assert bandwidth._free_bytes(torch.device("cpu")) == 3000 * 1024
+    assert device_limits._free_bytes(torch.device("cpu")) == 3000 * 1024
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (77, 99))
-    assert bandwidth._free_bytes(torch.device("cuda")) == 77
+    assert device_limits._free_bytes(torch.device("cuda")) == 77
 
 
 def test_copier_copies() -> None:
@@ -118,7 +118,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(pairs))
         return lambda: float(len(pairs))
 
-    monkeypatch.setattr(bandwidth, "sampler", sampler)
+    monkeypatch.setattr(device_limits, "sampler", sampler)
     return found
 
 
@@ -149,14 +149,14 @@ def test_warm_copies_follow_a_copy_of_their_own(small, monkeypatch: pytest.Monke
         name = "warm" if len(fns) == 1 else "cold"
         return lambda: calls.append(name) or 1.0
 
-    monkeypatch.setattr(bandwidth, "sampler", sampler)
+    monkeypatch.setattr(device_limits, "sampler", sampler)
     copy_limits("cpu", [400], repeats=1)
     measured = ["warm", "warm", "cold"], ["cold", "warm", "warm"]
     assert calls == [*measured[0], *measured[1], *measured[0]]
 
 
 def test_copies_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "larger_than_cache", lambda device: 8 * MIB)
+    monkeypatch.setattr(device_limits, "larger_than_cache", lambda device: 8 * MIB)
     (found,) = copy_limits("cpu", [4 * MIB], repeats=2)
     assert found["working_set_bytes"] == 4 * MIB
     assert 1e7 < found["warm"] < 1e13 and 1e7 < found["cold"] < 1e13
@@ -173,21 +173,21 @@ def test_flops_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(n)
         return lambda: 2 * n**3 / 1e10
 
-    monkeypatch.setattr(bandwidth, "sampler", sampler)
-    assert bandwidth.matmul_flops("cpu", torch.float64) == pytest.approx(1e10)
+    monkeypatch.setattr(device_limits, "sampler", sampler)
+    assert device_limits.matmul_flops("cpu", torch.float64) == pytest.approx(1e10)
     # 512: 0.027 s; 1024 would take 0.21 s
     assert sizes == [256, 512, 512]
 
 
 def test_flops_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "_CPU_MATMUL_SECONDS", 1e-6)
-    assert 1e8 < bandwidth.matmul_flops("cpu", torch.float32, repeats=2) < 1e15
+    monkeypatch.setattr(device_limits, "_CPU_MATMUL_SECONDS", 1e-6)
+    assert 1e8 < device_limits.matmul_flops("cpu", torch.float32, repeats=2) < 1e15
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "cache_bytes", lambda device: 5)
-    monkeypatch.setattr(bandwidth, "copy_limits", lambda device, sizes: [{"working_set_bytes": s} for s in sizes])
-    monkeypatch.setattr(bandwidth, "matmul_flops", lambda device, dtype: float(dtype.itemsize))
+    monkeypatch.setattr(device_limits, "cache_bytes", lambda device: 5)
+    monkeypatch.setattr(device_limits, "copy_limits", lambda device, sizes: [{"working_set_bytes": s} for s in sizes])
+    monkeypatch.setattr(device_limits, "matmul_flops", lambda device, dtype: float(dtype.itemsize))
     assert limits("cpu", (torch.float32, torch.bfloat16), (1, 2)) == {
         "cache_bytes": 5,
         "copy": [{"working_set_bytes": 1}, {"working_set_bytes": 2}],

@@ -1,4 +1,4 @@
-"""device_state, with an NVML that is none, files of /proc and /sys written here, and this CPU."""
+"""device_state with a fake NVML, with files in place of /proc and /sys, and on this CPU."""
 
 import json
 import os

@@ -8,9 +8,7 @@ from support.results import made_up
 
 pytest.importorskip("matplotlib")
 
-from se_fused.bench.report import figures, roofline
-from se_fused.bench.report import scaling as curves
-from se_fused.bench.report import style as drawing
+from se_fused.bench.report import figures, roofline, scaling, style
 from se_fused.bench.report.pairs import studies
 from se_fused.bench.report.records import CopySpeed, Limits
 from se_fused.bench.report.style import Bar, Panel
@@ -90,7 +88,7 @@ def test_memory(small):
 
 def test_bars_are_drawn_at_their_values():
     rows = [("first", {"se_fused": Bar(-3, -4, -2), "eager": Bar(20, 18, 23)}), ("second", {"eager": Bar.exact(7)})]
-    (figure,) = drawing.bar_pages([Panel("panel", rows)], "heading", lambda v: f"{v:.0f} %", "percent")
+    (figure,) = style.bar_pages([Panel("panel", rows)], "heading", lambda v: f"{v:.0f} %", "percent")
     (axes,) = figure.axes
     assert sorted(bar.get_width() for bar in axes.patches) == [-3, 7, 20]
     assert axes.get_xlim()[0] < -4 and axes.get_xlim()[1] > 23
@@ -108,30 +106,30 @@ def test_bars_are_drawn_at_their_values():
 
 def test_long_runs_go_on_in_another_picture():
     panel = Panel("p", [(f"row {k}", {"eager": Bar.exact(1 + k)}) for k in range(40)])
-    figures_ = drawing.bar_pages([panel] * 5, "t", str, "x")
+    figures_ = style.bar_pages([panel] * 5, "t", str, "x")
     assert [len(figure.axes) for figure in figures_] == [2, 2, 1]
     assert all(figure.get_figheight() < 26 for figure in figures_)
     assert "(2 of 3)" in figures_[1].get_suptitle()
-    assert drawing.bar_pages([Panel("empty", [])], "t", str, "x") == []
+    assert style.bar_pages([Panel("empty", [])], "t", str, "x") == []
     one = Panel("huge", [("row", {"eager": Bar.exact(1)})] * 200)
-    assert len(drawing.bar_pages([one], "t", str, "x")) == 1, "a panel is never lost"
+    assert len(style.bar_pages([one], "t", str, "x")) == 1, "a panel is never lost"
 
 
 def test_every_family_looks_different():
-    looks = [(colour, marker) for _, colour, marker in drawing.STYLES.values()]
+    looks = [(colour, marker) for _, colour, marker in style.STYLES.values()]
     assert len({c for c, _ in looks}) == len(looks) - 1, "only the best module has timm's"
-    assert drawing.style("someone")[0] == "someone"
+    assert style.style("someone")[0] == "someone"
 
 
 # ---- roofline
 def test_roofline_points(small):
     found = roofline.points(small, "cpu")
     assert {(p.kind, p.name) for p in found} == {
-        ("tail", "se_fused"), ("tail", "eager"), ("tail", "compile"), ("stream", "se_fused"),
+        ("block", "se_fused"), ("block", "eager"), ("block", "compile"), ("pass", "se_fused"),
         ("network", "se_fused"), ("network", "eager"), ("network", "compile"),
     }  # fmt: skip
     counted = 3 * 8 * 256 * 56 * 56 * 4
-    ours = next(p for p in found if p.kind == "tail" and p.name == "se_fused")
+    ours = next(p for p in found if p.kind == "block" and p.name == "se_fused")
     assert ours.counted_bytes == counted and ours.intensity == 1.0
     assert ours.bytes_per_second == pytest.approx(counted / (4e-6 + counted / 20e9))
     assert ours.flops_per_second == pytest.approx(ours.bytes_per_second)
@@ -179,7 +177,7 @@ def test_a_roofline_without_limits_or_operations(small):
 
 # ---- studies
 def test_scaling(whole):
-    figure = curves.draw_scaling(whole, "t")
+    figure = scaling.draw_scaling(whole, "t")
     assert len(figure.axes) == len(studies(whole)) == 6
     axes = next(a for a in figure.axes if a.get_xlabel().startswith("positions"))
     eager, compiled = (container.lines[0] for container in axes.containers)
@@ -198,7 +196,7 @@ def test_scaling(whole):
 
 def test_images_per_second(whole):
     (batch,) = (s for s in studies(whole) if s.axis == "batch")
-    found = curves.rates(batch)
+    found = scaling.rates(batch)
     assert found.keys() == {"se_fused", "eager", "compile", "openvino"}
     value, rate = found["se_fused"][2]
     assert value == 4 and rate.median == pytest.approx(4 / (0.068 * 0.8))
@@ -206,7 +204,7 @@ def test_images_per_second(whole):
     versus = batch.points[2][1].versus("eager")
     slow = found["eager"][2][1]
     assert slow.median == pytest.approx(rate.median / versus.ratio.median) and slow.q1 < slow.median < slow.q3
-    figure = curves.draw_rates(whole, "t")
+    figure = scaling.draw_rates(whole, "t")
     assert [axes.get_xlabel() for axes in figure.axes] == ["batch size", "image size (height = width)"]
     assert all(len(axes.containers) == 4 and axes.get_ylim()[0] == 0 for axes in figure.axes)
     assert_legible(figure)
@@ -216,10 +214,8 @@ def test_close_values_share_no_tick(whole):
     """Of values nearer to each other than their texts are wide only some are written; the ends always are."""
     (batch,) = (s for s in studies(whole) if s.axis == "batch")
     points = tuple((value, batch.points[0][1]) for value in (16, 18, 100, 110, 128, 1024))
-    from se_fused.bench.report.plots import new_figure
-
-    axes = new_figure(4.6, 3.3).subplots()
-    curves._plain_ticks(axes, dataclasses.replace(batch, points=points))
+    axes = style.new_figure(4.6, 3.3).subplots()
+    scaling._plain_ticks(axes, dataclasses.replace(batch, points=points))
     assert list(axes.get_xticks()) == [1024, 128, 16]
 
 
@@ -234,6 +230,6 @@ def test_only_what_there_is_is_drawn(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["speedups", "overhead", "memory"])
 def test_bar_pictures_are_legible(small, name):
-    (found,) = (made for made_name, made in figures._figures(small, drawing.heading(small)) if made_name == name)
+    (found,) = (made for made_name, made in figures._figures(small, style.heading(small)) if made_name == name)
     for figure in found:
         assert_legible(figure)

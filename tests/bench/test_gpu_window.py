@@ -274,14 +274,14 @@ def test_ours_is_a_yardstick_only_where_it_is_right(
 ) -> None:
     from benchmarks.gpu.target import _CPU
     from benchmarks.gpu.work import networks
-    from se_fused.bench.compare import Judge
+    from se_fused.bench.accuracy import AccuracyCheck
 
     pytest.importorskip("timm")
 
-    def check(self: Judge, candidate: Any, result: Any) -> None:
+    def check(self: AccuracyCheck, candidate: Any, result: Any) -> None:
         result.status, result.note = ("differs", "wrong") if candidate.name == "se_fused" else ("ok", "")
 
-    monkeypatch.setattr(Judge, "check", check)
+    monkeypatch.setattr(AccuracyCheck, "check", check)
     monkeypatch.setattr(networks, "CANDIDATES", ("se_fused", "eager"))
     speeds = networks._network("seresnet18", "infer", 2, _CPU, False)
     lines = [line.removeprefix("@row ") for line in capsys.readouterr().out.splitlines() if line.startswith("@row ")]

@@ -1,4 +1,4 @@
-"""se_fused.bench.measure.memory against quantities that are known beforehand."""
+"""Memory, counted traffic and times in turn, against quantities that are known beforehand."""
 
 import itertools
 import time
@@ -7,15 +7,10 @@ import pytest
 import torch
 
 from se_fused import functional, reference
-from se_fused.bench.measure import memory as measure
-from se_fused.bench.measure.memory import (
-    Timing,
-    copy_bandwidth,
-    counted_bytes,
-    counted_passes,
-    peak_memory,
-    saved_bytes,
-)
+from se_fused.bench.measure.device_limits import copier, copy_bandwidth, larger_than_cache
+from se_fused.bench.measure.memory import peak_memory, saved_bytes
+from se_fused.bench.measure.timing import Timing, timed, timed_together
+from se_fused.bench.measure.traffic import counted_bytes, counted_passes
 
 MIB = 2**20
 
@@ -42,7 +37,7 @@ def test_candidates_are_timed_in_turn_and_warm(monkeypatch):
     clock = Clock(monkeypatch)
     ticks = []
     fns = {"a": clock.taking("a", 100, 100, 1, 2, 3, 4, 5), "b": clock.taking("b", 7)}
-    times = measure.timed_together(fns, repeats=5, warmup=2, tick=lambda: ticks.append(clock.now))
+    times = timed_together(fns, repeats=5, warmup=2, tick=lambda: ticks.append(clock.now))
     assert "".join(clock.calls) == "ab" * 7
     assert len(ticks) == 7
     assert times["a"] == Timing(median=3, q1=2, q3=4, n=5)  # the two hundreds were warming up
@@ -61,13 +56,13 @@ def test_time_holds_the_wait_for_the_device(monkeypatch):
         clock.now += sum(pending)
         pending.clear()
 
-    assert measure.timed(launch, repeats=1, warmup=0, synchronize=synchronize).median == 2.0
+    assert timed(launch, repeats=1, warmup=0, synchronize=synchronize).median == 2.0
 
 
 @pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (1, -1)])
 def test_too_few_rounds(repeats: int, warmup: int):
     with pytest.raises(ValueError, match="repeats must be at least 1 and warmup at least 0"):
-        measure.timed(lambda: None, repeats, warmup)
+        timed(lambda: None, repeats, warmup)
 
 
 def test_no_measurement():
@@ -113,7 +108,7 @@ def test_saved_bytes():
     assert saved_bytes(lambda: x + 1) == 0
 
 
-def test_saved_bytes_of_the_tail():
+def test_saved_bytes_of_a_block():
     """x, the mask and (N, C) vectors: less than half of what eager keeps."""
     n, c, h, w = 2, 16, 12, 12
     x, residual = (torch.randn(n, c, h, w, requires_grad=True) for _ in range(2))
@@ -144,12 +139,12 @@ def test_passes_are_the_budget():
     assert (inference.passes, inference.masks) == (3, 0)
 
 
-def test_passes_of_other_tails():
+def test_passes_of_other_blocks():
     alone = counted_passes(training=True, residual=False)  # x x y | dy x, dy x dx, and the mask with each dy
     assert (alone.forward, alone.backward, alone.forward_masks, alone.backward_masks) == (3, 5, 1, 2)
     linear = counted_passes(training=True, relu=False)  # dr is dy itself: not written
     assert (linear.forward, linear.backward, linear.masks) == (4, 5, 0)
-    gate = counted_passes(training=True, batch_norm=False)  # no x in the second backward stream
+    gate = counted_passes(training=True, batch_norm=False)  # no x in the second backward pass
     assert (gate.forward, gate.backward) == (4, 5)
     assert counted_passes(training=False, residual=False).passes == 2
 
@@ -163,6 +158,6 @@ def test_counted_bytes():
 
 def test_copy():
     assert 1e7 < copy_bandwidth("cpu", 4 * MIB, repeats=2) < 1e13
-    source_and_target = peak_memory(lambda: measure.copier("cpu", 4 * MIB), "cpu")
+    source_and_target = peak_memory(lambda: copier("cpu", 4 * MIB), "cpu")
     assert 4 * MIB <= source_and_target <= 4 * MIB + 256
-    assert 256 * MIB <= measure.larger_than_cache("cpu") <= 2048 * MIB
+    assert 256 * MIB <= larger_than_cache("cpu") <= 2048 * MIB

@@ -1,4 +1,4 @@
-"""Peers: every one that can run here computes the same as float64 of plain PyTorch, and every other says why not."""
+"""Providers: every one that can run here computes what float64 does in plain PyTorch; every other says why not."""
 
 import subprocess
 import sys
@@ -10,35 +10,35 @@ from support.agreement import assert_agrees, errors
 from support.modules import one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
-from se_fused.bench.providers import engines
-from se_fused.bench.providers import modules as tails
-from se_fused.bench.providers import registry as peers
-from se_fused.bench.workloads import block as workloads
-from se_fused.bench.workloads import network as networks
-from se_fused.bench.workloads.block import LAYOUTS, TAIL_MODES, TailWorkload, Workload
+from se_fused.bench.providers import engines, registry, torch_compile
+from se_fused.bench.providers.modules import LIBRARIES, se_layer
+from se_fused.bench.providers.registry import ALL_MODES
+from se_fused.bench.workloads import block, network
+from se_fused.bench.workloads.base import LAYOUTS, Workload
+from se_fused.bench.workloads.block import BlockWorkload
 from se_fused.bench.workloads.network import ModelWorkload
 from se_fused.testing.error_bounds import GRADIENT_FLOOR, relative_error
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPE = (2, 16, 7, 7)
-FORMS = [(mode, batch_norm) for mode in TAIL_MODES for batch_norm in (False, True)]
+FORMS = [(mode, batch_norm) for mode in ALL_MODES for batch_norm in (False, True)]
 
 
 def installed(name: str) -> None:
-    module = peers.PEERS[name].module
+    module = registry.PROVIDERS[name].module
     if module is not None:
         pytest.importorskip(module)
 
 
-# ---- tails
+# ---- blocks
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "batch_norm"), FORMS)
-@pytest.mark.parametrize("name", ["se_fused", *tails.MODULES])
-def test_tail(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["se_fused", *LIBRARIES])
+def test_block(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch.dtype) -> None:
     """Results, gradients and running statistics, under the names that all candidates have."""
     installed(name)
-    workload = TailWorkload(SHAPE, dtype, layout, mode, "cpu", batch_norm)
+    workload = BlockWorkload(SHAPE, dtype, layout, mode, "cpu", batch_norm)
     for seed in (0, 1):  # the second numbers reach the candidate too, which shares the memory
         candidate = workload.candidate(name, layout)
         workload.draw(seed)
@@ -63,7 +63,7 @@ def test_tail(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch.
 @pytest.mark.parametrize(("mode", "batch_norm"), FORMS)
 def test_forms(mode: str, batch_norm: bool) -> None:
     """What each form is called and counts, and what its run returns."""
-    workload = TailWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", batch_norm)
+    workload = BlockWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", batch_norm)
     what = {"infer": "inference", "forward": "forward", "train": "forward+backward"}[mode]
     assert workload.title == ("BN+" if batch_norm else "") + f"SE+add+ReLU {what}"
     elements, mask = 2 * 16 * 49, 2 * 16 * 49 // 8
@@ -85,24 +85,24 @@ def test_forms(mode: str, batch_norm: bool) -> None:
 @pytest.mark.parametrize(("mode", "depends"), [("infer", True), ("forward", False), ("train", False)])
 def test_bound_goes_by_the_statistics_that_count(mode: str, depends: bool) -> None:
     """The batch's in training, the running ones in inference."""
-    workload = TailWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", True)
+    workload = BlockWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", True)
     before = workload.bound("y")
     workload.given["running_var"].mul_(9)
     after = workload.bound("y")
     assert before is not None and after is not None and torch.equal(before, after) is not depends
 
 
-def test_defaults_of_the_tail() -> None:
-    titles = [TailWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu").title for mode in TAIL_MODES]
+def test_defaults_of_a_block() -> None:
+    titles = [BlockWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu").title for mode in ALL_MODES]
     assert titles == ["SE+add+ReLU inference", "BN+SE+add+ReLU forward", "BN+SE+add+ReLU forward+backward"]
 
 
 @pytest.mark.parametrize("channels", [4, 24, 200, 1000])
-@pytest.mark.parametrize("library", tails.MODULES)
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_hidden_units_of_every_library(library: str, channels: int) -> None:
     installed(library)
     hidden = max(channels // 16 // 8 * 8, 8)
-    _, first, last = tails.se_layer(library, channels, hidden)
+    _, first, last = se_layer(library, channels, hidden)
     assert (first.weight.shape[:2], last.weight.shape[:2]) == ((hidden, channels), (channels, hidden))
     assert first.bias.shape == (hidden,) and last.bias.shape == (channels,)
 
@@ -110,16 +110,16 @@ def test_hidden_units_of_every_library(library: str, channels: int) -> None:
 # ---- networks
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("network", ["seresnet18", "resnet18"])
-@pytest.mark.parametrize("name", [n for n in peers.NETWORKS if not peers.compiles(n) and n != "eager"])
+@pytest.mark.parametrize("name", [n for n in registry.NETWORK_PROVIDERS if not registry.compiles(n) and n != "eager"])
 def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
     workload = ModelWorkload(network, "infer", dtype, "cpu", batch=4, size=64, num_classes=10)
-    reason = peers.why_not(name, "cpu", dtype, "infer")
+    reason = registry.why_not(name, "cpu", dtype, "infer")
     if reason is not None:
         with pytest.raises(ValueError) as refused:
             workload.candidate(name, "contiguous")
         assert str(refused.value) == reason
         return
-    own = peers.PEERS[name].layout
+    own = registry.PROVIDERS[name].layout
     candidate = workload.candidate(name, "contiguous")
     assert candidate.layout == (own or "contiguous")
     workload.draw(7)  # the candidate sees the new images
@@ -140,7 +140,7 @@ def test_engines_follow_float64_closely() -> None:
     workload = ModelWorkload("seresnet18", "infer", torch.float32, "cpu", batch=4, size=64, num_classes=10)
     truth = workload.truth()
     for name in engines.ENGINES:
-        if peers.why_not(name, "cpu", torch.float32, "infer") is None:
+        if registry.why_not(name, "cpu", torch.float32, "infer") is None:
             eager = errors(workload, "eager", "contiguous", truth)["logits"]
             assert errors(workload, name, "contiguous", truth)["logits"] <= 4 * eager + GRADIENT_FLOOR, name
 
@@ -150,11 +150,11 @@ def test_operations_are_counted() -> None:
     from se_fused import create_model
 
     model = create_model("resnet50", device="meta")
-    forward = networks.network_flops(model, (1, 3, 224, 224), "infer")
+    forward = network.network_flops(model, (1, 3, 224, 224), "infer")
     assert abs(forward / 2 / 4.089e9 - 1) < 1e-3
     # Backward computes each product twice more, but for the gradient of the images.
     stem = 2 * 64 * 3 * 49 * 112 * 112
-    assert networks.network_flops(model, (1, 3, 224, 224), "train") == 3 * forward - stem
+    assert network.network_flops(model, (1, 3, 224, 224), "train") == 3 * forward - stem
 
 
 class BasicBlock(nn.Module):
@@ -172,9 +172,9 @@ def test_bytes_are_counted() -> None:
     w1, w2, w3 = 4 * (12 + 4), 4 * 4 * 4 * 9, 4 * 200  # in float32
     forward = (x + w1 + u) + (u + w2 + u) + (u + w3 + y) + u
     working_set = x + w1 + u + w2 + u + w3 + y
-    assert networks.network_bytes(model, (2, 3, 5, 5), torch.bfloat16, "infer") == (forward, working_set)
+    assert network.network_bytes(model, (2, 3, 5, 5), torch.bfloat16, "infer") == (forward, working_set)
     backward = (u + x + 2 * w1) + (u + 2 * u + 2 * w2) + (y + 2 * u + 2 * w3) + u
-    counted = networks.network_bytes(model, (2, 3, 5, 5), torch.bfloat16, "train")
+    counted = network.network_bytes(model, (2, 3, 5, 5), torch.bfloat16, "train")
     assert counted == (forward + backward, 2 * working_set - x)
 
 
@@ -199,7 +199,7 @@ def test_compiled_networks_live_side_by_side() -> None:
     """More of one class than Dynamo compiles of one code object, each with a shape of its own, called in turn."""
     backend = Counting()
     models = [nn.Sequential(nn.Conv2d(1, c, 1), nn.ReLU()).eval() for c in range(1, 13)]
-    graphs = [workloads.compiled(m, backend=backend) for m in models]
+    graphs = [torch_compile.compiled(m, backend=backend) for m in models]
     with torch.no_grad():
         for turn in range(3):
             for c, (model, graph) in enumerate(zip(models, graphs, strict=True), 1):
@@ -207,7 +207,7 @@ def test_compiled_networks_live_side_by_side() -> None:
                 assert torch.equal(graph(x), model(x))
                 assert backend.graphs == (c if turn == 0 else 12), "compiled again"
     assert backend.calls == 36, "a call ran eagerly"
-    workloads.fresh_compiler()
+    torch_compile.fresh_compiler()
     with torch.no_grad():
         graphs[0](torch.randn(1, 1, 1, 1))
     assert backend.graphs == 13
@@ -215,17 +215,17 @@ def test_compiled_networks_live_side_by_side() -> None:
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tails of ten shapes and a network with its plain twin: each candidate compiles once and keeps what it has."""
-    backend, right = Counting(), workloads.compiled
+    """Blocks of ten shapes and a network with its plain twin: each candidate compiles once and keeps what it has."""
+    backend, right = Counting(), torch_compile.compiled
 
     def spy(what, **options):
         options.pop("mode")
         return right(what, backend=backend, **options)
 
-    monkeypatch.setattr(workloads, "compiled", spy)
-    monkeypatch.setattr(networks, "compiled", spy)
+    monkeypatch.setattr(block, "compiled", spy)
+    monkeypatch.setattr(network, "compiled", spy)
     built: list[Workload] = [
-        TailWorkload((1, 8, 2, w), torch.float32, "contiguous", mode, "cpu") for w in range(1, 11)
+        BlockWorkload((1, 8, 2, w), torch.float32, "contiguous", mode, "cpu") for w in range(1, 11)
     ]  # fmt: skip
     built += [
         ModelWorkload(n, mode, torch.float32, "cpu", batch=2, size=32, num_classes=2)
@@ -243,9 +243,9 @@ def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", TAIL_MODES)
-def test_compiled_tail(mode: str) -> None:
-    assert_agrees(TailWorkload(SHAPE, torch.float32, "channels_last", mode, "cpu"), "compile", ("channels_last",))
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_compiled_block(mode: str) -> None:
+    assert_agrees(BlockWorkload(SHAPE, torch.float32, "channels_last", mode, "cpu"), "compile", ("channels_last",))
 
 
 def test_freezing_is_set_for_the_first_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,8 +259,8 @@ def test_freezing_is_set_for_the_first_call_only(monkeypatch: pytest.MonkeyPatch
             raise RuntimeError("no compiler")
         return x
 
-    monkeypatch.setattr(networks, "compiled", lambda _: call)
-    frozen = networks.frozen(nn.Identity())
+    monkeypatch.setattr(torch_compile, "compiled", lambda _: call)
+    frozen = torch_compile.frozen(nn.Identity())
     with pytest.raises(RuntimeError, match="no compiler"):
         frozen(torch.ones(1))
     assert inductor.freezing is False
@@ -274,7 +274,7 @@ def test_freezing_is_set_for_the_first_call_only(monkeypatch: pytest.MonkeyPatch
 def test_frozen_weights_are_constants() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval()
     x = torch.randn(2, 2, 4, 4)
-    frozen = networks.frozen(model)
+    frozen = torch_compile.frozen(model)
     with torch.no_grad():
         y = frozen(x)
         torch.testing.assert_close(y, model(x))
@@ -299,7 +299,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "device", "dtype", "mode", "reason"), REFUSED)
 def test_says_why_not(name: str, device: str, dtype: torch.dtype, mode: str, reason: str) -> None:
-    assert peers.why_not(name, device, dtype, mode) == reason
+    assert registry.why_not(name, device, dtype, mode) == reason
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -307,22 +307,22 @@ def test_onnxruntime_and_its_dtypes(dtype: torch.dtype, monkeypatch: pytest.Monk
     ort = pytest.importorskip("onnxruntime")
     kind = str(dtype).removeprefix("torch.")
     reason = f"onnxruntime's CPU provider has no {kind} convolution"
-    assert peers.why_not("onnxruntime", "cpu", dtype, "infer") == reason
+    assert registry.why_not("onnxruntime", "cpu", dtype, "infer") == reason
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     reason = "onnxruntime has no CUDA provider here: pip install onnxruntime-gpu"
-    assert peers.why_not("onnxruntime", "cuda", dtype, "infer") == reason
+    assert registry.why_not("onnxruntime", "cuda", dtype, "infer") == reason
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     bf16 = "onnxruntime's CUDA provider has no bfloat16 convolution"
-    assert peers.why_not("onnxruntime", "cuda", dtype, "infer") == (bf16 if dtype == torch.bfloat16 else None)
+    assert registry.why_not("onnxruntime", "cuda", dtype, "infer") == (bf16 if dtype == torch.bfloat16 else None)
 
 
 @pytest.mark.parametrize("name", ["timm", "torchvision", "monai", "openvino", "onnxruntime"])
 def test_what_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     reason = f'{name} is not installed: pip install "se_fused[bench]"'
-    assert peers.missing(name) == peers.why_not(name, "cpu", torch.float32, "infer") == reason
-    workload = TailWorkload(SHAPE, torch.float32, "contiguous", "infer", "cpu")
-    known = peers.PEERS[name].tails
+    assert registry.missing(name) == registry.why_not(name, "cpu", torch.float32, "infer") == reason
+    workload = BlockWorkload(SHAPE, torch.float32, "contiguous", "infer", "cpu")
+    known = registry.PROVIDERS[name].blocks
     with pytest.raises(ValueError, match="is not installed" if known else "name must be one of se_fused, eager, timm"):
         workload.candidate(name, "contiguous")
 
@@ -331,21 +331,21 @@ def test_missing_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
     reason = "torch.compile needs a C++ compiler and /nowhere/c++ is not there: set CXX"
     for name in ("compile", "compile freezing"):
-        assert peers.why_not(name, "cpu", torch.float32, "infer") == reason
+        assert registry.why_not(name, "cpu", torch.float32, "infer") == reason
     monkeypatch.setitem(sys.modules, "triton", None)
     reason = "triton is not installed: pip install triton"
     for name in ("compile", "compile max-autotune", "compile reduce-overhead"):
-        assert peers.why_not(name, "cuda", torch.float32, "train") == reason
+        assert registry.why_not(name, "cuda", torch.float32, "train") == reason
 
 
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"name must be one of se_fused, .*; got 'tvm'"):
-        peers.why_not("tvm", "cpu", torch.float32, "infer")
+        registry.why_not("tvm", "cpu", torch.float32, "infer")
     with pytest.raises(ValueError, match="mode must be one of infer, forward, train; got 'test'"):
-        peers.why_not("eager", "cpu", torch.float32, "test")
+        registry.why_not("eager", "cpu", torch.float32, "test")
     with pytest.raises(ValueError, match="mode must be one of infer, forward, train; got 'test'"):
-        TailWorkload(SHAPE, torch.float32, "contiguous", "test", "cpu")
-    workload = TailWorkload(SHAPE, torch.float32, "contiguous", "infer", "cpu")
+        BlockWorkload(SHAPE, torch.float32, "contiguous", "test", "cpu")
+    workload = BlockWorkload(SHAPE, torch.float32, "contiguous", "infer", "cpu")
     with pytest.raises(ValueError, match="layout must be the workload's, 'contiguous'; got 'channels_last'"):
         workload.candidate("timm", "channels_last")
     with pytest.raises(ValueError, match="mode must be infer or train for a network; got 'forward'"):
@@ -353,30 +353,30 @@ def test_wrong_arguments() -> None:
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peers.version("eager") == peers.version("compile") == f"torch {torch.__version__}"
-    assert peers.version("se_fused").startswith("se_fused ")
+    assert registry.version("eager") == registry.version("compile") == f"torch {torch.__version__}"
+    assert registry.version("se_fused").startswith("se_fused ")
     installed("timm")
-    assert peers.version("timm") == f"timm {metadata.version('timm')}"
+    assert registry.version("timm") == f"timm {metadata.version('timm')}"
 
     def none(_: str) -> str:
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(metadata, "version", none)
-    assert peers.version("openvino") == "openvino"
+    assert registry.version("openvino") == "openvino"
 
 
 def test_allowances() -> None:
-    own_rounding = {n for n in peers.PEERS if peers.allowance(n, torch.bfloat16, "cpu") is not None}
+    own_rounding = {n for n in registry.PROVIDERS if registry.allowance(n, torch.bfloat16, "cpu") is not None}
     assert own_rounding == engines.ENGINES.keys() == {"openvino", "onnxruntime", "tensorrt"}
-    assert peers.allowance("openvino", torch.float32, "cpu") == 1e-4
+    assert registry.allowance("openvino", torch.float32, "cpu") == 1e-4
 
 
 def test_asking_is_cheap() -> None:
     code = """
 import sys, torch
-from se_fused import peers
-for name in peers.PEERS:
-    peers.why_not(name, "cpu", torch.float32, "infer"), peers.version(name)
+from se_fused.bench.providers import registry
+for name in registry.PROVIDERS:
+    registry.why_not(name, "cpu", torch.float32, "infer"), registry.version(name)
 heavy = {"timm", "torchvision", "monai", "openvino", "onnxruntime", "onnx", "torch_tensorrt"}
 print(sorted(heavy & sys.modules.keys()))
 """

@@ -8,12 +8,12 @@ import statistics
 import pytest
 from support.results import made_up, shaken
 
-from se_fused.bench.report import changes
 from se_fused.bench.report.noise import FEWEST, Noise, median_error, student_quantile
 from se_fused.bench.report.records import Spread
+from se_fused.bench.report.regressions import changes
 
 RUN = made_up()
-TAILS = sum(m.ours and m.kind == "tail" for m in RUN.measurements)
+BLOCKS = sum(m.ours and m.kind == "block" for m in RUN.measurements)
 
 
 def keep(run, wanted):
@@ -84,31 +84,31 @@ def test_noise_alone_is_no_change():
 
 @pytest.mark.parametrize("factor", [1.1, 1 / 1.1])
 def test_a_tenth_is_found(factor):
-    """1 % of noise: log 1.1 is nine of it, so nearly all tails that changed are found, and nothing else."""
+    """1 % of noise: log 1.1 is nine of it, so nearly all blocks that changed are found, and nothing else."""
     hits = wrong = 0
     for seed in range(5):
-        after = shaken(RUN, seed, lambda m: factor if m.ours and m.kind == "tail" else 1.0, noise=0.01)
+        after = shaken(RUN, seed, lambda m: factor if m.ours and m.kind == "block" else 1.0, noise=0.01)
         found = changes(RUN, after)
         changed = found.having("slower" if factor > 1 else "faster")
-        hits += sum("test_tail" in c.fullname for c in changed)
+        hits += sum("test_block" in c.fullname for c in changed)
         wrong += len(found.judged) - len(found.having("within noise")) - len(changed)
         assert found.ok is (factor < 1)
         assert statistics.median(c.quotient for c in changed) == pytest.approx(factor, rel=0.01)
-    assert hits > 0.95 * 5 * TAILS and wrong == 0
+    assert hits > 0.95 * 5 * BLOCKS and wrong == 0
 
 
 def test_the_drift_of_the_own_group_is_taken_off():
     """All of a group became twice as slow, ours with it: that is the machine."""
-    slow = next(m.group for m in RUN.measurements if m.kind == "tail")
+    slow = next(m.group for m in RUN.measurements if m.kind == "block")
     after = shaken(RUN, 3, lambda m: 2.0 if m.group == slow else 1.0, noise=0.01, drift=0.0)
     found = changes(RUN, after)
     assert found.ok
     here = [c for c, m in ((c, m) for c in found.judged for m in RUN.measurements if m.fullname == c.fullname)
             if m.group == slow]  # fmt: skip
     assert all(c.of_group and c.drift == pytest.approx(2 * math.exp(0.1), rel=0.05) for c in here)
-    streams = [c for c in found.judged if "test_stream" in c.fullname]
-    assert streams and not any(c.of_group for c in streams), "groups without controls take the drift of all"
-    assert min(c.threshold for c in streams) > max(c.threshold for c in here)
+    passes = [c for c in found.judged if "test_pass" in c.fullname]
+    assert passes and not any(c.of_group for c in passes), "groups without controls take the drift of all"
+    assert min(c.threshold for c in passes) > max(c.threshold for c in here)
 
 
 def test_an_uncertain_median_is_no_change():
@@ -125,7 +125,7 @@ def test_without_controls_only_the_runs_own_spread_is_left():
     ours = keep(RUN, lambda m: m.ours)
     found = changes(ours, shaken(ours, 5, lambda m: 1.5, noise=0.0, drift=0.0))
     assert found.controls == 0 and found.drift is None and not found.ok
-    assert "Too few controls" in found.text() and "0 peers in both runs, 19 are needed" in found.text()
+    assert "Too few controls" in found.text() and "0 baselines in both runs, 19 are needed" in found.text()
     assert all(c.drift == 1.0 and c.verdict == "slower" for c in found.judged)
     single = [dataclasses.replace(m, seconds=Spread(m.seconds.median, m.seconds.median, m.seconds.median, 1))
               for m in ours.measurements]  # fmt: skip

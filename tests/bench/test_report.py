@@ -1,4 +1,4 @@
-"""Reading the suite's JSON, what is compared with what, and the document."""
+"""Reading the suite's JSON, pairing ours with the baselines, and the document."""
 
 import dataclasses
 import itertools
@@ -9,10 +9,10 @@ import re
 import pytest
 from support.results import document, made_up, written
 
-from se_fused.bench.report import load, load_all, markdown
 from se_fused.bench.report.format import milliseconds, number, size, table, times
-from se_fused.bench.report.load import parse
-from se_fused.bench.report.pairs import quotient, studies, verdict, workloads
+from se_fused.bench.report.load import load, load_all, parse
+from se_fused.bench.report.markdown import markdown
+from se_fused.bench.report.pairs import comparisons, quotient, studies, verdict
 from se_fused.bench.report.records import Limits, Ratio, Spread
 
 SMALL = document(small=True)
@@ -37,7 +37,7 @@ def tables(text: str) -> list[list[str]]:
 # ---- reading
 def test_a_run_is_read_whole(tmp_path):
     run = load(written(tmp_path / "a.json", small=True))
-    eager = of(run, "tail", candidate="eager", mode="train", layout="contiguous")
+    eager = of(run, "block", candidate="eager", mode="train", layout="contiguous")
     assert eager.shape == (8, 256, 56, 56) and eager.dtype == "float32" and eager.device == "cpu"
     assert eager.ratio == Ratio(2.1, pytest.approx(2.1 * 0.985), pytest.approx(2.1 * 1.015), 15, to="se_fused")
     assert eager.cold_ratio.median == pytest.approx(1.77) and eager.cold.median > eager.seconds.median
@@ -59,7 +59,7 @@ def test_absent_fields_are_no_error():
     run = parse(content, "x.json")
     assert run.commit == "" and run.limits == {} and run.machine == ("unknown CPU", ())
     text = markdown(run)
-    assert "## Block tails" in text and "## Machine" not in text and "## Memory" not in text
+    assert "## Blocks" in text and "## Machine" not in text and "## Memory" not in text
     assert "2.10×" in text  # the quotient of the medians, where no ratio was measured in turn
 
 
@@ -168,12 +168,12 @@ def test_no_file_is_refused():
         load_all([])
 
 
-# ---- what is compared with what
+# ---- ours beside the baselines
 def test_quotients_prefer_what_was_measured_in_turn():
     run = made_up(small=True)
-    ours = of(run, "tail", candidate="se_fused", mode="infer", layout="contiguous")
+    ours = of(run, "block", candidate="se_fused", mode="infer", layout="contiguous")
     eager = dataclasses.replace(
-        of(run, "tail", candidate="eager", mode="infer", layout="contiguous"), ratio=Ratio(3.0, 2.9, 3.1, 9)
+        of(run, "block", candidate="eager", mode="infer", layout="contiguous"), ratio=Ratio(3.0, 2.9, 3.1, 9)
     )
     assert quotient(eager, ours).median == 3.0
     assert quotient(ours, eager).median == pytest.approx(1 / 3) and quotient(ours, eager).q1 == pytest.approx(1 / 3.1)
@@ -187,12 +187,12 @@ def test_quotients_prefer_what_was_measured_in_turn():
 
 
 def test_networks_are_held_against_our_fastest_way():
-    """The yardstick is ours in channels_last; optimised it takes 0.8 of that, so eager's 1.3 becomes 1.3 / 0.8."""
+    """The reference is ours in channels_last; optimised it takes 0.8 of that, so eager's 1.3 becomes 1.3 / 0.8."""
     run = made_up(small=True)
-    infer, train = workloads(run, "network")
+    infer, train = comparisons(run, "network")
     assert (infer.ours.candidate, infer.ours.layout) == ("se_fused optimized", "channels_last")
     eager, compiled = infer.versus("eager"), infer.versus("compile")
-    assert eager.peer.layout == "channels_last" and eager.ratio.median == pytest.approx(1.3 / 0.8)
+    assert eager.baseline.layout == "channels_last" and eager.ratio.median == pytest.approx(1.3 / 0.8)
     assert compiled.mode == "freezing" and compiled.ratio.median == pytest.approx(0.9 / 0.8)
     assert (train.ours.candidate, train.ours.layout) == ("se_fused", "channels_last")
     assert train.versus("eager").ratio.median == pytest.approx(1.3) and train.versus("openvino") is None
@@ -200,7 +200,7 @@ def test_networks_are_held_against_our_fastest_way():
 
 def test_what_se_costs():
     """From the plain network's ratio to the same candidate with SE: 1 / ratio - 1."""
-    infer = workloads(made_up(small=True), "network")[0]
+    infer = comparisons(made_up(small=True), "network")[0]
     shares = {name: infer.cost(name).share for name in ("se_fused", "eager", "compile", "openvino")}
     assert shares == pytest.approx({"se_fused": 0.05, "eager": 0.22, "compile": 0.18, "openvino": 0.12})
     cost = infer.cost("eager")
@@ -230,7 +230,7 @@ def test_studies():
     assert [value for value, _ in positions.behind("compile")] == [1]  # at 16 even: 0.999
     assert found["channels", "SE+add+ReLU"].behind("eager") == []
     assert [value for value, _ in found["batch", "seresnet50"].points] == [1, 2, 4, 8, 16]
-    assert all(w.ours.axis == "" for w in workloads(made_up(), "network"))
+    assert all(w.ours.axis == "" for w in comparisons(made_up(), "network"))
 
 
 # ---- words
@@ -261,8 +261,8 @@ def test_tables_leave_out_empty_columns():
 def test_the_document_answers():
     text = markdown(made_up())
     headings = re.findall(r"^## (.*)$", text, re.M)
-    assert headings == ["Machine", "Block tails", "Networks", "Converted models", "Scaling",
-                        "Convolution behind the gate", "Streams", "Memory", "Skipped"]  # fmt: skip
+    assert headings == ["Machine", "Blocks", "Networks", "Converted models", "Scaling",
+                        "Convolution behind the gate", "Passes", "Memory", "Skipped"]  # fmt: skip
     assert "SE costs seresnet50, inference, cpu: 5 % with se_fused, 22 % with eager (timm 1.0.31)" in text
     assert "se_fused is 2.10× (2.10× to 2.10×) as fast as eager, " in text
     for wanted in (
@@ -279,8 +279,18 @@ def test_the_document_answers():
 
 def test_rows_of_the_document():
     rows = tables(markdown(made_up(small=True)))
-    tail = ["8×256×56×56", "float32", "NCHW", "3.86 ±0.04", "2.10×", "2.20× timm", "1.30× max-autotune", "77 %", "90 %"]
-    assert [*tail, "1.77×"] in rows
+    block = [
+        "8×256×56×56",
+        "float32",
+        "NCHW",
+        "3.86 ±0.04",
+        "2.10×",
+        "2.20× timm",
+        "1.30× max-autotune",
+        "77 %",
+        "90 %",
+    ]
+    assert [*block, "1.77×"] in rows
     network = ["seresnet50", "float32", "inference", "1 of 224×224", "se_fused optimized, NHWC", "25.6 ±0.3", "39.1"]
     assert [*network, "1.62×", "1.12× freezing", "1.06×"] in rows
     costs = ["seresnet50", "float32", "inference", "1 of 224×224", "5 ±2 %", "22 ±2 %", "18 ±2 %", "12 ±2 %"]
@@ -297,12 +307,12 @@ def test_rows_of_the_document():
 
 def test_the_document_says_where_ours_is_behind():
     run = made_up(small=True)
-    slow = tuple(dataclasses.replace(m, ratio=Ratio(0.8, 0.79, 0.81, 9)) if m.kind == "tail" and m.candidate == "eager"
+    slow = tuple(dataclasses.replace(m, ratio=Ratio(0.8, 0.79, 0.81, 9)) if m.kind == "block" and m.candidate == "eager"
                  and m.mode == "infer" and m.layout == "contiguous" else m for m in run.measurements)  # fmt: skip
     text = markdown(dataclasses.replace(run, measurements=slow))
     (line,) = (line for line in text.splitlines() if "Behind the best" in line)
     assert line.endswith(": SE+add+ReLU inference 8×256×56×56 float32 NCHW (eager 0.80×).")
-    assert "Behind the best of a kind of peer (tails, networks, converted models): none." in markdown(run)
+    assert "Behind the best baseline of a kind (blocks, networks, converted models): none." in markdown(run)
 
 
 def test_a_run_without_ours_is_told():
@@ -312,4 +322,4 @@ def test_a_run_without_ours_is_told():
     assert "| 8×256×56×56 | float32 | NCHW |" in text and "1.31×" in text
     content["benchmarks"] = []
     text = markdown(parse(content, "x.json"))
-    assert "## Machine" in text and "## Block tails" not in text and "## Networks" not in text
+    assert "## Machine" in text and "## Blocks" not in text and "## Networks" not in text

@@ -1,4 +1,4 @@
-"""se_fused.bench.measure.timing, with a clock that only moves when a function says so, and a GPU that is none."""
+"""se_fused.bench.measure.timing, with a fake clock and a fake GPU."""
 
 import itertools
 import time

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 import se_fused
 from se_fused import __main__, _atomic_write, backends, cli, functional
 from se_fused.bench import compare
-from se_fused.bench.workloads import block as workloads
-from se_fused.bench.workloads import network as networks
-from se_fused.bench.workloads.block import Candidate, TailWorkload, Workload
+from se_fused.bench.workloads import block, network
+from se_fused.bench.workloads.base import Candidate, Workload
+from se_fused.bench.workloads.block import BlockWorkload
 
 BLOCK = ["compare", "2,32,8,8", "--no-compile", "--repeats", "2"]
 PNG = b"\x89PNG"
@@ -247,7 +247,7 @@ def test_compare_finds_a_wrong_gradient(monkeypatch):
         return right(x + (x * 1e-3).detach() - (x.detach() * 1e-3) + 0 * x + 0.01 * (x - x.detach()), *a, **k)
 
     monkeypatch.setattr(functional, "batch_norm_squeeze_excite", wrong)
-    workload = TailWorkload((2, 16, 6, 6), torch.float32, "contiguous", "train", "cpu")
+    workload = BlockWorkload((2, 16, 6, 6), torch.float32, "contiguous", "train", "cpu")
     row = compare.measure(workload, compiled=False, repeats=1)
     assert not row.ok and re.fullmatch(r"differs from float64 in dx: .*", row.results[0].note)
 
@@ -265,8 +265,8 @@ def test_compare_goes_on_without_a_compiler(monkeypatch):
     def broken(**_):
         raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\nset CXX")
 
-    monkeypatch.setattr(workloads, "compiled", lambda *_, **__: broken)
-    row = compare.measure(TailWorkload((2, 8, 4, 4), torch.float32, "contiguous", "infer", "cpu"), repeats=1)
+    monkeypatch.setattr(block, "compiled", lambda *_, **__: broken)
+    row = compare.measure(BlockWorkload((2, 8, 4, 4), torch.float32, "contiguous", "infer", "cpu"), repeats=1)
     assert row.ok and row.speedups.keys() == {"eager"}
     assert row.results[2].note == "RuntimeError: InvalidCxxCompiler: no working C++ compiler"
 
@@ -275,7 +275,7 @@ class Jumping(Workload):
     """Ours is right but for the inputs drawn first."""
 
     title, mode, layout, shape, dtype, device = "t", "infer", "both", (1,), torch.float32, torch.device("cpu")
-    peer, layouts, seconds, seed = "", ("contiguous",), 1.0, 0
+    baseline, layouts, seconds, seed = "", ("contiguous",), 1.0, 0
 
     def __init__(self, draws: int) -> None:
         self.draws = draws
@@ -300,16 +300,16 @@ def test_agreement_draws_again(draws: int, ok: bool):
 
 
 def test_compare_a_model_without_timm(monkeypatch):
-    """Our own model under the reference backend is the peer then, and the table says so."""
+    """Our own model under the reference backend is the baseline then, and the table says so."""
     monkeypatch.setitem(sys.modules, "timm", None)
     seen = set()
-    right = networks.use_backend
+    right = network.use_backend
 
     def spy(name):
         seen.add(name)
         return right(name)
 
-    monkeypatch.setattr(networks, "use_backend", spy)
+    monkeypatch.setattr(network, "use_backend", spy)
     arguments = ["--size", "32", "--batch", "2", "--layout", "contiguous", "--mode", "infer", "--repeats", "1"]
     shown = invoke("compare", "seresnet18", "--no-compile", *arguments)
     assert shown.exit_code == 0, shown.output
@@ -324,7 +324,7 @@ def test_compare_a_model_with_timm(dtype: str):
     shown = invoke("compare", "seresnet18", "--no-compile", *arguments)
     assert shown.exit_code == 0, shown.output
     infer, train = json.loads(shown.stdout)["rows"]
-    assert infer["workload"]["peer"].startswith("timm ") and infer["results"][0]["errors"].keys() == {"logits"}
+    assert infer["workload"]["baseline"].startswith("timm ") and infer["results"][0]["errors"].keys() == {"logits"}
     assert train["results"][0]["errors"].keys() == {"loss", "d(convolutions)", "d(SE)", "d(norms)"}
     assert train["results"][0]["saved_bytes"] > 0
 
@@ -360,7 +360,7 @@ def test_changes(tmp_path, capfd):
     assert len(json.loads(to.read_text())["judged"]) == 124
     slow = json.loads(same.read_text())
     for entry in slow["benchmarks"]:
-        if entry["extra_info"]["candidate"] == "se_fused" and entry["extra_info"]["kind"] == "tail":
+        if entry["extra_info"]["candidate"] == "se_fused" and entry["extra_info"]["kind"] == "block":
             entry["extra_info"]["seconds"] = {k: v * 1.5 for k, v in entry["extra_info"]["seconds"].items()}
     same.write_text(json.dumps(slow))
     assert __main__.main(["changes", str(before), str(same)]) == 1

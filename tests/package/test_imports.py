@@ -18,10 +18,10 @@ ORDER = {
         "backends", "reference", "activations", "_checks", "_atomic_write", "_errors", "_random", "_build", "_version",
         "_build_info",
     ],
-    "bench": ["report", "compare", "workloads", "providers", "measure", "__init__"],
+    "bench": ["report", "compare", "accuracy", "workloads", "providers", "measure", "__init__"],
     "bench/report": [
-        "write", "__init__", "regressions", "noise", "figures", "scaling", "roofline", "markdown", "machine", "style",
-        "plots", "console", "load", "pairs", "format", "records",
+        "write", "plots", "figures", "scaling", "roofline", "markdown", "machine", "console", "style", "regressions",
+        "noise", "load", "pairs", "records", "format", "__init__",
     ],
     "functional": [
         "__init__", "conv1x1_squeeze_excite", "gated_projection", "channel_gate", "batch_norm_squeeze_excite",

@@ -100,11 +100,11 @@ def test_info_prints_the_summary(monkeypatch):
     pytest.importorskip("rich")
     from rich.console import Console
 
-    from se_fused.bench.report import console as report
+    from se_fused.bench.report.console import print_info
 
     monkeypatch.setattr(introspect, "cuda_kernels", lambda: [made("moments float32 rows", registers=41)])
     to = Console(width=132, record=True, file=io.StringIO())
-    report.print_info(se_fused.info(), to)
+    print_info(se_fused.info(), to)
     text = to.export_text()
     assert "What the compiler made of the CUDA kernels" in text and " 41 " in text
 

@@ -9,10 +9,11 @@ import sys
 import pytest
 from support.paths import ROOT
 
+from se_fused.bench.providers.modules import LIBRARIES
 from se_fused.bench.report.load import load_all
-from se_fused.bench.report.pairs import MODULES, workloads
+from se_fused.bench.report.pairs import comparisons
 
-EAGER = ("eager", *MODULES)
+EAGER = ("eager", *LIBRARIES)
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -59,15 +60,15 @@ def test_measured_table_says_how_it_was_made():
 
 
 def test_measured_rows_are_those_of_the_kept_runs():
-    """Every figure of the table of tails can be found again in the runs beside it."""
+    """Every figure of the table of blocks can be found again in the runs beside it."""
     run = load_all(sorted((ROOT / "benchmarks" / "results" / "cpu-sapphire-rapids-2c" / "runs").glob("*.json")))
     layouts = {"NCHW": "contiguous", "NHWC": "channels_last"}
     found = {}
-    for workload in workloads(run, "tail"):
-        m = workload.ours
+    for comparison in comparisons(run, "block"):
+        m = comparison.ours
         columns = [f"{m.seconds.median * 1e3:.2f}"]
         for names, cold in ((EAGER, False), (("compile",), False), (EAGER, True)):
-            versus = workload.versus(*names, cold=cold)
+            versus = comparison.versus(*names, cold=cold)
             columns.append("–" if versus is None else f"{versus.ratio.median:.2f}×")
         found["×".join(map(str, m.shape)), m.dtype, m.layout, m.title] = columns
     measured = README.split("## Measured")[1].split("## ")[0]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from se_fused.bench.compare import least_error
-from se_fused.bench.providers import registry as peers
-from se_fused.bench.workloads.block import LAYOUTS, Workload
+from se_fused.bench.accuracy import least_error
+from se_fused.bench.providers.registry import allowance
+from se_fused.bench.workloads.base import LAYOUTS, Workload
 from se_fused.testing.error_bounds import relative_error
 
 
@@ -16,14 +16,14 @@ def errors(workload: Workload, name: str, layout: str, truth: dict[str, torch.Te
     return {k: relative_error(results[k], t) for k, t in truth.items()}
 
 
-def assert_agrees(workload: Workload, name: str, layouts: tuple[str, ...] = tuple(LAYOUTS), yardstick="eager") -> None:
-    """As se_fused.bench.compare has it: twice what eager errs by, or the peer's allowance, on one of several inputs."""
+def assert_agrees(workload: Workload, name: str, layouts: tuple[str, ...] = tuple(LAYOUTS), baseline="eager") -> None:
+    """As in se_fused.bench.accuracy: twice the baseline's error, or the provider's allowance, on one of the inputs."""
     for seed in range(workload.draws):
         workload.draw(seed)
         truth = workload.truth()
-        eager = [errors(workload, yardstick, layout, truth) for layout in workload.layouts]
+        eager = [errors(workload, baseline, layout, truth) for layout in workload.layouts]
         least = {k: least_error(t, workload.dtype) for k, t in truth.items()}
-        extra = peers.allowance(name, workload.dtype, workload.device) or 0.0
+        extra = allowance(name, workload.dtype, workload.device) or 0.0
         allowed = {k: max(2 * max(e[k] for e in eager) + least[k], extra) for k in truth}
         wrong = {k: (e, allowed[k]) for at in layouts for k, e in errors(workload, name, at, truth).items()
                  if not e <= allowed[k]}  # fmt: skip

@@ -10,15 +10,15 @@ from typing import Any
 
 from se_fused.bench.report.load import parse
 from se_fused.bench.report.records import Run, Spread
+from se_fused.bench.workloads.base import LAYOUTS
+from se_fused.bench.workloads.block import STAGES
 
-STAGES = ((8, 256, 56, 56), (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7))
 SIZES = {"float32": 4, "bfloat16": 2}
-LAYOUTS = ("contiguous", "channels_last")
 # Time over that of ours.
-TAIL = {"se_fused": 1.0, "eager": 2.1, "timm": 2.2, "torchvision": 2.4, "monai": 2.6, "compile": 1.35}
+BLOCK = {"se_fused": 1.0, "eager": 2.1, "timm": 2.2, "torchvision": 2.4, "monai": 2.6, "compile": 1.35}
 WAYS = {
-    "infer": {**TAIL, "compile max-autotune": 1.3},
-    "train": TAIL,
+    "infer": {**BLOCK, "compile max-autotune": 1.3},
+    "train": BLOCK,
 }
 NETWORK = {
     ("se_fused", "channels_last"): 1.0, ("se_fused", "contiguous"): 1.25, ("se_fused optimized", "channels_last"): 0.8,
@@ -27,6 +27,7 @@ NETWORK = {
 }  # fmt: skip
 SE_COST = {"se_fused": 0.05, "eager": 0.22, "compile": 0.18, "openvino": 0.12}
 TITLES = {"infer": "SE+add+ReLU inference", "train": "BN+SE+add+ReLU forward+backward"}
+FILES = {"pass": "passes"}
 PASSES = {"infer": 3, "train": 10}
 
 
@@ -38,8 +39,20 @@ class _Writer:
     def __init__(self, seed: int, noise: float) -> None:
         self.random, self.noise, self.entries = random.Random(seed), noise, []
 
-    def add(self, kind: str, title: str, mode: str, shape: tuple[int, ...], dtype: str, candidate: str, seconds: float,
-            layout: str, ratio: float | None = None, to: str = "se_fused", **more: Any) -> None:  # fmt: skip
+    def add(
+        self,
+        kind: str,
+        title: str,
+        mode: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        candidate: str,
+        seconds: float,
+        layout: str,
+        ratio: float | None = None,
+        to: str = "se_fused",
+        **more: Any,
+    ) -> None:
         seconds *= math.exp(self.random.gauss(0, self.noise))
         marks = [title.replace(" ", "_"), "x".join(map(str, shape)), dtype, layout, candidate.replace(" ", "_"), mode]
         marks += ["plain"] if more.get("plain") else []
@@ -50,7 +63,7 @@ class _Writer:
         if ratio is not None:
             ratio *= math.exp(self.random.gauss(0, self.noise))
             info["ratio"] = {"to": to, **spread(ratio, 0.03)}
-        if kind in ("tail", "stream", "conv"):
+        if kind in ("block", "pass", "conv1x1"):
             info["cold"] = spread(seconds * 1.4)
             if ratio is not None:
                 info["cold_ratio"] = {"to": to, **spread(1 + 0.7 * (ratio - 1), 0.03)}
@@ -62,8 +75,8 @@ class _Writer:
         elements = "" if kind in ("network", "convert") else layout
         self.entries.append(
             {"group": " ".join(filter(None, [title, *map(str, shape), dtype, elements])), "name": name,
-             "fullname": f"benchmarks/test_{kind}.py::{name}", "params": None, "stats": {"median": seconds},
-             "extra_info": info}
+             "fullname": f"benchmarks/test_{FILES.get(kind, kind)}.py::{name}", "params": None,
+             "stats": {"median": seconds}, "extra_info": info}
         )  # fmt: skip
 
 
@@ -71,15 +84,23 @@ def _elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def _tail(to: _Writer, shape: tuple[int, ...], mode: str, dtype: str, layout: str, names: Any = None, gain: float = 1.0,
-          **more: Any) -> None:  # fmt: skip
+def _block(
+    to: _Writer,
+    shape: tuple[int, ...],
+    mode: str,
+    dtype: str,
+    layout: str,
+    names: Any = None,
+    gain: float = 1.0,
+    **more: Any,
+) -> None:
     """gain: times all that ours is faster by; below 1 it falls behind."""
     counted = PASSES[mode] * _elements(shape) * SIZES[dtype]
     for name, factor in WAYS[mode].items():
         if names is not None and name not in names:
             continue
         factor = factor if name == "se_fused" else factor * gain
-        to.add("tail", TITLES[mode], mode, shape, dtype, name, (4e-6 + counted / 20e9) * factor, layout,
+        to.add("block", TITLES[mode], mode, shape, dtype, name, (4e-6 + counted / 20e9) * factor, layout,
                None if name == "se_fused" else factor, counted_bytes=counted, flops=counted,
                working_set_bytes=counted, peak_bytes=int(_elements(shape) * SIZES[dtype] * (1 + factor)),
                **({"saved_bytes": int(_elements(shape) * SIZES[dtype] * factor)} if mode == "train" else {}),
@@ -93,7 +114,7 @@ def _network(to: _Writer, batch: int, size: int, dtype: str, mode: str, plain: b
     shape, flops = (batch, 3, size, size), int(5e8 * work)
     for (name, layout), factor in NETWORK.items():
         ratio = None if (name, layout) == ("se_fused", "channels_last") else factor
-        fields = {"network": "seresnet50", "peer": "timm 1.0.31", "flops": flops, "counted_bytes": int(6e7 * work),
+        fields = {"network": "seresnet50", "baseline": "timm 1.0.31", "flops": flops, "counted_bytes": int(6e7 * work),
                   "peak_bytes": int(50e6 * batch * factor), **more}  # fmt: skip
         if mode == "train":
             if name in ("openvino", "compile freezing", "se_fused optimized"):
@@ -106,8 +127,14 @@ def _network(to: _Writer, batch: int, size: int, dtype: str, mode: str, plain: b
                    **fields, plain=True)  # fmt: skip
 
 
-def document(seed: int = 0, noise: float = 0.0, small: bool = False, commit: str = "0123456789abcdef", gpu: str = "",
-             cpu: str = "Imaginary CPU 9000") -> dict[str, Any]:  # fmt: skip
+def document(
+    seed: int = 0,
+    noise: float = 0.0,
+    small: bool = False,
+    commit: str = "0123456789abcdef",
+    gpu: str = "",
+    cpu: str = "Imaginary CPU 9000",
+) -> dict[str, Any]:
     """The whole JSON.
 
     Args:
@@ -121,16 +148,16 @@ def document(seed: int = 0, noise: float = 0.0, small: bool = False, commit: str
         for shape in stages:
             for dtype in dtypes:
                 for layout in LAYOUTS:
-                    _tail(to, shape, mode, dtype, layout)
+                    _block(to, shape, mode, dtype, layout)
     for shape in stages:
         for dtype in dtypes:
             for name, passes in (("moments (cpu)", 1), ("scale_shift_act (cpu)", 3)):
                 counted = passes * _elements(shape) * SIZES[dtype]
-                to.add("stream", name, "forward", shape, dtype, "se_fused", counted / 22e9, "contiguous",
+                to.add("pass", name, "forward", shape, dtype, "se_fused", counted / 22e9, "contiguous",
                        counted_bytes=counted, flops=2 * _elements(shape), working_set_bytes=counted)  # fmt: skip
     ways = {"se_fused": 1.0, "product": 1.1, "separate": 1.5, "eager": 1.6, "convolution": 0.92}
     for name, factor in ways.items():
-        to.add("conv", "gated convolution", "infer", (8, 256, 56, 56), "float32", name, 2e-3 * factor,
+        to.add("conv1x1", "gated convolution", "infer", (8, 256, 56, 56), "float32", name, 2e-3 * factor,
                "channels_last", None if name == "se_fused" else factor, counted_bytes=4 * 10**7)  # fmt: skip
     for batch in (1,) if small else (1, 8):
         for dtype in dtypes:
@@ -149,7 +176,7 @@ def document(seed: int = 0, noise: float = 0.0, small: bool = False, commit: str
             }.items():
                 for value, shape in shapes:
                     gain = 0.4 if value == 1 else 0.74 if value == 16 else 1.0
-                    _tail(to, shape, mode, "float32", "contiguous", few, gain, study={"axis": axis, "value": value})
+                    _block(to, shape, mode, "float32", "contiguous", few, gain, study={"axis": axis, "value": value})
         for batch in (1, 2, 4, 8, 16):
             _network(to, batch, 224, "float32", "infer", plain=False, study={"axis": "batch", "value": batch})
         for size in (64, 128, 224):
@@ -180,7 +207,7 @@ def document(seed: int = 0, noise: float = 0.0, small: bool = False, commit: str
             }},
             "skipped": [
                 *({"name": n, "reason": "tensorrt is not installed: pip install torch-tensorrt"} for n in missing),
-                {"name": "test_tail[gpu]", "reason": "torch sees no GPU"},
+                {"name": "test_block[gpu]", "reason": "torch sees no GPU"},
             ],
         },
     }  # fmt: skip
@@ -195,8 +222,9 @@ def written(path: Path, **how: Any) -> Path:
     return path
 
 
-def shaken(run: Run, seed: int, factor: Callable[[Any], float] = lambda m: 1.0, noise: float = 0.03,
-           drift: float = 0.2) -> Run:  # fmt: skip
+def shaken(
+    run: Run, seed: int, factor: Callable[[Any], float] = lambda m: 1.0, noise: float = 0.03, drift: float = 0.2
+) -> Run:
     """The run once more: each group slower or faster as a whole, each benchmark a little by itself.
 
     Args:

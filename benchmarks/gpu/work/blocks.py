@@ -12,12 +12,14 @@ from typing import Any, cast
 
 import torch
 
-from se_fused.bench.compare import Judge, Result
+from se_fused.bench.accuracy import AccuracyCheck, Result
 from se_fused.bench.measure.device_limits import copier, rotation
 from se_fused.bench.measure.memory import peak_memory, saved_bytes
 from se_fused.bench.measure.timing import Timing, in_turn, ratio, sampler
 from se_fused.bench.providers.registry import compiles, why_not
-from se_fused.bench.workloads.block import Candidate, TailWorkload, fresh_compiler
+from se_fused.bench.providers.torch_compile import fresh_compiler
+from se_fused.bench.workloads.base import Candidate
+from se_fused.bench.workloads.block import BlockWorkload
 
 from ..target import Shape, Target, target
 from . import at, emit
@@ -31,9 +33,9 @@ ROUNDS = 7
 
 def _measure(shape: Shape, mode: str, there: Target) -> dict[str, float]:
     """Returns how many times ours each candidate takes."""
-    workload = TailWorkload(cast(Any, shape), there.dtype, LAYOUT, mode, there.device)
+    workload = BlockWorkload(cast(Any, shape), there.dtype, LAYOUT, mode, there.device)
     about = {"shape": list(shape), "mode": mode, "layout": LAYOUT, "dtype": str(there.dtype).removeprefix("torch.")}
-    judge, able, results = Judge(workload), {}, {}
+    judge, able, results = AccuracyCheck(workload), {}, {}
     for name in CANDIDATES:
         at(f"{mode} {shape} {name}")
         if (reason := why_not(name, there.device, there.dtype, mode)) or (there.rehearsal and compiles(name)):
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if options.share:
         part, parts = (int(number) for number in options.share.split("/"))
         for stage, mode in work[part::parts]:
-            workload = TailWorkload(cast(Any, stage), there.dtype, LAYOUT, mode, there.device)
+            workload = BlockWorkload(cast(Any, stage), there.dtype, LAYOUT, mode, there.device)
             workload.candidate("se_fused", LAYOUT).run()
             if not there.rehearsal:
                 workload.candidate("compile", LAYOUT).run()

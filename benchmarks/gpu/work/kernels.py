@@ -17,8 +17,8 @@ import torch
 from se_fused import backends
 from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
-from se_fused.bench.compare import Judge, Result
-from se_fused.bench.workloads.block import TailWorkload
+from se_fused.bench.accuracy import AccuracyCheck, Result
+from se_fused.bench.workloads.block import BlockWorkload
 from se_fused.testing.verify import DTYPES, LAYOUTS, Case, check
 
 from ..target import Shape, Target, target, use_tests
@@ -59,9 +59,9 @@ def _streams(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout
 def _judged(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: str) -> float:
     """The same of a whole training step, forward or with its backward pass. No gradient is sent where the closing
     ReLU's argument is within rounding of zero: two right answers differ there."""
-    workload = TailWorkload(cast(Any, shape), dtype, layout, mode, device)
+    workload = BlockWorkload(cast(Any, shape), dtype, layout, mode, device)
     result = Result("se_fused", layout)
-    Judge(workload).check(workload.candidate("se_fused", layout), result)
+    AccuracyCheck(workload).check(workload.candidate("se_fused", layout), result)
     if result.status != "ok":
         raise AssertionError(result.note)
     return max(error / result.allowed[name] for name, error in result.errors.items())

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se_fused.bench.compare import Judge, Result, first_line
+from se_fused.bench.accuracy import AccuracyCheck, Result
 from se_fused.bench.measure.memory import peak_memory
-from se_fused.bench.measure.timing import ratio, rounds_for, sampler, synchronizer, wall_clock
+from se_fused.bench.measure.timing import first_line, ratio, rounds_for, sampler, synchronizer, wall_clock
 from se_fused.bench.providers.registry import compiles, why_not
+from se_fused.bench.providers.torch_compile import fresh_compiler
 from se_fused.bench.workloads import network as networks
-from se_fused.bench.workloads.block import Candidate, fresh_compiler
+from se_fused.bench.workloads.base import Candidate
 from se_fused.bench.workloads.network import ModelWorkload
 
 from ..target import Target, target
@@ -108,7 +109,7 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> di
         name, mode, there.dtype, there.device, layouts=(LAYOUT,), batch=batch, size=there.image,
         num_classes=10 if there.rehearsal else 1000,
     )  # fmt: skip
-    judge = None if ahead else Judge(workload)
+    judge = None if ahead else AccuracyCheck(workload)
     ours: Candidate | None = None
     for candidate_name in CANDIDATES:
         at(f"{name} {mode} {batch} {candidate_name}")

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...bench.compare import Row, least_error, measure
-from ...bench.report import console as report
+from ...bench.accuracy import least_error
+from ...bench.compare import Row, measure
 from ...bench.report import plots
-from ...bench.workloads.block import DTYPES, LAYOUTS
+from ...bench.report.console import print_rows, print_table, table
+from ...bench.report.format import times
+from ...bench.report.style import style
+from ...bench.workloads.base import DTYPES, LAYOUTS
 from ...bench.workloads.network import ModelWorkload, settle, shared_start
 from ...testing.error_bounds import relative_error
 from .images import load_folder
@@ -97,7 +100,7 @@ class Outcome:
         """Whether all agreed; NaN never does.
 
         Gradients are judged where the training step is compared, which draws again where a ReLU's argument happens to
-        cross zero (:func:`se_fused.bench.compare.agreement`); the steps are judged by their losses.
+        cross zero (:func:`se_fused.bench.accuracy.agreement`); the steps are judged by their losses.
         """
         mine, allowed = self.loss_errors(dtype)
         return self.inference.ok and self.training.ok and mine <= allowed
@@ -213,7 +216,7 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
     """Print what data, what agreed, and the comparison."""
     _show_data(data, settings, to)
     columns = ("se_fused", "PyTorch", "float64", "difference", "error of gradients", "PyTorch's")
-    steps = report.table(("step",), columns)
+    steps = table(("step",), columns)
     for i, step in enumerate(outcome.steps):
         gradients = (max(v for k, v in e.items() if k != "loss") for e in (step.errors, step.eager_errors))
         steps.add_row(
@@ -222,23 +225,23 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
             f"{step.losses['se_fused'] - step.losses['eager']:+.1e}",
             *(f"{error:.1e}" for error in gradients),
         )
-    report.print_table("Loss at each training step, all from the same weights", steps, to)
-    agreed = report.table(("result",), ("se_fused", "twice PyTorch's", ""))
+    print_table("Loss at each training step, all from the same weights", steps, to)
+    agreed = table(("result",), ("se_fused", "twice PyTorch's", ""))
     for name, (mine, allowed) in outcome.agreement(DTYPES[settings.dtype]).items():
         verdict = "agrees" if mine <= allowed else "[red]DIFFERS"
         agreed.add_row(name, f"{mine:.1e}", f"{allowed:.1e}", verdict)
-    report.print_table("Agreement with float64: relative error, and what it may be", agreed, to)
-    report.print_rows([outcome.inference, outcome.training], {}, to)
+    print_table("Agreement with float64: relative error, and what it may be", agreed, to)
+    print_rows([outcome.inference, outcome.training], {}, to)
     if not outcome.ok(DTYPES[settings.dtype]):
         to.print("The results do NOT agree: nothing above may be relied on.", style="bold red")
         return
-    peer = outcome.inference.workload["peer"]
+    baseline = outcome.inference.workload["baseline"]
     said = []
     for name, row in (("inference", outcome.inference), ("training", outcome.training)):
-        gains = [f"{report.times(v)} as fast as {report.NAMES[k]}" for k, v in row.speedups.items()]
+        gains = [f"{times(v)} as fast as {style(k)[0]}" for k, v in row.speedups.items()]
         said.append(f"{name} {' and '.join(gains)}")
     to.print(
-        f"The results agree. With se_fused, against {peer}, each in its better layout: {'; '.join(said)}.",
+        f"The results agree. With se_fused, against {baseline}, each in its better layout: {'; '.join(said)}.",
         markup=False,
         soft_wrap=True,
     )

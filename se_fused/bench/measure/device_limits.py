@@ -1,7 +1,7 @@
 """What a device can do at most: the speed of copies, through caches and through memory, and of matrix products.
 
-Kernels that stream are held against ``copy_``, not against a data sheet: it is the fastest that PyTorch itself moves as
-many bytes here.
+Kernels bound by memory are compared with ``copy_``, not with a data sheet: it is the fastest that PyTorch itself moves
+as many bytes here.
 """
 
 import math
@@ -75,7 +75,7 @@ def larger_than_cache(device: str | torch.device) -> int:
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    """Memory that can be had; None where nobody says."""
+    """Memory that is free; None where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -125,7 +125,7 @@ def _copiers(device: str | torch.device, working_set: int, cold: bool) -> list[C
 def copy_bandwidth(
     device: str | torch.device, working_set: int | None = None, repeats: int = 7, cold: bool = False
 ) -> float:
-    """Bytes per second of ``copy_``, read and written bytes together: what streaming kernels are held against.
+    """Bytes per second of ``copy_``, read and written together: what kernels bound by memory are compared with.
 
     Args:
         device: where.

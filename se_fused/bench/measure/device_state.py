@@ -1,4 +1,4 @@
-"""The state of a device while it is measured: clocks, power, temperature, load. What is not known is left out.
+"""The state of a device while it is measured: clocks, power, temperature, load. Unknown values are left out.
 
 GPUs are asked through NVML (the package nvidia-ml-py, module ``pynvml``), CPUs through /proc and /sys.
 """
@@ -92,7 +92,7 @@ def theoretical_bandwidth(device: str | torch.device) -> float | None:
 
 
 def _first(nvml: Any, names: tuple[str, ...], *arguments: Any) -> Any:
-    """What the first of these functions answers that this pynvml has and this driver knows."""
+    """The answer of the first of these functions that pynvml has and the driver supports."""
     for name in names[:-1]:
         try:
             return getattr(nvml, name)(*arguments)

@@ -1,72 +1,14 @@
-"""Honest measuring: time and its spread, peak memory, bytes saved for backward, counted bytes to hold time against.
-
-Time is in ``timing``, the limits of a device in ``bandwidth``, its state in ``telemetry``; their names can be had here
-too.
-"""
+"""Memory: the peak of a call, the bytes saved for the backward pass, and an allocator that keeps what is freed."""
 
 import ctypes
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .device_limits import (
-    cache_bytes,
-    copier,
-    copy_bandwidth,
-    copy_limits,
-    larger_than_cache,
-    limits,
-    matmul_flops,
-    rotation,
-)
-from .device_state import snapshot, theoretical_bandwidth
-from .timing import (
-    Sampler,
-    Timing,
-    device_seconds,
-    in_turn,
-    primed,
-    ratio,
-    rounds_for,
-    sampler,
-    synchronizer,
-    timed,
-    timed_together,
-)
-
-__all__ = [
-    "Counted",
-    "Sampler",
-    "Timing",
-    "cache_bytes",
-    "copier",
-    "copy_bandwidth",
-    "copy_limits",
-    "counted_bytes",
-    "counted_passes",
-    "device_seconds",
-    "in_turn",
-    "keep_freed_memory",
-    "larger_than_cache",
-    "limits",
-    "matmul_flops",
-    "peak_memory",
-    "primed",
-    "ratio",
-    "rotation",
-    "rounds_for",
-    "sampler",
-    "saved_bytes",
-    "snapshot",
-    "synchronizer",
-    "theoretical_bandwidth",
-    "timed",
-    "timed_together",
-]
+__all__ = ["keep_freed_memory", "peak_memory", "saved_bytes"]
 
 
 def keep_freed_memory() -> bool:
@@ -85,7 +27,6 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, 2**30)) & bool(mallopt(trim_threshold, 2**31 - 1))
 
 
-# ---- memory
 def peak_memory(fn: Callable[[], Any], device: str | torch.device) -> int:
     """Bytes that PyTorch's allocator hands out during one call of fn, at the highest point, above the level before it.
 
@@ -149,64 +90,3 @@ def saved_bytes(fn: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
     for tensor in without:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in storages.values())
-
-
-# ---- counted traffic of the block tail
-@dataclass(frozen=True)
-class Counted:
-    """Reads and writes of the big tensor (N, C, *spatial), in whole passes, and of the mask of one bit per element.
-
-    Counted are x, residual, y, dy, dr, dx, read or written once per stream (DESIGN section 2), and the mask. Not
-    counted: vectors of (N, C) and smaller, parameters, and whatever an implementation does beyond that. So the time
-    that these bytes take is a floor of this design, not a model of an implementation.
-    """
-
-    forward: int
-    backward: int
-    forward_masks: int = 0
-    backward_masks: int = 0
-
-    @property
-    def passes(self) -> int:
-        """Passes of the big tensor, both directions."""
-        return self.forward + self.backward
-
-    @property
-    def masks(self) -> int:
-        """Passes of the mask, both directions."""
-        return self.forward_masks + self.backward_masks
-
-    def forward_only(self) -> "Counted":
-        """The forward pass alone: in training, 4 passes of DESIGN's 4 + 6, and the mask that it writes."""
-        return Counted(forward=self.forward, backward=0, forward_masks=self.forward_masks)
-
-
-def counted_passes(*, training: bool, batch_norm: bool = True, residual: bool = True, relu: bool = True) -> Counted:
-    """The passes of DESIGN's budget: 4 + mask forward and 6 + mask backward in training, 3 in inference.
-
-    Args:
-        training: forward and backward with the batch's statistics (:meth:`Counted.forward_only` for its forward pass);
-            False: forward alone in inference, where x is read from memory once (a sample's second reading finds it in
-            the cache, or on the chip).
-        batch_norm: False in training: the gate alone, whose backward pass does not read x in its second stream.
-        residual: whether a residual is added, read forward; its gradient dr is written and read backward.
-        relu: whether a ReLU closes the block, which needs the mask.
-    """
-    if not training:
-        return Counted(forward=3 if residual else 2, backward=0)
-    # Forward: x for the moments; x and residual in, y out. Backward: dy and x in, then dr (or dy) and x in, dx out.
-    writes_dr = residual and relu
-    return Counted(
-        forward=4 if residual else 3,
-        backward=(6 if writes_dr else 5) - (0 if batch_norm else 1),
-        forward_masks=int(relu),
-        backward_masks=0 if not relu else (1 if writes_dr else 2),
-    )
-
-
-def counted_bytes(shape: tuple[int, ...], dtype: torch.dtype, passes: Counted) -> int:
-    """Bytes of those passes over a tensor of that shape and dtype; the mask's rows are not padded here."""
-    elements = 1
-    for size in shape:
-        elements *= size
-    return passes.passes * elements * dtype.itemsize + passes.masks * ((elements + 7) // 8)

@@ -1,4 +1,4 @@
-"""Time: what one call takes, on a device alone or by the clock on the wall, and candidates measured in turn.
+"""Time of one call, on a device alone or by the wall clock, and of several candidates in turn.
 
 Candidates that are to be compared are measured in turn (A, B, C, B, C, A, ...): a machine that grows warm or busy then
 hits all of them alike, and the quotient of two measurements of one round says more than that of two medians.
@@ -19,6 +19,7 @@ __all__ = [
     "Sampler",
     "Timing",
     "device_seconds",
+    "first_line",
     "in_turn",
     "primed",
     "ratio",
@@ -37,8 +38,14 @@ late: together less than a percent of this."""
 _MOST_REPLAYS = 10_000
 
 
+def first_line(error: BaseException) -> str:
+    """The error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
 def synchronizer(device: str | torch.device) -> Callable[[], None]:
-    """What waits until the device has done all that it was given: nothing to do on a CPU."""
+    """Returns a function that waits until the device has finished its work; on a CPU there is nothing to wait for."""
     device = torch.device(device)
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
@@ -71,7 +78,7 @@ class Timing:
 
 
 def wall_clock(fn: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[], float]:
-    """What calls fn once, and returns the seconds that it takes until the device has finished.
+    """Returns a function that calls fn once and returns the seconds until the device has finished.
 
     Args:
         fn: what to call. Its result is dropped outside the measured time, and before the next call needs the memory.
@@ -134,7 +141,7 @@ def timed(
 
 @dataclass(frozen=True)
 class Sampler:
-    """One measurement for each call of it: seconds of one call of what it measures."""
+    """Measures each time that it is called: returns the seconds of one call of what it measures."""
 
     once: Callable[[], float]
     how: str
@@ -156,7 +163,7 @@ def sampler(
     replays: int | None = None,
     turn: Iterator[int] | None = None,
 ) -> Sampler:
-    """What measures one call of fns, each time that it is called.
+    """Returns what measures one call of fns each time that it is called.
 
     On a CPU a measurement is the wall clock around one call of the rotation's next member. On a GPU one CUDA graph
     holds all of the rotation, each member once, and a measurement is ``replays`` replays of it between two events, over
@@ -234,7 +241,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
             plain()
     except Exception as error:  # it has just run three times: whatever it is, the capture brought it about
         how, run = "events", plain
-        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        why = first_line(error)
 
     def seconds(times: int) -> float:
         with torch.cuda.device(device):
@@ -258,7 +265,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
 
 
 def primed(sample: Callable[[], float]) -> Callable[[], float]:
-    """Measures twice and takes the second: with its own data in the caches, whoever was measured before it."""
+    """Measures twice and returns the second time: its data is in the caches then, whatever ran before it."""
 
     def second() -> float:
         sample()

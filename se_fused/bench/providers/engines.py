@@ -111,4 +111,4 @@ ENGINES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
 }
-"""By the name of the peer in :mod:`se_fused.bench.providers.registry`."""
+"""By the name of the provider in :mod:`se_fused.bench.providers.registry`."""

@@ -1,4 +1,4 @@
-"""A block's tail out of the modules of timm, torchvision and MONAI: what a network of theirs runs.
+"""The end of a residual block out of the modules of timm, torchvision and MONAI: what a network of theirs runs.
 
 All three compute FC-ReLU-FC-sigmoid with biases on the mean of each channel. What stands around the gate is the same
 for all, as timm's ``Bottleneck`` has it: ``torch.nn.BatchNorm2d`` before, then the sum and the ReLU, both in place.
@@ -7,19 +7,19 @@ for all, as timm's ``Bottleneck`` has it: ``torch.nn.BatchNorm2d`` before, then 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["MODULES", "ModuleTail", "se_layer"]
+__all__ = ["LIBRARIES", "ModuleBlock", "se_layer"]
 
-MODULES = ("timm", "torchvision", "monai")
+LIBRARIES = ("timm", "torchvision", "monai")
+"""The libraries whose SE modules, and whose models, are measured beside ours."""
 
 
 def se_layer(library: str, channels: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
     """An SE layer of that library and its two fully connected layers, C to R and R to C.
 
     Args:
-        library: one of :data:`MODULES`.
+        library: one of :data:`LIBRARIES`.
         channels: C.
         hidden: R.
     """
@@ -42,14 +42,14 @@ def se_layer(library: str, channels: int, hidden: int) -> tuple[nn.Module, nn.Mo
         quotient: Any = channels / (hidden + 0.5)
         layer = ChannelSELayer(2, channels, r=quotient)
         return layer, layer.fc[0], layer.fc[2]
-    raise ValueError(f"library must be one of {', '.join(MODULES)}; got {library!r}")
+    raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
 
 
-class ModuleTail(nn.Module):
+class ModuleBlock(nn.Module):
     """relu(SE(BN(x)) + residual) out of a library's modules. (N, C, H, W) and the same -> (N, C, H, W).
 
     Args:
-        library: one of :data:`MODULES`.
+        library: one of :data:`LIBRARIES`.
         given: the workload's tensors by name: fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, and with batch
             norm running_mean, running_var, bn_weight, bn_bias. Parameters share their memory; statistics are copied.
         training: batch norm with the batch's statistics.
@@ -88,27 +88,3 @@ class ModuleTail(nn.Module):
         u += residual
         y: Tensor = self.act(u)
         return y
-
-
-def flops(shape: tuple[int, ...], hidden: int, mode: str, batch_norm: bool) -> int:
-    """Floating-point operations of the tail relu(SE(BN(x)) + residual), counted from the shapes.
-
-    Per element, forward: 1 for the mean, 1 for the gate's product, 1 for the sum, 1 for the ReLU. Batch norm adds 2
-    (a product, a sum), in training 4 more for its statistics (1 for the mean; difference, product and sum for the
-    variance). Backward: 1 for the ReLU, 2 for the gate's gradient (product, sum), 2 for x's (product, and the sum with
-    the mean's). Batch norm adds 9: x-hat 2, the sums of dy and dy x-hat 1 + 2, dx 4 (two differences, two products).
-    The two fully connected layers take 2 N C R operations each forward, and twice as many backward. Not counted: what
-    is done once per channel or hidden unit (activations, the gate, biases).
-
-    Args:
-        shape: (N, C, H, W).
-        hidden: R.
-        mode: "infer", "forward" or "train".
-        batch_norm: whether there is one.
-    """
-    n, c = shape[:2]
-    elements = torch.Size(shape).numel()
-    forward = 4 + (0 if not batch_norm else 2 if mode == "infer" else 6)
-    backward = 0 if mode != "train" else 5 + (9 if batch_norm else 0)
-    layers = 4 * n * c * hidden
-    return elements * (forward + backward) + layers * (3 if mode == "train" else 1)

@@ -1,6 +1,6 @@
-"""Registry of the implementations that a benchmark compares: what each is, what it needs, which error it may have.
+"""Registry of the providers: ours and the baselines, what each one needs, and which error it may have.
 
-The workloads (:mod:`se_fused.bench.workloads`) build candidates of these names. A peer that cannot run is never
+The workloads (:mod:`se_fused.bench.workloads`) build candidates of these names. A provider that cannot run is never
 replaced by another: :func:`why_not` says why it is left out.
 """
 
@@ -15,31 +15,48 @@ import torch
 
 from ..._version import __version__
 
-__all__ = ["NETWORKS", "PEERS", "TAILS", "Peer", "allowance", "compiles", "missing", "version", "why_not"]
+__all__ = [
+    "ALL_MODES",
+    "BASELINES",
+    "BLOCK_PROVIDERS",
+    "NETWORK_PROVIDERS",
+    "OURS",
+    "PROVIDERS",
+    "Provider",
+    "allowance",
+    "compiles",
+    "missing",
+    "version",
+    "why_not",
+]
 
 _BENCH = 'pip install "se_fused[bench]"'
 _INSTALL = {"torch_tensorrt": "pip install torch-tensorrt", "triton": "pip install triton"}
-_MODES = ("infer", "forward", "train")
+OURS = "se_fused"
+BASELINES = ("eager", "compile")
+"""The baselines that every workload of ours has: plain PyTorch, and the same under ``torch.compile``."""
+ALL_MODES = ("infer", "forward", "train")
+"""Inference; the forward pass of training, with what backward needs kept; forward and backward."""
 
 
 @dataclass(frozen=True)
-class Peer:
+class Provider:
     """One way to compute a workload."""
 
     name: str
     title: str
     """For people: the same, spelled out."""
-    tails: bool = False
-    """Whether it computes :class:`~se_fused.bench.workloads.block.TailWorkload`."""
+    blocks: bool = False
+    """Whether it computes :class:`~se_fused.bench.workloads.block.BlockWorkload`."""
     networks: bool = False
     """Whether it computes :class:`~se_fused.bench.workloads.network.ModelWorkload`."""
     module: str | None = None
     """The Python module that it needs; None: nothing beside PyTorch."""
     distribution: str = "torch"
-    """Whose version is this peer's."""
+    """Whose version is this provider's."""
     layout: str | None = None
-    """The layout in which a network is compared; None: both. Tails are compared in both by everybody."""
-    modes: tuple[str, ...] = _MODES
+    """The layout in which a network is compared; None: both. Blocks are measured in both."""
+    modes: tuple[str, ...] = ALL_MODES
     devices: tuple[str, ...] = ("cpu", "cuda")
     only: str = ""
     """Why it has not every mode and device, for :func:`why_not`."""
@@ -47,51 +64,51 @@ class Peer:
 
 _GRAPHS = "reduce-overhead is CUDA graphs: it needs a GPU"
 _TUNED = "max-autotune is compared on GPUs only: it needs a GPU"
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        Peer("se_fused", "se_fused", tails=True, networks=True, distribution="se_fused"),
-        Peer(
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("se_fused", "se_fused", blocks=True, networks=True, distribution="se_fused"),
+        Provider(
             "se_fused optimized", "se_fused.optimize_for_inference", networks=True, distribution="se_fused",
             layout="channels_last", modes=("infer",), only="se_fused optimized computes inference only",
         ),
-        Peer(
+        Provider(
             "se_fused compile", "se_fused under torch.compile", networks=True, distribution="se_fused",
             layout="channels_last",
         ),
-        Peer(
+        Provider(
             "se_fused compile reduce-overhead", "se_fused under torch.compile, reduce-overhead", networks=True,
             distribution="se_fused", layout="channels_last", devices=("cuda",), only=_GRAPHS,
         ),
-        Peer("eager", "PyTorch, eager", tails=True, networks=True),
-        Peer("timm", "timm.layers.SEModule", tails=True, module="timm", distribution="timm"),
-        Peer(
-            "torchvision", "torchvision.ops.SqueezeExcitation", tails=True, module="torchvision",
+        Provider("eager", "PyTorch, eager", blocks=True, networks=True),
+        Provider("timm", "timm.layers.SEModule", blocks=True, module="timm", distribution="timm"),
+        Provider(
+            "torchvision", "torchvision.ops.SqueezeExcitation", blocks=True, module="torchvision",
             distribution="torchvision",
         ),
-        Peer("monai", "monai.networks.blocks.ChannelSELayer", tails=True, module="monai", distribution="monai"),
-        Peer("compile", "torch.compile", tails=True, networks=True, layout="channels_last"),
-        Peer(
+        Provider("monai", "monai.networks.blocks.ChannelSELayer", blocks=True, module="monai", distribution="monai"),
+        Provider("compile", "torch.compile", blocks=True, networks=True, layout="channels_last"),
+        Provider(
             "compile freezing", "torch.compile, weights frozen", networks=True, layout="channels_last",
             modes=("infer",), devices=("cpu",), only="compile freezing is compared in inference on CPUs only",
         ),
-        Peer(
-            "compile max-autotune", "torch.compile, max-autotune", tails=True, networks=True, layout="channels_last",
+        Provider(
+            "compile max-autotune", "torch.compile, max-autotune", blocks=True, networks=True, layout="channels_last",
             devices=("cuda",), only=_TUNED,
         ),
-        Peer(
-            "compile reduce-overhead", "torch.compile, reduce-overhead", tails=True, networks=True,
+        Provider(
+            "compile reduce-overhead", "torch.compile, reduce-overhead", blocks=True, networks=True,
             layout="channels_last", devices=("cuda",), only=_GRAPHS,
         ),
-        Peer(
+        Provider(
             "openvino", "OpenVINO", networks=True, module="openvino", distribution="openvino", layout="contiguous",
             modes=("infer",), devices=("cpu",), only="openvino is compared in inference on CPUs only",
         ),
-        Peer(
+        Provider(
             "onnxruntime", "ONNX Runtime", networks=True, module="onnxruntime", distribution="onnxruntime",
             layout="contiguous", modes=("infer",), only="onnxruntime computes inference only",
         ),
-        Peer(
+        Provider(
             "tensorrt", "TensorRT (torch_tensorrt)", networks=True, module="torch_tensorrt",
             distribution="torch-tensorrt", layout="contiguous", modes=("infer",), devices=("cuda",),
             only="tensorrt computes inference on GPUs only",
@@ -100,10 +117,10 @@ PEERS: dict[str, Peer] = {
 }  # fmt: skip
 """All of them."""
 
-TAILS = tuple(name for name, peer in PEERS.items() if peer.tails)
-"""The names that :class:`~se_fused.bench.workloads.block.TailWorkload` knows."""
+BLOCK_PROVIDERS = tuple(name for name, provider in PROVIDERS.items() if provider.blocks)
+"""The names that :class:`~se_fused.bench.workloads.block.BlockWorkload` knows."""
 
-NETWORKS = tuple(name for name, peer in PEERS.items() if peer.networks)
+NETWORK_PROVIDERS = tuple(name for name, provider in PROVIDERS.items() if provider.networks)
 """The names that :class:`~se_fused.bench.workloads.network.ModelWorkload` knows."""
 
 
@@ -115,7 +132,7 @@ def missing(module: str) -> str | None:
 
 
 def compiles(name: str) -> bool:
-    """Whether that peer goes through ``torch.compile``."""
+    """Whether that provider goes through ``torch.compile``."""
     return "compile" in name.split()
 
 
@@ -138,16 +155,16 @@ def _onnxruntime(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _FURTHER: dict[str, Callable[[torch.device, torch.dtype], str | None]] = {
-    **{name: lambda device, _: _compiler(device) for name in PEERS if compiles(name)},
+    **{name: lambda device, _: _compiler(device) for name in PROVIDERS if compiles(name)},
     "onnxruntime": lambda device, dtype: missing("onnx") or _onnxruntime(device, dtype),
 }
 
 
 def why_not(name: str, device: str | torch.device, dtype: torch.dtype, mode: str) -> str | None:
-    """None if that peer can run here, else one line that says why it cannot; nothing heavy is imported.
+    """None if that provider can run here, else one line that says why it cannot; nothing heavy is imported.
 
     Args:
-        name: one of :data:`PEERS`.
+        name: one of :data:`PROVIDERS`.
         device: the workload's.
         dtype: the workload's.
         mode: "infer", "forward" or "train".
@@ -155,16 +172,16 @@ def why_not(name: str, device: str | torch.device, dtype: torch.dtype, mode: str
     Raises:
         ValueError: another name or mode.
     """
-    if name not in PEERS:
-        raise ValueError(f"name must be one of {', '.join(PEERS)}; got {name!r}")
-    if mode not in _MODES:
-        raise ValueError(f"mode must be one of {', '.join(_MODES)}; got {mode!r}")
-    peer, device = PEERS[name], torch.device(device)
+    if name not in PROVIDERS:
+        raise ValueError(f"name must be one of {', '.join(PROVIDERS)}; got {name!r}")
+    if mode not in ALL_MODES:
+        raise ValueError(f"mode must be one of {', '.join(ALL_MODES)}; got {mode!r}")
+    provider, device = PROVIDERS[name], torch.device(device)
     if name == "tensorrt" and (device.type != "cuda" or missing("torch_tensorrt")):
         return "tensorrt needs torch_tensorrt and a GPU: pip install torch-tensorrt"
-    if device.type not in peer.devices or mode not in peer.modes:
-        return peer.only or f"{name} is compared on {' and '.join(peer.devices)} only, not on {device.type}"
-    if peer.module is not None and (reason := missing(peer.module)):
+    if device.type not in provider.devices or mode not in provider.modes:
+        return provider.only or f"{name} is compared on {' and '.join(provider.devices)} only, not on {device.type}"
+    if provider.module is not None and (reason := missing(provider.module)):
         return reason
     further = _FURTHER.get(name)
     return None if further is None else further(device, dtype)
@@ -174,11 +191,11 @@ def version(name: str) -> str:
     """What computes, with its version, such as "timm 1.0.31"; without one where it is not installed.
 
     Raises:
-        ValueError: ``name`` is none of :data:`PEERS`.
+        ValueError: ``name`` is none of :data:`PROVIDERS`.
     """
-    if name not in PEERS:
-        raise ValueError(f"name must be one of {', '.join(PEERS)}; got {name!r}")
-    distribution = PEERS[name].distribution
+    if name not in PROVIDERS:
+        raise ValueError(f"name must be one of {', '.join(PROVIDERS)}; got {name!r}")
+    distribution = PROVIDERS[name].distribution
     if distribution == "se_fused":
         return f"se_fused {__version__}"  # the code that runs, not the distribution that may lie beside it
     if distribution == "torch":

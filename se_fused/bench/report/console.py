@@ -1,102 +1,23 @@
-"""What measurements look like: tables on the screen, and one JSON document that says how they were taken."""
+"""Tables on the terminal: what was compared, and what ``se-fused info`` says."""
 
-import json
-import math
-import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...info.kernels import summary
-from ...info.provenance import command, environment
-from ..compare import Result, Row
-from ..measure.memory import keep_freed_memory
+from ..compare import Row
+from ..providers.registry import BASELINES, OURS
+from .format import NOTHING, layout_name, megabytes, milliseconds, shape, times
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = [
-    "NAMES",
-    "SHORT",
-    "check_writable",
-    "console",
-    "document",
-    "print_info",
-    "print_rows",
-    "print_table",
-    "shape",
-    "table",
-    "times",
-]
+__all__ = ["console", "print_info", "print_rows", "print_table", "table"]
 
-SHORT = {"contiguous": "NCHW", "channels_last": "NHWC"}
 _WIDTH = 132
-NAMES = {"se_fused": "se_fused", "eager": "eager", "compile": "torch.compile"}
+_SHOWN = (OURS, *BASELINES)
 
 
-def check_writable(path: Path) -> None:
-    """ValueError, one line, unless a file can be made there: asked before minutes of measuring."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: the folder {path.parent} cannot be written to")
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def document(rows: Sequence[Row], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
-    """Everything that was measured and what it takes to repeat it, as JSON."""
-    content = {
-        "command": command(["se-fused", *arguments]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(),
-        "copy_bytes_per_second": memory_copy,
-        "freed_memory_kept": keep_freed_memory(),
-        "rows": [row.as_dict() for row in rows],
-    }
-    return json.dumps(_finite(content), indent=1) + "\n"
-
-
-# ---- numbers as people read them
-def milliseconds(result: Result | None) -> str:
-    """Median and half the distance of the quartiles, in ms."""
-    if result is None or result.timing is None:
-        return "–"
-    median, spread = result.timing.median * 1e3, (result.timing.q3 - result.timing.q1) / 2 * 1e3
-    digits = 3 if median < 1 else 2 if median < 10 else 1 if median < 100 else 0
-    return f"{median:.{digits}f} ±{spread:.{digits}f}"
-
-
-def megabytes(count: int | None) -> str:
-    """In MB = 10^6 bytes."""
-    if count is None:
-        return "–"
-    value = count / 1e6
-    return f"{value:.{3 if value < 1 else 1 if value < 100 else 0}f}"
-
-
-def times(value: float | None) -> str:
-    """A ratio."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}×"
-
-
-def shape(row: Row) -> str:
-    """8×256×56×56"""
-    return "×".join(map(str, row.workload["shape"]))
-
-
-# ---- tables
 def console(stderr: bool = False) -> "Console":
     """A console as wide as the terminal; for tables at least so wide that no number is cut short."""
     from rich.console import Console
@@ -126,28 +47,27 @@ def print_table(title: str, made: "Table", to: "Console") -> None:
     to.print(made)
 
 
-def _print_tails(rows: Sequence[Row], to: "Console") -> None:
+def _print_blocks(rows: Sequence[Row], to: "Console") -> None:
     where = rows[0].workload
     training = where["mode"] == "train"
-    best_names = ("se_fused", "eager", "compile")
     made = table(
         ("map", "dtype", "layout"),
-        ("se_fused", "eager", "torch.compile", "vs eager", "vs compile", "× copy", "× copy in memory"),
+        (*_SHOWN, *(f"vs {name}" for name in BASELINES), "× copy", "× copy in memory"),
     )
     memory = table(
         ("map", "dtype", "layout"),
-        [f"{kind}{name}" for kind in (("", "saved ") if training else ("",)) for name in best_names],
+        [f"{kind}{name}" for kind in (("", "saved ") if training else ("",)) for name in _SHOWN],
     )
     for row in rows:
-        key = shape(row), row.workload["dtype"], SHORT[row.workload["layout"]]
-        best = {name: row.best(name) for name in NAMES}
+        key = shape(row.workload["shape"]), row.workload["dtype"], layout_name(row.workload["layout"])
+        best = [row.best(name) for name in _SHOWN]
         speedups, over = row.speedups, row.over_copy
         made.add_row(
-            *key, *(milliseconds(r) for r in best.values()), times(speedups.get("eager")),
-            times(speedups.get("compile")), times(over.get("same_size")), times(over.get("memory")),
+            *key, *(milliseconds(None if r is None else r.timing) for r in best),
+            *(times(speedups.get(name)) for name in BASELINES), times(over.get("same_size")), times(over.get("memory")),
         )  # fmt: skip
-        saved = [megabytes(None if r is None else r.saved_bytes) for r in best.values()] if training else []
-        memory.add_row(*key, *(megabytes(None if r is None else r.peak_bytes) for r in best.values()), *saved)
+        saved = [megabytes(None if r is None else r.saved_bytes) for r in best] if training else []
+        memory.add_row(*key, *(megabytes(None if r is None else r.peak_bytes) for r in best), *saved)
     print_table(f"{where['title']} on {where['device']}: ms", made, to)
     saving = ", and MB saved for the backward pass" if training else ""
     print_table(f"{where['title']}: MB at the peak{saving}", memory, to)
@@ -158,28 +78,28 @@ def _print_network(row: Row, to: "Console") -> None:
     made = table(("", "layout"), ("ms", "img/s", "MB at the peak", "MB saved", "time over ours"))
     best = row.best("se_fused")
     for result in row.results:
-        rate = "–" if result.images_per_second is None else f"{result.images_per_second:.1f}"
+        rate = NOTHING if result.images_per_second is None else f"{result.images_per_second:.1f}"
         ratio = times(None if best is None else result.milliseconds / best.milliseconds)
-        name = NAMES[result.name] + ("" if result.status == "ok" else f" ({result.status})")
+        name = result.name + ("" if result.status == "ok" else f" ({result.status})")
         made.add_row(
-            name, SHORT[result.layout], milliseconds(result), rate, megabytes(result.peak_bytes),
+            name, layout_name(result.layout), milliseconds(result.timing), rate, megabytes(result.peak_bytes),
             megabytes(result.saved_bytes), ratio,
         )  # fmt: skip
-    where = f"{about['title']} on {about['device']}, {shape(row)}, {about['dtype']}"
-    print_table(f"{where}; eager and compiled: {about['peer']}", made, to)
+    where = f"{about['title']} on {about['device']}, {shape(about['shape'])}, {about['dtype']}"
+    print_table(f"{where}; eager and compiled: {about['baseline']}", made, to)
 
 
 def print_rows(rows: Sequence[Row], memory_copy: dict[str, float], to: "Console") -> None:
     """The tables of :func:`se_fused.bench.compare.run`, then what went wrong, one line each."""
-    tails: dict[str, list[Row]] = {}
+    blocks: dict[str, list[Row]] = {}
     for row in rows:
         if row.workload["layout"] == "both":
             _print_network(row, to)
         else:
-            tails.setdefault(row.workload["title"], []).append(row)
-    for group in tails.values():
-        _print_tails(group, to)
-    if tails and memory_copy:
+            blocks.setdefault(row.workload["title"], []).append(row)
+    for group in blocks.values():
+        _print_blocks(group, to)
+    if blocks and memory_copy:
         for device, speed in memory_copy.items():
             to.print(
                 f"× copy: our time over that of the counted bytes (DESIGN's passes) at the speed of copy_ on as many "
@@ -191,10 +111,10 @@ def print_rows(rows: Sequence[Row], memory_copy: dict[str, float], to: "Console"
     for row in rows:
         for result in row.results:
             if result.status != "ok":
-                layout = SHORT[result.layout]
+                about = row.workload
                 to.print(
-                    f"{row.workload['title']} {shape(row)} {row.workload['dtype']}: {NAMES[result.name]} {layout} "
-                    f"{result.status}, not timed: {result.note}",
+                    f"{about['title']} {shape(about['shape'])} {about['dtype']}: {result.name} "
+                    f"{layout_name(result.layout)} {result.status}, not timed: {result.note}",
                     markup=False, style="red", soft_wrap=True,
                 )  # fmt: skip
 

@@ -1,25 +1,26 @@
-"""Pictures of a run: how near the limits, how many times faster, over which sizes, what SE costs, how much memory."""
+"""The pictures of a run: roofline, speed-ups, scaling, what SE costs, memory."""
 
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..providers.modules import LIBRARIES
+from ..providers.registry import BASELINES, OURS
 from .format import number, times
-from .pairs import MODULES, OURS, Workload, titled, workloads
-from .plots import check_matplotlib, save
+from .pairs import Comparison, comparisons, titled
 from .records import Run
 from .roofline import draw_roofline
 from .scaling import draw_rates, draw_scaling
-from .style import Bar, Panel, bar_pages, heading, label_of
+from .style import Bar, Panel, bar_pages, check_matplotlib, heading, label_of, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw", "memory_panels", "overhead_panels", "speedup_panels"]
 
-_COLUMNS = {"eager": ("eager",), "module": MODULES, "compile": ("compile",)}
-_MEMORY = (OURS, "eager", "compile")
+_COLUMNS = {"eager": ("eager",), "module": LIBRARIES, "compile": ("compile",)}
+_MEMORY = (OURS, *BASELINES)
 
 
 def draw(run: Run, folder: str | os.PathLike[str]) -> list[Path]:
@@ -53,7 +54,7 @@ def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
         figure = make(run, title)
         yield name, [] if figure is None else [figure]
     faster, cost = "se_fused is so many times as fast as", "time with SE over time without it, minus 1, in %"
-    yield "speedups", bar_pages(speedup_panels(run), f"Tails: {title}", times, faster, line=1)
+    yield "speedups", bar_pages(speedup_panels(run), f"Blocks: {title}", times, faster, line=1)
     yield (
         "overhead",
         bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{round(value)} %", cost),
@@ -64,7 +65,7 @@ def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
 def speedup_panels(run: Run) -> list[Panel]:
     """Per title and dtype: how many times faster ours is than eager, the best module and compile, with quartiles."""
     panels = []
-    for title, group in titled(workloads(run, "tail")).items():
+    for title, group in titled(comparisons(run, "block")).items():
         rows: dict[str, list[tuple[str, dict[str, Bar]]]] = {}
         for w in group:
             found = {name: w.versus(*names) for name, names in _COLUMNS.items()}
@@ -78,7 +79,7 @@ def speedup_panels(run: Run) -> list[Panel]:
 def overhead_panels(run: Run) -> list[Panel]:
     """Per network and mode: SE's cost in percent, for each candidate that was measured without SE too."""
     panels = []
-    for title, group in titled(workloads(run, "network")).items():
+    for title, group in titled(comparisons(run, "network")).items():
         rows = []
         for w in group:
             costs = {name: w.cost(name) for name in (OURS, *w.names)}
@@ -93,27 +94,27 @@ def overhead_panels(run: Run) -> list[Panel]:
 def memory_panels(run: Run) -> list[Panel]:
     """Per title: MB at the peak and MB saved; rows of layouts that need the same are one row."""
     panels = []
-    for kind in ("tail", "network"):
-        for title, group in titled(workloads(run, kind)).items():
+    for kind in ("block", "network"):
+        for title, group in titled(comparisons(run, kind)).items():
             for what, name in (("peak", "peak_bytes"), ("saved for backward", "saved_bytes")):
-                if rows := _memory_rows(group, kind, lambda w, peer, name=name: _bytes(w, peer, name)):  # type: ignore[misc]
+                if rows := _memory_rows(group, kind, lambda w, baseline, name=name: _bytes(w, baseline, name)):  # type: ignore[misc]
                     panels.append(Panel(f"{title}: {what}", rows))
     return panels
 
 
-def _bytes(w: Workload, peer: str, name: str) -> int | None:
-    best = w.best(peer)
+def _bytes(w: Comparison, baseline: str, name: str) -> int | None:
+    best = w.best(baseline)
     found: int | None = None if best is None else getattr(best, name)
     return found
 
 
 def _memory_rows(
-    group: Iterable[Workload], kind: str, get: Callable[[Workload, str], int | None]
+    group: Iterable[Comparison], kind: str, get: Callable[[Comparison, str], int | None]
 ) -> list[tuple[str, dict[str, Bar]]]:
     rows: dict[tuple[object, ...], tuple[list[str], dict[str, Bar]]] = {}
     for w in group:
         m = w.ours
-        bars = {peer: Bar.exact(size / 1e6) for peer in _MEMORY if (size := get(w, peer)) is not None}
+        bars = {baseline: Bar.exact(size / 1e6) for baseline in _MEMORY if (size := get(w, baseline)) is not None}
         if bars:
             about, _, layout = (f"batch {m.shape[0]}", "", "") if kind == "network" else label_of(m).rpartition(" ")
             names, _ = rows.setdefault((about, m.dtype, *bars.items()), ([], bars))

@@ -1,13 +1,27 @@
-"""Numbers and tables as people read them: three significant digits at most, GitHub's Markdown."""
+"""Formats numbers, with three significant digits at most, and tables in GitHub's Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence
 
-from .records import Spread
+from ..measure.timing import Timing
 
-__all__ = ["bandwidth", "megabytes", "milliseconds", "number", "percent", "plus_minus", "size", "table", "times"]
+__all__ = [
+    "NOTHING",
+    "bandwidth",
+    "layout_name",
+    "megabytes",
+    "milliseconds",
+    "number",
+    "percent",
+    "plus_minus",
+    "shape",
+    "size",
+    "table",
+    "times",
+]
 
 NOTHING = "–"
+_LAYOUT_NAMES = {"contiguous": "NCHW", "channels_last": "NHWC"}
 
 
 def _decimals(value: float) -> int:
@@ -33,14 +47,14 @@ def plus_minus(median: float, spread: float) -> str:
     return f"{number(median)} ±{shown:.{digits}f}"
 
 
-def milliseconds(seconds: Spread | None) -> str:
+def milliseconds(seconds: Timing | None) -> str:
     """Median and half the distance of the quartiles."""
     return NOTHING if seconds is None else plus_minus(seconds.median * 1e3, (seconds.q3 - seconds.q1) / 2 * 1e3)
 
 
-def times(ratio: Spread | float | None) -> str:
+def times(ratio: Timing | float | None) -> str:
     """1.93×"""
-    value = ratio.median if isinstance(ratio, Spread) else ratio
+    value = ratio.median if isinstance(ratio, Timing) else ratio
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{value:.2f}×" if value < 9.995 else f"{number(value)}×"
@@ -68,6 +82,16 @@ def size(count: float) -> str:
             shown = number(count / scale)
             return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} {unit}"
     return f"{count:.0f} bytes"
+
+
+def shape(sizes: Iterable[int]) -> str:
+    """8×256×56×56"""
+    return "×".join(map(str, sizes))
+
+
+def layout_name(layout: str) -> str:
+    """NCHW, NHWC; any other word as it is."""
+    return _LAYOUT_NAMES.get(layout, layout)
 
 
 def table(left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

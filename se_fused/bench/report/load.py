@@ -103,7 +103,7 @@ def _measurement(entry: _Fields, path: str) -> Measurement | None:
         mode=info.text("mode", ""), shape=tuple(sizes), dtype=info.text("dtype"), layout=info.text("layout", ""),
         device=info.text("device", "cpu"), candidate=info.text("candidate"), seconds=seconds,
         cold=info.spread("cold"), ratio=info.ratio("ratio"), cold_ratio=info.ratio("cold_ratio"),
-        plain=bool(info.content.get("plain")), network=info.text("network", ""), peer=info.text("peer", ""),
+        plain=bool(info.content.get("plain")), network=info.text("network", ""), baseline=info.text("baseline", ""),
         axis="" if study is None else study.text("axis"),
         value=0 if study is None else round(study.positive("value")),
         counted_bytes=info.count("counted_bytes"), flops=info.count("flops"),

@@ -1,4 +1,4 @@
-"""The report's words on the machine: what it is, how fast it copies and multiplies, what was skipped there."""
+"""The report's section on the machine: what it is, how fast it copies and multiplies, what was skipped there."""
 
 from collections.abc import Mapping
 from typing import Any

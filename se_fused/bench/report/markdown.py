@@ -1,11 +1,24 @@
-"""One Markdown document of a run: what SE costs here, what se_fused makes of it, how far that is from the limit."""
+"""The Markdown document of a run: what SE costs, how fast se_fused is, how far that is from the limits."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 
-from .format import NOTHING, bandwidth, megabytes, milliseconds, number, percent, table, times
+from ..providers.modules import LIBRARIES
+from ..providers.registry import BASELINES, OURS
+from .format import (
+    NOTHING,
+    bandwidth,
+    layout_name,
+    megabytes,
+    milliseconds,
+    number,
+    percent,
+    shape,
+    table,
+    times,
+)
 from .machine import machine, skipped
-from .pairs import MODULES, OURS, SHORT, Study, Versus, Workload, by, studies, titled, verdict, workloads
+from .pairs import Comparison, Study, Versus, by, comparisons, studies, titled, verdict
 from .records import Measurement, Run
 
 __all__ = ["markdown"]
@@ -15,7 +28,7 @@ se_fused is: the median of quotients of calls made in turn, where there are such
 "Behind" means that the whole range between the ratio's quartiles lies below 1, "even" that it holds 1."""
 
 
-_JUDGED = ("tail", "network", "convert")
+_JUDGED = ("block", "network", "convert")
 
 
 def markdown(run: Run) -> str:
@@ -23,12 +36,12 @@ def markdown(run: Run) -> str:
     parts = [
         _section("se_fused: what was measured", [*_answers(run), "", *_READING.splitlines(), *_notes(run)], 1),
         _section("Machine", machine(run)),
-        _section("Block tails", _tails(run)),
+        _section("Blocks", _blocks(run)),
         _section("Networks", _networks(run)),
         _section("Converted models", _converted(run)),
         _section("Scaling", _scaling(studies(run))),
-        _section("Convolution behind the gate", _convolutions(run)),
-        _section("Streams", _streams(run)),
+        _section("Convolution behind the gate", _conv1x1(run)),
+        _section("Passes", _passes(run)),
         _section("Memory", _memory(run)),
         _section("Skipped", skipped(run)),
     ]
@@ -44,34 +57,31 @@ def _notes(run: Run) -> list[str]:
     return ["", *(f"- Note: {note}." for note in run.notes)] if run.notes else []
 
 
-def _map(m: Measurement) -> str:
-    return "×".join(map(str, m.shape))
-
-
-def _layout(m: Measurement) -> str:
-    return SHORT.get(m.layout, m.layout)
+def _input(m: Measurement) -> list[str]:
+    """Map, dtype and layout."""
+    return [shape(m.shape), m.dtype, layout_name(m.layout)]
 
 
 # ---- the answers first
 def _answers(run: Run) -> list[str]:
     lines = []
-    for title, group in titled(workloads(run, "tail")).items():
+    for title, group in titled(comparisons(run, "block")).items():
         told = [f"{_range(found)} {name}{'' if len(found) == len(group) else f' ({len(found)} of them)'}"
                 for name, found in _all_versus(group) if found]  # fmt: skip
         if told:
             lines.append(f"- {title}, median and range of {len(group)} workloads: se_fused is {', '.join(told)}.")
-    for title, group in by(workloads(run, "network"), lambda m: f"{m.network}, {_mode(m)}, {m.device}").items():
+    for title, group in by(comparisons(run, "network"), lambda m: f"{m.network}, {_mode(m)}, {m.device}").items():
         texts = []
         for name in dict.fromkeys([OURS, *(name for w in group for name in w.names)]):
             costs = [c.share for c in (w.cost(name) for w in group) if c is not None]
             if costs:
-                texts.append(f"{_percents(costs)} with {_peer_name(name, group[0])}")
+                texts.append(f"{_percents(costs)} with {_baseline_name(name, group[0])}")
         if texts:
             lines.append(f"- SE costs {title}: {', '.join(texts)}.")
-    slow = [f"{m.title} {_map(m)} {m.dtype} {_layout(m)} ({', '.join(of)})" for m, of in _behind(run)]
+    slow = [f"{' '.join([m.title, *_input(m)])} ({', '.join(of)})" for m, of in _behind(run)]
     shown = "; ".join(slow[:8]) + (f"; and {len(slow) - 8} more" if len(slow) > 8 else "")
-    if any(workloads(run, kind) for kind in _JUDGED):
-        lines.append(f"- Behind the best of a kind of peer (tails, networks, converted models): {shown or 'none'}.")
+    if any(comparisons(run, kind) for kind in _JUDGED):
+        lines.append(f"- Behind the best baseline of a kind (blocks, networks, converted models): {shown or 'none'}.")
     return lines
 
 
@@ -80,24 +90,24 @@ def _percents(shares: Sequence[float]) -> str:
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
-def _peer_name(name: str, w: Workload) -> str:
-    said = next((m.peer for m in w.measurements if m.peer), "") if name == "eager" else ""
+def _baseline_name(name: str, w: Comparison) -> str:
+    said = next((m.baseline for m in w.measurements if m.baseline), "") if name == "eager" else ""
     return f"{name} ({said})" if said else name
 
 
-def _kinds(group: Iterable[Workload]) -> list[tuple[str, tuple[str, ...]]]:
-    """Columns: the kinds of peers that there are."""
+def _kinds(group: Iterable[Comparison]) -> list[tuple[str, tuple[str, ...]]]:
+    """Columns: the kinds of baselines that there are."""
     present = {name for w in group for name in w.names}
-    others = sorted(present - {"eager", "compile", *MODULES})
-    kinds = [("eager", ("eager",)), ("a module", MODULES), ("compile", ("compile",)), *((o, (o,)) for o in others)]
+    others = sorted(present - {*BASELINES, *LIBRARIES})
+    kinds = [("eager", ("eager",)), ("a module", LIBRARIES), ("compile", ("compile",)), *((o, (o,)) for o in others)]
     return [(title, names) for title, names in kinds if present & set(names)]
 
 
-def _all_versus(group: Sequence[Workload]) -> list[tuple[str, list[Versus]]]:
+def _all_versus(group: Sequence[Comparison]) -> list[tuple[str, list[Versus]]]:
     found = []
     for title, names in _kinds(group):
         each = [w.versus(*names) for w in group]
-        found.append(("the best other module" if names == MODULES else title, [v for v in each if v is not None]))
+        found.append(("the best other module" if names == LIBRARIES else title, [v for v in each if v is not None]))
     return found
 
 
@@ -111,9 +121,9 @@ def _range(found: Sequence[Versus]) -> str:
 def _behind(run: Run) -> list[tuple[Measurement, list[str]]]:
     found = []
     for kind in _JUDGED:
-        for w in workloads(run, kind):
+        for w in comparisons(run, kind):
             each = [w.versus(*names) for _, names in _kinds([w])]
-            slower = [f"{v.peer.candidate} {times(v.ratio)}" for v in each if v and verdict(v.ratio) == "behind"]
+            slower = [f"{v.baseline.candidate} {times(v.ratio)}" for v in each if v and verdict(v.ratio) == "behind"]
             if slower:
                 found.append((w.ours, slower))
     return found
@@ -123,24 +133,24 @@ def _mode(m: Measurement) -> str:
     return {"infer": "inference", "train": "forward and backward"}.get(m.mode, m.mode)
 
 
-# ---- tails
+# ---- blocks
 def _cell(versus: Versus | None, named: bool = False) -> str:
-    """The ratio, and who the peer is where the heading does not say."""
+    """The ratio, and which baseline it is where the heading does not say."""
     if versus is None:
         return NOTHING
-    name = versus.peer.candidate if named else versus.mode
+    name = versus.baseline.candidate if named else versus.mode
     return times(versus.ratio) + (f" {name}" if name else "")
 
 
-def _tails(run: Run) -> list[str]:
+def _blocks(run: Run) -> list[str]:
     lines = []
-    for title, group in titled(workloads(run, "tail")).items():
+    for title, group in titled(comparisons(run, "block")).items():
         kinds = _kinds(group)
         rows = []
         for w in group:
             m = w.ours
-            peers = [_cell(w.versus(*names), named=names == MODULES) for _, names in kinds]
-            rows.append([_map(m), m.dtype, _layout(m), milliseconds(m.seconds) if m.ours else NOTHING, *peers,
+            baselines = [_cell(w.versus(*names), named=names == LIBRARIES) for _, names in kinds]
+            rows.append([*_input(m), milliseconds(m.seconds) if m.ours else NOTHING, *baselines,
                          percent(m.copy_share), percent(m.cold_copy_share),
                          _cell(w.versus("eager", cold=True))])  # fmt: skip
         heads = ["se_fused ms", *(f"vs {kind}" for kind, _ in kinds), "of a copy", "of a cold copy", "vs eager, cold"]
@@ -157,7 +167,7 @@ def _tails(run: Run) -> list[str]:
 # ---- networks
 def _networks(run: Run) -> list[str]:
     lines = []
-    for device, group in by(workloads(run, "network"), lambda m: m.device).items():
+    for device, group in by(comparisons(run, "network"), lambda m: m.device).items():
         names = list(dict.fromkeys(name for w in group for name in w.names))
         left = ("network", "dtype", "mode", "batch", "fastest way of ours")
         rows, costs = [], []
@@ -165,26 +175,26 @@ def _networks(run: Run) -> list[str]:
             m = w.ours
             about = [m.network, m.dtype, _mode(m), _batch(m)]
             if m.ours:
-                rows.append([*about, f"{m.candidate}, {_layout(m)}", milliseconds(m.seconds), number(m.rate),
+                rows.append([*about, f"{m.candidate}, {layout_name(m.layout)}", milliseconds(m.seconds), number(m.rate),
                              *(_cell(w.versus(name)) for name in names)])  # fmt: skip
             costs.append([*about, *(_cost(w, name) for name in (OURS, *names))])
         heads = ("ms", "img/s", *(f"vs {name}" for name in names))
-        lines += [f"On {device}, each peer in its better layout:", "", *table(left, heads, rows), ""]
+        lines += [f"On {device}, each baseline in its better layout:", "", *table(left, heads, rows), ""]
         costs = [row for row in costs if any(cell != NOTHING for cell in row[4:])]
         if costs:
             lines += ["What SE costs: time with it over time without it, minus 1, in the same layout.", "",
                       *table(left[:4], (OURS, *names), costs), ""]  # fmt: skip
-        peers = sorted({m.peer for w in group for m in w.measurements if m.peer})
-        lines += [f"eager and compiled: {', '.join(peers)}.", ""] if peers else []
+        baselines = sorted({m.baseline for w in group for m in w.measurements if m.baseline})
+        lines += [f"eager and compiled: {', '.join(baselines)}.", ""] if baselines else []
     return lines
 
 
 def _batch(m: Measurement) -> str:
-    image = "×".join(map(str, m.shape[2:]))
+    image = shape(m.shape[2:])
     return f"{m.shape[0]} of {image}" if image else str(m.shape[0])
 
 
-def _cost(w: Workload, name: str) -> str:
+def _cost(w: Comparison, name: str) -> str:
     cost = w.cost(name)
     if cost is None:
         return NOTHING
@@ -196,10 +206,10 @@ def _cost(w: Workload, name: str) -> str:
 
 def _converted(run: Run) -> list[str]:
     rows = []
-    for w in workloads(run, "convert"):
+    for w in comparisons(run, "convert"):
         m, original, versus = w.ours, w.best("original"), w.versus("original")
         if m.ours:
-            rows.append([m.title, m.dtype, _batch(m), _layout(m), milliseconds(m.seconds),
+            rows.append([m.title, m.dtype, _batch(m), layout_name(m.layout), milliseconds(m.seconds),
                          milliseconds(None if original is None else original.seconds), _cell(versus)])  # fmt: skip
     heads = ("converted ms", "original ms", "faster")
     return table(("model", "dtype", "batch", "layout"), heads, rows) if rows else []
@@ -217,7 +227,9 @@ def _scaling(found: Sequence[Study]) -> list[str]:
                 versus = w.versus(name)
                 mark = "" if versus is None else {"behind": " behind", "even": " even"}.get(verdict(versus.ratio), "")
                 cells.append(_cell(versus) + mark)
-            rows.append([str(value), _map(w.ours), milliseconds(w.ours.seconds) if w.ours.ours else NOTHING, *cells])
+            rows.append(
+                [str(value), shape(w.ours.shape), milliseconds(w.ours.seconds) if w.ours.ours else NOTHING, *cells]
+            )
         lines += [f"### {study.axis}: {study.title}, {study.where}", ""]
         lines += table((study.axis, "input"), ("se_fused ms", *(f"vs {name}" for name in names)), rows)
         lines += ["", *(_behind_line(study, name) for name in names), ""]
@@ -230,49 +242,51 @@ def _behind_line(study: Study, name: str) -> str:
 
 
 # ---- the rest
-def _convolutions(run: Run) -> list[str]:
+def _conv1x1(run: Run) -> list[str]:
     lines = []
-    for title, group in titled(workloads(run, "conv")).items():
+    for title, group in titled(comparisons(run, "conv1x1")).items():
         names = list(dict.fromkeys(name for w in group for name in w.names))
         rows = []
         for w in group:
             m = w.ours
             if m.ours:
-                peers = [_cell(w.versus(name)) for name in names]
-                rows.append([_map(m), m.dtype, _layout(m), milliseconds(m.seconds), *peers])
+                baselines = [_cell(w.versus(name)) for name in names]
+                rows.append([*_input(m), milliseconds(m.seconds), *baselines])
         lines += [f"### {title}", ""]
         lines += [*table(("map", "dtype", "layout"), ("se_fused ms", *(f"vs {n}" for n in names)), rows), ""]
-    if any("convolution" in w.names for w in workloads(run, "conv")):
+    if any("convolution" in w.names for w in comparisons(run, "conv1x1")):
         lines.append("vs convolution: the convolution alone, without SE; 1× would be SE for nothing.")
     return lines
 
 
-def _streams(run: Run) -> list[str]:
+def _passes(run: Run) -> list[str]:
     rows = []
-    for title, group in titled(workloads(run, "stream")).items():
+    for title, group in titled(comparisons(run, "pass")).items():
         for w in group:
             m = w.ours
-            rows.append([title, _map(m), m.dtype, _layout(m), bandwidth(m.speed()), percent(m.copy_share),
+            rows.append([title, *_input(m), bandwidth(m.speed()), percent(m.copy_share),
                          bandwidth(m.speed(cold=True)), percent(m.cold_copy_share)])  # fmt: skip
     heads = ("GB/s", "of a copy", "GB/s cold", "of a cold copy")
-    return table(("stream", "map", "dtype", "layout"), heads, rows) if rows else []
+    return table(("pass", "map", "dtype", "layout"), heads, rows) if rows else []
 
 
 def _memory(run: Run) -> list[str]:
     lines = []
-    for kind, left in (("tail", ("map", "dtype", "layout")), ("network", ("network", "dtype", "batch"))):
-        for title, group in titled(workloads(run, kind)).items():
-            names = [OURS, *(n for n in ("eager", "compile") if any(n in w.names for w in group))]
+    for kind, left in (("block", ("map", "dtype", "layout")), ("network", ("network", "dtype", "batch"))):
+        for title, group in titled(comparisons(run, kind)).items():
+            names = [OURS, *(n for n in BASELINES if any(n in w.names for w in group))]
             rows = []
             for w in group:
                 m, best = w.ours, [w.best(name) for name in names]
-                about = [m.network, m.dtype, _batch(m)] if kind == "network" else [_map(m), m.dtype, _layout(m)]
+                about = [m.network, m.dtype, _batch(m)] if kind == "network" else _input(m)
                 peaks = [megabytes(None if b is None else b.peak_bytes) for b in best]
                 rows.append([*about, *peaks, *(megabytes(None if b is None else b.saved_bytes) for b in best)])
             if any(cell != NOTHING for row in rows for cell in row[3:]):
                 heads = [f"{what} {name}" for what in ("peak", "saved") for name in names]
                 lines += [f"### {title}: MB", "", *table(left, heads, rows), ""]
     if lines:
-        lines.append("Peak: above what there was before the call. Saved: kept for the backward pass. Of each peer, its "
-                     "fastest way. MB are 10^6 bytes.")  # fmt: skip
+        lines.append(
+            "Peak: above what there was before the call. Saved: kept for the backward pass. Of each baseline, its "
+            "fastest way. MB are 10^6 bytes."
+        )
     return lines

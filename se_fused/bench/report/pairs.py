@@ -1,34 +1,45 @@
-"""What is compared with what: workloads, our fastest way in each, the fastest of a kind of peer, what SE costs."""
+"""Pairs our measurements with the baselines': our fastest way, the fastest of a kind of baseline, what SE costs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ..providers.registry import OURS
+from .format import layout_name
 from .records import Measurement, Run, Spread
 
-__all__ = ["Cost", "Study", "Versus", "Workload", "family", "quotient", "studies", "verdict", "workloads"]
-
-MODULES = ("timm", "torchvision", "monai")
-OURS = "se_fused"
+__all__ = [
+    "Comparison",
+    "Cost",
+    "Study",
+    "Versus",
+    "by",
+    "comparisons",
+    "family",
+    "quotient",
+    "studies",
+    "titled",
+    "verdict",
+]
 
 
 def family(candidate: str) -> str:
-    """Candidates that are ways of one peer: ``compile max-autotune`` is compile's, ``se_fused optimized`` ours."""
+    """Candidates that are ways of one baseline: ``compile max-autotune`` is compile's, ``se_fused optimized`` ours."""
     for name in (OURS, "compile"):
         if candidate.startswith(name):
             return name
     return candidate
 
 
-def quotient(peer: Measurement, ours: Measurement, cold: bool = False) -> Spread | None:
-    """How many times faster ours is than the peer: measured in turn where it was, else the quotient of the medians."""
-    a, b = (peer.cold_ratio, ours.cold_ratio) if cold else (peer.ratio, ours.ratio)
+def quotient(baseline: Measurement, ours: Measurement, cold: bool = False) -> Spread | None:
+    """How many times faster ours is than the baseline: as measured in turn, else the quotient of the medians."""
+    a, b = (baseline.cold_ratio, ours.cold_ratio) if cold else (baseline.ratio, ours.ratio)
     if a is not None and b is None and a.to == ours.candidate:
         return a
-    if b is not None and a is None and b.to == peer.candidate:
+    if b is not None and a is None and b.to == baseline.candidate:
         return b.inverse()
     if a is not None and b is not None and a.to == b.to:
         return a.over(b)
-    times, mine = (peer.cold, ours.cold) if cold else (peer.seconds, ours.seconds)
+    times, mine = (baseline.cold, ours.cold) if cold else (baseline.seconds, ours.seconds)
     return None if times is None or mine is None else times.over(mine)
 
 
@@ -39,15 +50,15 @@ def verdict(ratio: Spread) -> str:
 
 @dataclass(frozen=True)
 class Versus:
-    """Ours against one peer."""
+    """Ours against one baseline."""
 
-    peer: Measurement
+    baseline: Measurement
     ratio: Spread
 
     @property
     def mode(self) -> str:
-        """What distinguishes the peer from others of its family: ``max-autotune``."""
-        return self.peer.candidate.removeprefix(family(self.peer.candidate)).strip()
+        """What distinguishes the baseline from others of its family: ``max-autotune``."""
+        return self.baseline.candidate.removeprefix(family(self.baseline.candidate)).strip()
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Workload:
+class Comparison:
     """All that was measured on the same input, so that it may be compared."""
 
     measurements: tuple[Measurement, ...]
@@ -70,7 +81,7 @@ class Workload:
 
     @property
     def names(self) -> list[str]:
-        """Families of the peers, as they came."""
+        """Families of the baselines, as they came."""
         return list(dict.fromkeys(family(m.candidate) for m in self._with_se if not m.ours))
 
     @property
@@ -85,9 +96,9 @@ class Workload:
         """Ours against the fastest of these families; None where there is none."""
         if not self.ours.ours:
             return None
-        peer = self.best(*names)
-        ratio = None if peer is None else quotient(peer, self.ours, cold)
-        return None if peer is None or ratio is None else Versus(peer, ratio)
+        baseline = self.best(*names)
+        ratio = None if baseline is None else quotient(baseline, self.ours, cold)
+        return None if baseline is None or ratio is None else Versus(baseline, ratio)
 
     def cost(self, name: str) -> Cost | None:
         """What SE costs that family: its fastest way that was measured without SE too, in the same layout."""
@@ -107,7 +118,7 @@ class Workload:
 
 
 def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
-    """By times in turn with one yardstick, which itself has none, where that is how they were measured."""
+    """By times in turn with one reference, which itself has none, where that is how they were measured."""
     if not candidates:
         return None
     in_turn = sum(m.ratio is None for m in candidates) <= 1 and any(m.ratio is not None for m in candidates)
@@ -116,16 +127,20 @@ def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
     return min(candidates, key=lambda m: m.seconds.median)
 
 
+def _layout_of(m: Measurement) -> str:
+    """A network's candidates choose their own layout; a block's is part of the workload."""
+    return "" if m.kind in ("network", "convert") else m.layout
+
+
 def _key(m: Measurement) -> tuple[object, ...]:
-    # A network's candidates choose their own layout; a tail's is part of the workload.
-    layout = "" if m.kind in ("network", "convert") else m.layout
+    layout = _layout_of(m)
     # A plain network may have a title of its own, and the convolution without SE has.
-    title = "" if m.kind == "network" else m.group if m.kind == "conv" else m.title
+    title = "" if m.kind == "network" else m.group if m.kind == "conv1x1" else m.title
     return m.kind, m.device, m.network, title, m.mode, m.shape, m.dtype, layout, m.axis, m.value
 
 
-def workloads(run: Run, kind: str, study: bool = False) -> list[Workload]:
-    """The workloads of a kind in the order in which they were measured; a study's points, or all others."""
+def comparisons(run: Run, kind: str, study: bool = False) -> list[Comparison]:
+    """The comparisons of a kind of workload in the order of measuring; a study's points, or all others."""
     groups: dict[tuple[object, ...], list[Measurement]] = {}
     for m in run.measurements:
         if m.kind == kind and bool(m.axis) == study:
@@ -135,27 +150,27 @@ def workloads(run: Run, kind: str, study: bool = False) -> list[Workload]:
         with_se = [m for m in group if not m.plain]
         ours = _fastest([m for m in with_se if m.ours]) or _fastest(with_se)
         if ours is not None:
-            made.append(Workload(tuple(group), ours))
+            made.append(Comparison(tuple(group), ours))
     return made
 
 
 @dataclass(frozen=True)
 class Study:
-    """One axis of the scaling study: workloads that differ in one size, smallest first."""
+    """One axis of the scaling study: comparisons that differ in one size, smallest first."""
 
     axis: str
     title: str
     where: str
-    points: tuple[tuple[int, Workload], ...]
+    points: tuple[tuple[int, Comparison], ...]
 
     @property
     def names(self) -> list[str]:
-        """Families of the peers at any point."""
-        return list(dict.fromkeys(name for _, workload in self.points for name in workload.names))
+        """Families of the baselines at any point."""
+        return list(dict.fromkeys(name for _, comparison in self.points for name in comparison.names))
 
     def ratios(self, name: str) -> list[tuple[int, Spread]]:
         """Value and ratio to that family, at the points that have both."""
-        found = ((value, workload.versus(name)) for value, workload in self.points)
+        found = ((value, comparison.versus(name)) for value, comparison in self.points)
         return [(value, versus.ratio) for value, versus in found if versus is not None]
 
     def behind(self, name: str) -> list[tuple[int, Spread]]:
@@ -165,13 +180,12 @@ class Study:
 
 def studies(run: Run) -> list[Study]:
     """The scaling studies, each with its points in order."""
-    found: dict[tuple[object, ...], list[tuple[int, Workload]]] = {}
+    found: dict[tuple[object, ...], list[tuple[int, Comparison]]] = {}
     for kind in dict.fromkeys(m.kind for m in run.measurements if m.axis):
-        for workload in workloads(run, kind, study=True):
-            m = workload.ours
-            layout = "" if kind in ("network", "convert") else m.layout
-            key = m.axis, _title(m), m.device, m.dtype, layout
-            found.setdefault(key, []).append((m.value, workload))
+        for comparison in comparisons(run, kind, study=True):
+            m = comparison.ours
+            key = m.axis, _title(m), m.device, m.dtype, _layout_of(m)
+            found.setdefault(key, []).append((m.value, comparison))
     return [
         Study(str(axis), str(title), _where(str(dtype), str(layout)), tuple(sorted(points, key=lambda p: p[0])))
         for (axis, title, _, dtype, layout), points in found.items()
@@ -183,20 +197,17 @@ def _title(m: Measurement) -> str:
 
 
 def _where(dtype: str, layout: str) -> str:
-    return " ".join(filter(None, [dtype, SHORT.get(layout, layout)]))
+    return " ".join(filter(None, [dtype, layout_name(layout)]))
 
 
-SHORT = {"contiguous": "NCHW", "channels_last": "NHWC"}
-
-
-def by(items: Iterable[Workload], key: Callable[[Measurement], str]) -> dict[str, list[Workload]]:
-    """Workloads by what their representative says, in order."""
-    groups: dict[str, list[Workload]] = {}
+def by(items: Iterable[Comparison], key: Callable[[Measurement], str]) -> dict[str, list[Comparison]]:
+    """Comparisons grouped by a key of our measurement, in order."""
+    groups: dict[str, list[Comparison]] = {}
     for item in items:
         groups.setdefault(key(item.ours), []).append(item)
     return groups
 
 
-def titled(items: Iterable[Workload]) -> dict[str, list[Workload]]:
-    """Workloads by title and device."""
+def titled(items: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    """Comparisons grouped by title and device."""
     return by(items, _title)

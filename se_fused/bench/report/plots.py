@@ -1,77 +1,48 @@
-"""Pictures of measurements. Needs matplotlib; draws without a display and leaves the caller's pyplot alone."""
+"""Pictures of a comparison and of the demo. Need matplotlib."""
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..._atomic_write import write_whole
 from ..compare import Row
-from .console import SHORT, shape
+from ..providers.registry import BASELINES, OURS
+from .format import layout_name, shape
+from .style import legend, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["check_matplotlib", "draw_training", "save", "speedup_bars", "speedup_figure"]
-
-# Blue and orange: told apart by the colour-blind.
-PEERS = {"eager": ("eager PyTorch", "#3b6ea8"), "compile": ("torch.compile", "#d9822b")}
-OURS = "#1b1b1b"
-_HINT = 'drawing needs matplotlib: pip install matplotlib, or pip install "se_fused[bench]"'
-
-
-def check_matplotlib() -> None:
-    """ImportError that says what to install, unless matplotlib is there."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(_HINT) from error
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure in inches; needs no display."""
-    check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write the figure as .png, .pdf or .svg; the file appears whole or not at all."""
-    write_whole(Path(path), lambda part: figure.savefig(part, dpi=130))
+__all__ = ["draw_training", "speedup_bars", "speedup_figure"]
 
 
 def _label(row: Row) -> str:
     about = row.workload
     if about["layout"] == "both":
         return str(about["title"])
-    return f"{shape(row)} {SHORT[about['layout']]}"
+    return f"{shape(about['shape'])} {layout_name(about['layout'])}"
 
 
 def speedup_bars(axes: "Axes", rows: Sequence[Row], labels: Sequence[str], title: str) -> None:
-    """Horizontal bars: how many times faster ours is than each peer, one group per row, from top to bottom."""
+    """Horizontal bars: how many times faster ours is than each baseline, one group per row, from top to bottom."""
     speedups = [row.speedups for row in rows]
     thick = 0.8 / max([len(s) for s in speedups] + [1])
     longest = max((value for s in speedups for value in s.values()), default=1.0)
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # so that the line at 1 crosses no number
-    for peer, (name, colour) in PEERS.items():
+    for baseline in BASELINES:
+        label, colour, _ = style(baseline)
         # A row's bars are centred on it, however many it has.
-        shifts = [(list(s).index(peer) - (len(s) - 1) / 2) * thick if peer in s else 0.0 for s in speedups]
-        bars = [(i + shifts[i], s[peer]) for i, s in enumerate(speedups) if peer in s]
+        shifts = [(list(s).index(baseline) - (len(s) - 1) / 2) * thick if baseline in s else 0.0 for s in speedups]
+        bars = [(i + shifts[i], s[baseline]) for i, s in enumerate(speedups) if baseline in s]
         if bars:
             places, values = zip(*bars, strict=True)
-            axes.barh(places, values, height=0.92 * thick, color=colour, label=name, zorder=2)
+            axes.barh(places, values, height=0.92 * thick, color=colour, label=label, zorder=2)
         for place, value in bars:
             axes.text(value + 0.01 * longest, place, f"{value:.2f}×", va="center", fontsize=8, bbox=ground)
     for i, row in enumerate(rows):
         if not speedups[i]:
-            why = "no peer" if row.ok else "differs: not timed"
+            why = "no baseline" if row.ok else "differs: not timed"
             axes.text(0.01 * longest, i, why, va="center", fontsize=8, color="#a00000")
     axes.axvline(1, color="#666666", linewidth=1, linestyle="--", zorder=1)
     axes.set_xlim(0, max(longest, 1) * 1.14)
@@ -105,21 +76,9 @@ def speedup_figure(rows: Sequence[Row], heading: str, path: str | os.PathLike[st
         speedup_bars(axes, group, [_label(row) for row in group], ", ".join(key))
     for axes in grid[len(panels) :]:
         axes.axis("off")
-    _legend(figure, grid[: len(panels)])
+    legend(figure, columns=2)
     figure.suptitle(heading, fontsize=11)
     save(figure, path)
-
-
-def _legend(figure: "Figure", grid: Sequence["Axes"]) -> None:
-    entries: dict[str, Any] = {}
-    for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if entries:
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=2,
-            frameon=False, fontsize=9,
-        )  # fmt: skip
 
 
 def draw_training(
@@ -153,12 +112,12 @@ def draw_training(
         axes.axis("off")
     left, right = bottom.subplots(1, 2)
     ours, *others = losses
-    colours = [colour for _, colour in PEERS.values()]
+    colours = [style(name)[1] for name in BASELINES]
     for k, name in enumerate(others):
         steps = range(1, len(losses[name]) + 1)
         left.plot(steps, losses[name], color=colours[k % 2], linewidth=4 if k == 0 else 1.5, alpha=0.6, label=name,
                   linestyle="-" if k == 0 else "--")  # fmt: skip
-    left.plot(range(1, len(losses[ours]) + 1), losses[ours], "o", color=OURS, markersize=5, label=ours)
+    left.plot(range(1, len(losses[ours]) + 1), losses[ours], "o", color=style(OURS)[1], markersize=5, label=ours)
     left.set_xlabel("training step", fontsize=9)
     left.set_ylabel("loss (cross-entropy)", fontsize=9)
     left.set_xticks(range(1, len(losses[ours]) + 1))

@@ -1,19 +1,18 @@
-"""A run of the benchmarks as typed values: what :mod:`.reading` makes of the suite's JSON."""
+"""A run of the benchmarks as typed values: what :mod:`.load` makes of the suite's JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..measure.timing import Timing
+
 __all__ = ["CopySpeed", "Limits", "Measurement", "Ratio", "Run", "Skipped", "Spread"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of n values."""
+class Spread(Timing):
+    """Median and quartiles of n values, with arithmetic."""
 
-    median: float
-    q1: float
-    q3: float
     n: int = 1
 
     def over(self, other: "Spread") -> "Spread":
@@ -27,14 +26,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio(Spread):
-    """A candidate's time over that of the yardstick ``to``, measured in turn: so many times faster is the yardstick."""
+    """A candidate's time over that of the candidate ``to``, measured in turn: so many times faster is the latter."""
 
     to: str = "se_fused"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark, by the names of the suite's ``extra_info``. None is: not measured."""
+    """One benchmark, by the names of the suite's ``extra_info``. None: not measured."""
 
     fullname: str
     group: str
@@ -52,7 +51,7 @@ class Measurement:
     cold_ratio: Ratio | None = None
     plain: bool = False
     network: str = ""
-    peer: str = ""
+    baseline: str = ""
     axis: str = ""
     value: int = 0
     counted_bytes: int | None = None

@@ -1,6 +1,6 @@
 """Whether two runs on one machine differ by more than noise.
 
-Times on a shared machine move by tens of percent from run to run. The peers tell by how much: their code did not
+Times on a shared machine move by tens of percent from run to run. The baselines tell by how much: their code did not
 change, so what they moved by is the machine's drift, and how they differ in that is its noise.
 """
 
@@ -44,12 +44,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of a run.
+    """What changed between two runs.
 
     Attributes:
         judged: all of ours that both runs have.
-        lost, new: names of benchmarks, ours and peers, that only one run has.
-        controls: peers that both runs have.
+        lost, new: names of benchmarks, ours and baselines, that only one run has.
+        controls: baselines that both runs have.
         flagged_controls: those of them that the same rule would call changed, though their code is the same.
         drift: median of the controls' after over before; None without controls.
         notes: what to know before believing it.
@@ -199,19 +199,19 @@ def _notes(before: Run, after: Run, enough: bool, controls: int) -> list[str]:
     notes = []
     if not enough:
         notes.append(
-            f"Too few controls to tell noise from change: {controls} peers in both runs, {FEWEST} are needed. The "
+            f"Too few controls to tell noise from change: {controls} baselines in both runs, {FEWEST} are needed. The "
             "verdicts rest on the spread within each run alone and take no drift off; between two runs a machine often "
             "moves by more than that, so a change shown here may be the machine's."
         )
     if before.commit == after.commit:
         notes.append("Both runs are of the same commit" + (", with uncommitted changes." if after.dirty else "."))
     if differing := _differences(_setting(before), _setting(after)):
-        notes.append(f"The runs differ in {', '.join(differing)}: what the peers run may have changed too.")
+        notes.append(f"The runs differ in {', '.join(differing)}: what the baselines run may have changed too.")
     return [*notes, *before.notes, *after.notes]
 
 
 def _setting(run: Run) -> dict[str, Any]:
-    """What the peers' times depend on, besides the machine."""
+    """What the baselines' times depend on, besides the machine."""
     return {"threads": (run.info.get("cpu") or {}).get("threads"), **(run.info.get("versions") or {})}
 
 
@@ -220,7 +220,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [f"{k} ({one.get(k)} before, {other.get(k)} after)" for k in names if one.get(k) != other.get(k)]
 
 
-# ---- as people read it
+# ---- Markdown
 def _size(change: Change) -> float:
     """Sorts the largest change to the front."""
     return -abs(math.log(change.quotient))
@@ -247,7 +247,7 @@ def _text(found: Changes) -> str:
     lines = [f"{len(found.judged)} benchmarks of se_fused in both runs: "
              + ", ".join(f"{count} {verdict}" for verdict, count in shown.items()) + "."]  # fmt: skip
     if found.drift is not None:
-        lines.append(f"{found.controls} controls (peers, whose code is the same in both): the machine drifted by "
+        lines.append(f"{found.controls} controls (baselines, whose code is the same in both): the machine drifted by "
                      f"{_percent(found.drift)}; the rule calls {found.flagged_controls} of them changed.")  # fmt: skip
     quotients = statistics.median(change.quotient for change in found.judged)
     lines.append(f"Ours changed by {_percent(quotients)} in the median, drift taken off.")

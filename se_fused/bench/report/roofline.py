@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..providers.registry import BASELINES, OURS
 from .pairs import family
-from .plots import new_figure
 from .records import CopySpeed, Limits, Run
-from .style import finish, legend, style
+from .style import finish, legend, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "Roof", "draw_roofline", "points", "roofs"]
 
-_SHOWN = ("se_fused", "eager", "compile")
-_KINDS = {"stream": "streams", "tail": "tails", "network": "networks"}
-# Tails share one intensity: what lies on one line is drawn a little beside it.
+_SHOWN = (OURS, *BASELINES)
+_KINDS = {"pass": "passes", "block": "blocks", "network": "networks"}
+# Blocks share one intensity: what lies on one line is drawn a little beside it.
 _ASIDE = {"se_fused": 1.0, "eager": 0.88, "compile": 1.14}
 _DASHES = ("-", "--", ":", "-.")
 
@@ -57,7 +57,7 @@ class Roof:
 
 
 def points(run: Run, device: str) -> list[Point]:
-    """What has counted bytes there: ours, eager and compiled; of networks those with SE."""
+    """The measurements with counted bytes on that device: ours, eager and compiled; of networks those with SE."""
     found = []
     for m in run.measurements:
         speed, name = m.speed(), family(m.candidate)
@@ -67,7 +67,7 @@ def points(run: Run, device: str) -> list[Point]:
 
 
 def roofs(limits: Limits) -> list[Roof]:
-    """The slanted ones: theory, copy_ where it is fastest out of warm caches, copy_ of the largest set out of none."""
+    """The slanted roofs: theory, the fastest copy_ with warm caches, copy_ of the largest set with cold caches."""
     warm = [c.warm for c in limits.copy if c.warm]
     cold = [c.cold for c in limits.copy if c.cold]
     found = [Roof("theoretical bandwidth of memory", limits.theoretical, "--")] if limits.theoretical else []
@@ -79,7 +79,7 @@ def roofs(limits: Limits) -> list[Roof]:
 def draw_roofline(run: Run, title: str) -> "Figure | None":
     """Per device two panels: the roofline, and counted bytes per second over counted bytes beside the copy's curves.
 
-    All tails lie at about one FLOP per byte, so the second panel is where they can be told apart.
+    All blocks lie at about one FLOP per byte, so the second panel is where they can be told apart.
     """
     devices = [d for d in dict.fromkeys(m.device for m in run.measurements) if points(run, d)]
     if not devices:
@@ -96,8 +96,8 @@ def draw_roofline(run: Run, title: str) -> "Figure | None":
 
 
 def _scatter(axes: "Axes", found: Sequence[tuple[Point, float, float]]) -> None:
-    """Ours filled, peers hollow; the marker tells the kind."""
-    markers = {"stream": "x", "tail": "o", "network": "s"}
+    """Ours filled, baselines hollow; the marker tells the kind."""
+    markers = {"pass": "x", "block": "o", "network": "s"}
     # Ours last, on top: where all lie close, it is ours that is looked for.
     for kind, text in _KINDS.items():
         for name in reversed(_SHOWN):
@@ -105,10 +105,10 @@ def _scatter(axes: "Axes", found: Sequence[tuple[Point, float, float]]) -> None:
             if not some:
                 continue
             label, colour, _ = style(name)
-            face = colour if name == "se_fused" or kind == "stream" else "none"
+            face = colour if name == OURS or kind == "pass" else "none"
             axes.scatter([x for x, _ in some], [y for _, y in some], marker=markers[kind], s=30, facecolors=face,
-                         edgecolors=None if kind == "stream" else colour, linewidths=1.1, alpha=0.8,
-                         label=f"{label}, {text}", zorder=4 if name == "se_fused" else 3)  # fmt: skip
+                         edgecolors=None if kind == "pass" else colour, linewidths=1.1, alpha=0.8,
+                         label=f"{label}, {text}", zorder=4 if name == OURS else 3)  # fmt: skip
 
 
 def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .pairs import OURS, Study, studies
-from .plots import new_figure
+from ..providers.registry import OURS
+from .pairs import Study, studies
 from .records import Run, Spread
-from .style import SMALL, finish, legend, style
+from .style import SMALL, finish, legend, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,22 +20,22 @@ _AXES = {"positions": "positions (height × width)", "batch": "batch size", "ima
 
 
 def rates(study: Study) -> dict[str, list[tuple[int, Spread]]]:
-    """Images per second by family, each in its fastest way; nothing for other than networks.
+    """Images per second by family, each in its fastest way; only networks have any.
 
-    A peer's rate is ours over the ratio that was measured in turn: rates of two benchmarks, minutes apart on a machine
-    with neighbours, do not compare.
+    A baseline's rate is ours over the ratio that was measured in turn: rates of two benchmarks, minutes apart on a
+    machine with neighbours, do not compare.
     """
     found: dict[str, list[tuple[int, Spread]]] = {}
-    for value, workload in study.points:
-        if workload.ours.kind != "network":
+    for value, comparison in study.points:
+        if comparison.ours.kind != "network":
             continue
-        seconds, images = workload.ours.seconds, workload.ours.shape[0]
+        seconds, images = comparison.ours.seconds, comparison.ours.shape[0]
         rate = images / seconds.median
-        if workload.ours.ours:
+        if comparison.ours.ours:
             spread = Spread(rate, images / seconds.q3, images / seconds.q1, seconds.n)
             found.setdefault(OURS, []).append((value, spread))
-        for name in workload.names:
-            versus = workload.versus(name)
+        for name in comparison.names:
+            versus = comparison.versus(name)
             if versus is not None:
                 ratio = versus.ratio
                 spread = Spread(rate / ratio.median, rate / ratio.q3, rate / ratio.q1, ratio.n)
@@ -84,7 +84,7 @@ def _title(study: Study) -> str:
 
 
 def draw_scaling(run: Run, title: str) -> "Figure | None":
-    """A panel per study: how many times faster ours is than each peer; below the line at 1 it is behind."""
+    """A panel per study: how many times faster ours is than each baseline; below the line at 1 it is behind."""
     found = [study for study in studies(run) if any(study.ratios(name) for name in study.names)]
     if not found:
         return None
@@ -113,7 +113,7 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
                   transform=axes.get_yaxis_transform())  # fmt: skip
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
-        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "times as fast as the peer")
+        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "times as fast as the baseline")
     legend(figure)
     return figure
 
@@ -135,6 +135,6 @@ def draw_rates(run: Run, title: str) -> "Figure | None":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _plain_ticks(axes, study)
         axes.grid(color="#dddddd", linewidth=0.6)
-        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "images per second (peers: ours over ratio)")
+        finish(axes, _title(study), _AXES.get(study.axis, study.axis), "images per second (baselines: ours over ratio)")
     legend(figure)
     return figure

@@ -1,29 +1,48 @@
-"""What the pictures share: one colour and marker per candidate, grouped bars, pages, legends."""
+"""What the pictures share: figures and files, a label, colour and marker per candidate, grouped bars, legends.
 
+Needs matplotlib; draws without a display and leaves the caller's pyplot alone.
+"""
+
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .pairs import SHORT
-from .plots import OURS as OUR_COLOUR
-from .plots import PEERS, new_figure
+from ..._atomic_write import write_whole
+from .format import layout_name, shape
 from .records import Measurement, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SMALL", "STYLES", "Bar", "Panel", "bar_pages", "finish", "heading", "label_of", "legend", "style"]
+__all__ = [
+    "SMALL",
+    "STYLES",
+    "Bar",
+    "Panel",
+    "bar_pages",
+    "check_matplotlib",
+    "finish",
+    "heading",
+    "label_of",
+    "legend",
+    "new_figure",
+    "save",
+    "style",
+]
 
 SMALL = 8
 """Points of the smallest text."""
+_HINT = 'drawing needs matplotlib: pip install matplotlib, or pip install "se_fused[bench]"'
 _WHISKERS = {"ecolor": "#777777", "elinewidth": 1, "zorder": 3}
 
 # Okabe & Ito's colours and near ones, darkened where text or thin lines need it; each also has a marker of its own.
 STYLES: dict[str, tuple[str, str, str]] = {
-    "se_fused": ("se_fused", OUR_COLOUR, "o"),
-    "eager": (*PEERS["eager"], "s"),
-    "compile": (*PEERS["compile"], "^"),
+    "se_fused": ("se_fused", "#1b1b1b", "o"),
+    "eager": ("eager PyTorch", "#3b6ea8", "s"),
+    "compile": ("torch.compile", "#d9822b", "^"),
     "module": ("best of timm, torchvision, MONAI", "#009e73", "D"),
     "timm": ("timm", "#009e73", "D"),
     "torchvision": ("torchvision", "#56b4e9", "v"),
@@ -38,6 +57,30 @@ STYLES: dict[str, tuple[str, str, str]] = {
 }
 
 
+def check_matplotlib() -> None:
+    """ImportError that says what to install, unless matplotlib is there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_HINT) from error
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure in inches; needs no display."""
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write the figure as .png, .pdf or .svg; the file appears whole or not at all."""
+    write_whole(Path(path), lambda part: figure.savefig(part, dpi=130))
+
+
 def style(name: str) -> tuple[str, str, str]:
     """Label, colour and marker of a family of candidates."""
     return STYLES.get(name, (name, "#a05a2c", "*"))
@@ -45,7 +88,7 @@ def style(name: str) -> tuple[str, str, str]:
 
 def label_of(m: Measurement) -> str:
     """8×256×56×56 NCHW"""
-    return "×".join(map(str, m.shape)) + f" {SHORT.get(m.layout, m.layout)}"
+    return f"{shape(m.shape)} {layout_name(m.layout)}"
 
 
 def heading(run: Run) -> str:
@@ -70,7 +113,7 @@ def legend(figure: "Figure", columns: int = 4) -> None:
 
 
 def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:
-    """What all panels look like."""
+    """The title, labels and lines of a panel."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -147,9 +190,13 @@ def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line:
 
 
 def bar_pages(
-    panels: Iterable[Panel], title: str, text: Callable[[float], str], x: str, line: float | None = None,
+    panels: Iterable[Panel],
+    title: str,
+    text: Callable[[float], str],
+    x: str,
+    line: float | None = None,
     tallest: float = 24.0,
-) -> list["Figure"]:  # fmt: skip
+) -> list["Figure"]:
     """Figures of two columns of panels; what is higher than ``tallest`` inches goes on to the next figure."""
     found = [panel for panel in panels if panel.rows]
     lines = [found[i : i + 2] for i in range(0, len(found), 2)]

@@ -1,29 +1,72 @@
-"""What ``se-fused report`` and ``se-fused changes`` do, once their arguments are read."""
+"""What the commands write: JSON of a comparison, the report of a run with its pictures, JSON of what changed."""
 
 import json
+import math
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..._atomic_write import write_text
+from ...info.provenance import command, environment
+from ..compare import Row
+from ..measure.memory import keep_freed_memory
+from .figures import draw
 from .markdown import markdown
 from .records import Run
 from .regressions import Changes
+from .style import check_matplotlib
 
-__all__ = ["check_folder", "write_changes", "write_report"]
+__all__ = ["check_folder", "check_writable", "comparison_json", "write_changes", "write_report"]
+
+
+def _check_parent(path: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: the folder {folder} cannot be written to")
+
+
+def check_writable(path: Path) -> None:
+    """ValueError, one line, unless a file can be made there: asked before minutes of measuring."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file")
+    _check_parent(path, path.parent)
 
 
 def check_folder(folder: Path) -> None:
     """ValueError or ImportError, one line, unless the folder can be made or written to and pictures can be drawn."""
-    from .plots import check_matplotlib
-
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder")
-    existing = folder if folder.exists() else folder.parent
-    if not existing.is_dir():
-        raise ValueError(f"{folder}: there is no folder {existing}; make it first")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{folder}: the folder {existing} cannot be written to")
+    _check_parent(folder, folder if folder.exists() else folder.parent)
     check_matplotlib()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(_finite(content), indent=1) + "\n"
+
+
+def comparison_json(rows: Sequence[Row], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
+    """Everything that was measured and what it takes to repeat it, as JSON."""
+    content = {
+        "command": command(["se-fused", *arguments]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(),
+        "copy_bytes_per_second": memory_copy,
+        "freed_memory_kept": keep_freed_memory(),
+        "rows": [row.as_dict() for row in rows],
+    }
+    return _json(content)
 
 
 def write_report(run: Run, folder: Path) -> list[Path]:
@@ -31,8 +74,6 @@ def write_report(run: Run, folder: Path) -> list[Path]:
 
     Each file appears whole or not at all, the document last: where it stands, the pictures do too.
     """
-    from .figures import draw
-
     folder.mkdir(exist_ok=True)
     pictures = draw(run, folder)
     shown = "".join(f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
@@ -43,4 +84,4 @@ def write_report(run: Run, folder: Path) -> list[Path]:
 
 def write_changes(found: Changes, file: Path) -> None:
     """Write all figures as JSON."""
-    write_text(file, json.dumps(found.as_dict(), indent=1) + "\n")
+    write_text(file, _json(found.as_dict()))

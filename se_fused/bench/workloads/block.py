@@ -1,15 +1,8 @@
-"""What is compared through us and our peers: here the tail of a block; networks have their own file.
+"""The end of a residual block as a workload: relu(SE(BN(x)) + residual)."""
 
-A workload holds its inputs and hands out candidates that work on them: the same numbers in the same memory order. It
-knows the truth too, from float64, so that nothing is timed before its results were checked. Who the candidates are is
-in :mod:`se_fused.bench.providers.registry`.
-"""
-
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,189 +10,50 @@ from torch import Tensor
 
 from ... import functional, reference
 from ..._random import generator_on
-from ..measure.memory import Counted, counted_bytes, counted_passes
-from ..providers import modules as tails
-from ..providers import registry as peers
+from ..measure.traffic import counted_bytes, counted_passes
+from ..providers.modules import LIBRARIES, ModuleBlock
+from ..providers.registry import ALL_MODES, BLOCK_PROVIDERS, compiles
+from ..providers.torch_compile import between_graphs, compile_mode, compiled, kept_results
+from .base import LAYOUTS, Candidate, Workload
 
-__all__ = [
-    "DTYPES",
-    "LAYOUTS",
-    "MODES",
-    "STAGES",
-    "TAIL_MODES",
-    "Candidate",
-    "TailWorkload",
-    "Workload",
-    "compiled",
-    "fresh_compiler",
-]
+__all__ = ["STAGES", "BlockWorkload", "block_flops"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-MODES = ("infer", "train")
-TAIL_MODES = ("infer", "forward", "train")
-"""The modes of a tail; "forward" is training's forward pass, with what backward needs kept."""
 STAGES = ((8, 256, 56, 56), (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7))
 """The maps (N, C, H, W) that the blocks of ResNet-50's four stages end in, at batch 8 and 224 x 224 pixels."""
 
 _BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One way to compute a workload."""
+def block_flops(shape: tuple[int, ...], hidden: int, mode: str, batch_norm: bool) -> int:
+    """Floating-point operations of relu(SE(BN(x)) + residual), counted from the shapes.
 
-    name: str  # one of se_fused.bench.providers.registry.PEERS
-    layout: str
-    run: Callable[[], Any]  # what is timed
-    results: Callable[[], dict[str, Tensor]]  # the same, once, with all results by name
-    forward: Callable[[], Any]  # forward alone, with grad: for the bytes that it saves
-    kept: tuple[Tensor, ...]  # parameters and buffers, which are there anyway
-    reset: Callable[[], None] = lambda: None  # drops what a run leaves behind: gradients
-    rotate: Callable[[int], list[Callable[[], Any]]] | None = None  # run, on so many copies of the inputs
-
-
-class Workload:
-    """What both workloads share. ``images`` is the batch size; ``shape`` that of the input."""
-
-    title: str
-    mode: str
-    layout: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    peer: str
-    layouts: tuple[str, ...]
-    """Those that ours and the eager peer are measured in."""
-    truth_of = "eager"
-    """The candidate that is plain PyTorch: in float64 the truth, and as it is the measure of the others' errors."""
-    draws: int
-    """Inputs that may be drawn until all results agree; see :func:`se_fused.bench.compare.agreement`."""
-    seconds: float
-    """About how long to measure, where nobody says how often."""
-
-    @property
-    def images(self) -> int:
-        """N."""
-        return self.shape[0]
-
-    def draw(self, seed: int) -> None:
-        """Put new numbers into the inputs, in place."""
-        raise NotImplementedError
-
-    def truth(self) -> dict[str, Tensor]:
-        """The results by name, in float64, of plain PyTorch."""
-        raise NotImplementedError
-
-    def candidate(self, name: str, layout: str) -> Candidate:
-        """The candidate of that name, on the inputs as they are. Candidates are independent of each other.
-
-        Args:
-            name: one that the workload knows; see :mod:`se_fused.bench.providers.registry`.
-            layout: "contiguous" or "channels_last"; for networks the peer's own where it has one.
-
-        Raises:
-            ValueError: another name, or the reason of :func:`se_fused.bench.providers.registry.why_not`.
-        """
-        raise NotImplementedError
-
-    def bound(self, name: str) -> Tensor | None:
-        """Largest error of each element of that result where one can be derived (ours only), else None."""
-        return None
-
-    def counted(self) -> tuple[int, int] | None:
-        """(bytes of the design's counted passes, bytes of the tensors they go over), or None where none are counted."""
-        return None
-
-    def flops(self) -> int | None:
-        """Floating-point operations, counted from the shapes, or None where none are counted."""
-        return None
-
-    def _check(self, name: str, known: tuple[str, ...]) -> None:
-        if name not in known:
-            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
-        reason = peers.why_not(name, self.device, self.dtype, self.mode)
-        if reason is not None:
-            raise ValueError(reason)
-
-    @property
-    def compiled_layout(self) -> str:
-        """The layout that the compiled peer runs in."""
-        return "channels_last" if len(self.layouts) > 1 else self.layouts[0]
-
-    def describe(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "title": self.title, "mode": self.mode, "layout": self.layout, "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device), "peer": self.peer,
-        }  # fmt: skip
-
-
-def compiled(what: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """torch.compile of a function or module for one fixed shape, independent of everything compiled before.
-
-    Dynamo keeps what it compiled per code object, and stops compiling after eight graphs of one. All networks of a
-    class have one ``forward``; so each call here compiles a code object of its own, into which that is inlined.
+    Per element, forward: 1 for the mean, 1 for the gate's product, 1 for the sum, 1 for the ReLU. Batch norm adds 2
+    (a product, a sum), in training 4 more for its statistics (1 for the mean; difference, product and sum for the
+    variance). Backward: 1 for the ReLU, 2 for the gate's gradient (product, sum), 2 for x's (product, and the sum with
+    the mean's). Batch norm adds 9: x-hat 2, the sums of dy and dy x-hat 1 + 2, dx 4 (two differences, two products).
+    The two fully connected layers take 2 N C R operations each forward, and twice as many backward. Not counted: what
+    is done once per channel or hidden unit (activations, the gate, biases).
 
     Args:
-        what: a function or module.
-        **options: of ``torch.compile``.
+        shape: (N, C, H, W).
+        hidden: R.
+        mode: "infer", "forward" or "train".
+        batch_norm: whether there is one.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime": it is known
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return what(*args, **kwargs)
-
-    code: CodeType = call.__code__.replace()  # a new object, though nothing is replaced
-    own = FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
-    graph: Callable[..., Any] = torch.compile(own, dynamic=False, **options)
-    return graph
-
-
-def fresh_compiler() -> None:
-    """Drop everything that was compiled in this process, and the memory of its CUDA graphs.
-
-    Compiled candidates that are still in use compile once more when they are called next, "compile freezing" without
-    freezing: drop candidates before. None needs this to be independent of others.
-    """
-    torch._dynamo.reset()
-
-
-_GRAPHED = ("max-autotune", "reduce-overhead")
-"""torch.compile's modes that run in CUDA graphs."""
-
-
-def compile_mode(name: str) -> str | None:
-    """torch.compile's ``mode`` of a candidate's name: "se_fused compile reduce-overhead"."""
-    mode = name.rpartition(" ")[2]
-    return mode if peers.compiles(name) and mode in _GRAPHED else None
-
-
-def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
-    """What a candidate is to run: those in CUDA graphs are told that the last call's results are no longer needed."""
-    if compile_mode(name) is None:
-        return run
-
-    def marked() -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        return run()
-
-    return marked
-
-
-def kept_results(name: str, results: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-    """A candidate's results: those in CUDA graphs are copied, for the next call overwrites them."""
-    if compile_mode(name) is None:
-        return results
-    return lambda: {k: t.clone() for k, t in between_graphs(name, results)().items()}
+    n, c = shape[:2]
+    elements = torch.Size(shape).numel()
+    forward = 4 + (0 if not batch_norm else 2 if mode == "infer" else 6)
+    backward = 0 if mode != "train" else 5 + (9 if batch_norm else 0)
+    layers = 4 * n * c * hidden
+    return elements * (forward + backward) + layers * (3 if mode == "train" else 1)
 
 
 def _grad(mode: str) -> AbstractContextManager[Any]:
     return torch.no_grad() if mode == "infer" else torch.enable_grad()
 
 
-class TailWorkload(Workload):
-    """The tail of a block: relu(SE(x) + residual) or relu(SE(BN(x)) + residual).
+class BlockWorkload(Workload):
+    """The end of a residual block: relu(SE(x) + residual) or relu(SE(BN(x)) + residual).
 
     Batch norm's parameters are float32, as under autocast; the rest has ``dtype``. Every candidate takes x and the
     residual in ``layout``.
@@ -217,7 +71,7 @@ class TailWorkload(Workload):
         ValueError: another mode.
     """
 
-    peer = "se_fused.reference (plain PyTorch)"
+    baseline = "se_fused.reference (plain PyTorch)"
     draws = 1
     seconds = 2.0
 
@@ -230,8 +84,8 @@ class TailWorkload(Workload):
         device: str | torch.device,
         batch_norm: bool | None = None,
     ) -> None:
-        if mode not in TAIL_MODES:
-            raise ValueError(f"mode must be one of {', '.join(TAIL_MODES)}; got {mode!r}")
+        if mode not in ALL_MODES:
+            raise ValueError(f"mode must be one of {', '.join(ALL_MODES)}; got {mode!r}")
         self.shape, self.dtype, self.layout, self.mode = shape, dtype, layout, mode
         self.device = torch.device(device)
         self.layouts = (layout,)
@@ -282,7 +136,7 @@ class TailWorkload(Workload):
 
     @torch.no_grad()
     def _restart(self, given: dict[str, Tensor]) -> list[str]:
-        """Put the running statistics back to where they begin; returns their names."""
+        """Reset the running statistics to their initial values; returns their names."""
         names = [name for name in given if name.startswith("running")]
         for name in names:
             given[name].copy_(self.given[name])
@@ -316,24 +170,24 @@ class TailWorkload(Workload):
             return forward_bound({**given, **options}, self._call(reference, given), self.dtype)
 
     def counted(self) -> tuple[int, int]:
-        passes: Counted = counted_passes(training=self.mode != "infer", batch_norm=self.batch_norm)
+        passes = counted_passes(training=self.mode != "infer", batch_norm=self.batch_norm)
         if self.mode == "forward":
-            passes = Counted(passes.forward, 0, passes.forward_masks, 0)
+            passes = passes.forward_only()
         tensors = 6 if self.mode == "train" else 3  # x, residual, y and dy, dr, dx
         return counted_bytes(self.shape, self.dtype, passes), tensors * self.given["x"].nbytes
 
     def flops(self) -> int:
-        """See :func:`se_fused.bench.providers.modules.flops`."""
-        return tails.flops(self.shape, self.hidden, self.mode, self.batch_norm)
+        """See :func:`block_flops`."""
+        return block_flops(self.shape, self.hidden, self.mode, self.batch_norm)
 
-    def _own(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
-        """That candidate's op and the arguments for it by name: the workload's memory, but for running statistics."""
+    def _op(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
+        """The candidate's op and its arguments by name, in the workload's memory but for the running statistics."""
         given = {k: t.clone() if k.startswith("running") else t for k, t in self.given.items()}
-        if name in tails.MODULES:
-            module = tails.ModuleTail(name, self.given, self._training)
+        if name in LIBRARIES:
+            module = ModuleBlock(name, self.given, self._training)
             given |= module.tensors
             return lambda given: module(given["x"], given["residual"]), given
-        if not peers.compiles(name):
+        if not compiles(name):
             source = functional if name == "se_fused" else reference
             return lambda given: self._call(source, given), given
         function: Callable[..., Tensor] = getattr(reference, self.function)
@@ -352,10 +206,10 @@ class TailWorkload(Workload):
         return lambda given: graph(**given), given
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        self._check(name, peers.TAILS)
+        self._check(name, BLOCK_PROVIDERS)
         if layout != self.layout:
             raise ValueError(f"layout must be the workload's, {self.layout!r}; got {layout!r}")
-        call, given = self._own(name)
+        call, given = self._op(name)
 
         def on(given: dict[str, Tensor], dy: Tensor) -> Callable[[], Any]:
             wanted = [t for t in given.values() if t.requires_grad]

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import convert
-from ..providers import registry as peers
-from .block import LAYOUTS, Candidate
+from ..providers.modules import LIBRARIES
+from ..providers.registry import missing
+from .base import LAYOUTS, Candidate
 from .network import NetworkWorkload, settle
 
-__all__ = ["CONVERTED", "LIBRARIES", "ConvertWorkload", "library_model"]
+__all__ = ["CONVERTED", "ConvertWorkload", "library_model"]
 
-LIBRARIES = ("timm", "torchvision", "monai")
 CONVERTED = (
     ("seresnet50", "timm"), ("legacy_seresnet50", "timm"), ("efficientnet_b0", "timm"),
     ("mobilenetv3_large_100", "timm"), ("efficientnet_b0", "torchvision"), ("mobilenet_v3_large", "torchvision"),
     ("regnet_y_400mf", "torchvision"), ("seresnet50", "monai"),
 )  # fmt: skip
-"""(name, library) of the models that the benchmarks convert."""
+"""(name, library) of the models that the tests and the benchmarks convert."""
 
 
 def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) -> nn.Module:
@@ -28,7 +28,7 @@ def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) 
 
     Args:
         name: timm's or torchvision's name of the model, or the name of MONAI's class in any case.
-        library: one of :data:`LIBRARIES`.
+        library: one of :data:`se_fused.bench.providers.modules.LIBRARIES`.
         num_classes: outputs.
         in_chans: channels of the image; torchvision's have 3.
 
@@ -38,7 +38,7 @@ def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) 
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
-    reason = peers.missing(library)
+    reason = missing(library)
     if reason is not None:
         raise ImportError(reason)
     model: nn.Module
@@ -121,7 +121,7 @@ class ConvertWorkload(NetworkWorkload):
         )  # fmt: skip
         original = original.to(self.device)
         settle(original, self.inputs["contiguous"].float())
-        self.peer = f"{library} {metadata.version(library)}"
+        self.baseline = f"{library} {metadata.version(library)}"
         if mode == "infer":
             original = original.to(dtype)
         self._models = {"original": original, "converted": convert(copy.deepcopy(original))}

@@ -1,5 +1,5 @@
-"""Whole networks as workloads: ours against timm's with the same weights, or against ours in plain PyTorch, and both
-compiled or in other engines."""
+"""Whole networks as workloads: ours, timm's with the same weights or else ours in plain PyTorch, both compiled or in
+other engines."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +16,20 @@ from ...backends import use_backend
 from ...models import create_model
 from ...models.se_resnet import BasicBlock, Bottleneck
 from ...nn import optimize_for_inference
-from ..providers import registry as peers
 from ..providers.engines import ENGINES
-from .block import LAYOUTS, Candidate, Workload, between_graphs, compile_mode, compiled, kept_results
+from ..providers.registry import NETWORK_PROVIDERS, PROVIDERS, compiles
+from ..providers.torch_compile import between_graphs, compile_mode, compiled, frozen, kept_results
+from .base import LAYOUTS, MODES, Candidate, Workload
 
-__all__ = ["ModelWorkload", "NetworkWorkload", "network_bytes", "network_flops", "plain_peer", "settle", "shared_start"]
+__all__ = [
+    "ModelWorkload",
+    "NetworkWorkload",
+    "network_bytes",
+    "network_flops",
+    "plain_baseline",
+    "settle",
+    "shared_start",
+]
 
 
 def kinds_of_gradients(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -45,19 +54,19 @@ def shared_start(name: str, num_classes: int, in_chans: int, seed: int = 0) -> n
     return model
 
 
-def plain_peer(name: str, ours: nn.Module, num_classes: int, in_chans: int) -> tuple[nn.Module, str, bool]:
-    """timm's model with ours's weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
+def plain_baseline(name: str, ours: nn.Module, num_classes: int, in_chans: int) -> tuple[nn.Module, str, bool]:
+    """timm's model with our weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
     try:
         import timm
 
-        peer: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
-        peer.load_state_dict(ours.state_dict())
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
+        model.load_state_dict(ours.state_dict())
     except ImportError:
         return copy.deepcopy(ours), "our model in plain PyTorch (timm is not installed)", True
     except RuntimeError as error:  # a timm without this model, or with another one of that name
         reason = str(error).splitlines()[0]
         return copy.deepcopy(ours), f"our model in plain PyTorch (timm {timm.__version__}: {reason})", True
-    return peer, f"timm {metadata.version('timm')}", False
+    return model, f"timm {metadata.version('timm')}", False
 
 
 @torch.no_grad()
@@ -77,8 +86,8 @@ def _on_meta(model: nn.Module, mode: str) -> nn.Module:
     return copy.deepcopy(model).to("meta").train(mode == "train")
 
 
-def _pass(model: nn.Module, shape: Sequence[int], mode: str) -> None:
-    """One forward pass, in training with its backward pass, of a model without memory."""
+def _run_once(model: nn.Module, shape: Sequence[int], mode: str) -> None:
+    """One forward pass of a model on the meta device, in training with its backward pass."""
     dtype = next(model.parameters()).dtype
     with torch.set_grad_enabled(mode == "train"), use_backend("reference"):
         y = model(torch.empty(tuple(shape), dtype=dtype, device="meta"))
@@ -98,7 +107,7 @@ def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        _pass(_on_meta(model, mode), shape, mode)
+        _run_once(_on_meta(model, mode), shape, mode)
     return int(counter.get_total_flops())
 
 
@@ -142,27 +151,8 @@ def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mo
             module.register_forward_hook(layer)
         elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and timm's
             module.register_forward_hook(block)
-    _pass(model, shape, mode)
+    _run_once(model, shape, mode)
     return moved, working_set
-
-
-def frozen(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """torch.compile with the weights as constants, folded and packed; the first call, which compiles, must be without
-    gradients. The compiler's setting is as it was before and after it."""
-    import torch._inductor.config as inductor
-
-    graph, ready = compiled(model), False
-
-    def call(x: Tensor) -> Tensor:
-        nonlocal ready
-        if ready:
-            return graph(x)
-        with inductor.patch(freezing=True):
-            y = graph(x)
-        ready = True
-        return y
-
-    return call
 
 
 class NetworkWorkload(Workload):
@@ -174,7 +164,7 @@ class NetworkWorkload(Workload):
         title: what is computed, with the mode.
         mode: "infer" or "train".
         dtype, device: see above.
-        layouts: those that ours and the eager peer are measured in.
+        layouts: those that ours and the eager baseline are measured in.
         shape: (N, C, H, W) of the images.
         images: (N, C, H, W) float32; None draws normal numbers.
         targets: (N,) int64 classes; None counts through them.
@@ -202,7 +192,7 @@ class NetworkWorkload(Workload):
         num_classes: int,
         learning_rate: float = 0.0,
     ) -> None:
-        if mode not in ("infer", "train"):
+        if mode not in MODES:
             raise ValueError(f"mode must be infer or train for a network; got {mode!r}")
         self.title, self.learning_rate = title, learning_rate
         self.mode, self.dtype, self.device, self.layouts = mode, dtype, torch.device(device), tuple(layouts)
@@ -227,7 +217,7 @@ class NetworkWorkload(Workload):
             tensor.copy_(images)
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
-        """What that candidate runs in."""
+        """The context that the candidate runs in."""
         return nullcontext()
 
     def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -266,7 +256,7 @@ class NetworkWorkload(Workload):
     def _candidate(
         self, name: str, layout: str, raw: nn.Module, model: Callable[[Tensor], Tensor] | None = None
     ) -> Candidate:
-        """Of a module that is nobody else's, and what stands for it in forward passes."""
+        """A candidate that owns ``raw``; ``model``, if there is one, replaces it in forward passes."""
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
         call: Callable[[Tensor], Tensor] = raw if model is None else model
         x = self.inputs[layout]
@@ -306,7 +296,7 @@ class ModelWorkload(NetworkWorkload):
         mode: "infer" or "train".
         images: (N, C, H, W) float32; None draws normal numbers, (batch, in_chans, size, size).
         targets: (N,) int64 classes; None counts through them.
-        layouts: those that ours and the eager peer are measured in.
+        layouts: those that ours and the eager baseline are measured in.
         batch, size, in_chans, num_classes: see above.
         start: our model whose weights both sides take; None: :func:`shared_start`.
         learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
@@ -344,19 +334,19 @@ class ModelWorkload(NetworkWorkload):
         ours = ours.to(self.device)
         if start is None:
             settle(ours, self.inputs["contiguous"].float())
-        theirs, self.peer, self.peer_is_ours = plain_peer(name, ours, num_classes, self.shape[1])
+        theirs, self.baseline, self.baseline_is_ours = plain_baseline(name, ours, num_classes, self.shape[1])
         if mode == "infer":
             ours, theirs = ours.to(dtype), theirs.to(dtype)
         self._models = {"se_fused": ours, "eager": theirs.to(self.device)}
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
         ours = name.startswith("se_fused")
-        return use_backend("reference") if self.peer_is_ours and not ours else nullcontext()
+        return use_backend("reference") if self.baseline_is_ours and not ours else nullcontext()
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        self._check(name, peers.NETWORKS)
-        if not peers.compiles(name):  # the compiler takes what it is given; others are made for one layout
-            layout = peers.PEERS[name].layout or layout
+        self._check(name, NETWORK_PROVIDERS)
+        if not compiles(name):  # the compiler takes what it is given; others are made for one layout
+            layout = PROVIDERS[name].layout or layout
         raw = copy.deepcopy(self._models["se_fused" if name.startswith("se_fused") else "eager"])
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
         x = self.inputs[layout]
@@ -365,7 +355,7 @@ class ModelWorkload(NetworkWorkload):
             model = optimize_for_inference(raw, dtype=self.dtype)
         elif name == "compile freezing":
             model = frozen(raw)
-        elif peers.compiles(name):
+        elif compiles(name):
             model = compiled(raw, mode=compile_mode(name))
         elif name in ENGINES:
             with self._plain(name), torch.no_grad():

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ....bench.report import console as report
-from ....bench.workloads.block import DTYPES
+from ....bench.report.console import console
+from ....bench.workloads.base import DTYPES
 from ....cli.options import at_least, bad, check_device, check_output, choice, progress_bar
 from ....models import list_models
 from .app import app
@@ -43,7 +43,7 @@ def demo_command(
     settings = demo.Settings(model.lower(), batch, steps, device, dtype, compile, compile and compile_training)
     with progress_bar("demo") as progress:
         outcome = demo.run(loaded, settings, progress)
-    to = report.console()
+    to = console()
     if plot is not None:
         demo.draw(loaded, settings, outcome, plot)
     demo.show(loaded, settings, outcome, to)

@@ -11,7 +11,7 @@ import typer
 
 from ...._atomic_write import write_text
 from ...._errors import InputError
-from ....bench.report import console as report
+from ....bench.report.console import console, print_table, table
 from ....cli.options import at_least, bad, check_device, check_output, choice, progress_bar
 from .app import app
 
@@ -81,17 +81,15 @@ def _document(predictor: "Predictor", predictions: "Predictions") -> str:
 
 
 def _print_predictions(predictor: "Predictor", predictions: "Predictions") -> None:
-    to = report.console()
-    made = report.table(("image", "predicted"), predictions.classes)
+    to = console()
+    made = table(("image", "predicted"), predictions.classes)
     for i, best in enumerate(predictions.predicted.tolist()[:_SHOWN]):
         path = Path(predictions.paths[i])
         here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         # Square brackets in a name are no markup.
         cells = (str(here).replace("[", "\\["), predictions.classes[best].replace("[", "\\["))
         made.add_row(*cells, *(f"{p:.1%}" for p in predictions.probabilities[i]))
-    report.print_table(
-        f"{len(predictions)} predictions of {', '.join(c.name for c in predictor.classifiers)}", made, to
-    )
+    print_table(f"{len(predictions)} predictions of {', '.join(c.name for c in predictor.classifiers)}", made, to)
     if len(predictions) > _SHOWN:
         to.print(f"and {len(predictions) - _SHOWN} more: write them all with --output FILE.csv", markup=False)
     to.print(_notice(predictor.classifiers), markup=False, style="bold yellow")
@@ -194,7 +192,7 @@ def export_command(
         notes = export(classifier, format, output)
     for note in notes:
         print(f"se-fused fracture export: {note}", file=sys.stderr)
-    to = report.console()
+    to = console()
     size = classifier.preprocessing.size
     to.print(
         f"{output}: images (N, 1, {size}, {size}) float32 in [0, 1] -> probabilities (N, {len(classifier.classes)}) of "

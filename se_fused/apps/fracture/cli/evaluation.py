@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...._errors import InputError
-from ....bench.report import console as report
-from ....bench.workloads.block import DTYPES
+from ....bench.report.console import console, print_table, table
+from ....bench.report.write import check_writable
+from ....bench.workloads.base import DTYPES
 from ....cli.options import at_least, bad, check_device, choice, progress_bar
 from .app import app
 
@@ -28,7 +29,7 @@ def _check_folder(option: str, path: Path | None) -> None:
     above = path
     while not above.exists():
         above = above.parent
-    report.check_writable(above / "report.md")
+    check_writable(above / "report.md")
 
 
 def _refuse_unknown(classifier: "Classifier", manifest: "Manifest", split: str, data: Path) -> "Manifest":
@@ -42,15 +43,15 @@ def _refuse_unknown(classifier: "Classifier", manifest: "Manifest", split: str, 
 def show_evaluation(content: dict[str, Any], output: Path) -> None:
     from ..evaluation.report import NAMES, percent
 
-    to, split = report.console(), content["split"]
+    to, split = console(), content["split"]
     found = content["splits"][split]
     values, limits = found["metrics"], found["intervals"]["figures"]
-    made = report.table(("metric",), ("%, [95 % interval]",))
+    made = table(("metric",), ("%, [95 % interval]",))
     for name, title in NAMES.items():
         made.add_row(title, percent(values[name], limits[name]))
     clusters = found["intervals"]["clusters"]
     title = f"{content['about'].get('model', '')} on {split}: {values['images']} images"
-    report.print_table(f"{title}, intervals over {clusters['count']} {clusters['what']}", made, to)
+    print_table(f"{title}, intervals over {clusters['count']} {clusters['what']}", made, to)
     lost = content["missing"][split]
     if lost:
         names = ", ".join(Path(path).name for path in lost[:5])
@@ -194,8 +195,8 @@ def _show_comparison(content: dict[str, Any], output: Path) -> None:
     from ..evaluation.comparison_report import COLUMNS, mean_sd
     from ..evaluation.report import percent
 
-    to = report.console()
-    made = report.table(("",), tuple(COLUMNS.values()))
+    to = console()
+    made = table(("",), tuple(COLUMNS.values()))
     for model in content["models"].values():
         made.add_row(model["title"], *(mean_sd(model["figures"].get(key)) for key in COLUMNS))
         if model["paper"] is not None:
@@ -206,7 +207,7 @@ def _show_comparison(content: dict[str, Any], output: Path) -> None:
             made.add_row(TITLES[name], *(percent(row[key]) for key in COLUMNS))
     clusters = content["clusters"]
     title = f"{content['images']} test images, %, mean ± sd over trainings [95 % over {clusters['what']}]"
-    report.print_table(title, made, to)
+    print_table(title, made, to)
     to.print(content["headline"], markup=False, soft_wrap=True)
     to.print(f"written: {output} (report.md, table1, figures, results.json)", markup=False, soft_wrap=True)
     to.print(f"{content['notice']}.", markup=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ....bench.report import console as report
+from ....bench.report.console import console, print_table, table
 from ....cli.options import at_least, bad, choice, progress_bar
 from ..manifest import SPLITS, Manifest
 from .app import app
@@ -14,14 +14,14 @@ from .app import app
 
 def _print_counts(manifest: Manifest) -> None:
     counts = manifest.counts()
-    made = report.table(("class",), (*SPLITS, "all"))
+    made = table(("class",), (*SPLITS, "all"))
     for name in manifest.classes:
         each = [counts.get(split, Counter())[name] for split in SPLITS]
         made.add_row(name, *map(str, (*each, sum(each))))
     totals = [sum(counts.get(split, Counter()).values()) for split in SPLITS]
     made.add_row("all", *map(str, (*totals, len(manifest))))
     patients = len({record.patient for record in manifest.records})
-    report.print_table(f"Images of {patients} synthetic phantoms, no clinical meaning", made, report.console())
+    print_table(f"Images of {patients} synthetic phantoms, no clinical meaning", made, console())
 
 
 @app.command("synth")
@@ -56,7 +56,7 @@ def synth_command(
         progress("drawing the sheet", 1.0)
         draw_sheet(folder, folder / "sheet.png")
     _print_counts(manifest)
-    to = report.console()
+    to = console()
     for name, what in (("images/", ""), ("manifest.csv", "for --data"), ("cracks.csv", "where each crack is"),
                        ("sheet.png", "a look at it")):  # fmt: skip
         to.print(f"  {folder / name}{'/' if name.endswith('/') else ''}  {what}".rstrip(), markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...._errors import InputError
-from ....bench.report import console as report
+from ....bench.report.console import console, print_table, table
 from ....cli.options import bad, progress_bar
 from .app import app
 from .evaluation import show_evaluation
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 def _show_plan(run: "Run") -> None:
     """What will be done, before it is."""
-    c, sources, to = run.config, run.sources, report.console()
+    c, sources, to = run.config, run.sources, console()
     title = f"{c.data.path}: {len(sources.manifest)} images, {len(sources.classes)} classes"
-    made = report.table(("split",), ("images", "patients", *sources.classes))
+    made = table(("split",), ("images", "patients", *sources.classes))
     for split, data in sources.sets.items():
         patients = len({record.patient for record in data.manifest.records})
         made.add_row(split, str(len(data)), str(patients), *map(str, sources.counts(split)))
-    report.print_table(title, made, to)
+    print_table(title, made, to)
     for note in sources.manifest.notes:
         to.print(note, style="yellow", markup=False, soft_wrap=True)
     for record, reason in sources.damaged[:3]:
@@ -54,7 +54,7 @@ def _show_results(folder: Path) -> None:
 
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     facts = content["training"]
-    best, to = facts["best"], report.console()
+    best, to = facts["best"], console()
     to.print(
         f"best epoch {facts['best_epoch']} of {facts['epochs']}: valid accuracy {best['valid/accuracy']:.3f}, macro F1 "
         f"{best['valid/macro_f1']:.3f}, loss {best['valid/loss']:.4f}",
@@ -121,7 +121,7 @@ def train_command(
     with progress_bar("train") as progress:
         run = prepare_run(made, resume=resume, dry_run=dry_run, progress=progress)
     if run is None:
-        report.console().print(f"{made.output}: this run is finished", markup=False, soft_wrap=True)
+        console().print(f"{made.output}: this run is finished", markup=False, soft_wrap=True)
         return
     first = run.place.rank == 0
     if first:
@@ -130,6 +130,6 @@ def train_command(
     with progress_bar("train") as progress:
         folder = run.fit(progress, lambda line: print(line, file=sys.stderr) if first else None)
     if first and run.dry:
-        report.console().print("the dry run went through", markup=False)
+        console().print("the dry run went through", markup=False)
     elif first:
         _show_results(folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ....bench.report.plots import new_figure, save
+from ....bench.report.style import new_figure, save
 from .figures import COLOURS, tidy
 from .localisation import NOTICE
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
-from ....bench.report.plots import new_figure, save
+from ....bench.report.style import new_figure, save
 from ..predictions import Predictions
 from .metrics import BINS, labelled, metrics
 

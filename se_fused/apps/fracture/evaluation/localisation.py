@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...._checks import check_int
 from ...._errors import InputError
-from ....bench.report.plots import new_figure, save
+from ....bench.report.style import new_figure, save
 from ..classifier import Classifier
 from ..images import letterboxed, load_radiograph
 from ..predictions import Predictions

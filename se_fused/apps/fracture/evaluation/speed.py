@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ...._checks import check_int
 from ....backends import use_backend
-from ....bench.compare import first_line
 from ....bench.measure.memory import keep_freed_memory, peak_memory
-from ....bench.measure.timing import Timing, in_turn, ratio, rounds_for, sampler
+from ....bench.measure.timing import Timing, first_line, in_turn, ratio, rounds_for, sampler
 from ....testing.error_bounds import GRADIENT_FLOOR, relative_error
 from ..classifier import Classifier
 

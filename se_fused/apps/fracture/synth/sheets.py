@@ -45,7 +45,7 @@ def draw_sheet(folder: str | os.PathLike[str], path: str | os.PathLike[str], box
     `path` is a .png, .pdf or .svg. InputError where the folder holds no set or matplotlib is missing.
     """
     try:
-        from ....bench.report.plots import new_figure, save
+        from ....bench.report.style import new_figure, save
 
         folder = Path(folder)
         manifest, cracks = Manifest.load(folder / "manifest.csv"), load_cracks(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...._atomic_write import write_text
-from ....bench.report import plots
+from ....bench.report.style import new_figure, save
 from ....models import create_model
 from ..classifier import Classifier
 from ..data import RadiographData
@@ -58,7 +58,7 @@ def predict(classifier: Classifier, data: RadiographData, split: str) -> Predict
 
 def draw_curves(history: list[dict[str, float]], heading: str, path: Path) -> None:
     """Loss, accuracy, learning rate and time per epoch, as one picture."""
-    figure = plots.new_figure(10, 6.4)
+    figure = new_figure(10, 6.4)
     figure.suptitle(heading, fontsize=11)
     epochs = [row["epoch"] + 1 for row in history]
     panels: list[tuple[str, dict[str, tuple[str, str, float]]]] = [
@@ -85,7 +85,7 @@ def draw_curves(history: list[dict[str, float]], heading: str, path: Path) -> No
             axes.spines[side].set_visible(False)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
-    plots.save(figure, path)
+    save(figure, path)
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
