@@ -5,7 +5,7 @@
 STABLE_TORCH_LIBRARY(se_fused_cpu, m) {
   se_fused::define_operators(m);
   m.def(
-      "conv1x1_squeeze_excite(Tensor h, Tensor packed, Tensor? bias, Tensor? folded_weight, Tensor? folded_bias,"
+      "packed_conv1x1_squeeze_excite(Tensor h, Tensor packed, Tensor? bias, Tensor? folded_weight, Tensor? folded_bias,"
       " Tensor? fc2_weight, Tensor? fc2_bias, Tensor? residual, int act, int gate, int out_act, Tensor(a!) y) -> ()");
   m.def(
       "batch_norm_squeeze_excite_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(se_fused_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CPU, m) {
-  m.impl("conv1x1_squeeze_excite", TORCH_BOX(&se_fused::conv1x1_squeeze_excite));
+  m.impl("packed_conv1x1_squeeze_excite", TORCH_BOX(&se_fused::packed_conv1x1_squeeze_excite));
   se_fused::implement_operators(m);
   m.impl("batch_norm_squeeze_excite_forward", TORCH_BOX(&se_fused::batch_norm_squeeze_excite_forward));
 }

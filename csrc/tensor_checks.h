@@ -1,5 +1,5 @@
 // What every operator assumes, checked once more below Python: a wrong shape here would be a wild pointer.
-// People never see these in normal use; se_fused/functional.py says it better and earlier.
+// People never see these in normal use; se_fused/functional says it better and earlier.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,11 +1,11 @@
-// Stream 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
+// Pass 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
 // channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
 #include "chunks.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
 
-void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
+void moments(const PassKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
   const char* const from = static_cast<const char*>(x);
   const int64_t c = layout.c, s = layout.s;
   if (!layout.channels_last) {
@@ -32,7 +32,7 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
       });
 }
 
-void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
+void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
   const bool past = args.dr && past_caches(args.dr, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
     const RowStart at(layout, item, n, row);
@@ -86,7 +86,7 @@ namespace se_fused {
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Layout layout = layout_of(x, "x");
   Tensor mean = cpu::new_float(x, {layout.n, layout.c}), m2 = cpu::new_float(x, {layout.n, layout.c});
-  cpu::moments(cpu::stream_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, cpu::floats(mean), cpu::floats(m2));
+  cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, cpu::floats(mean), cpu::floats(m2));
   return {mean, m2};
 }
 
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   args.p = cpu::floats(p);
   args.q = cpu::floats(q);
   args.out_act = act;
-  cpu::moments_backward(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }
 

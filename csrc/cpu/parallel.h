@@ -1,4 +1,4 @@
-// Shared by the drivers: element types, parameters as float32, and how work is split between threads.
+// Shared by the operators: element types, parameters as float32, and how work is split between threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -26,7 +26,7 @@ inline int type_index(const Tensor& t, const char* name) {
   }
 }
 
-inline const StreamKernels& stream_kernels(const Tensor& x) { return kernels().stream[type_index(x, "x")]; }
+inline const PassKernels& pass_kernels(const Tensor& x) { return kernels().passes[type_index(x, "x")]; }
 
 inline int64_t item_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Float ? 4 : 2; }
 
@@ -44,15 +44,15 @@ inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
 
 inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-// One block of uninitialised floats handed out in pieces: the scratch of a call.
+// One block of uninitialised floats handed out in parts: the scratch of a call.
 class Scratch {
  public:
   explicit Scratch(int64_t floats) : block_(new float[floats]), next_(block_.get()), end_(next_ + floats) {}
   float* take(int64_t count) {
-    float* const piece = next_;
+    float* const part = next_;
     next_ += count;
     STD_TORCH_CHECK(next_ <= end_, "internal error: scratch too small");
-    return piece;
+    return part;
   }
 
  private:
@@ -105,7 +105,7 @@ void for_sample_rows(const Layout& layout, const F& f) {
   });
 }
 
-// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's
+// The same for pass 2, from each thread's end to its beginning: what pass 1 read last is still in that core's
 // cache.
 template <class F>
 void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {

@@ -1,9 +1,9 @@
-// Stream 2 of both directions: one multiply-add per element with coefficients per (n, c).
+// Pass 2 of both directions: one multiply-add per element with coefficients per (n, c).
 #include "passes.h"
 
 namespace se_fused::cpu {
 
-void scale_shift_act(const StreamKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
+void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from) {
   const auto run = layout.channels_last ? k.scale_shift_act_cols : k.scale_shift_act_rows;
   const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;  // scale_shift_act_flat's
@@ -25,7 +25,7 @@ void scale_shift_act(const StreamKernels& k, ScaleShiftActArgs args, int64_t ite
   });
 }
 
-void scale_shift_act_backward(const StreamKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
+void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
                               const Layout& layout) {
   const auto run = layout.channels_last ? k.scale_shift_act_backward_cols : k.scale_shift_act_backward_rows;
   const bool past = past_caches(args.dx, item, layout);
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
   args.out_act = static_cast<OutAct>(out_act);
-  cpu::scale_shift_act(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
+  cpu::scale_shift_act(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};
 }
 
@@ -87,7 +87,7 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
   args.k2 = float_vector(k2, nc, "k2");
   args.k3 = float_vector(k3, nc, "k3");
   args.dx = cpu::mutable_bytes(dx);
-  cpu::scale_shift_act_backward(cpu::stream_kernels(dr), args, cpu::item_bytes(dr), layout);
+  cpu::scale_shift_act_backward(cpu::pass_kernels(dr), args, cpu::item_bytes(dr), layout);
   return dx;
 }
 

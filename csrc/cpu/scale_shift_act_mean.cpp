@@ -1,4 +1,4 @@
-// Stream 2 and the squeeze of its result in one, and the first half of its backward pass.
+// Pass 2 and the squeeze of its result in one, and the first half of its backward pass.
 #include "chunks.h"
 #include "passes.h"
 
@@ -6,8 +6,7 @@ namespace se_fused::cpu {
 namespace {
 
 // args.total: (N, C), left with the means; rows and len are filled in here, as are the pointers of each thread's share.
-void scale_shift_act_mean(const StreamKernels& k, const ScaleShiftActMeanArgs& args, int64_t item,
-                          const Layout& layout) {
+void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& args, int64_t item, const Layout& layout) {
   const bool past = past_caches(args.y, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* total) {
     const RowStart at(layout, item, n, row);
@@ -59,7 +58,7 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
   args.shift = float_vector(shift, nc, "shift");
   args.total = cpu::floats(mean);
   args.out_act = static_cast<OutAct>(out_act);
-  if (layout.numel()) cpu::scale_shift_act_mean(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  if (layout.numel()) cpu::scale_shift_act_mean(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {y, mean};
 }
 
@@ -82,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.p = cpu::floats(p);
   args.q = cpu::floats(q);
   args.out_act = static_cast<OutAct>(out_act);
-  if (layout.numel()) cpu::moments_backward(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  if (layout.numel()) cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }
 

@@ -1,4 +1,4 @@
-// The streams as operators: shapes, memory, one launch each; and one that joins the sums of splits.
+// The passes as operators: shapes, memory, one launch each; and one that joins the sums of splits.
 #include "torch_host.h"
 
 namespace se_fused {

@@ -1,6 +1,6 @@
-// Stream 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
+// Pass 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
 //
-// Stream 1 has just read x from front to back, so what is left of it in L2 is its end: blocks here start from there.
+// Pass 1 has just read x from front to back, so what is left of it in L2 is its end: blocks here start from there.
 #include "scale_shift_act.cuh"
 
 #include "launch.cuh"
@@ -15,7 +15,7 @@ SE_BOTH constexpr int vectors_of_block() {
 }
 SE_BOTH inline int64_t vectors_of_map(const Map& map) {
   const int64_t rows = map.n * map.c;
-  return map.mode == Mode::rows_shifted ? ceil_div(rows * map.s, 8) : rows * ceil_div(map.s, 8);
+  return map.mode == Mode::rows_unaligned ? ceil_div(rows * map.s, 8) : rows * ceil_div(map.s, 8);
 }
 
 // A block's part of a channels_last map.
@@ -103,8 +103,8 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
         if (with_x) raw_x[u] = load<mode, Use::last>(x, at[u], end[u]);
         bits[u] = 0xff;
         if (g.mask)
-          bits[u] =
-              mode == Mode::rows_shifted ? shifted_bits(g.mask, row[u], rows, position[u], map.s) : g.mask[first + i];
+          bits[u] = mode == Mode::rows_unaligned ? unaligned_bits(g.mask, row[u], rows, position[u], map.s)
+                                                 : g.mask[first + i];
       }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
@@ -115,7 +115,7 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
       if (with_x) unpack(raw_x[u], v);
       const Slopes own = slopes<with_x>(g, row[u]);
       const int left = map.s - position[u];
-      const bool two = mode == Mode::rows_shifted && left < 8 && row[u] + 1 < rows;
+      const bool two = mode == Mode::rows_unaligned && left < 8 && row[u] + 1 < rows;
       const Slopes next = two ? slopes<with_x>(g, row[u] + 1) : own;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -194,7 +194,7 @@ int64_t blocks_of(const Map& map, const Cut& cut) {
 
 template <class T, Mode mode>
 constexpr size_t bits_of() {  // shared memory for the mask
-  return mode == Mode::rows_shifted ? kThreads * loads_of<T>(mode, 2) + 1 : 0;
+  return mode == Mode::rows_unaligned ? kThreads * loads_of<T>(mode, 2) + 1 : 0;
 }
 
 Error launch(const ScaleShiftAct& g, Stream stream) {

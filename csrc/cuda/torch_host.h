@@ -74,7 +74,7 @@ inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<c
   else if (!aligned || layout.s < 8)
     map.mode = Mode::rows_single;
   else
-    map.mode = layout.s % 8 == 0 ? Mode::rows : Mode::rows_shifted;
+    map.mode = layout.s % 8 == 0 ? Mode::rows : Mode::rows_unaligned;
   return map;
 }
 
@@ -85,17 +85,17 @@ inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name
   return {data(*t), type_of(*t, name)};
 }
 
-// One allocation, handed out in pieces of whole 16-byte vectors.
+// One allocation, handed out in parts of whole 16-byte vectors.
 class Workspace {
  public:
   Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(cuda::floats(memory_)) {
     end_ = next_ + floats;
   }
   float* take(int64_t count) {
-    float* const piece = next_;
+    float* const part = next_;
     next_ += rounded(count);
     STD_TORCH_CHECK(next_ <= end_, "internal error: workspace too small");
-    return piece;
+    return part;
   }
   static int64_t rounded(int64_t count) { return (count + 3) / 4 * 4; }
 

@@ -28,7 +28,8 @@ def _load() -> str | None:
 
 
 class CpuBackend:
-    """Streams, gate and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's default."""
+    """The passes, excitation and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's
+    default."""
 
     name = "cpu"
     library = _LIBRARY
@@ -58,7 +59,7 @@ class CpuBackend:
             self.batch_norm_squeeze_excite_forward = ops.batch_norm_squeeze_excite_forward.default
             self.batch_norm_squeeze_excite_inference = ops.batch_norm_squeeze_excite_inference.default
             self.batch_norm_squeeze_excite_backward = ops.batch_norm_squeeze_excite_backward.default
-            self.packed_conv1x1_squeeze_excite = ops.conv1x1_squeeze_excite.default
+            self.packed_conv1x1_squeeze_excite = ops.packed_conv1x1_squeeze_excite.default
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":

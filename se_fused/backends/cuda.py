@@ -21,7 +21,7 @@ _OPERATIONS = (
     "scale_shift_act_mean_backward", "batch_norm_squeeze_excite_inference",
     "batch_norm_squeeze_excite_backward",
 )  # fmt: skip
-_PLANS = ("one_pass", "grouped", "separate")
+_PLANS = ("cluster_fused", "l2_grouped", "separate")
 
 
 def _checked_plan(path: str, source: str) -> str:
@@ -36,7 +36,7 @@ def _problem(index: int) -> str:
 
 
 class CudaBackend:
-    """Streams, gate and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
+    """The passes, excitation and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
 
     The environment variable ``SE_FUSED_CUDA_PLAN`` is the :meth:`forced_plan` that a process starts with.
 
@@ -126,8 +126,8 @@ class CudaBackend:
 
     @contextmanager
     def forced_plan(self, path: str) -> Iterator[None]:
-        """Until the end of the block, inference takes one path, for tests and measurements: ``"one_pass"``,
-        ``"grouped"`` or ``"separate"``; ``""`` is the rule's.
+        """Until the end of the block, inference takes one path, for tests and measurements: ``"cluster_fused"``,
+        ``"l2_grouped"`` or ``"separate"``; ``""`` is the rule's.
 
         The setting belongs to the process, not to a thread. It is read when an operator is called, so a CUDA graph
         keeps what it was captured with. A map that the path cannot take raises RuntimeError with the reason, which
@@ -154,11 +154,11 @@ class CudaBackend:
 
     @property
     def conv1x1_squeeze_excite(self) -> Any:
-        """The product of another backend, measured for each shape against the convolution and this backend's tail."""
+        """The product of another backend, measured for each shape against the convolution and this backend's block."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
         return partial(
-            self._product.conv1x1_squeeze_excite, tail=self.batch_norm_squeeze_excite_inference, tail_name=self.name
+            self._product.conv1x1_squeeze_excite, block=self.batch_norm_squeeze_excite_inference, block_name=self.name
         )
 
     @property

@@ -119,7 +119,7 @@ def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.Mo
         given = draw((2, 40, 130, 17, (12, 6)), dtype, "channels_last") | dict.fromkeys(absent)
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
             y = conv1x1_squeeze_excite(**given, **options)
-        assert [launch.name for launch in launches] == ["moments_kernel", "gate_kernel", "conv_kernel"]
+        assert [launch.name for launch in launches] == ["moments_kernel", "excitation_kernel", "conv1x1_kernel"]
         assert error(given, y, stored=False, **options) <= 1
 
 
@@ -130,7 +130,7 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     given = draw(SHAPES["odd"], torch.float32, "channels_last")
     asked = []
-    for way, last in (("product", "conv_kernel"), ("convolution and tail", "scale_shift_act_kernel")):
+    for way, last in (("product", "conv1x1_kernel"), ("convolution and block", "scale_shift_act_kernel")):
         monkeypatch.setattr(
             conv, "fastest", lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1]
         )
@@ -139,7 +139,7 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert launches[-1].name == last
         assert error(given, y, out_act="relu") <= 1
     (key, ways), _ = asked
-    assert ways == {"product", "convolution and tail"}
+    assert ways == {"product", "convolution and block"}
     for part in ("(3, 5, 9, 7)", "24", "float32", "r=3"):
         assert part in key
 

@@ -246,7 +246,7 @@ def test_the_gated_product_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> Non
     for dtype in DTYPES.values():
         for name in ("weights", "tiles", "5-D"):
             given = gated(GATED[name], dtype, "channels_last")
-            for way, launches_wanted in (("product", ["conv_kernel"]), ("otherwise", None)):
+            for way, launches_wanted in (("product", ["conv1x1_kernel"]), ("otherwise", None)):
                 monkeypatch.setattr(conv, "fastest", lambda key, ways, device, way=way: way)
                 with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
                     out = gated_conv1x1(**given)

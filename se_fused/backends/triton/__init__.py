@@ -1,4 +1,4 @@
-"""The Triton backend: the same streams on any GPU that Triton compiles for, and in its interpreter without one.
+"""The Triton backend: the same passes on any GPU that Triton compiles for, and in its interpreter without one.
 
 Nothing here imports Triton before a call needs it. With ``TRITON_INTERPRET=1`` in the environment when that happens,
 kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests alone, so ``auto`` never chooses it.
@@ -48,7 +48,7 @@ def _interpreter_reason() -> str | None:
 
 
 class TritonBackend:
-    """Streams, gate and the whole op in Triton: float32, bfloat16, float16."""
+    """The passes, excitation and the whole op in Triton: float32, bfloat16, float16."""
 
     name = "triton"
     auto_devices: tuple[str, ...] = ("cuda",)
@@ -106,7 +106,7 @@ class TritonBackend:
         return {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}
 
     def __getattr__(self, name: str) -> Any:
-        # The streams, the whole op and the convolution: looked up when first used, and then found as plain attributes.
+        # The passes, the whole op and the convolution: looked up when first used, and then found as plain attributes.
         if name.startswith("_") or name not in _OPERATIONS:
             raise AttributeError(name)
         reason = self.load()

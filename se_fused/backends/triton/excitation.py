@@ -1,7 +1,7 @@
-"""Between the streams: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
+"""Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 
 1. coefficients: per channel block, all samples. Splits are merged (Chan), the batch's statistics follow, and batch norm
-   as u = a (x - mu) + beta = a x + b. Without a gate, scale and shift too.
+   as u = a (x - mu) + beta = a x + b. Without squeeze-excite, scale and shift too.
 2. hidden: per block of samples and of squeezed channels, W1 z + b1 with z = a (m - mu) + beta: a m + b would cancel
    where the mean is large beside the deviation.
 3. excite: per block of samples and of channels, s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
@@ -231,7 +231,7 @@ def excite_tile(
 
 
 @triton.jit(do_not_specialize=["samples", "splits", "span"])
-def gate_kernel(
+def excitation_kernel(
     counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
     running_mean, running_var, bn_weight,
     bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
@@ -239,9 +239,9 @@ def gate_kernel(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by stream 1.
+    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by pass 1.
 
-    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv.py).
+    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
     """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     n_tiles = tl.cdiv(samples, BLOCK_N)

@@ -1,5 +1,5 @@
-"""The gate's backward: from P and Q, (splits, N, C), to the coefficients of dx and all parameters' gradients, in one
-launch of three phases. The formulas are those of ``gate_backward`` in se_fused/ops/excitation.py.
+"""The backward pass of excitation, in one launch of three phases: from P and Q, (splits, N, C), to the coefficients of
+dx and all parameters' gradients. The formulas are those of ``excitation_backward`` in se_fused/ops/excitation.py.
 
 1. merge: per block of samples and channels, the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
 2. dhidden: per block of samples and of squeezed channels, act'(hidden) (dq W2).
@@ -51,7 +51,8 @@ def merge_tile(
     first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
     splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without a gate."""
+    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without
+    squeeze-excite."""
     sample = first_n + tl.arange(0, BLOCK_N)
     channel = first_c + tl.arange(0, BLOCK_C)
     in_n = sample < samples
@@ -219,14 +220,17 @@ def weights_tile(
 
 
 @triton.jit(do_not_specialize=["samples", "splits"])
-def gate_backward_kernel(
+def excitation_backward_kernel(
     counters, p_parts, q_parts, p, q, mean, factor, hidden, stats, bn_weight, bn_bias, fc1_weight, fc2_weight, drop, dq,
     dhidden, k1, k2, k3, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
     squeezed, splits, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr,
     BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All phases; without a gate (fc1_weight None) merging and channels. counters: int32 (4,), zeroed by stream 1."""
+    """All phases; without squeeze-excite (fc1_weight None) merging and channels.
+
+    counters: int32 (4,), zeroed by pass 1.
+    """
     n_tiles = tl.cdiv(samples, BLOCK_N)
     c_tiles = tl.cdiv(channels, BLOCK_C)
     merge_tiles = n_tiles * c_tiles
