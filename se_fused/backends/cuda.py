@@ -63,9 +63,12 @@ class CudaBackend:
     batch_norm_squeeze_excite_backward: Any
 
     def __init__(
-        self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None,
+        self,
+        library: Path = _LIBRARY,
+        device: str = "cuda",
+        product: Backend | None = None,
         namespace: str = "se_fused_cuda",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.library, self._device, self._product = library, device, product
         self._operators = getattr(torch.ops, namespace)
         self._loaded = False

@@ -43,9 +43,16 @@ def _map(bn: BatchNorm, n: int) -> tuple[Tensor, Tensor]:
 
 
 def compose_squeeze(
-    passes: Any, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, bn_weight: Tensor | None,
-    bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    passes: Any,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    out_act: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``batch_norm_act_squeeze`` from ``passes.moments`` and ``passes.scale_shift_act_mean``."""
     wide = accumulation_dtype(x.dtype)
     if batch_stats:
@@ -62,9 +69,18 @@ def compose_squeeze(
 
 
 def compose_squeeze_backward(
-    passes: Any, dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn_weight: Tensor | None,
-    bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    passes: Any,
+    dy: Tensor,
+    dsqueezed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    out_act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``batch_norm_act_squeeze_backward`` from the backend's ``scale_shift_act_mean_backward`` and
     ``scale_shift_act_backward``."""
     bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)

@@ -54,11 +54,25 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 # ---- put together from passes (a backend's, or the definitions in this package)
 def compose_forward(
-    passes: Any, x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: str, gate: str, out_act: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    passes: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
     """``batch_norm_squeeze_excite_forward`` from ``passes.moments``, :mod:`.excitation` and
     ``passes.scale_shift_act``."""
     m, v = passes.moments(x)
@@ -84,11 +98,27 @@ def compose_forward(
 
 
 def compose_backward(
-    passes: Any, dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor,
-    hidden: Tensor, stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
-    out_act: str, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    passes: Any,
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
     """``batch_norm_squeeze_excite_backward`` from the backend's ``moments_backward``, :mod:`.excitation` and the
     backend's ``scale_shift_act_backward``."""
     code = OUT_ACT_CODES[out_act]
@@ -167,11 +197,24 @@ _library.impl("batch_norm_squeeze_excite_backward", _batch_norm_squeeze_excite_b
 
 @torch.library.register_fake("se_fused::batch_norm_squeeze_excite_forward", lib=_library)
 def _batch_norm_squeeze_excite_forward_fake(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: str, gate: str, out_act: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
     wide = accumulation_dtype(x.dtype)
 
@@ -188,11 +231,26 @@ def _batch_norm_squeeze_excite_forward_fake(
 
 @torch.library.register_fake("se_fused::batch_norm_squeeze_excite_backward", lib=_library)
 def _batch_norm_squeeze_excite_backward_fake(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, hidden: Tensor,
-    stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
-    out_act: str, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
     c = x.shape[1]
     write_dr = writes_dr(OUT_ACT_CODES[out_act], want_dr)
     dr = torch.empty_like(x) if write_dr else mean.new_empty(0)

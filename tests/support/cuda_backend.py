@@ -24,7 +24,7 @@ A100 = (80, 108, 40 << 20, 166912)
 
 @pytest.fixture(scope="module", name="backend")
 def given_backend() -> CudaBackend:
-    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_cuda.py
+    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_contract.py
     return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or shim_library.library()))
 
 

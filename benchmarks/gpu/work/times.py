@@ -102,9 +102,15 @@ def _plans(backend: str, mode: str, batch: int, there: Target) -> Iterator[tuple
 
 
 def _measure(
-    backend: str, mode: str, shape: Shape, layout: str, there: Target, copy: float | None, about: dict[str, Any],
+    backend: str,
+    mode: str,
+    shape: Shape,
+    layout: str,
+    there: Target,
+    copy: float | None,
+    about: dict[str, Any],
     plan: AbstractContextManager[Any],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """One workload: emit a row for each kernel and one for all. ``copy`` None: call it once and say nothing.
 
     Returns "80 %" of a copy's speed, or "38 us" where no bytes are counted, by kernel.

@@ -57,9 +57,17 @@ class Coefficients:
 
 
 def coefficients(
-    x: Tensor, m: Map, parameters: list[Tensor | None], batch_stats: bool, eps: float, act: int, gate: int, save: bool,
-    out_bias: Tensor | None = None, running: Running | None = None,
-) -> Coefficients:  # fmt: skip
+    x: Tensor,
+    m: Map,
+    parameters: list[Tensor | None],
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    save: bool,
+    out_bias: Tensor | None = None,
+    running: Running | None = None,
+) -> Coefficients:
     """Pass 1 and excitation: two launches. Channels come out as many as fc2_weight has, where there is one."""
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
     counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
@@ -89,11 +97,25 @@ def coefficients(
 
 
 def batch_norm_squeeze_excite_forward(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: int, gate: int, out_act: int, save: bool, running: Running | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    save: bool,
+    running: Running | None = None,
+) -> tuple[Tensor, ...]:
     """Three launches: pass 1, excitation (which moves ``running``), pass 2."""
     m = map_of(x)
     parameters = parameters_of(
@@ -109,9 +131,17 @@ def batch_norm_squeeze_excite_forward(
 
 
 def _l2_grouped(
-    x: Tensor, residual: Tensor | None, y: Tensor, m: Map, plan: L2GroupedConfig, parameters: list[Tensor | None],
-    eps: float, act: int, gate: int, out_act: int,
-) -> None:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    y: Tensor,
+    m: Map,
+    plan: L2GroupedConfig,
+    parameters: list[Tensor | None],
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+) -> None:
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
     assert fc1_weight is not None
     r = fc1_weight.shape[0]
@@ -132,11 +162,23 @@ def _l2_grouped(
 
 
 def batch_norm_squeeze_excite_inference(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, eps: float, act: int, gate: int,
-    out_act: int, y: Tensor,
-) -> None:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    y: Tensor,
+) -> None:
     """Into y, which may be x. Without squeeze-excite one launch; else three, or where x is larger than L2 two:
     counters, and everything (l2_grouped.py)."""
     m = map_of(x)
@@ -157,11 +199,26 @@ def batch_norm_squeeze_excite_inference(
 
 
 def batch_norm_squeeze_excite_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, hidden: Tensor,
-    stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: int, gate: int,
-    out_act: int, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
     """Three launches: pass 1, excitation, pass 2."""
     m = map_of(x)
     bn_weight, bn_bias, fc1_weight, fc2_weight, drop = parameters_of(

@@ -156,9 +156,14 @@ def _amd(kernel: Any) -> Code:
 
 
 def launches_of_block(
-    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
-    out_act: str = "relu", act: str = "relu",
-) -> list[Launch]:  # fmt: skip
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    training: bool,
+    hidden: int | None,
+    out_act: str = "relu",
+    act: str = "relu",
+) -> list[Launch]:
     """What ``batch_norm_squeeze_excite`` of that shape would launch, forward and (in training) backward.
 
     Args:
@@ -207,7 +212,7 @@ def launches_of_conv1x1_squeeze_excite(shape: tuple[int, ...], dtype: torch.dtyp
 
 def launches_of_scale_shift_act_mean(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: str
-) -> list[Launch]:  # fmt: skip
+) -> list[Launch]:
     """What pass 2 with the mean of its result, and the first half of its backward pass, would launch."""
     x = _meta(*shape, dtype=dtype)
     if channels_last:

@@ -101,10 +101,16 @@ def _conv_precision() -> str:
 
 
 def _launch(
-    h: Tensor, m: Map, conv_weight: Tensor, gate: Tensor | None = None, bias: Tensor | None = None,
-    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
+    h: Tensor,
+    m: Map,
+    conv_weight: Tensor,
+    gate: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     out_act: int = OUT_ACT_CODES["none"],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The product alone, of h in channels_last, 4-D or 5-D."""
     c, k = conv_weight.shape[:2]
     y = torch.empty(
@@ -124,9 +130,18 @@ def _launch(
 
 
 def product(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
-    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
-) -> Tensor:  # fmt: skip
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None,
+    act: int,
+    gate: int,
+    out_act: int,
+) -> Tensor:
     """Three launches: means of h, excitation, product."""
     m = map_of(h)
     parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
@@ -136,10 +151,23 @@ def product(
 
 
 def conv1x1_squeeze_excite(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None,
-    fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor, residual: Tensor | None,
-    act: int, gate: int, out_act: int, *, block: Any = batch_norm_squeeze_excite_inference, block_name: str = "triton",
-) -> Tensor:  # fmt: skip
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor,
+    residual: Tensor | None,
+    act: int,
+    gate: int,
+    out_act: int,
+    *,
+    block: Any = batch_norm_squeeze_excite_inference,
+    block_name: str = "triton",
+) -> Tensor:
     """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in
     se_fused/ops/conv1x1_squeeze_excite.py.
 

@@ -124,9 +124,17 @@ def launch_scale_shift_act(
 
 
 def launch_moments_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, out_act: int, want_dr: bool, m: Map,
-    counters: Tensor | None, **vectors: Any,
-) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    out_act: int,
+    want_dr: bool,
+    m: Map,
+    counters: Tensor | None,
+    **vectors: Any,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
     given: dict[str, Any] = dict.fromkeys(
         ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
@@ -199,9 +207,16 @@ def scale_shift_act(
 
 
 def moments_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
-    out_act: int, want_dr: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out_act: int,
+    want_dr: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """dr (empty unless wanted), P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
         dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift

@@ -1,7 +1,7 @@
 """The CUDA backend under the op contract: on a GPU where there is one, else the kernels' own source on the CPU.
 
 The shim (cuda_shim/cuda_shim.h) runs every thread as a fiber, in both orders; what it cannot show is how blocks race.
-What the compiler makes of the kernels is held by test_cuda_code.py.
+What the compiler makes of the kernels is held by test_compiled_code.py.
 """
 
 import itertools
@@ -15,15 +15,18 @@ import pytest
 import torch
 from support import contract, shim_library
 from support.contract import OPTIONS, SHAPES, Shape
-from support.cuda_backend import (
+from support.cuda_backend import (  # noqa: F401 (fixtures)
     A100,
     DEVICE,
     H200,
     SEPARATE,
+    cuda_alone,
+    given_backend,
     infer,
     launched,
     on_cpu,
     on_shim,
+    order_of_threads,
     stand_in,
 )
 from support.kernels import (

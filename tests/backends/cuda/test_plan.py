@@ -9,15 +9,18 @@ import pytest
 import torch
 from support import contract
 from support.contract import Shape
-from support.cuda_backend import (
+from support.cuda_backend import (  # noqa: F401 (fixtures)
     A100,
     DEVICE,
     H200,
     SEPARATE,
+    cuda_alone,
+    given_backend,
     infer,
     launched,
     on_cpu,
     on_shim,
+    order_of_threads,
     stand_in,
 )
 
