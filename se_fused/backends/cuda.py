@@ -1,7 +1,7 @@
 """The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from .._build import find_library, recorded
-from .base import Backend, Running, constant_in_graphs, dtype_reason
+from .base import Backend, LazyBackend, Running, dtype_reason
 
 __all__ = ["CudaBackend"]
 
 _LIBRARY = find_library("_C_cuda")
-_OPERATIONS = (
-    "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
-    "scale_shift_act_mean_backward", "batch_norm_squeeze_excite_inference",
-    "batch_norm_squeeze_excite_backward",
-)  # fmt: skip
 _PLANS = ("cluster_fused", "l2_grouped", "separate")
 
 
@@ -35,7 +30,7 @@ def _problem(index: int) -> str:
     return str(torch.ops.se_fused_cuda.problem(index))
 
 
-class CudaBackend:
+class CudaBackend(LazyBackend):
     """The passes, excitation and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
 
     The environment variable ``SE_FUSED_CUDA_PLAN`` is the :meth:`forced_plan` that a process starts with.
@@ -48,19 +43,6 @@ class CudaBackend:
     """
 
     name = "cuda"
-    auto_devices: tuple[str, ...] = ("cuda",)
-    moves_running = True
-    plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
-    projection_from: Mapping[tuple[bool, bool], int] = {}
-    packed_conv1x1_squeeze_excite = None
-    moments: Any
-    scale_shift_act: Any
-    moments_backward: Any
-    scale_shift_act_backward: Any
-    scale_shift_act_mean: Any
-    scale_shift_act_mean_backward: Any
-    batch_norm_squeeze_excite_inference: Any
-    batch_norm_squeeze_excite_backward: Any
 
     def __init__(
         self,
@@ -69,11 +51,11 @@ class CudaBackend:
         product: Backend | None = None,
         namespace: str = "se_fused_cuda",
     ) -> None:
+        super().__init__()
         self.library, self._device, self._product = library, device, product
         self._operators = getattr(torch.ops, namespace)
         self._loaded = False
         self._error: str | None = None
-        self._reason = constant_in_graphs(self._why_not)
 
     def load(self) -> str | None:
         """Load the library, once. Returns None, or the reason why its operators are not there."""
@@ -100,10 +82,7 @@ class CudaBackend:
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
 
-    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
-        return self._reason(device, dtype)
-
-    def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
+    def why_not(self, device: str, dtype: torch.dtype) -> str | None:
         if device != self._device:
             return f"it takes tensors on a GPU, not on {device}"
         reason = dtype_reason(dtype) or self.load()
@@ -171,13 +150,5 @@ class CudaBackend:
             return None
         return self._product.gated_conv1x1
 
-    def __getattr__(self, name: str) -> Any:
-        # Operators: looked up when first used, and then found as plain attributes.
-        if name not in _OPERATIONS:
-            raise AttributeError(name)
-        reason = self.load()
-        if reason is not None:
-            raise RuntimeError(reason)
-        operator = getattr(self._operators, name).default
-        setattr(self, name, operator)
-        return operator
+    def find(self, name: str) -> Any:
+        return getattr(self._operators, name).default
