@@ -20,11 +20,7 @@ struct Parameters {
     bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
     drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
     if (!has_excitation) return;
-    r = fc1->size(0);
-    STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
-    check_vector(*fc1, r * layout.c, "fc1_weight");
-    check_vector(*fc2, layout.c * r, "fc2_weight");
-    STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+    r = check_weights(*fc1, fc2, layout.c);
     weight_type = type_index(*fc1, "fc1_weight");
     fc1_weight = bytes(fc1);
     fc2_weight = bytes(fc2);
@@ -68,7 +64,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   const Tensor& x = f.x;
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
-  if (f.residual) check_like(*f.residual, x, layout, "residual");
+  check_like(f.residual, x, layout, "residual");
 
   const int64_t r_bound = f.fc1_weight ? f.fc1_weight->size(0) : 0;
   Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
@@ -152,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
     int64_t gate, int64_t out_act, bool save) {
   const Layout layout = layout_of(x, "x");
   Tensor y = torch::stable::empty_like(x);
-  const Tensor nothing = cpu::new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
+  const Tensor nothing = new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
   const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
                                fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
                               layout, cpu::mutable_bytes(y), nothing);
@@ -184,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   const auto closing = static_cast<OutAct>(out_act);
 
   const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
@@ -256,10 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.p = sums;
   first.q = sums + nc;
   first.out_act = closing;
-  if (closing == OutAct::relu) {
-    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-    first.mask = reinterpret_cast<const uint8_t*>(bytes(mask));
-  }
+  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
   if (recomputed(closing)) {  // scale and shift of the forward, from what was saved
     first.residual = bytes(residual);
     ExcitationArgs forward{};

@@ -39,7 +39,7 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
   const Layout in = layout_of(h, "h"), out = layout_of(y, "y");
   STD_TORCH_CHECK(in.channels_last && out.channels_last, "h and y must be channels_last");
   STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(), "y must fit h");
-  if (residual) check_like(*residual, y, out, "residual");
+  check_like(residual, y, out, "residual");
   const int64_t n = in.n, k = in.c, c = out.c, nc = n * c;
   const float* const weight = float_vector(packed, (c + 15) / 16 * 16 * k, "packed");
   if (out.numel() == 0) return;

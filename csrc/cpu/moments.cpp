@@ -85,8 +85,8 @@ namespace se_fused {
 
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Layout layout = layout_of(x, "x");
-  Tensor mean = cpu::new_float(x, {layout.n, layout.c}), m2 = cpu::new_float(x, {layout.n, layout.c});
-  cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, cpu::floats(mean), cpu::floats(m2));
+  Tensor mean = new_float(x, {layout.n, layout.c}), m2 = new_float(x, {layout.n, layout.c});
+  cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, floats(mean), floats(m2));
   return {mean, m2};
 }
 
@@ -96,22 +96,21 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   const auto act = static_cast<OutAct>(out_act);
-  if (act == OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-  Tensor dr = want_dr ? torch::stable::empty_like(x) : cpu::new_nothing(x);
-  Tensor p = cpu::new_float(x, {layout.n, layout.c}), q = cpu::new_float(x, {layout.n, layout.c});
+  Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
+  Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
   cpu::MomentsBackwardArgs args{};
   args.dy = cpu::bytes(dy);
   args.x = cpu::bytes(x);
   args.residual = cpu::bytes(residual);
-  args.mask = act == OutAct::relu ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
+  args.mask = act == OutAct::relu ? mask_of(mask, layout) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
   args.scale = recomputed(act) ? float_vector(scale, nc, "scale") : nullptr;
   args.shift = recomputed(act) ? float_vector(shift, nc, "shift") : nullptr;
   args.dr = want_dr ? cpu::mutable_bytes(dr) : nullptr;
-  args.p = cpu::floats(p);
-  args.q = cpu::floats(q);
+  args.p = floats(p);
+  args.q = floats(q);
   args.out_act = act;
   cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};

@@ -1,12 +1,10 @@
 // Shared by the operators: element types, parameters as float32, and how work is split between threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <memory>
 
-#include "../tensor_checks.h"
+#include "../new_tensors.h"
 #include "kernels.h"
 
 namespace se_fused::cpu {
@@ -33,16 +31,6 @@ inline int64_t item_bytes(const Tensor& x) { return x.scalar_type() == ScalarTyp
 inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
 inline const char* bytes(const OptionalTensor& t) { return t ? bytes(*t) : nullptr; }
 inline char* mutable_bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
-
-inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-inline Tensor new_mask(const Tensor& x, const Layout& layout) {
-  return torch::stable::new_empty(x, {layout.rows() * layout.row_mask_bytes()}, ScalarType::Byte);
-}
-inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
-
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
 // One block of uninitialised floats handed out in parts: the scratch of a call.
 class Scratch {

@@ -55,9 +55,9 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
                                            const Tensor& shift, int64_t out_act, bool save_mask) {
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x);
-  Tensor mask = save_mask ? cpu::new_mask(x, layout) : cpu::new_nothing(x);
+  Tensor mask = save_mask ? new_mask(x, layout) : new_nothing(x);
   cpu::ScaleShiftActArgs args{};
   args.x = cpu::bytes(x);
   args.residual = cpu::bytes(residual);
@@ -74,13 +74,11 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
                                 const Tensor& k1, const Tensor& k2, const Tensor& k3) {
   const Layout layout = layout_of(dr, "dr");
   const int64_t nc = layout.n * layout.c;
-  if (x) check_like(*x, dr, layout, "x");
-  const bool masked = mask.numel() != 0;
-  if (masked) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  check_like(x, dr, layout, "x");
   Tensor dx = torch::stable::empty_like(dr);
   cpu::ScaleShiftActBackwardArgs args{};
   args.dr = cpu::bytes(dr);
-  args.mask = masked ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
+  args.mask = mask.numel() ? mask_of(mask, layout) : nullptr;
   args.x = cpu::bytes(x);
   args.mean = float_vector(mean, nc, "mean");
   args.k1 = float_vector(k1, nc, "k1");

@@ -50,13 +50,13 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
                                                 int64_t out_act) {
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  Tensor y = torch::stable::empty_like(x), mean = cpu::new_float(x, {layout.n, layout.c});
+  Tensor y = torch::stable::empty_like(x), mean = new_float(x, {layout.n, layout.c});
   cpu::ScaleShiftActMeanArgs args{};
   args.x = cpu::bytes(x);
   args.y = cpu::mutable_bytes(y);
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
-  args.total = cpu::floats(mean);
+  args.total = floats(mean);
   args.out_act = static_cast<OutAct>(out_act);
   if (layout.numel()) cpu::scale_shift_act_mean(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {y, mean};
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   const int64_t nc = layout.n * layout.c;
   check_like(dy, x, layout, "dy");
   Tensor dr = torch::stable::empty_like(x);
-  Tensor p = cpu::new_float(x, {layout.n, layout.c}), q = cpu::new_float(x, {layout.n, layout.c});
+  Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
   cpu::MomentsBackwardArgs args{};
   args.dy = cpu::bytes(dy);
   args.x = cpu::bytes(x);
@@ -78,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.shift = float_vector(shift, nc, "shift");
   args.added = float_vector(added, nc, "added");
   args.dr = cpu::mutable_bytes(dr);
-  args.p = cpu::floats(p);
-  args.q = cpu::floats(q);
+  args.p = floats(p);
+  args.q = floats(q);
   args.out_act = static_cast<OutAct>(out_act);
   if (layout.numel()) cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};

@@ -11,12 +11,8 @@ ExcitationLayers layers_of(const OptionalTensor& fc1, const OptionalTensor& fc1_
   fc.act = static_cast<Act>(act);
   fc.gate = static_cast<Gate>(gate);
   if (!fc1) return fc;
-  const int64_t r = fc1->size(0);
-  STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+  const int64_t r = check_weights(*fc1, fc2, c);
   STD_TORCH_CHECK(r <= INT32_MAX / 2, "more squeezed channels than 2^30");
-  check_vector(*fc1, r * c, "fc1_weight");
-  check_vector(*fc2, c * r, "fc2_weight");
-  STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
   fc.fc1_weight = data(*fc1);
   fc.fc2_weight = data(*fc2);
   fc.type = type_of(*fc1, "fc1_weight");
@@ -124,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c;
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x);
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
   const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, c, act, gate);
@@ -188,7 +184,7 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   check_like(y, x, layout, "y");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   if (!layout.numel()) return;
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
   const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, layout.c, act, gate);
@@ -226,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c, nc = n * c;
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
   const auto closing = static_cast<OutAct>(out_act);
   const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
@@ -280,10 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.x = data(x);
   first.residual = from_sum ? data(residual) : nullptr;
   first.mean = g.mean;
-  if (closing == OutAct::relu) {
-    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-    first.mask = static_cast<const uint8_t*>(data(mask));
-  }
+  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
   if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
   first.dr = write_dr ? mutable_data(dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, norm_coefficients, norm_parameters, open_gate
-from .tiles import done, split_count, take, unrolled, wait
+from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, wait
 
 
 @triton.jit
@@ -174,9 +174,7 @@ def hidden_tile(
         if norm_mean is not None:
             mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
-        w = tl.load(
-            fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
-        ).to(tl.float32)
+        w = load_weight(fc1_weight, r, channel, channels, in_r, in_c)
         total = tl.dot(m, tl.trans(w), total, input_precision=PRECISION)
     if fc1_bias is not None:
         total += tl.load(fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
@@ -201,13 +199,8 @@ def excite_tile(
     for r0 in range(0, squeezed, BLOCK_Q):
         r = r0 + tl.arange(0, BLOCK_Q)
         in_r = r < squeezed
-        h = tl.load(
-            hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], mask=in_n[:, None] & in_r[None, :], other=0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        w = tl.load(
-            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
-        ).to(tl.float32)
+        h = load_fresh(hidden, sample, r, squeezed, in_n, in_r)
+        w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
         # no activation maps 0 to anything but 0: what lies beyond R adds nothing
         total = tl.dot(activate(h, ACT), tl.trans(w), total, input_precision=PRECISION)
     if fc2_bias is not None:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_slope, gate_slope, norm_coefficients
-from .tiles import done, take, unrolled, wait
+from .tiles import done, load_fresh, load_weight, take, unrolled, wait
 
 
 @triton.jit
@@ -88,13 +88,8 @@ def dhidden_tile(
     for c in range(0, channels, BLOCK_K):
         channel = c + tl.arange(0, BLOCK_K)
         in_c = channel < channels
-        grad = tl.load(
-            dq + sample.to(tl.int64)[:, None] * channels + channel[None, :], mask=in_n[:, None] & in_c[None, :],
-            other=0, cache_modifier=".cg",
-        )  # fmt: skip
-        w = tl.load(
-            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
-        ).to(tl.float32)
+        grad = load_fresh(dq, sample, channel, channels, in_n, in_c)
+        w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
         total = tl.dot(grad, w, total, input_precision=PRECISION)
     at = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
     exists = in_n[:, None] & in_r[None, :]
@@ -127,13 +122,8 @@ def channels_tile(
             for r0 in range(0, squeezed, BLOCK_Q):
                 r = r0 + tl.arange(0, BLOCK_Q)
                 in_r = r < squeezed
-                grad = tl.load(
-                    dhidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :],
-                    mask=in_n[:, None] & in_r[None, :], other=0, cache_modifier=".cg",
-                )  # fmt: skip
-                w = tl.load(
-                    fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
-                ).to(tl.float32)
+                grad = load_fresh(dhidden, sample, r, squeezed, in_n, in_r)
+                w = load_weight(fc1_weight, r, channel, channels, in_r, in_c)
                 dz = tl.dot(grad, w, dz, input_precision=PRECISION)
             tl.store(k3 + at, dz, mask=exists)
         if stats is not None:

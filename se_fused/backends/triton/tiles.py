@@ -94,6 +94,22 @@ def element_offsets(sample, channel, position, channel_count, position_count, CH
         return rows[:, None] * position_count + position[None, :]
 
 
+# ---- matrices of the excitation: (N, C), (N, R) and weights
+@triton.jit
+def load_weight(weight, row, column, width, in_row, in_column):
+    """[rows, columns] of a weight whose rows have ``width`` elements, in float32; zero outside of it."""
+    exists = in_row[:, None] & in_column[None, :]
+    return tl.load(weight + row[:, None] * width + column[None, :], mask=exists, other=0).to(tl.float32)
+
+
+@triton.jit
+def load_fresh(matrix, row, column, width, in_row, in_column):
+    """The same of a float32 matrix with a row per sample. Other programs of the launch wrote it: read past L1 (.cg)."""
+    exists = in_row[:, None] & in_column[None, :]
+    offsets = row.to(tl.int64)[:, None] * width + column[None, :]
+    return tl.load(matrix + offsets, mask=exists, other=0, cache_modifier=".cg")
+
+
 # ---- the mask: one bit per element, each row padded to whole bytes, lowest bit first (se_fused/ops/layout.py)
 @triton.jit
 def mask_offsets(
