@@ -36,7 +36,7 @@ void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int
   const bool past = args.dr && past_caches(args.dr, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
     const RowStart at(layout, item, n, row);
-    MomentsBackwardArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.dy = at.elements(args.dy);
     g.x = at.elements(args.x);
     g.residual = at.elements(args.residual);
@@ -48,9 +48,6 @@ void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int
     g.added = at.coefficients(args.added);
     g.p = p;
     g.q = q;
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     return g;
   };
   const int64_t c = layout.c;

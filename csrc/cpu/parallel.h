@@ -78,6 +78,15 @@ class RowStart {
   int64_t bytes_, mask_, coefficients_;
 };
 
+// A pass' arguments for so many rows; the pointers are still those of the whole map.
+template <class Args>
+Args rows_of(Args args, int64_t rows, const Layout& layout, bool past_caches) {
+  args.rows = rows;
+  args.len = layout.row_len();
+  args.past_caches = past_caches;
+  return args;
+}
+
 // f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
 template <class F>
 void for_sample_rows(const Layout& layout, const F& f) {

@@ -11,16 +11,13 @@ void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item,
   const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.x = at.elements(args.x);
     g.residual = at.elements(args.residual);
     g.y = at.elements(args.y);
     g.mask = at.mask(args.mask);
     g.scale = at.coefficients(args.scale);
     g.shift = at.coefficients(args.shift);
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     run(g);
   });
 }
@@ -31,7 +28,7 @@ void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardA
   const bool past = past_caches(args.dx, item, layout);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActBackwardArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.dr = at.elements(args.dr);
     g.mask = at.mask(args.mask);
     g.x = at.elements(args.x);
@@ -40,9 +37,6 @@ void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardA
     g.k2 = at.coefficients(args.k2);
     g.k3 = at.coefficients(args.k3);
     g.dx = at.elements(args.dx);
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     run(g);
   });
 }

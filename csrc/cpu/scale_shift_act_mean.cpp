@@ -10,15 +10,12 @@ void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& arg
   const bool past = past_caches(args.y, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* total) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActMeanArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.x = at.elements(args.x);
     g.y = at.elements(args.y);
     g.scale = at.coefficients(args.scale);
     g.shift = at.coefficients(args.shift);
     g.total = total;
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     return g;
   };
   const int64_t c = layout.c;

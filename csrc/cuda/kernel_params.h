@@ -2,11 +2,11 @@
 //
 // A map (N, C, S) is rows of contiguous elements: (n, c) with its S positions in contiguous order, (n, s) with its C
 // channels in channels_last. A "vector" is eight neighbours. The mode says how vectors lie:
-//   rows          contiguous, S a multiple of 8: vectors never leave a row
+//   rows            contiguous, S a multiple of 8: vectors never leave a row
 //   rows_unaligned  contiguous, any S of 8 and more: vectors are those of the whole memory, and may belong to two rows
-//   rows_single   contiguous, anything else (S < 8, memory off 16 bytes): elements one by one
-//   cols          channels_last, C a multiple of 8
-//   cols_single   channels_last, anything else
+//   rows_single     contiguous, anything else (S < 8, memory off 16 bytes): elements one by one
+//   cols            channels_last, C a multiple of 8
+//   cols_single     channels_last, anything else
 #pragma once
 
 #include <cstddef>
@@ -202,13 +202,14 @@ constexpr int kThreadsClusterFused = 384;  // two blocks of a multiprocessor hav
 struct L2Grouped {
   InferenceParams op;
   int group;  // samples
-  int tile,
-      splits;  // rows: of a tile, and tiles of a sample; cols: positions of a tile, and partitions of the positions
-  int lanes;   // of a row's sum; in cols as in Cut
+  // rows: rows of a tile, and tiles of a sample; cols: positions of a tile, and partitions of a sample's positions
+  int tile, splits;
+  int lanes;                                       // of a row's sum; in cols as in Cut
   float *mean_parts, *z, *hidden, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R)
   int* counters;
 };
-// int32 that a l2_grouped launch finds zero: tickets, three per group, and in cols one per sample and block of channels
+// int32 that an l2_grouped launch finds zero: tickets, three per group, and in cols one per sample and block of
+// channels
 SE_BOTH inline int64_t counters_of(const L2Grouped& g) {
   const Map& map = g.op.map;
   return 1 + 3 * ceil_div(map.n, g.group) + (map.by_rows() ? 0 : map.n * ceil_div(map.c, 8 * g.lanes));

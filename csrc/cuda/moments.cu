@@ -136,35 +136,35 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const Map& map = g.map;
-  const ColumnPartition slab(map, g.cut);
-  const Columns at(g.cut.lanes, slab.columns, map.c);
-  const int64_t base = slab.n * map.s * map.c;
+  const ColumnPartition part(map, g.cut);
+  const Columns at(g.cut.lanes, part.columns, map.c);
+  const int64_t base = part.n * map.s * map.c;
   const T *const dy = static_cast<const T*>(g.dy) + base, *const x = static_cast<const T*>(g.x) + base;
   const T* const residual = g.residual ? static_cast<const T*>(g.residual) + base : nullptr;
   T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
   const int width = (map.c + 7) / 8;
-  const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + at.channel / 8 : nullptr;
+  const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + at.channel / 8 : nullptr;
   float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     p[j] = q[j] = mean[j] = scale[j] = shift[j] = added[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
-      mean[j] = g.mean[slab.n * map.c + c];
+      mean[j] = g.mean[part.n * map.c + c];
       if constexpr (from_sum) {
-        const ScaleShift by = coefficients(g.by, slab.n, c, map.c);
+        const ScaleShift by = coefficients(g.by, part.n, c, map.c);
         scale[j] = by.scale;
         shift[j] = by.shift;
-        if (g.added) added[j] = g.added[slab.n * map.c + c];
+        if (g.added) added[j] = g.added[part.n * map.c + c];
       }
     }
   }
   if (at.exists)
-    for (int position = slab.begin + at.step; position < slab.stop; position += kLoads * at.steps) {
+    for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
       uint32_t bits[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (const int64_t s = position + u * at.steps; s < slab.stop) {
+        if (const int64_t s = position + u * at.steps; s < part.stop) {
           raw_dy[u] = load<mode, Use::last>(dy + s * map.c, at.channel, map.c);
           raw_x[u] = load<mode, Use::keep>(x + s * map.c, at.channel, map.c);
           if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
@@ -173,7 +173,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t s = position + u * at.steps;
-        if (s >= slab.stop) continue;
+        if (s >= part.stop) continue;
         float d[8], v[8], r[8];
         unpack(raw_dy[u], d);
         unpack(raw_x[u], v);
@@ -195,7 +195,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
     shared_q[at.step * channels + at.lane * 8 + j] = q[j];
   }
   __syncthreads();
-  const int64_t out = (slab.split * map.n + slab.n) * map.c;
+  const int64_t out = (part.split * map.n + part.n) * map.c;
   for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
     float sum_p = 0.f, sum_q = 0.f;
     for (int step = 0; step < at.steps; ++step)

@@ -19,11 +19,11 @@ SE_BOTH inline int64_t vectors_of_map(const Map& map) {
 }
 
 // A block's part of a channels_last map.
-struct MapSlab {
+struct MapPartition {
   int64_t n;
   int columns, begin, stop;
 
-  SE_DEVICE MapSlab(const Map& map, const Cut& cut) {
+  SE_DEVICE MapPartition(const Map& map, const Cut& cut) {
     const int blocks = (int)ceil_div(map.c, 8 * cut.lanes), splits = (int)ceil_div(map.s, cut.span);
     const int64_t tile = (int64_t)gridDim.x - 1 - blockIdx.x, rest = tile / blocks;
     columns = (int)(tile % blocks);
@@ -52,22 +52,22 @@ scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
                                             return coefficients(g.by, n, (int)(row - n * map.c), map.c);
                                           });
   } else {
-    const MapSlab slab(map, g.cut);
-    const Columns at(g.cut.lanes, slab.columns, map.c);
+    const MapPartition part(map, g.cut);
+    const Columns at(g.cut.lanes, part.columns, map.c);
     float scale[8], shift[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       scale[j] = shift[j] = 0.f;
       if (at.channel + j < map.c) {
-        const ScaleShift by = coefficients(g.by, slab.n, at.channel + j, map.c);
+        const ScaleShift by = coefficients(g.by, part.n, at.channel + j, map.c);
         scale[j] = by.scale;
         shift[j] = by.shift;
       }
     }
-    const int64_t base = slab.n * map.s * map.c;
+    const int64_t base = part.n * map.s * map.c;
     const Maps<T> sample{maps.x + base, maps.residual ? maps.residual + base : nullptr, maps.y + base};
-    uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * ((map.c + 7) / 8) : nullptr;
-    scale_shift_act_columns<mode, Use::last>(sample, map.c, slab.begin, slab.stop, at, g.out_act, mask, scale, shift);
+    uint8_t* const mask = g.mask ? g.mask + part.n * map.s * ((map.c + 7) / 8) : nullptr;
+    scale_shift_act_columns<mode, Use::last>(sample, map.c, part.begin, part.stop, at, g.out_act, mask, scale, shift);
   }
 }
 
@@ -132,27 +132,27 @@ template <class T, Mode mode, bool with_x>
 SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   const Map& map = g.map;
-  const MapSlab slab(map, g.cut);
-  const Columns columns(g.cut.lanes, slab.columns, map.c);
+  const MapPartition part(map, g.cut);
+  const Columns columns(g.cut.lanes, part.columns, map.c);
   if (!columns.exists) return;
-  const int64_t base = slab.n * map.s * map.c, stride = map.c;
+  const int64_t base = part.n * map.s * map.c, stride = map.c;
   const T *const dr = static_cast<const T*>(g.dr) + base, *const x =
                                                               with_x ? static_cast<const T*>(g.x) + base : nullptr;
   T* const dx = static_cast<T*>(g.dx) + base;
   const int width = (map.c + 7) / 8;
-  const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + columns.channel / 8 : nullptr;
+  const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + columns.channel / 8 : nullptr;
   Slopes k[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     k[j] = {0.f, 0.f, 0.f, 0.f};
-    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, slab.n * map.c + columns.channel + j);
+    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, part.n * map.c + columns.channel + j);
   }
-  for (int position = slab.begin + columns.step; position < slab.stop; position += kLoads * columns.steps) {
+  for (int position = part.begin + columns.step; position < part.stop; position += kLoads * columns.steps) {
     Raw<T> raw[kLoads], raw_x[kLoads];
     uint32_t bits[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
-      if (const int64_t s = position + u * columns.steps; s < slab.stop) {
+      if (const int64_t s = position + u * columns.steps; s < part.stop) {
         raw[u] = load<mode, Use::last>(dr + s * stride, columns.channel, stride);
         if (with_x) raw_x[u] = load<mode, Use::last>(x + s * stride, columns.channel, stride);
         bits[u] = mask ? mask[s * width] : 0xff;
@@ -160,7 +160,7 @@ SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const int64_t s = position + u * columns.steps;
-      if (s >= slab.stop) continue;
+      if (s >= part.stop) continue;
       float d[8], v[8];
       unpack(raw[u], d);
       keep_bits(bits[u], d);

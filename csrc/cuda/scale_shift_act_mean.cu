@@ -53,9 +53,9 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const Map& map = g.map;
-  const ColumnPartition slab(map, g.cut);
-  const Columns at(g.cut.lanes, slab.columns, map.c);
-  const int64_t base = slab.n * map.s * map.c, stride = map.c;
+  const ColumnPartition part(map, g.cut);
+  const Columns at(g.cut.lanes, part.columns, map.c);
+  const int64_t base = part.n * map.s * map.c, stride = map.c;
   const T* const x = static_cast<const T*>(g.x) + base;
   T* const y = static_cast<T*>(g.y) + base;
   float scale[8], shift[8], total[8];
@@ -63,21 +63,21 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   for (int j = 0; j < 8; ++j) {
     scale[j] = shift[j] = total[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
-      scale[j] = g.scale[slab.n * map.c + c];
-      shift[j] = g.shift[slab.n * map.c + c];
+      scale[j] = g.scale[part.n * map.c + c];
+      shift[j] = g.shift[part.n * map.c + c];
     }
   }
   if (at.exists)
-    for (int position = slab.begin + at.step; position < slab.stop; position += kLoads * at.steps) {
+    for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (const int64_t s = position + u * at.steps; s < slab.stop)
+        if (const int64_t s = position + u * at.steps; s < part.stop)
           raw[u] = load<mode, Use::last>(x + s * stride, at.channel, stride);
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t s = position + u * at.steps;
-        if (s >= slab.stop) continue;
+        if (s >= part.stop) continue;
         float t[8];
         unpack(raw[u], t);
 #pragma unroll
@@ -92,7 +92,7 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
 #pragma unroll
   for (int j = 0; j < 8; ++j) shared[at.step * channels + at.lane * 8 + j] = total[j];
   __syncthreads();
-  const int64_t out = (slab.split * map.n + slab.n) * map.c;
+  const int64_t out = (part.split * map.n + part.n) * map.c;
   for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
     float sum = 0.f;
     for (int step = 0; step < at.steps; ++step) sum += shared[step * channels + i];

@@ -29,7 +29,7 @@ class Job:
     dtype: str
     channels_last: bool
     shape: str
-    call: str  # "train", "infer", "conv", "squeeze" or "gated"
+    call: str  # "train", "infer", "conv1x1_squeeze_excite", "scale_shift_act_mean" or "gated_conv1x1"
     act: str = "relu"
     excitation: bool = True
     out_act: str = "relu"
@@ -48,29 +48,34 @@ def jobs() -> list[Job]:
     found += [Job(90, "float32", True, "256x56x56", "train", act) for act in ("gelu_tanh", "mish")]
     found += [Job(90, "bfloat16", cl, "256x56x56", "train", out_act="silu") for cl in both]
     found += [Job(90, "bfloat16", True, "256x56x56", "train", excitation=False)]
-    found += [Job(a, d, True, "256x56x56", "conv") for a in compiled_code.ARCHITECTURES for d in DTYPES]
-    found += [Job(90, d, True, "2048x7x7", "conv") for d in ("float32", "bfloat16")]
-    found += [Job(90, d, cl, "256x56x56", "squeeze", out_act="hard_swish") for d in DTYPES for cl in both]
-    found += [Job(90, "bfloat16", cl, shape, "squeeze") for cl in both for shape in (*STAGES, *ODD)]
     found += [
-        Job(a, "bfloat16", cl, shape, "squeeze", out_act="silu")
+        Job(a, d, True, "256x56x56", "conv1x1_squeeze_excite") for a in compiled_code.ARCHITECTURES for d in DTYPES
+    ]
+    found += [Job(90, d, True, "2048x7x7", "conv1x1_squeeze_excite") for d in ("float32", "bfloat16")]
+    found += [Job(90, d, cl, "256x56x56", "scale_shift_act_mean", out_act="hard_swish") for d in DTYPES for cl in both]
+    found += [Job(90, "bfloat16", cl, shape, "scale_shift_act_mean") for cl in both for shape in (*STAGES, *ODD)]
+    found += [
+        Job(a, "bfloat16", cl, shape, "scale_shift_act_mean", out_act="silu")
         for a in (80, 100, "gfx942")
         for cl, shape in ((True, "256x56x56"), (False, "2048x7x7"))
     ]
-    found += [Job(a, d, True, "256x56x56", "gated") for a in compiled_code.ARCHITECTURES for d in DTYPES]
-    found += [Job(90, d, True, "2048x7x7", "gated") for d in ("float32", "bfloat16")]
-    found += [Job("gfx942", "bfloat16", True, "256x56x56", call) for call in ("train", "infer", "conv", "gated")]
+    found += [Job(a, d, True, "256x56x56", "gated_conv1x1") for a in compiled_code.ARCHITECTURES for d in DTYPES]
+    found += [Job(90, d, True, "2048x7x7", "gated_conv1x1") for d in ("float32", "bfloat16")]
+    found += [
+        Job("gfx942", "bfloat16", True, "256x56x56", call)
+        for call in ("train", "infer", "conv1x1_squeeze_excite", "gated_conv1x1")
+    ]
     return found
 
 
 def launches(job: Job) -> list[Any]:
     shape = (STAGES | ODD)[job.shape]
     dtype = DTYPES[job.dtype]
-    if job.call == "conv":
+    if job.call == "conv1x1_squeeze_excite":
         return compiled_code.launches_of_conv1x1_squeeze_excite(shape, dtype)
-    if job.call == "gated":
+    if job.call == "gated_conv1x1":
         return compiled_code.launches_of_gated_conv1x1(shape, dtype)
-    if job.call == "squeeze":
+    if job.call == "scale_shift_act_mean":
         return compiled_code.launches_of_scale_shift_act_mean(shape, dtype, job.channels_last, job.out_act)
     hidden = max(shape[1] // 16, 1) if job.excitation else None
     return compiled_code.launches_of_block(
