@@ -158,8 +158,8 @@ def test_passes_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
         assert stores[128] >= per_vector * written, (kernel.label, stores)
         if kernel.mode != "rows_unaligned":
             assert not stores[16], (kernel.label, stores)
-            # 32 bits are sums in moments; in scale_shift_act they could be an element of a float32 map only
-            assert not stores[32] or "moments" in kernel.name, (kernel.label, stores)
+            # 32 bits are sums in moments and means; elsewhere they could be an element of a float32 map only
+            assert not stores[32] or "moments" in kernel.name or "mean" in kernel.name, (kernel.label, stores)
     assert checked >= 9  # with test_every_kernel_was_compiled: every instance
 
 
