@@ -68,9 +68,7 @@ def test_l2_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.sanitizer
 def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    from se_fused.backends.triton import conv1x1_squeeze_excite
-
-    monkeypatch.setattr(conv1x1_squeeze_excite, "fastest", lambda key, ways, device: "product")
+    monkeypatch.setattr("se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device: "product")
     h = torch.randn(3, 40, 13, 11).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
     conv_weight = (torch.randn(136, 40, 1, 1) * 0.15).cuda().bfloat16()
     fc = weights(136, 9, torch.bfloat16)

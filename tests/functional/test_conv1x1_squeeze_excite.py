@@ -111,10 +111,9 @@ ABSENT = {"all": (), "no-residual": ("residual",), "no-biases": ("conv_bias", "f
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself, whatever is faster: three launches, and the convolution's result is never rounded."""
-    from se_fused.backends.triton import conv1x1_squeeze_excite
     from se_fused.backends.triton.launch import recording
 
-    monkeypatch.setattr(conv1x1_squeeze_excite, "fastest", lambda key, ways, device: "product")
+    monkeypatch.setattr("se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device: "product")
     for dtype in DTYPES.values():
         given = draw((2, 40, 130, 17, (12, 6)), dtype, "channels_last") | dict.fromkeys(absent)
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
@@ -125,15 +124,13 @@ def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
 def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from se_fused.backends.triton import conv1x1_squeeze_excite
     from se_fused.backends.triton.launch import recording
 
     given = draw(SHAPES["odd"], torch.float32, "channels_last")
     asked = []
     for way, last in (("product", "conv1x1_kernel"), ("convolution and block", "scale_shift_act_kernel")):
         monkeypatch.setattr(
-            conv1x1_squeeze_excite,
-            "fastest",
+            "se_fused.backends.triton.conv1x1_squeeze_excite.fastest",
             lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1],
         )
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
