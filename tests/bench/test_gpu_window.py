@@ -274,7 +274,7 @@ def test_a_window_that_is_cut_off_leaves_what_it_found(tmp_path: Path, sign: sig
     subprocess.run(["pkill", "-f", "benchmarks.gpu.work.drill"], check=False)  # SIGKILL leaves no time to end steps
 
 
-def test_ours_is_a_yardstick_only_where_it_is_right(
+def test_ratios_to_ours_are_told_only_where_ours_is_right(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.gpu.target import _CPU
