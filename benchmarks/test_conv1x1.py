@@ -20,7 +20,7 @@ from se_fused import backends, functional, reference
 from se_fused.activations import ACT_CODES, GATE_CODES
 from se_fused.bench.workloads.base import DTYPES, Candidate, Workload
 
-WAYS = {"product": "product", "separate": "convolution and tail"}
+WAYS = {"product": "product", "separate": "convolution and block"}
 
 
 def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:

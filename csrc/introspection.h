@@ -1,5 +1,5 @@
 // What the libraries tell of themselves through plain C: introspect.cpp looks it up in them by name and needs neither
-// torch nor CUDA, so that it can stay away without anybody missing it.
+// torch nor CUDA, and is optional.
 #pragma once
 
 #define SE_INTROSPECTION extern "C" __attribute__((visibility("default")))

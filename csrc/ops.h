@@ -74,10 +74,10 @@ std::string capability(const std::optional<std::string>& cap);
 // CPU only. y = out_act(s * (W h + b) + residual) for h in channels_last, written into y, which may be the residual;
 // s = gate(fc2(act(folded_weight mean(h) + folded_bias))), or 1 without folded_weight. packed: W as float32 in panels,
 // (ceil(C / 16), K, 16); folded_weight (R, K) and folded_bias: float32.
-void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
-                            const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
-                            const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                            const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
-                            const Tensor& y);
+void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
+                                   const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
+                                   const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                                   const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
+                                   const Tensor& y);
 
 }  // namespace se_fused

@@ -5,19 +5,14 @@
 STABLE_TORCH_LIBRARY(se_fused_cpu, m) {
   se_fused::define_operators(m);
   m.def(
-      "conv1x1_squeeze_excite(Tensor h, Tensor packed, Tensor? bias, Tensor? folded_weight, Tensor? folded_bias,"
+      "packed_conv1x1_squeeze_excite(Tensor h, Tensor packed, Tensor? bias, Tensor? folded_weight, Tensor? folded_bias,"
       " Tensor? fc2_weight, Tensor? fc2_bias, Tensor? residual, int act, int gate, int out_act, Tensor(a!) y) -> ()");
-  m.def(
-      "batch_norm_squeeze_excite_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
-      "Tensor? bn_weight,"
-      " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
-      " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool save)"
-      " -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
+  m.def(SE_FORWARD_SCHEMA(""));
   m.def("capability(str? cap=None) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CPU, m) {
-  m.impl("conv1x1_squeeze_excite", TORCH_BOX(&se_fused::conv1x1_squeeze_excite));
+  m.impl("packed_conv1x1_squeeze_excite", TORCH_BOX(&se_fused::packed_conv1x1_squeeze_excite));
   se_fused::implement_operators(m);
   m.impl("batch_norm_squeeze_excite_forward", TORCH_BOX(&se_fused::batch_norm_squeeze_excite_forward));
 }

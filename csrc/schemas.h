@@ -1,9 +1,20 @@
-// What every backend's library defines and implements alike: all operators but batch_norm_squeeze_excite_forward.
+// What every backend's library defines and implements alike: all operators but batch_norm_squeeze_excite_forward, to
+// which each adds arguments of its own.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
 #include "ops.h"
+
+// The whole op's map and parameters, in training and in inference.
+#define SE_BLOCK_ARGUMENTS                                                                                     \
+  "Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias," \
+  " Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, Tensor? drop_path_scale"
+
+#define SE_FORWARD_SCHEMA(more)                                                   \
+  "batch_norm_squeeze_excite_forward(" SE_BLOCK_ARGUMENTS                         \
+  ", bool batch_stats, float eps, int act, int gate, int out_act, bool save" more \
+  ") -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)"
 
 namespace se_fused {
 
@@ -21,18 +32,15 @@ void define_operators(Library& m) {
       "scale_shift_act_mean_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
       " int out_act) -> (Tensor dr, Tensor p, Tensor q)");
   m.def(
-      "scale_shift_act_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3) -> "
-      "Tensor dx");
+      "scale_shift_act_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3)"
+      " -> Tensor dx");
+  m.def("batch_norm_squeeze_excite_inference(" SE_BLOCK_ARGUMENTS
+        ", float eps, int act, int gate, int out_act, Tensor(a!) y) -> ()");
   m.def(
-      "batch_norm_squeeze_excite_inference(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
-      "Tensor? bn_weight,"
-      " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
-      " Tensor? drop_path_scale, float eps, int act, int gate, int out_act, Tensor(a!) y) -> ()");
-  m.def(
-      "batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor "
-      "factor, Tensor hidden,"
-      " Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight,"
-      " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool want_dr)"
+      "batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean,"
+      " Tensor factor, Tensor hidden, Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight,"
+      " Tensor? fc2_weight, Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act,"
+      " bool want_dr)"
       " -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight, Tensor dfc1_bias,"
       " Tensor dfc2_weight, Tensor dfc2_bias)");
 }

@@ -1,5 +1,5 @@
 // What every operator assumes, checked once more below Python: a wrong shape here would be a wild pointer.
-// People never see these in normal use; se_fused/functional.py says it better and earlier.
+// People never see these in normal use; se_fused/functional says it better and earlier.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -56,6 +56,26 @@ inline void check_like(const Tensor& t, const Tensor& x, const Layout& layout, c
 inline void check_vector(const Tensor& t, int64_t numel, const char* name) {
   STD_TORCH_CHECK(t.numel() == numel && t.is_contiguous(), name, " must be contiguous with ", numel, " elements, got ",
                   t.numel());
+}
+
+inline void check_like(const OptionalTensor& t, const Tensor& x, const Layout& layout, const char* name) {
+  if (t) check_like(*t, x, layout, name);
+}
+
+// The mask's bytes.
+inline const uint8_t* mask_of(const Tensor& mask, const Layout& layout) {
+  check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  return static_cast<const uint8_t*>(mask.const_data_ptr());
+}
+
+// Both weights of the excitation, (R, C) and (C, R). Returns R.
+inline int64_t check_weights(const Tensor& fc1, const OptionalTensor& fc2, int64_t c) {
+  const int64_t r = fc1.size(0);
+  STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+  check_vector(fc1, r * c, "fc1_weight");
+  check_vector(*fc2, c * r, "fc2_weight");
+  STD_TORCH_CHECK(fc1.scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+  return r;
 }
 
 inline const float* float_vector(const Tensor& t, int64_t numel, const char* name) {

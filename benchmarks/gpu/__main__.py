@@ -40,8 +40,8 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description="A short window on a GPU.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = {
-        "right": "is each kernel right", "where": "where does its time go", "claims": "is ours faster than its peers",
-        "all": "the three, one after the other",
+        "right": "is each kernel right", "where": "where does its time go",
+        "claims": "is ours faster than the baselines", "all": "the three, one after the other",
     }  # fmt: skip
     for name, text in about.items():
         one = commands.add_parser(name, help=text, description=text)

@@ -4,7 +4,7 @@ From counting instructions, bytes and waves in sm_90 machine code (0.16 us for e
 TB/s), for N = 128 in bfloat16; plus or minus 30 %.
 """
 
-__all__ = ["CUDA_SHARE", "GATE_MICROSECONDS", "expected"]
+__all__ = ["CUDA_SHARE", "EXCITATION_MICROSECONDS", "expected"]
 
 CUDA_SHARE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("moments", "channels_last"): (80, 82, 55, 45),
@@ -15,12 +15,12 @@ CUDA_SHARE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("moments_backward", "contiguous"): (85, 75, 40, 35),
     ("scale_shift_act_backward", "channels_last"): (83, 82, 72, 67),
     ("scale_shift_act_mean", "channels_last"): (75, 75, 60, 45),
-    ("one_pass", "channels_last"): (80, 77, 60, 40),
-    ("one_pass", "contiguous"): (80, 75, 45, 33),
+    ("cluster_fused", "channels_last"): (80, 77, 60, 40),
+    ("cluster_fused", "contiguous"): (80, 75, 45, 33),
 }
 """Percent of a copy's speed on counted bytes, in ResNet-50's four stages, by kernel and layout."""
 
-GATE_MICROSECONDS = {"gate": (38, 35, 26, 17), "gate_backward": (22, 21, 21, 35)}
+EXCITATION_MICROSECONDS = {"excitation": (38, 35, 26, 17), "excitation_backward": (22, 21, 21, 35)}
 """Of CUDA's, in the four stages."""
 
 
@@ -32,7 +32,7 @@ def expected(backend: str, kernel: str, layout: str, stage: int) -> tuple[str, i
     """
     if backend != "cuda" or stage > 3:
         return None
-    if kernel in GATE_MICROSECONDS:
-        return "us", GATE_MICROSECONDS[kernel][stage]
+    if kernel in EXCITATION_MICROSECONDS:
+        return "us", EXCITATION_MICROSECONDS[kernel][stage]
     shares = CUDA_SHARE.get((kernel, layout))
     return None if shares is None else ("percent", shares[stage])

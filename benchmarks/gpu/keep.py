@@ -65,8 +65,8 @@ def slug(gpu: str) -> str:
 def strike(text: str, command: str, gpu: str, commit: str, steps: Iterable[Record]) -> tuple[str, list[str]]:
     """The table with what the steps of a command settled struck, and those claims.
 
-    A line names its steps as ``right: gate cuda`` or ``right: contract cuda *``. All that it names must be good, and
-    their figures are what was measured.
+    A line names its steps as ``right: excitation cuda`` or ``right: contract cuda *``. All that it names must be good,
+    and their figures are what was measured.
 
     Args:
         text: of :data:`TABLE`.

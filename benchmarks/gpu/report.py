@@ -44,15 +44,15 @@ def _bars_of_kernels(rows: Sequence[Record]) -> Iterator[Panel]:
         yield Panel(f"{_name(shape)} {layout_name(layout)}", list(bars.items()))
 
 
-def _bars_of_tails(rows: Sequence[Record]) -> Iterator[Panel]:
-    tails = [row for row in rows if row.get("ok") and "share_of_copy" in row and "over_ours" in row]
-    for mode in dict.fromkeys(row["mode"] for row in tails):
+def _bars_of_blocks(rows: Sequence[Record]) -> Iterator[Panel]:
+    blocks = [row for row in rows if row.get("ok") and "share_of_copy" in row and "over_ours" in row]
+    for mode in dict.fromkeys(row["mode"] for row in blocks):
         bars: dict[str, dict[str, Bar]] = {}
-        for row in tails:
+        for row in blocks:
             if row["mode"] == mode and row["what"] != "se_fused":
                 over = row["over_ours"]
                 bars.setdefault(_name(row["shape"]), {})[row["what"]] = Bar(over["median"], over["q1"], over["q3"])
-        yield Panel(f"tail, {mode}", list(bars.items()))
+        yield Panel(f"block, {mode}", list(bars.items()))
 
 
 def _bars_of_networks(rows: Sequence[Record]) -> Iterator[Panel]:
@@ -87,18 +87,18 @@ def _told_networks(rows: Sequence[Record]) -> list[str]:
     return ["", "## Whole networks", "", about, "", *table(("network", "mode", "batch", "candidate"), right, lines)]
 
 
-def _told_tails(rows: Sequence[Record]) -> list[str]:
-    tails = [row for row in rows if row.get("ok") and "share_of_copy" in row]
-    if not tails:
+def _told_blocks(rows: Sequence[Record]) -> list[str]:
+    blocks = [row for row in rows if row.get("ok") and "share_of_copy" in row]
+    if not blocks:
         return []
     right = ("µs", "time over ours", "share of a copy", "peak, MB", "timed by")
     lines = [
         (row["mode"], _name(row["shape"]), row["what"], number(row["us"]),
          _over_ours(row), percent(row["share_of_copy"]),
          number(row["peak_bytes"] / 1e6), row["timed_by"])
-        for row in tails
+        for row in blocks
     ]  # fmt: skip
-    return ["", "## The tail of a block", "", *table(("tail", "map", "candidate"), right, lines)]
+    return ["", "## The block", "", *table(("block", "map", "candidate"), right, lines)]
 
 
 def draw(place: Path) -> list[Path]:
@@ -121,16 +121,16 @@ def draw(place: Path) -> list[Path]:
     pictures = {
         "kernels": (_bars_of_kernels(rows.get("where", [])), "Kernels: % of a copy's speed on counted bytes",
                     lambda value: f"{value:.0f} %", "%"),
-        "tails": (_bars_of_tails(rows.get("claims", [])), "Tails: a peer's time over ours", times, "times"),
+        "blocks": (_bars_of_blocks(rows.get("claims", [])), "Blocks: a baseline's time over ours", times, "times"),
         "networks": (_bars_of_networks(rows.get("claims", [])), "Images per second", number, "images/s"),
     }  # fmt: skip
     for name, (panels, title, text, x) in pictures.items():
-        for page, figure in enumerate(bar_pages(panels, title, text, x, line=1 if name == "tails" else None), start=1):
+        for page, figure in enumerate(bar_pages(panels, title, text, x, line=1 if name == "blocks" else None), start=1):
             path = place / (f"{name}.png" if page == 1 else f"{name}-{page}.png")
             save(figure, path)
             written.append(path)
             lines += ["", f"![{title}]({path.name})"]
-    lines += _told_tails(rows.get("claims", [])) + _told_networks(rows.get("claims", []))
+    lines += _told_blocks(rows.get("claims", [])) + _told_networks(rows.get("claims", []))
     for command in kept:
         lines += ["", f"## {command}", "", "```", (place / f"{command}.txt").read_text().rstrip(), "```"]
     write_text(place / "report.md", "\n".join(lines) + "\n")

@@ -13,17 +13,21 @@ BUDGETS = {"right": 230.0, "where": 230.0, "claims": 300.0}
 """Seconds, unless --budget says otherwise: a call on a lent machine is cheapest at 150 to 300."""
 COMMANDS = tuple(BUDGETS)
 
-_WAITING = ("gate", "gate_backward", "grouped")  # their blocks wait for each other: what can hang is known first
+_WAITING = (
+    "excitation",
+    "excitation_backward",
+    "l2_grouped",
+)  # their blocks wait for each other: what can hang is known first
 _CUDA = (
     *_WAITING,
-    "one_pass",
+    "cluster_fused",
     "moments",
     "scale_shift_act",
     "moments_backward",
     "scale_shift_act_backward",
     "scale_shift_act_mean",
 )
-_TRITON = tuple(family for family in _CUDA if family != "one_pass")
+_TRITON = tuple(family for family in _CUDA if family != "cluster_fused")
 _METRICS = ",".join(
     (
         "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum", "lts__t_sector_hit_rate.pct",
@@ -68,9 +72,11 @@ def _right(rehearse: bool) -> list[Step]:
     found = [*cuda[:waiting], *triton[:waiting], *cuda[waiting:], *triton[waiting:]]
     sanitizer = ("--tool", "memcheck", "--error-exitcode", "1", "--target-processes", "all", "python3")
     if rehearse:
-        # One of the families that wait, one that streams: the others differ in nothing that a rehearsal can show.
+        # One of the families that wait, one of the passes: the others differ in nothing that a rehearsal can show.
         found = [
-            step for step in found if step.name.split()[0] in ("gate", "grouped", "one_pass", "scale_shift_act_mean")
+            step
+            for step in found
+            if step.name.split()[0] in ("excitation", "l2_grouped", "cluster_fused", "scale_shift_act_mean")
         ]
         few = ("tests/backends/cuda/test_contract.py", "-k", "test_shapes and odd-S")
         return [
@@ -137,12 +143,14 @@ def _claims(rehearse: bool) -> list[Step]:
             settles="ours and timm's, eager and compiled, with SE and without",
         )  # fmt: skip
 
-    tails = Step("tails", _work("tails"), 40.0, 90.0, alone=True, settles="ours against eager, timm and torch.compile")
+    blocks = Step(
+        "blocks", _work("blocks"), 40.0, 90.0, alone=True, settles="ours against eager, timm and torch.compile"
+    )
     ahead = Step("ahead", _work("ahead", "claims"), 80.0, 150.0, settles="nothing is compiled while time is taken")
     if rehearse:
-        return [tails, network("train", 2, 30.0), network("infer", 2, 30.0)]
+        return [blocks, network("train", 2, 30.0), network("infer", 2, 30.0)]
     return [
-        ahead, network("train", 256, 40.0), tails, network("infer", 256, 30.0), network("train", 64, 30.0),
+        ahead, network("train", 256, 40.0), blocks, network("infer", 256, 30.0), network("train", 64, 30.0),
         network("infer", 8, 25.0), network("infer", 1, 25.0),
     ]  # fmt: skip
 

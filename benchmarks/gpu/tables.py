@@ -121,10 +121,10 @@ def _where(rows: Sequence[Record]) -> list[str]:
 
 def _claims(rows: Sequence[Record]) -> list[str]:
     lines: list[str] = []
-    tails = [row for row in rows if row["step"] == "tails" and row.get("ok")]
-    if tails:
-        table = [("tail", "candidate", "us", "over ours", "share of copy", "peak MB", "timed by")]
-        for row in tails:
+    blocks = [row for row in rows if row["step"] == "blocks" and row.get("ok")]
+    if blocks:
+        table = [("block", "candidate", "us", "over ours", "share of copy", "peak MB", "timed by")]
+        for row in blocks:
             table.append(
                 (f"{row['mode']} {'x'.join(map(str, row['shape']))}", row["what"], f"{row['us']:.1f}", _over_ours(row),
                  f"{row['share_of_copy']:.0%}", f"{row['peak_bytes'] / 1e6:.0f}", row["timed_by"])

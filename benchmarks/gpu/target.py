@@ -28,7 +28,7 @@ Shape = tuple[int, ...]
 
 KERNELS = (
     "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
-    "gate", "gate_backward", "grouped", "one_pass",
+    "excitation", "excitation_backward", "l2_grouped", "cluster_fused",
 )  # fmt: skip
 """Families of kernels, as both backends name them."""
 
@@ -45,7 +45,7 @@ class Target:
     batches: tuple[int, ...]
     """Batches that are timed, the largest first."""
     larger_than_l2: Shape
-    """A map for which no sample fits into a cluster, and which is larger than L2: ``grouped``'s."""
+    """A map for which no sample fits into a cluster, and which is larger than L2: ``l2_grouped``'s."""
     network: tuple[str, str]
     """A network with SE and the same without."""
     image: int
@@ -86,23 +86,23 @@ def target() -> Target:
     if os.environ.get(REHEARSAL) != "1":
         return _GPU
     use_tests()
-    from support import shim_library as cuda_support
+    from support import shim_library
     from support.interpreter import round_bfloat16
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         round_bfloat16()
     elif backends.BACKENDS["cuda"].can_use("cpu", torch.float32) is not None:
-        library = cuda_support.library()
+        library = shim_library.library()
         backends.BACKENDS["cuda"] = CudaBackend(library, "cpu", None, "se_fused_cuda_shim")
     return _CPU
 
 
 def kernel_of(name: str) -> str | None:
     """The family of a kernel by its name in a profile: "moments" of ``se_fused::cuda::moments_kernel<...>`` and of
-    ``moments_shifted_kernel``; None of what is not ours."""
+    ``moments_unaligned_kernel``; None of what is not ours."""
     for part in name.replace("<", " ").replace("(", " ").replace(":", " ").split():
         if part.endswith("_kernel"):
-            family = part.removesuffix("_kernel").removesuffix("_shifted")
+            family = part.removesuffix("_kernel").removesuffix("_unaligned")
             return family if family in KERNELS else None
     return None
 

@@ -1,4 +1,4 @@
-// The whole op: stream 1, the gate, stream 2, in one call.
+// The whole op: pass 1, excitation, pass 2, in one call.
 #include "excitation.h"
 #include "passes.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 // Parameters of one call as float32 vectors, and what both directions check about them.
 struct Parameters {
-  bool has_gate;
+  bool has_excitation;
   int64_t r = 0;
   int weight_type = 0;
   const void *fc1_weight = nullptr, *fc2_weight = nullptr;
@@ -15,25 +15,21 @@ struct Parameters {
 
   Parameters(const Layout& layout, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& fc1,
              const OptionalTensor& fc2, const OptionalTensor& drop_path_scale, Scratch& scratch)
-      : has_gate(fc1.has_value()) {
+      : has_excitation(fc1.has_value()) {
     bn_weight = as_floats(weight, layout.c, scratch, "bn_weight");
     bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
     drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
-    if (!has_gate) return;
-    r = fc1->size(0);
-    STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
-    check_vector(*fc1, r * layout.c, "fc1_weight");
-    check_vector(*fc2, layout.c * r, "fc2_weight");
-    STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+    if (!has_excitation) return;
+    r = check_weights(*fc1, fc2, layout.c);
     weight_type = type_index(*fc1, "fc1_weight");
     fc1_weight = bytes(fc1);
     fc2_weight = bytes(fc2);
   }
 };
 
-// What the gate's two directions take alike.
+// What the excitation's two directions take alike.
 template <class Args>
-Args gate_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
+Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
   Args g{};
   g.n = layout.n;
   g.c = layout.c;
@@ -67,8 +63,8 @@ struct Saved {
 Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& nothing) {
   const Tensor& x = f.x;
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
-  const StreamKernels& stream = stream_kernels(x);
-  if (f.residual) check_like(*f.residual, x, layout, "residual");
+  const PassKernels& passes = pass_kernels(x);
+  check_like(f.residual, x, layout, "residual");
 
   const int64_t r_bound = f.fc1_weight ? f.fc1_weight->size(0) : 0;
   Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
@@ -77,15 +73,15 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
 
   const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
   Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
-              save && p.has_gate ? new_float(x, {n, c}) : nothing,
-              save && p.has_gate ? new_float(x, {n, p.r}) : nothing,
+              save && p.has_excitation ? new_float(x, {n, c}) : nothing,
+              save && p.has_excitation ? new_float(x, {n, p.r}) : nothing,
               has_bn && (save || f.batch_stats) ? new_float(x, {2, c}) : nothing};
   if (layout.numel() == 0) return saved;
 
   float* const mean = save ? floats(saved.mean) : scratch.take(nc);
   float* const m2 = f.batch_stats ? scratch.take(nc) : nullptr;
 
-  auto g = gate_args<GateArgs>(layout, p, f.act, f.gate, mean);
+  auto g = excitation_args<ExcitationArgs>(layout, p, f.act, f.gate, mean);
   BatchNormArgs bn{};
   if (has_bn) {
     const bool keep = save || f.batch_stats;
@@ -114,7 +110,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   }
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
-  if (p.has_gate) {
+  if (p.has_excitation) {
     g.fc1_bias = as_floats(f.fc1_bias, p.r, scratch, "fc1_bias");
     g.fc2_bias = as_floats(f.fc2_bias, c, scratch, "fc2_bias");
     g.hidden = save ? floats(saved.hidden) : scratch.take(n * p.r);
@@ -132,10 +128,10 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   second.shift = g.shift;
   second.out_act = static_cast<OutAct>(f.out_act);
 
-  if (f.batch_stats || p.has_gate || save) moments(stream, bytes(x), item, layout, mean, m2);
+  if (f.batch_stats || p.has_excitation || save) moments(passes, bytes(x), item, layout, mean, m2);
   if (f.batch_stats) batch_norm(bn);
-  gate_forward(kernels().gate[p.weight_type], g);
-  scale_shift_act(stream, second, item, layout, save ? kPastCaches : kPastCachesInference);
+  excitation(kernels().excitation[p.weight_type], g);
+  scale_shift_act(passes, second, item, layout, save ? kPastCaches : kPastCachesInference);
   return saved;
 }
 
@@ -152,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
     int64_t gate, int64_t out_act, bool save) {
   const Layout layout = layout_of(x, "x");
   Tensor y = torch::stable::empty_like(x);
-  const Tensor nothing = cpu::new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
+  const Tensor nothing = new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
   const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
                                fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
                               layout, cpu::mutable_bytes(y), nothing);
@@ -182,9 +178,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   using namespace cpu;
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
-  const StreamKernels& stream = stream_kernels(x);
+  const PassKernels& passes = pass_kernels(x);
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   const auto closing = static_cast<OutAct>(out_act);
 
   const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
@@ -199,13 +195,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
          dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
-  Tensor dfc1_weight = p.has_gate ? new_float(x, {r, c}) : new_nothing(x);
-  Tensor dfc1_bias = p.has_gate ? new_float(x, {r}) : new_nothing(x);
-  Tensor dfc2_weight = p.has_gate ? new_float(x, {c, r}) : new_nothing(x);
-  Tensor dfc2_bias = p.has_gate ? new_float(x, {c}) : new_nothing(x);
+  Tensor dfc1_weight = p.has_excitation ? new_float(x, {r, c}) : new_nothing(x);
+  Tensor dfc1_bias = p.has_excitation ? new_float(x, {r}) : new_nothing(x);
+  Tensor dfc2_weight = p.has_excitation ? new_float(x, {c, r}) : new_nothing(x);
+  Tensor dfc2_bias = p.has_excitation ? new_float(x, {c}) : new_nothing(x);
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
 
-  auto g = gate_args<GateBackwardArgs>(layout, p, act, gate, float_vector(mean, nc, "mean"));
+  auto g = excitation_args<ExcitationBackwardArgs>(layout, p, act, gate, float_vector(mean, nc, "mean"));
   g.s = layout.s;
   g.batch_stats = batch_stats;
   if (has_bn) {
@@ -234,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.k1 = scratch.take(nc);
   g.k2 = scratch.take(nc);
   g.k3 = scratch.take(nc);
-  if (p.has_gate) {
+  if (p.has_excitation) {
     g.factor = float_vector(factor, nc, "factor");
     g.hidden = float_vector(hidden, n * r, "hidden");
     g.z = scratch.take(nc);
@@ -256,13 +252,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.p = sums;
   first.q = sums + nc;
   first.out_act = closing;
-  if (closing == OutAct::relu) {
-    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-    first.mask = reinterpret_cast<const uint8_t*>(bytes(mask));
-  }
+  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
   if (recomputed(closing)) {  // scale and shift of the forward, from what was saved
     first.residual = bytes(residual);
-    GateArgs forward{};
+    ExcitationArgs forward{};
     forward.n = n;
     forward.c = c;
     forward.a = g.a;
@@ -271,23 +264,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
     forward.factor = const_cast<float*>(g.factor);
     forward.scale = scratch.take(nc);
     forward.shift = scratch.take(nc);
-    scale_shift(kernels().gate[0], forward);
+    scale_shift(kernels().excitation[0], forward);
     first.scale = forward.scale;
     first.shift = forward.shift;
   }
-  moments_backward(stream, first, item, layout);
-  gate_backward(kernels().gate[p.weight_type], g);
+  moments_backward(passes, first, item, layout);
+  excitation_backward(kernels().excitation[p.weight_type], g);
 
   ScaleShiftActBackwardArgs second{};
   second.dr = write_dr ? bytes(dr) : bytes(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? bytes(x) : nullptr;  // else k2 is zero: one stream less
+  second.x = batch_stats ? bytes(x) : nullptr;  // else k2 is zero: one read less
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;
   second.k3 = g.k3;
   second.dx = mutable_bytes(dx);
-  scale_shift_act_backward(stream, second, item, layout);
+  scale_shift_act_backward(passes, second, item, layout);
   return {dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
 }
 

@@ -1,4 +1,4 @@
-// Squeeze-excite behind a 1x1 convolution, with the convolution inside: squeeze of h, gate, product.
+// Squeeze-excite behind a 1x1 convolution, with the convolution inside: squeeze of h, excitation, product.
 #include "excitation.h"
 #include "passes.h"
 
@@ -30,16 +30,16 @@ void products(int type, const ProductArgs& g, int64_t rows) {
 
 namespace se_fused {
 
-void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
-                            const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
-                            const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                            const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
-                            const Tensor& y) {
+void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
+                                   const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
+                                   const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
+                                   const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
+                                   const Tensor& y) {
   using namespace cpu;
   const Layout in = layout_of(h, "h"), out = layout_of(y, "y");
   STD_TORCH_CHECK(in.channels_last && out.channels_last, "h and y must be channels_last");
   STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(), "y must fit h");
-  if (residual) check_like(*residual, y, out, "residual");
+  check_like(residual, y, out, "residual");
   const int64_t n = in.n, k = in.c, c = out.c, nc = n * c;
   const float* const weight = float_vector(packed, (c + 15) / 16 * 16 * k, "packed");
   if (out.numel() == 0) return;
@@ -62,19 +62,19 @@ void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const Optiona
   if (folded_weight) {
     STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is missing");
     check_vector(*fc2_weight, c * r, "fc2_weight");
-    GateArgs first{};
+    ExcitationArgs first{};
     first.n = n;
     first.c = k;
     first.r = r;
     float* const mean = scratch.take(n * k);
-    moments(stream_kernels(h), bytes(h), item_bytes(h), in, mean, nullptr);
+    moments(pass_kernels(h), bytes(h), item_bytes(h), in, mean, nullptr);
     first.z = mean;
     first.fc1_weight = float_vector(*folded_weight, r * k, "folded_weight");
     first.fc1_bias = folded_bias ? float_vector(*folded_bias, r, "folded_bias") : nullptr;
     first.act = static_cast<Act>(act);
     first.hidden = scratch.take(n * r);
     first.active = scratch.take(n * r);
-    GateArgs second = first;
+    ExcitationArgs second = first;
     second.c = c;
     second.fc2_weight = bytes(*fc2_weight);
     second.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
@@ -88,7 +88,8 @@ void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const Optiona
       second.a = ones;
       second.b = shift;
     }
-    gate_layers(kernels().gate[0], first, kernels().gate[type_index(*fc2_weight, "fc2_weight")], second);
+    excitation_layers(kernels().excitation[0], first, kernels().excitation[type_index(*fc2_weight, "fc2_weight")],
+                      second);
     g.scale = second.scale;
     g.shift = second.shift;
     g.stride = c;

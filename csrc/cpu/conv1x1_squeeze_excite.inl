@@ -3,7 +3,7 @@
 //
 // The weight lies in panels of 16 output channels, (ceil(C / 16), K, 16), read from beginning to end. A tile is
 // kTileRows rows by kTilePanels panels, whose sums fill the registers; the tile's h, kTileRows * K floats, stays in the
-// first cache while the panels stream from the second.
+// first cache while the panels come from the second.
 constexpr int kTileRows = SE_VL == 16 ? 14 : SE_VL == 8 ? 6 : 3;
 constexpr int kTilePanels = SE_VL == 16 ? 2 : 1;
 
@@ -54,7 +54,7 @@ SE_INLINE void product_tile(const ProductArgs& g, const float* h, const int64_t*
   const T* const residual = (const T*)g.residual + from;
   T* const y = (T*)g.y + from;
   const float *const scale = g.scale ? g.scale + c : nullptr, *const shift = g.shift ? g.shift + c : nullptr;
-  // No prefetcher follows pieces of two lines with a stride of ld; they arrive while the sums are made.
+  // No prefetcher follows runs of two lines with a stride of ld; they arrive while the sums are made.
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = r * ld + p * kLanes;

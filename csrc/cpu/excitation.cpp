@@ -1,5 +1,5 @@
-// The arithmetic between the streams, split between threads. Every loop is split over results, never over a sum, so
-// the number of threads does not change a bit of the outcome.
+// Excitation, the arithmetic between the passes, split between threads. Every loop is split over results, never over a
+// sum, so the number of threads does not change a bit of the outcome.
 #include "excitation.h"
 
 namespace se_fused::cpu {
@@ -21,22 +21,23 @@ void batch_norm(const BatchNormArgs& g) {
   split(g.c, 8 * g.n, [&](int64_t begin, int64_t end) { kernels().batch_norm(g, begin, end); });
 }
 
-void scale_shift(const GateKernels& k, const GateArgs& g) {
+void scale_shift(const ExcitationKernels& k, const ExcitationArgs& g) {
   split(g.c, 4 * g.n, [&](int64_t begin, int64_t end) { k.scale_shift(g, begin, end); });
 }
 
-void gate_forward(const GateKernels& k, const GateArgs& g) {
+void excitation(const ExcitationKernels& k, const ExcitationArgs& g) {
   if (!g.factor) return scale_shift(k, g);
   split(g.c, 2 * g.n, [&](int64_t begin, int64_t end) { k.squeeze(g, begin, end); });
-  gate_layers(k, g, k, g);
+  excitation_layers(k, g, k, g);
 }
 
-void gate_layers(const GateKernels& k1, const GateArgs& fc1, const GateKernels& k2, const GateArgs& fc2) {
+void excitation_layers(const ExcitationKernels& k1, const ExcitationArgs& fc1, const ExcitationKernels& k2,
+                       const ExcitationArgs& fc2) {
   split(fc1.r, 2 * fc1.n * fc1.c, [&](int64_t begin, int64_t end) { k1.fc1(fc1, begin, end); });
   split(fc2.c, 2 * fc2.n * fc2.r, [&](int64_t begin, int64_t end) { k2.fc2(fc2, begin, end); });
 }
 
-void gate_backward(const GateKernels& k, const GateBackwardArgs& g) {
+void excitation_backward(const ExcitationKernels& k, const ExcitationBackwardArgs& g) {
   if (g.factor) {
     k.activate(g);
     split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc2(g, begin, end); });

@@ -1,4 +1,4 @@
-// The arithmetic between the streams, split between threads.
+// Excitation, the arithmetic between the passes, split between threads.
 #pragma once
 
 #include "parallel.h"
@@ -6,10 +6,11 @@
 namespace se_fused::cpu {
 
 void batch_norm(const BatchNormArgs& args);
-void scale_shift(const GateKernels& k, const GateArgs& args);  // what gate_forward ends with
-void gate_forward(const GateKernels& k, const GateArgs& args);
+void scale_shift(const ExcitationKernels& k, const ExcitationArgs& args);  // what excitation ends with
+void excitation(const ExcitationKernels& k, const ExcitationArgs& args);
 // FC1 as one set of weights takes it and FC2 as another: where they have other inputs than one map's channels
-void gate_layers(const GateKernels& k1, const GateArgs& fc1, const GateKernels& k2, const GateArgs& fc2);
-void gate_backward(const GateKernels& k, const GateBackwardArgs& args);
+void excitation_layers(const ExcitationKernels& k1, const ExcitationArgs& fc1, const ExcitationKernels& k2,
+                       const ExcitationArgs& fc2);
+void excitation_backward(const ExcitationKernels& k, const ExcitationBackwardArgs& args);
 
 }  // namespace se_fused::cpu

@@ -1,5 +1,5 @@
-// Between the streams: everything per (n, c). Squeeze of the normalised map, two fully connected layers, the gate, and
-// the coefficients that the streams need; the formulas with their proof are in se_fused/ops/excitation.py.
+// Excitation, between the passes: everything per (n, c). Squeeze of the normalised map, two fully connected layers, the
+// gate, and the coefficients that the passes need; the formulas with their proof are in se_fused/ops/excitation.py.
 
 // ---- the activation between the layers, on the (N, R) hidden values: few, so scalar
 SE_INLINE float logistic(float x) { return 1.f / (1.f + __builtin_expf(-x)); }
@@ -185,8 +185,8 @@ static void outer(Rows left, int64_t rows, const B* b, int64_t ldb, int64_t k, i
 }
 
 // ---- forward
-static void squeeze(const GateArgs& g, int64_t c0, int64_t c1) {
-  if (!g.a) return;  // the driver points z at the means themselves
+static void squeeze(const ExcitationArgs& g, int64_t c0, int64_t c1) {
+  if (!g.a) return;  // the caller points z at the means themselves
   for (int64_t n = 0; n < g.n; ++n)
     sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
       const int64_t c = c0 + i;
@@ -195,7 +195,7 @@ static void squeeze(const GateArgs& g, int64_t c0, int64_t c1) {
 }
 
 template <class W>
-static void fc1(const GateArgs& g, int64_t r0, int64_t r1) {
+static void fc1(const ExcitationArgs& g, int64_t r0, int64_t r1) {
   products((const W*)g.fc1_weight + r0 * g.c, r1 - r0, g.c, g.z, g.n, g.hidden + r0, g.r);
   for (int64_t n = 0; n < g.n; ++n)
     for (int64_t r = r0; r < r1; ++r) {
@@ -205,7 +205,7 @@ static void fc1(const GateArgs& g, int64_t r0, int64_t r1) {
     }
 }
 
-static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
+static void scale_shift(const ExcitationArgs& g, int64_t c0, int64_t c1) {
   for (int64_t n = 0; n < g.n; ++n) {
     const F drop = splat(g.drop ? g.drop[n] : 1.f);
     sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
@@ -220,12 +220,12 @@ static void scale_shift(const GateArgs& g, int64_t c0, int64_t c1) {
 // The factor, scale and shift of 16 channels (or fewer: `a`) of one sample, from their sums.
 template <class A>
 struct Channels {
-  const GateArgs& g;
+  const ExcitationArgs& g;
   A a;
   int64_t c;
   F bias, ga, gb;
 
-  inline __attribute__((always_inline)) Channels(const GateArgs& g, A a, int64_t c) : g(g), a(a), c(c) {
+  inline __attribute__((always_inline)) Channels(const ExcitationArgs& g, A a, int64_t c) : g(g), a(a), c(c) {
     bias = g.fc2_bias ? a.get(g.fc2_bias + c) : zero();
     ga = g.a ? a.get(g.a + c) : splat(1.f);
     gb = g.a ? a.get(g.b + c) : zero();
@@ -242,7 +242,7 @@ struct Channels {
 
 // Few samples: sums across the weight's rows. Reading the weight is what takes the time.
 template <class A, class W>
-SE_INLINE void fc2_few(const GateArgs& g, A a, int64_t c, int count) {
+SE_INLINE void fc2_few(const ExcitationArgs& g, A a, int64_t c, int count) {
   const W* const w = (const W*)g.fc2_weight + c * g.r;
   Channels<A> channels(g, a, c);
   constexpr int kSamples = 4;  // whose sums share each row of the weight
@@ -259,7 +259,7 @@ constexpr int64_t kTurned = 512;  // the longest rows that are turned: 32 KB of 
 constexpr int kManySamples = 2 * kTile;
 
 template <int I, class A>
-SE_INLINE void fc2_samples(const GateArgs& g, Channels<A>& channels, const float* columns, int64_t n) {
+SE_INLINE void fc2_samples(const ExcitationArgs& g, Channels<A>& channels, const float* columns, int64_t n) {
   F acc[I];
   each<I>([&](auto i) SE_LAMBDA { acc[i] = zero(); });
   for (int64_t r = 0; r < g.r; ++r) {
@@ -270,7 +270,7 @@ SE_INLINE void fc2_samples(const GateArgs& g, Channels<A>& channels, const float
 }
 
 template <class A, class W>
-SE_INLINE void fc2_many(const GateArgs& g, A a, int64_t c, int count) {
+SE_INLINE void fc2_many(const ExcitationArgs& g, A a, int64_t c, int count) {
   const W* const w = (const W*)g.fc2_weight + c * g.r;
   Channels<A> channels(g, a, c);
   float columns[kTurned * kLanes];
@@ -285,26 +285,26 @@ SE_INLINE void fc2_many(const GateArgs& g, A a, int64_t c, int count) {
 }
 
 template <class A, class W>
-SE_INLINE void fc2_block(const GateArgs& g, A a, int64_t c, int count) {
+SE_INLINE void fc2_block(const ExcitationArgs& g, A a, int64_t c, int count) {
   if (g.n >= 16 && g.r <= kTurned) return fc2_many<A, W>(g, a, c, count);
   fc2_few<A, W>(g, a, c, count);
 }
 
 template <class W>
-static void fc2(const GateArgs& g, int64_t c0, int64_t c1) {
+static void fc2(const ExcitationArgs& g, int64_t c0, int64_t c1) {
   int64_t c = c0;
   for (; c + kLanes <= c1; c += kLanes) fc2_block<Full, W>(g, Full{}, c, kLanes);
   if (c < c1) fc2_block<Partial, W>(g, Partial{(int)(c1 - c)}, c, (int)(c1 - c));
 }
 
 // ---- backward
-static void activate_hidden(const GateBackwardArgs& g) {
+static void activate_hidden(const ExcitationBackwardArgs& g) {
   for (int64_t at = 0; at < g.n * g.r; ++at) g.active[at] = activate(g.act, g.hidden[at]);
 }
 
 // ds = d (a Q + z P), dq = ds gate', dW2 = dq^T h, db2 = sum_n dq
 template <class W>
-static void backward_fc2(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+static void backward_fc2(const ExcitationBackwardArgs& g, int64_t c0, int64_t c1) {
   for (int64_t n = 0; n < g.n; ++n) {
     const F drop = splat(g.drop ? g.drop[n] : 1.f);
     sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
@@ -324,7 +324,7 @@ static void backward_fc2(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
 
 // dhidden = (dq W2) act'
 template <class W>
-static void backward_hidden(const GateBackwardArgs& g, int64_t n0, int64_t n1) {
+static void backward_hidden(const ExcitationBackwardArgs& g, int64_t n0, int64_t n1) {
   const Rows dq{g.dq + n0 * g.c, g.c, 1};
   outer(dq, n1 - n0, (const W*)g.fc2_weight, g.r, g.c, g.r, g.dhidden + n0 * g.r, g.r);
   for (int64_t at = n0 * g.r; at < n1 * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
@@ -332,14 +332,14 @@ static void backward_hidden(const GateBackwardArgs& g, int64_t n0, int64_t n1) {
 
 // dz = dhidden W1, dW1 = dhidden^T z, for the channels c0..c1 of every row of W1
 template <class W>
-static void backward_fc1(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+static void backward_fc1(const ExcitationBackwardArgs& g, int64_t c0, int64_t c1) {
   outer(Rows{g.dhidden, g.r, 1}, g.n, (const W*)g.fc1_weight + c0, g.c, g.r, c1 - c0, g.dz + c0, g.c);
   outer(Rows{g.dhidden, 1, g.r}, g.r, g.z + c0, g.c, g.n, c1 - c0, g.dfc1_weight + c0, g.c);
 }
 
-// g1 = d s P + dz, g2 = d s Q, d beta = sum g1, d gamma = rstd sum(g2 + (m - mu) g1), and k1, k2, k3 of stream 2
+// g1 = d s P + dz, g2 = d s Q, d beta = sum g1, d gamma = rstd sum(g2 + (m - mu) g1), and k1, k2, k3 of pass 2
 template <class W>
-static void backward_coefficients(const GateBackwardArgs& g, int64_t c0, int64_t c1) {
+static void backward_coefficients(const ExcitationBackwardArgs& g, int64_t c0, int64_t c1) {
   const F inverse_s = splat(1.f / (float)g.s), inverse_ns = splat(1.f / (float)(g.n * g.s));
   sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
     const int64_t c = c0 + i;

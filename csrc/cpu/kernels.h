@@ -3,8 +3,8 @@
 // A "row" is a run of contiguous elements. In a contiguous tensor it is one (n, c) with its S positions, and a
 // coefficient is one number per row; in a channels_last tensor it is one (n, s) with its C channels, and coefficients
 // are vectors that all rows of a sample share. The suffixes _rows and _cols name the two.
-// Kernels are serial and never allocate; the drivers (moments.cpp, scale_shift_act.cpp, gate.cpp, tail.cpp) own the
-// threads.
+// Kernels are serial and never allocate; the operators (moments.cpp, scale_shift_act.cpp, excitation.cpp,
+// batch_norm_squeeze_excite.cpp) own the threads.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct ScaleShiftActArgs {
   const float* shift;
   int64_t rows, len;
   OutAct out_act;
-  bool past_caches;  // y is too large for them: see streams.h
+  bool past_caches;  // y is too large for them: see passes.h
 };
 
 // dr = dy * act'; P = sum dr; Q = sum dr * (x - mean).
@@ -36,7 +36,7 @@ struct MomentsBackwardArgs {
   const float* scale;    // recomputed(out_act), or `added`
   const float* shift;
   const float* added;  // to dy; may be null, and with it there is no residual
-  void* dr;            // may be null: then stream 2 takes dy and the mask again
+  void* dr;            // may be null: then pass 2 takes dy and the mask again
   float* p;            // _rows: [rows]; _cols: [len]
   float* q;
   int64_t rows, len;
@@ -70,7 +70,7 @@ struct ScaleShiftActMeanArgs {
   bool past_caches;
 };
 
-struct StreamKernels {
+struct PassKernels {
   // mean[row] and m2[row] = sum (x - mean)^2 over the row; m2 may be null: inference needs the means alone
   void (*moments_rows)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
   // the same per column, over the rows
@@ -86,7 +86,7 @@ struct StreamKernels {
 };
 
 // Everything per (n, c), float32. Absent things are null: no batch norm -> a, b; no drop path -> drop.
-struct GateArgs {
+struct ExcitationArgs {
   int64_t n, c, r;
   const float* mean;       // (N, C)
   const float* a;          // (C,)   u = a * x + b is the normalised map
@@ -101,12 +101,12 @@ struct GateArgs {
   float* z;       // (N, C) squeeze of u
   float* hidden;  // (N, R) before the activation
   float* active;  // (N, R) after it
-  float* factor;  // (N, C) the gate
+  float* factor;  // (N, C) the gate's value
   float* scale;   // (N, C) = drop * factor * a
   float* shift;   // (N, C) = drop * factor * b
 };
 
-struct GateBackwardArgs {
+struct ExcitationBackwardArgs {
   int64_t n, c, r, s;
   const float* mean;    // (N, C)
   const float* factor;  // (N, C); null without squeeze-excite
@@ -139,17 +139,17 @@ struct GateBackwardArgs {
   float* k3;  // (N, C)
 };
 
-// Ranges are halves of the loop that the driver splits between threads; each element belongs to exactly one range.
-struct GateKernels {
-  void (*squeeze)(const GateArgs&, int64_t c0, int64_t c1);
-  void (*fc1)(const GateArgs&, int64_t r0, int64_t r1);
-  void (*fc2)(const GateArgs&, int64_t c0, int64_t c1);
-  void (*scale_shift)(const GateArgs&, int64_t c0, int64_t c1);                    // without squeeze-excite
-  void (*activate)(const GateBackwardArgs&);                                       // active, from hidden
-  void (*backward_fc2)(const GateBackwardArgs&, int64_t c0, int64_t c1);           // dq, dfc2
-  void (*backward_hidden)(const GateBackwardArgs&, int64_t n0, int64_t n1);        // dhidden
-  void (*backward_fc1)(const GateBackwardArgs&, int64_t c0, int64_t c1);           // dz, dfc1
-  void (*backward_coefficients)(const GateBackwardArgs&, int64_t c0, int64_t c1);  // dbn, k1, k2, k3
+// Ranges are halves of a loop that is split between threads; each element belongs to exactly one range.
+struct ExcitationKernels {
+  void (*squeeze)(const ExcitationArgs&, int64_t c0, int64_t c1);
+  void (*fc1)(const ExcitationArgs&, int64_t r0, int64_t r1);
+  void (*fc2)(const ExcitationArgs&, int64_t c0, int64_t c1);
+  void (*scale_shift)(const ExcitationArgs&, int64_t c0, int64_t c1);                    // without squeeze-excite
+  void (*activate)(const ExcitationBackwardArgs&);                                       // active, from hidden
+  void (*backward_fc2)(const ExcitationBackwardArgs&, int64_t c0, int64_t c1);           // dq, dfc2
+  void (*backward_hidden)(const ExcitationBackwardArgs&, int64_t n0, int64_t n1);        // dhidden
+  void (*backward_fc1)(const ExcitationBackwardArgs&, int64_t c0, int64_t c1);           // dz, dfc1
+  void (*backward_coefficients)(const ExcitationBackwardArgs&, int64_t c0, int64_t c1);  // dbn, k1, k2, k3
 };
 
 // Statistics of the batch from those of its samples: Chan's merge, no cancellation.
@@ -186,8 +186,8 @@ struct ProductPart {
 
 struct Kernels {
   const char* name;
-  StreamKernels stream[3];  // by element type: float, BFloat16, Half
-  GateKernels gate[3];      // by weight type
+  PassKernels passes[3];            // by element type: float, BFloat16, Half
+  ExcitationKernels excitation[3];  // by weight type
   void (*batch_norm)(const BatchNormArgs&, int64_t c0, int64_t c1);
   // (mean, m2) of `count` elements joined with those of `more`; vectors of length len; m2 may be null
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);

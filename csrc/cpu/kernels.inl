@@ -13,7 +13,7 @@
 
 #include "conv1x1_squeeze_excite.inl"
 
-#define SE_STREAM(T)                 \
+#define SE_PASSES(T)                 \
   {moments_rows<T>,                  \
    moments_cols<T>,                  \
    scale_shift_act_rows<T>,          \
@@ -24,21 +24,21 @@
    scale_shift_act_backward_cols<T>, \
    scale_shift_act_mean_rows<T>,     \
    scale_shift_act_mean_cols<T>}
-#define SE_GATE(W)     \
-  {squeeze,            \
-   fc1<W>,             \
-   fc2<W>,             \
-   scale_shift,        \
-   activate_hidden,    \
-   backward_fc2<W>,    \
-   backward_hidden<W>, \
-   backward_fc1<W>,    \
+#define SE_EXCITATION(W) \
+  {squeeze,              \
+   fc1<W>,               \
+   fc2<W>,               \
+   scale_shift,          \
+   activate_hidden,      \
+   backward_fc2<W>,      \
+   backward_hidden<W>,   \
+   backward_fc1<W>,      \
    backward_coefficients<W>}
 
 extern const Kernels kernels;
 const Kernels kernels = {SE_KERNELS_NAME,
-                         {SE_STREAM(float), SE_STREAM(BFloat16), SE_STREAM(Half)},
-                         {SE_GATE(float), SE_GATE(BFloat16), SE_GATE(Half)},
+                         {SE_PASSES(float), SE_PASSES(BFloat16), SE_PASSES(Half)},
+                         {SE_EXCITATION(float), SE_EXCITATION(BFloat16), SE_EXCITATION(Half)},
                          batch_norm,
                          merge,
                          add,

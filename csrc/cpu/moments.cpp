@@ -1,11 +1,11 @@
-// Stream 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
+// Pass 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
 // channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
 #include "chunks.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
 
-void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
+void moments(const PassKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2) {
   const char* const from = static_cast<const char*>(x);
   const int64_t c = layout.c, s = layout.s;
   if (!layout.channels_last) {
@@ -32,11 +32,11 @@ void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& 
       });
 }
 
-void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
+void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout) {
   const bool past = args.dr && past_caches(args.dr, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* p, float* q) {
     const RowStart at(layout, item, n, row);
-    MomentsBackwardArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.dy = at.elements(args.dy);
     g.x = at.elements(args.x);
     g.residual = at.elements(args.residual);
@@ -48,9 +48,6 @@ void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, i
     g.added = at.coefficients(args.added);
     g.p = p;
     g.q = q;
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     return g;
   };
   const int64_t c = layout.c;
@@ -85,8 +82,8 @@ namespace se_fused {
 
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Layout layout = layout_of(x, "x");
-  Tensor mean = cpu::new_float(x, {layout.n, layout.c}), m2 = cpu::new_float(x, {layout.n, layout.c});
-  cpu::moments(cpu::stream_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, cpu::floats(mean), cpu::floats(m2));
+  Tensor mean = new_float(x, {layout.n, layout.c}), m2 = new_float(x, {layout.n, layout.c});
+  cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, floats(mean), floats(m2));
   return {mean, m2};
 }
 
@@ -96,24 +93,23 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   const auto act = static_cast<OutAct>(out_act);
-  if (act == OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-  Tensor dr = want_dr ? torch::stable::empty_like(x) : cpu::new_nothing(x);
-  Tensor p = cpu::new_float(x, {layout.n, layout.c}), q = cpu::new_float(x, {layout.n, layout.c});
+  Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
+  Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
   cpu::MomentsBackwardArgs args{};
   args.dy = cpu::bytes(dy);
   args.x = cpu::bytes(x);
   args.residual = cpu::bytes(residual);
-  args.mask = act == OutAct::relu ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
+  args.mask = act == OutAct::relu ? mask_of(mask, layout) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
   args.scale = recomputed(act) ? float_vector(scale, nc, "scale") : nullptr;
   args.shift = recomputed(act) ? float_vector(shift, nc, "shift") : nullptr;
   args.dr = want_dr ? cpu::mutable_bytes(dr) : nullptr;
-  args.p = cpu::floats(p);
-  args.q = cpu::floats(q);
+  args.p = floats(p);
+  args.q = floats(q);
   args.out_act = act;
-  cpu::moments_backward(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }
 

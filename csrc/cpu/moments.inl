@@ -1,4 +1,4 @@
-// Stream 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
+// Pass 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
 
 // Sums are taken of differences from a first element (`shift`), so that rounding is of the values' spread and not of
 // their size; a mean's error is then that of its last rounding. Infinite and NaN elements are no shift.
@@ -155,7 +155,7 @@ static void moments_cols(const void* x, int64_t rows, int64_t len, float* mean, 
             : moments_cols_as<false>((const T*)x, rows, len, mean, m2);
 }
 
-// Stream 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean); with `added`, dr = (dy + added) * act', and
+// Pass 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean); with `added`, dr = (dy + added) * act', and
 // relu's derivative is found from the sum before it, like that of the others.
 template <OutAct act, bool added>
 constexpr bool kFromSum = recomputed(act) || (added && act == OutAct::relu);
@@ -174,7 +174,7 @@ SE_INLINE F out_act_backward(A a, const T* dy, const T* residual, const uint8_t*
   } else if constexpr (act == OutAct::relu) {
     return keep_bits(a.get_bits(mask, i), d);
   }
-  // Stream 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
+  // Pass 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
   if constexpr (with_added || recomputed(act)) d = rounded<T>(d);
   return d;
 }

@@ -1,12 +1,10 @@
-// Shared by the drivers: element types, parameters as float32, and how work is split between threads.
+// Shared by the operators: element types, parameters as float32, and how work is split between threads.
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <memory>
 
-#include "../tensor_checks.h"
+#include "../new_tensors.h"
 #include "kernels.h"
 
 namespace se_fused::cpu {
@@ -26,7 +24,7 @@ inline int type_index(const Tensor& t, const char* name) {
   }
 }
 
-inline const StreamKernels& stream_kernels(const Tensor& x) { return kernels().stream[type_index(x, "x")]; }
+inline const PassKernels& pass_kernels(const Tensor& x) { return kernels().passes[type_index(x, "x")]; }
 
 inline int64_t item_bytes(const Tensor& x) { return x.scalar_type() == ScalarType::Float ? 4 : 2; }
 
@@ -34,25 +32,15 @@ inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.co
 inline const char* bytes(const OptionalTensor& t) { return t ? bytes(*t) : nullptr; }
 inline char* mutable_bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
-inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-inline Tensor new_mask(const Tensor& x, const Layout& layout) {
-  return torch::stable::new_empty(x, {layout.rows() * layout.row_mask_bytes()}, ScalarType::Byte);
-}
-inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
-
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-// One block of uninitialised floats handed out in pieces: the scratch of a call.
+// One block of uninitialised floats handed out in parts: the scratch of a call.
 class Scratch {
  public:
   explicit Scratch(int64_t floats) : block_(new float[floats]), next_(block_.get()), end_(next_ + floats) {}
   float* take(int64_t count) {
-    float* const piece = next_;
+    float* const part = next_;
     next_ += count;
     STD_TORCH_CHECK(next_ <= end_, "internal error: scratch too small");
-    return piece;
+    return part;
   }
 
  private:
@@ -90,6 +78,15 @@ class RowStart {
   int64_t bytes_, mask_, coefficients_;
 };
 
+// A pass' arguments for so many rows; the pointers are still those of the whole map.
+template <class Args>
+Args rows_of(Args args, int64_t rows, const Layout& layout, bool past_caches) {
+  args.rows = rows;
+  args.len = layout.row_len();
+  args.past_caches = past_caches;
+  return args;
+}
+
 // f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
 template <class F>
 void for_sample_rows(const Layout& layout, const F& f) {
@@ -105,7 +102,7 @@ void for_sample_rows(const Layout& layout, const F& f) {
   });
 }
 
-// The same for stream 2, from each thread's end to its beginning: what stream 1 read last is still in that core's
+// The same for pass 2, from each thread's end to its beginning: what pass 1 read last is still in that core's
 // cache.
 template <class F>
 void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {

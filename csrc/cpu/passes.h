@@ -1,5 +1,4 @@
-// The four streams over raw memory: what the operators and the whole-op driver
-// share.
+// The passes over raw memory, which the operators of a pass and of the whole op share.
 #pragma once
 
 #include "parallel.h"
@@ -21,18 +20,18 @@ inline bool past_caches(const void* result, int64_t item, const Layout& layout, 
 }
 
 // mean, m2: (N, C); m2 may be null
-void moments(const StreamKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
+void moments(const PassKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
 
 // args.y may be args.x; y goes past the caches from so many bytes on. args.scale and args.shift: (N, C); rows and len
 // are filled in here, as are the pointers of each thread's share
-void scale_shift_act(const StreamKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
+void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from);
 
 // args.mean, scale, shift, p, q: (N, C)
-void moments_backward(const StreamKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout);
+void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout);
 
 // args.mean, k1, k2, k3: (N, C)
-void scale_shift_act_backward(const StreamKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
+void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
                               const Layout& layout);
 
 }  // namespace se_fused::cpu

@@ -3,10 +3,10 @@
 // Rows shorter or longer than a multiple of sixteen: the last step of a long row starts 16 before its end and repeats
 // some elements (`Overlap`); a row shorter than 16 goes through a buffer (`Partial`). Neither reads past the row.
 
-static const int32_t kTail[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
-                                  -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-static const int32_t kHead[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+static const int32_t kLastLanes[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+                                       -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const int32_t kFirstLanes[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                        0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
 
 SE_INLINE M lanes(const int32_t* table) {
   M m;
@@ -78,8 +78,8 @@ struct Overlap {  // the last `rest` lanes are new
   SE_INLINE void put(T* p, F v) {
     store(p, v);
   }
-  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kTail + rest), v); }
-  inline __attribute__((always_inline)) F own_or(F v, F old) const { return select(lanes(kTail + rest), v, old); }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kLastLanes + rest), v); }
+  inline __attribute__((always_inline)) F own_or(F v, F old) const { return select(lanes(kLastLanes + rest), v, old); }
   inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t i, uint32_t bits) const {
     uint8_t* const at = mask + (i + kLanes - rest) / 8;
     bits >>= kLanes - rest;
@@ -142,7 +142,7 @@ struct Partial {  // the row has only `rest` < 16 elements
     copy_elements(p, buffer, rest);
   }
 #endif
-  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kHead + kLanes - rest), v); }
+  inline __attribute__((always_inline)) F own(F v) const { return keep(lanes(kFirstLanes + kLanes - rest), v); }
   inline __attribute__((always_inline)) F own_or(F v, F) const { return v; }
   inline __attribute__((always_inline)) void put_bits(uint8_t* mask, int64_t, uint32_t bits) const {
     mask[0] = (uint8_t)bits;

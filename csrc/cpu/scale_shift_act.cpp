@@ -1,9 +1,9 @@
-// Stream 2 of both directions: one multiply-add per element with coefficients per (n, c).
+// Pass 2 of both directions: one multiply-add per element with coefficients per (n, c).
 #include "passes.h"
 
 namespace se_fused::cpu {
 
-void scale_shift_act(const StreamKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
+void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from) {
   const auto run = layout.channels_last ? k.scale_shift_act_cols : k.scale_shift_act_rows;
   const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;  // scale_shift_act_flat's
@@ -11,27 +11,24 @@ void scale_shift_act(const StreamKernels& k, ScaleShiftActArgs args, int64_t ite
   const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.x = at.elements(args.x);
     g.residual = at.elements(args.residual);
     g.y = at.elements(args.y);
     g.mask = at.mask(args.mask);
     g.scale = at.coefficients(args.scale);
     g.shift = at.coefficients(args.shift);
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     run(g);
   });
 }
 
-void scale_shift_act_backward(const StreamKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
+void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardArgs& args, int64_t item,
                               const Layout& layout) {
   const auto run = layout.channels_last ? k.scale_shift_act_backward_cols : k.scale_shift_act_backward_rows;
   const bool past = past_caches(args.dx, item, layout);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActBackwardArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.dr = at.elements(args.dr);
     g.mask = at.mask(args.mask);
     g.x = at.elements(args.x);
@@ -40,9 +37,6 @@ void scale_shift_act_backward(const StreamKernels& k, const ScaleShiftActBackwar
     g.k2 = at.coefficients(args.k2);
     g.k3 = at.coefficients(args.k3);
     g.dx = at.elements(args.dx);
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     run(g);
   });
 }
@@ -55,9 +49,9 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
                                            const Tensor& shift, int64_t out_act, bool save_mask) {
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x);
-  Tensor mask = save_mask ? cpu::new_mask(x, layout) : cpu::new_nothing(x);
+  Tensor mask = save_mask ? new_mask(x, layout) : new_nothing(x);
   cpu::ScaleShiftActArgs args{};
   args.x = cpu::bytes(x);
   args.residual = cpu::bytes(residual);
@@ -66,7 +60,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
   args.out_act = static_cast<OutAct>(out_act);
-  cpu::scale_shift_act(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
+  cpu::scale_shift_act(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};
 }
 
@@ -74,20 +68,18 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
                                 const Tensor& k1, const Tensor& k2, const Tensor& k3) {
   const Layout layout = layout_of(dr, "dr");
   const int64_t nc = layout.n * layout.c;
-  if (x) check_like(*x, dr, layout, "x");
-  const bool masked = mask.numel() != 0;
-  if (masked) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  check_like(x, dr, layout, "x");
   Tensor dx = torch::stable::empty_like(dr);
   cpu::ScaleShiftActBackwardArgs args{};
   args.dr = cpu::bytes(dr);
-  args.mask = masked ? reinterpret_cast<const uint8_t*>(cpu::bytes(mask)) : nullptr;
+  args.mask = mask.numel() ? mask_of(mask, layout) : nullptr;
   args.x = cpu::bytes(x);
   args.mean = float_vector(mean, nc, "mean");
   args.k1 = float_vector(k1, nc, "k1");
   args.k2 = float_vector(k2, nc, "k2");
   args.k3 = float_vector(k3, nc, "k3");
   args.dx = cpu::mutable_bytes(dx);
-  cpu::scale_shift_act_backward(cpu::stream_kernels(dr), args, cpu::item_bytes(dr), layout);
+  cpu::scale_shift_act_backward(cpu::pass_kernels(dr), args, cpu::item_bytes(dr), layout);
   return dx;
 }
 

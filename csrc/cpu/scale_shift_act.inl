@@ -1,4 +1,4 @@
-// Stream 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
+// Pass 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
 
 template <OutAct act, bool has_residual, class T, class A>
 SE_INLINE F scale_shift_act_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
@@ -65,7 +65,7 @@ static void scale_shift_act_flat(const ScaleShiftActArgs& g) {
     ++row;
     row_end += g.len;
     if (!left) continue;
-    const M mine = lanes(kHead + kLanes - left);
+    const M mine = lanes(kFirstLanes + kLanes - left);
     step(Full{}, i, select(mine, scale, splat(g.scale[row])), select(mine, shift, splat(g.shift[row])), g.past_caches);
     i += kLanes;
   }
@@ -96,7 +96,7 @@ static void scale_shift_act_cols(const ScaleShiftActArgs& g) {
   SE_BY_OUT_ACT(scale_shift_act_cols_as, T, g)
 }
 
-// Stream 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. Centred: k2 * x alone would cancel against k3.
+// Pass 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. Centred: k2 * x alone would cancel against k3.
 template <bool per_row, bool has_mask, bool has_x, class T>
 static void scale_shift_act_backward_as(const ScaleShiftActBackwardArgs& g) {
   const T *dr = (const T*)g.dr, *x = (const T*)g.x;

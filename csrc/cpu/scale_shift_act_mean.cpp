@@ -1,4 +1,4 @@
-// Stream 2 and the squeeze of its result in one, and the first half of its backward pass.
+// Pass 2 and the squeeze of its result in one, and the first half of its backward pass.
 #include "chunks.h"
 #include "passes.h"
 
@@ -6,20 +6,16 @@ namespace se_fused::cpu {
 namespace {
 
 // args.total: (N, C), left with the means; rows and len are filled in here, as are the pointers of each thread's share.
-void scale_shift_act_mean(const StreamKernels& k, const ScaleShiftActMeanArgs& args, int64_t item,
-                          const Layout& layout) {
+void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& args, int64_t item, const Layout& layout) {
   const bool past = past_caches(args.y, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* total) {
     const RowStart at(layout, item, n, row);
-    ScaleShiftActMeanArgs g = args;
+    auto g = rows_of(args, rows, layout, past);
     g.x = at.elements(args.x);
     g.y = at.elements(args.y);
     g.scale = at.coefficients(args.scale);
     g.shift = at.coefficients(args.shift);
     g.total = total;
-    g.rows = rows;
-    g.len = layout.row_len();
-    g.past_caches = past;
     return g;
   };
   const int64_t c = layout.c;
@@ -51,15 +47,15 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
                                                 int64_t out_act) {
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  Tensor y = torch::stable::empty_like(x), mean = cpu::new_float(x, {layout.n, layout.c});
+  Tensor y = torch::stable::empty_like(x), mean = new_float(x, {layout.n, layout.c});
   cpu::ScaleShiftActMeanArgs args{};
   args.x = cpu::bytes(x);
   args.y = cpu::mutable_bytes(y);
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
-  args.total = cpu::floats(mean);
+  args.total = floats(mean);
   args.out_act = static_cast<OutAct>(out_act);
-  if (layout.numel()) cpu::scale_shift_act_mean(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  if (layout.numel()) cpu::scale_shift_act_mean(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {y, mean};
 }
 
@@ -70,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   const int64_t nc = layout.n * layout.c;
   check_like(dy, x, layout, "dy");
   Tensor dr = torch::stable::empty_like(x);
-  Tensor p = cpu::new_float(x, {layout.n, layout.c}), q = cpu::new_float(x, {layout.n, layout.c});
+  Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
   cpu::MomentsBackwardArgs args{};
   args.dy = cpu::bytes(dy);
   args.x = cpu::bytes(x);
@@ -79,10 +75,10 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.shift = float_vector(shift, nc, "shift");
   args.added = float_vector(added, nc, "added");
   args.dr = cpu::mutable_bytes(dr);
-  args.p = cpu::floats(p);
-  args.q = cpu::floats(q);
+  args.p = floats(p);
+  args.q = floats(q);
   args.out_act = static_cast<OutAct>(out_act);
-  if (layout.numel()) cpu::moments_backward(cpu::stream_kernels(x), args, cpu::item_bytes(x), layout);
+  if (layout.numel()) cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }
 

@@ -271,7 +271,7 @@ SE_INLINE F keep_bits(uint32_t bits, F v) {
 }
 
 // A loop unrolled while it is parsed: arrays indexed by its counter stay in registers. (GCC 12 unrolls ordinary loops
-// too late for that: the matrix product of gate.inl ran at a quarter of its speed.)
+// too late for that: the matrix product of excitation.inl ran at a quarter of its speed.)
 template <int K>
 struct Index {
   static constexpr int value = K;

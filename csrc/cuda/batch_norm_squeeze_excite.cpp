@@ -4,19 +4,15 @@
 namespace se_fused::cuda {
 namespace {
 
-Excitation excitation(const OptionalTensor& fc1, const OptionalTensor& fc1_bias, const OptionalTensor& fc2,
-                      const OptionalTensor& fc2_bias, int64_t c, int64_t act, int64_t gate) {
-  Excitation fc{};
+ExcitationLayers layers_of(const OptionalTensor& fc1, const OptionalTensor& fc1_bias, const OptionalTensor& fc2,
+                           const OptionalTensor& fc2_bias, int64_t c, int64_t act, int64_t gate) {
+  ExcitationLayers fc{};
   fc.type = Type::float32;
   fc.act = static_cast<Act>(act);
   fc.gate = static_cast<Gate>(gate);
   if (!fc1) return fc;
-  const int64_t r = fc1->size(0);
-  STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+  const int64_t r = check_weights(*fc1, fc2, c);
   STD_TORCH_CHECK(r <= INT32_MAX / 2, "more squeezed channels than 2^30");
-  check_vector(*fc1, r * c, "fc1_weight");
-  check_vector(*fc2, c * r, "fc2_weight");
-  STD_TORCH_CHECK(fc1->scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
   fc.fc1_weight = data(*fc1);
   fc.fc2_weight = data(*fc2);
   fc.type = type_of(*fc1, "fc1_weight");
@@ -59,15 +55,15 @@ int64_t workspace_of(const Map& map, const Cut& cut, int r) {
          Workspace::rounded((int64_t)map.n * r) + kCounters;
 }
 
-// Stream 1 and the gate; scale and shift (N, C).
+// Pass 1 and excitation; scale and shift (N, C).
 void coefficients(const Place& place, const Tensor& x, const Map& map, const Cut& cut, const Norm& norm,
-                  const Excitation& fc, const Vector& drop, bool batch_stats, const Between& between,
+                  const ExcitationLayers& fc, const Vector& drop, bool batch_stats, const Between& between,
                   Workspace& scratch, ScaleShiftAct& second) {
   const int64_t nc = map.n * map.c;
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
   float* const parts = cut.splits == 1 && between.mean ? between.mean : scratch.take(cut.splits * nc);
   Moments first{data(x), parts, batch_stats ? scratch.take(cut.splits * nc) : nullptr, counters, map, cut};
-  GateForward g{};
+  Excitation g{};
   g.n = map.n;
   g.c = map.c;
   g.s = map.s;
@@ -97,7 +93,7 @@ void coefficients(const Place& place, const Tensor& x, const Map& map, const Cut
   second.by.shift = g.shift;
 }
 
-void run_grouped(const Place& place, const Tensor& x, Grouped g, const Whole& op, int blocks) {
+void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const InferenceParams& op, int blocks) {
   g.op = op;
   const Map& map = op.map;
   const int64_t nc = map.n * map.c, parts = map.by_rows() || g.splits == 1 ? 0 : g.splits * nc;
@@ -124,18 +120,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c;
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x);
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
-  const Excitation fc = excitation(fc1_weight, fc1_bias, fc2_weight, fc2_bias, c, act, gate);
+  const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, c, act, gate);
   Norm norm = norm_of(running_mean, running_var, bn_weight, bn_bias, c, eps);
-  const bool has_bn = batch_stats || running_mean, has_gate = fc.fc1_weight;
+  const bool has_bn = batch_stats || running_mean, has_excitation = fc.fc1_weight;
   if (batch_stats) norm.mean.data = norm.var.data = nullptr;
   const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
   const Tensor nothing = new_nothing(x);
   Tensor mask = save_mask ? new_mask(x, layout) : nothing, mean = save ? new_float(x, {n, c}) : nothing,
-         factor = save && has_gate ? new_float(x, {n, c}) : nothing,
-         hidden = save && has_gate ? new_float(x, {n, fc.r}) : nothing,
+         factor = save && has_excitation ? new_float(x, {n, c}) : nothing,
+         hidden = save && has_excitation ? new_float(x, {n, fc.r}) : nothing,
          stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : nothing;
   if (layout.numel()) {
     const auto given = [&](const Tensor& t) { return t.numel() ? floats(t) : nullptr; };
@@ -162,7 +158,7 @@ std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, i
   if (channels_last)
     map.mode = c % 8 ? Mode::cols_single : Mode::cols;
   else
-    map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_shifted : Mode::rows;
+    map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_unaligned : Mode::rows;
   return describe(plan_inference(map, (int)r, true, device_of((int)device), forced_path()), map, (int)r);
 }
 
@@ -188,10 +184,10 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   check_like(y, x, layout, "y");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   if (!layout.numel()) return;
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
-  const Excitation fc = excitation(fc1_weight, fc1_bias, fc2_weight, fc2_bias, layout.c, act, gate);
+  const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, layout.c, act, gate);
   const Norm norm = norm_of(running_mean, running_var, bn_weight, bn_bias, layout.c, eps);
   const Vector drop = vector_of(drop_path_scale, layout.n, "drop_path_scale");
   ScaleShiftAct second = scale_shift_act_args(map, x, residual, y, out_act);
@@ -200,16 +196,16 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
     second.by.drop = drop;
     return place.run(second);
   }
-  const Whole op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
+  const InferenceParams op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
   const bool weights_fit = fc.type == map.type || fc.type == Type::float32;
   const InferencePlan plan = plan_inference(map, fc.r, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(), "' is forced, and cannot take this map: ", plan.refusal);
-  if (plan.path == Path::one_pass) {
-    OnePass g = plan.one_pass;
+  if (plan.path == Path::cluster_fused) {
+    ClusterFused g = plan.cluster_fused;
     g.op = op;
     return place.run(g);
   }
-  if (plan.path == Path::grouped) return run_grouped(place, x, plan.grouped, op, plan.blocks);
+  if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
   const Cut cut = cut_of(map, place.device);
   Workspace scratch(x, workspace_of(map, cut, fc.r));
   coefficients(place, x, map, cut, norm, fc, drop, false, {}, scratch, second);
@@ -226,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c, nc = n * c;
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
   const auto closing = static_cast<OutAct>(out_act);
   const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
@@ -234,8 +230,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const bool write_dr = from_sum || (want_dr && closing != OutAct::none);
   const Tensor nothing = new_nothing(x);
   Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
-  const Excitation fc = excitation(fc1_weight, {}, fc2_weight, {}, c, act, gate);
-  const bool has_gate = fc.fc1_weight;
+  const ExcitationLayers fc = layers_of(fc1_weight, {}, fc2_weight, {}, c, act, gate);
+  const bool has_excitation = fc.fc1_weight;
   const int64_t r = fc.r;
   // in the parameters' dtypes: a cast would be a launch more for each
   const auto like = [&](const OptionalTensor& t) {
@@ -243,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   };
   Tensor dbn_weight = like(bn_weight), dbn_bias = like(bn_bias);
   const auto weight = [&](std::initializer_list<int64_t> sizes) {
-    return has_gate ? torch::stable::new_empty(*fc1_weight, sizes) : nothing;
+    return has_excitation ? torch::stable::new_empty(*fc1_weight, sizes) : nothing;
   };
   Tensor dfc1_weight = weight({r, c}), dfc1_bias = weight({r}), dfc2_weight = weight({c, r}), dfc2_bias = weight({c});
 
@@ -253,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
 
-  GateBackward g{};
+  ExcitationBackward g{};
   g.n = n;
   g.c = map.c;
   g.s = map.s;
@@ -268,7 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.fc = fc;
   g.drop = vector_of(drop_path_scale, n, "drop_path_scale");
   g.batch_stats = batch_stats;
-  if (has_gate) {
+  if (has_excitation) {
     g.factor = float_vector(factor, nc, "factor");
     g.hidden = float_vector(hidden, n * r, "hidden");
     g.dq = scratch.take(nc);
@@ -280,10 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.x = data(x);
   first.residual = from_sum ? data(residual) : nullptr;
   first.mean = g.mean;
-  if (closing == OutAct::relu) {
-    check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
-    first.mask = static_cast<const uint8_t*>(data(mask));
-  }
+  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
   if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
   first.dr = write_dr ? mutable_data(dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);
@@ -312,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   ScaleShiftActBackward second{};
   second.dr = write_dr ? data(dr) : data(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? data(x) : nullptr;  // else k2 is zero: one stream less
+  second.x = batch_stats ? data(x) : nullptr;  // else k2 is zero: one read less
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;

@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
                           int64_t device);
 
-// Inference goes this way from now on, in the whole process: one_pass, grouped or separate; "" for the rule's. Returns
-// what it was.
+// Inference goes this way from now on, in the whole process: cluster_fused, l2_grouped or separate; "" for the rule's.
+// Returns what it was.
 std::string force_plan(std::string path);
 
 }  // namespace se_fused::cuda

@@ -1,15 +1,16 @@
-// The inference tail in one pass over x, for sm_90 and later: read x, read the residual, write y.
+// Inference of the block in one pass over x, for sm_90 and later: read x, read the residual, write y.
 //
-// A cluster holds whole samples in its blocks' shared memory, brought there by bulk copies; channel sums, the gate's
-// products and its result go from block to block through distributed shared memory. Slices lie as memory does: channels
-// of a sample in contiguous order (a block's sums are whole), positions in channels_last (sums are parts).
+// A cluster holds whole samples in its blocks' shared memory, brought there by bulk copies; channel sums, the
+// excitation's products and its result go from block to block through distributed shared memory. Partitions lie as
+// memory does: channels of a sample in contiguous order (a block's sums are whole), positions in channels_last (sums
+// are parts).
 //
 // Weights: each block reads the rows or columns of W1 and W2 that belong to its C / blocks channels, once for all
 // samples of the cluster. A cluster per sample would read 1 MB for each 0.2 MB sample at C = 2048 in 16 bits; plan.cpp
 // counts, and gives a cluster as many samples as fit.
 //
-//   sums of own slice | cluster | z of own channels, partial W1 z | cluster | hidden = sum of the parts, s of own
-//   channels | cluster | scale and shift of own slice, y
+//   sums of own partition | cluster | z of own channels, partial W1 z | cluster | hidden = sum of the parts, s of own
+//   channels | cluster | scale and shift of own partition, y
 #include "launch.cuh"
 #include "moments.cuh"
 #include "scale_shift_act.cuh"
@@ -19,27 +20,28 @@ namespace se_fused::cuda {
 // Where things lie in a block's shared memory, in bytes.
 struct Layout {
   size_t coefficients, work, barrier, all;
-  int length;                       // of the slice's coefficients
-  size_t z, partial, active, gate;  // in `work`, floats
+  int length;                              // of the partition's coefficients
+  size_t z, partial, active, scale_shift;  // in `work`, floats
 
-  SE_BOTH explicit Layout(const OnePass& g) {
+  SE_BOTH explicit Layout(const ClusterFused& g) {
     const Map& map = g.op.map;
     const size_t item = map.type == Type::float32 ? 4 : 2, r = g.op.fc.r;
-    length = map.by_rows() ? g.piece : map.c;
-    coefficients = ((size_t)g.piece * (map.by_rows() ? map.s : map.c) * item + 127) / 128 * 128;
+    length = map.by_rows() ? g.partition : map.c;
+    coefficients = ((size_t)g.partition * (map.by_rows() ? map.s : map.c) * item + 127) / 128 * 128;
     work = coefficients + 2 * sizeof(float) * length;
     z = 0;
     partial = z + (size_t)g.samples * g.channels;
     active = partial + g.samples * r;
-    gate = active + g.samples * r;
-    const size_t gate_end = gate + 2 * (size_t)g.samples * g.channels, columns = 8 * (size_t)g.threads;
-    const size_t floats = !map.by_rows() && columns > gate_end ? columns : gate_end;  // column_moments comes before
+    scale_shift = active + g.samples * r;
+    const size_t scale_shift_end = scale_shift + 2 * (size_t)g.samples * g.channels, columns = 8 * (size_t)g.threads;
+    const size_t floats =
+        !map.by_rows() && columns > scale_shift_end ? columns : scale_shift_end;  // column_moments comes before
     barrier = (work + sizeof(float) * floats + 15) / 16 * 16;
     all = barrier + 16;
   }
 };
 
-size_t shared_bytes(const OnePass& g) { return Layout(g).all; }
+size_t shared_bytes(const ClusterFused& g) { return Layout(g).all; }
 
 #ifdef SE_HAS_CLUSTERS
 // put(row, sample, sum over `length` of weights[row, .] x[sample, .]) for rows of a weight and the cluster's samples;
@@ -76,22 +78,22 @@ SE_DEVICE void products(const W* weights, int64_t stride, int rows, int length, 
 }
 
 template <class T, Mode mode>
-SE_DEVICE void one_pass(const OnePass& g) {
+SE_DEVICE void cluster_fused(const ClusterFused& g) {
   SE_SHARED(memory);
   constexpr bool by_rows = mode <= Mode::rows_single;
   const Layout layout(g);
   const Map& map = g.op.map;
-  const Excitation& fc = g.op.fc;
+  const ExcitationLayers& fc = g.op.fc;
   T* const x = reinterpret_cast<T*>(memory);
   float *const coefficients = reinterpret_cast<float*>(memory + layout.coefficients), *const sums = coefficients;
   float* const work = reinterpret_cast<float*>(memory + layout.work);
   float *const z = work + layout.z, *const partial = work + layout.partial, *const active = work + layout.active,
-               *const gate = work + layout.gate;
+               *const scale_shift = work + layout.scale_shift;
   BulkBarrier* const barrier = reinterpret_cast<BulkBarrier*>(memory + layout.barrier);
 
-  const int rank = (int)cluster_rank(), own = rank / g.share, begin = rank % g.share * g.piece;
+  const int rank = (int)cluster_rank(), own = rank / g.share, begin = rank % g.share * g.partition;
   const int64_t first = (int64_t)(blockIdx.x / g.blocks) * g.samples, n = first + own;
-  const int count = n < map.n ? max(min(g.piece, (by_rows ? map.c : map.s) - begin), 0) : 0;
+  const int count = n < map.n ? max(min(g.partition, (by_rows ? map.c : map.s) - begin), 0) : 0;
   const int64_t width = by_rows ? map.s : map.c, base = n * map.c * map.s + begin * width;
   const auto exists = [&](int p) { return first + p < map.n; };
 
@@ -131,7 +133,7 @@ SE_DEVICE void one_pass(const OnePass& g) {
     float mean = 0.f;
     if (exists(p)) {
       if constexpr (by_rows) {
-        mean = *map_shared(sums + c % g.piece, p * g.share + c / g.piece);
+        mean = *map_shared(sums + c % g.partition, p * g.share + c / g.partition);
       } else {
         for (int part = 0; part < g.share; ++part) mean += *map_shared(sums + c, p * g.share + part);
       }
@@ -163,8 +165,8 @@ SE_DEVICE void one_pass(const OnePass& g) {
                const float s = open_gate(fc.gate, sum + get_or(fc.fc2_bias, c, 0.f));
                const float ds = exists(p) ? s * get_or(g.op.drop, first + p, 1.f) : 0.f;
                const ChannelNorm u = channel_norm(g.op.norm, c);
-               gate[2 * (p * g.channels + row)] = ds * u.a;
-               gate[2 * (p * g.channels + row) + 1] = ds * u.b();
+               scale_shift[2 * (p * g.channels + row)] = ds * u.a;
+               scale_shift[2 * (p * g.channels + row) + 1] = ds * u.b();
              });
   });
   cluster_arrive();
@@ -172,7 +174,7 @@ SE_DEVICE void one_pass(const OnePass& g) {
 
   for (int i = (int)threadIdx.x; i < (by_rows ? count : map.c); i += (int)blockDim.x) {
     const int c = by_rows ? begin + i : i;
-    const float* const there = map_shared(gate + 2 * (own * g.channels + c % g.channels), c / g.channels);
+    const float* const there = map_shared(scale_shift + 2 * (own * g.channels + c % g.channels), c / g.channels);
     coefficients[i] = there[0];
     coefficients[layout.length + i] = there[1];
   }
@@ -185,7 +187,7 @@ SE_DEVICE void one_pass(const OnePass& g) {
   const Maps<T> maps{x, residual ? residual + base : nullptr, static_cast<T*>(g.op.y) + base};
   if constexpr (by_rows) {
     const int64_t vectors =
-        mode == Mode::rows_shifted ? ceil_div((int64_t)count * map.s, 8) : (int64_t)count * ceil_div(map.s, 8);
+        mode == Mode::rows_unaligned ? ceil_div((int64_t)count * map.s, 8) : (int64_t)count * ceil_div(map.s, 8);
     scale_shift_act_rows<mode, Use::shared>(
         maps, count, map.s, 0, vectors, g.op.out_act, nullptr, nullptr,
         [&](int64_t row) { return ScaleShift{coefficients[row], coefficients[layout.length + row]}; });
@@ -204,27 +206,27 @@ SE_DEVICE void one_pass(const OnePass& g) {
 #endif
 
 template <class T, Mode mode>
-SE_KERNEL(kThreadsOnePass, 2)
-one_pass_kernel(SE_CONSTANT OnePass g) {
+SE_KERNEL(kThreadsClusterFused, 2)
+cluster_fused_kernel(SE_CONSTANT ClusterFused g) {
 #ifdef SE_HAS_CLUSTERS
-  one_pass<T, mode>(g);
+  cluster_fused<T, mode>(g);
 #endif  // else nobody launches it: plan.cpp asks for the device's capability
 }
 
 template <class F>
-auto by_kernel(const OnePass& g, const F& f) {
+auto by_kernel(const ClusterFused& g, const F& f) {
   return by_type(g.op.map.type, [&](auto type) {
     using T = typename decltype(type)::type;
     switch (g.op.map.mode) {
-      case Mode::rows: return f(one_pass_kernel<T, Mode::rows>);
-      case Mode::rows_shifted: return f(one_pass_kernel<T, Mode::rows_shifted>);
-      default: return f(one_pass_kernel<T, Mode::cols>);
+      case Mode::rows: return f(cluster_fused_kernel<T, Mode::rows>);
+      case Mode::rows_unaligned: return f(cluster_fused_kernel<T, Mode::rows_unaligned>);
+      default: return f(cluster_fused_kernel<T, Mode::cols>);
     }
   });
 }
 
-Error launch(const OnePass& g, Stream stream) {
-  const Launch how{"one_pass", ceil_div(g.op.map.n, g.samples) * g.blocks, g.threads, shared_bytes(g), g.blocks};
+Error launch(const ClusterFused& g, Stream stream) {
+  const Launch how{"cluster_fused", ceil_div(g.op.map.n, g.samples) * g.blocks, g.threads, shared_bytes(g), g.blocks};
   return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
 }
 
@@ -232,7 +234,7 @@ Error launch(const OnePass& g, Stream stream) {
 template <class F>
 static void each_kernel(const F& f) {
   each_map([&](const Map& map, const std::string& name) {
-    OnePass g{};
+    ClusterFused g{};
     g.op.map = map;
     if (!is_single(map.mode)) by_kernel(g, [&](auto kernel) { f(kernel, name); });
   });
@@ -243,16 +245,17 @@ int largest_cluster(size_t shared_bytes) {
   for (; blocks > 1; blocks /= 2) {
     bool all = true;
     each_kernel([&](auto kernel, const std::string&) {
-      all = all && clusters_at_once(kernel, {"one_pass", blocks, kThreadsOnePass, shared_bytes, blocks});
+      all = all && clusters_at_once(kernel, {"cluster_fused", blocks, kThreadsClusterFused, shared_bytes, blocks});
     });
     if (all) break;
   }
   return blocks;
 }
 
-void list_one_pass(Instances& to) {
-  each_kernel(
-      [&](auto kernel, const std::string& name) { add(to, "one_pass " + name, kernel, kByShape, kThreadsOnePass); });
+void list_cluster_fused(Instances& to) {
+  each_kernel([&](auto kernel, const std::string& name) {
+    add(to, "cluster_fused " + name, kernel, kByShape, kThreadsClusterFused);
+  });
 }
 
 }  // namespace se_fused::cuda

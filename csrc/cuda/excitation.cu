@@ -1,8 +1,8 @@
-// Between the streams: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
+// Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 //
 // 1. statistics: per 32 channels, all samples. Splits are merged (Chan), the batch's statistics follow and move the
 //    running ones, and z = a (m - mu) + beta: a m + b would cancel where the mean is large beside the deviation.
-//    Without a gate, scale and shift too. Not run where there is nothing to do.
+//    Without squeeze-excite, scale and shift too. Not run where there is nothing to do.
 // 2. hidden: W1 z + b1.        3. excite: s, scale, shift.
 //
 // Each phase needs all of the one before it; tickets order them (tiles.cuh). se_fused/ops/excitation.py is the
@@ -14,10 +14,9 @@
 namespace se_fused::cuda {
 
 constexpr int kStatisticsC = 32;
-constexpr int kGateShared = kExciteShared;  // floats
 
 // mean and m2 of one (n, c), of its splits'.
-SE_DEVICE ScaleShift merged(const GateForward& g, const SplitWeights& weights, int64_t at, bool with_m2) {
+SE_DEVICE ScaleShift merged(const Excitation& g, const SplitWeights& weights, int64_t at, bool with_m2) {
   const int64_t stride = g.n * g.c, last = (g.splits - 1) * stride + at;
   float mean = g.mean_parts[at], m2 = 0.f;
   if (g.splits > 1) {
@@ -53,7 +52,7 @@ SE_DEVICE float sum_warps(float v, float* shared) {
   return sum;
 }
 
-static SE_DEVICE void statistics_tile(const GateForward& g, int tile, float* shared) {
+static SE_DEVICE void statistics_tile(const Excitation& g, int tile, float* shared) {
   const int c = tile * kStatisticsC + (int)threadIdx.x % kWarp, warp = (int)threadIdx.x / kWarp;
   const bool exists = c < g.c, batch = g.m2_parts != nullptr;
   ChannelNorm u = channel_norm(g.norm, exists ? c : 0);
@@ -110,12 +109,12 @@ static SE_DEVICE void statistics_tile(const GateForward& g, int tile, float* sha
 struct ForwardTiles {
   int statistics, r, hidden, c, all;
 
-  SE_BOTH explicit ForwardTiles(const GateForward& g) {
-    const bool gate = g.fc.fc1_weight != nullptr;
-    const bool needed = g.m2_parts || g.splits > 1 || g.norm.mean.data || !gate;
+  SE_BOTH explicit ForwardTiles(const Excitation& g) {
+    const bool has_excitation = g.fc.fc1_weight != nullptr;
+    const bool needed = g.m2_parts || g.splits > 1 || g.norm.mean.data || !has_excitation;
     statistics = needed ? (int)ceil_div(g.c, kStatisticsC) : 0;
-    r = gate ? (int)ceil_div(g.fc.r, kHiddenR) : 0;
-    c = gate ? (int)ceil_div(g.c, kExciteC) : 0;
+    r = has_excitation ? (int)ceil_div(g.fc.r, kHiddenR) : 0;
+    c = has_excitation ? (int)ceil_div(g.c, kExciteC) : 0;
     hidden = r * (int)ceil_div(g.n, kHiddenN);
     all = statistics + hidden + c * (int)ceil_div(g.n, kExciteN);
   }
@@ -123,10 +122,10 @@ struct ForwardTiles {
 
 template <class W>
 SE_KERNEL(kThreads, 1)
-gate_kernel(SE_CONSTANT GateForward g) {
+excitation_kernel(SE_CONSTANT Excitation g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
-  int* const slot = reinterpret_cast<int*>(shared + kGateShared);
+  int* const slot = reinterpret_cast<int*>(shared + kExciteShared);
   const ForwardTiles tiles(g);
   Norm norm = g.norm;
   if (g.m2_parts) norm.mean = {g.stats, Type::float32}, norm.var = {g.stats + g.c, Type::float32};
@@ -148,20 +147,20 @@ gate_kernel(SE_CONSTANT GateForward g) {
   }
 }
 
-constexpr size_t kSharedBytes = kGateShared * sizeof(float) + sizeof(int);
+constexpr size_t kSharedBytes = kExciteShared * sizeof(float) + sizeof(int);
 
-Error launch(const GateForward& g, int blocks, Stream stream) {
+Error launch(const Excitation& g, int blocks, Stream stream) {
   return by_type(g.fc.type, [&](auto type) {
     const int most = ForwardTiles(g).all;
-    return start(gate_kernel<typename decltype(type)::type>,
-                 {"gate", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
+    return start(excitation_kernel<typename decltype(type)::type>,
+                 {"excitation", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
   });
 }
 
-void list_gate(Instances& to) {
+void list_excitation(Instances& to) {
   for (const Type weights : kTypes)
     by_type(weights, [&](auto type) {
-      add(to, "gate " + name_of(weights), gate_kernel<typename decltype(type)::type>, (int)kSharedBytes);
+      add(to, "excitation " + name_of(weights), excitation_kernel<typename decltype(type)::type>, (int)kSharedBytes);
     });
 }
 

@@ -1,6 +1,6 @@
-// The gate's products. There are N C R of them in each (34 M at N = 128, C = 2048), nothing for the tensor cores: what
-// counts is that each phase has a tile for every multiprocessor, that weights are read by vectors and that few steps
-// wait for L2 (0.7 us each).
+// The excitation's products. There are N C R of them in each (34 M at N = 128, C = 2048), nothing for the tensor cores:
+// what counts is that each phase has a tile for every multiprocessor, that weights are read by vectors and that few
+// steps wait for L2 (0.7 us each).
 #pragma once
 
 #include "tiles.cuh"
@@ -34,7 +34,7 @@ constexpr int kHiddenN = 16, kHiddenR = 8;
 
 // `ahead`: steps whose loads are under way together; more where registers are free.
 template <class W, int ahead>
-SE_DEVICE void hidden_tile(const Excitation& fc, const float* z, float* hidden, int64_t first_n, int64_t end_n,
+SE_DEVICE void hidden_tile(const ExcitationLayers& fc, const float* z, float* hidden, int64_t first_n, int64_t end_n,
                            int first_r, int channels) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp;
   const int64_t n0 = first_n + warp / 2 * 4;
@@ -89,7 +89,7 @@ constexpr int kExciteN = 32, kExciteC = 32, kExciteStep = 64;
 constexpr int kExciteShared = kExciteN * kExciteStep;
 
 template <class W, int ahead>
-SE_DEVICE void excite_tile(const Excitation& fc, const float* hidden, const Norm& norm, const Vector& drop,
+SE_DEVICE void excite_tile(const ExcitationLayers& fc, const float* hidden, const Norm& norm, const Vector& drop,
                            float* factor, float* scale, float* shift, int64_t first_n, int64_t end_n, int first_c,
                            int channels, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp, c = first_c + lane;

@@ -1,5 +1,6 @@
-// The gate's backward: from P and Q, (splits, N, C), to the coefficients of dx and all parameters' gradients, in one
-// launch of three phases. The formulas are those of `gate_backward` in se_fused/ops/excitation.py.
+// The excitation's backward pass: from P and Q, (splits, N, C), to the coefficients of dx and all parameters'
+// gradients, in one launch of three phases. The formulas are those of `excitation_backward` in
+// se_fused/ops/excitation.py.
 //
 // 1. merge: the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
 // 2. dhidden = act'(hidden) (dq W2).
@@ -18,7 +19,7 @@ constexpr int kStep = 64, kPitch = kSamples + 4;  // of dhidden in shared memory
 constexpr int kShared = 4 * kSamples * kBlockC;   // floats: the weights' tile needs most
 static_assert(kShared >= kStep * kPitch && kShared >= kWarps * kDhiddenN * kDhiddenR);
 
-static SE_DEVICE void merge_tile(const GateBackward& g, int tile) {
+static SE_DEVICE void merge_tile(const ExcitationBackward& g, int tile) {
   const int64_t all = g.n * g.c, end = min((int64_t)(tile + 1) * kMergeTile, all);
   for (int64_t at = (int64_t)tile * kMergeTile + threadIdx.x; at < end; at += kThreads) {
     float p = 0.f, q = 0.f;
@@ -36,7 +37,7 @@ static SE_DEVICE void merge_tile(const GateBackward& g, int tile) {
 
 // Lanes: four along r, with a vector of W2's row each, eight along c; warps along c.
 template <class W>
-SE_DEVICE void dhidden_tile(const GateBackward& g, int64_t n0, int r0, float* shared) {
+SE_DEVICE void dhidden_tile(const ExcitationBackward& g, int64_t n0, int r0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp;
   const int r = r0 + 8 * (lane % 4), squeezed = g.fc.r;
   float total[kDhiddenN][8] = {};
@@ -75,16 +76,18 @@ SE_DEVICE void dhidden_tile(const GateBackward& g, int64_t n0, int r0, float* sh
 
 // Lanes along c, four samples a warp. dz waits in k3 between the two walks over the samples: the same thread reads it.
 template <class W>
-SE_DEVICE void channels_tile(const GateBackward& g, int c0, float* shared) {
+SE_DEVICE void channels_tile(const ExcitationBackward& g, int c0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, c = c0 + (int)threadIdx.x % kWarp, squeezed = g.fc.r;
-  const bool exists = c < g.c, gate = g.fc.fc1_weight != nullptr, norm = g.norm.mean.data != nullptr;
+  const bool exists = c < g.c, has_excitation = g.fc.fc1_weight != nullptr, norm = g.norm.mean.data != nullptr;
   const ChannelNorm u = channel_norm(g.norm, exists ? c : 0);
   const W* const weights = static_cast<const W*>(g.fc.fc1_weight);
-  const auto factor = [&](int64_t n) { return get_or(g.drop, n, 1.f) * (gate ? g.factor[n * g.c + c] : 1.f); };
+  const auto factor = [&](int64_t n) {
+    return get_or(g.drop, n, 1.f) * (has_excitation ? g.factor[n * g.c + c] : 1.f);
+  };
   float dbeta = 0.f, dgamma = 0.f;
   for (int64_t first = 0; first < g.n; first += kSamples) {
     float dz[4] = {};
-    for (int r0 = 0; gate && r0 < squeezed; r0 += kStep) {
+    for (int r0 = 0; has_excitation && r0 < squeezed; r0 += kStep) {
       __syncthreads();
       for (int i = (int)threadIdx.x; i < kSamples * kStep; i += kThreads) {
         const int64_t n = first + i / kStep;
@@ -107,7 +110,7 @@ SE_DEVICE void channels_tile(const GateBackward& g, int c0, float* shared) {
     for (int i = 0; i < 4; ++i)
       if (const int64_t n = first + 4 * warp + i; n < g.n) {
         const int64_t at = n * g.c + c;
-        if (gate) g.k3[at] = dz[i];
+        if (has_excitation) g.k3[at] = dz[i];
         if (norm) {
           const float ds = factor(n), g1 = ds * load_fresh(g.p + at) + dz[i];
           dbeta += g1;
@@ -139,13 +142,13 @@ SE_DEVICE void channels_tile(const GateBackward& g, int c0, float* shared) {
       if (const int64_t n = first + 4 * warp + i; n < g.n) {
         const int64_t at = n * g.c + c;
         g.k1[at] = u.a * factor(n);
-        g.k3[at] = u.a * ((gate ? g.k3[at] / positions : 0.f) - constant) + by_x * (g.mean[at] - u.mu);
+        g.k3[at] = u.a * ((has_excitation ? g.k3[at] / positions : 0.f) - constant) + by_x * (g.mean[at] - u.mu);
         if (g.k2) g.k2[at] = by_x;
       }
 }
 
 // Lanes along c, four squeezed channels a warp; each is summed over all samples.
-static SE_DEVICE void weights_tile(const GateBackward& g, int c0, int r0, float* shared) {
+static SE_DEVICE void weights_tile(const ExcitationBackward& g, int c0, int r0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp, squeezed = g.fc.r;
   float *const z = shared, *const dq = z + kSamples * kBlockC, *const h = dq + kSamples * kBlockC,
                *const dhidden = h + kSamples * kBlockR;
@@ -192,20 +195,20 @@ static SE_DEVICE void weights_tile(const GateBackward& g, int c0, int r0, float*
 struct BackwardTiles {
   int merge, r, hidden, c, weights_r, all;
 
-  SE_BOTH explicit BackwardTiles(const GateBackward& g) {
-    const bool gate = g.fc.fc1_weight != nullptr;
-    merge = gate || g.splits > 1 ? (int)ceil_div(g.n * g.c, kMergeTile) : 0;
-    r = gate ? (int)ceil_div(g.fc.r, kDhiddenR) : 0;
+  SE_BOTH explicit BackwardTiles(const ExcitationBackward& g) {
+    const bool has_excitation = g.fc.fc1_weight != nullptr;
+    merge = has_excitation || g.splits > 1 ? (int)ceil_div(g.n * g.c, kMergeTile) : 0;
+    r = has_excitation ? (int)ceil_div(g.fc.r, kDhiddenR) : 0;
     hidden = r * (int)ceil_div(g.n, kDhiddenN);
     c = (int)ceil_div(g.c, kBlockC);
-    weights_r = gate ? (int)ceil_div(g.fc.r, kBlockR) : 0;
+    weights_r = has_excitation ? (int)ceil_div(g.fc.r, kBlockR) : 0;
     all = merge + hidden + c + c * weights_r;
   }
 };
 
 template <class W>
 SE_KERNEL(kThreads, 1)
-gate_backward_kernel(SE_CONSTANT GateBackward g) {
+excitation_backward_kernel(SE_CONSTANT ExcitationBackward g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   int* const slot = reinterpret_cast<int*>(shared + kShared);
@@ -235,18 +238,18 @@ gate_backward_kernel(SE_CONSTANT GateBackward g) {
 
 constexpr size_t kSharedBytes = kShared * sizeof(float) + sizeof(int);
 
-Error launch(const GateBackward& g, int blocks, Stream stream) {
+Error launch(const ExcitationBackward& g, int blocks, Stream stream) {
   return by_type(g.fc.type, [&](auto type) {
     const int most = BackwardTiles(g).all;
-    return start(gate_backward_kernel<typename decltype(type)::type>,
-                 {"gate_backward", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
+    return start(excitation_backward_kernel<typename decltype(type)::type>,
+                 {"excitation_backward", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true}, stream, g);
   });
 }
 
-void list_gate_backward(Instances& to) {
+void list_excitation_backward(Instances& to) {
   for (const Type weights : kTypes)
     by_type(weights, [&](auto type) {
-      add(to, "gate_backward " + name_of(weights), gate_backward_kernel<typename decltype(type)::type>,
+      add(to, "excitation_backward " + name_of(weights), excitation_backward_kernel<typename decltype(type)::type>,
           (int)kSharedBytes);
     });
 }

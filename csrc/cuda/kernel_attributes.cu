@@ -9,8 +9,8 @@ namespace se_fused::cuda {
 
 static Instances all_instances() {
   Instances all;
-  for (const auto list : {list_moments, list_scale_shift_act, list_scale_shift_act_mean, list_gate, list_gate_backward,
-                          list_one_pass, list_grouped})
+  for (const auto list : {list_moments, list_scale_shift_act, list_scale_shift_act_mean, list_excitation,
+                          list_excitation_backward, list_cluster_fused, list_l2_grouped})
     list(all);
   return all;
 }

@@ -2,11 +2,11 @@
 //
 // A map (N, C, S) is rows of contiguous elements: (n, c) with its S positions in contiguous order, (n, s) with its C
 // channels in channels_last. A "vector" is eight neighbours. The mode says how vectors lie:
-//   rows          contiguous, S a multiple of 8: vectors never leave a row
-//   rows_shifted  contiguous, any S of 8 and more: vectors are those of the whole memory, and may belong to two rows
-//   rows_single   contiguous, anything else (S < 8, memory off 16 bytes): elements one by one
-//   cols          channels_last, C a multiple of 8
-//   cols_single   channels_last, anything else
+//   rows            contiguous, S a multiple of 8: vectors never leave a row
+//   rows_unaligned  contiguous, any S of 8 and more: vectors are those of the whole memory, and may belong to two rows
+//   rows_single     contiguous, anything else (S < 8, memory off 16 bytes): elements one by one
+//   cols            channels_last, C a multiple of 8
+//   cols_single     channels_last, anything else
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ namespace se_fused::cuda {
 
 SE_BOTH inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-enum class Mode : int { rows, rows_shifted, rows_single, cols, cols_single };
+enum class Mode : int { rows, rows_unaligned, rows_single, cols, cols_single };
 SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
 enum class Type : int { float32, bfloat16, float16 };
 
@@ -46,9 +46,9 @@ struct Map {
   SE_BOTH bool by_rows() const { return mode <= Mode::rows_single; }
 };
 
-// How a stream that sums is cut: each sum's positions into `splits` pieces of `span` (the last one has the rest), whose
-// sums lie at [split, n, c]. In rows a group of lanes has one piece of one row; in cols a block has `lanes` vectors of
-// channels and as many positions at a time as are left of its threads.
+// How a pass that sums is cut: each sum's positions into `splits` partitions of `span` (the last one has the rest),
+// whose sums lie at [split, n, c]. In rows a group of lanes has one partition of one row; in cols a block has `lanes`
+// vectors of channels and as many positions at a time as are left of its threads.
 struct Cut {
   int splits, span;
   int lanes;  // a power of two, at most 32
@@ -68,7 +68,7 @@ struct Coefficients {
   Vector drop;
 };
 
-// mean and, unless null, m2 = sum (x - mean)^2; zeroes the counters of the gate's launch.
+// mean and, unless null, m2 = sum (x - mean)^2; zeroes the counters of the excitation's launch.
 struct Moments {
   const void* x;
   float *mean, *m2;
@@ -125,8 +125,8 @@ struct ScaleShiftActMean {
   Cut cut;
 };
 
-// FC-act-FC-gate. Without fc1_weight: none.
-struct Excitation {
+// The excitation's two layers, FC-act-FC-gate. Without fc1_weight: none.
+struct ExcitationLayers {
   const void *fc1_weight, *fc2_weight;  // (R, C), (C, R)
   Type type;                            // theirs
   Vector fc1_bias, fc2_bias;
@@ -137,7 +137,7 @@ struct Excitation {
 };
 
 // From the splits' sums to scale and shift.
-struct GateForward {
+struct Excitation {
   int64_t n;
   int c, s;
   const float *mean_parts, *m2_parts;  // (splits, N, C); m2_parts null: statistics are given
@@ -148,7 +148,7 @@ struct GateForward {
   Result moved_var;
   float momentum, unbias;
   Norm norm;  // with m2_parts: weight, bias and eps; mean and var are found here
-  Excitation fc;
+  ExcitationLayers fc;
   Vector drop;
   float* z;       // (N, C) squeeze of u; mean itself without batch norm
   float* hidden;  // (N, R)
@@ -157,7 +157,7 @@ struct GateForward {
   int* counters;  // zero
 };
 
-struct GateBackward {
+struct ExcitationBackward {
   int64_t n;
   int c, s;
   const float *p_parts, *q_parts;  // (splits, N, C)
@@ -165,7 +165,7 @@ struct GateBackward {
   float *p, *q;  // (N, C); the parts themselves where there is one split
   const float *mean, *factor, *hidden;
   Norm norm;  // mean and var: the saved statistics
-  Excitation fc;
+  ExcitationLayers fc;
   Vector drop;
   bool batch_stats;
   float *dq, *dhidden;
@@ -174,40 +174,43 @@ struct GateBackward {
   int* counters;  // zero
 };
 
-// Inference, everything in one launch: one_pass.cu and grouped.cu.
-struct Whole {
+// Inference, everything in one launch: cluster_fused.cu and l2_grouped.cu.
+struct InferenceParams {
   const void *x, *residual;
   void* y;
   Norm norm;
-  Excitation fc;
+  ExcitationLayers fc;
   Vector drop;
   OutAct out_act;
   Map map;
 };
 
-// A cluster of `blocks` holds `samples` samples, each in `share` = blocks / samples blocks; a block holds `piece`
-// channels (rows) or positions (cols) of one sample, and computes the gate of `channels` channels of all the cluster's.
-struct OnePass {
-  Whole op;
-  int blocks, samples, share, piece, channels;
+// A cluster of `blocks` holds `samples` samples, each in `share` = blocks / samples blocks; a block holds a partition
+// of `partition` channels (rows) or positions (cols) of one sample, and computes the gate's values for `channels`
+// channels of all the cluster's samples.
+struct ClusterFused {
+  InferenceParams op;
+  int blocks, samples, share, partition, channels;
   int lanes;    // of a row's sum; in cols as in Cut
   int threads;  // of a block
 };
-constexpr int kSamplesOfCluster = 8;  // at most
-constexpr int kLargestCluster = 16;   // blocks; more than 8 are not every device's to place
-constexpr int kThreadsOnePass = 384;  // two blocks of a multiprocessor have 80 registers a thread then
+constexpr int kSamplesOfCluster = 8;       // at most
+constexpr int kLargestCluster = 16;        // blocks; more than 8 are not every device's to place
+constexpr int kThreadsClusterFused = 384;  // two blocks of a multiprocessor have 80 registers a thread then
 
-// Samples in groups that stay in L2; stream 1 of a group goes before stream 2 of the one before.
-struct Grouped {
-  Whole op;
-  int group;         // samples
-  int tile, splits;  // rows: of a tile, and tiles of a sample; cols: positions of a tile, and pieces of the positions
-  int lanes;         // of a row's sum; in cols as in Cut
+// Samples in groups that stay in L2; pass 1 of a group goes before pass 2 of the one before.
+struct L2Grouped {
+  InferenceParams op;
+  int group;  // samples
+  // rows: rows of a tile, and tiles of a sample; cols: positions of a tile, and partitions of a sample's positions
+  int tile, splits;
+  int lanes;                                       // of a row's sum; in cols as in Cut
   float *mean_parts, *z, *hidden, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R)
   int* counters;
 };
-// int32 that a grouped launch finds zero: tickets, three per group, and in cols one per sample and block of channels
-SE_BOTH inline int64_t counters_of(const Grouped& g) {
+// int32 that an l2_grouped launch finds zero: tickets, three per group, and in cols one per sample and block of
+// channels
+SE_BOTH inline int64_t counters_of(const L2Grouped& g) {
   const Map& map = g.op.map;
   return 1 + 3 * ceil_div(map.n, g.group) + (map.by_rows() ? 0 : map.n * ceil_div(map.c, 8 * g.lanes));
 }
@@ -221,13 +224,13 @@ Error launch(const ScaleShiftAct&, Stream);
 Error launch(const MomentsBackward&, Stream);
 Error launch(const ScaleShiftActBackward&, Stream);
 Error launch(const ScaleShiftActMean&, Stream);
-Error launch(const GateForward&, int blocks, Stream);
-Error launch(const GateBackward&, int blocks, Stream);
-Error launch(const OnePass&, Stream);
-Error launch(const Grouped&, int blocks, Stream);
+Error launch(const Excitation&, int blocks, Stream);
+Error launch(const ExcitationBackward&, int blocks, Stream);
+Error launch(const ClusterFused&, Stream);
+Error launch(const L2Grouped&, int blocks, Stream);
 
-// Shared memory of a block of the one-pass kernel.
-size_t shared_bytes(const OnePass&);
+// Shared memory of a block of the cluster_fused kernel.
+size_t shared_bytes(const ClusterFused&);
 // Of its clusters' sizes the largest that the current device can place, if each block has so much shared memory.
 int largest_cluster(size_t shared_bytes);
 

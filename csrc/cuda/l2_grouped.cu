@@ -1,10 +1,10 @@
-// The inference tail in three passes over memory where one_pass.cu cannot hold a sample or the device has no clusters:
-// samples go in groups, so that stream 2 of a group comes soon after its stream 1 and finds x in L2. Blocks stay and
-// take tickets (tiles.cuh); the tickets of round k are
+// Inference of the block in three passes over memory where cluster_fused.cu cannot hold a sample or the device has no
+// clusters: samples go in groups, so that pass 2 of a group comes soon after its pass 1 and finds x in L2. Blocks stay
+// and take tickets (tiles.cuh); the tickets of round k are
 //
-//     hidden(k - 1)   stream 1 (k)   excite(k - 1)   stream 2 (k - 2)
+//     hidden(k - 1)   pass 1 (k)   excite(k - 1)   pass 2 (k - 2)
 //
-// so that what a tile waits for lies a whole stream behind it. Between its two streams a group sees two more go by:
+// so that what a tile waits for lies a whole pass behind it. Between its two passes a group sees two more go by:
 // three groups of x are to lie in L2, beside the residual and y, which leave it first. plan.cpp sizes them.
 #include "excitation.cuh"
 #include "launch.cuh"
@@ -14,31 +14,31 @@
 namespace se_fused::cuda {
 
 constexpr int kColumnsShared = 8 * kThreads;  // floats, of column_moments without squares
-constexpr int kSharedGrouped = kColumnsShared > kExciteShared ? kColumnsShared : kExciteShared;
+constexpr int kSharedL2Grouped = kColumnsShared > kExciteShared ? kColumnsShared : kExciteShared;
 
 struct Rounds {
-  int groups, blocks, streams, r, c, hidden, excite, round, all;
+  int groups, blocks, passes, r, c, hidden, excite, round, all;
 
-  SE_BOTH explicit Rounds(const Grouped& g) {
+  SE_BOTH explicit Rounds(const L2Grouped& g) {
     const Map& map = g.op.map;
     groups = (int)ceil_div(map.n, g.group);
     blocks = map.by_rows() ? 1 : (int)ceil_div(map.c, 8 * g.lanes);
-    streams = g.group * blocks * g.splits;
+    passes = g.group * blocks * g.splits;
     r = (int)ceil_div(g.op.fc.r, kHiddenR);
     c = (int)ceil_div(map.c, kExciteC);
     hidden = r * (int)ceil_div(g.group, kHiddenN);
     excite = c * (int)ceil_div(g.group, kExciteN);
-    round = hidden + excite + 2 * streams;
+    round = hidden + excite + 2 * passes;
     all = (groups + 2) * round;
   }
 };
 
-// A tile of a stream: sample, and rows or block of channels and positions.
-struct StreamTile {
+// A tile of a pass: sample, and rows or block of channels and positions.
+struct PassTile {
   int64_t n;
   int block, split, begin, stop;
 
-  SE_DEVICE StreamTile(const Grouped& g, const Rounds& rounds, int turn, int tile) {
+  SE_DEVICE PassTile(const L2Grouped& g, const Rounds& rounds, int turn, int tile) {
     const int rest = tile / rounds.blocks;
     block = tile % rounds.blocks;
     split = rest % g.splits;
@@ -49,7 +49,7 @@ struct StreamTile {
 };
 
 template <class T, Mode mode>
-SE_DEVICE void sums_tile(const Grouped& g, const StreamTile& tile, const Rounds& rounds, float* shared, int* slot) {
+SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds& rounds, float* shared, int* slot) {
   const Map& map = g.op.map;
   const T* const x = static_cast<const T*>(g.op.x) + tile.n * map.c * map.s;
   if constexpr (mode <= Mode::rows_single) {
@@ -90,7 +90,7 @@ SE_DEVICE void sums_tile(const Grouped& g, const StreamTile& tile, const Rounds&
 }
 
 template <class T, Mode mode>
-SE_DEVICE void result_tile(const Grouped& g, const StreamTile& tile) {
+SE_DEVICE void result_tile(const L2Grouped& g, const PassTile& tile) {
   const Map& map = g.op.map;
   const int64_t row = tile.n * map.c, base = row * map.s;
   const T* const residual = static_cast<const T*>(g.op.residual);
@@ -98,8 +98,8 @@ SE_DEVICE void result_tile(const Grouped& g, const StreamTile& tile) {
                      static_cast<T*>(g.op.y) + base};
   if constexpr (mode <= Mode::rows_single) {
     const int64_t per_row = ceil_div(map.s, 8);
-    const int64_t first = mode == Mode::rows_shifted ? (int64_t)tile.begin * map.s / 8 : tile.begin * per_row;
-    const int64_t last = mode == Mode::rows_shifted ? ceil_div((int64_t)tile.stop * map.s, 8) : tile.stop * per_row;
+    const int64_t first = mode == Mode::rows_unaligned ? (int64_t)tile.begin * map.s / 8 : tile.begin * per_row;
+    const int64_t last = mode == Mode::rows_unaligned ? ceil_div((int64_t)tile.stop * map.s, 8) : tile.stop * per_row;
     scale_shift_act_rows<mode, Use::last>(
         maps, map.c, map.s, first, last, g.op.out_act, nullptr, nullptr,
         [&](int64_t c) { return ScaleShift{load_fresh(g.scale + row + c), load_fresh(g.shift + row + c)}; });
@@ -116,10 +116,10 @@ SE_DEVICE void result_tile(const Grouped& g, const StreamTile& tile) {
 }
 
 template <class T, Mode mode, class W>
-SE_DEVICE void grouped(const Grouped& g) {
+SE_DEVICE void l2_grouped(const L2Grouped& g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
-  int* const slot = reinterpret_cast<int*>(shared + kSharedGrouped);
+  int* const slot = reinterpret_cast<int*>(shared + kSharedL2Grouped);
   const Rounds rounds(g);
   const Map& map = g.op.map;
   const auto counter = [&](int turn, int which) { return g.counters + 1 + 3 * turn + which; };
@@ -128,16 +128,16 @@ SE_DEVICE void grouped(const Grouped& g) {
     if (tile < rounds.hidden) {
       if (--turn < 0 || turn >= rounds.groups) continue;
       const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
-      wait(counter(turn, 0), rounds.streams);
+      wait(counter(turn, 0), rounds.passes);
       hidden_tile<W, 1>(g.op.fc, g.z, g.hidden, first + tile / rounds.r * kHiddenN, end, tile % rounds.r * kHiddenR,
                         map.c);
       done(counter(turn, 1));
-    } else if ((tile -= rounds.hidden) < rounds.streams) {
+    } else if ((tile -= rounds.hidden) < rounds.passes) {
       if (turn >= rounds.groups) continue;
-      const StreamTile at(g, rounds, turn, tile);
+      const PassTile at(g, rounds, turn, tile);
       if (at.n < map.n) sums_tile<T, mode>(g, at, rounds, shared, slot);
       done(counter(turn, 0));
-    } else if ((tile -= rounds.streams) < rounds.excite) {
+    } else if ((tile -= rounds.passes) < rounds.excite) {
       if (--turn < 0 || turn >= rounds.groups) continue;
       const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
       wait(counter(turn, 1), rounds.hidden);
@@ -146,7 +146,7 @@ SE_DEVICE void grouped(const Grouped& g) {
       done(counter(turn, 2));
     } else {
       if ((turn -= 2) < 0) continue;
-      const StreamTile at(g, rounds, turn, tile - rounds.excite);
+      const PassTile at(g, rounds, turn, tile - rounds.excite);
       if (at.n >= map.n) continue;
       wait(counter(turn, 2), rounds.excite);
       result_tile<T, mode>(g, at);
@@ -157,51 +157,51 @@ SE_DEVICE void grouped(const Grouped& g) {
 // Blocks of a multiprocessor that registers are to allow: two where nothing spills then. 256 threads with 64 bytes each
 // under way are 16 KB; an A100 needs 10 KB of each multiprocessor (1.55 TB/s, 0.7 us), an H200 23 KB.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
-constexpr int kBlocksGrouped = 1;
+constexpr int kBlocksL2Grouped = 1;
 #else
-constexpr int kBlocksGrouped = 2;
+constexpr int kBlocksL2Grouped = 2;
 #endif
 
 // x and the weights have one dtype, or the weights are float32: other pairs take separate launches (plan.cpp).
 template <class T, Mode mode, class W>
-SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksGrouped)
-grouped_kernel(SE_CONSTANT Grouped g) {
-  grouped<T, mode, W>(g);
+SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksL2Grouped)
+l2_grouped_kernel(SE_CONSTANT L2Grouped g) {
+  l2_grouped<T, mode, W>(g);
 }
 
 template <class F>
-auto by_kernel(const Grouped& g, const F& f) {
+auto by_kernel(const L2Grouped& g, const F& f) {
   return by_type(g.op.map.type, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto with = [&](auto weight) {
       using W = typename decltype(weight)::type;
       switch (g.op.map.mode) {
-        case Mode::rows: return f(grouped_kernel<T, Mode::rows, W>);
-        case Mode::rows_shifted: return f(grouped_kernel<T, Mode::rows_shifted, W>);
-        default: return f(grouped_kernel<T, Mode::cols, W>);
+        case Mode::rows: return f(l2_grouped_kernel<T, Mode::rows, W>);
+        case Mode::rows_unaligned: return f(l2_grouped_kernel<T, Mode::rows_unaligned, W>);
+        default: return f(l2_grouped_kernel<T, Mode::cols, W>);
       }
     };
     return g.op.fc.type == Type::float32 ? with(TypeTag<float>{}) : with(type);
   });
 }
 
-constexpr size_t kSharedBytes = kSharedGrouped * sizeof(float) + sizeof(int);
+constexpr size_t kSharedBytes = kSharedL2Grouped * sizeof(float) + sizeof(int);
 
-Error launch(const Grouped& g, int blocks, Stream stream) {
+Error launch(const L2Grouped& g, int blocks, Stream stream) {
   const int most = Rounds(g).all;
-  const Launch how{"grouped", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true};
+  const Launch how{"l2_grouped", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true};
   return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
 }
 
-void list_grouped(Instances& to) {
+void list_l2_grouped(Instances& to) {
   each_map([&](const Map& map, const std::string& name) {
     if (is_single(map.mode)) return;
-    Grouped g{};
+    L2Grouped g{};
     g.op.map = map;
     const auto add_with = [&](Type weights) {
       g.op.fc.type = weights;
       by_kernel(g, [&](auto kernel) {
-        add(to, "grouped " + name + ", weights " + name_of(weights), kernel, (int)kSharedBytes);
+        add(to, "l2_grouped " + name + ", weights " + name_of(weights), kernel, (int)kSharedBytes);
       });
     };
     add_with(Type::float32);

@@ -126,7 +126,7 @@ auto by_type_and_mode(const Map& map, const F& f) {
   return by_type(map.type, [&](auto type) {
     switch (map.mode) {
       case Mode::rows: return f(type, ModeTag<Mode::rows>{});
-      case Mode::rows_shifted: return f(type, ModeTag<Mode::rows_shifted>{});
+      case Mode::rows_unaligned: return f(type, ModeTag<Mode::rows_unaligned>{});
       case Mode::rows_single: return f(type, ModeTag<Mode::rows_single>{});
       case Mode::cols: return f(type, ModeTag<Mode::cols>{});
       default: return f(type, ModeTag<Mode::cols_single>{});
@@ -134,7 +134,7 @@ auto by_type_and_mode(const Map& map, const F& f) {
   });
 }
 
-// ---- every instance of the kernels, for attributes.cu
+// ---- every instance of the kernels, for kernel_attributes.cu
 struct Instance {
   std::string name;
   const void* kernel;
@@ -158,7 +158,7 @@ inline std::string name_of(Type type) {
 // f(a map of each type and mode, and both as text)
 template <class F>
 void each_map(const F& f) {
-  constexpr const char* modes[] = {"rows", "rows_shifted", "rows_single", "cols", "cols_single"};
+  constexpr const char* modes[] = {"rows", "rows_unaligned", "rows_single", "cols", "cols_single"};
   for (const Type type : kTypes)
     for (int mode = 0; mode < 5; ++mode) f(Map{1, 1, 1, (Mode)mode, type}, name_of(type) + " " + modes[mode]);
 }
@@ -166,9 +166,9 @@ void each_map(const F& f) {
 void list_moments(Instances&);
 void list_scale_shift_act(Instances&);
 void list_scale_shift_act_mean(Instances&);
-void list_gate(Instances&);
-void list_gate_backward(Instances&);
-void list_one_pass(Instances&);
-void list_grouped(Instances&);
+void list_excitation(Instances&);
+void list_excitation_backward(Instances&);
+void list_cluster_fused(Instances&);
+void list_l2_grouped(Instances&);
 
 }  // namespace se_fused::cuda

@@ -1,4 +1,4 @@
-// Stream 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
+// Pass 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 #include "moments.cuh"
 
 #include "partition.cuh"
@@ -7,7 +7,7 @@ namespace se_fused::cuda {
 
 // Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
 SE_BOTH constexpr int blocks_of_moments(Mode mode) {
-  return mode == Mode::rows ? 4 : mode == Mode::rows_shifted ? 3 : 2;
+  return mode == Mode::rows ? 4 : mode == Mode::rows_unaligned ? 3 : 2;
 }
 
 template <class T, Mode mode, bool with_m2>
@@ -16,7 +16,7 @@ moments_kernel(SE_CONSTANT Moments g) {
   clear(g.counters);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
-    const Piece p(g.map, g.cut);
+    const RowPartition p(g.map, g.cut);
     const ScaleShift found = row_moments<mode, Use::keep, with_m2>(x, p.row, g.map.s, p.begin, p.stop,
                                                                    g.map.n * g.map.c * g.map.s, g.cut.lanes);
     if (p.exists && threadIdx.x % g.cut.lanes == 0) {
@@ -25,7 +25,7 @@ moments_kernel(SE_CONSTANT Moments g) {
     }
   } else {
     SE_SHARED(shared);
-    const SumSlab s(g.map, g.cut);
+    const ColumnPartition s(g.map, g.cut);
     const Columns at(g.cut.lanes, s.columns, g.map.c);
     const int64_t out = (s.split * g.map.n + s.n) * g.map.c;
     column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at,
@@ -36,7 +36,7 @@ moments_kernel(SE_CONSTANT Moments g) {
   }
 }
 
-// dr of a vector, from dy, x and what the activation needs; rounded, because stream 2 reads the rounded one.
+// dr of a vector, from dy, x and what the activation needs; rounded, because pass 2 reads the rounded one.
 template <class T, bool from_sum>
 SE_DEVICE void slope(OutAct out_act, float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
                      const float (&scale)[8], const float (&shift)[8], const float (&added)[8]) {
@@ -66,19 +66,19 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   const T *const dy = static_cast<const T*>(g.dy), *const x = static_cast<const T*>(g.x);
   const T* const residual = static_cast<const T*>(g.residual);
   T* const dr = static_cast<T*>(g.dr);
-  const Piece piece(map, g.cut);
-  const Window<mode> window(piece.row, map.s, piece.begin, piece.stop);
+  const RowPartition part(map, g.cut);
+  const Window<mode> window(part.row, map.s, part.begin, part.stop);
   const int64_t rows = map.n * map.c, total = rows * map.s, limit = window.limit(total);
   const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes, width = (map.s + 7) / 8;
-  const float mean = g.mean[piece.row];
+  const float mean = g.mean[part.row];
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
   float own_added = 0.f, next_added = 0.f;
   if constexpr (from_sum) {
-    own = coefficients(g.by, piece.row / map.c, (int)(piece.row % map.c), map.c);
-    const int64_t after = min(piece.row + 1, rows - 1);
-    if (mode == Mode::rows_shifted) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
+    own = coefficients(g.by, part.row / map.c, (int)(part.row % map.c), map.c);
+    const int64_t after = min(part.row + 1, rows - 1);
+    if (mode == Mode::rows_unaligned) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
     if (g.added) {
-      own_added = g.added[piece.row];
+      own_added = g.added[part.row];
       next_added = g.added[after];
     }
   }
@@ -95,9 +95,9 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
         if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual, at, limit);
         bits[u] = 0xff;
         if (!from_sum && g.mask) {
-          const int position = (int)(at - piece.row * map.s);
-          bits[u] = mode == Mode::rows_shifted ? shifted_bits(g.mask, piece.row, rows, position, map.s)
-                                               : g.mask[piece.row * width + position / 8];
+          const int position = (int)(at - part.row * map.s);
+          bits[u] = mode == Mode::rows_unaligned ? unaligned_bits(g.mask, part.row, rows, position, map.s)
+                                                 : g.mask[part.row * width + position / 8];
         }
       }
 #pragma unroll
@@ -111,13 +111,13 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (!from_sum || !residual) r[j] = 0.f;
-        const bool mine = mode != Mode::rows_shifted || at + j < (piece.row + 1) * map.s;
+        const bool mine = mode != Mode::rows_unaligned || at + j < (part.row + 1) * map.s;
         scale[j] = mine ? own.scale : next.scale;
         shift[j] = mine ? own.shift : next.shift;
         added[j] = mine ? own_added : next_added;
       }
       slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
-      // A vector that two rows or two pieces share is written by the one that holds its first element.
+      // A vector that two rows or two partitions share is written by the one that holds its first element.
       if (dr && window.holds(at)) store<mode>(dr, at, limit, d);
       const bool whole = window.whole(at);
 #pragma unroll
@@ -127,7 +127,7 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   }
   p = sum_lanes(p, lanes);
   q = sum_lanes(q, lanes);
-  if (piece.exists && lane == 0) g.p[piece.at(map)] = p, g.q[piece.at(map)] = q;
+  if (part.exists && lane == 0) g.p[part.at(map)] = p, g.q[part.at(map)] = q;
 }
 
 template <class T, Mode mode, bool from_sum>
@@ -136,35 +136,35 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const Map& map = g.map;
-  const SumSlab slab(map, g.cut);
-  const Columns at(g.cut.lanes, slab.columns, map.c);
-  const int64_t base = slab.n * map.s * map.c;
+  const ColumnPartition part(map, g.cut);
+  const Columns at(g.cut.lanes, part.columns, map.c);
+  const int64_t base = part.n * map.s * map.c;
   const T *const dy = static_cast<const T*>(g.dy) + base, *const x = static_cast<const T*>(g.x) + base;
   const T* const residual = g.residual ? static_cast<const T*>(g.residual) + base : nullptr;
   T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
   const int width = (map.c + 7) / 8;
-  const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + at.channel / 8 : nullptr;
+  const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + at.channel / 8 : nullptr;
   float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     p[j] = q[j] = mean[j] = scale[j] = shift[j] = added[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
-      mean[j] = g.mean[slab.n * map.c + c];
+      mean[j] = g.mean[part.n * map.c + c];
       if constexpr (from_sum) {
-        const ScaleShift by = coefficients(g.by, slab.n, c, map.c);
+        const ScaleShift by = coefficients(g.by, part.n, c, map.c);
         scale[j] = by.scale;
         shift[j] = by.shift;
-        if (g.added) added[j] = g.added[slab.n * map.c + c];
+        if (g.added) added[j] = g.added[part.n * map.c + c];
       }
     }
   }
   if (at.exists)
-    for (int position = slab.begin + at.step; position < slab.stop; position += kLoads * at.steps) {
+    for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
       uint32_t bits[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (const int64_t s = position + u * at.steps; s < slab.stop) {
+        if (const int64_t s = position + u * at.steps; s < part.stop) {
           raw_dy[u] = load<mode, Use::last>(dy + s * map.c, at.channel, map.c);
           raw_x[u] = load<mode, Use::keep>(x + s * map.c, at.channel, map.c);
           if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
@@ -173,7 +173,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t s = position + u * at.steps;
-        if (s >= slab.stop) continue;
+        if (s >= part.stop) continue;
         float d[8], v[8], r[8];
         unpack(raw_dy[u], d);
         unpack(raw_x[u], v);
@@ -195,7 +195,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
     shared_q[at.step * channels + at.lane * 8 + j] = q[j];
   }
   __syncthreads();
-  const int64_t out = (slab.split * map.n + slab.n) * map.c;
+  const int64_t out = (part.split * map.n + part.n) * map.c;
   for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
     float sum_p = 0.f, sum_q = 0.f;
     for (int step = 0; step < at.steps; ++step)

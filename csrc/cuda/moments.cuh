@@ -1,4 +1,4 @@
-// Stream 1 of the forward pass for one tile: mean and m2 = sum (x - mean)^2.
+// Pass 1 of the forward pass for one tile: mean and m2 = sum (x - mean)^2.
 //
 // Sums are of differences from the tile's first element of that channel, so that rounding is of the spread and not of
 // the size; if that element is not finite, from 0. Squares: the mean of each chunk of a thread (up to 32 elements, in

@@ -31,7 +31,7 @@ class OncePerKernel {
     std::atomic<const void*> kernel{};
     std::atomic<uint64_t> devices{};  // a bit each
   };
-  static constexpr size_t kSlots = 64;  // the one-pass kernel, the only one that asks, has nine instances
+  static constexpr size_t kSlots = 64;  // the cluster_fused kernel, the only one that asks, has nine instances
 
   static size_t first(const void* kernel) { return reinterpret_cast<uintptr_t>(kernel) / 16 % kSlots; }
 

@@ -1,4 +1,4 @@
-// How the blocks of a stream that sums lie over a map: pieces of positions, one sum each.
+// How the blocks of a pass that sums lie over a map: partitions of the positions, one sum each.
 #pragma once
 
 #include "launch.cuh"
@@ -6,13 +6,13 @@
 
 namespace se_fused::cuda {
 
-// One piece of one row for a group of lanes.
-struct Piece {
+// One partition of one row for a group of lanes.
+struct RowPartition {
   int64_t row;
   int split, begin, stop;
   bool exists;
 
-  SE_DEVICE Piece(const Map& map, const Cut& cut) {
+  SE_DEVICE RowPartition(const Map& map, const Cut& cut) {
     const int64_t rows = map.n * map.c;
     const int64_t unit = (int64_t)blockIdx.x * (blockDim.x / cut.lanes) + threadIdx.x / cut.lanes;
     exists = unit < rows * cut.splits;
@@ -21,16 +21,16 @@ struct Piece {
     begin = split * cut.span;
     stop = exists ? min(begin + cut.span, map.s) : begin;  // nothing to do, but shuffles need all lanes
   }
-  // of this piece's sum in (splits, N, C)
+  // of this partition's sum in (splits, N, C)
   SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
 };
 
-// One piece of one sample's positions for a block.
-struct SumSlab {
+// One partition of one sample's positions for a block.
+struct ColumnPartition {
   int64_t n;
   int split, begin, stop, columns;
 
-  SE_DEVICE SumSlab(const Map& map, const Cut& cut) {
+  SE_DEVICE ColumnPartition(const Map& map, const Cut& cut) {
     const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
     const int64_t rest = blockIdx.x / blocks;
     columns = (int)(blockIdx.x % blocks);  // neighbours in memory are neighbours in time

@@ -1,4 +1,4 @@
-// The streams as operators: shapes, memory, one launch each; and one that joins the sums of splits.
+// The passes as operators: shapes, memory, one launch each; and one that joins the sums of splits.
 #include "torch_host.h"
 
 namespace se_fused {
@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  if (residual) check_like(*residual, x, layout, "residual");
+  check_like(residual, x, layout, "residual");
   Tensor y = torch::stable::empty_like(x), mask = save_mask ? new_mask(x, layout) : new_nothing(x);
   const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
   ScaleShiftAct args{};
@@ -44,8 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   const int64_t nc = layout.n * layout.c;
   const auto act = static_cast<OutAct>(out_act);
   check_like(dy, x, layout, "dy");
-  if (residual) check_like(*residual, x, layout, "residual");
-  if (act == OutAct::relu) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  check_like(residual, x, layout, "residual");
   Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
   const bool from_sum = recomputed(act);
@@ -53,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   args.dy = data(dy);
   args.x = data(x);
   args.residual = from_sum ? data(residual) : nullptr;
-  args.mask = act == OutAct::relu ? static_cast<const uint8_t*>(data(mask)) : nullptr;
+  args.mask = act == OutAct::relu ? mask_of(mask, layout) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
   args.by.scale = from_sum ? float_vector(scale, nc, "scale") : nullptr;
   args.by.shift = from_sum ? float_vector(shift, nc, "shift") : nullptr;
@@ -72,14 +71,12 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
   const Place place(dr);
   const Layout layout = layout_of(dr, "dr");
   const int64_t nc = layout.n * layout.c;
-  if (x) check_like(*x, dr, layout, "x");
-  const bool masked = mask.numel() != 0;
-  if (masked) check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
+  check_like(x, dr, layout, "x");
   Tensor dx = torch::stable::empty_like(dr);
   ScaleShiftActBackward args{};
   args.dr = data(dr);
   args.x = data(x);
-  args.mask = masked ? static_cast<const uint8_t*>(data(mask)) : nullptr;
+  args.mask = mask.numel() ? mask_of(mask, layout) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
   args.k1 = float_vector(k1, nc, "k1");
   args.k2 = float_vector(k2, nc, "k2");

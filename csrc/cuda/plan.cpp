@@ -58,43 +58,43 @@ namespace {
 
 // Why a path is taken: the first row whose condition holds.
 //
-//   one pass   sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster that the device can place:
-//              3 passes in one launch
-//   grouped    x does not stay in L2 between two launches, three groups of samples do: 3 passes in two launches
-//   separate   the rest: moments, gate, scale_shift_act; 3 passes where x stays in L2, else 4
+//   cluster_fused  sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster that the device can
+//                  place: 3 passes in one launch
+//   l2_grouped     x does not stay in L2 between two launches, three groups of samples do: 3 passes in two launches
+//   separate       the rest: moments, excitation, scale_shift_act; 3 passes where x stays in L2, else 4
 //
-// One pass. A block's share of a sample is the largest that leaves room for a second block on the multiprocessor, so
-// that one loads while the other computes its gate; a whole multiprocessor where only that holds the sample. With few
-// samples a sample is spread over more blocks, up to the portable 8, as long as all together leave multiprocessors
-// idle. Samples join a cluster until the weights that clusters read are a quarter of x: a cluster per sample would read
-// 128 MB of them for 26 MB of x in stage 4 of ResNet-50 (N = 128, 16 bits); four samples a cluster read 34 MB, out of
-// L2.
-constexpr const char* kOnePass = "one pass: a cluster of blocks holds each sample in shared memory";
-constexpr const char* kGrouped =
-    "grouped: x is larger than half of L2; groups of samples stay in it between the two streams";
+// cluster_fused. A block's share of a sample is the largest that leaves room for a second block on the multiprocessor,
+// so that one loads while the other computes its excitation; a whole multiprocessor where only that holds the sample.
+// With few samples a sample is spread over more blocks, up to the portable 8, as long as all together leave
+// multiprocessors idle. Samples join a cluster until the weights that clusters read are a quarter of x: a cluster per
+// sample would read 128 MB of them for 26 MB of x in stage 4 of ResNet-50 (N = 128, 16 bits); four samples a cluster
+// read 34 MB, out of L2.
+constexpr const char* kClusterFused = "cluster_fused: a cluster of blocks holds each sample in shared memory";
+constexpr const char* kL2Grouped =
+    "l2_grouped: x is larger than half of L2; groups of samples stay in it between the two passes";
 constexpr const char* kStays = "separate: x stays in L2 between the launches";
 constexpr const char* kNeither = "separate: x is larger than half of L2";
-constexpr const char* kForced[] = {"one pass: forced", "grouped: forced", "separate: forced"};
-constexpr const char* kNames[] = {"one_pass", "grouped", "separate"};
+constexpr const char* kForced[] = {"cluster_fused: forced", "l2_grouped: forced", "separate: forced"};
+constexpr const char* kNames[] = {"cluster_fused", "l2_grouped", "separate"};
 
 constexpr const char* kSingle = "its elements do not lie in whole vectors of eight";
 constexpr const char* kChannels = "C is not a multiple of 8";
 
 // Null, or why not.
-const char* plan_one_pass(const Map& map, int r, const Device& device, OnePass& plan) {
+const char* plan_cluster_fused(const Map& map, int r, const Device& device, ClusterFused& plan) {
   if (device.capability < 90) return "the device has no clusters of thread blocks";
   if (is_single(map.mode)) return kSingle;
   if (map.c % 8) return kChannels;
   const int64_t vectors_of_channels = map.c / 8, units = map.by_rows() ? vectors_of_channels : map.s;
   plan.op.map = map;
   plan.op.fc.r = r;
-  plan.threads = kThreadsOnePass;
+  plan.threads = kThreadsClusterFused;
   plan.lanes = map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map);
   const auto fill = [&](int share, int samples) {
     plan.share = share;
     plan.samples = samples;
     plan.blocks = share * samples;
-    plan.piece = (int)ceil_div(units, share) * (map.by_rows() ? 8 : 1);
+    plan.partition = (int)ceil_div(units, share) * (map.by_rows() ? 8 : 1);
     plan.channels = (int)ceil_div(vectors_of_channels, plan.blocks) * 8;
     return (int64_t)shared_bytes(plan);
   };
@@ -131,16 +131,16 @@ const char* plan_one_pass(const Map& map, int r, const Device& device, OnePass& 
 // ticket (a round trip to L2, 1 us) is a third of its time, which the other block hides. A group has as many tiles as
 // there are blocks; larger tiles would make it larger, and stage 1 of ResNet-50 would not go three times into an A100's
 // 40 MB. Null, or why not: because it cannot, or, unless it is `forced`, because it does not pay.
-const char* plan_grouped(const Map& map, bool weights_fit, const Device& device, bool forced, Grouped& plan,
-                         int& blocks) {
+const char* plan_l2_grouped(const Map& map, bool weights_fit, const Device& device, bool forced, L2Grouped& plan,
+                            int& blocks) {
   if (!weights_fit) return "the weights are neither float32 nor of x's dtype";
   if (is_single(map.mode)) return kSingle;
-  if (map.mode == Mode::rows_shifted && map.c % 8) return kChannels;  // a sample must start with a vector
+  if (map.mode == Mode::rows_unaligned && map.c % 8) return kChannels;  // a sample must start with a vector
   const int64_t tile_bytes = kThreadsOfBlock * 64 * 2;
   blocks = 2 * device.multiprocessors;
   if (map.by_rows()) {
     plan.lanes = lanes_of_row(map);
-    // whole vectors, also in rows_shifted
+    // whole vectors, also in rows_unaligned
     const int64_t rows = std::max<int64_t>(tile_bytes / (map.s * item_bytes(map)) / 8, 1) * 8;
     plan.tile = (int)std::min<int64_t>(rows, map.c);
     plan.splits = (int)ceil_div(map.c, plan.tile);
@@ -168,19 +168,21 @@ InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Devi
     plan.reason = reason;
     return plan;
   };
-  const auto one_pass = [&] { return plan_one_pass(map, r, device, plan.one_pass); };
-  const auto grouped = [&] {
-    return plan_grouped(map, weights_fit, device, forced.has_value(), plan.grouped, plan.blocks);
+  const auto cluster_fused = [&] { return plan_cluster_fused(map, r, device, plan.cluster_fused); };
+  const auto l2_grouped = [&] {
+    return plan_l2_grouped(map, weights_fit, device, forced.has_value(), plan.l2_grouped, plan.blocks);
   };
   if (forced) {
-    plan.refusal = forced == Path::one_pass ? one_pass() : forced == Path::grouped ? grouped() : nullptr;
+    plan.refusal = forced == Path::cluster_fused ? cluster_fused()
+                   : forced == Path::l2_grouped  ? l2_grouped()
+                                                 : nullptr;
     return take(*forced, kForced[(int)*forced]);
   }
-  plan.no_one_pass = one_pass();
-  if (!plan.no_one_pass) return take(Path::one_pass, kOnePass);
+  plan.no_cluster_fused = cluster_fused();
+  if (!plan.no_cluster_fused) return take(Path::cluster_fused, kClusterFused);
   if (map.n * map.c * map.s * item_bytes(map) <= device.l2_bytes / 2) return take(Path::separate, kStays);
-  plan.no_grouped = grouped();
-  return plan.no_grouped ? take(Path::separate, kNeither) : take(Path::grouped, kGrouped);
+  plan.no_l2_grouped = l2_grouped();
+  return plan.no_l2_grouped ? take(Path::separate, kNeither) : take(Path::l2_grouped, kL2Grouped);
 }
 
 static std::atomic<int> forced{-1};  // of Path; -1: none
@@ -207,19 +209,19 @@ std::string describe(const InferencePlan& plan, const Map& map, int r) {
   const auto say = [](int64_t n) { return std::to_string(n); };
   std::string text = plan.reason;
   if (plan.refusal) return text + ", and refused: " + plan.refusal;
-  if (plan.path == Path::one_pass) {
-    const OnePass& g = plan.one_pass;
+  if (plan.path == Path::cluster_fused) {
+    const ClusterFused& g = plan.cluster_fused;
     const int64_t clusters = ceil_div(map.n, g.samples);
     text += "; " + say(g.samples) + " sample(s) in " + say(g.blocks) + " block(s) of " + say(shared_bytes(g)) +
             " bytes; weights " + say(clusters * weights) + " bytes in all, x " +
             say(map.n * map.c * map.s * item_bytes(map));
-  } else if (plan.path == Path::grouped) {
-    const Grouped& g = plan.grouped;
+  } else if (plan.path == Path::l2_grouped) {
+    const L2Grouped& g = plan.l2_grouped;
     text +=
         "; groups of " + say(g.group) + " samples, tiles of " + say(g.tile) + (map.by_rows() ? " rows" : " positions");
   }
-  if (plan.no_one_pass) text += std::string("; not one pass: ") + plan.no_one_pass;
-  if (plan.no_grouped) text += std::string("; not grouped: ") + plan.no_grouped;
+  if (plan.no_cluster_fused) text += std::string("; not cluster_fused: ") + plan.no_cluster_fused;
+  if (plan.no_l2_grouped) text += std::string("; not l2_grouped: ") + plan.no_l2_grouped;
   return text;
 }
 

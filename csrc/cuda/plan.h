@@ -29,23 +29,23 @@ inline void find_clusters(Device& device) {
 }
 
 Cut whole(const Map&);                  // sums that nobody merges
-Cut cut_of(const Map&, const Device&);  // sums that the gate merges
-Cut part_of(const Map&);                // of a stream that does not sum: cols alone
+Cut cut_of(const Map&, const Device&);  // sums that excitation merges
+Cut part_of(const Map&);                // of a pass that does not sum: cols alone
 int lanes_of_row(const Map&);           // that share a row's sum
 
-enum class Path { one_pass, grouped, separate };
+enum class Path { cluster_fused, l2_grouped, separate };
 
 struct InferencePlan {
   Path path;
   const char* reason;
-  const char *no_one_pass, *no_grouped;  // why not, where the rule wanted them first; else null
-  const char* refusal;                   // why the map cannot take a path that is forced; then there is no plan
-  OnePass one_pass;                      // op is not filled in
-  Grouped grouped;
-  int blocks;  // of grouped
+  const char *no_cluster_fused, *no_l2_grouped;  // why not, where the rule wanted them first; else null
+  const char* refusal;                           // why the map cannot take a path that is forced; then there is no plan
+  ClusterFused cluster_fused;                    // op is not filled in
+  L2Grouped l2_grouped;
+  int blocks;  // of l2_grouped
 };
 
-// r: squeezed channels; `weights_fit`: the weights' dtype is one that grouped.cu takes with x's.
+// r: squeezed channels; `weights_fit`: the weights' dtype is one that l2_grouped.cu takes with x's.
 InferencePlan plan_inference(const Map&, int r, bool weights_fit, const Device&, std::optional<Path> forced);
 
 // The path that all plans of this process take, for tests and measurements; none: the rule's. By name, "" for none.

@@ -29,12 +29,12 @@
 
 namespace se_fused::cuda {
 
-constexpr int kThreads = 256;  // of a block, in every kernel but the one-pass one
+constexpr int kThreads = 256;  // of a block, in every kernel but the cluster_fused one
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
 // ---- 16-byte accesses. Nothing is read through the read-only path: y may be x's own memory.
-// keep: stream 1 reads what stream 2 will read again. last: nobody reads it again soon; it leaves L2 first. shared: it
+// keep: pass 1 reads what pass 2 will read again. last: nobody reads it again soon; it leaves L2 first. shared: it
 // lies in shared memory.
 enum class Use { keep, last, shared };
 

@@ -26,13 +26,7 @@ std::string launched();
 
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
-  m.def(
-      "batch_norm_squeeze_excite_forward(Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, "
-      "Tensor? bn_weight,"
-      " Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias,"
-      " Tensor? drop_path_scale, bool batch_stats, float eps, int act, int gate, int out_act, bool save,"
-      " Tensor(a!)? moved_mean, Tensor(b!)? moved_var, float momentum, float unbias)"
-      " -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
+  m.def(SE_FORWARD_SCHEMA(", Tensor(a!)? moved_mean, Tensor(b!)? moved_var, float momentum, float unbias"));
   m.def("problem(int device) -> str");
   m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
   m.def("force_plan(str path) -> str");

@@ -1,6 +1,6 @@
-// Stream 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
+// Pass 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
 //
-// Stream 1 has just read x from front to back, so what is left of it in L2 is its end: blocks here start from there.
+// Pass 1 has just read x from front to back, so what is left of it in L2 is its end: blocks here start from there.
 #include "scale_shift_act.cuh"
 
 #include "launch.cuh"
@@ -15,15 +15,15 @@ SE_BOTH constexpr int vectors_of_block() {
 }
 SE_BOTH inline int64_t vectors_of_map(const Map& map) {
   const int64_t rows = map.n * map.c;
-  return map.mode == Mode::rows_shifted ? ceil_div(rows * map.s, 8) : rows * ceil_div(map.s, 8);
+  return map.mode == Mode::rows_unaligned ? ceil_div(rows * map.s, 8) : rows * ceil_div(map.s, 8);
 }
 
 // A block's part of a channels_last map.
-struct MapSlab {
+struct MapPartition {
   int64_t n;
   int columns, begin, stop;
 
-  SE_DEVICE MapSlab(const Map& map, const Cut& cut) {
+  SE_DEVICE MapPartition(const Map& map, const Cut& cut) {
     const int blocks = (int)ceil_div(map.c, 8 * cut.lanes), splits = (int)ceil_div(map.s, cut.span);
     const int64_t tile = (int64_t)gridDim.x - 1 - blockIdx.x, rest = tile / blocks;
     columns = (int)(tile % blocks);
@@ -52,22 +52,22 @@ scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
                                             return coefficients(g.by, n, (int)(row - n * map.c), map.c);
                                           });
   } else {
-    const MapSlab slab(map, g.cut);
-    const Columns at(g.cut.lanes, slab.columns, map.c);
+    const MapPartition part(map, g.cut);
+    const Columns at(g.cut.lanes, part.columns, map.c);
     float scale[8], shift[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       scale[j] = shift[j] = 0.f;
       if (at.channel + j < map.c) {
-        const ScaleShift by = coefficients(g.by, slab.n, at.channel + j, map.c);
+        const ScaleShift by = coefficients(g.by, part.n, at.channel + j, map.c);
         scale[j] = by.scale;
         shift[j] = by.shift;
       }
     }
-    const int64_t base = slab.n * map.s * map.c;
+    const int64_t base = part.n * map.s * map.c;
     const Maps<T> sample{maps.x + base, maps.residual ? maps.residual + base : nullptr, maps.y + base};
-    uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * ((map.c + 7) / 8) : nullptr;
-    scale_shift_act_columns<mode, Use::last>(sample, map.c, slab.begin, slab.stop, at, g.out_act, mask, scale, shift);
+    uint8_t* const mask = g.mask ? g.mask + part.n * map.s * ((map.c + 7) / 8) : nullptr;
+    scale_shift_act_columns<mode, Use::last>(sample, map.c, part.begin, part.stop, at, g.out_act, mask, scale, shift);
   }
 }
 
@@ -103,8 +103,8 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
         if (with_x) raw_x[u] = load<mode, Use::last>(x, at[u], end[u]);
         bits[u] = 0xff;
         if (g.mask)
-          bits[u] =
-              mode == Mode::rows_shifted ? shifted_bits(g.mask, row[u], rows, position[u], map.s) : g.mask[first + i];
+          bits[u] = mode == Mode::rows_unaligned ? unaligned_bits(g.mask, row[u], rows, position[u], map.s)
+                                                 : g.mask[first + i];
       }
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
@@ -115,7 +115,7 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
       if (with_x) unpack(raw_x[u], v);
       const Slopes own = slopes<with_x>(g, row[u]);
       const int left = map.s - position[u];
-      const bool two = mode == Mode::rows_shifted && left < 8 && row[u] + 1 < rows;
+      const bool two = mode == Mode::rows_unaligned && left < 8 && row[u] + 1 < rows;
       const Slopes next = two ? slopes<with_x>(g, row[u] + 1) : own;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -132,27 +132,27 @@ template <class T, Mode mode, bool with_x>
 SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   const Map& map = g.map;
-  const MapSlab slab(map, g.cut);
-  const Columns columns(g.cut.lanes, slab.columns, map.c);
+  const MapPartition part(map, g.cut);
+  const Columns columns(g.cut.lanes, part.columns, map.c);
   if (!columns.exists) return;
-  const int64_t base = slab.n * map.s * map.c, stride = map.c;
+  const int64_t base = part.n * map.s * map.c, stride = map.c;
   const T *const dr = static_cast<const T*>(g.dr) + base, *const x =
                                                               with_x ? static_cast<const T*>(g.x) + base : nullptr;
   T* const dx = static_cast<T*>(g.dx) + base;
   const int width = (map.c + 7) / 8;
-  const uint8_t* const mask = g.mask ? g.mask + slab.n * map.s * width + columns.channel / 8 : nullptr;
+  const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + columns.channel / 8 : nullptr;
   Slopes k[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     k[j] = {0.f, 0.f, 0.f, 0.f};
-    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, slab.n * map.c + columns.channel + j);
+    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, part.n * map.c + columns.channel + j);
   }
-  for (int position = slab.begin + columns.step; position < slab.stop; position += kLoads * columns.steps) {
+  for (int position = part.begin + columns.step; position < part.stop; position += kLoads * columns.steps) {
     Raw<T> raw[kLoads], raw_x[kLoads];
     uint32_t bits[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
-      if (const int64_t s = position + u * columns.steps; s < slab.stop) {
+      if (const int64_t s = position + u * columns.steps; s < part.stop) {
         raw[u] = load<mode, Use::last>(dr + s * stride, columns.channel, stride);
         if (with_x) raw_x[u] = load<mode, Use::last>(x + s * stride, columns.channel, stride);
         bits[u] = mask ? mask[s * width] : 0xff;
@@ -160,7 +160,7 @@ SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
       const int64_t s = position + u * columns.steps;
-      if (s >= slab.stop) continue;
+      if (s >= part.stop) continue;
       float d[8], v[8];
       unpack(raw[u], d);
       keep_bits(bits[u], d);
@@ -194,7 +194,7 @@ int64_t blocks_of(const Map& map, const Cut& cut) {
 
 template <class T, Mode mode>
 constexpr size_t bits_of() {  // shared memory for the mask
-  return mode == Mode::rows_shifted ? kThreads * loads_of<T>(mode, 2) + 1 : 0;
+  return mode == Mode::rows_unaligned ? kThreads * loads_of<T>(mode, 2) + 1 : 0;
 }
 
 Error launch(const ScaleShiftAct& g, Stream stream) {

@@ -1,4 +1,4 @@
-// Stream 2 of the forward pass for one tile: y = out_act(scale x + shift + residual), and the mask.
+// Pass 2 of the forward pass for one tile: y = out_act(scale x + shift + residual), and the mask.
 #pragma once
 
 #include "tiles.cuh"
@@ -25,10 +25,10 @@ struct Maps {
   T* y;
 };
 
-// Vectors first..last of `rows` rows. by(row) gives a row's scale and shift. Except in rows_shifted a vector is a byte
-// of the mask as it lies. There, bits are laid down in shared memory (blockDim.x * loads_of() + 1 bytes: one vector
-// more than the tile has, which y must not have overwritten), and the bytes of the mask that start in the tile are cut
-// out.
+// Vectors first..last of `rows` rows. by(row) gives a row's scale and shift. Except in rows_unaligned a vector is a
+// byte of the mask as it lies. There, bits are laid down in shared memory (blockDim.x * loads_of() + 1 bytes: one
+// vector more than the tile has, which y must not have overwritten), and the bytes of the mask that start in the tile
+// are cut out.
 template <Mode mode, Use use, class T, class By>
 SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int length, int64_t first, int64_t last,
                                     OutAct out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
@@ -38,7 +38,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
   const auto finish = [&](float (&t)[8], int64_t row, int position, const Raw<T>& raw_residual) {
     const ScaleShift own = by(row);
     const int left = length - position;
-    if (mode == Mode::rows_shifted && left < 8) {
+    if (mode == Mode::rows_unaligned && left < 8) {
       const ScaleShift next = by(min(row + 1, rows - 1));
 #pragma unroll
       for (int j = 0; j < 8; ++j)
@@ -76,7 +76,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
       if (mask) {
         const uint32_t bits = positive_bits(t);
         const int left = length - position[u];
-        if (mode == Mode::rows_shifted)
+        if (mode == Mode::rows_unaligned)
           bits_shared[i - start] = (uint8_t)bits;
         else
           mask[first + i] = (uint8_t)(left < 8 ? bits & ((1u << left) - 1) : bits);
@@ -84,7 +84,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
       apply(out_act, t);
       store<mode>(maps.y, at[u], end[u], t);
     }
-    if (mode == Mode::rows_shifted && mask) {
+    if (mode == Mode::rows_unaligned && mask) {
       const int stop = min(start + tile, count);
       if (threadIdx.x == 0 && 8 * (first + stop) < vectors.total) {
         int64_t r, a, e;

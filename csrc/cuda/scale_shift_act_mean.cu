@@ -1,4 +1,4 @@
-// Stream 2 and the mean of its result in one read of x and one write of y.
+// Pass 2 and the mean of its result in one read of x and one write of y.
 #include "partition.cuh"
 #include "scale_shift_act.cuh"
 
@@ -10,12 +10,12 @@ SE_DEVICE void moments_of_rows(const ScaleShiftActMean& g) {
   const Map& map = g.map;
   const T* const x = static_cast<const T*>(g.x);
   T* const y = static_cast<T*>(g.y);
-  const Piece piece(map, g.cut);
-  const Window<mode> window(piece.row, map.s, piece.begin, piece.stop);
-  const int64_t rows = map.n * map.c, limit = window.limit(rows * map.s), row_end = (piece.row + 1) * map.s;
+  const RowPartition part(map, g.cut);
+  const Window<mode> window(part.row, map.s, part.begin, part.stop);
+  const int64_t rows = map.n * map.c, limit = window.limit(rows * map.s), row_end = (part.row + 1) * map.s;
   const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes;
-  const int64_t after = min(piece.row + 1, rows - 1);
-  const ScaleShift own{g.scale[piece.row], g.shift[piece.row]}, next{g.scale[after], g.shift[after]};
+  const int64_t after = min(part.row + 1, rows - 1);
+  const ScaleShift own{g.scale[part.row], g.shift[part.row]}, next{g.scale[after], g.shift[after]};
   float total = 0.f;
   for (int i = lane; i < window.vectors; i += kLoads * lanes) {
     Raw<T> raw[kLoads];
@@ -31,11 +31,11 @@ SE_DEVICE void moments_of_rows(const ScaleShiftActMean& g) {
       unpack(raw[u], t);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const bool mine = mode != Mode::rows_shifted || at + j < row_end;
+        const bool mine = mode != Mode::rows_unaligned || at + j < row_end;
         t[j] = (mine ? own.scale : next.scale) * t[j] + (mine ? own.shift : next.shift);
       }
       apply(g.out_act, t);
-      // A vector that two rows or two pieces share is written by the one that holds its first element.
+      // A vector that two rows or two partitions share is written by the one that holds its first element.
       if (window.holds(at)) store<mode>(y, at, limit, t);
       const bool whole = window.whole(at);
 #pragma unroll
@@ -44,7 +44,7 @@ SE_DEVICE void moments_of_rows(const ScaleShiftActMean& g) {
     }
   }
   total = sum_lanes(total, lanes);
-  if (piece.exists && lane == 0) g.mean_parts[piece.at(map)] = total / (float)map.s;
+  if (part.exists && lane == 0) g.mean_parts[part.at(map)] = total / (float)map.s;
 }
 
 template <class T, Mode mode>
@@ -53,9 +53,9 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const Map& map = g.map;
-  const SumSlab slab(map, g.cut);
-  const Columns at(g.cut.lanes, slab.columns, map.c);
-  const int64_t base = slab.n * map.s * map.c, stride = map.c;
+  const ColumnPartition part(map, g.cut);
+  const Columns at(g.cut.lanes, part.columns, map.c);
+  const int64_t base = part.n * map.s * map.c, stride = map.c;
   const T* const x = static_cast<const T*>(g.x) + base;
   T* const y = static_cast<T*>(g.y) + base;
   float scale[8], shift[8], total[8];
@@ -63,21 +63,21 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   for (int j = 0; j < 8; ++j) {
     scale[j] = shift[j] = total[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
-      scale[j] = g.scale[slab.n * map.c + c];
-      shift[j] = g.shift[slab.n * map.c + c];
+      scale[j] = g.scale[part.n * map.c + c];
+      shift[j] = g.shift[part.n * map.c + c];
     }
   }
   if (at.exists)
-    for (int position = slab.begin + at.step; position < slab.stop; position += kLoads * at.steps) {
+    for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (const int64_t s = position + u * at.steps; s < slab.stop)
+        if (const int64_t s = position + u * at.steps; s < part.stop)
           raw[u] = load<mode, Use::last>(x + s * stride, at.channel, stride);
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t s = position + u * at.steps;
-        if (s >= slab.stop) continue;
+        if (s >= part.stop) continue;
         float t[8];
         unpack(raw[u], t);
 #pragma unroll
@@ -92,7 +92,7 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
 #pragma unroll
   for (int j = 0; j < 8; ++j) shared[at.step * channels + at.lane * 8 + j] = total[j];
   __syncthreads();
-  const int64_t out = (slab.split * map.n + slab.n) * map.c;
+  const int64_t out = (part.split * map.n + part.n) * map.c;
   for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
     float sum = 0.f;
     for (int step = 0; step < at.steps; ++step) sum += shared[step * channels + i];

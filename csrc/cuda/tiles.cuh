@@ -48,7 +48,7 @@ struct Periods {
   }
 };
 
-// Vectors of rows near vector `first`: in rows_shifted those of the memory, else ceil(length / 8) of each row.
+// Vectors of rows near vector `first`: in rows_unaligned those of the memory, else ceil(length / 8) of each row.
 template <Mode mode>
 struct RowVectors {
   Periods periods;
@@ -56,13 +56,14 @@ struct RowVectors {
   int length;
 
   SE_DEVICE RowVectors(int64_t first, int64_t rows, int length)
-      : periods(mode == Mode::rows_shifted ? 8 * first : first, mode == Mode::rows_shifted ? length : (length + 7) / 8),
+      : periods(mode == Mode::rows_unaligned ? 8 * first : first,
+                mode == Mode::rows_unaligned ? length : (length + 7) / 8),
         first(first),
         total(rows * length),
         length(length) {}
   // of vector first + i: its row, the position in it, its offset in the map, and where a load must stop
   SE_DEVICE void find(int i, int64_t& row, int& position, int64_t& at, int64_t& end) const {
-    if (mode == Mode::rows_shifted) {
+    if (mode == Mode::rows_unaligned) {
       periods.find(8 * (uint32_t)i, row, position);
       at = 8 * (first + i);
       end = total;

@@ -1,11 +1,9 @@
 // Between PyTorch's tensors and the launches: modes, memory, stream and device, errors.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <initializer_list>
 
-#include "../tensor_checks.h"
+#include "../new_tensors.h"
 #include "device.h"
 
 #ifndef SE_CUDA_SHIM
@@ -53,15 +51,6 @@ class Place {
 inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
 inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 inline void* mutable_data(const Tensor& t) { return t.mutable_data_ptr(); }
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-inline Tensor new_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-inline Tensor new_nothing(const Tensor& like) { return new_float(like, {0}); }
-inline Tensor new_mask(const Tensor& x, const Layout& layout) {
-  return torch::stable::new_empty(x, {layout.rows() * layout.row_mask_bytes()}, ScalarType::Byte);
-}
 
 // The map and its mode, from all memory that is read or written by vectors of it.
 inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<const void*> memory) {
@@ -74,7 +63,7 @@ inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<c
   else if (!aligned || layout.s < 8)
     map.mode = Mode::rows_single;
   else
-    map.mode = layout.s % 8 == 0 ? Mode::rows : Mode::rows_shifted;
+    map.mode = layout.s % 8 == 0 ? Mode::rows : Mode::rows_unaligned;
   return map;
 }
 
@@ -85,17 +74,17 @@ inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name
   return {data(*t), type_of(*t, name)};
 }
 
-// One allocation, handed out in pieces of whole 16-byte vectors.
+// One allocation, handed out in parts of whole 16-byte vectors.
 class Workspace {
  public:
-  Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(cuda::floats(memory_)) {
+  Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(se_fused::floats(memory_)) {
     end_ = next_ + floats;
   }
   float* take(int64_t count) {
-    float* const piece = next_;
+    float* const part = next_;
     next_ += rounded(count);
     STD_TORCH_CHECK(next_ <= end_, "internal error: workspace too small");
-    return piece;
+    return part;
   }
   static int64_t rounded(int64_t count) { return (count + 3) / 4 * 4; }
 

@@ -35,12 +35,12 @@ SE_DEVICE Raw<T> load_single(const T* base, int64_t at, int64_t end) {
   return r;
 }
 
-// `end`: of the row in *_single, of the memory in rows_shifted.
+// `end`: of the row in *_single, of the memory in rows_unaligned.
 template <Mode mode, Use use, class T>
 SE_DEVICE Raw<T> load(const T* base, int64_t at, int64_t end) {
   if constexpr (is_single(mode)) {
     return load_single(base, at, end);
-  } else if constexpr (mode == Mode::rows_shifted) {
+  } else if constexpr (mode == Mode::rows_unaligned) {
     if (at + 8 > end) return load_single(base, at, end);
   }
   return load_raw<use>(base + at);
@@ -57,7 +57,7 @@ SE_DEVICE void store(T* base, int64_t at, int64_t end, const float (&v)[8]) {
   if constexpr (mode == Mode::rows || mode == Mode::cols) {
     store_whole(base + at, v);
   } else {
-    if (mode == Mode::rows_shifted && at + 8 <= end) return store_whole(base + at, v);
+    if (mode == Mode::rows_unaligned && at + 8 <= end) return store_whole(base + at, v);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       if (at + i < end) put(base + at + i, v[i]);
@@ -86,7 +86,7 @@ SE_DEVICE void keep_bits(uint32_t bits, float (&v)[8]) {
 
 // Bits of eight elements from position `at` of a row on; those past its end are the next row's, those before its
 // start (at < 0) are zero.
-SE_DEVICE uint32_t shifted_bits(const uint8_t* mask, int64_t row, int64_t rows, int at, int length) {
+SE_DEVICE uint32_t unaligned_bits(const uint8_t* mask, int64_t row, int64_t rows, int at, int length) {
   const int width = (length + 7) / 8;
   const uint8_t* const bytes = mask + row * width;
   if (at < 0) return (uint32_t)bytes[0] << -at & 0xff;
@@ -111,11 +111,11 @@ struct Window {
 
   SE_DEVICE Window(int64_t row, int length, int begin, int stop)
       : first(row * length + begin), end(row * length + stop) {
-    origin = mode == Mode::rows_shifted ? first & ~int64_t{7} : first;
+    origin = mode == Mode::rows_unaligned ? first & ~int64_t{7} : first;
     vectors = stop > begin ? (int)((end - origin + 7) / 8) : 0;
   }
   // where a load must stop
-  SE_DEVICE int64_t limit(int64_t total) const { return mode == Mode::rows_shifted ? total : end; }
+  SE_DEVICE int64_t limit(int64_t total) const { return mode == Mode::rows_unaligned ? total : end; }
   SE_DEVICE bool whole(int64_t at) const { return mode == Mode::rows || (at >= first && at + 8 <= end); }
   SE_DEVICE bool holds(int64_t at) const { return at >= first && at < end; }
 };

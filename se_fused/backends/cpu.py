@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .._build import find_library
-from .base import dtype_reason
+from .base import OPERATIONS, Backend, dtype_reason
 
 __all__ = ["CpuBackend"]
 
@@ -27,15 +27,15 @@ def _load() -> str | None:
     return None
 
 
-class CpuBackend:
-    """Streams, gate and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's default."""
+class CpuBackend(Backend):
+    """The passes, excitation and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's
+    default."""
 
     name = "cpu"
     library = _LIBRARY
-    auto_devices: tuple[str, ...] = ("cpu",)
+    auto_devices = ("cpu",)
     conv1x1_squeeze_excite = None  # it would pack the weights in every call
     gated_conv1x1 = None
-    moves_running = False
     # benchmarks/NOTES.md, "Where ours stops being ahead"; in 16 bits plain PyTorch's layers are the slower ones longer
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {
         (False, torch.float32): 2**24, (True, torch.float32): 2**22, (True, torch.bfloat16): 2**24,
@@ -48,17 +48,8 @@ class CpuBackend:
     def __init__(self) -> None:
         self.load_error = _load()
         if self.load_error is None:
-            ops = torch.ops.se_fused_cpu
-            self.moments = ops.moments.default
-            self.scale_shift_act = ops.scale_shift_act.default
-            self.moments_backward = ops.moments_backward.default
-            self.scale_shift_act_backward = ops.scale_shift_act_backward.default
-            self.scale_shift_act_mean = ops.scale_shift_act_mean.default
-            self.scale_shift_act_mean_backward = ops.scale_shift_act_mean_backward.default
-            self.batch_norm_squeeze_excite_forward = ops.batch_norm_squeeze_excite_forward.default
-            self.batch_norm_squeeze_excite_inference = ops.batch_norm_squeeze_excite_inference.default
-            self.batch_norm_squeeze_excite_backward = ops.batch_norm_squeeze_excite_backward.default
-            self.packed_conv1x1_squeeze_excite = ops.conv1x1_squeeze_excite.default
+            for operation in (*OPERATIONS, "batch_norm_squeeze_excite_forward", "packed_conv1x1_squeeze_excite"):
+                setattr(self, operation, getattr(torch.ops.se_fused_cpu, operation).default)
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":

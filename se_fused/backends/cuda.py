@@ -1,7 +1,7 @@
 """The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from .._build import find_library, recorded
-from .base import Backend, Running, constant_in_graphs, dtype_reason
+from .base import Backend, LazyBackend, Running, dtype_reason
 
 __all__ = ["CudaBackend"]
 
 _LIBRARY = find_library("_C_cuda")
-_OPERATIONS = (
-    "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
-    "scale_shift_act_mean_backward", "batch_norm_squeeze_excite_inference",
-    "batch_norm_squeeze_excite_backward",
-)  # fmt: skip
-_PLANS = ("one_pass", "grouped", "separate")
+_PLANS = ("cluster_fused", "l2_grouped", "separate")
 
 
 def _checked_plan(path: str, source: str) -> str:
@@ -35,8 +30,8 @@ def _problem(index: int) -> str:
     return str(torch.ops.se_fused_cuda.problem(index))
 
 
-class CudaBackend:
-    """Streams, gate and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
+class CudaBackend(LazyBackend):
+    """The passes, excitation and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
 
     The environment variable ``SE_FUSED_CUDA_PLAN`` is the :meth:`forced_plan` that a process starts with.
 
@@ -48,29 +43,19 @@ class CudaBackend:
     """
 
     name = "cuda"
-    auto_devices: tuple[str, ...] = ("cuda",)
-    moves_running = True
-    plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
-    projection_from: Mapping[tuple[bool, bool], int] = {}
-    packed_conv1x1_squeeze_excite = None
-    moments: Any
-    scale_shift_act: Any
-    moments_backward: Any
-    scale_shift_act_backward: Any
-    scale_shift_act_mean: Any
-    scale_shift_act_mean_backward: Any
-    batch_norm_squeeze_excite_inference: Any
-    batch_norm_squeeze_excite_backward: Any
 
     def __init__(
-        self, library: Path = _LIBRARY, device: str = "cuda", product: Backend | None = None,
+        self,
+        library: Path = _LIBRARY,
+        device: str = "cuda",
+        product: Backend | None = None,
         namespace: str = "se_fused_cuda",
-    ) -> None:  # fmt: skip
+    ) -> None:
+        super().__init__()
         self.library, self._device, self._product = library, device, product
         self._operators = getattr(torch.ops, namespace)
         self._loaded = False
         self._error: str | None = None
-        self._reason = constant_in_graphs(self._why_not)
 
     def load(self) -> str | None:
         """Load the library, once. Returns None, or the reason why its operators are not there."""
@@ -97,10 +82,7 @@ class CudaBackend:
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
 
-    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
-        return self._reason(device, dtype)
-
-    def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
+    def why_not(self, device: str, dtype: torch.dtype) -> str | None:
         if device != self._device:
             return f"it takes tensors on a GPU, not on {device}"
         reason = dtype_reason(dtype) or self.load()
@@ -126,8 +108,8 @@ class CudaBackend:
 
     @contextmanager
     def forced_plan(self, path: str) -> Iterator[None]:
-        """Until the end of the block, inference takes one path, for tests and measurements: ``"one_pass"``,
-        ``"grouped"`` or ``"separate"``; ``""`` is the rule's.
+        """Until the end of the block, inference takes one path, for tests and measurements: ``"cluster_fused"``,
+        ``"l2_grouped"`` or ``"separate"``; ``""`` is the rule's.
 
         The setting belongs to the process, not to a thread. It is read when an operator is called, so a CUDA graph
         keeps what it was captured with. A map that the path cannot take raises RuntimeError with the reason, which
@@ -154,11 +136,11 @@ class CudaBackend:
 
     @property
     def conv1x1_squeeze_excite(self) -> Any:
-        """The product of another backend, measured for each shape against the convolution and this backend's tail."""
+        """The product of another backend, measured for each shape against the convolution and this backend's block."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
         return partial(
-            self._product.conv1x1_squeeze_excite, tail=self.batch_norm_squeeze_excite_inference, tail_name=self.name
+            self._product.conv1x1_squeeze_excite, block=self.batch_norm_squeeze_excite_inference, block_name=self.name
         )
 
     @property
@@ -168,13 +150,5 @@ class CudaBackend:
             return None
         return self._product.gated_conv1x1
 
-    def __getattr__(self, name: str) -> Any:
-        # Operators: looked up when first used, and then found as plain attributes.
-        if name not in _OPERATIONS:
-            raise AttributeError(name)
-        reason = self.load()
-        if reason is not None:
-            raise RuntimeError(reason)
-        operator = getattr(self._operators, name).default
-        setattr(self, name, operator)
-        return operator
+    def find(self, name: str) -> Any:
+        return getattr(self._operators, name).default

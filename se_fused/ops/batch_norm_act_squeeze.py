@@ -2,8 +2,9 @@
 
     y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b batch norm's
 
-Streams of a backend with the arithmetic of :mod:`.gate` between them, like the tail put together in :mod:`.tail`. The
-operators mutate nothing: the batch's statistics are returned, and :func:`squeeze` moves the running ones.
+Passes of a backend with the arithmetic of :mod:`.excitation` between them, like the operator put together in
+:mod:`.batch_norm_squeeze_excite`. The operators mutate nothing: the batch's statistics are returned, and
+:func:`squeeze` moves the running ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from .. import backends
 from ..activations import OUT_ACT_CODES
 from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
-from .excitation import BatchNorm, batch_norm, gate_backward
+from .excitation import BatchNorm, batch_norm, excitation_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
 from .running import move
@@ -42,13 +43,20 @@ def _map(bn: BatchNorm, n: int) -> tuple[Tensor, Tensor]:
 
 
 def compose_squeeze(
-    streams: Any, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, bn_weight: Tensor | None,
-    bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """``batch_norm_act_squeeze`` from ``streams.moments`` and ``streams.scale_shift_act_mean``."""
+    passes: Any,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    out_act: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``batch_norm_act_squeeze`` from ``passes.moments`` and ``passes.scale_shift_act_mean``."""
     wide = accumulation_dtype(x.dtype)
     if batch_stats:
-        m, v = streams.moments(x)
+        m, v = passes.moments(x)
         bn = batch_norm(m, v, positions(x), None, bn_weight, bn_bias, eps)
     else:
         assert running_mean is not None and running_var is not None
@@ -56,24 +64,33 @@ def compose_squeeze(
         bn = batch_norm(None, None, positions(x), given, bn_weight, bn_bias, eps)
         # any centre does for the backward pass: the sums that it enters are moved to bn.mean
         m = given[0].repeat(x.shape[0], 1)
-    y, squeezed = streams.scale_shift_act_mean(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
+    y, squeezed = passes.scale_shift_act_mean(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
     return y, squeezed, m, torch.stack([bn.mean, bn.var])
 
 
 def compose_squeeze_backward(
-    streams: Any, dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn_weight: Tensor | None,
-    bn_bias: Tensor | None, batch_stats: bool, eps: float, out_act: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    passes: Any,
+    dy: Tensor,
+    dsqueezed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    out_act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``batch_norm_act_squeeze_backward`` from the backend's ``scale_shift_act_mean_backward`` and
     ``scale_shift_act_backward``."""
     bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
     added = (dsqueezed.to(mean.dtype) / positions(x)).contiguous()
-    dr, p, q = streams.scale_shift_act_mean_backward(
+    dr, p, q = passes.scale_shift_act_mean_backward(
         dense_like(dy, x), added, x, mean, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act]
     )
-    g = gate_backward(p, q, mean, None, None, bn, None, None, positions(x), batch_stats)
+    g = excitation_backward(p, q, mean, None, None, bn, None, None, positions(x), batch_stats)
     assert g.bn_weight is not None and g.bn_bias is not None
-    dx: Tensor = streams.scale_shift_act_backward(
+    dx: Tensor = passes.scale_shift_act_backward(
         dr, x if batch_stats else None, mean.new_empty(0), mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
     )
     return dx, g.bn_weight, g.bn_bias

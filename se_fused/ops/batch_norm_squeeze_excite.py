@@ -2,7 +2,7 @@
 
 Two operators, ``se_fused::batch_norm_squeeze_excite_forward`` and ``se_fused::batch_norm_squeeze_excite_backward``, are
 the boundary for ``torch.compile`` and export; which backend runs is decided below them. A backend that has the whole op
-takes it in one call; from one that has only the streams it is put together here, with the arithmetic of
+takes it in one call; from one that has only the passes it is put together here, with the arithmetic of
 :mod:`se_fused.ops.excitation` between them.
 
 The operators mutate nothing: the batch's statistics are returned, and :func:`batch_norm_squeeze_excite` moves the
@@ -20,7 +20,7 @@ from .. import backends
 from ..activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 from .dispatch import through_dispatcher
 from .double_backward import no_second_derivative
-from .excitation import BatchNorm, Gate, batch_norm, gate_backward, gate_forward
+from .excitation import BatchNorm, ExcitationLayers, batch_norm, excitation, excitation_backward
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
 from .running import move, moved_by_kernels
@@ -52,27 +52,42 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor.contiguous()
 
 
-# ---- put together from streams (a backend's, or the definitions in this package)
+# ---- put together from passes (a backend's, or the definitions in this package)
 def compose_forward(
-    streams: Any, x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: str, gate: str, out_act: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """``batch_norm_squeeze_excite_forward`` from ``streams.moments``, :mod:`.gate` and ``streams.scale_shift_act``."""
-    m, v = streams.moments(x)
+    passes: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    """``batch_norm_squeeze_excite_forward`` from ``passes.moments``, :mod:`.excitation` and
+    ``passes.scale_shift_act``."""
+    m, v = passes.moments(x)
     given = None
     if not batch_stats and running_mean is not None and running_var is not None:
         given = (running_mean.to(m.dtype), running_var.to(m.dtype))
     bn = None
     if batch_stats or given is not None:
         bn = batch_norm(m, v, positions(x), given, bn_weight, bn_bias, eps)
-    gate_parameters = None
+    layers = None
     if fc1_weight is not None and fc2_weight is not None:
-        gate_parameters = Gate(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
-    scale, shift, factor, hidden = gate_forward(m, bn, gate_parameters, drop_path_scale)
+        layers = ExcitationLayers(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    scale, shift, factor, hidden = excitation(m, bn, layers, drop_path_scale)
     code = OUT_ACT_CODES[out_act]
-    y, mask = streams.scale_shift_act(
+    y, mask = passes.scale_shift_act(
         x, residual, scale.contiguous(), shift.contiguous(), code, save and keeps_mask(code)
     )
     nothing = m.new_empty(0)
@@ -83,34 +98,50 @@ def compose_forward(
 
 
 def compose_backward(
-    streams: Any, dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor,
-    hidden: Tensor, stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
-    out_act: str, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    passes: Any,
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
     """``batch_norm_squeeze_excite_backward`` from the backend's ``moments_backward``, :mod:`.excitation` and the
     backend's ``scale_shift_act_backward``."""
     code = OUT_ACT_CODES[out_act]
     bn: BatchNorm | None = None
     if stats.numel():
         bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
-    gate_parameters = None
+    layers = None
     if fc1_weight is not None and fc2_weight is not None:
-        gate_parameters = Gate(fc1_weight, None, fc2_weight, None, act, gate)
+        layers = ExcitationLayers(fc1_weight, None, fc2_weight, None, act, gate)
     scale = shift = mean
     if recomputed(code):
-        scale = torch.ones_like(mean) if gate_parameters is None else factor
+        scale = torch.ones_like(mean) if layers is None else factor
         if drop_path_scale is not None:
             scale = scale * drop_path_scale.to(mean.dtype)[:, None]
         scale, shift = (scale, torch.zeros_like(mean)) if bn is None else (scale * bn.a, scale * bn.b)
     write_dr = writes_dr(code, want_dr)
-    dr, p, q = streams.moments_backward(
+    dr, p, q = passes.moments_backward(
         dy, x, residual, mask, mean, scale.contiguous(), shift.contiguous(), code, write_dr
     )
-    g = gate_backward(
-        p, q, mean, _some(factor), _some(hidden), bn, gate_parameters, drop_path_scale, positions(x), batch_stats
+    g = excitation_backward(
+        p, q, mean, _some(factor), _some(hidden), bn, layers, drop_path_scale, positions(x), batch_stats
     )
-    dx = streams.scale_shift_act_backward(
+    dx = passes.scale_shift_act_backward(
         dr if write_dr else dy, x if batch_stats else None,
         mask if keeps_mask(code) and not write_dr else mean.new_empty(0), mean,
         g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous(),
@@ -166,11 +197,24 @@ _library.impl("batch_norm_squeeze_excite_backward", _batch_norm_squeeze_excite_b
 
 @torch.library.register_fake("se_fused::batch_norm_squeeze_excite_forward", lib=_library)
 def _batch_norm_squeeze_excite_forward_fake(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: str, gate: str, out_act: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
     wide = accumulation_dtype(x.dtype)
 
@@ -178,20 +222,35 @@ def _batch_norm_squeeze_excite_forward_fake(
         return x.new_empty(shape if wanted else 0, dtype=wide)
 
     has_bn = batch_stats or running_mean is not None
-    has_gate = save and fc1_weight is not None
+    has_excitation = save and fc1_weight is not None
     mask = x.new_empty(mask_numel(x), dtype=torch.uint8) if save and keeps_mask(OUT_ACT_CODES[out_act]) else new(False)
     r = 0 if fc1_weight is None else fc1_weight.shape[0]
     stats = new(has_bn and (save or batch_stats), 2, c)
-    return torch.empty_like(x), mask, new(save, n, c), new(has_gate, n, c), new(has_gate, n, r), stats
+    return torch.empty_like(x), mask, new(save, n, c), new(has_excitation, n, c), new(has_excitation, n, r), stats
 
 
 @torch.library.register_fake("se_fused::batch_norm_squeeze_excite_backward", lib=_library)
 def _batch_norm_squeeze_excite_backward_fake(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, hidden: Tensor,
-    stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: str, gate: str,
-    out_act: str, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: str,
+    gate: str,
+    out_act: str,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
     c = x.shape[1]
     write_dr = writes_dr(OUT_ACT_CODES[out_act], want_dr)
     dr = torch.empty_like(x) if write_dr else mean.new_empty(0)
@@ -199,8 +258,8 @@ def _batch_norm_squeeze_excite_backward_fake(
     if fc1_weight is None:
         return (torch.empty_like(x), dr, *bn, *(mean.new_empty(0) for _ in range(4)))
     r = fc1_weight.shape[0]
-    gate_gradients = (mean.new_empty(r, c), mean.new_empty(r), mean.new_empty(c, r), mean.new_empty(c))
-    return (torch.empty_like(x), dr, *bn, *gate_gradients)
+    excitation_gradients = (mean.new_empty(r, c), mean.new_empty(r), mean.new_empty(c, r), mean.new_empty(c))
+    return (torch.empty_like(x), dr, *bn, *excitation_gradients)
 
 
 # ---- the operators from eager mode and from a graph
@@ -237,8 +296,8 @@ def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
      batch_stats, eps, act, gate, out_act) = inputs[: _TENSORS + 5]  # fmt: skip
     ctx.set_materialize_grads(False)
     # only what is computed again in the backward pass needs the residual
-    kept_residual = residual if recomputed(OUT_ACT_CODES[out_act]) else None
-    ctx.save_for_backward(x, kept_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
+    saved_residual = residual if recomputed(OUT_ACT_CODES[out_act]) else None
+    ctx.save_for_backward(x, saved_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
     ctx.options = (batch_stats, eps, act, gate, out_act)
     # what a gradient is cast and shaped to: the kernels return (R, C) in float32
     ctx.like = [
@@ -288,7 +347,7 @@ torch.library.register_autograd(
 torch.library.register_autograd("se_fused::batch_norm_squeeze_excite_backward", no_second_derivative, lib=_library)
 
 
-class _Tail(torch.autograd.Function):
+class _BatchNormSqueezeExcite(torch.autograd.Function):
     """The operator for eager mode: no dispatcher, no second autograd node in the backward pass. 60 us a call less, and
     several times that in a network, whose convolutions leave no Python in the caches."""
 
@@ -324,7 +383,7 @@ def batch_norm_squeeze_excite(
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient
-        y: Tensor = _Tail.apply(*args, (backend, running))
+        y: Tensor = _BatchNormSqueezeExcite.apply(*args, (backend, running))
         return y
     x, *tensors, batch_stats, eps, act, gate, out_act = args
     if batch_stats or backend.batch_norm_squeeze_excite_inference is None or through_dispatcher():

@@ -1,10 +1,10 @@
-"""Any gate over the channel means, y = out_act(s * x + residual) with s = gate(mean(x)): two streams each way.
+"""Any gate over the channel means, y = out_act(s * x + residual) with s = gate(mean(x)): two passes each way.
 
-The gate is the caller's and runs in PyTorch on (N, C), so the op is two differentiable pieces around it. Taken alone,
-each would return a gradient of x of its own, and adding the two would cost three more passes over the map. Instead the
-first piece hands x on, together with a carrier (N, C) whose value nobody reads: in the backward pass the second piece
-sends dr through x's place and the factor s through the carrier's, and the first writes dx = s * dr + dz / S at once.
-What stands in for a gradient of x or of the carrier there is none, so neither may be seen by anybody else.
+The gate is the caller's and runs in PyTorch on (N, C), so the op is two differentiable functions around it. Taken
+alone, each would return a gradient of x of its own, and adding the two would cost three more passes over the map.
+Instead the first function returns x together with a carrier (N, C) whose value is not used. In the backward pass the
+second function returns dr through x and the factor s through the carrier, and the first writes dx = s * dr + dz / S at
+once. The values returned through x and carrier are not their gradients; no other code may use these tensors.
 
 Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 """

@@ -32,10 +32,24 @@ _library.define(
 
 
 def _run(
-    backend: backends.Backend, h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor,
-    fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
-    packed: Tensor | None, residual: Tensor | None, act: str, gate: str, out_act: str, *, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    backend: backends.Backend,
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor,
+    packed: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    gate: str,
+    out_act: str,
+    *,
+    inplace: bool = False,
+) -> Tensor:
     # one channel or one position: both orders are the same memory, and only the library knows which it will return
     rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
     codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]

@@ -1,8 +1,8 @@
-"""Between the streams: (N, C) arithmetic, in readable PyTorch. It is the definition of what every backend computes, and
-what runs where a backend has streams but no gate kernel of its own.
+"""Excitation, the (N, C) arithmetic between the passes, in readable PyTorch. It is the definition of what every backend
+computes, and what runs where a backend has passes but no excitation kernel of its own.
 
 Symbols: N batch, C channels, S positions, R squeezed channels. m: (N, C) means of x; v: (N, C) sums of (x - m)^2;
-u = a x + b is the normalised map, a and b: (C,); d: (N,) drop-path factor; s: (N, C) the gate.
+u = a x + b is the normalised map, a and b: (C,); d: (N,) drop-path factor; s: (N, C) the gate's value.
 The derivation is checked against autograd in tests/ops/test_algebra.py.
 """
 
@@ -15,7 +15,15 @@ from torch import Tensor
 
 from ..reference import ACTIVATIONS, GATES
 
-__all__ = ["BatchNorm", "Coefficients", "Gate", "GateGradients", "batch_norm", "gate_backward", "gate_forward"]
+__all__ = [
+    "BatchNorm",
+    "Coefficients",
+    "ExcitationGradients",
+    "ExcitationLayers",
+    "batch_norm",
+    "excitation",
+    "excitation_backward",
+]
 
 aten = torch.ops.aten
 
@@ -63,7 +71,7 @@ def batch_norm(
     """Batch norm as an affine map. Statistics of the batch come from its samples' by Chan's merge: nothing cancels.
 
     Args:
-        m, v: (N, C) of stream 1; not needed where ``given`` is there.
+        m, v: (N, C) of pass 1; not needed where ``given`` is there.
         positions: S.
         given: mean and biased variance (C,), else they are the batch's.
         weight, bias: gamma and beta (C,), or None for 1 and 0.
@@ -80,7 +88,7 @@ def batch_norm(
     return BatchNorm(mean, var, rstd, a, b)
 
 
-class Gate(NamedTuple):
+class ExcitationLayers(NamedTuple):
     """The excitation's parameters; every bias may be None."""
 
     fc1_weight: Tensor  # (R, C)
@@ -92,23 +100,23 @@ class Gate(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """Result of :func:`gate_forward`."""
+    """Result of :func:`excitation`."""
 
     scale: Tensor  # (N, C) = d s a
     shift: Tensor  # (N, C) = d s b
-    factor: Tensor | None  # (N, C) the gate s
+    factor: Tensor | None  # (N, C) the gate's value s
     hidden: Tensor | None  # (N, R) before the activation
 
 
-def gate_forward(m: Tensor, bn: BatchNorm | None, gate: Gate | None, d: Tensor | None) -> Coefficients:
+def excitation(m: Tensor, bn: BatchNorm | None, layers: ExcitationLayers | None, d: Tensor | None) -> Coefficients:
     """z = a m + b is the squeeze of u without reading it; s = gate(W2 act(W1 z + b1) + b2); y = d s u."""
     factor = hidden = None
-    if gate is not None:
+    if layers is not None:
         z = m if bn is None else bn.a * m + bn.b
-        w1, b1, w2, b2 = (None if t is None else t.to(m.dtype) for t in gate[:4])
+        w1, b1, w2, b2 = (None if t is None else t.to(m.dtype) for t in layers[:4])
         assert w1 is not None and w2 is not None
         hidden = F.linear(z, w1.flatten(1), b1)
-        factor = GATES[gate.gate](F.linear(ACTIVATIONS[gate.act](hidden), w2.flatten(1), b2))
+        factor = GATES[layers.gate](F.linear(ACTIVATIONS[layers.act](hidden), w2.flatten(1), b2))
     scale = torch.ones_like(m) if factor is None else factor
     if d is not None:
         scale = scale * d.to(m.dtype)[:, None]
@@ -117,8 +125,8 @@ def gate_forward(m: Tensor, bn: BatchNorm | None, gate: Gate | None, d: Tensor |
     return Coefficients(scale * bn.a, scale * bn.b, factor, hidden)
 
 
-class GateGradients(NamedTuple):
-    """Result of :func:`gate_backward`; None where there is no such parameter."""
+class ExcitationGradients(NamedTuple):
+    """Result of :func:`excitation_backward`; None where there is no such parameter."""
 
     k1: Tensor  # (N, C): dx = k1 dr + k2 (x - m) + k3
     k2: Tensor
@@ -131,18 +139,18 @@ class GateGradients(NamedTuple):
     fc2_bias: Tensor | None
 
 
-def gate_backward(
+def excitation_backward(
     p: Tensor,
     q: Tensor,
     m: Tensor,
     factor: Tensor | None,
     hidden: Tensor | None,
     bn: BatchNorm | None,
-    gate: Gate | None,
+    layers: ExcitationLayers | None,
     d: Tensor | None,
     positions: int,
     batch_stats: bool,
-) -> GateGradients:
+) -> ExcitationGradients:
     """All gradients but dr, from P = sum dr and Q = sum dr (x - m), both (N, C).
 
     ds = d (a Q + z P); through the gate to dz and the weights; g1 = d s P + dz and g2 = d s Q are the sums of du and of
@@ -154,14 +162,14 @@ def gate_backward(
     ds_factor = one if d is None else d.to(m.dtype)[:, None].expand_as(m)
     dz = torch.zeros_like(m)
     dw1 = db1 = dw2 = db2 = dgamma = dbeta = None
-    if gate is not None:
+    if layers is not None:
         assert factor is not None and hidden is not None
-        w1, w2 = gate.fc1_weight.to(m.dtype).flatten(1), gate.fc2_weight.to(m.dtype).flatten(1)
+        w1, w2 = layers.fc1_weight.to(m.dtype).flatten(1), layers.fc2_weight.to(m.dtype).flatten(1)
         z = a * m + b
-        dq = _gate_backward(gate.gate, ds_factor * (a * q + z * p), factor)
-        dhidden = _ACT_BACKWARD[gate.act](dq @ w2, hidden)
+        dq = _gate_backward(layers.gate, ds_factor * (a * q + z * p), factor)
+        dhidden = _ACT_BACKWARD[layers.act](dq @ w2, hidden)
         dz = dhidden @ w1
-        dw2, db2 = dq.T @ ACTIVATIONS[gate.act](hidden), dq.sum(0)
+        dw2, db2 = dq.T @ ACTIVATIONS[layers.act](hidden), dq.sum(0)
         dw1, db1 = dhidden.T @ z, dhidden.sum(0)
     ds = ds_factor if factor is None else ds_factor * factor
     k1, k2, k3 = a * ds, torch.zeros_like(m), dz / positions
@@ -174,4 +182,4 @@ def gate_backward(
             k2 = (-a * bn.rstd * dgamma / count).expand_as(m).contiguous()
             k3 = k3 - dbeta / count
         k3 = a * k3 + k2 * (m - bn.mean)
-    return GateGradients(k1, k2, k3, dgamma, dbeta, dw1, db1, dw2, db2)
+    return ExcitationGradients(k1, k2, k3, dgamma, dbeta, dw1, db1, dw2, db2)

@@ -3,7 +3,7 @@ a matrix product or a convolution, none for what is done element by element.
 
 An operator counts what it stands for, so that a model has the same total before and after ``convert`` and
 ``optimize_for_inference``: a convolution, and the excitation's two layers, 2 N R C each. Which products a kernel spares
-(the folded layer of :mod:`.conv` has fewer) is its own business.
+(the folded layer of :mod:`.conv1x1_squeeze_excite` has fewer) is its own business.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Stream 1: what is summed per sample and channel. Definitions in plain PyTorch; backends replace them.
+"""Pass 1: what is summed per sample and channel. Definitions in plain PyTorch; backends replace them.
 
 Symbols: N batch, C channels, S positions; x, dy, residual, dr: (N, C, *spatial); everything else (N, C), in float32
 (float64 for float64 inputs).
@@ -54,7 +54,7 @@ def moments_backward(
     """dr = dy * out_act'(t) with t = scale * x + shift + residual; P = sum dr; Q = sum dr * (x - mean).
 
     ReLU's derivative is the mask; SiLU's and hard-swish's are computed again from t. dr is in x's dtype, and empty
-    unless wanted: it is the residual's gradient, and what stream 2 reads.
+    unless wanted: it is the residual's gradient, and what pass 2 reads.
     """
     wide = x.to(mean.dtype)
     g = dy.to(mean.dtype)
@@ -63,7 +63,7 @@ def moments_backward(
     elif recomputed(out_act):
         t = per_channel(scale, x) * wide + per_channel(shift, x)
         g = FROM_SUM[out_act](g, t if residual is None else t + residual)
-        g = g.to(x.dtype).to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers
+        g = g.to(x.dtype).to(mean.dtype)  # pass 2 reads the rounded dr: the sums must be of the same numbers
     p = g.flatten(2).sum(2)
     q = (g * (wide - per_channel(mean, x))).flatten(2).sum(2)
     dr = torch.empty_like(x).copy_(g) if want_dr else x.new_empty(0, dtype=mean.dtype)

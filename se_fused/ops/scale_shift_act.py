@@ -1,4 +1,4 @@
-"""Stream 2: one multiply-add per element. Definitions in plain PyTorch; backends replace them.
+"""Pass 2: one multiply-add per element. Definitions in plain PyTorch; backends replace them.
 
 Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, k1, k2, k3: (N, C).
 """

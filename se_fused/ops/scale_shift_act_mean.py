@@ -1,4 +1,4 @@
-"""Stream 2 and the squeeze of its result: where an activation stands between batch norm and squeeze-excite, the mean of
+"""Pass 2 and the squeeze of its result: where an activation stands between batch norm and squeeze-excite, the mean of
 the activated map is no arithmetic on the mean of x. Definitions in plain PyTorch; backends replace them.
 
 Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, added: (N, C).
@@ -34,5 +34,5 @@ def scale_shift_act_mean_backward(
     t = per_channel(scale, x) * wide + per_channel(shift, x)
     g = FROM_SUM[out_act](dy.to(mean.dtype) + per_channel(added, x), t)
     dr = torch.empty_like(x).copy_(g)
-    g = dr.to(mean.dtype)  # stream 2 reads the rounded dr: the sums must be of the same numbers
+    g = dr.to(mean.dtype)  # pass 2 reads the rounded dr: the sums must be of the same numbers
     return dr, g.flatten(2).sum(2), (g * (wide - per_channel(mean, x))).flatten(2).sum(2)

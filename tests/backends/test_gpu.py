@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from support.triton_groups import grouping_of
+from support.triton_groups import l2_grouped_config_of
 
 from se_fused import backends, functional, reference
 from se_fused.testing.verify import LAYOUTS, Case, check, to_layout
@@ -18,7 +18,7 @@ from se_fused.testing.verify import LAYOUTS, Case, check, to_layout
 pytestmark = pytest.mark.gpu
 
 
-TRITON_ONLY = ("test_grouped_inference", "test_convolution", "test_autotuning_measures_once")
+TRITON_ONLY = ("test_l2_grouped_inference", "test_convolution", "test_autotuning_measures_once")
 
 
 @pytest.fixture(autouse=True, params=["cuda", "triton"])
@@ -54,11 +54,11 @@ def test_training(shape: tuple[int, ...], layout: str) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_l2_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many programs, more than run at once, that wait for each other."""
-    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
+    from se_fused.backends.triton import batch_norm_squeeze_excite
 
-    monkeypatch.setattr(tail, "grouping", grouping_of(512, 32, 3))
+    monkeypatch.setattr(batch_norm_squeeze_excite, "l2_grouped_config", l2_grouped_config_of(512, 32, 3))
     x = to_layout(torch.randn(32, 96, 13, 11), layout).cuda()
     fc = weights(96, 24, torch.float32)
     truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
@@ -68,9 +68,7 @@ def test_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.sanitizer
 def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    from se_fused.backends.triton import conv1x1_squeeze_excite as conv
-
-    monkeypatch.setattr(conv, "fastest", lambda key, ways, device: "product")
+    monkeypatch.setattr("se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device: "product")
     h = torch.randn(3, 40, 13, 11).cuda().bfloat16().contiguous(memory_format=torch.channels_last)
     conv_weight = (torch.randn(136, 40, 1, 1) * 0.15).cuda().bfloat16()
     fc = weights(136, 9, torch.bfloat16)
@@ -186,7 +184,8 @@ def test_streams_do_not_disturb_each_other() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_on_two_streams(layout: str) -> None:
-    """Training always takes the gate's launches, whose programs take tickets and wait for each other, each way."""
+    """Training always takes the excitation's launches, whose programs take tickets and wait for each other, each
+    way."""
     given = [to_layout(torch.randn(32, 256, 56, 56, device="cuda"), layout), *weights(256, 16, torch.float32)]
     residual = given[0].flip(0)
     for t in given:
@@ -210,14 +209,14 @@ def test_groups_of_samples(backend: str) -> None:
     fc = weights(c, r, torch.bfloat16)
     if backend == "cuda":
         plan = backends.BACKENDS["cuda"].plan(n, c, s * s, True, 2, r)
-        grouped = plan.startswith("grouped")
+        grouped = plan.startswith("l2_grouped")
     else:
         from se_fused.backends.triton.launch import recording
 
         with recording() as launches:
             infer(x, *fc)
         plan = " ".join(launch.name for launch in launches)
-        grouped = plan == "grouped_kernel"
+        grouped = plan == "l2_grouped_kernel"
     if not grouped:
         pytest.skip(f"this GPU takes it another way: {plan}")
     truth = infer(x, *fc)

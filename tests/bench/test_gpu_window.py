@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import shim_library as cuda_support
+from support import shim_library
 from support.paths import ROOT
 
 from se_fused import backends
@@ -58,9 +58,9 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     """All three commands, within a budget."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: rehearse elsewhere")
-    if (reason := cuda_support.why_not()) is not None:
+    if (reason := shim_library.why_not()) is not None:
         pytest.skip(reason)
-    cuda_support.library()  # compiled before the clock runs
+    shim_library.library()  # compiled before the clock runs
     folder = tmp_path_factory.mktemp("window")
     return folder, window("all", "--rehearse", "--budget", "600", "--output", str(folder), timeout=900)
 
@@ -104,15 +104,20 @@ def test_rehearsal_leaves_few_files(rehearsed: tuple[Path, subprocess.CompletedP
 def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     right, where, claims = (read(rehearsed[0], command)[2] for command in steps.COMMANDS)
     checked = {(row["what"], row.get("backend")) for row in right if row.get("ok") and "share" in row}
-    assert {("gate", "cuda"), ("grouped", "cuda"), ("one_pass", "cuda"), ("gate", "triton")} <= checked
+    assert {
+        ("excitation", "cuda"),
+        ("l2_grouped", "cuda"),
+        ("cluster_fused", "cuda"),
+        ("excitation", "triton"),
+    } <= checked
     assert all(0 <= row["share"] <= 1 for row in right if row.get("ok") and "share" in row)
     kernels = {row["what"] for row in where if row.get("backend") == "cuda" and row["mode"] == "train"}
     assert {
         "moments",
-        "gate",
+        "excitation",
         "scale_shift_act",
         "moments_backward",
-        "gate_backward",
+        "excitation_backward",
         "scale_shift_act_backward",
     } <= kernels
     assert {row["plan"] for row in where if row.get("mode") == "infer" and row.get("backend") == "cuda"} >= {
@@ -120,9 +125,9 @@ def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.
         "separate",
     }
     assert {row["variant"] for row in where if "variant" in row} == {"", "before"}
-    assert any(row.get("ncu") and row["what"] == "one_pass" and row["us"] == 1260.5 for row in where)
-    tails = {row["what"]: row for row in claims if row["step"] == "tails" and row.get("ok")}
-    assert {"se_fused", "eager"} <= tails.keys() and tails["eager"]["over_ours"]["n"] > 1
+    assert any(row.get("ncu") and row["what"] == "cluster_fused" and row["us"] == 1260.5 for row in where)
+    blocks = {row["what"]: row for row in claims if row["step"] == "blocks" and row.get("ok")}
+    assert {"se_fused", "eager"} <= blocks.keys() and blocks["eager"]["over_ours"]["n"] > 1
     networks = {(row["network"], row["what"]) for row in claims if "network" in row and row.get("ok")}
     for name in ("seresnet18", "resnet18"):
         assert {(name, what) for what in ("se_fused", "eager", "se_fused compile", "compile")} <= networks
@@ -136,7 +141,7 @@ def test_what_came_back_is_kept(rehearsed: tuple[Path, subprocess.CompletedProce
     shutil.copy(ROOT / "benchmarks" / "results" / keep.TABLE, tmp_path)
     told = keep.keep([rehearsed[0]], tmp_path)
     place = tmp_path / "the-cpu-a-rehearsal"
-    assert {"report.md", "kernels.png", "tails.png", "networks.png", "right.jsonl", "where.txt"} <= {
+    assert {"report.md", "kernels.png", "blocks.png", "networks.png", "right.jsonl", "where.txt"} <= {
         path.name for path in place.iterdir()
     }
     report = (place / "report.md").read_text()
@@ -269,7 +274,7 @@ def test_a_window_that_is_cut_off_leaves_what_it_found(tmp_path: Path, sign: sig
     subprocess.run(["pkill", "-f", "benchmarks.gpu.work.drill"], check=False)  # SIGKILL leaves no time to end steps
 
 
-def test_ours_is_a_yardstick_only_where_it_is_right(
+def test_ratios_to_ours_are_told_only_where_ours_is_right(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks.gpu.target import _CPU
@@ -330,7 +335,8 @@ def test_knows_kernels_by_the_names_of_a_profile() -> None:
     cuda = "void se_fused::cuda::(anonymous namespace)::moments_backward_kernel<__half, (se_fused::cuda::Mode)3>(Args)"
     assert kernel_of(cuda) == "moments_backward"
     assert (
-        kernel_of("scale_shift_act_shifted_kernel") == "scale_shift_act" and kernel_of("one_pass_kernel") == "one_pass"
+        kernel_of("scale_shift_act_unaligned_kernel") == "scale_shift_act"
+        and kernel_of("cluster_fused_kernel") == "cluster_fused"
     )
     assert kernel_of("void at::native::vectorized_elementwise_kernel<4>(int)") is None
     assert kernel_of("ampere_bf16_s16816gemm") is None
@@ -341,7 +347,7 @@ def test_every_kernel_of_the_backends_is_known() -> None:
     for file in [*(ROOT / "csrc/cuda").glob("*.cu"), *(ROOT / "se_fused/backends/triton").glob("*.py")]:
         names |= set(re.findall(r"(?:\bdef |^)(\w+_kernel)\((?:SE_CONSTANT|$|\n)", file.read_text(), re.MULTILINE))
     unknown = {name for name in names if kernel_of(name) is None}
-    assert unknown <= {"conv_kernel"}, "benchmarks/gpu/target.py lists them"
+    assert unknown <= {"conv1x1_kernel"}, "benchmarks/gpu/target.py lists them"
     assert len(names) > 10
 
 
@@ -485,13 +491,18 @@ def test_the_table_names_steps_that_there_are() -> None:
 
 
 def test_strikes_what_all_named_steps_settled() -> None:
-    text = "| claim | step | expected | measured |\n| A | `right: gate *` | ok | |\n| B | `where: gate cuda` | 5 | |\n"
-    ended = [{"step": f"gate {name}", "verdict": "ok", "figure": f"{name} | 3 cases"} for name in ("cuda", "triton")]
-    told, struck = keep.strike(text, "right", "H100", "abcdef", ended)
-    assert (
-        struck == ["A"] and "| ~~A~~ | `right: gate *` | ok | cuda / 3 cases; triton / 3 cases (H100, abcdef) |" in told
+    text = (
+        "| claim | step | expected | measured |\n"
+        "| A | `right: excitation *` | ok | |\n"
+        "| B | `where: excitation cuda` | 5 | |\n"
     )
-    assert "| B | `where: gate cuda` | 5 | |" in told
+    ended = [
+        {"step": f"excitation {name}", "verdict": "ok", "figure": f"{name} | 3 cases"} for name in ("cuda", "triton")
+    ]
+    told, struck = keep.strike(text, "right", "H100", "abcdef", ended)
+    settled = "| ~~A~~ | `right: excitation *` | ok | cuda / 3 cases; triton / 3 cases (H100, abcdef) |"
+    assert struck == ["A"] and settled in told
+    assert "| B | `where: excitation cuda` | 5 | |" in told
     again, _ = keep.strike(told, "right", "H200", "123456", ended)
     assert "| ~~A~~ |" in again and "(H200, 123456)" in again
     ended[1]["verdict"] = "wrong"

@@ -111,35 +111,34 @@ ABSENT = {"all": (), "no-residual": ("residual",), "no-biases": ("conv_bias", "f
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself, whatever is faster: three launches, and the convolution's result is never rounded."""
-    from se_fused.backends.triton import conv1x1_squeeze_excite as conv
     from se_fused.backends.triton.launch import recording
 
-    monkeypatch.setattr(conv, "fastest", lambda key, ways, device: "product")
+    monkeypatch.setattr("se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device: "product")
     for dtype in DTYPES.values():
         given = draw((2, 40, 130, 17, (12, 6)), dtype, "channels_last") | dict.fromkeys(absent)
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
             y = conv1x1_squeeze_excite(**given, **options)
-        assert [launch.name for launch in launches] == ["moments_kernel", "gate_kernel", "conv_kernel"]
+        assert [launch.name for launch in launches] == ["moments_kernel", "excitation_kernel", "conv1x1_kernel"]
         assert error(given, y, stored=False, **options) <= 1
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
 def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from se_fused.backends.triton import conv1x1_squeeze_excite as conv
     from se_fused.backends.triton.launch import recording
 
     given = draw(SHAPES["odd"], torch.float32, "channels_last")
     asked = []
-    for way, last in (("product", "conv_kernel"), ("convolution and tail", "scale_shift_act_kernel")):
+    for way, last in (("product", "conv1x1_kernel"), ("convolution and block", "scale_shift_act_kernel")):
         monkeypatch.setattr(
-            conv, "fastest", lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1]
+            "se_fused.backends.triton.conv1x1_squeeze_excite.fastest",
+            lambda key, ways, device, way=way: (asked.append((key, set(ways))), way)[1],
         )
         with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
             y = conv1x1_squeeze_excite(**given, out_act="relu")
         assert launches[-1].name == last
         assert error(given, y, out_act="relu") <= 1
     (key, ways), _ = asked
-    assert ways == {"product", "convolution and tail"}
+    assert ways == {"product", "convolution and block"}
     for part in ("(3, 5, 9, 7)", "24", "float32", "r=3"):
         assert part in key
 

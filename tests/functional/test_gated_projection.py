@@ -240,14 +240,15 @@ def test_weights_are_scaled_where_that_moves_less(with_bias: bool, monkeypatch: 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
 def test_the_gated_product_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from se_fused.backends.triton import conv1x1_squeeze_excite as conv
     from se_fused.backends.triton.launch import recording
 
     for dtype in DTYPES.values():
         for name in ("weights", "tiles", "5-D"):
             given = gated(GATED[name], dtype, "channels_last")
-            for way, launches_wanted in (("product", ["conv_kernel"]), ("otherwise", None)):
-                monkeypatch.setattr(conv, "fastest", lambda key, ways, device, way=way: way)
+            for way, launches_wanted in (("product", ["conv1x1_kernel"]), ("otherwise", None)):
+                monkeypatch.setattr(
+                    "se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device, way=way: way
+                )
                 with backends.use_backend("triton"), torch.no_grad(), recording() as launches:
                     out = gated_conv1x1(**given)
                 assert launches_wanted is None or [launch.name for launch in launches] == launches_wanted

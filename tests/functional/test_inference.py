@@ -1,4 +1,4 @@
-"""Inference: means alone in the first stream, results stored at whole lines, and y written over x where it may be."""
+"""Inference: means alone in the first pass, results stored at whole lines, and y written over x where it may be."""
 
 import pytest
 import torch

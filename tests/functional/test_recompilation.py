@@ -47,12 +47,12 @@ def names(found: set[str]) -> set[str]:
 
 
 def test_training_compiles_once(keys: dict[str, Keys]) -> None:
-    """Of 16 samples and fewer the gate's kernels have smaller tiles; nothing else changes with the batch."""
+    """Of 16 samples and fewer the excitation's kernels have smaller tiles; nothing else changes with the batch."""
     train = keys["train"]
     assert len(train[FULL]) > 40
     assert not set().union(*(train[n] for n in PARTIAL)) - train[FULL]
     few = set().union(*(train[n] for n in (FEW, *SMALL)))
-    assert names(few - train[FULL]) == {"gate_kernel", "gate_backward_kernel"}
+    assert names(few - train[FULL]) == {"excitation_kernel", "excitation_backward_kernel"}
     assert few <= train[FULL] | train[FEW]
     assert all(found == keys["squeeze"][FULL] for found in keys["squeeze"].values())
 
@@ -62,11 +62,11 @@ def test_inference_compiles_once_each_way(keys: dict[str, Keys]) -> None:
     infer = keys["infer"]
     assert not (infer[255] | infer[251]) - infer[FULL]
     ways = set().union(*(infer[n] for n in (FULL, *PARTIAL)))
-    grouped = {key for key in ways if "grouped_kernel" in key}
-    assert grouped == {key for key in infer[FULL] if "grouped_kernel" in key} and len(grouped) > 5
+    grouped = {key for key in ways if "l2_grouped_kernel" in key}
+    assert grouped == {key for key in infer[FULL] if "l2_grouped_kernel" in key} and len(grouped) > 5
     assert ways - grouped <= infer[FULL] | infer[17]
     assert set().union(*(infer[n] for n in SMALL)) - grouped <= infer[FULL] | infer[FEW] | infer[1]
-    assert names(infer[FEW] - ways) == {"gate_kernel"}
+    assert names(infer[FEW] - ways) == {"excitation_kernel"}
 
 
 def test_triton_specialises_as_we_say(answers: dict) -> None:

@@ -9,7 +9,15 @@ import timm
 import timm.models.resnet
 import torch
 import torchvision
-from support.modules import EPS, FLIPS, assert_as_close, randomise, rms, spy_on_functional
+from support.modules import (  # noqa: F401 (a fixture)
+    EPS,
+    FLIPS,
+    assert_as_close,
+    one_thread,
+    randomise,
+    rms,
+    spy_on_functional,
+)
 from torch import Tensor, nn
 
 from se_fused.models import SEResNet, SEResNet18, create_model

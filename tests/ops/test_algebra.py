@@ -17,7 +17,7 @@ from se_fused.testing.verify import Case
 
 
 class Definitions:
-    """The streams as se_fused.ops defines them."""
+    """The passes as se_fused.ops defines them."""
 
     moments = staticmethod(moments_definition.moments)
     moments_backward = staticmethod(moments_definition.moments_backward)

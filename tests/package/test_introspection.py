@@ -8,24 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import shim_library as cuda_support
+from support import shim_library
 
 import se_fused
 from se_fused import backends
 from se_fused.info import kernels as introspect
 
 CPU, CUDA = backends.BACKENDS["cpu"], backends.BACKENDS["cuda"]
-# Instances of a launch: dtypes x ways in which vectors lie x variants (grouped: with weights of x's dtype or float32).
+# Instances of a launch: dtypes x ways in which vectors lie x variants (l2_grouped: with weights of x's dtype or
+# float32).
 INSTANCES = {
     "moments": 3 * 5 * 2,
     "moments_backward": 3 * 5 * 2,
     "scale_shift_act": 3 * 5,
     "scale_shift_act_mean": 3 * 5,
     "scale_shift_act_backward": 3 * 5 * 2,
-    "gate": 3,
-    "gate_backward": 3,
-    "one_pass": 3 * 3,
-    "grouped": (1 + 2 + 2) * 3,
+    "excitation": 3,
+    "excitation_backward": 3,
+    "cluster_fused": 3 * 3,
+    "l2_grouped": (1 + 2 + 2) * 3,
 }
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -82,18 +83,17 @@ def test_summary_spans_instances_and_names_those_that_spill():
     kernels = [
         made("moments float32 rows", registers=40),
         made("moments float32 cols m2", registers=64, local_bytes=24, shared_bytes=16384),
-        made("one_pass bfloat16 cols", shared_bytes=None),
-        {"name": "gate float16", "threads": 256, "shared_bytes": 8196, "error": "no kernel image"},
+        made("cluster_fused bfloat16 cols", shared_bytes=None),
+        {"name": "excitation float16", "threads": 256, "shared_bytes": 8196, "error": "no kernel image"},
     ]
-    headings, moments, one_pass, gate = (
-        dict(zip(introspect.summary(kernels)[0], row, strict=True)) for row in introspect.summary(kernels)
-    )
+    table = introspect.summary(kernels)
+    headings, moments, cluster_fused, excitation = (dict(zip(table[0], row, strict=True)) for row in table)
     assert list(headings) == list(headings.values())
     assert moments == {"kernel": "moments", "instances": "2", "threads": "256", "registers": "40–64",
                        "shared bytes": "0–16384", "blocks per SM": "4", "spilled bytes": "0–24",
                        "where": "float32 cols m2"}  # fmt: skip
-    assert one_pass["shared bytes"] == "by shape"
-    assert (gate["registers"], gate["where"]) == ("", "no kernel image")
+    assert cluster_fused["shared bytes"] == "by shape"
+    assert (excitation["registers"], excitation["where"]) == ("", "no kernel image")
 
 
 def test_info_prints_the_summary(monkeypatch):
@@ -131,17 +131,17 @@ def test_a_function_that_is_not_there_is_named(module):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(cuda_support.why_not() is not None, reason=str(cuda_support.why_not()))
+@pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 def test_every_instance_of_the_kernels_is_listed_once(module):
-    kernels = module.cuda_kernels(str(cuda_support.library()))
+    kernels = module.cuda_kernels(str(shim_library.library()))
     names = [kernel["name"] for kernel in kernels]
     assert len(set(names)) == len(names)
     listed = [name.partition(" ")[0] for name in names]
     assert {name: listed.count(name) for name in listed} == INSTANCES
     assert {kernel["error"] for kernel in kernels} == {"compiled for the CPU"}  # by the shim, which has no attributes
     for kernel in kernels:
-        assert (kernel["shared_bytes"] is None) == kernel["name"].startswith("one_pass")
-        assert kernel["threads"] == (384 if kernel["name"].startswith("one_pass") else 256)
+        assert (kernel["shared_bytes"] is None) == kernel["name"].startswith("cluster_fused")
+        assert kernel["threads"] == (384 if kernel["name"].startswith("cluster_fused") else 256)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
-"""Compiles what calls would launch, for GPUs that are not there, and prints what came out as JSON (test_codegen.py).
+"""Compiles what calls would launch, for GPUs that are not there, and prints what came out as JSON
+(tests/backends/triton/test_compiled_code.py).
 
 A process of its own, because the tests' process interprets kernels instead of compiling them.
 """
@@ -12,13 +13,12 @@ from typing import Any
 
 import torch
 
-from se_fused.backends.triton import compiled_code as codegen
-from se_fused.backends.triton import launch_configs as configs
+from se_fused.backends.triton import compiled_code, launch_configs
 
 STAGES = {"256x56x56": (128, 256, 56, 56), "1024x14x14": (128, 1024, 14, 14), "2048x7x7": (128, 2048, 7, 7)}
 ODD = {"odd": (3, 33, 7, 5), "ones": (1, 1, 2, 1), "S=1": (5, 24, 1, 1)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MI300 = configs.Device(multiprocessors=304, l2_bytes=32 * 2**20, is_nvidia=False)
+MI300 = launch_configs.Device(multiprocessors=304, l2_bytes=32 * 2**20, is_nvidia=False)
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Job:
     dtype: str
     channels_last: bool
     shape: str
-    call: str  # "train", "infer", "conv", "squeeze" or "gated"
+    call: str  # "train", "infer", "conv1x1_squeeze_excite", "scale_shift_act_mean" or "gated_conv1x1"
     act: str = "relu"
-    gate: bool = True
+    excitation: bool = True
     out_act: str = "relu"
 
 
@@ -40,47 +40,54 @@ def jobs() -> list[Job]:
     found = [Job(90, d, cl, "256x56x56", call) for d in DTYPES for cl in both for call in ("train", "infer")]
     found += [Job(a, d, cl, "256x56x56", "train") for a in (80, 100) for d in ("bfloat16", "float32") for cl in both]
     found += [Job(a, "bfloat16", True, "256x56x56", "infer") for a in (80, 100)]
-    found += [Job(a, "bfloat16", True, "256x56x56", "infer", gate=False) for a in (80, 90, 100)]
+    found += [Job(a, "bfloat16", True, "256x56x56", "infer", excitation=False) for a in (80, 90, 100)]
     found += [Job(90, "bfloat16", cl, shape, "train") for cl in both for shape in ("1024x14x14", "2048x7x7")]
     found += [Job(a, "bfloat16", False, "2048x7x7", "train") for a in (80, 100, "gfx942")]
     found += [Job(90, d, False, "2048x7x7", "train", out_act="silu") for d in ("float32", "bfloat16")]
     found += [Job(90, "bfloat16", cl, shape, call) for cl in both for shape in ODD for call in ("train", "infer")]
     found += [Job(90, "float32", True, "256x56x56", "train", act) for act in ("gelu_tanh", "mish")]
     found += [Job(90, "bfloat16", cl, "256x56x56", "train", out_act="silu") for cl in both]
-    found += [Job(90, "bfloat16", True, "256x56x56", "train", gate=False)]
-    found += [Job(a, d, True, "256x56x56", "conv") for a in codegen.ARCHITECTURES for d in DTYPES]
-    found += [Job(90, d, True, "2048x7x7", "conv") for d in ("float32", "bfloat16")]
-    found += [Job(90, d, cl, "256x56x56", "squeeze", out_act="hard_swish") for d in DTYPES for cl in both]
-    found += [Job(90, "bfloat16", cl, shape, "squeeze") for cl in both for shape in (*STAGES, *ODD)]
+    found += [Job(90, "bfloat16", True, "256x56x56", "train", excitation=False)]
     found += [
-        Job(a, "bfloat16", cl, shape, "squeeze", out_act="silu")
+        Job(a, d, True, "256x56x56", "conv1x1_squeeze_excite") for a in compiled_code.ARCHITECTURES for d in DTYPES
+    ]
+    found += [Job(90, d, True, "2048x7x7", "conv1x1_squeeze_excite") for d in ("float32", "bfloat16")]
+    found += [Job(90, d, cl, "256x56x56", "scale_shift_act_mean", out_act="hard_swish") for d in DTYPES for cl in both]
+    found += [Job(90, "bfloat16", cl, shape, "scale_shift_act_mean") for cl in both for shape in (*STAGES, *ODD)]
+    found += [
+        Job(a, "bfloat16", cl, shape, "scale_shift_act_mean", out_act="silu")
         for a in (80, 100, "gfx942")
         for cl, shape in ((True, "256x56x56"), (False, "2048x7x7"))
     ]
-    found += [Job(a, d, True, "256x56x56", "gated") for a in codegen.ARCHITECTURES for d in DTYPES]
-    found += [Job(90, d, True, "2048x7x7", "gated") for d in ("float32", "bfloat16")]
-    found += [Job("gfx942", "bfloat16", True, "256x56x56", call) for call in ("train", "infer", "conv", "gated")]
+    found += [Job(a, d, True, "256x56x56", "gated_conv1x1") for a in compiled_code.ARCHITECTURES for d in DTYPES]
+    found += [Job(90, d, True, "2048x7x7", "gated_conv1x1") for d in ("float32", "bfloat16")]
+    found += [
+        Job("gfx942", "bfloat16", True, "256x56x56", call)
+        for call in ("train", "infer", "conv1x1_squeeze_excite", "gated_conv1x1")
+    ]
     return found
 
 
 def launches(job: Job) -> list[Any]:
     shape = (STAGES | ODD)[job.shape]
     dtype = DTYPES[job.dtype]
-    if job.call == "conv":
-        return codegen.launches_of_conv(shape, dtype)
-    if job.call == "gated":
-        return codegen.launches_of_gated_conv1x1(shape, dtype)
-    if job.call == "squeeze":
-        return codegen.launches_of_squeeze(shape, dtype, job.channels_last, job.out_act)
-    hidden = max(shape[1] // 16, 1) if job.gate else None
-    return codegen.launches_of_tail(shape, dtype, job.channels_last, job.call == "train", hidden, job.out_act, job.act)
+    if job.call == "conv1x1_squeeze_excite":
+        return compiled_code.launches_of_conv1x1_squeeze_excite(shape, dtype)
+    if job.call == "gated_conv1x1":
+        return compiled_code.launches_of_gated_conv1x1(shape, dtype)
+    if job.call == "scale_shift_act_mean":
+        return compiled_code.launches_of_scale_shift_act_mean(shape, dtype, job.channels_last, job.out_act)
+    hidden = max(shape[1] // 16, 1) if job.excitation else None
+    return compiled_code.launches_of_block(
+        shape, dtype, job.channels_last, job.call == "train", hidden, job.out_act, job.act
+    )
 
 
 def compiled(job: Job) -> list[dict[str, Any]]:
     rows = []
-    with configs.standing_in(MI300 if isinstance(job.architecture, str) else configs.H200):
+    with launch_configs.standing_in(MI300 if isinstance(job.architecture, str) else launch_configs.H200):
         for launch in launches(job):
-            code = codegen.compiled(launch, job.architecture)
+            code = compiled_code.compiled(launch, job.architecture)
             sass = code.asm.get("sass", "")
             rows.append(
                 {
@@ -93,7 +100,7 @@ def compiled(job: Job) -> list[dict[str, Any]]:
                     "tensor_cores": sorted(set(re.findall(r"\b(HGMMA|HMMA|UTC\w*MMA)\b", sass))),
                     "acquires": len(re.findall(r"CCTL\.IVALL", sass)),
                     "releases": len(re.findall(r"MEMBAR\S*\.GPU", sass)),
-                    "narrow_offsets": codegen.narrow_offsets(code.asm["ttir"]),
+                    "narrow_offsets": compiled_code.narrow_offsets(code.asm["ttir"]),
                 }
             )  # fmt: skip
     return rows

@@ -11,12 +11,11 @@ import torch
 from se_fused import backends
 from se_fused.backends.cuda import CudaBackend
 from se_fused.testing.verify import Case
-from support import contract
-from support import shim_library as cuda_support
+from support import contract, shim_library
 
 DEVICE = "cuda" if backends.BACKENDS["cuda"].can_use("cuda", torch.float32) is None else "cpu"
 on_shim = pytest.mark.skipif(DEVICE == "cuda", reason="a GPU is what it is")
-if DEVICE == "cpu" and (reason := cuda_support.why_not()) is not None:
+if DEVICE == "cpu" and (reason := shim_library.why_not()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 H200 = (90, 132, 60 << 20, 232448)  # capability, multiprocessors, bytes of L2, shared memory of a block
@@ -25,8 +24,8 @@ A100 = (80, 108, 40 << 20, 166912)
 
 @pytest.fixture(scope="module", name="backend")
 def given_backend() -> CudaBackend:
-    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_cuda.py
-    return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or cuda_support.library()))
+    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_contract.py
+    return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or shim_library.library()))
 
 
 def on_cpu(library: Path, product: Any = None) -> CudaBackend:
@@ -73,4 +72,4 @@ def infer(case: Case, path: list[str], inplace: bool = False) -> None:
         assert launched() == path
 
 
-SEPARATE = ["moments", "gate", "scale_shift_act"]
+SEPARATE = ["moments", "excitation", "scale_shift_act"]

@@ -123,9 +123,9 @@ def compiled(source: Path, architecture: int, folder: Path, *flags: str) -> Code
 
 def machine_code(code: Code) -> dict[str, str]:
     """SASS by the kernel's mangled name. nvcc alone has no disassembler; Triton's package brings one."""
-    from se_fused.backends.triton import compiled_code as codegen
+    from se_fused.backends.triton import compiled_code
 
-    command = [codegen._tool("cuobjdump"), "-sass", code.cubin]
+    command = [compiled_code._tool("cuobjdump"), "-sass", code.cubin]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     parts = (part.split(maxsplit=1) for part in text.split("Function : ")[1:])
     return {name: sass for name, sass in parts}

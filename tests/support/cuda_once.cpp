@@ -1,5 +1,5 @@
 // csrc/cuda/once.h: each kernel and device is prepared once, whoever comes, and again after a failure.
-#include "../csrc/cuda/once.h"
+#include "../../csrc/cuda/once.h"
 
 #include <cstdio>
 #include <thread>

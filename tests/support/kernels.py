@@ -1,4 +1,4 @@
-"""Each streaming kernel of a backend against its definition in se_fused.ops: for each backend's tests."""
+"""Each pass of a backend against its definition in se_fused.ops: for each backend's tests."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ NONE = OUT_ACT_CODES["none"]
 CORNERS = {OUT_ACT_CODES["relu"]: (0.0,), OUT_ACT_CODES["hard_swish"]: (-3.0, 3.0)}
 """Where derivatives jump."""
 ACTIVATED = [(code, True) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
-"""(out_act, with a residual) of stream 2: what is added is the same code for all activations."""
+"""(out_act, with a residual) of pass 2: what is added is the same code for all activations."""
 DERIVED = [(code, writes_dr(code, True)) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
-"""(out_act, whether dr is wanted) of the backward's stream 1, as the ops ask for it."""
+"""(out_act, whether dr is wanted) of the backward's pass 1, as the ops ask for it."""
 
 shares: list[float] = []
 """The share of its bound that each comparison took so far; benchmarks/gpu tells the largest."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from se_fused.backends.triton import compiled_code as codegen
+from se_fused.backends.triton import compiled_code
 from se_fused.backends.triton.launch import Launch
 
-# The norms of ResNet-50 with SE: (C, positions a side, R). Those inside of the blocks have no gate.
+# The norms of ResNet-50 with SE: (C, positions a side, R). Those inside of the blocks have no squeeze-excite.
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))
 NORMS = ((64, 112, None), (64, 56, None), (128, 28, None), (256, 14, None), (512, 7, None), *STAGES)
 NARROW = ((24, 56, 6), (40, 28, 10))  # N * C is a multiple of 16 for some N only
@@ -24,9 +24,9 @@ def launches(n: int, call: str, channels_last: bool) -> list[Launch]:
         for dtype in (torch.bfloat16, torch.float32):
             shape = (n, c, size, size)
             if call == "squeeze":
-                found += codegen.launches_of_squeeze(shape, dtype, channels_last, "silu")
+                found += compiled_code.launches_of_scale_shift_act_mean(shape, dtype, channels_last, "silu")
             else:
-                found += codegen.launches_of_tail(shape, dtype, channels_last, call == "train", hidden)
+                found += compiled_code.launches_of_block(shape, dtype, channels_last, call == "train", hidden)
     return found
 
 
@@ -47,7 +47,7 @@ def answer(batches: list[int], call: str, channels_last: bool) -> dict[str, Any]
     theirs: dict[int, list[str]] = {}
     for n in batches:
         found = launches(n, call, channels_last)
-        ours[n] = [codegen.key_of(launch) for launch in found]
+        ours[n] = [compiled_code.key_of(launch) for launch in found]
         theirs[n] = [as_triton_sees_it(launch) for launch in found]
     return {"ours": ours, "triton": theirs}
 

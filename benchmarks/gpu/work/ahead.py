@@ -26,7 +26,7 @@ def _programs(command: str, processes: int) -> list[list[str]]:
         return [["times", "triton", "--share", f"{i}/{processes}"] for i in range(processes)]
     modes = (("train", there.training), ("infer", there.inference))
     found = [["networks", mode, str(batch), "--ahead"] for mode, batches in modes for batch in batches]
-    return [*found, *(["tails", "--share", f"{i}/4"] for i in range(1 if there.rehearsal else 4))]
+    return [*found, *(["blocks", "--share", f"{i}/4"] for i in range(1 if there.rehearsal else 4))]
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,6 @@
-"""Is the tail of a block faster than its peers: ours against eager PyTorch, timm's module and torch.compile.
+"""Is the block faster than the baselines: ours against eager PyTorch, timm's module and torch.compile.
 
-    python3 -m benchmarks.gpu.work.tails [--share I/N]
+    python3 -m benchmarks.gpu.work.blocks [--share I/N]
 
 ResNet-50's four stages, channels_last, inference and a training step. Each candidate is checked against float64, then
 all are timed in turn, without the host's part, over inputs that rotate through more memory than L2 holds.
@@ -75,7 +75,7 @@ def _measure(shape: Shape, mode: str, there: Target) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="tails")
+    parser = argparse.ArgumentParser(prog="blocks")
     parser.add_argument("--share", default="")
     options = parser.parse_args(arguments)
     there = target()
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
         for name, over in _measure(stage, mode, there).items():
             told.setdefault((mode, name), []).append(f"{over:.2f}")
         fresh_compiler()
-    emit("tails", figure="; ".join(f"{mode}: {name} {'/'.join(over)}x ours" for (mode, name), over in told.items()))
+    emit("blocks", figure="; ".join(f"{mode}: {name} {'/'.join(over)}x ours" for (mode, name), over in told.items()))
     return 0
 
 

@@ -27,14 +27,14 @@ from . import at, emit
 use_tests()
 from support import contract  # noqa: E402
 from support import kernels as kernel_support  # noqa: E402
-from support.triton_groups import grouping_of  # noqa: E402
+from support.triton_groups import l2_grouped_config_of  # noqa: E402
 
 __all__ = ["main"]
 
 REFUSED = "is forced, and cannot take this map: "  # of CudaBackend.forced_plan
 
 
-def _streams(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:
+def _single(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:
     """The largest share of its bound that a result of a single kernel takes."""
     kernel_support.shares.clear()
     given = (backend, shape, dtype, layout)
@@ -90,27 +90,28 @@ def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> flo
 
 
 @contextmanager
-def _grouped_by_triton(there: Target) -> Iterator[None]:
-    """Triton's grouped kernel for every map: many programs, and groups that do and do not divide N."""
-    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
+def _l2_grouped_by_triton(there: Target) -> Iterator[None]:
+    """Triton's l2_grouped kernel for every map: many programs, and groups that do and do not divide N."""
+    from se_fused.backends.triton import batch_norm_squeeze_excite
 
-    before, tail.grouping = tail.grouping, grouping_of(512, 32, 3, 2 if there.rehearsal else None)
+    before = batch_norm_squeeze_excite.l2_grouped_config
+    batch_norm_squeeze_excite.l2_grouped_config = l2_grouped_config_of(512, 32, 3, 2 if there.rehearsal else None)
     try:
         yield
     finally:
-        tail.grouping = before
+        batch_norm_squeeze_excite.l2_grouped_config = before
 
 
 def _forced(backend: str, path: str, there: Target) -> AbstractContextManager[Any]:
     if backend == "triton":
-        return _grouped_by_triton(there)
+        return _l2_grouped_by_triton(there)
     return cast(CudaBackend, backends.BACKENDS["cuda"]).forced_plan(path)
 
 
 def _shapes(there: Target, family: str) -> list[Shape]:
-    if family == "grouped":  # a sample must start with a vector
+    if family == "l2_grouped":  # a sample must start with a vector
         return [there.small, (*there.small[:1], 72, *there.odd[2:]), there.larger_than_l2, *there.stages]
-    if family == "one_pass":
+    if family == "cluster_fused":
         return [there.small, (*there.small[:1], 72, *there.odd[2:]), *there.stages]
     return [there.small, there.odd, *there.stages]
 
@@ -125,13 +126,13 @@ def checks(backend: str, family: str, there: Target) -> Iterator[tuple[str, Call
             given = (shape, dtype, layout, there.device)
 
             def one(shape: Shape = shape, given: Any = given, large: bool = large) -> float:
-                if family in ("gate", "gate_backward"):
+                if family in ("excitation", "excitation_backward"):
                     run = _judged if large else _drawn
-                    return run(*given, "forward" if family == "gate" else "train")
-                if family in ("grouped", "one_pass"):
+                    return run(*given, "forward" if family == "excitation" else "train")
+                if family in ("l2_grouped", "cluster_fused"):
                     with _forced(backend, family, there):
                         return _inferred(*given)
-                return _streams(family, backends.BACKENDS[backend], *given)
+                return _single(family, backends.BACKENDS[backend], *given)
 
             yield f"{'x'.join(map(str, shape))} {name} {layout}", one
 

@@ -1,4 +1,4 @@
-"""What Nsight Compute looks at: a tail's kernels in the first and the last stage, each once after a warm-up.
+"""What Nsight Compute looks at: a block's kernels in the first and the last stage, each once after a warm-up.
 
 ncu --nvtx --nvtx-include "measured/" ... python3 -m benchmarks.gpu.work.profiled BACKEND
 """
@@ -17,7 +17,7 @@ from .times import call, counted_bytes_of, inputs
 __all__ = ["main"]
 
 KERNELS = {
-    "infer": ("one_pass", "scale_shift_act"),
+    "infer": ("cluster_fused", "scale_shift_act"),
     "train": ("moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward"),
 }
 

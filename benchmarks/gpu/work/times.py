@@ -2,10 +2,10 @@
 
     python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
 
-Inference and a training step of the tail, and the activated map of an EfficientNet's block, at four stages, two layouts
-and three batches. At the largest batch the inputs rotate through more memory than L2 holds; the small ones find theirs
-in L2, as they would behind the layer before. ``--share`` runs a part of the calls once and times nothing: what a first
-call compiles is then there.
+Inference and a training step of the block, and the activated map of an EfficientNet's block, at four stages, two
+layouts and three batches. At the largest batch the inputs rotate through more memory than L2 holds; the small ones find
+theirs in L2, as they would behind the layer before. ``--share`` runs a part of the calls once and times nothing: what a
+first call compiles is then there.
 """
 
 import argparse
@@ -35,13 +35,13 @@ __all__ = ["call", "counted_bytes_of", "inputs", "main"]
 
 ROUNDS = {"largest": 10, "small": 30}
 MODES = ("infer", "train", "squeeze")
-PATHS = ("separate", "grouped")
+PATHS = ("separate", "l2_grouped")
 """Ways of CUDA's inference that the rule does not take on an H100: forced, at the largest batch."""
 
 
 def counted_bytes_of(kernel: str, mode: str, x: Tensor) -> int | None:
     """What a launch must move: its maps once each, and the mask."""
-    if kernel in ("one_pass", "grouped"):
+    if kernel in ("cluster_fused", "l2_grouped"):
         return 3 * x.nbytes
     if kernel not in PASSES:
         return None
@@ -102,9 +102,15 @@ def _plans(backend: str, mode: str, batch: int, there: Target) -> Iterator[tuple
 
 
 def _measure(
-    backend: str, mode: str, shape: Shape, layout: str, there: Target, copy: float | None, about: dict[str, Any],
+    backend: str,
+    mode: str,
+    shape: Shape,
+    layout: str,
+    there: Target,
+    copy: float | None,
+    about: dict[str, Any],
     plan: AbstractContextManager[Any],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """One workload: emit a row for each kernel and one for all. ``copy`` None: call it once and say nothing.
 
     Returns "80 %" of a copy's speed, or "38 us" where no bytes are counted, by kernel.

@@ -1,11 +1,10 @@
-"""The Triton backend: the same streams on any GPU that Triton compiles for, and in its interpreter without one.
+"""The Triton backend: the same passes on any GPU that Triton compiles for, and in its interpreter without one.
 
 Nothing here imports Triton before a call needs it. With ``TRITON_INTERPRET=1`` in the environment when that happens,
 kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests alone, so ``auto`` never chooses it.
 """
 
 import os
-from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..base import constant_in_graphs, dtype_reason
+from ..base import OPERATIONS, LazyBackend, dtype_reason
 
 __all__ = ["TritonBackend"]
 
@@ -47,32 +46,17 @@ def _interpreter_reason() -> str | None:
     return None
 
 
-class TritonBackend:
-    """Streams, gate and the whole op in Triton: float32, bfloat16, float16."""
+class TritonBackend(LazyBackend):
+    """The passes, excitation and the whole op in Triton: float32, bfloat16, float16."""
 
     name = "triton"
-    auto_devices: tuple[str, ...] = ("cuda",)
-    moves_running = True
-    plain_from: Mapping[tuple[bool, torch.dtype], int] = {}  # not measured yet
-    projection_from: Mapping[tuple[bool, bool], int] = {}
-    packed_conv1x1_squeeze_excite = None
-    moments: Any
-    scale_shift_act: Any
-    moments_backward: Any
-    scale_shift_act_backward: Any
-    scale_shift_act_mean: Any
-    scale_shift_act_mean_backward: Any
-    batch_norm_squeeze_excite_forward: Any
-    batch_norm_squeeze_excite_inference: Any
-    batch_norm_squeeze_excite_backward: Any
-    conv1x1_squeeze_excite: Any
-    gated_conv1x1: Any
+    offered = (*OPERATIONS, "batch_norm_squeeze_excite_forward", "conv1x1_squeeze_excite", "gated_conv1x1")
 
     def __init__(self) -> None:
+        super().__init__()
         self._modules: tuple[ModuleType, ...] = ()
         self._error: str | None = None if find_spec("triton") else "Triton is not installed: pip install triton"
         self._interprets = False
-        self._reason = constant_in_graphs(self._why_not)
 
     def load(self) -> str | None:
         """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
@@ -84,10 +68,7 @@ class TritonBackend:
                 self._error = f"Triton does not load: {type(error).__name__}: {error}"
         return self._error
 
-    def can_use(self, device: str, dtype: torch.dtype) -> str | None:
-        return self._reason(device, dtype)
-
-    def _why_not(self, device: str, dtype: torch.dtype) -> str | None:
+    def why_not(self, device: str, dtype: torch.dtype) -> str | None:
         if (reason := dtype_reason(dtype)) is not None:
             return reason
         if device == "cuda":
@@ -105,16 +86,5 @@ class TritonBackend:
             return {"built": False, "reason": self._error}
         return {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}
 
-    def __getattr__(self, name: str) -> Any:
-        # The streams, the whole op and the convolution: looked up when first used, and then found as plain attributes.
-        if name.startswith("_") or name not in _OPERATIONS:
-            raise AttributeError(name)
-        reason = self.load()
-        if reason is not None:
-            raise RuntimeError(reason)
-        function = next(getattr(module, name) for module in self._modules if name in module.__all__)
-        setattr(self, name, function)
-        return function
-
-
-_OPERATIONS = frozenset(name for name, kind in TritonBackend.__annotations__.items() if kind is Any)
+    def find(self, name: str) -> Any:
+        return next(getattr(module, name) for module in self._modules if name in module.__all__)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...activations import keeps_mask, writes_dr
 from ..base import Running
-from .excitation import gate_kernel
-from .excitation_backward import gate_backward_kernel
-from .l2_grouped import grouped_kernel
+from .excitation import excitation_kernel
+from .excitation_backward import excitation_backward_kernel
+from .l2_grouped import l2_grouped_kernel
 from .launch import launch
-from .launch_configs import Grouping, Map, cdiv, device_of, gate_config, grouping
+from .launch_configs import L2GroupedConfig, Map, cdiv, device_of, excitation_config, l2_grouped_config
 from .passes import (
     COUNTERS,
     floats,
@@ -57,10 +57,18 @@ class Coefficients:
 
 
 def coefficients(
-    x: Tensor, m: Map, parameters: list[Tensor | None], batch_stats: bool, eps: float, act: int, gate: int, save: bool,
-    out_bias: Tensor | None = None, running: Running | None = None,
-) -> Coefficients:  # fmt: skip
-    """Stream 1 and the gate: two launches. Channels come out as many as fc2_weight has, where there is one."""
+    x: Tensor,
+    m: Map,
+    parameters: list[Tensor | None],
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    save: bool,
+    out_bias: Tensor | None = None,
+    running: Running | None = None,
+) -> Coefficients:
+    """Pass 1 and excitation: two launches. Channels come out as many as fc2_weight has, where there is one."""
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
     counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
     parts, squares, config = launch_moments(x, m, batch_stats, counters)
@@ -72,10 +80,10 @@ def coefficients(
     scale, shift = floats(x, m.n, out_c), floats(x, m.n, out_c)
     hidden = floats(x, m.n, r) if r else None
     factor = floats(x, m.n, out_c) if r and save else None
-    g = gate_config(m.n, m.c, r, "forward")
+    g = excitation_config(m.n, m.c, r, "forward")
     n_tiles, c_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c)
     launch(
-        gate_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
+        excitation_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
         g.options(device_of(x.device)), counters=counters, mean_parts=parts, m2_parts=squares, mean=mean, stats=stats,
         moved_mean=running and running.mean, moved_var=running and running.var,
         momentum=running.momentum if running else 0.0, unbias=running.unbias if running else 1.0, hidden=hidden,
@@ -89,12 +97,26 @@ def coefficients(
 
 
 def batch_norm_squeeze_excite_forward(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float,
-    act: int, gate: int, out_act: int, save: bool, running: Running | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Three launches: stream 1, gate (which moves ``running``), stream 2."""
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    save: bool,
+    running: Running | None = None,
+) -> tuple[Tensor, ...]:
+    """Three launches: pass 1, excitation (which moves ``running``), pass 2."""
     m = map_of(x)
     parameters = parameters_of(
         running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale
@@ -108,44 +130,64 @@ def batch_norm_squeeze_excite_forward(
     return y, *(nothing if t is None else t for t in (*saved, found.stats))
 
 
-def _grouped(
-    x: Tensor, residual: Tensor | None, y: Tensor, m: Map, plan: Grouping, parameters: list[Tensor | None], eps: float,
-    act: int, gate: int, out_act: int,
-) -> None:  # fmt: skip
+def _l2_grouped(
+    x: Tensor,
+    residual: Tensor | None,
+    y: Tensor,
+    m: Map,
+    plan: L2GroupedConfig,
+    parameters: list[Tensor | None],
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+) -> None:
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
     assert fc1_weight is not None
     r = fc1_weight.shape[0]
-    g = gate_config(m.n, m.c, r, "grouped")
-    splits = plan.stream.splits(m)
-    blocks = cdiv(m.c, plan.stream.kept)
+    g = excitation_config(m.n, m.c, r, "l2_grouped")
+    splits = plan.passes.splits(m)
+    blocks = cdiv(m.c, plan.passes.channels)
     counters = torch.zeros(1 + 3 * cdiv(m.n, plan.group) + m.n * blocks, dtype=torch.int32, device=x.device)
     mean_parts = floats(x, splits, m.n, m.c)
     launch(
-        grouped_kernel, plan.programs, x.device, g.options(device_of(x.device)), counters=counters, x=x,
+        l2_grouped_kernel, plan.programs, x.device, g.options(device_of(x.device)), counters=counters, x=x,
         residual=residual, y=y, mean_parts=mean_parts, mean=mean_parts[0] if splits == 1 else floats(x, m.n, m.c),
         hidden=floats(x, m.n, r), scale=floats(x, m.n, m.c), shift=floats(x, m.n, m.c), running_mean=running_mean,
         running_var=running_var, bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc1_bias=fc1_bias,
         fc2_weight=fc2_weight, fc2_bias=fc2_bias, drop=drop, samples=m.n, squeezed=r, SPLITS=splits,
-        span=plan.stream.span, group=plan.group, eps=eps, OUT_ACT=out_act, ACT=act, GATE=gate,
-        PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.stream.blocks(), **g.blocks(),
+        span=plan.passes.span, group=plan.group, eps=eps, OUT_ACT=out_act, ACT=act, GATE=gate,
+        PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.passes.blocks(), **g.blocks(),
     )  # fmt: skip
 
 
 def batch_norm_squeeze_excite_inference(
-    x: Tensor, residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None, fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None, fc2_bias: Tensor | None, drop_path_scale: Tensor | None, eps: float, act: int, gate: int,
-    out_act: int, y: Tensor,
-) -> None:  # fmt: skip
-    """Into y, which may be x. Without a gate one launch; else three, or where x is larger than L2 two: counters, and
-    everything (grouped.py)."""
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    drop_path_scale: Tensor | None,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    y: Tensor,
+) -> None:
+    """Into y, which may be x. Without squeeze-excite one launch; else three, or where x is larger than L2 two:
+    counters, and everything (l2_grouped.py)."""
     m = map_of(x)
     parameters = parameters_of(
         running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale
     )
-    plan = None if fc1_weight is None else grouping(m, device_of(x.device))
+    plan = None if fc1_weight is None else l2_grouped_config(m, device_of(x.device))
     if plan is not None:
-        _grouped(x, residual, y, m, plan, parameters, eps, act, gate, out_act)
+        _l2_grouped(x, residual, y, m, plan, parameters, eps, act, gate, out_act)
         return
     if fc1_weight is None:
         names = ("running_mean", "running_var", "bn_weight", "bn_bias")
@@ -157,22 +199,37 @@ def batch_norm_squeeze_excite_inference(
 
 
 def batch_norm_squeeze_excite_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, hidden: Tensor,
-    stats: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, fc1_weight: Tensor | None,
-    fc2_weight: Tensor | None, drop_path_scale: Tensor | None, batch_stats: bool, eps: float, act: int, gate: int,
-    out_act: int, want_dr: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Three launches: stream 1, gate, stream 2."""
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    hidden: Tensor,
+    stats: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc2_weight: Tensor | None,
+    drop_path_scale: Tensor | None,
+    batch_stats: bool,
+    eps: float,
+    act: int,
+    gate: int,
+    out_act: int,
+    want_dr: bool,
+) -> tuple[Tensor, ...]:
+    """Three launches: pass 1, excitation, pass 2."""
     m = map_of(x)
     bn_weight, bn_bias, fc1_weight, fc2_weight, drop = parameters_of(
         bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale
     )
-    has_bn, has_gate = stats.numel() > 0, fc1_weight is not None
+    has_bn, has_excitation = stats.numel() > 0, fc1_weight is not None
     counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
     dr, p_parts, q_parts = launch_moments_backward(
         dy, x, residual, mask, mean, out_act, writes_dr(out_act, want_dr), m, counters,
-        factor=factor if has_gate else None, stats=stats if has_bn else None, bn_weight=bn_weight, bn_bias=bn_bias,
-        drop=drop, eps=eps,
+        factor=factor if has_excitation else None, stats=stats if has_bn else None, bn_weight=bn_weight,
+        bn_bias=bn_bias, drop=drop, eps=eps,
     )  # fmt: skip
     splits = len(p_parts)
     p, q = (p_parts[0], q_parts[0]) if splits == 1 else (floats(x, m.n, m.c), floats(x, m.n, m.c))
@@ -184,10 +241,10 @@ def batch_norm_squeeze_excite_backward(
     fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
     shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
     weights = [torch.empty(shape, dtype=fc_dtype, device=x.device) for shape in shapes]
-    g = gate_config(m.n, m.c, r, "backward")
+    g = excitation_config(m.n, m.c, r, "backward")
     n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
     launch(
-        gate_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
+        excitation_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
         g.options(device_of(x.device)), counters=counters, p_parts=p_parts, q_parts=q_parts, p=p, q=q, mean=mean,
         factor=factor if r else None, hidden=hidden if r else None, stats=stats if has_bn else None,
         bn_weight=bn_weight, bn_bias=bn_bias, fc1_weight=fc1_weight, fc2_weight=fc2_weight, drop=drop,

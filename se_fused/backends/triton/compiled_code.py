@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
-from . import batch_norm_squeeze_excite as tail
-from . import conv1x1_squeeze_excite as conv
-from . import passes as streams
+from . import batch_norm_squeeze_excite, conv1x1_squeeze_excite, passes
 from .launch import Launch, recording
 
 __all__ = [
@@ -27,10 +25,10 @@ __all__ = [
     "Code",
     "compiled",
     "key_of",
-    "launches_of_conv",
+    "launches_of_block",
+    "launches_of_conv1x1_squeeze_excite",
     "launches_of_gated_conv1x1",
-    "launches_of_squeeze",
-    "launches_of_tail",
+    "launches_of_scale_shift_act_mean",
     "narrow_offsets",
 ]
 
@@ -157,15 +155,20 @@ def _amd(kernel: Any) -> Code:
     )
 
 
-def launches_of_tail(
-    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, training: bool, hidden: int | None,
-    out_act: str = "relu", act: str = "relu",
-) -> list[Launch]:  # fmt: skip
-    """What a tail of that shape would launch, forward and (in training) backward.
+def launches_of_block(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    training: bool,
+    hidden: int | None,
+    out_act: str = "relu",
+    act: str = "relu",
+) -> list[Launch]:
+    """What ``batch_norm_squeeze_excite`` of that shape would launch, forward and (in training) backward.
 
     Args:
         shape: (N, C, *spatial).
-        hidden: R; None without a gate.
+        hidden: R; None without squeeze-excite.
         out_act, act: their names.
     """
     c = shape[1]
@@ -177,9 +180,9 @@ def launches_of_tail(
         fc = [_meta(*size, dtype=dtype) for size in ((hidden, c), (hidden,), (c, hidden), (c,))]
     scale_and_shift = [_meta(c), _meta(c)]
     running = [None, None] if training else [_meta(c), _meta(c)]
-    infer: Any = tail.batch_norm_squeeze_excite_inference
-    forward: Any = tail.batch_norm_squeeze_excite_forward
-    backward: Any = tail.batch_norm_squeeze_excite_backward
+    infer: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference
+    forward: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward
+    backward: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward
     codes = ACT_CODES[act], GATE_CODES["sigmoid"], OUT_ACT_CODES[out_act]
     with recording(dry=True) as launches:
         if not training:
@@ -190,7 +193,7 @@ def launches_of_tail(
     return launches
 
 
-def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
+def launches_of_conv1x1_squeeze_excite(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
     """What a 1x1 convolution with squeeze-excite to (N, C, *spatial) would launch, from C / 4 channels, R = C / 16."""
     n, c = shape[:2]
     k, r = c // 4, c // 16
@@ -199,7 +202,7 @@ def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]
         return _meta(n, channels, *shape[2:], dtype=dtype).to(memory_format=torch.channels_last)
 
     with recording(dry=True) as launches:
-        conv.product(
+        conv1x1_squeeze_excite.product(
             rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
             _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), ACT_CODES["relu"], GATE_CODES["sigmoid"],
             OUT_ACT_CODES["relu"],
@@ -207,17 +210,17 @@ def launches_of_conv(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]
     return launches
 
 
-def launches_of_squeeze(
+def launches_of_scale_shift_act_mean(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: str
-) -> list[Launch]:  # fmt: skip
-    """What stream 2 with the mean of its result, and the first half of its backward pass, would launch."""
+) -> list[Launch]:
+    """What pass 2 with the mean of its result, and the first half of its backward pass, would launch."""
     x = _meta(*shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
     vector = _meta(*shape[:2])
     with recording(dry=True) as launches:
-        streams.scale_shift_act_mean(x, vector, vector, OUT_ACT_CODES[out_act])
-        streams.scale_shift_act_mean_backward(x, vector, x, vector, vector, vector, OUT_ACT_CODES[out_act])
+        passes.scale_shift_act_mean(x, vector, vector, OUT_ACT_CODES[out_act])
+        passes.scale_shift_act_mean_backward(x, vector, x, vector, vector, vector, OUT_ACT_CODES[out_act])
     return launches
 
 
@@ -226,7 +229,9 @@ def launches_of_gated_conv1x1(shape: tuple[int, ...], dtype: torch.dtype) -> lis
     n, c = shape[:2]
     y = _meta(*shape, dtype=dtype).to(memory_format=torch.channels_last)
     with recording(dry=True) as launches:
-        conv.gated_product(y, _meta(n, c), _meta(c // 4, c, 1, 1, dtype=dtype), _meta(c // 4, dtype=dtype))
+        conv1x1_squeeze_excite.gated_product(
+            y, _meta(n, c), _meta(c // 4, c, 1, 1, dtype=dtype), _meta(c // 4, dtype=dtype)
+        )
     return launches
 
 
@@ -248,7 +253,7 @@ def _rows() -> Iterator[tuple[str, ...]]:
         for c, size in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
             for training in (True, False):
                 shape = (128, c, size, size)
-                for launch in launches_of_tail(shape, torch.bfloat16, channels_last, training, max(c // 16, 8)):
+                for launch in launches_of_block(shape, torch.bfloat16, channels_last, training, max(c // 16, 8)):
                     code = compiled(launch, 90)
                     yield (
                         "channels_last" if channels_last else "contiguous", f"{c}x{size}x{size}", launch.name,

@@ -6,8 +6,8 @@ starts:
 
     s = gate(W2 act((W1 W3) mean(h) + (W1 b3 + b1)) + b2),   y = out_act(s * (W3 h + b3) + residual)
 
-Three launches: means of h, gate, product. Beside the convolution's own traffic that is one read of h: a quarter of a
-pass over u in ResNet's bottlenecks, where the tail after the convolution moves three to five.
+Three launches: means of h, excitation, product. Beside the convolution's own traffic that is one read of h: a quarter
+of a pass over u in ResNet's bottlenecks, where the fused block after the convolution moves three to five.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = ["conv1x1_squeeze_excite", "gated_conv1x1"]
 
 
 @triton.jit
-def conv_kernel(
+def conv1x1_kernel(
     h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr,
     ALIGN_C: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
@@ -101,10 +101,16 @@ def _conv_precision() -> str:
 
 
 def _launch(
-    h: Tensor, m: Map, conv_weight: Tensor, gate: Tensor | None = None, bias: Tensor | None = None,
-    residual: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None,
+    h: Tensor,
+    m: Map,
+    conv_weight: Tensor,
+    gate: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     out_act: int = OUT_ACT_CODES["none"],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The product alone, of h in channels_last, 4-D or 5-D."""
     c, k = conv_weight.shape[:2]
     y = torch.empty(
@@ -115,7 +121,7 @@ def _launch(
     config = product_config(m.s, c, k, h.element_size(), exact)
     align_k, align_c = gcd(k, 16), gcd(c, 16)
     launch(
-        conv_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
+        conv1x1_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
         weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift, y=y,
         inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
         PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
@@ -124,10 +130,19 @@ def _launch(
 
 
 def product(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor,
-    fc2_weight: Tensor, fc2_bias: Tensor | None, residual: Tensor | None, act: int, gate: int, out_act: int,
-) -> Tensor:  # fmt: skip
-    """Three launches: means of h, gate, product."""
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    residual: Tensor | None,
+    act: int,
+    gate: int,
+    out_act: int,
+) -> Tensor:
+    """Three launches: means of h, excitation, product."""
     m = map_of(h)
     parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
     (bias,) = parameters_of(conv_bias)
@@ -136,15 +151,28 @@ def product(
 
 
 def conv1x1_squeeze_excite(
-    h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None,
-    fc2_weight: Tensor, fc2_bias: Tensor | None, folded_weight: Tensor, folded_bias: Tensor, residual: Tensor | None,
-    act: int, gate: int, out_act: int, *, tail: Any = batch_norm_squeeze_excite_inference, tail_name: str = "triton",
-) -> Tensor:  # fmt: skip
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    folded_weight: Tensor,
+    folded_bias: Tensor,
+    residual: Tensor | None,
+    act: int,
+    gate: int,
+    out_act: int,
+    *,
+    block: Any = batch_norm_squeeze_excite_inference,
+    block_name: str = "triton",
+) -> Tensor:
     """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in
     se_fused/ops/conv1x1_squeeze_excite.py.
 
-    The product, or cuDNN's convolution and the fused tail: whichever was faster when this shape was first seen.
-    ``tail`` is the fused tail, of the backend ``tail_name``.
+    The product, or cuDNN's convolution and the fused block after it: whichever was faster when this shape was first
+    seen. ``block`` is that block's function, of the backend ``block_name``.
     """
 
     def as_product() -> Tensor:
@@ -155,13 +183,13 @@ def conv1x1_squeeze_excite(
     def separate() -> Tensor:
         u = conv1x1(h, conv_weight, conv_bias)
         none = (None, None, None, None)
-        tail(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
+        block(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
         return u
 
-    ways = {"product": as_product, "convolution and tail": separate}
+    ways = {"product": as_product, "convolution and block": separate}
     key = (
         f"conv1x1_squeeze_excite {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} "
-        f"r={fc2_weight.shape[1]} residual={residual is not None} tail={tail_name} "
+        f"r={fc2_weight.shape[1]} residual={residual is not None} block={block_name} "
         f"torch={torch.__version__}"
     )
     return ways[fastest(key, ways, h.device)]()

@@ -1,7 +1,7 @@
-"""Between the streams: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
+"""Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 
 1. coefficients: per channel block, all samples. Splits are merged (Chan), the batch's statistics follow, and batch norm
-   as u = a (x - mu) + beta = a x + b. Without a gate, scale and shift too.
+   as u = a (x - mu) + beta = a x + b. Without squeeze-excite, scale and shift too.
 2. hidden: per block of samples and of squeezed channels, W1 z + b1 with z = a (m - mu) + beta: a m + b would cancel
    where the mean is large beside the deviation.
 3. excite: per block of samples and of channels, s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, norm_coefficients, norm_parameters, open_gate
-from .tiles import done, split_count, take, unrolled, wait
+from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, wait
 
 
 @triton.jit
@@ -174,9 +174,7 @@ def hidden_tile(
         if norm_mean is not None:
             mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
-        w = tl.load(
-            fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
-        ).to(tl.float32)
+        w = load_weight(fc1_weight, r, channel, channels, in_r, in_c)
         total = tl.dot(m, tl.trans(w), total, input_precision=PRECISION)
     if fc1_bias is not None:
         total += tl.load(fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
@@ -201,13 +199,8 @@ def excite_tile(
     for r0 in range(0, squeezed, BLOCK_Q):
         r = r0 + tl.arange(0, BLOCK_Q)
         in_r = r < squeezed
-        h = tl.load(
-            hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], mask=in_n[:, None] & in_r[None, :], other=0,
-            cache_modifier=".cg",
-        )  # fmt: skip
-        w = tl.load(
-            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
-        ).to(tl.float32)
+        h = load_fresh(hidden, sample, r, squeezed, in_n, in_r)
+        w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
         # no activation maps 0 to anything but 0: what lies beyond R adds nothing
         total = tl.dot(activate(h, ACT), tl.trans(w), total, input_precision=PRECISION)
     if fc2_bias is not None:
@@ -231,7 +224,7 @@ def excite_tile(
 
 
 @triton.jit(do_not_specialize=["samples", "splits", "span"])
-def gate_kernel(
+def excitation_kernel(
     counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
     running_mean, running_var, bn_weight,
     bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
@@ -239,9 +232,9 @@ def gate_kernel(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by stream 1.
+    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by pass 1.
 
-    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv.py).
+    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
     """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     n_tiles = tl.cdiv(samples, BLOCK_N)

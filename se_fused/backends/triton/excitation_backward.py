@@ -1,5 +1,5 @@
-"""The gate's backward: from P and Q, (splits, N, C), to the coefficients of dx and all parameters' gradients, in one
-launch of three phases. The formulas are those of ``gate_backward`` in se_fused/ops/excitation.py.
+"""The backward pass of excitation, in one launch of three phases: from P and Q, (splits, N, C), to the coefficients of
+dx and all parameters' gradients. The formulas are those of ``excitation_backward`` in se_fused/ops/excitation.py.
 
 1. merge: per block of samples and channels, the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
 2. dhidden: per block of samples and of squeezed channels, act'(hidden) (dq W2).
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, activate_slope, gate_slope, norm_coefficients
-from .tiles import done, take, unrolled, wait
+from .tiles import done, load_fresh, load_weight, take, unrolled, wait
 
 
 @triton.jit
@@ -51,7 +51,8 @@ def merge_tile(
     first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
     splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without a gate."""
+    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without
+    squeeze-excite."""
     sample = first_n + tl.arange(0, BLOCK_N)
     channel = first_c + tl.arange(0, BLOCK_C)
     in_n = sample < samples
@@ -87,13 +88,8 @@ def dhidden_tile(
     for c in range(0, channels, BLOCK_K):
         channel = c + tl.arange(0, BLOCK_K)
         in_c = channel < channels
-        grad = tl.load(
-            dq + sample.to(tl.int64)[:, None] * channels + channel[None, :], mask=in_n[:, None] & in_c[None, :],
-            other=0, cache_modifier=".cg",
-        )  # fmt: skip
-        w = tl.load(
-            fc2_weight + channel[:, None] * squeezed + r[None, :], mask=in_c[:, None] & in_r[None, :], other=0
-        ).to(tl.float32)
+        grad = load_fresh(dq, sample, channel, channels, in_n, in_c)
+        w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
         total = tl.dot(grad, w, total, input_precision=PRECISION)
     at = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
     exists = in_n[:, None] & in_r[None, :]
@@ -126,13 +122,8 @@ def channels_tile(
             for r0 in range(0, squeezed, BLOCK_Q):
                 r = r0 + tl.arange(0, BLOCK_Q)
                 in_r = r < squeezed
-                grad = tl.load(
-                    dhidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :],
-                    mask=in_n[:, None] & in_r[None, :], other=0, cache_modifier=".cg",
-                )  # fmt: skip
-                w = tl.load(
-                    fc1_weight + r[:, None] * channels + channel[None, :], mask=in_r[:, None] & in_c[None, :], other=0
-                ).to(tl.float32)
+                grad = load_fresh(dhidden, sample, r, squeezed, in_n, in_r)
+                w = load_weight(fc1_weight, r, channel, channels, in_r, in_c)
                 dz = tl.dot(grad, w, dz, input_precision=PRECISION)
             tl.store(k3 + at, dz, mask=exists)
         if stats is not None:
@@ -219,14 +210,17 @@ def weights_tile(
 
 
 @triton.jit(do_not_specialize=["samples", "splits"])
-def gate_backward_kernel(
+def excitation_backward_kernel(
     counters, p_parts, q_parts, p, q, mean, factor, hidden, stats, bn_weight, bn_bias, fc1_weight, fc2_weight, drop, dq,
     dhidden, k1, k2, k3, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, samples, channels,
     squeezed, splits, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr,
     BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All phases; without a gate (fc1_weight None) merging and channels. counters: int32 (4,), zeroed by stream 1."""
+    """All phases; without squeeze-excite (fc1_weight None) merging and channels.
+
+    counters: int32 (4,), zeroed by pass 1.
+    """
     n_tiles = tl.cdiv(samples, BLOCK_N)
     c_tiles = tl.cdiv(channels, BLOCK_C)
     merge_tiles = n_tiles * c_tiles

@@ -1,15 +1,16 @@
-"""The inference tail in three passes over memory: x is read, the residual is read, y is written.
+"""Inference of the block in three passes over memory: x is read, the residual is read, y is written.
 
 With one launch per step, a map larger than L2 is read twice from memory: four passes. Here one launch takes the samples
-in groups, so that stream 2 of a group comes soon after its stream 1 and finds x in L2. Programs take tickets
+in groups, so that pass 2 of a group comes soon after its pass 1 and finds x in L2. Programs take tickets
 (tiles.py); the tickets of round k are
 
-    hidden(k - 1)   stream 1 (k)   excite(k - 1)   stream 2 (k - 2)
+    hidden(k - 1)   pass 1 (k)   excite(k - 1)   pass 2 (k - 2)
 
-so that what a tile waits for lies a whole stream behind it: with as many tiles in a stream of a group as there are
-programs, nobody waits for long. Between its two streams a group sees two more go by, so three groups of x are to lie in
-L2, beside the residual and y, which are marked evict_first. ``grouping`` in configs.py sizes them. The last tile of a
-sample's positions merges the means of the others; counts of tiles decide which is the last, never what the sum is.
+so that what a tile waits for lies a whole pass behind it: with as many tiles in a pass of a group as there are
+programs, nobody waits for long. Between its two passes a group sees two more go by, so three groups of x are to lie in
+L2, beside the residual and y, which are marked evict_first. ``l2_grouped_config`` in launch_configs.py sizes them. The
+last tile of a sample's positions merges the means of the others; counts of tiles decide which is the last, never what
+the sum is.
 
 Bytes, bfloat16, N = 128, 256 x 56 x 56: a pass is 205.5 MB, three are 617 MB, four 822 MB: 143 and 191 us at the 4.3
 TB/s that a copy reaches on an H200. The means of the splits, written and read once through L2, are 1.6 % of a pass; the
@@ -27,44 +28,44 @@ from .tiles import done, sizes, split_count, take, tile_place, wait
 
 @triton.jit
 def merge_means(mean_parts, mean, counter, sample, first, samples, channels, span, position_count,
-                SPLITS: tl.constexpr, BLOCK_KEPT: tl.constexpr):  # fmt: skip
-    """Count a tile of stream 1; the last of SPLITS makes mean (N, C) of their parts, in their order."""
+                SPLITS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):  # fmt: skip
+    """Count a tile of pass 1; the last of SPLITS makes mean (N, C) of their parts, in their order."""
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
         tl.debug_barrier()
         WIDTH: tl.constexpr = triton.next_power_of_2(SPLITS)
         split = tl.arange(0, WIDTH)
-        kept = first + tl.arange(0, BLOCK_KEPT)
-        at = sample.to(tl.int64) * channels + kept
+        channel = first + tl.arange(0, BLOCK_CHANNELS)
+        at = sample.to(tl.int64) * channels + channel
         rows = split.to(tl.int64) * samples * channels
-        exists = (split < SPLITS)[:, None] & (kept < channels)[None, :]
+        exists = (split < SPLITS)[:, None] & (channel < channels)[None, :]
         parts = tl.load(mean_parts + rows[:, None] + at[None, :], mask=exists, other=0, cache_modifier=".cg")
         share = split_count(split, span, position_count) / position_count
-        tl.store(mean + at, tl.sum(tl.where(exists, parts * share[:, None], 0.0), axis=0), mask=kept < channels)
+        tl.store(mean + at, tl.sum(tl.where(exists, parts * share[:, None], 0.0), axis=0), mask=channel < channels)
 
 
 @triton.jit(do_not_specialize=["samples", "group"])  # a constant 1 has no dtype
-def grouped_kernel(
+def l2_grouped_kernel(
     counters, x, residual, y, mean_parts, mean, hidden, scale, shift, running_mean, running_var, bn_weight, bn_bias,
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop, samples, squeezed, span, group, eps, inner, outer,
     SPLITS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_KEPT: tl.constexpr,
+    OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """counters: int32, zero: tickets; per group the tiles done of stream 1, hidden, excite; per sample and block of
-    channels the tiles done of stream 1."""
+    """counters: int32, zero: tickets; per group the tiles done of pass 1, hidden, excite; per sample and block of
+    channels the tiles done of pass 1."""
     channels, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     groups = tl.cdiv(samples, group)
-    blocks = tl.cdiv(channels, BLOCK_KEPT)
-    streams = group * blocks * SPLITS
+    blocks = tl.cdiv(channels, BLOCK_CHANNELS)
+    pass_tiles = group * blocks * SPLITS
     by_sample = counters + 1 + 3 * groups
     n_tiles = tl.cdiv(group, BLOCK_N)
     r_tiles = tl.cdiv(squeezed, BLOCK_R)
     c_tiles = tl.cdiv(channels, BLOCK_C)
     hiddens = n_tiles * r_tiles
     excites = n_tiles * c_tiles
-    a_round = hiddens + streams + excites + streams
+    a_round = hiddens + pass_tiles + excites + pass_tiles
     total = (groups + 2) * a_round
     ticket = take(counters)
     while ticket < total:
@@ -74,30 +75,30 @@ def grouped_kernel(
             turn -= 1
             if (turn >= 0) & (turn < groups):
                 first_n = turn * group
-                wait(counters + 1 + 3 * turn, streams)
+                wait(counters + 1 + 3 * turn, pass_tiles)
                 hidden_tile(
                     first_n + tile // r_tiles * BLOCK_N, tl.minimum(first_n + group, samples), tile % r_tiles * BLOCK_R,
                     mean, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels,
                     squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
                 )  # fmt: skip
                 done(counters + 2 + 3 * turn)
-        elif tile < hiddens + streams:
+        elif tile < hiddens + pass_tiles:
             if turn < groups:
-                sample, first, split = tile_place(tile - hiddens, channels, SPLITS, BLOCK_KEPT)
+                sample, first, split = tile_place(tile - hiddens, channels, SPLITS, BLOCK_CHANNELS)
                 sample += turn * group
                 if sample < samples:
                     moments_tile(
                         x, mean_parts, None, sample, first, split, samples, span, channels, position_count,
-                        CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS,
+                        CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS,
                     )  # fmt: skip
                     if SPLITS > 1:
                         merge_means(
-                            mean_parts, mean, by_sample + sample * blocks + first // BLOCK_KEPT, sample, first, samples,
-                            channels, span, position_count, SPLITS, BLOCK_KEPT,
+                            mean_parts, mean, by_sample + sample * blocks + first // BLOCK_CHANNELS, sample, first,
+                            samples, channels, span, position_count, SPLITS, BLOCK_CHANNELS,
                         )  # fmt: skip
                 done(counters + 1 + 3 * turn)
-        elif tile < hiddens + streams + excites:
-            tile -= hiddens + streams
+        elif tile < hiddens + pass_tiles + excites:
+            tile -= hiddens + pass_tiles
             turn -= 1
             if (turn >= 0) & (turn < groups):
                 first_n = turn * group
@@ -111,17 +112,19 @@ def grouped_kernel(
         else:
             turn -= 2
             if turn >= 0:
-                sample, first, split = tile_place(tile - hiddens - streams - excites, channels, SPLITS, BLOCK_KEPT)
+                sample, first, split = tile_place(
+                    tile - hiddens - pass_tiles - excites, channels, SPLITS, BLOCK_CHANNELS
+                )
                 sample += turn * group
                 if sample < samples:
                     wait(counters + 3 + 3 * turn, excites)
-                    kept = first + tl.arange(0, BLOCK_KEPT)
-                    at = sample * channels + kept
-                    a = tl.load(scale + at, mask=kept < channels, other=0, cache_modifier=".cg")
-                    b = tl.load(shift + at, mask=kept < channels, other=0, cache_modifier=".cg")
+                    channel = first + tl.arange(0, BLOCK_CHANNELS)
+                    at = sample * channels + channel
+                    a = tl.load(scale + at, mask=channel < channels, other=0, cache_modifier=".cg")
+                    b = tl.load(shift + at, mask=channel < channels, other=0, cache_modifier=".cg")
                     begin = split * span
                     scale_shift_act_tile(
                         x, residual, y, None, a, b, sample, first, begin, tl.minimum(begin + span, position_count),
-                        channels, position_count, CHANNELS_LAST, OUT_ACT, BLOCK_KEPT, BLOCK_POSITIONS,
+                        channels, position_count, CHANNELS_LAST, OUT_ACT, BLOCK_CHANNELS, BLOCK_POSITIONS,
                     )  # fmt: skip
         ticket = take(counters)

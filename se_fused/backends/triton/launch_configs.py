@@ -3,7 +3,7 @@
 The rules are reasoned, not measured yet (benchmarks/results/UNMEASURED.md). The reasoning, for an H200:
 
 - In flight. 4.3 TB/s at a latency of 0.7 us or so are 3 MB on their way at any time: 23 KB for each of 132
-  multiprocessors. A thread of a 16-bit stream has two or more 16-byte loads under way; with the 8 programs of 128
+  multiprocessors. A thread of a 16-bit pass has two or more 16-byte loads under way; with the 8 programs of 128
   threads that registers permit, that is 32 KB.
 - Columns. 128 bytes of a row are one cache line; channels_last tiles take that much of each position. Contiguous tiles
   take as much of a row as wastes the fewest lanes (56 x 56 = 12.25 x 256).
@@ -22,20 +22,20 @@ import torch
 
 __all__ = [
     "Device",
-    "Gate",
-    "Grouping",
+    "ExcitationConfig",
+    "L2GroupedConfig",
     "Map",
+    "PassConfig",
     "Product",
-    "Stream",
     "cdiv",
     "device_of",
-    "gate_config",
-    "grouping",
+    "excitation_config",
+    "l2_grouped_config",
     "neighbours",
+    "pass_config",
     "power_of_two",
     "product_config",
     "standing_in",
-    "stream_config",
 ]
 
 
@@ -102,12 +102,12 @@ class Map:
 
     @property
     def samples(self) -> int:
-        """Separate runs of the kept axis."""
+        """Separate runs of the channel axis."""
         return self.n if self.channels_last else 1
 
     @property
-    def kept(self) -> int:
-        """Length of the kept axis."""
+    def channel_count(self) -> int:
+        """Length of the channel axis."""
         return self.c if self.channels_last else self.n * self.c
 
     @property
@@ -126,8 +126,8 @@ class Map:
         return power_of_two(self.s + self.vector - 1)
 
     @property
-    def shifted(self) -> bool:
-        """Whether rows are contiguous, short, and start anywhere: shifted.py's case."""
+    def unaligned(self) -> bool:
+        """Whether rows are contiguous, short, and start anywhere: unaligned.py's case."""
         if self.channels_last or self.s % self.vector == 0 or self.s < self.vector:
             return False
         return self.window <= 1024 and self.n * self.c * self.s % self.vector == 0
@@ -138,8 +138,8 @@ class Map:
         return self.n * self.c * self.s * self.itemsize
 
     def arguments(self, per_sample: bool = False) -> dict[str, int | bool]:
-        """Those that every stream takes; ``per_sample``: with C as the kept axis in both orders."""
-        outer = self.s if self.channels_last else self.c if per_sample else self.kept
+        """Those that every pass takes; ``per_sample``: with C as the channel axis in both orders."""
+        outer = self.s if self.channels_last else self.c if per_sample else self.channel_count
         along = 1 if self.channels_last else gcd(self.c, 16)
         return {
             "inner": self.length // self.align, "outer": outer // along, "ALIGN": self.align, "ALIGN_OUTER": along,
@@ -148,10 +148,10 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Launch shape of a streaming kernel."""
+class PassConfig:
+    """Launch shape of a pass."""
 
-    kept: int  # BLOCK_KEPT
+    channels: int  # BLOCK_CHANNELS, along the channel axis
     positions: int  # BLOCK_POSITIONS, of one step
     span: int  # positions of a program: a multiple of ``positions``
     warps: int
@@ -162,11 +162,11 @@ class Stream:
 
     def programs(self, m: Map) -> int:
         """All programs of a launch."""
-        return m.samples * cdiv(m.kept, self.kept) * self.splits(m)
+        return m.samples * cdiv(m.channel_count, self.channels) * self.splits(m)
 
     def blocks(self) -> dict[str, int]:
         """Constants of the kernel."""
-        return {"BLOCK_KEPT": self.kept, "BLOCK_POSITIONS": self.positions}
+        return {"BLOCK_CHANNELS": self.channels, "BLOCK_POSITIONS": self.positions}
 
     def options(self) -> dict[str, int]:
         """Options of the launch."""
@@ -174,7 +174,7 @@ class Stream:
 
 
 def tile_shape(m: Map, elements: int) -> tuple[int, int]:
-    """(kept, positions) of a tile of about so many elements."""
+    """(channels, positions) of a tile of about so many elements."""
     if m.channels_last:
         columns = min(max(power_of_two(m.c), 8), max(128 // m.itemsize, 32))
         return columns, min(max(elements // columns, 1), power_of_two(m.s))
@@ -182,11 +182,11 @@ def tile_shape(m: Map, elements: int) -> tuple[int, int]:
     columns = whole
     if whole > 128:  # ties go to the longer rows
         columns = min((1024, 512, 256, 128), key=lambda k: cdiv(m.s, k) * k)
-    return min(max(elements // columns, 1), power_of_two(m.kept)), min(columns, elements)
+    return min(max(elements // columns, 1), power_of_two(m.channel_count)), min(columns, elements)
 
 
-def stream_config(m: Map, device: Device, tensors: int, sums: bool) -> Stream:
-    """The launch shape of a stream.
+def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
+    """The launch shape of a pass.
 
     Args:
         m: the map.
@@ -196,46 +196,46 @@ def stream_config(m: Map, device: Device, tensors: int, sums: bool) -> Stream:
             spread the cost of its coefficients.
     """
     warps = 4
-    if m.shifted:
+    if m.unaligned:
         rows = max(warps * 32 * (32 if tensors == 1 else 16) // m.itemsize // m.window, 1)
-        return Stream(min(rows, power_of_two(m.kept)), m.window, m.window, warps)
+        return PassConfig(min(rows, power_of_two(m.channel_count)), m.window, m.window, warps)
     # narrow accesses take a register each: fewer of them
     bytes_per_thread = min(64 if tensors == 1 else 32, max(4 * m.align * m.itemsize, 16))
     elements = warps * 32 * bytes_per_thread // m.itemsize
-    kept, positions = tile_shape(m, elements)
+    channels, positions = tile_shape(m, elements)
     steps = cdiv(m.s, positions)
     if not sums:
-        return Stream(kept, positions, min(steps, 4) * positions, warps)
-    blocks = m.samples * cdiv(m.kept, kept)
+        return PassConfig(channels, positions, min(steps, 4) * positions, warps)
+    blocks = m.samples * cdiv(m.channel_count, channels)
     splits = min(cdiv(8 * device.multiprocessors, blocks), max(steps // 2, 1), 256)
-    return Stream(kept, positions, cdiv(steps, splits) * positions, warps)
+    return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps)
 
 
-def neighbours(config: Stream, m: Map) -> list[Stream]:
+def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:
     """Launch shapes around the rule's, for autotuning: tiles of half and twice the size, each way, and other warps."""
     found = []
-    for kept, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
-        columns = config.kept if m.channels_last else config.positions
-        if m.shifted and positions != 1:  # the window is what it is
+    for channels, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
+        columns = config.channels if m.channels_last else config.positions
+        if m.unaligned and positions != 1:  # the window is what it is
             continue
-        a, b = int(config.kept * kept), int(config.positions * positions)
+        a, b = int(config.channels * channels), int(config.positions * positions)
         if min(a, b) < 1 or (a if m.channels_last else b) < min(columns, 8) or not 512 <= a * b <= 16384:
             continue
-        found.append(Stream(a, b, cdiv(config.span, b) * b, warps))
+        found.append(PassConfig(a, b, cdiv(config.span, b) * b, warps))
     return [shape for shape in found if shape != config]
 
 
 @dataclass(frozen=True)
-class Grouping:
-    """Launch shape of the inference tail that keeps a group of samples in L2."""
+class L2GroupedConfig:
+    """Launch shape of inference that keeps a group of samples in L2."""
 
-    stream: Stream
+    passes: PassConfig
     group: int  # samples
     programs: int
 
 
-def grouping(m: Map, device: Device) -> Grouping | None:
-    """How to group the samples, or None where separate launches are as good: x survives in L2 between the streams, or
+def l2_grouped_config(m: Map, device: Device) -> L2GroupedConfig | None:
+    """How to group the samples, or None where separate launches are as good: x survives in L2 between the passes, or
     not even three samples fit.
 
     Four programs of 128 threads per multiprocessor, each with 64 bytes a thread under way, are 32 KB: enough in flight.
@@ -246,21 +246,21 @@ def grouping(m: Map, device: Device) -> Grouping | None:
     if m.nbytes <= device.l2_bytes // 2 or m.n < 4:
         return None
     programs = 4 * device.multiprocessors
-    kept, positions = tile_shape(m, 4 * 32 * min(64, max(4 * m.align * m.itemsize, 16)) // m.itemsize)
+    channels, positions = tile_shape(m, 4 * 32 * min(64, max(4 * m.align * m.itemsize, 16)) // m.itemsize)
     if not m.channels_last:  # groups are of whole samples, and tiles must not straddle two
-        kept = min(kept, power_of_two(m.c))
+        channels = min(channels, power_of_two(m.c))
     steps = min(cdiv(m.s, positions), 2)
-    stream = Stream(kept, positions, steps * positions, 4)
-    sample = cdiv(m.c, kept) * stream.splits(m)  # tiles of one sample
+    passes = PassConfig(channels, positions, steps * positions, 4)
+    sample = cdiv(m.c, channels) * passes.splits(m)  # tiles of one sample
     group = cdiv(programs, sample)
     if 3 * group * m.nbytes // m.n > device.l2_bytes * 3 // 4 or 2 * group > m.n:
         return None
-    return Grouping(stream, group, programs)
+    return L2GroupedConfig(passes, group, programs)
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Launch shape of the gate's kernels."""
+class ExcitationConfig:
+    """Launch shape of the excitation's kernels."""
 
     n: int  # BLOCK_N: samples of a tile; 16 is the least that tensor cores take
     m: int  # BLOCK_M: samples of a step, where a tile walks over all of them
@@ -281,8 +281,8 @@ class Gate:
         return options | {"maxnreg": self.registers} if device.is_nvidia else options
 
 
-def gate_config(n: int, c: int, r: int, kernel: str) -> Gate:
-    """The launch shape of the gate in kernel "forward", "backward" or "grouped".
+def excitation_config(n: int, c: int, r: int, kernel: str) -> ExcitationConfig:
+    """The launch shape of excitation in kernel "forward", "backward" or "l2_grouped".
 
     There are 2 * N * C * R products in all (67 M at N = 128, C = 2048), nothing for the tensor cores: what counts is
     that each phase has a tile for every multiprocessor and few steps, because each step waits for L2, 0.7 us or so. So
@@ -291,18 +291,18 @@ def gate_config(n: int, c: int, r: int, kernel: str) -> Gate:
     (tests/backends/triton/test_compiled_code.py).
 
     Registers are free forward and backward, with one program per multiprocessor: 255, or ptxas stops at 128 or 168 of
-    them and spills a few bytes. Four programs of the grouped kernel are to share a multiprocessor: 128.
+    them and spills a few bytes. Four programs of the l2_grouped kernel are to share a multiprocessor: 128.
     """
     most = {
         "forward": {"m": 64, "c": 32, "r": 16, "k": 128, "q": 64, "warps": 8, "registers": 255},
         "backward": {"m": 32, "c": 16, "r": 16, "k": 64, "q": 64, "warps": 8, "registers": 255},
-        "grouped": {"m": 16, "c": 32, "r": 16, "k": 32, "q": 32, "warps": 4, "registers": 128},
+        "l2_grouped": {"m": 16, "c": 32, "r": 16, "k": 32, "q": 32, "warps": 4, "registers": 128},
     }[kernel]
     sizes = {"c": c, "r": r, "k": c, "q": r}
     blocks = {name: max(min(power_of_two(size), most[name]), 16) for name, size in sizes.items()}
     # few samples or many, and nothing between: an epoch's last batch is a part of one, and is not to compile anew
     blocks["m"] = 16 if n <= 16 else most["m"]
-    return Gate(16, **blocks, warps=most["warps"], registers=most["registers"])
+    return ExcitationConfig(16, **blocks, warps=most["warps"], registers=most["registers"])
 
 
 @dataclass(frozen=True)

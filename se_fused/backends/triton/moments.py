@@ -1,7 +1,7 @@
-"""Stream 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
+"""Pass 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 
-A program sums one or more positions' span for BLOCK_KEPT pairs (n, c). Where the map is too large for that to keep the
-device busy, the positions are split, and whoever reads the sums merges the splits, in a fixed order: no atomics on
+A program sums one or more positions' span for BLOCK_CHANNELS pairs (n, c). Where the map is too large for that to keep
+the device busy, the positions are split, and whoever reads the sums merges the splits, in a fixed order: no atomics on
 floats, the same bits in every run.
 """
 
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .activations import map_coefficients, out_slope
 from .tiles import (
-    along_kept,
+    along_channels,
     along_positions,
     clear,
     element_offsets,
@@ -24,31 +24,31 @@ from .tiles import (
 
 @triton.jit
 def moments_tile(
-    x, mean, m2, sample, first, split, samples, span, kept_count, position_count, CHANNELS_LAST: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    x, mean, m2, sample, first, split, samples, span, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """mean and, unless it is None, m2 = sum (x - mean)^2 of one tile: at [split, sample, kept] of (splits, N * C).
+    """mean and, unless it is None, m2 = sum (x - mean)^2 of one tile: at [split, sample, channel] of (splits, N * C).
 
     Each lane runs Welford's update over its own positions, with the running sum in place of the running mean (one
     array less, and a sum knows infinity), and the lanes are merged by Chan's formula. A sum of squares around a first
     element would be one multiply-add less, but only as good as that element; the kernel waits for memory either way
     (7 instructions an element of about 15).
     """
-    kept = first + tl.arange(0, BLOCK_KEPT)
-    in_kept = kept < kept_count
+    channel = first + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channel_count
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     lane = tl.arange(0, BLOCK_POSITIONS)
     if CHANNELS_LAST:
-        zero = tl.zeros((BLOCK_POSITIONS, BLOCK_KEPT), tl.float32)
+        zero = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), tl.float32)
     else:
-        zero = tl.zeros((BLOCK_KEPT, BLOCK_POSITIONS), tl.float32)
+        zero = tl.zeros((BLOCK_CHANNELS, BLOCK_POSITIONS), tl.float32)
     total, squares = zero, zero
     step = 0
     for start in range(begin, stop, BLOCK_POSITIONS):
         position = start + lane
-        mask = along_kept(in_kept, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
-        offsets = element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST)
+        mask = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
+        offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
         value = tl.load(x + offsets, mask=mask, other=0).to(tl.float32)
         if m2 is not None:
             before = value - total * (1.0 / tl.maximum(step, 1))
@@ -58,33 +58,33 @@ def moments_tile(
             squares += tl.where(mask, before * (value - total * (1.0 / step)), 0.0)
     count = (stop - begin).to(tl.float32)
     centre = sum_positions(total, CHANNELS_LAST) / count
-    at = (split * samples + sample).to(tl.int64) * kept_count + kept
+    at = (split * samples + sample).to(tl.int64) * channel_count + channel
     if m2 is not None:
         counts = tl.maximum(stop - begin - lane + BLOCK_POSITIONS - 1, 0) // BLOCK_POSITIONS
         counts = along_positions(counts, CHANNELS_LAST).to(tl.float32)
-        away = tl.where(counts > 0, total / tl.maximum(counts, 1.0) - along_kept(centre, CHANNELS_LAST), 0.0)
+        away = tl.where(counts > 0, total / tl.maximum(counts, 1.0) - along_channels(centre, CHANNELS_LAST), 0.0)
         # once more, of small differences: rounding is then of the spread, not of the size; infinity keeps its sum
         exact = centre + sum_positions(away * counts, CHANNELS_LAST) / count
         squares = sum_positions(squares + counts * away * away, CHANNELS_LAST)
         squares -= count * (exact - centre) * (exact - centre)
         centre = tl.where(exact == exact, exact, centre)
-        tl.store(m2 + at, squares, mask=in_kept)
-    tl.store(mean + at, centre, mask=in_kept)
+        tl.store(m2 + at, squares, mask=in_channels)
+    tl.store(mean + at, centre, mask=in_channels)
 
 
 @triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_kernel(
     x, mean, m2, counters, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile. Zeroes ``counters`` for the gate's launch, unless it is None."""
+    """One program per tile. Zeroes ``counters`` for the excitation's launch, unless it is None."""
     if counters is not None:
         clear(counters, COUNTERS)
-    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
-    sample, first, split = tile_place(tl.program_id(0), kept_count, splits, BLOCK_KEPT)
+    channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
+    sample, first, split = tile_place(tl.program_id(0), channel_count, splits, BLOCK_CHANNELS)
     moments_tile(
-        x, mean, m2, sample, first, split, samples, steps * BLOCK_POSITIONS, kept_count, position_count, CHANNELS_LAST,
-        BLOCK_KEPT, BLOCK_POSITIONS,
+        x, mean, m2, sample, first, split, samples, steps * BLOCK_POSITIONS, channel_count, position_count,
+        CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
 
 
@@ -93,33 +93,34 @@ def moments_backward_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
     channels, eps, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample, kept].
+    """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample,
+    channel].
 
     The derivative is the mask's, unless that is None; or, FROM_SUM, it is computed from t = scale * x + shift +
     residual, with scale and shift given or made of what the forward pass saved; and dr is rounded before it is summed,
-    because stream 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy: only FROM_SUM.
+    because pass 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy: only FROM_SUM.
     """
     if counters is not None:
         clear(counters, COUNTERS)
-    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
-    sample, first, split = tile_place(tl.program_id(0), kept_count, splits, BLOCK_KEPT)
-    kept = first + tl.arange(0, BLOCK_KEPT)
-    in_kept = kept < kept_count
-    vector = sample * kept_count + kept
-    centre = along_kept(tl.load(mean + vector, mask=in_kept, other=0), CHANNELS_LAST)
+    channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
+    sample, first, split = tile_place(tl.program_id(0), channel_count, splits, BLOCK_CHANNELS)
+    channel = first + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channel_count
+    vector = sample * channel_count + channel
+    centre = along_channels(tl.load(mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if FROM_SUM:
         mu, var = stats, stats
         if stats is not None:
             var = stats + channels
         a, b = map_coefficients(
-            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, vector, in_kept, channels, eps, BLOCK_KEPT
+            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, vector, in_channels, channels, eps, BLOCK_CHANNELS
         )
-        a = along_kept(a, CHANNELS_LAST)
-        b = along_kept(b, CHANNELS_LAST)
+        a = along_channels(a, CHANNELS_LAST)
+        b = along_channels(b, CHANNELS_LAST)
     if added is not None:
-        more = along_kept(tl.load(added + vector, mask=in_kept, other=0), CHANNELS_LAST)
+        more = along_channels(tl.load(added + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if WHOLE:  # one step: without a loop, it needs half of the registers where accesses are narrow
         split = 0
         begin = 0
@@ -128,20 +129,20 @@ def moments_backward_kernel(
         begin = split * steps * BLOCK_POSITIONS
         stop = tl.minimum(begin + steps * BLOCK_POSITIONS, position_count)
     if CHANNELS_LAST:
-        p_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_KEPT), tl.float32)
-        q_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_KEPT), tl.float32)
+        p_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), tl.float32)
+        q_lanes = tl.zeros((BLOCK_POSITIONS, BLOCK_CHANNELS), tl.float32)
     else:
-        p_lanes = tl.zeros((BLOCK_KEPT, BLOCK_POSITIONS), tl.float32)
-        q_lanes = tl.zeros((BLOCK_KEPT, BLOCK_POSITIONS), tl.float32)
+        p_lanes = tl.zeros((BLOCK_CHANNELS, BLOCK_POSITIONS), tl.float32)
+        q_lanes = tl.zeros((BLOCK_CHANNELS, BLOCK_POSITIONS), tl.float32)
     for start in range(begin, stop, BLOCK_POSITIONS):
         position = start + tl.arange(0, BLOCK_POSITIONS)
-        valid = along_kept(in_kept, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
-        offsets = element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST)
+        valid = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
+        offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
         gradient = tl.load(dy + offsets, mask=valid, other=0)
         value = tl.load(x + offsets, mask=valid, other=0).to(tl.float32)
         if mask is not None:
             at, exists = mask_offsets(
-                sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
+                sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
             )
             gradient = tl.where(unpack_bits(tl.load(mask + at, mask=exists, other=0)), gradient, 0.0)
         if FROM_SUM:
@@ -158,6 +159,6 @@ def moments_backward_kernel(
         p_lanes += wide
         # beyond the map x is 0 and x - mean is not; the gradient is 0 there
         q_lanes += wide * (value - centre)
-    at = (split * samples + sample).to(tl.int64) * kept_count + kept
-    tl.store(p + at, sum_positions(p_lanes, CHANNELS_LAST), mask=in_kept)
-    tl.store(q + at, sum_positions(q_lanes, CHANNELS_LAST), mask=in_kept)
+    at = (split * samples + sample).to(tl.int64) * channel_count + channel
+    tl.store(p + at, sum_positions(p_lanes, CHANNELS_LAST), mask=in_channels)
+    tl.store(q + at, sum_positions(q_lanes, CHANNELS_LAST), mask=in_channels)

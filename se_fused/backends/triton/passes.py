@@ -1,4 +1,4 @@
-"""The host's side of the streams: launch shapes, memory, launches; and the four streams of se_fused/ops."""
+"""The host's side of the passes: launch shapes, memory, launches; and the four passes of se_fused/ops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from ...activations import keeps_mask, recomputed
 from .launch import launch
-from .launch_configs import Map, Stream, cdiv, device_of, neighbours, stream_config
+from .launch_configs import Map, PassConfig, cdiv, device_of, neighbours, pass_config
 from .moments import moments_backward_kernel, moments_kernel
 from .scale_shift_act import scale_shift_act_backward_kernel, scale_shift_act_kernel
-from .scale_shift_act_mean import scale_shift_act_mean_kernel, scale_shift_act_mean_shifted_kernel
+from .scale_shift_act_mean import scale_shift_act_mean_kernel, scale_shift_act_mean_unaligned_kernel
 from .tuning import autotunes, can_measure, fastest
 from .unaligned import (
-    moments_backward_shifted_kernel,
-    moments_shifted_kernel,
-    scale_shift_act_backward_shifted_kernel,
-    scale_shift_act_shifted_kernel,
+    moments_backward_unaligned_kernel,
+    moments_unaligned_kernel,
+    scale_shift_act_backward_unaligned_kernel,
+    scale_shift_act_unaligned_kernel,
 )
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 COUNTERS = 4
-"""int32 of the gate's launch, zeroed by stream 1: tickets, and tiles done in two phases (a power of two)."""
+"""int32 of the excitation's launch, zeroed by pass 1: tickets, and tiles done in two phases (a power of two)."""
 
 
 def map_of(x: Tensor) -> Map:
@@ -48,18 +48,18 @@ def floats(like: Tensor, *shape: int) -> Tensor:
 
 def mask_like(x: Tensor, m: Map) -> Tensor:
     """Memory for the mask of x."""
-    rows = m.n * m.s if m.channels_last else m.kept
+    rows = m.n * m.s if m.channels_last else m.channel_count
     return torch.empty(rows * cdiv(m.length, 8), dtype=torch.uint8, device=x.device)
 
 
 def precision(device: torch.device) -> str:
-    """tl.dot's, for float32 that must stay float32 (gate.py)."""
+    """tl.dot's, for float32 that must stay float32 (excitation.py)."""
     return "tf32x3" if device_of(device).is_nvidia else "ieee"
 
 
-def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[Stream], Any]) -> Stream:
+def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[PassConfig], Any]) -> PassConfig:
     """The rule's launch shape or, where autotuning is asked for, the fastest of it and its neighbours."""
-    default = stream_config(m, device_of(x.device), tensors, sums)
+    default = pass_config(m, device_of(x.device), tensors, sums)
     if not (autotunes() and can_measure(x.device)):
         return default
     shapes = {str(config): config for config in (default, *neighbours(default, m))}
@@ -67,28 +67,34 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
     return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
 
 
-def _geometry(m: Map, config: Stream, sums: bool = False) -> dict[str, Any]:
-    """A stream's arguments that say how it walks over the map. How a sum is split depends on the batch: its span comes
+def _geometry(m: Map, config: PassConfig, sums: bool = False) -> dict[str, Any]:
+    """A pass's arguments that say how it walks over the map. How a sum is split depends on the batch: its span comes
     as a number of steps, so that it is known to be a multiple of one."""
-    if m.shifted:
+    if m.unaligned:
         return {
-            "rows": m.kept, "length": m.s, "VECTOR": m.vector, "BLOCK_ROWS": config.kept, "WINDOW": config.positions
-        }  # fmt: skip
+            "rows": m.channel_count,
+            "length": m.s,
+            "VECTOR": m.vector,
+            "BLOCK_ROWS": config.channels,
+            "WINDOW": config.positions,
+        }
     span = {"steps": config.span // config.positions} if sums else {"span": config.span}
     return {"splits": config.splits(m), **span, **m.arguments(), **config.blocks()}
 
 
 # ---- launches
-def launch_moments(x: Tensor, m: Map, with_m2: bool, counters: Tensor | None) -> tuple[Tensor, Tensor | None, Stream]:
+def launch_moments(
+    x: Tensor, m: Map, with_m2: bool, counters: Tensor | None
+) -> tuple[Tensor, Tensor | None, PassConfig]:
     """The splits' mean and m2 (splits, N, C), and the launch shape, which says what a split is."""
 
-    def run(config: Stream) -> tuple[Tensor, Tensor | None, Stream]:
+    def run(config: PassConfig) -> tuple[Tensor, Tensor | None, PassConfig]:
         splits = config.splits(m)
         mean = floats(x, splits, m.n, m.c)
         m2 = floats(x, splits, m.n, m.c) if with_m2 else None
-        samples = {} if m.shifted else {"samples": m.samples}
+        samples = {} if m.unaligned else {"samples": m.samples}
         launch(
-            moments_shifted_kernel if m.shifted else moments_kernel, config.programs(m), x.device, config.options(),
+            moments_unaligned_kernel if m.unaligned else moments_kernel, config.programs(m), x.device, config.options(),
             x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config, True),
         )  # fmt: skip
         return mean, m2, config
@@ -105,10 +111,10 @@ def launch_scale_shift_act(
     )
     given |= {"eps": 0.0, **vectors}
 
-    def run(config: Stream, into: Tensor) -> None:
-        words = {"WORDS": cdiv(m.s, 64)} if m.shifted else {}
+    def run(config: PassConfig, into: Tensor) -> None:
+        words = {"WORDS": cdiv(m.s, 64)} if m.unaligned else {}
         launch(
-            scale_shift_act_shifted_kernel if m.shifted else scale_shift_act_kernel, config.programs(m), x.device,
+            scale_shift_act_unaligned_kernel if m.unaligned else scale_shift_act_kernel, config.programs(m), x.device,
             config.options(), x=x, residual=residual, y=into, mask=mask, channels=m.c, OUT_ACT=out_act, **given,
             **words, **_geometry(m, config),
         )  # fmt: skip
@@ -118,9 +124,17 @@ def launch_scale_shift_act(
 
 
 def launch_moments_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, out_act: int, want_dr: bool, m: Map,
-    counters: Tensor | None, **vectors: Any,
-) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    out_act: int,
+    want_dr: bool,
+    m: Map,
+    counters: Tensor | None,
+    **vectors: Any,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
     given: dict[str, Any] = dict.fromkeys(
         ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
@@ -129,15 +143,15 @@ def launch_moments_backward(
     added = vectors.get("added") is not None
     from_sum = recomputed(out_act) or added
 
-    def run(config: Stream) -> tuple[Tensor | None, Tensor, Tensor]:
+    def run(config: PassConfig) -> tuple[Tensor | None, Tensor, Tensor]:
         splits = config.splits(m)
         p, q = floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c)
         dr = torch.empty_like(x) if want_dr else None
         sums: dict[str, Any] = {"p_sum": p, "q_sum": q}
-        if not m.shifted:
+        if not m.unaligned:
             sums = {"p": p, "q": q, "samples": m.samples, "WHOLE": config.positions >= m.s}
         launch(
-            moments_backward_shifted_kernel if m.shifted else moments_backward_kernel, config.programs(m), x.device,
+            moments_backward_unaligned_kernel if m.unaligned else moments_backward_kernel, config.programs(m), x.device,
             config.options(), dy=dy, x=x, residual=residual if from_sum else None,
             mask=mask if keeps_mask(out_act) and not added else None,
             mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS,
@@ -154,10 +168,10 @@ def launch_scale_shift_act_backward(
 ) -> Tensor:
     """dx."""
 
-    def run(config: Stream) -> Tensor:
+    def run(config: PassConfig) -> Tensor:
         dx = torch.empty_like(dr)
         launch(
-            scale_shift_act_backward_shifted_kernel if m.shifted else scale_shift_act_backward_kernel,
+            scale_shift_act_backward_unaligned_kernel if m.unaligned else scale_shift_act_backward_kernel,
             config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean, k1=k1, k2=k2, k3=k3,
             dx=dx, **_geometry(m, config),
         )  # fmt: skip
@@ -166,7 +180,7 @@ def launch_scale_shift_act_backward(
     return run(_choose("scale_shift_act_backward", dr, m, 1 if x is None else 2, False, run))
 
 
-# ---- the streams alone
+# ---- the passes alone
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """mean and m2, (N, C)."""
     m = map_of(x)
@@ -193,9 +207,16 @@ def scale_shift_act(
 
 
 def moments_backward(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
-    out_act: int, want_dr: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out_act: int,
+    want_dr: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """dr (empty unless wanted), P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
         dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift
@@ -207,11 +228,11 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
     """y, and the mean (N, C) of what is rounded to it: one launch, and one that adds up splits where there are any."""
     m = map_of(x)
 
-    def run(config: Stream) -> tuple[Tensor, Tensor]:
+    def run(config: PassConfig) -> tuple[Tensor, Tensor]:
         y, parts = torch.empty_like(x), floats(x, config.splits(m), m.n, m.c)
-        samples = {} if m.shifted else {"samples": m.samples}
+        samples = {} if m.unaligned else {"samples": m.samples}
         launch(
-            scale_shift_act_mean_shifted_kernel if m.shifted else scale_shift_act_mean_kernel, config.programs(m),
+            scale_shift_act_mean_unaligned_kernel if m.unaligned else scale_shift_act_mean_kernel, config.programs(m),
             x.device, config.options(), x=x, scale=scale, shift=shift, y=y, mean_parts=parts, OUT_ACT=out_act,
             **samples, **_geometry(m, config, True),
         )  # fmt: skip

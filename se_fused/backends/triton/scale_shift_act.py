@@ -1,40 +1,49 @@
-"""Stream 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
+"""Pass 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
 
-Stream 1 has just read x from front to back, so what is left of it in L2 is its end: programs here start from there.
+Pass 1 has just read x from front to back, so what is left of it in L2 is its end: programs here start from there.
 """
 
 import triton
 import triton.language as tl
 
 from .activations import map_coefficients, out_activate
-from .tiles import along_kept, along_positions, element_offsets, mask_offsets, pack_bits, sizes, tile_place, unpack_bits
+from .tiles import (
+    along_channels,
+    along_positions,
+    element_offsets,
+    mask_offsets,
+    pack_bits,
+    sizes,
+    tile_place,
+    unpack_bits,
+)
 
 
 @triton.jit
 def scale_shift_act_tile(
-    x, residual, y, mask, a, b, sample, first, begin, stop, kept_count, position_count, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    x, residual, y, mask, a, b, sample, first, begin, stop, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """y = out_act(a * x + b + residual) for positions begin..stop; y may be x. a, b: along the kept axis.
+    """y = out_act(a * x + b + residual) for positions begin..stop; y may be x. a, b: along the channel axis.
 
-    x is read for the last time and y is for the next operator, so neither should push out of L2 what stream 2 has yet
+    x is read for the last time and y is for the next operator, so neither should push out of L2 what pass 2 has yet
     to read: evict_first.
     """
-    kept = first + tl.arange(0, BLOCK_KEPT)
-    in_kept = kept < kept_count
-    a = along_kept(a, CHANNELS_LAST)
-    b = along_kept(b, CHANNELS_LAST)
+    channel = first + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channel_count
+    a = along_channels(a, CHANNELS_LAST)
+    b = along_channels(b, CHANNELS_LAST)
     for start in range(begin, stop, BLOCK_POSITIONS):
         position = start + tl.arange(0, BLOCK_POSITIONS)
-        valid = along_kept(in_kept, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
-        offsets = element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST)
+        valid = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
+        offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
         t = tl.load(x + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
         t = a * t + b
         if residual is not None:
             t += tl.load(residual + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
         if mask is not None:
             at, exists = mask_offsets(
-                sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
+                sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
             )
             tl.store(mask + at, pack_bits(valid & ((t <= 0) == 0)), mask=exists)
         t = out_activate(t, OUT_ACT)
@@ -45,53 +54,53 @@ def scale_shift_act_tile(
 def scale_shift_act_kernel(
     x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, inner,
     outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """One program per tile, the last tile first. scale and shift (N, C); where they are None, batch norm's from its
     running statistics (C,), so that batch norm and activation are one launch in inference."""
-    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
+    channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    sample, first, split = tile_place(tile, kept_count, splits, BLOCK_KEPT)
-    kept = first + tl.arange(0, BLOCK_KEPT)
+    sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
+    channel = first + tl.arange(0, BLOCK_CHANNELS)
     a, b = map_coefficients(
-        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, sample * kept_count + kept,
-        kept < kept_count, channels, eps, BLOCK_KEPT,
+        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, sample * channel_count + channel,
+        channel < channel_count, channels, eps, BLOCK_CHANNELS,
     )  # fmt: skip
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     scale_shift_act_tile(
-        x, residual, y, mask, a, b, sample, first, begin, stop, kept_count, position_count, CHANNELS_LAST, OUT_ACT,
-        BLOCK_KEPT, BLOCK_POSITIONS,
+        x, residual, y, mask, a, b, sample, first, begin, stop, channel_count, position_count, CHANNELS_LAST, OUT_ACT,
+        BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["outer"])
 def scale_shift_act_backward_kernel(
     dr, x, mask, mean, k1, k2, k3, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """dx = k1 * dr + k2 * (x - mean) + k3, the last tile first; no x: no second term; a mask is applied to dr."""
-    kept_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
+    channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    sample, first, split = tile_place(tile, kept_count, splits, BLOCK_KEPT)
-    kept = first + tl.arange(0, BLOCK_KEPT)
-    in_kept = kept < kept_count
-    vector = sample * kept_count + kept
-    by_dr = along_kept(tl.load(k1 + vector, mask=in_kept, other=0), CHANNELS_LAST)
-    constant = along_kept(tl.load(k3 + vector, mask=in_kept, other=0), CHANNELS_LAST)
+    sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
+    channel = first + tl.arange(0, BLOCK_CHANNELS)
+    in_channels = channel < channel_count
+    vector = sample * channel_count + channel
+    by_dr = along_channels(tl.load(k1 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    constant = along_channels(tl.load(k3 + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if x is not None:
-        by_x = along_kept(tl.load(k2 + vector, mask=in_kept, other=0), CHANNELS_LAST)
-        centre = along_kept(tl.load(mean + vector, mask=in_kept, other=0), CHANNELS_LAST)
+        by_x = along_channels(tl.load(k2 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+        centre = along_channels(tl.load(mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     for start in range(begin, stop, BLOCK_POSITIONS):
         position = start + tl.arange(0, BLOCK_POSITIONS)
-        valid = along_kept(in_kept, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
-        offsets = element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST)
+        valid = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
+        offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
         g = tl.load(dr + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
         if mask is not None:
             at, exists = mask_offsets(
-                sample, first, start, kept_count, position_count, CHANNELS_LAST, BLOCK_KEPT, BLOCK_POSITIONS
+                sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
             )
             g = tl.where(unpack_bits(tl.load(mask + at, mask=exists, other=0)), g, 0.0)
         g = by_dr * g + constant

@@ -2,13 +2,14 @@
 
 A dense map (N, C, *spatial) is ``rows`` of ``length`` contiguous elements: (n, c) with its S positions in contiguous
 order, (n, s) with its C channels in channels_last. A tile is [rows, columns]; coefficients and sums belong to (n, c),
-so they lie along the tile's rows in the one order and along its columns in the other. What is *kept* apart by a sum is
-one axis, *positions* the other:
+so they lie along the tile's rows in the one order and along its columns in the other. A sum runs along the *reduced
+axis*, the S positions; the other one is the *channel axis*:
 
-    contiguous:     kept = n * C + c of 1 sample, or c of N;  tile [kept, positions]
-    channels_last:  kept = c of N samples;                    tile [positions, kept]
+    contiguous:     channel = n * C + c of 1 sample, or c of N;  tile [channels, positions]
+    channels_last:  channel = c of N samples;                    tile [positions, channels]
 
-Whatever the order, the coefficient of a kept index lies at sample * kept_count + kept.
+So ``channel_count``, the length of the channel axis, is C or N * C; an argument ``channels`` is always C. Whatever the
+order, the coefficient of a channel lies at sample * channel_count + channel.
 
 ``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two: the product tells the compiler that
 rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether
@@ -26,8 +27,8 @@ import triton.language as tl
 
 
 @triton.jit
-def along_kept(vector, CHANNELS_LAST: tl.constexpr):
-    """A vector over the kept axis, to be broadcast over a tile."""
+def along_channels(vector, CHANNELS_LAST: tl.constexpr):
+    """A vector over the channel axis, to be broadcast over a tile."""
     if CHANNELS_LAST:
         return vector[None, :]
     else:
@@ -45,7 +46,7 @@ def along_positions(vector, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
-    """Tile -> vector over the kept axis."""
+    """Tile -> vector over the channel axis."""
     if CHANNELS_LAST:
         return tl.sum(tile, axis=0)
     else:
@@ -54,7 +55,7 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """(kept_count, position_count) from the contiguous axis' and the other one's length."""
+    """(channel_count, position_count) from the contiguous axis' and the other one's length."""
     if CHANNELS_LAST:
         return inner * ALIGN, outer * ALIGN_OUTER
     else:
@@ -62,11 +63,11 @@ def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS
 
 
 @triton.jit
-def tile_place(tile, kept_count, splits, BLOCK_KEPT: tl.constexpr):
-    """(sample, first kept index, split) of a stream's tile: neighbours in memory are neighbours in time."""
-    kept_blocks = tl.cdiv(kept_count, BLOCK_KEPT)
-    rest = tile // kept_blocks
-    return rest // splits, (tile % kept_blocks) * BLOCK_KEPT, rest % splits
+def tile_place(tile, channel_count, splits, BLOCK_CHANNELS: tl.constexpr):
+    """(sample, first channel, split) of a pass's tile: neighbours in memory are neighbours in time."""
+    channel_blocks = tl.cdiv(channel_count, BLOCK_CHANNELS)
+    rest = tile // channel_blocks
+    return rest // splits, (tile % channel_blocks) * BLOCK_CHANNELS, rest % splits
 
 
 @triton.jit
@@ -83,35 +84,51 @@ def unrolled(splits):
 
 
 @triton.jit
-def element_offsets(sample, kept, position, kept_count, position_count, CHANNELS_LAST: tl.constexpr):
+def element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST: tl.constexpr):
     """Offsets of a tile's elements."""
     if CHANNELS_LAST:
         rows = sample.to(tl.int64) * position_count + position
-        return rows[:, None] * kept_count + kept[None, :]
+        return rows[:, None] * channel_count + channel[None, :]
     else:
-        rows = sample.to(tl.int64) * kept_count + kept
+        rows = sample.to(tl.int64) * channel_count + channel
         return rows[:, None] * position_count + position[None, :]
+
+
+# ---- matrices of the excitation: (N, C), (N, R) and weights
+@triton.jit
+def load_weight(weight, row, column, width, in_row, in_column):
+    """[rows, columns] of a weight whose rows have ``width`` elements, in float32; zero outside of it."""
+    exists = in_row[:, None] & in_column[None, :]
+    return tl.load(weight + row[:, None] * width + column[None, :], mask=exists, other=0).to(tl.float32)
+
+
+@triton.jit
+def load_fresh(matrix, row, column, width, in_row, in_column):
+    """The same of a float32 matrix with a row per sample. Other programs of the launch wrote it: read past L1 (.cg)."""
+    exists = in_row[:, None] & in_column[None, :]
+    offsets = row.to(tl.int64)[:, None] * width + column[None, :]
+    return tl.load(matrix + offsets, mask=exists, other=0, cache_modifier=".cg")
 
 
 # ---- the mask: one bit per element, each row padded to whole bytes, lowest bit first (se_fused/ops/layout.py)
 @triton.jit
 def mask_offsets(
-    sample, first_kept, first_position, kept_count, position_count, CHANNELS_LAST: tl.constexpr,
-    BLOCK_KEPT: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    sample, first_channel, first_position, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """(offsets of a tile's mask bytes [rows, columns / 8], which of them exist)."""
     if CHANNELS_LAST:
         position = first_position + tl.arange(0, BLOCK_POSITIONS)
         row = sample.to(tl.int64) * position_count + position
-        byte = first_kept // 8 + tl.arange(0, BLOCK_KEPT // 8)
-        width = (kept_count + 7) // 8
+        byte = first_channel // 8 + tl.arange(0, BLOCK_CHANNELS // 8)
+        width = (channel_count + 7) // 8
         return row[:, None] * width + byte[None, :], (position < position_count)[:, None] & (byte < width)[None, :]
     else:
-        kept = first_kept + tl.arange(0, BLOCK_KEPT)
-        row = sample.to(tl.int64) * kept_count + kept
+        channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
+        row = sample.to(tl.int64) * channel_count + channel
         byte = first_position // 8 + tl.arange(0, BLOCK_POSITIONS // 8)
         width = (position_count + 7) // 8
-        return row[:, None] * width + byte[None, :], (kept < kept_count)[:, None] & (byte < width)[None, :]
+        return row[:, None] * width + byte[None, :], (channel < channel_count)[:, None] & (byte < width)[None, :]
 
 
 @triton.jit

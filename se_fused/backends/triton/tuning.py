@@ -1,8 +1,8 @@
-"""Measured choices, remembered: launch shapes where that is asked for, and which way a convolution's tail goes.
+"""Measured choices, remembered: launch shapes where that is asked for, and how a convolution with squeeze-excite runs.
 
-Launch shapes come from a rule (configs.py). ``SE_FUSED_AUTOTUNE=1`` measures alternatives at the first call of each
-shape instead. Results are kept in ``$SE_FUSED_CACHE`` (default ``~/.cache/se_fused``), one JSON file per device and
-version of Triton. Nothing is measured at import, in the interpreter, or while a CUDA graph is captured.
+Launch shapes come from a rule (launch_configs.py). ``SE_FUSED_AUTOTUNE=1`` measures alternatives at the first call of
+each shape instead. Results are kept in ``$SE_FUSED_CACHE`` (default ``~/.cache/se_fused``), one JSON file per device
+and version of Triton. Nothing is measured at import, in the interpreter, or while a CUDA graph is captured.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The streams for contiguous rows that start anywhere: 7 x 7 and 14 x 14 maps in 16 bits, odd maps in any dtype.
+"""The passes for contiguous rows that start anywhere: 7 x 7 and 14 x 14 maps in 16 bits, odd maps in any dtype.
 
 Row r has its S elements at r * S, which is no multiple of a 16-byte VECTOR. A tile's row is a window of whole vectors
 from the one that holds the row's first element to the one that holds its last; position p of the row lies at p + off in
@@ -55,7 +55,7 @@ def mask_bits(mask, row, p, length, touched):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def moments_shifted_kernel(
+def moments_unaligned_kernel(
     x, mean, m2, counters, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +76,7 @@ def moments_shifted_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def scale_shift_act_shifted_kernel(
+def scale_shift_act_unaligned_kernel(
     x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, rows,
     length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS:
     tl.constexpr,
@@ -118,7 +118,7 @@ def scale_shift_act_shifted_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def moments_backward_shifted_kernel(
+def moments_backward_unaligned_kernel(
     dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
     counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
@@ -159,7 +159,7 @@ def moments_backward_shifted_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def scale_shift_act_backward_shifted_kernel(
+def scale_shift_act_backward_unaligned_kernel(
     dr, x, mask, mean, k1, k2, k3, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from support.provenance import naming_folders
-from support.training import SETTINGS, evaluate, finish, small_config, start, write_phantoms
+from support.training import (  # noqa: F401 (a fixture)
+    SETTINGS,
+    evaluate,
+    finish,
+    no_evaluation,
+    small_config,
+    start,
+    write_phantoms,
+)
 
 import se_fused
 from se_fused import _atomic_write, backends, cli

@@ -1,4 +1,4 @@
-"""Each streaming kernel of the CPU backend against its definition in se_fused.ops, on every instruction set.
+"""Each pass of the CPU backend against its definition in se_fused.ops, on every instruction set.
 
 Row lengths go through all the kernels' cases: shorter than a vector step, exact multiples, and a rest that overlaps.
 """

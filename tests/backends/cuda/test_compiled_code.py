@@ -1,9 +1,9 @@
 """What the compiler makes of the CUDA kernels, read from ptxas's report and from machine code: needs nvcc, no GPU.
 
-Held here: nothing spills and no thread has a stack; streams move 128 bits per access; nothing is computed in float64;
-no atomics on floats; blocks that wait for each other have no fence but their releases; the one-pass kernel is made of
-bulk copies and cluster barriers, and is empty before sm_90.
-SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make cuda-all`) compiles for others than sm_90.
+Held here: nothing spills and no thread has a stack; passes move 128 bits per access; nothing is computed in float64;
+no atomics on floats; blocks that wait for each other have no fence but their releases; the cluster_fused kernel is made
+of bulk copies and cluster barriers, and is empty before sm_90. SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make
+cuda-all`) compiles for others than sm_90.
 """
 
 import re
@@ -18,14 +18,14 @@ from support import cuda_code
 from support.cuda_code import Code, Kernel
 
 # map kernel -> tensors of the map's kind that it reads and writes; a third one is read where the flag says so
-STREAMS = {
+PASSES = {
     "moments_kernel": (1, 0),
     "scale_shift_act_kernel": (2, 1),
     "moments_backward_kernel": (2, 1),  # flag: from the sum, reads the residual
     "scale_shift_act_backward_kernel": (1, 1),  # flag: reads x
     "scale_shift_act_mean_kernel": (1, 1),
 }
-WIDE = ("rows", "rows_shifted", "cols")
+WIDE = ("rows", "rows_unaligned", "cols")
 ARCHITECTURES = cuda_code.architectures()
 FLOAT64 = r"\bD(?:ADD|MUL|FMA|SETP|MMA|MNMX)\b|\w+(?:\.\w+)*\.F64\b"
 # CAS: in shared memory an addition of floats is a loop of compare-and-swap
@@ -52,13 +52,15 @@ def name_of(job: Job) -> str:
 
 
 every_source = pytest.mark.parametrize("code", jobs(), indirect=True, ids=name_of, scope="session")
-stream_sources = pytest.mark.parametrize(
+pass_sources = pytest.mark.parametrize(
     "code", jobs("scale_shift_act", "scale_shift_act_mean", "moments"), indirect=True, ids=name_of, scope="session"
 )
 ticket_sources = pytest.mark.parametrize(
     "code", jobs("excitation", "excitation_backward", "l2_grouped"), indirect=True, ids=name_of, scope="session"
 )
-one_pass_source = pytest.mark.parametrize("code", jobs("cluster_fused"), indirect=True, ids=name_of, scope="session")
+cluster_fused_source = pytest.mark.parametrize(
+    "code", jobs("cluster_fused"), indirect=True, ids=name_of, scope="session"
+)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def test_every_kernel_was_compiled(code: Code) -> None:
     """What the other tests look through is all there is."""
     written = set(re.findall(r"^(?:__global__ void )?(\w+_kernel)\(.*\) \{", code.source.read_text(), re.MULTILINE))
     assert {kernel.name for kernel in code.kernels if kernel.is_entry} == written
-    for name in written & STREAMS.keys():
+    for name in written & PASSES.keys():
         instances = [kernel for kernel in code.kernels if kernel.name == name]
         assert {kernel.mode for kernel in instances} == set(cuda_code.modes()), name
         assert len(instances) == 3 * len(cuda_code.modes()) * (
@@ -138,26 +140,26 @@ def test_no_float64_and_no_float_atomics(sass: list[tuple[Kernel, str]]) -> None
     assert not [(label, instructions) for label, instructions in found if instructions]
 
 
-@stream_sources
+@pass_sources
 @needs_disassembler
-def test_streams_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
-    """In rows, rows_shifted and cols each of the maps has at least the 128-bit accesses of one vector of eight: two in
-    float32, one in 16 bits. In rows and cols no map is also stored narrower. Narrower loads are parameters' and the
-    mask's, and in rows_shifted those of a memory's last elements: they are not counted."""
+def test_passes_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
+    """In rows, rows_unaligned and cols each of the maps has at least the 128-bit accesses of one vector of eight: two
+    in float32, one in 16 bits. In rows and cols no map is also stored narrower. Narrower loads are parameters' and the
+    mask's, and in rows_unaligned those of a memory's last elements: they are not counted."""
     checked = 0
     for kernel, text in sass:
-        if kernel.name not in STREAMS or kernel.mode not in WIDE:
+        if kernel.name not in PASSES or kernel.mode not in WIDE:
             continue
         checked += 1
-        per_vector, (read, written) = kernel.item_bytes // 2, STREAMS[kernel.name]
+        per_vector, (read, written) = kernel.item_bytes // 2, PASSES[kernel.name]
         read += kernel.flag and kernel.name != "moments_kernel"  # whose flag is about its sums
         loads, stores = widths(text)
         assert loads[128] >= per_vector * read, (kernel.label, loads)
         assert stores[128] >= per_vector * written, (kernel.label, stores)
-        if kernel.mode != "rows_shifted":
+        if kernel.mode != "rows_unaligned":
             assert not stores[16], (kernel.label, stores)
-            # 32 bits are sums in moments; in scale_shift_act they could be an element of a float32 map only
-            assert not stores[32] or "moments" in kernel.name, (kernel.label, stores)
+            # 32 bits are sums in moments and means; elsewhere they could be an element of a float32 map only
+            assert not stores[32] or "moments" in kernel.name or "mean" in kernel.name, (kernel.label, stores)
     assert checked >= 9  # with test_every_kernel_was_compiled: every instance
 
 
@@ -172,10 +174,10 @@ def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
         assert len(re.findall(FENCE, text)) == releases, kernel.label
 
 
-@one_pass_source
+@cluster_fused_source
 @needs_disassembler
-def test_one_pass_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
-    """Its residual and result are streams like the others; its slice of x is read as shared memory, not through
+def test_cluster_fused_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
+    """Its residual and result are passes like the others; its slice of x is read as shared memory, not through
     addresses that could be anything."""
     assert len(sass) == 3 * len(WIDE)
     for kernel, text in sass:

@@ -1,7 +1,7 @@
 """The CUDA backend under the op contract: on a GPU where there is one, else the kernels' own source on the CPU.
 
 The shim (cuda_shim/cuda_shim.h) runs every thread as a fiber, in both orders; what it cannot show is how blocks race.
-What the compiler makes of the kernels is held by test_cuda_code.py.
+What the compiler makes of the kernels is held by test_compiled_code.py.
 """
 
 import itertools
@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from support import contract
-from support import shim_library as cuda_support
+from support import contract, shim_library
 from support.contract import OPTIONS, SHAPES, Shape
-from support.cuda_backend import (
+from support.cuda_backend import (  # noqa: F401 (fixtures)
     A100,
     DEVICE,
     H200,
     SEPARATE,
+    cuda_alone,
+    given_backend,
     infer,
     launched,
     on_cpu,
     on_shim,
+    order_of_threads,
     stand_in,
 )
 from support.kernels import (
@@ -45,17 +47,17 @@ from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
 
-# ---- the streams. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
+# ---- the passes. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
 # it, whole; 264 are more channels than a block has side by side
-STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
-STREAM_SHAPES += [(1, 5, 3, 3, 4), (1, 3, 70, 61), (2, 264, 5, 5)]
+PASS_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
+PASS_SHAPES += [(1, 5, 3, 3, 4), (1, 3, 70, 61), (2, 264, 5, 5)]
 
 
 def everywhere(test: Any) -> Any:
     for mark in (
         pytest.mark.parametrize("layout", LAYOUTS),
         pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
-        pytest.mark.parametrize("shape", STREAM_SHAPES, ids=["x".join(map(str, s)) for s in STREAM_SHAPES]),
+        pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
         pytest.mark.usefixtures("order"),
     ):
         test = mark(test)
@@ -158,7 +160,7 @@ def test_activations(act: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
 def test_split_sums(options: dict[str, Any], layout: str) -> None:
-    """Sums of one row or channel come from several blocks, and the gate merges them."""
+    """Sums of one row or channel come from several blocks, and excitation merges them."""
     shape = (1, 16, 70, 61) if layout == "contiguous" else (1, 72, 26, 26)
     for op in ("batch_norm_squeeze_excite", "batch_norm_act"):
         passes(Case(op, shape, layout=layout, **options))
@@ -192,7 +194,7 @@ def test_inference(shape: Shape, dtype: torch.dtype, op: str, layout: str) -> No
         case = Case(op, shape, dtype, layout, DEVICE, **options)
         for inplace in (False, True):
             stand_in(H200)
-            infer(case, ["one_pass"], inplace)
+            infer(case, ["cluster_fused"], inplace)
             stand_in(A100)
             infer(case, SEPARATE, inplace)
 
@@ -206,7 +208,7 @@ def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
         stand_in((90, 2, 60 << 20, 232448))
         said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 4, hidden)
         assert int(said.partition("; ")[2].split()[0]) > 1, said
-        infer(Case("batch_norm_squeeze_excite", shape, layout=layout, training=False, hidden=hidden), ["one_pass"])
+        infer(Case("batch_norm_squeeze_excite", shape, layout=layout, training=False, hidden=hidden), ["cluster_fused"])
 
 
 @on_shim
@@ -219,7 +221,7 @@ def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout:
     said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 2, 6)
     assert int(said.split("sample(s) in ")[1].split()[0]) > 2, said
     for dtype in (torch.bfloat16, torch.float32):
-        path = ["one_pass"] if dtype == torch.bfloat16 or shape[0] == 1 else None
+        path = ["cluster_fused"] if dtype == torch.bfloat16 or shape[0] == 1 else None
         case = Case("squeeze_excite", shape, dtype, layout, training=False)
         error, _, _ = contract.infer(case)
         assert error <= 1
@@ -231,14 +233,14 @@ def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", [(12, 48, 21, 23), (11, 72, 24, 24), (9, 264, 13, 11)], ids=str)
-def test_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
+def test_l2_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
     """Groups that do not divide N, several tiles of a sample, blocks that wait for each other."""
     n, c, h, w = shape
     stand_in((80, 1, 2 * n * c * h * w * dtype.itemsize - 2, 166912))
     for parameter_dtype in (None, torch.float32):
         options: dict[str, Any] = {"training": False, "parameter_dtype": parameter_dtype, "hidden": 18}
         for inplace in (False, True):
-            infer(Case("batch_norm_squeeze_excite", shape, dtype, layout, **options), ["grouped"], inplace)
+            infer(Case("batch_norm_squeeze_excite", shape, dtype, layout, **options), ["l2_grouped"], inplace)
 
 
 @on_shim
@@ -248,12 +250,12 @@ def test_paths_of_resnet50(backend: CudaBackend) -> None:
         for channels_last in (True, False):
             for n in (1, 64, 128):
                 said = backend.plan(n, c, s * s, channels_last, 2, c // 16)
-                assert said.startswith("one pass"), said
+                assert said.startswith("cluster_fused"), said
                 weights, x = said.split("weights ")[1].split(" bytes in all, x ")
                 assert n == 1 or int(weights) <= int(x) * 1.5, said
     stand_in(A100)
     for c, s in ((256, 56), (512, 28), (1024, 14)):
-        assert backend.plan(128, c, s * s, True, 2, c // 16).startswith("grouped")
+        assert backend.plan(128, c, s * s, True, 2, c // 16).startswith("l2_grouped")
     assert backend.plan(64, 2048, 49, True, 2, 128).startswith("separate: x stays in L2")
 
 
@@ -267,7 +269,7 @@ def test_launches() -> None:
         assert launched() == SEPARATE
         tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
         torch.autograd.grad(y, tensors, torch.ones_like(y))
-        assert launched() == ["moments_backward", "gate_backward", "scale_shift_act_backward"]
+        assert launched() == ["moments_backward", "excitation_backward", "scale_shift_act_backward"]
     infer(Case("batch_norm_act", (3, 16, 4, 3), training=False), ["scale_shift_act"])
 
 
@@ -286,7 +288,7 @@ def test_compiles_without_a_break() -> None:
 
 @on_shim
 def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) -> None:
-    """With this backend's own tail as what it is measured against."""
+    """With this backend's own block as what it is measured against."""
     calls: list[dict[str, Any]] = []
 
     class Product:
@@ -302,7 +304,7 @@ def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) 
     both = on_cpu(backend.library, Product())
     assert both.load() is None
     both.conv1x1_squeeze_excite(None)
-    assert calls == [{"tail": both.batch_norm_squeeze_excite_inference, "tail_name": "cuda"}]
+    assert calls == [{"block": both.batch_norm_squeeze_excite_inference, "block_name": "cuda"}]
     assert backend.conv1x1_squeeze_excite is None
 
 
@@ -341,11 +343,11 @@ def test_says_which_dtypes(backend: CudaBackend) -> None:
 @pytest.mark.slow
 def test_no_access_outside_of_memory() -> None:
     """Part of this file again with AddressSanitizer and checks of alignment in the kernels."""
-    runtime = cuda_support.sanitizer_runtime()
+    runtime = shim_library.sanitizer_runtime()
     if runtime is None:
         pytest.skip("the compiler has no AddressSanitizer")
-    built = cuda_support.library(sanitized=True)
-    half = "bfloat16 and (test_grouped or (test_scale_shift_act and contiguous))"
+    built = shim_library.library(sanitized=True)
+    half = "bfloat16 and (test_l2_grouped or (test_scale_shift_act and contiguous))"
     chosen = f"test_clusters or test_samples or ({half}) or odd-S"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__, "-k", f"forwards and ({chosen})"]
     env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "SE_FUSED_SHIM": str(built)}

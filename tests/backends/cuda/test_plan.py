@@ -1,6 +1,6 @@
 """Which way the CUDA backend's inference goes on a device that cannot place every cluster, or where a path is forced.
 
-Which one the rule takes elsewhere, and that each is right, is held by test_cuda.py.
+Which one the rule takes elsewhere, and that each is right, is held by test_contract.py.
 """
 
 from typing import Any
@@ -9,15 +9,18 @@ import pytest
 import torch
 from support import contract
 from support.contract import Shape
-from support.cuda_backend import (
+from support.cuda_backend import (  # noqa: F401 (fixtures)
     A100,
     DEVICE,
     H200,
     SEPARATE,
+    cuda_alone,
+    given_backend,
     infer,
     launched,
     on_cpu,
     on_shim,
+    order_of_threads,
     stand_in,
 )
 
@@ -39,14 +42,14 @@ def test_clusters_that_the_device_cannot_place(backend: CudaBackend, layout: str
         stand_in((90, 8, 60 << 20, 40000))
         placed = backend.plan(*given)
         assert "1 sample(s) in 16 block(s)" in placed
-        infer(case, ["one_pass"])
+        infer(case, ["cluster_fused"])
         stand_in((90, 8, 60 << 20, 40000, of_two))
         if not alone:
             assert backend.plan(*given) == placed
-            infer(case, ["one_pass"])
+            infer(case, ["cluster_fused"])
             continue
         assert backend.plan(*given) == (
-            "separate: x stays in L2 between the launches; not one pass: "
+            "separate: x stays in L2 between the launches; not cluster_fused: "
             "the device cannot place a cluster of 16 blocks with so much shared memory"
         )
         infer(case, SEPARATE)
@@ -65,12 +68,12 @@ def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
     assert changed == {(256, 4)}
     assert "cannot place a cluster of 16 blocks" in plans[115712, 256, 4]
     for (large, _, _), said in plans.items():
-        assert large or said.startswith("one pass") != ("cannot place" in said)
+        assert large or said.startswith("cluster_fused") != ("cannot place" in said)
         assert large or "in 16 block(s)" not in said
 
 
 # ---- a path by name
-PATHS = {"one_pass": ["one_pass"], "grouped": ["grouped"], "separate": SEPARATE}
+PATHS = {"cluster_fused": ["cluster_fused"], "l2_grouped": ["l2_grouped"], "separate": SEPARATE}
 
 
 @pytest.mark.usefixtures("order")
@@ -78,14 +81,14 @@ PATHS = {"one_pass": ["one_pass"], "grouped": ["grouped"], "separate": SEPARATE}
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("path", PATHS)
 def test_forced_plans(backend: CudaBackend, path: str, dtype: torch.dtype, layout: str) -> None:
-    """Each path takes maps of which the rule makes one pass, down to a single sample."""
+    """Each path takes maps for which the rule's path is cluster_fused, down to a single sample."""
     for shape in ((3, 24, 7, 5), (4, 24, 6, 8), (1, 64, 4, 4)):
         case = Case("batch_norm_squeeze_excite", shape, dtype, layout, DEVICE, training=False)
         given = (shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", dtype.itemsize, 6)
         rule = backend.plan(*given)
         with backend.forced_plan(path):
             said = backend.plan(*given)
-            assert said.startswith(f"{path.replace('_', ' ')}: forced"), said
+            assert said.startswith(f"{path}: forced"), said
             if DEVICE == "cuda" and "refused" in said:
                 pytest.skip(said)
             for inplace in (False, True):
@@ -93,7 +96,7 @@ def test_forced_plans(backend: CudaBackend, path: str, dtype: torch.dtype, layou
             with backend.forced_plan(""):
                 assert backend.plan(*given) == rule
         assert backend.plan(*given) == rule
-        infer(case, ["one_pass"])  # which is the rule's on the shim
+        infer(case, ["cluster_fused"])  # which is the rule's on the shim
 
 
 @on_shim
@@ -111,20 +114,20 @@ def test_a_forced_plan_is_refused_with_its_reason(backend: CudaBackend) -> None:
         infer(case, SEPARATE)
 
     stand_in(A100)
-    refused("one_pass", "no clusters of thread blocks", (2, 16, 4, 4), "contiguous")
-    with backend.forced_plan("one_pass"):
+    refused("cluster_fused", "no clusters of thread blocks", (2, 16, 4, 4), "contiguous")
+    with backend.forced_plan("cluster_fused"):
         said = backend.plan(2, 16, 16, True, 4, 8)
-    assert said == "one pass: forced, and refused: the device has no clusters of thread blocks"
-    for path in ("one_pass", "grouped"):
+    assert said == "cluster_fused: forced, and refused: the device has no clusters of thread blocks"
+    for path in ("cluster_fused", "l2_grouped"):
         stand_in()
         refused(path, "whole vectors of eight", (2, 16, 2, 3), "contiguous")
         refused(path, "whole vectors of eight", (2, 20, 4, 4), "channels_last")
         refused(path, "C is not a multiple of 8", (2, 20, 7, 5), "contiguous")
     stand_in((90, 8, 60 << 20, 40000, 0))
-    refused("one_pass", "cannot place a cluster of 16", (2, 128, 26, 26), "contiguous")
+    refused("cluster_fused", "cannot place a cluster of 16", (2, 128, 26, 26), "contiguous")
     stand_in((90, 8, 60 << 20, 20000))
-    refused("one_pass", "does not fit in a cluster", (2, 128, 26, 26), "contiguous")
-    refused("grouped", "neither float32 nor", (2, 128, 26, 26), "contiguous", parameter_dtype=torch.bfloat16)
+    refused("cluster_fused", "does not fit in a cluster", (2, 128, 26, 26), "contiguous")
+    refused("l2_grouped", "neither float32 nor", (2, 128, 26, 26), "contiguous", parameter_dtype=torch.bfloat16)
 
 
 @on_shim
@@ -134,15 +137,15 @@ def test_the_environment_forces_a_plan(backend: CudaBackend, monkeypatch: pytest
         monkeypatch.setenv("SE_FUSED_CUDA_PLAN", "separate")
         assert on_cpu(backend.library).load() is None
         infer(case, SEPARATE)
-    infer(case, ["one_pass"])
+    infer(case, ["cluster_fused"])
     monkeypatch.setenv("SE_FUSED_CUDA_PLAN", "fast")
-    wanted = "SE_FUSED_CUDA_PLAN must be one of one_pass, grouped, separate, or empty for the rule; got 'fast'"
+    wanted = "SE_FUSED_CUDA_PLAN must be one of cluster_fused, l2_grouped, separate, or empty for the rule; got 'fast'"
     with pytest.raises(ValueError, match=wanted):
         on_cpu(backend.library).load()
 
 
 def test_an_unknown_plan_changes_nothing(backend: CudaBackend) -> None:
-    with pytest.raises(ValueError, match="path must be one of one_pass"), backend.forced_plan("fast"):
+    with pytest.raises(ValueError, match="path must be one of cluster_fused"), backend.forced_plan("fast"):
         pass
     with pytest.raises(RuntimeError, match="no plan 'fast'"):
         backend._operators.force_plan("fast")

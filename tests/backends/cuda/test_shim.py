@@ -4,17 +4,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import shim_library as cuda_support
+from support import shim_library
 
-pytestmark = pytest.mark.skipif(cuda_support.why_not() is not None, reason=str(cuda_support.why_not()))
+pytestmark = pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("shim") / "selftest"
-    source = cuda_support.SHIM / "selftest.cpp"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{cuda_support.SHIM}"]
-    subprocess.run([str(cuda_support.COMPILER), *flags, "-o", str(target), str(source)], check=True)
+    source = shim_library.SHIM / "selftest.cpp"
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{shim_library.SHIM}"]
+    subprocess.run([str(shim_library.COMPILER), *flags, "-o", str(target), str(source)], check=True)
     return target
 
 

@@ -2,7 +2,7 @@
 
 Interpreted programs cost milliseconds each, so shapes are few and small; they go through odd, prime and single C, S and
 R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of
-the same kernels is held by test_codegen.py.
+the same kernels is held by tests/backends/triton/test_compiled_code.py.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from support.kernels import (
     check_scale_shift_act_mean_backward,
     close,
 )
-from support.triton_groups import grouping_of
+from support.triton_groups import l2_grouped_config_of
 
 from se_fused import backends, functional, reference
 from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
@@ -39,11 +39,9 @@ if TRITON.can_use(DEVICE, torch.float32) is not None:
 import triton as triton_language  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from se_fused.backends.triton import activations as numerics  # noqa: E402
-from se_fused.backends.triton import batch_norm_squeeze_excite as tail  # noqa: E402
-from se_fused.backends.triton import launch_configs as configs  # noqa: E402
-from se_fused.backends.triton import passes as streams  # noqa: E402
+from se_fused.backends.triton import activations, batch_norm_squeeze_excite, launch_configs  # noqa: E402
 from se_fused.backends.triton.launch import Launch, recording  # noqa: E402
+from se_fused.backends.triton.passes import map_of  # noqa: E402
 
 Shape = tuple[int, ...]
 
@@ -58,27 +56,29 @@ def triton() -> Iterator[None]:
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that every shape has several each way, and every sum of more than 16 positions is split."""
 
-    def small(m: configs.Map, device: configs.Device, tensors: int, sums: bool) -> configs.Stream:
-        kept, positions = (8, 4) if m.channels_last else (4, 8)
-        return configs.Stream(kept, positions, 2 * positions, 4)
+    def small(
+        m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool
+    ) -> launch_configs.PassConfig:
+        channels, positions = (8, 4) if m.channels_last else (4, 8)
+        return launch_configs.PassConfig(channels, positions, 2 * positions, 4)
 
-    monkeypatch.setattr(streams, "stream_config", small)
-    monkeypatch.setattr(configs.Map, "shifted", False)  # those rows are one step each
+    monkeypatch.setattr("se_fused.backends.triton.passes.pass_config", small)
+    monkeypatch.setattr(launch_configs.Map, "unaligned", False)  # those rows are one step each
 
 
-# ---- the streams: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33. Contiguous rows of 7 x 5 with
-# C = 20 and of 6 x 6 share vectors (shifted.py); 70 positions are two words of the mask.
-STREAM_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
-STREAM_SHAPES += [(1, 5, 3, 3, 4)]
-streams_everywhere = [
+# ---- the passes: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33. Contiguous rows of 7 x 5 with
+# C = 20 and of 6 x 6 share vectors (unaligned.py); 70 positions are two words of the mask.
+PASS_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
+PASS_SHAPES += [(1, 5, 3, 3, 4)]
+passes_everywhere = [
     pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
-    pytest.mark.parametrize("shape", STREAM_SHAPES, ids=["x".join(map(str, s)) for s in STREAM_SHAPES]),
+    pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
 ]
 
 
 def everywhere(test: Any) -> Any:
-    for mark in streams_everywhere:
+    for mark in passes_everywhere:
         test = mark(test)
     return test
 
@@ -122,7 +122,7 @@ def test_nan_and_infinity_flow_as_in_pytorch(shape: Shape, layout: str) -> None:
 @pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 20, 7, 5), (1, 3, 64)], ids=str)
-def test_split_streams(shape: Shape, layout: str) -> None:
+def test_split_passes(shape: Shape, layout: str) -> None:
     relu = OUT_ACT_CODES["relu"]
     check_moments(TRITON, shape, torch.float32, layout, DEVICE)
     check_scale_shift_act(TRITON, shape, torch.bfloat16, layout, relu, True, DEVICE)
@@ -168,11 +168,11 @@ def scalar_kernel(x, value, slope, CODE: tl.constexpr, IS_GATE: tl.constexpr, BL
     lane = tl.arange(0, BLOCK)
     t = tl.load(x + lane)
     if IS_GATE:
-        result = numerics.open_gate(t, CODE)
-        tl.store(slope + lane, numerics.gate_slope(result, CODE))
+        result = activations.open_gate(t, CODE)
+        tl.store(slope + lane, activations.gate_slope(result, CODE))
     else:
-        result = numerics.activate(t, CODE)
-        tl.store(slope + lane, numerics.activate_slope(t, CODE))
+        result = activations.activate(t, CODE)
+        tl.store(slope + lane, activations.activate_slope(t, CODE))
     tl.store(value + lane, result)
 
 
@@ -201,23 +201,23 @@ def test_scalar_functions(name: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
 def test_split_sums(options: dict[str, Any], layout: str) -> None:
-    """Splits are merged by the gate's kernels."""
+    """Splits are merged by the excitation's kernels."""
     passes(Case("batch_norm_squeeze_excite", (3, 12, 7, 5), layout=layout, **options))
     if "mean" not in options:
         passes(Case("batch_norm_act", (3, 12, 7, 5), layout=layout, **options))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize(("shape", "shifted"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
-def test_rows_that_start_anywhere(shape: Shape, shifted: bool | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("shape", "unaligned"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
+def test_rows_that_start_anywhere(shape: Shape, unaligned: bool | None, dtype: torch.dtype) -> None:
     """Contiguous rows off 16 bytes take the kernels that share vectors between rows, where the map ends with a
     vector."""
-    m = streams.map_of(torch.empty(shape, dtype=dtype))
-    assert m.shifted == (dtype.itemsize == 2 if shifted is None else shifted)
+    m = map_of(torch.empty(shape, dtype=dtype))
+    assert m.unaligned == (dtype.itemsize == 2 if unaligned is None else unaligned)
     with recording() as launches:
         for options in ({}, {"training": False}, {"out_act": "silu"}, {"out_act": None}, {"residual": False}):
             passes(Case("batch_norm_squeeze_excite", shape, dtype, **options), seeds=3)
-    assert all("shifted" in launch.name or "gate" in launch.name for launch in launches) == m.shifted
+    assert all("unaligned" in launch.name or "excitation" in launch.name for launch in launches) == m.unaligned
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -226,7 +226,7 @@ def test_rows_that_share_vectors_in_place(inplace: bool) -> None:
     for op in OPS:
         case = Case(op, (5, 24, 7, 7), torch.bfloat16, "contiguous", DEVICE, training=False)
         error, launches, x, y = infer(case, inplace)
-        assert error <= 1 and (y is x) == inplace and launches[-1].name == "scale_shift_act_shifted_kernel"
+        assert error <= 1 and (y is x) == inplace and launches[-1].name == "scale_shift_act_unaligned_kernel"
 
 
 @pytest.mark.usefixtures("split")
@@ -258,14 +258,14 @@ def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)
-def test_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_l2_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that do and do not divide N, one tile and several, whatever the rule would say."""
-    monkeypatch.setattr(tail, "grouping", grouping_of(256, 64, group, 3))
+    monkeypatch.setattr(batch_norm_squeeze_excite, "l2_grouped_config", l2_grouped_config_of(256, 64, group, 3))
     for op, dtype in (("squeeze_excite", torch.float32), ("batch_norm_squeeze_excite", torch.bfloat16)):
         case = Case(op, shape, dtype, layout, DEVICE, training=False, out_act="silu" if group == 2 else "relu")
         error, launches, _, _ = infer(case)
         assert error <= 1
-        assert [launch.name for launch in launches] == ["grouped_kernel"]
+        assert [launch.name for launch in launches] == ["l2_grouped_kernel"]
         assert infer(case, inplace=True)[0] <= 1
 
 
@@ -273,8 +273,8 @@ def test_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: p
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_samples_are_grouped_where_x_does_not_stay_in_l2(layout: str) -> None:
     case = Case("squeeze_excite", (11, 96, 7, 5), layout=layout, training=False)
-    for l2, name in ((600_000, "scale_shift_act"), (200_000, "grouped"), (20_000, "scale_shift_act")):
-        with configs.standing_in(configs.Device(1, l2)):
+    for l2, name in ((600_000, "scale_shift_act"), (200_000, "l2_grouped"), (20_000, "scale_shift_act")):
+        with launch_configs.standing_in(launch_configs.Device(1, l2)):
             error, launches, _, _ = infer(case)
         assert error <= 1 and launches[-1].name.startswith(name)
 

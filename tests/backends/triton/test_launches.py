@@ -17,46 +17,46 @@ from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 from se_fused.backends import BackendUnavailable
 from se_fused.backends import triton as backend_module
 from se_fused.backends.triton import TritonBackend
-from se_fused.ops import batch_norm_squeeze_excite as tail_operators
+from se_fused.ops import batch_norm_squeeze_excite as operators
 from se_fused.testing.verify import OPS, Case
 
 TRITON = backends.BACKENDS["triton"]
 HAS_TRITON = not isinstance(TRITON.describe().get("reason"), str)
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 
-FORWARD = ["moments_kernel", "gate_kernel", "scale_shift_act_kernel"]
-BACKWARD = ["moments_backward_kernel", "gate_backward_kernel", "scale_shift_act_backward_kernel"]
+FORWARD = ["moments_kernel", "excitation_kernel", "scale_shift_act_kernel"]
+BACKWARD = ["moments_backward_kernel", "excitation_backward_kernel", "scale_shift_act_backward_kernel"]
 
 
 # ---- launches, counted with tensors that have no memory
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("out_act", OUT_ACT_CODES)
-@pytest.mark.parametrize("hidden", [16, None], ids=["gate", "no-gate"])
+@pytest.mark.parametrize("hidden", [16, None], ids=["se", "no-se"])
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
 def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, channels_last: bool) -> None:
     """At most three forward and four backward; ours are three and three, whatever is split."""
-    from se_fused.backends.triton.compiled_code import launches_of_tail
+    from se_fused.backends.triton.compiled_code import launches_of_block
 
-    launches = launches_of_tail(shape, torch.bfloat16, channels_last, True, hidden, out_act)
-    assert [launch.name.replace("_shifted", "") for launch in launches] == FORWARD + BACKWARD
+    launches = launches_of_block(shape, torch.bfloat16, channels_last, True, hidden, out_act)
+    assert [launch.name.replace("_unaligned", "") for launch in launches] == FORWARD + BACKWARD
 
 
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 def test_launches_of_inference(channels_last: bool) -> None:
-    """At most three: one without a gate; three where x stays in L2; where it does not, one and the zeroing of
+    """At most three: one without squeeze-excite; three where x stays in L2; where it does not, one and the zeroing of
     counters."""
-    from se_fused.backends.triton.compiled_code import launches_of_tail
+    from se_fused.backends.triton.compiled_code import launches_of_block
 
     def names(shape: tuple, hidden: int | None) -> list[str]:
         return [
-            x.name.replace("_shifted", "")
-            for x in launches_of_tail(shape, torch.bfloat16, channels_last, False, hidden)
+            x.name.replace("_unaligned", "")
+            for x in launches_of_block(shape, torch.bfloat16, channels_last, False, hidden)
         ]
 
     assert names((128, 256, 56, 56), None) == ["scale_shift_act_kernel"]
-    assert names((128, 256, 56, 56), 16) == ["grouped_kernel"]
+    assert names((128, 256, 56, 56), 16) == ["l2_grouped_kernel"]
     assert names((128, 2048, 7, 7), 128) == FORWARD
     assert names((1, 256, 56, 56), 16) == FORWARD
 
@@ -64,10 +64,10 @@ def test_launches_of_inference(channels_last: bool) -> None:
 @needs_triton
 def test_bytes_of_a_training_step() -> None:
     """DESIGN's passes, counted from the launches' own arguments: 4 + 1/16 forward, 6 + 1/16 backward."""
-    from se_fused.backends.triton.compiled_code import launches_of_tail
+    from se_fused.backends.triton.compiled_code import launches_of_block
 
     shape = (128, 256, 56, 56)
-    launches = launches_of_tail(shape, torch.bfloat16, True, True, 16)
+    launches = launches_of_block(shape, torch.bfloat16, True, True, 16)
     one = 2 * 128 * 256 * 56 * 56
     moved = {}
     for launch in launches:
@@ -76,7 +76,7 @@ def test_bytes_of_a_training_step() -> None:
     mask = 1 / 16
     assert moved["moments_kernel"] == 1 and moved["scale_shift_act_kernel"] == 3 + mask
     assert moved["moments_backward_kernel"] == 3 + mask and moved["scale_shift_act_backward_kernel"] == 3
-    assert moved["gate_kernel"] == moved["gate_backward_kernel"] == 0
+    assert moved["excitation_kernel"] == moved["excitation_backward_kernel"] == 0
 
 
 class Operators(TorchDispatchMode):
@@ -99,14 +99,15 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running statistics are moved in the gate's launch, gradients written in their parameters' dtypes, none copied.
+    """Running statistics are moved in the excitation's launch, gradients written in their parameters' dtypes, none
+    copied.
 
     The kernels themselves are left out: the interpreter would use operators of its own.
     """
     from se_fused.backends.triton.launch import recording
 
     # what runs when nobody looks on: for the mode below it would be our operators
-    monkeypatch.setattr(tail_operators, "through_dispatcher", lambda: False)
+    monkeypatch.setattr(operators, "through_dispatcher", lambda: False)
     training = "batch_norm" in op
     for options in ({"training": training}, {"training": False}, {"training": training, "out_act": "silu"}):
         given = Case(op, (3, 16, 4, 3), dtype, **options).draw(0)
@@ -222,16 +223,14 @@ def test_importing_se_fused_does_not_import_triton_kernels() -> None:
 def _one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
     from support.interpreter import round_bfloat16
 
-    from se_fused.backends.triton import excitation as gate
-    from se_fused.backends.triton import excitation_backward as gate_backward
-    from se_fused.backends.triton import l2_grouped as grouped
+    from se_fused.backends.triton import excitation, excitation_backward, l2_grouped
 
     round_bfloat16()
     torch.set_num_threads(1)
     kernels = {
-        "gate": gate.gate_kernel,
-        "backward": gate_backward.gate_backward_kernel,
-        "grouped": grouped.grouped_kernel,
+        "excitation": excitation.excitation_kernel,
+        "backward": excitation_backward.excitation_backward_kernel,
+        "l2_grouped": l2_grouped.l2_grouped_kernel,
     }
     start.wait(120)  # all have imported PyTorch: nobody is done before the others begin
     kernels[kernel][(1,)](**arguments)
@@ -239,20 +238,21 @@ def _one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU programs always run at the same time")
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
-@pytest.mark.parametrize("kernel", ["gate", "backward", "grouped"])
+@pytest.mark.parametrize("kernel", ["excitation", "backward", "l2_grouped"])
 def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs programs one after another, and the first does everything. Here each of three programs is a
     process of its own on the same memory, so that tickets, counters and waiting are put to use."""
-    from se_fused.backends.triton import batch_norm_squeeze_excite as tail
-    from se_fused.backends.triton import launch_configs as configs
+    from se_fused.backends.triton import batch_norm_squeeze_excite, launch_configs
     from se_fused.backends.triton.launch import Launch, recording
 
     n, c, r = 18, 40, 17
 
-    def plan(m: configs.Map, device: configs.Device) -> configs.Grouping:
-        return configs.Grouping(configs.Stream(8, 4, 4, 4), 3, 3)
+    def plan(m: launch_configs.Map, device: launch_configs.Device) -> launch_configs.L2GroupedConfig:
+        return launch_configs.L2GroupedConfig(launch_configs.PassConfig(8, 4, 4, 4), 3, 3)
 
-    monkeypatch.setattr(tail, "grouping", plan if kernel == "grouped" else lambda m, device: None)
+    monkeypatch.setattr(
+        batch_norm_squeeze_excite, "l2_grouped_config", plan if kernel == "l2_grouped" else lambda m, device: None
+    )
     torch.manual_seed(1)
     x = torch.randn(n, c, 3, 2).contiguous(memory_format=torch.channels_last)
     bn = (torch.rand(c), torch.rand(c) + 0.5, torch.rand(c), torch.randn(c))
@@ -261,24 +261,28 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
 
     def run() -> tuple[list[Launch], list[torch.Tensor]]:
         with recording() as launches:
-            if kernel == "grouped":
+            if kernel == "l2_grouped":
                 y = torch.empty_like(x)
-                tail.batch_norm_squeeze_excite_inference(x, x, *bn, *fc, None, 1e-5, *codes, y)
+                batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference(x, x, *bn, *fc, None, 1e-5, *codes, y)
                 return launches, [y]
-            y, *saved = tail.batch_norm_squeeze_excite_forward(
+            y, *saved = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward(
                 x, x, None, None, *bn[2:], *fc, None, True, 1e-5, *codes, True
             )
-            gradients = tail.batch_norm_squeeze_excite_backward(
+            gradients = batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward(
                 x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, *codes, True
             )
         return launches, [y, *gradients]
 
     launches, _ = run()
-    wanted = {"gate": "gate_kernel", "backward": "gate_backward_kernel", "grouped": "grouped_kernel"}[kernel]
+    wanted = {
+        "excitation": "excitation_kernel",
+        "backward": "excitation_backward_kernel",
+        "l2_grouped": "l2_grouped_kernel",
+    }[kernel]
     (launch,) = (found for found in launches if found.name == wanted)
     # what the launch has written, and the same memory again, shared and spoilt
     results = {
-        "gate": ("mean", "stats", "hidden", "factor", "scale", "shift"),
+        "excitation": ("mean", "stats", "hidden", "factor", "scale", "shift"),
         "backward": (
             "k1",
             "k2",
@@ -290,11 +294,11 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
             "dfc2_weight",
             "dfc2_bias",
         ),
-        "grouped": ("y",),
+        "l2_grouped": ("y",),
     }[kernel]
     alone = {name: launch.arguments[name].clone() for name in results}
     scratch = (*results, "dq", "dhidden", "mean_parts", "hidden", "scale", "shift", "mean")
-    inputs = {"gate": {"mean_parts", "mean"}, "backward": {"mean", "hidden"}, "grouped": set()}[kernel]
+    inputs = {"excitation": {"mean_parts", "mean"}, "backward": {"mean", "hidden"}, "l2_grouped": set()}[kernel]
     shared = dict(launch.arguments)
     for name, value in shared.items():
         if isinstance(value, torch.Tensor):

@@ -12,10 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from se_fused.backends.triton import launch_configs as configs
-from se_fused.backends.triton import passes as streams
-from se_fused.backends.triton import tuning
-from se_fused.backends.triton.launch_configs import Device, Map, Stream
+from se_fused.backends.triton import launch_configs, passes, tuning
+from se_fused.backends.triton.launch_configs import Device, Map, PassConfig
 
 CPU = torch.device("cpu")
 
@@ -119,14 +117,14 @@ def test_launch_shapes_are_measured_where_asked_for(monkeypatch: pytest.MonkeyPa
         asked.append((key, list(candidates)))
         return list(candidates)[-1]
 
-    monkeypatch.setattr(streams, "fastest", fastest)
-    monkeypatch.setattr(streams, "can_measure", lambda device: True)
+    monkeypatch.setattr(passes, "fastest", fastest)
+    monkeypatch.setattr(passes, "can_measure", lambda device: True)
     from se_fused.backends.triton.launch import recording
 
     def launched() -> dict[str, Any]:
         x = torch.empty(128, 64, 56, 56, device="meta")
         with recording(dry=True) as launches:
-            streams.launch_moments(x, streams.map_of(x), True, None)
+            passes.launch_moments(x, passes.map_of(x), True, None)
         return launches[0].arguments
 
     plain = launched()
@@ -135,8 +133,8 @@ def test_launch_shapes_are_measured_where_asked_for(monkeypatch: pytest.MonkeyPa
     tuned = launched()
     ((key, candidates),) = asked
     assert key.startswith("moments Map(n=128, c=64, s=3136") and len(candidates) == len(set(candidates)) > 5
-    assert str(tuned["BLOCK_KEPT"]) in candidates[-1] and str(tuned["BLOCK_POSITIONS"]) in candidates[-1]
-    assert (plain["BLOCK_KEPT"], plain["BLOCK_POSITIONS"]) != (tuned["BLOCK_KEPT"], tuned["BLOCK_POSITIONS"])
+    assert str(tuned["BLOCK_CHANNELS"]) in candidates[-1] and str(tuned["BLOCK_POSITIONS"]) in candidates[-1]
+    assert (plain["BLOCK_CHANNELS"], plain["BLOCK_POSITIONS"]) != (tuned["BLOCK_CHANNELS"], tuned["BLOCK_POSITIONS"])
 
 
 MAPS = [
@@ -154,34 +152,37 @@ MAPS = [
 def test_rules_make_sense_for_any_map(tensors: int, sums: bool) -> None:
     """Powers of two, whole bytes of the mask, every position covered once, and neighbours that could run."""
     for m in MAPS:
-        rule = configs.stream_config(m, configs.H200, tensors, sums)
-        for shape in (rule, *configs.neighbours(rule, m)):
-            assert shape.kept & (shape.kept - 1) == 0 and shape.positions & (shape.positions - 1) == 0, (m, shape)
-            assert (shape.kept if m.channels_last else shape.positions) % 8 == 0, (m, shape)
+        rule = launch_configs.pass_config(m, launch_configs.H200, tensors, sums)
+        for shape in (rule, *launch_configs.neighbours(rule, m)):
+            assert shape.channels & (shape.channels - 1) == 0 and shape.positions & (shape.positions - 1) == 0, (
+                m,
+                shape,
+            )
+            assert (shape.channels if m.channels_last else shape.positions) % 8 == 0, (m, shape)
             assert shape.span % shape.positions == 0
             assert (shape.splits(m) - 1) * shape.span < m.s <= shape.splits(m) * shape.span
             assert shape.splits(m) <= 256 or not sums or shape != rule
-        assert rule.kept * rule.positions <= 16384
+        assert rule.channels * rule.positions <= 16384
 
 
-@pytest.mark.parametrize("device", [configs.H200, Device(108, 40 * 2**20), Device(16, 4 * 2**20)])
+@pytest.mark.parametrize("device", [launch_configs.H200, Device(108, 40 * 2**20), Device(16, 4 * 2**20)])
 def test_groups_fit_into_l2(device: Device) -> None:
-    """Three of them and room to spare; as many tiles as programs, so that nobody waits for the stream before."""
+    """Three of them and room to spare; as many tiles as programs, so that nobody waits for the pass before."""
     grouped = 0
     for m in MAPS:
-        plan = configs.grouping(m, device)
+        plan = launch_configs.l2_grouped_config(m, device)
         if plan is None:
             continue
         grouped += 1
         assert m.nbytes > device.l2_bytes // 2
         assert 3 * plan.group * m.nbytes / m.n <= 0.75 * device.l2_bytes
-        assert plan.group * configs.cdiv(m.c, plan.stream.kept) * plan.stream.splits(m) >= plan.programs
+        assert plan.group * launch_configs.cdiv(m.c, plan.passes.channels) * plan.passes.splits(m) >= plan.programs
     assert grouped >= 4
 
 
 def test_the_stages_of_resnet50_are_grouped_where_they_pass_l2() -> None:
     """bfloat16, N = 128, on an H200: 206, 103, 51 MB are grouped; 26 MB stay in L2 between two launches."""
     stages = [Map(128, c, s, True, 2) for c, s in ((256, 3136), (512, 784), (1024, 196), (2048, 49))]
-    plans = [configs.grouping(m, configs.H200) for m in stages]
+    plans = [launch_configs.l2_grouped_config(m, launch_configs.H200) for m in stages]
     assert [plan and plan.group for plan in plans] == [6, 10, 17, None]
-    assert Stream(64, 64, 128, 4) == plans[0].stream  # 128 bytes of a row; 16 KB a tile
+    assert PassConfig(64, 64, 128, 4) == plans[0].passes  # 128 bytes of a row; 16 KB a tile
