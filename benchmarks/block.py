@@ -4,7 +4,7 @@ from typing import Any
 
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.base import DTYPES
+from se_fused._formats import DTYPES
 from se_fused.bench.workloads.block import BlockWorkload
 
 __all__ = ["block_benchmark"]

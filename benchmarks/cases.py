@@ -4,9 +4,10 @@
 float16.
 """
 
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.bench.providers.modules import LIBRARIES
 from se_fused.bench.providers.registry import compiles
-from se_fused.bench.workloads.base import DTYPES, LAYOUTS, MODES
+from se_fused.bench.workloads.base import MODES
 from se_fused.bench.workloads.block import STAGES
 from se_fused.bench.workloads.converted import CONVERTED
 
@@ -32,10 +33,13 @@ STUDIES = {
 
 # A pass -> maps read, maps written, masks, floating-point operations of an element
 PASSES = {
-    "moments": (1, 0, 0, 4), "scale_shift_act": (2, 1, 1, 4), "moments_backward": (2, 1, 1, 5),
-    "scale_shift_act_backward": (2, 1, 0, 5), "scale_shift_act_mean": (1, 1, 0, 7),
+    "moments": (1, 0, 0, 4),
+    "scale_shift_act": (2, 1, 1, 4),
+    "moments_backward": (2, 1, 1, 5),
+    "scale_shift_act_backward": (2, 1, 0, 5),
+    "scale_shift_act_mean": (1, 1, 0, 7),
     "scale_shift_act_mean_backward": (2, 1, 0, 14),
-}  # fmt: skip
+}
 
 
 def compilers(device: str, freezing: bool = False) -> tuple[str, ...]:
@@ -70,20 +74,26 @@ def block_rows(preset: str, device: str) -> Rows:
 
     return [
         (stage, block, dtype, layout, candidate)
-        for stage in stages(preset, device) for block in BLOCKS for dtype in dtypes(preset) for layout in LAYOUTS
+        for stage in stages(preset, device)
+        for block in BLOCKS
+        for dtype in dtypes(preset)
+        for layout in LAYOUTS
         for candidate in candidates(block)
         # a compilation takes seconds and forgets nothing: once will do
         if preset != "smoke" or not compiles(candidate) or (block, layout) == ("se-infer", "contiguous")
-    ]  # fmt: skip
+    ]
 
 
 def pass_rows(preset: str, device: str) -> Rows:
     backends = ("cuda", "triton") if device == "cuda" else ("cpu",)
     return [
         (stage, dtype, layout, backend, kernel)
-        for stage in stages(preset, device) for dtype in dtypes(preset) for layout in LAYOUTS for backend in backends
+        for stage in stages(preset, device)
+        for dtype in dtypes(preset)
+        for layout in LAYOUTS
+        for backend in backends
         for kernel in PASSES
-    ]  # fmt: skip
+    ]
 
 
 def conv1x1_rows(preset: str, device: str) -> Rows:
@@ -91,8 +101,10 @@ def conv1x1_rows(preset: str, device: str) -> Rows:
     candidates = ("se_fused", "eager", "convolution", *products)
     return [
         (stage, dtype, candidate)
-        for stage in stages(preset, device) for dtype in dtypes(preset) for candidate in candidates
-    ]  # fmt: skip
+        for stage in stages(preset, device)
+        for dtype in dtypes(preset)
+        for candidate in candidates
+    ]
 
 
 def network_rows(preset: str, device: str) -> Rows:
@@ -113,16 +125,19 @@ def network_rows(preset: str, device: str) -> Rows:
 
     def kinds(ways: list[tuple[str, str]], sets: tuple[str, ...]) -> list[tuple[str, str, str]]:
         return [
-            (name, layout, kind) for kind in sets for name, layout in ways
+            (name, layout, kind)
+            for kind in sets
+            for name, layout in ways
             if kind == "se" or (name in best and layout == layouts.get(name, "channels_last"))
-        ]  # fmt: skip
+        ]
 
     if preset == "smoke":
         quick = [way for way in infer if not compiles(way[0])]
         return [
             ("seresnet18", mode, "2", "64", "float32", *way)
-            for mode, ways in (("infer", quick), ("train", both)) for way in kinds(ways, ("se", "plain"))
-        ]  # fmt: skip
+            for mode, ways in (("infer", quick), ("train", both))
+            for way in kinds(ways, ("se", "plain"))
+        ]
     full = preset == "full"
     networks = NETWORKS if gpu or full else NETWORKS[:1]
     wanted = dtypes(preset) if full or not gpu else ("bfloat16",)
@@ -135,14 +150,17 @@ def network_rows(preset: str, device: str) -> Rows:
 
     rows = [
         (network, "infer", batch, "224", dtype, *way)
-        for network in networks for dtype in wanted for batch in batches(network)
+        for network in networks
+        for dtype in wanted
+        for batch in batches(network)
         for way in kinds(infer, ("se", "plain"))
-    ]  # fmt: skip
+    ]
     return rows + [
         (network, "train", few, "224", dtype, *way)
-        for network in networks for dtype in (wanted if gpu or full else ("float32",))
+        for network in networks
+        for dtype in (wanted if gpu or full else ("float32",))
         for way in kinds(train, ("se", "plain"))
-    ]  # fmt: skip
+    ]
 
 
 def convert_rows(preset: str, device: str) -> Rows:
@@ -155,9 +173,12 @@ def convert_rows(preset: str, device: str) -> Rows:
     layouts = tuple(LAYOUTS) if preset == "full" else ("channels_last",)
     return [
         (name, mode, batch, size, dtype, layout, candidate)
-        for name in names for dtype in wanted for mode in MODES for layout in layouts
+        for name in names
+        for dtype in wanted
+        for mode in MODES
+        for layout in layouts
         for candidate in ("converted", "original")
-    ]  # fmt: skip
+    ]
 
 
 def scaling_rows(preset: str, device: str) -> Rows:
@@ -165,9 +186,11 @@ def scaling_rows(preset: str, device: str) -> Rows:
     candidates = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
     return [
         (axis, str(value), block, "float32", candidate)
-        for axis, values in STUDIES.items() for block in ("se-infer", "bn_se-train")
-        for value in (values[:2] if preset == "smoke" else values) for candidate in candidates
-    ]  # fmt: skip
+        for axis, values in STUDIES.items()
+        for block in ("se-infer", "bn_se-train")
+        for value in (values[:2] if preset == "smoke" else values)
+        for candidate in candidates
+    ]
 
 
 def network_scaling_rows(preset: str, device: str) -> Rows:
@@ -184,8 +207,10 @@ def network_scaling_rows(preset: str, device: str) -> Rows:
         ways += [(way, "channels_last") for way in compilers(device, freezing=True)]
     return [
         (axis, str(value), network, "bfloat16" if gpu else "float32", *way)
-        for axis in values for value in values[axis] for way in ways
-    ]  # fmt: skip
+        for axis in values
+        for value in values[axis]
+        for way in ways
+    ]
 
 
 _CASES = {

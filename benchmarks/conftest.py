@@ -20,9 +20,11 @@ SIZES = [2**20, 2**22, 2**24, 2**26, 2**28]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("se_fused")
     group.addoption(
-        "--preset", default="default", choices=PRESETS,
+        "--preset",
+        default="default",
+        choices=PRESETS,
         help="smoke: tiny maps, every benchmark once; default; full: every batch, network and baseline, hours on a CPU",
-    )  # fmt: skip
+    )
     group.addoption("--seconds", type=float, default=None, help="of measuring one candidate; default: by workload")
     group.addoption("--device", default=None, help="cpu or cuda; default: cuda where torch sees a GPU")
 

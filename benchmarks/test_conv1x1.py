@@ -17,8 +17,9 @@ from harness import Settings, WorkloadCache, WorkloadSpec, run
 from torch import Tensor
 
 from se_fused import backends, functional, reference
+from se_fused._formats import DTYPES
 from se_fused.activations import ACT_CODES, GATE_CODES
-from se_fused.bench.workloads.base import DTYPES, Candidate, Workload
+from se_fused.bench.workloads.base import Candidate, Workload
 
 WAYS = {"product": "product", "separate": "convolution and block"}
 

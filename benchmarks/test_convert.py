@@ -2,7 +2,7 @@
 
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.base import DTYPES
+from se_fused._formats import DTYPES
 from se_fused.bench.workloads.converted import ConvertWorkload
 
 

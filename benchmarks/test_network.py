@@ -6,13 +6,16 @@ costs.
 
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.base import DTYPES
+from se_fused._formats import DTYPES
 from se_fused.bench.workloads.network import ModelWorkload
 
 PLAIN = {
-    "seresnet18": "resnet18", "seresnet50": "resnet50", "seresnet101": "resnet101", "seresnet152": "resnet152",
+    "seresnet18": "resnet18",
+    "seresnet50": "resnet50",
+    "seresnet101": "resnet101",
+    "seresnet152": "resnet152",
     "seresnext50_32x4d": "resnext50_32x4d",
-}  # fmt: skip
+}
 
 
 def test_network(

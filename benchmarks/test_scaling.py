@@ -8,7 +8,7 @@ stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two 
 from block import block_benchmark
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 
-from se_fused.bench.workloads.base import DTYPES
+from se_fused._formats import DTYPES
 from se_fused.bench.workloads.network import ModelWorkload
 
 # height and width of that many positions

@@ -40,9 +40,11 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description="A short window on a GPU.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = {
-        "right": "is each kernel right", "where": "where does its time go",
-        "claims": "is ours faster than the baselines", "all": "the three, one after the other",
-    }  # fmt: skip
+        "right": "is each kernel right",
+        "where": "where does its time go",
+        "claims": "is ours faster than the baselines",
+        "all": "the three, one after the other",
+    }
     for name, text in about.items():
         one = commands.add_parser(name, help=text, description=text)
         one.add_argument("--budget", type=_budget, default=None, metavar="SECONDS",

@@ -29,8 +29,10 @@ def _pytest(text: str, _: list[Row]) -> tuple[str, list[Row]]:
     summary = next((line for line in reversed(text.splitlines()) if _COUNT.search(line) and " in " in line), "")
     counts = {name.rstrip("s"): int(number) for number, name in _COUNT.findall(summary)}
     broken = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", text, re.MULTILINE)
-    rows: list[Row] = [{"what": name.rpartition("::")[2] or name, "test": name, "ok": False, "note": note.strip()[:200]}
-                       for name, note in broken]  # fmt: skip
+    rows: list[Row] = [
+        {"what": name.rpartition("::")[2] or name, "test": name, "ok": False, "note": note.strip()[:200]}
+        for name, note in broken
+    ]
     if not counts:
         return "pytest printed no summary", rows
     rows.append({"what": "tests", "ok": not (counts.get("failed") or counts.get("error")), **counts})
@@ -41,11 +43,14 @@ def _pytest(text: str, _: list[Row]) -> tuple[str, list[Row]]:
 
 
 _NCU = {
-    "gpu__time_duration.sum": "us", "dram__bytes_read.sum": "read_bytes", "dram__bytes_write.sum": "written_bytes",
-    "lts__t_sector_hit_rate.pct": "l2_hit_percent", "launch__registers_per_thread": "registers",
+    "gpu__time_duration.sum": "us",
+    "dram__bytes_read.sum": "read_bytes",
+    "dram__bytes_write.sum": "written_bytes",
+    "lts__t_sector_hit_rate.pct": "l2_hit_percent",
+    "launch__registers_per_thread": "registers",
     "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
-}  # fmt: skip
+}
 _UNITS = {
     "nsecond": 1e-3, "usecond": 1.0, "msecond": 1e3, "second": 1e6, "ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6,
     "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,

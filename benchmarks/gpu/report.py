@@ -60,15 +60,19 @@ def _bars_of_networks(rows: Sequence[Record]) -> Iterator[Panel]:
     for mode, batch in dict.fromkeys((row["mode"], row["batch"]) for row in good):
         bars = [
             (f"{row['network']} {row['what']}", {family(row["what"]): Bar.exact(row["images_per_second"])})
-            for row in good if (row["mode"], row["batch"]) == (mode, batch)
-        ]  # fmt: skip
+            for row in good
+            if (row["mode"], row["batch"]) == (mode, batch)
+        ]
         yield Panel(f"{mode}, batch {batch}", bars)
 
 
 def _told_networks(rows: Sequence[Record]) -> list[str]:
     """Images per second, and what SE costs each candidate: its time with SE over that without, minus 1."""
-    good = {(row["network"], row["mode"], row["batch"], row["what"]): row
-            for row in rows if row.get("ok") and "images_per_second" in row}  # fmt: skip
+    good = {
+        (row["network"], row["mode"], row["batch"], row["what"]): row
+        for row in rows
+        if row.get("ok") and "images_per_second" in row
+    }
     if not good:
         return []
     plain = {key[1:]: row for key, row in good.items() if not key[0].startswith("se")}

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._formats import DTYPES
+
 __all__ = [
     "OPERATIONS",
     "Backend",
@@ -16,7 +18,6 @@ __all__ = [
     "dtype_reason",
 ]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WhyNot = Callable[[str, torch.dtype], str | None]
 
 
@@ -35,7 +36,7 @@ class BackendUnavailable(RuntimeError):
 
 def dtype_reason(dtype: torch.dtype) -> str | None:
     """None for a dtype that kernels take, else why not."""
-    if dtype in _DTYPES:
+    if dtype in DTYPES.values():
         return None
     return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
 

@@ -38,12 +38,17 @@ class CpuBackend(Backend):
     gated_conv1x1 = None
     # benchmarks/NOTES.md, "Where ours stops being ahead"; in 16 bits plain PyTorch's layers are the slower ones longer
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {
-        (False, torch.float32): 2**24, (True, torch.float32): 2**22, (True, torch.bfloat16): 2**24,
-    }  # fmt: skip
+        (False, torch.float32): 2**24,
+        (True, torch.float32): 2**22,
+        (True, torch.bfloat16): 2**24,
+    }
 
     projection_from: Mapping[tuple[bool, bool], int] = {
-        (False, False): 2**19, (False, True): 5 * 2**18, (True, False): 2**19, (True, True): 2**19,
-    }  # fmt: skip
+        (False, False): 2**19,
+        (False, True): 5 * 2**18,
+        (True, False): 2**19,
+        (True, True): 2**19,
+    }
 
     def __init__(self) -> None:
         self.load_error = _load()

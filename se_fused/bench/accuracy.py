@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._formats import LAYOUTS
 from ..testing.error_bounds import GRADIENT_FLOOR, relative_error
 from .measure.timing import Timing, first_line
 from .providers.registry import compiles
-from .workloads.base import LAYOUTS, Candidate, Workload
+from .workloads.base import Candidate, Workload
 from .workloads.network import NetworkWorkload
 
 __all__ = ["AccuracyCheck", "Result", "agreement", "least_error"]

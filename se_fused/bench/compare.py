@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from .._formats import DTYPES, LAYOUTS
 from ..models import list_models
 from .accuracy import Progress, Result, agreement
 from .measure.device_limits import copier, copy_bandwidth
 from .measure.memory import keep_freed_memory, peak_memory, saved_bytes
 from .measure.timing import first_line, rounds_for, synchronizer, timed_together
 from .providers.registry import BASELINES, OURS
-from .workloads.base import DTYPES, LAYOUTS, MODES, Workload
+from .workloads.base import MODES, Workload
 from .workloads.block import STAGES, BlockWorkload
 from .workloads.network import ModelWorkload
 

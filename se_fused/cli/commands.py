@@ -9,13 +9,14 @@ import torch
 import typer
 
 from .._atomic_write import write_text
+from .._formats import DTYPES, LAYOUTS
 from ..bench import compare as comparing
 from ..bench.report import plots, write
 from ..bench.report.console import console, print_info, print_rows
 from ..bench.report.load import load, load_all
 from ..bench.report.markdown import markdown
 from ..bench.report.regressions import changes
-from ..bench.workloads.base import DTYPES, LAYOUTS, MODES
+from ..bench.workloads.base import MODES
 from .app import app
 from .options import at_least, bad, check_device, check_output, choice, progress_bar
 

@@ -13,13 +13,14 @@ import torch
 
 from .. import backends
 from .._build import recorded
+from .._formats import DTYPES
 from .._version import __version__
 from . import kernels
 
 __all__ = ["commit", "info", "versions"]
 
 _OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (*DTYPES.values(), torch.float64)
 _PACKAGES = ("torch", "triton", "numpy", "torchvision", "timm")
 
 

@@ -38,10 +38,13 @@ class Zoo(NamedTuple):
 _STEM = ((r"^layer0\.(conv1|bn1)\.", r"\1."), (r"^last_linear\.", "fc."))
 # SENet154's: three convolutions, the last batch norm of which stands outside of conv1 here.
 _DEEP_STEM = (
-    (r"^layer0\.conv1\.", "conv1.0."), (r"^layer0\.bn1\.", "conv1.1."),
-    (r"^layer0\.conv2\.", "conv1.3."), (r"^layer0\.bn2\.", "conv1.4."),
-    (r"^layer0\.conv3\.", "conv1.6."), (r"^layer0\.bn3\.", "bn1."),
-)  # fmt: skip
+    (r"^layer0\.conv1\.", "conv1.0."),
+    (r"^layer0\.bn1\.", "conv1.1."),
+    (r"^layer0\.conv2\.", "conv1.3."),
+    (r"^layer0\.bn2\.", "conv1.4."),
+    (r"^layer0\.conv3\.", "conv1.6."),
+    (r"^layer0\.bn3\.", "bn1."),
+)
 
 # In the order of detection: MONAI's SE-ResNets have Cadene's stem and classifier.
 ZOOS: dict[str, Zoo] = {

@@ -303,7 +303,7 @@ def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
     ctx.like = [
         None if t is None else (t.shape, t.dtype)
         for t in (bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    ]  # fmt: skip
+    ]
 
 
 def _shaped(gradient: Tensor, like: tuple[torch.Size, torch.dtype] | None) -> Tensor | None:

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from .. import backends, functional, reference
+from .._formats import DTYPES, LAYOUTS
 from .._random import generator_on
 from .error_bounds import GRADIENT_FLOOR, forward_bound, relative_error
 
 __all__ = ["Case", "Result", "cases", "check", "run"]
 
 OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
-LAYOUTS = ("contiguous", "channels_last")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _GATE = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 _BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
 

@@ -13,7 +13,8 @@ import torch
 from support.triton_groups import l2_grouped_config_of
 
 from se_fused import backends, functional, reference
-from se_fused.testing.verify import LAYOUTS, Case, check, to_layout
+from se_fused._formats import LAYOUTS
+from se_fused.testing.verify import Case, check, to_layout
 
 pytestmark = pytest.mark.gpu
 

@@ -32,9 +32,11 @@ TESTS = (
 
 
 KNOWN = {
-    "test_block": BLOCK_PROVIDERS, "test_scaling": BLOCK_PROVIDERS, "test_network": NETWORK_PROVIDERS,
+    "test_block": BLOCK_PROVIDERS,
+    "test_scaling": BLOCK_PROVIDERS,
+    "test_network": NETWORK_PROVIDERS,
     "test_network_scaling": NETWORK_PROVIDERS,
-}  # fmt: skip
+}
 
 
 def suite(tmp_path: Path, *arguments: str, plugin: str = "") -> tuple[subprocess.CompletedProcess, dict | None]:

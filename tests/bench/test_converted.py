@@ -9,8 +9,8 @@ from support.modules import one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
 import se_fused
+from se_fused._formats import LAYOUTS
 from se_fused.bench.providers.modules import LIBRARIES
-from se_fused.bench.workloads.base import LAYOUTS
 from se_fused.bench.workloads.converted import CONVERTED, ConvertWorkload, library_model
 
 SMALL = [("seresnet18", "timm"), ("mobilenetv3_small_050", "timm"), ("mobilenet_v3_small", "torchvision")]
@@ -62,9 +62,10 @@ def test_the_benchmarks_models_exist() -> None:
     timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
     nets = pytest.importorskip("monai.networks.nets")
     known = {
-        "timm": set(timm.list_models()), "torchvision": set(torchvision.models.list_models()),
+        "timm": set(timm.list_models()),
+        "torchvision": set(torchvision.models.list_models()),
         "monai": {name.lower() for name in dir(nets)},
-    }  # fmt: skip
+    }
     assert {library for _, library in CONVERTED} == set(LIBRARIES)
     assert all(name in known[library] for name, library in CONVERTED)
 

@@ -79,9 +79,12 @@ def test_result_structure_is_that_of_the_header() -> None:
     fields = [(kind, name, int(many or 1)) for kind, name, many in re.findall(r"(\w+) (\w+)(?:\[(\d+)\])?;", body[1])]
     assert re.search(r"typedef struct \{\s*uint64_t data\[8\];\s*\} cublasLtMatmulAlgo_t;", text)
     types = {
-        "cublasLtMatmulAlgo_t": ctypes.c_uint64 * 8, "size_t": ctypes.c_size_t, "cublasStatus_t": ctypes.c_int32,
-        "float": ctypes.c_float, "int": ctypes.c_int32,
-    }  # fmt: skip
+        "cublasLtMatmulAlgo_t": ctypes.c_uint64 * 8,
+        "size_t": ctypes.c_size_t,
+        "cublasStatus_t": ctypes.c_int32,
+        "float": ctypes.c_float,
+        "int": ctypes.c_int32,
+    }
     expected = [(name, types[kind] if many == 1 else types[kind] * many) for kind, name, many in fields]
     assert [tuple(field) for field in cublaslt.HeuristicResult._fields_] == expected
     assert ctypes.sizeof(cublaslt.HeuristicResult) == 96  # as a C compiler says
@@ -96,9 +99,15 @@ def view(memory: Tensor, matrix: Any, batch: int) -> Tensor:
 
 
 def emulate(
-    problem: Any, weight: Tensor, h: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor, relu: bool,
+    problem: Any,
+    weight: Tensor,
+    h: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    relu: bool,
     tf32: bool,
-) -> None:  # fmt: skip
+) -> None:
     """``cublaslt.multiply`` on a CPU: products and sums in float64, rounded once."""
     p = problem
     a, b, d = view(weight, p.a, p.batch), view(h, p.b, p.batch), view(y, p.d, p.batch)
@@ -130,11 +139,14 @@ def draw(shape: tuple, dtype: torch.dtype) -> dict[str, Tensor]:
 
     return {
         "h": to_layout(normal(n, k, *spatial) + 2 * normal(n, k, 1, 1), "channels_last"),
-        "conv_weight": normal(c, k, 1, 1, scale=k**-0.5), "conv_bias": normal(c),
-        "fc1_weight": normal(r, c, scale=c**-0.5), "fc1_bias": normal(r),
-        "fc2_weight": normal(c, r, scale=r**-0.5), "fc2_bias": normal(c),
+        "conv_weight": normal(c, k, 1, 1, scale=k**-0.5),
+        "conv_bias": normal(c),
+        "fc1_weight": normal(r, c, scale=c**-0.5),
+        "fc1_bias": normal(r),
+        "fc2_weight": normal(c, r, scale=r**-0.5),
+        "fc2_bias": normal(c),
         "residual": to_layout(normal(n, c, *spatial), "channels_last"),
-    }  # fmt: skip
+    }
 
 
 def gate(given: dict[str, Tensor | None]) -> Tensor:
@@ -162,7 +174,7 @@ def difference(given: dict[str, Tensor], relu: bool = True, drop: str | None = N
 @pytest.mark.parametrize("relu", [True, False])
 def test_described_product_is_the_op(
     monkeypatch: pytest.MonkeyPatch, shape: tuple, drop: str | None, relu: bool
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(cublaslt, "multiply", emulate)
     assert difference(draw(shape, torch.float64), relu, drop) < 1e-6  # folded weights are float32
 
@@ -170,7 +182,7 @@ def test_described_product_is_the_op(
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-6)])
 def test_rounded_scaled_weights_pass_the_benchmark(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bound: float
-) -> None:  # fmt: skip
+) -> None:
     """What the benchmark asks for before it times (1e-2 in bfloat16), where weights are rounded after the gate."""
     monkeypatch.setattr(cublaslt, "multiply", emulate)
     assert difference(draw((2, 64, 256, 16, (14, 14)), dtype)) < bound

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from se_fused.bench.measure import device_state as telemetry
+from se_fused.bench.measure import device_state
 from se_fused.bench.measure.device_state import snapshot, theoretical_bandwidth
 
 
@@ -166,8 +166,8 @@ def test_a_part_of_a_gpu(nvml: FakeNVML) -> None:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes files of /proc and /sys; others are not there."""
-    monkeypatch.setattr(telemetry, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(telemetry, "_SYS", tmp_path / "sys")
+    monkeypatch.setattr(device_state, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(device_state, "_SYS", tmp_path / "sys")
 
     def write(**files: str) -> None:
         for name, text in files.items():

@@ -32,8 +32,11 @@ def texts(figure):
     beyond = set()  # a tick beyond its axis' limits has a label with a place too, which is not drawn
     for axis in itertools.chain.from_iterable((axes.xaxis, axes.yaxis) for axes in figure.axes):
         low, high = sorted(axis.get_view_interval())
-        beyond |= {tick.label1 for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-                   if not low <= tick.get_loc() <= high}  # fmt: skip
+        beyond |= {
+            tick.label1
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            if not low <= tick.get_loc() <= high
+        }
     return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in beyond]
 
 

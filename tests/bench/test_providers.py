@@ -10,11 +10,12 @@ from support.agreement import assert_agrees, errors
 from support.modules import one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
+from se_fused._formats import LAYOUTS
 from se_fused.bench.providers import engines, registry, torch_compile
 from se_fused.bench.providers.modules import LIBRARIES, se_layer
 from se_fused.bench.providers.registry import ALL_MODES
 from se_fused.bench.workloads import block, network
-from se_fused.bench.workloads.base import LAYOUTS, Workload
+from se_fused.bench.workloads.base import Workload
 from se_fused.bench.workloads.block import BlockWorkload
 from se_fused.bench.workloads.network import ModelWorkload
 from se_fused.testing.error_bounds import GRADIENT_FLOOR, relative_error
@@ -68,10 +69,13 @@ def test_forms(mode: str, batch_norm: bool) -> None:
     assert workload.title == ("BN+" if batch_norm else "") + f"SE+add+ReLU {what}"
     elements, mask = 2 * 16 * 49, 2 * 16 * 49 // 8
     passes, masks, per_element, layers = {
-        ("infer", False): (3, 0, 4, 1), ("infer", True): (3, 0, 6, 1),
-        ("forward", False): (4, 1, 4, 1), ("forward", True): (4, 1, 10, 1),
-        ("train", False): (9, 2, 9, 3), ("train", True): (10, 2, 24, 3),
-    }[mode, batch_norm]  # fmt: skip
+        ("infer", False): (3, 0, 4, 1),
+        ("infer", True): (3, 0, 6, 1),
+        ("forward", False): (4, 1, 4, 1),
+        ("forward", True): (4, 1, 10, 1),
+        ("train", False): (9, 2, 9, 3),
+        ("train", True): (10, 2, 24, 3),
+    }[mode, batch_norm]
     assert workload.counted() == (4 * passes * elements + masks * mask, (6 if mode == "train" else 3) * 4 * elements)
     assert workload.flops() == per_element * elements + layers * 2 * (2 * 2 * 16 * 8)
     got = workload.candidate("eager", "contiguous").run()
@@ -226,7 +230,7 @@ def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(network, "compiled", spy)
     built: list[Workload] = [
         BlockWorkload((1, 8, 2, w), torch.float32, "contiguous", mode, "cpu") for w in range(1, 11)
-    ]  # fmt: skip
+    ]
     built += [
         ModelWorkload(n, mode, torch.float32, "cpu", batch=2, size=32, num_classes=2)
         for n in ("seresnet18", "resnet18")
@@ -294,7 +298,7 @@ REFUSED = [
     ("openvino", "cpu", torch.float32, "train", "openvino is compared in inference on CPUs only"),
     ("onnxruntime", "cpu", torch.float32, "forward", "onnxruntime computes inference only"),
     ("tensorrt", "cpu", torch.float32, "infer", "tensorrt needs torch_tensorrt and a GPU: pip install torch-tensorrt"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "device", "dtype", "mode", "reason"), REFUSED)

@@ -103,8 +103,11 @@ def test_the_drift_of_the_own_group_is_taken_off():
     after = shaken(RUN, 3, lambda m: 2.0 if m.group == slow else 1.0, noise=0.01, drift=0.0)
     found = changes(RUN, after)
     assert found.ok
-    here = [c for c, m in ((c, m) for c in found.judged for m in RUN.measurements if m.fullname == c.fullname)
-            if m.group == slow]  # fmt: skip
+    here = [
+        c
+        for c, m in ((c, m) for c in found.judged for m in RUN.measurements if m.fullname == c.fullname)
+        if m.group == slow
+    ]
     assert all(c.of_group and c.drift == pytest.approx(2 * math.exp(0.1), rel=0.05) for c in here)
     passes = [c for c in found.judged if "test_pass" in c.fullname]
     assert passes and not any(c.of_group for c in passes), "groups without controls take the drift of all"
@@ -127,8 +130,10 @@ def test_without_controls_only_the_runs_own_spread_is_left():
     assert found.controls == 0 and found.drift is None and not found.ok
     assert "Too few controls" in found.text() and "0 baselines in both runs, 19 are needed" in found.text()
     assert all(c.drift == 1.0 and c.verdict == "slower" for c in found.judged)
-    single = [dataclasses.replace(m, seconds=Spread(m.seconds.median, m.seconds.median, m.seconds.median, 1))
-              for m in ours.measurements]  # fmt: skip
+    single = [
+        dataclasses.replace(m, seconds=Spread(m.seconds.median, m.seconds.median, m.seconds.median, 1))
+        for m in ours.measurements
+    ]
     once = dataclasses.replace(ours, measurements=tuple(single))
     found = changes(once, shaken(once, 5, lambda m: 1.5))
     assert {c.verdict for c in found.judged} == {"cannot tell"} and found.ok

@@ -24,8 +24,11 @@ def small():
 
 def of(run, kind, **fields):
     """The one measurement with these fields."""
-    (found,) = (m for m in run.measurements
-                if m.kind == kind and not m.axis and all(getattr(m, k) == v for k, v in fields.items()))  # fmt: skip
+    (found,) = (
+        m
+        for m in run.measurements
+        if m.kind == kind and not m.axis and all(getattr(m, k) == v for k, v in fields.items())
+    )
     return found
 
 

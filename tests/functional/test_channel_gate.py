@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from se_fused import backends, functional, reference, use_backend
+from se_fused._formats import DTYPES
 from se_fused.testing.error_bounds import forward_bound
-from se_fused.testing.verify import DTYPES, Case, check
+from se_fused.testing.verify import Case, check
 
 CASE = Case("squeeze_excite", training=False)
 

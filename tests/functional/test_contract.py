@@ -8,7 +8,8 @@ import torch
 from support import contract
 
 from se_fused import backends, functional, reference
-from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+from se_fused._formats import DTYPES, LAYOUTS
+from se_fused.testing.verify import OPS, Case, to_layout
 
 SHAPES = {
     "odd-S": (4, 24, 7, 5),

@@ -9,9 +9,10 @@ from support.contract import keeps_order
 from torch import Tensor
 
 from se_fused import backends, functional, reference
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.functional import conv1x1_squeeze_excite, fold_squeeze, pack_conv1x1
 from se_fused.testing.error_bounds import conv_bound
-from se_fused.testing.verify import DTYPES, LAYOUTS, to_layout
+from se_fused.testing.verify import to_layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None

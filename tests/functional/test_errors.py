@@ -50,7 +50,7 @@ BAD = {
     "out_act": ("out_act", "gelu", ValueError, "out_act must be one of 'none', 'relu', 'silu', .*got 'gelu'"),
     "drop_path shape": ("drop_path_scale", torch.ones(N + 1), ValueError, r"drop_path_scale must be \(N,\) = \(2,\)"),
     "drop_path gradient": ("drop_path_scale", torch.ones(N).requires_grad_(), ValueError, "not require a gradient"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), BAD.values(), ids=BAD)

@@ -9,11 +9,12 @@ from support.squeeze import DEVICE, Given, double, draw, passes
 from torch import Tensor
 
 from se_fused import backends, functional, reference
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.backends import BackendUnavailable
 from se_fused.functional import batch_norm_act_squeeze, gated_conv1x1
 from se_fused.ops.gated_conv1x1 import scales_weight
 from se_fused.testing.error_bounds import EPS, GRADIENT_FLOOR, relative_error, ulp
-from se_fused.testing.verify import DTYPES, LAYOUTS, Case, to_layout
+from se_fused.testing.verify import Case, to_layout
 
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
 BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]
@@ -25,12 +26,15 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 # ---- batch_norm_act_squeeze
 OPTIONS: dict[str, Given] = {
-    **{f"{name}-{mode}": {"out_act": name, "training": mode == "train"} for name in reference.OUT_ACTIVATIONS
-       for mode in ("train", "eval")},
+    **{
+        f"{name}-{mode}": {"out_act": name, "training": mode == "train"}
+        for name in reference.OUT_ACTIVATIONS
+        for mode in ("train", "eval")
+    },
     "no-affine": {"absent": ("bn_weight", "bn_bias"), "out_act": "silu"},
     "no-running-statistics": {"absent": ("running_mean", "running_var"), "out_act": "hard_swish"},
     "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32, "out_act": "silu"},
-}  # fmt: skip
+}
 
 
 @each_backend

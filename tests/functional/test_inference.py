@@ -6,8 +6,9 @@ from torch import Tensor
 
 import se_fused
 from se_fused import backends, functional
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.nn import is_own
-from se_fused.testing.verify import DTYPES, LAYOUTS, to_layout
+from se_fused.testing.verify import to_layout
 
 CPU = backends.BACKENDS["cpu"]
 # Rows of 4, 16, 25, 49 and 9 positions, channels below, at and off a vector step; the last passes the caches (10 MB)

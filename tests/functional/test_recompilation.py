@@ -13,10 +13,11 @@ from importlib.util import find_spec
 import pytest
 from support.paths import ROOT, SUPPORT
 
+from se_fused._formats import LAYOUTS
+
 FULL, FEW = 256, 16
 PARTIAL = (255, 251, 250, 240, 129, 128, 127, 100, 64, 33, 32, 17)
 SMALL = (15, 8, 5, 3, 2, 1)
-LAYOUTS = ("contiguous", "channels_last")
 Keys = dict[int, set[str]]
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

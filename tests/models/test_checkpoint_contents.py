@@ -172,7 +172,8 @@ def files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "plain.pkl": (pickle.dumps({"a": np.zeros(3)}), r"was not written by torch\.save, but by pickle"),
         "protocol.pth": (saved(state, pickle_protocol=4), r"pickle_protocol=4, .*if you trust .*weights_only=False"),
         "module.pth": (
-            saved(Net(nn.Linear(2, 2))), r"holds a pickled \S*Net, not a state_dict; if you trust .*\.state_dict\(\)"
+            saved(Net(nn.Linear(2, 2))),
+            r"holds a pickled \S*Net, not a state_dict; if you trust .*\.state_dict\(\)",
         ),
         "module-old.pth": (
             saved(Net(nn.Linear(2, 2)), _use_new_zipfile_serialization=False),
@@ -191,9 +192,10 @@ def files(folder: Path) -> dict[str, tuple[bytes, str]]:
             r"holds no state_dict of a model, only 'state', 'param_groups'",
         ),
         "training.pth": (
-            saved({f"setting{i}": i for i in range(40)}), r"only 'setting0', 'setting1', 'setting2' and 37 more"
+            saved({f"setting{i}": i for i in range(40)}),
+            r"only 'setting0', 'setting1', 'setting2' and 37 more",
         ),
-    }  # fmt: skip
+    }
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

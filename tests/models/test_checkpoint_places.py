@@ -41,10 +41,12 @@ def lightning(state: dict[str, Any]) -> dict[str, Any]:
 NAMES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "timm": (lambda: timm.create_model("seresnet18", num_classes=5), lambda: SEResNet18(5)),
     "torchvision": (
-        lambda: torchvision.models.resnet18(num_classes=5), lambda: create_model("resnet18", num_classes=5)
+        lambda: torchvision.models.resnet18(num_classes=5),
+        lambda: create_model("resnet18", num_classes=5),
     ),
     "torchvision, bottlenecks": (
-        lambda: torchvision.models.resnet50(num_classes=5), lambda: create_model("resnet50", num_classes=5)
+        lambda: torchvision.models.resnet50(num_classes=5),
+        lambda: create_model("resnet50", num_classes=5),
     ),
     "legacy": (
         lambda: timm.create_model("legacy_seresnet18", num_classes=5),
@@ -62,7 +64,7 @@ NAMES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
         lambda: create_model("legacy_seresnet18", num_classes=5),
         lambda: create_model("legacy_seresnet18", num_classes=5),
     ),
-}  # fmt: skip
+}
 PREFIXES = (
     "model.", "net.", "encoder.", "backbone.", "module.model.", "_orig_mod.", "model._orig_mod.", "classifier.base.",
 )  # fmt: skip
@@ -199,9 +201,11 @@ def test_backbone_may_be_mmpretrains(tmp_path: Path) -> None:
     )
     model = create_model("resnet50", num_classes=5).double()
     refused(
-        model, tmp_path / "a.ckpt", r"style='caffe' have .*, or prefix='backbone\.' if it is not of mmpretrain",
+        model,
+        tmp_path / "a.ckpt",
+        r"style='caffe' have .*, or prefix='backbone\.' if it is not of mmpretrain",
         skip_classifier=True,
-    )  # fmt: skip
+    )
     report = load_pretrained(model, tmp_path / "a.ckpt", skip_classifier=True, prefix="backbone.")
     assert report.source.startswith("timm") and set(report.ignored) == {"head.weight"}
     assert torch.equal(model.conv1.weight, theirs.conv1.weight)

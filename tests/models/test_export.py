@@ -228,9 +228,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     model, x, other = built(name)
     path = tmp_path / "model.onnx"
-    torch.onnx.export(
-        model, (x,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
-    )  # fmt: skip
+    torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False)
     assert_is(run_onnx(path, other), model, other)
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from se_fused._formats import LAYOUTS
 from se_fused.bench.accuracy import least_error
 from se_fused.bench.providers.registry import allowance
-from se_fused.bench.workloads.base import LAYOUTS, Workload
+from se_fused.bench.workloads.base import Workload
 from se_fused.testing.error_bounds import relative_error
 
 

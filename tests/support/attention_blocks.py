@@ -46,10 +46,12 @@ LAYERS = {
     **{f"monai-{d}d": (partial(monai, "ChannelSELayer", d, 16), "squeeze_excite", d) for d in SPACES},
     **{f"monai-residual-{d}d": (partial(monai, "ResidualSELayer", d, 16), "channel_gate", d) for d in SPACES},
     "monai-residual-sigmoid": (
-        partial(monai, "ChannelSELayer", 2, 16, add_residual=True), "channel_gate", 2,
+        partial(monai, "ChannelSELayer", 2, 16, add_residual=True),
+        "channel_gate",
+        2,
     ),
     "monai-swish": (partial(monai, "ChannelSELayer", 2, 16, acti_type_1="swish"), "channel_gate", 2),
-}  # fmt: skip
+}
 
 
 def _downsample():

@@ -11,13 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from se_fused._formats import DTYPES
 from se_fused.backends.triton import compiled_code, launch_configs
 
 STAGES = {"256x56x56": (128, 256, 56, 56), "1024x14x14": (128, 1024, 14, 14), "2048x7x7": (128, 2048, 7, 7)}
 ODD = {"odd": (3, 33, 7, 5), "ones": (1, 1, 2, 1), "S=1": (5, 24, 1, 1)}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MI300 = launch_configs.Device(multiprocessors=304, l2_bytes=32 * 2**20, is_nvidia=False)
 
 

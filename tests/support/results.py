@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from se_fused._formats import LAYOUTS
 from se_fused.bench.report.load import parse
 from se_fused.bench.report.records import Run, Spread
-from se_fused.bench.workloads.base import LAYOUTS
 from se_fused.bench.workloads.block import STAGES
 
 SIZES = {"float32": 4, "bfloat16": 2}

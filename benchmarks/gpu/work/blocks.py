@@ -60,9 +60,11 @@ def _measure(shape: Shape, mode: str, there: Target) -> dict[str, float]:
     for name, candidate in able.items():
         candidate.reset()
         row: dict[str, Any] = {
-            "us": round(Timing.of(seconds[name]).median * 1e6, 2), "timed_by": samplers[name].how,
-            "why_not_graph": samplers[name].why, "peak_bytes": peak_memory(candidate.run, there.device),
-        }  # fmt: skip
+            "us": round(Timing.of(seconds[name]).median * 1e6, 2),
+            "timed_by": samplers[name].how,
+            "why_not_graph": samplers[name].why,
+            "peak_bytes": peak_memory(candidate.run, there.device),
+        }
         if "se_fused" in able:
             row["over_ours"] = ratio(seconds[name], seconds["se_fused"]).as_dict()
         row["share_of_copy"] = round(counted / working_set / ratio(seconds[name], seconds["copy"]).median, 3)

@@ -15,11 +15,12 @@ from typing import Any, cast
 import torch
 
 from se_fused import backends
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.bench.accuracy import AccuracyCheck, Result
 from se_fused.bench.workloads.block import BlockWorkload
-from se_fused.testing.verify import DTYPES, LAYOUTS, Case, check
+from se_fused.testing.verify import Case, check
 
 from ..target import Shape, Target, target, use_tests
 from . import at, emit

@@ -23,7 +23,7 @@ from se_fused.bench.measure.memory import peak_memory
 from se_fused.bench.measure.timing import first_line, ratio, rounds_for, sampler, synchronizer, wall_clock
 from se_fused.bench.providers.registry import compiles, why_not
 from se_fused.bench.providers.torch_compile import fresh_compiler
-from se_fused.bench.workloads import network as networks
+from se_fused.bench.workloads import network
 from se_fused.bench.workloads.base import Candidate
 from se_fused.bench.workloads.network import ModelWorkload
 
@@ -60,17 +60,17 @@ class _Workload(ModelWorkload):
 @contextmanager
 def _compiler(there: Target) -> Iterator[None]:
     """In the rehearsal torch.compile traces and generates no code: minutes of a C++ compiler would prove nothing."""
-    before = networks.compiled
+    before = network.compiled
     if there.rehearsal:
 
         def traced(what: Callable[..., Any], **options: Any) -> Any:
             return before(what, backend="eager")
 
-        networks.compiled = traced  # type: ignore[assignment]
+        network.compiled = traced  # type: ignore[assignment]
     try:
         yield
     finally:
-        networks.compiled = before
+        network.compiled = before
 
 
 def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bool) -> tuple[list[float], list[float]]:
@@ -88,8 +88,9 @@ def _measure(candidate: Candidate, ours: Candidate | None, images: int, there: T
     walls = _in_turn(wall_clock(candidate.run, wait), wall_clock(other.run, wait), there.rehearsal)
     median = statistics.median(walls[0])
     row: dict[str, Any] = {
-        "wall_ms": round(median * 1e3, 3), "images_per_second": round(images / median, 1),
-    }  # fmt: skip
+        "wall_ms": round(median * 1e3, 3),
+        "images_per_second": round(images / median, 1),
+    }
     if ours is not None:
         row["over_ours"] = ratio(*walls).as_dict()
     candidate.reset()

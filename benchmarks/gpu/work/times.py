@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from se_fused import backends, functional
+from se_fused._formats import LAYOUTS
 from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.bench.measure.device_limits import copy_bandwidth, rotation
 from se_fused.bench.measure.traffic import counted_bytes, counted_passes
-from se_fused.bench.workloads.base import LAYOUTS
 from se_fused.ops.layout import mask_numel
 
 from ...cases import PASSES

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..._formats import DTYPES, LAYOUTS
 from ...bench.accuracy import least_error
 from ...bench.compare import Row, measure
 from ...bench.report import plots
 from ...bench.report.console import print_rows, print_table, table
 from ...bench.report.format import times
 from ...bench.report.style import style
-from ...bench.workloads.base import DTYPES, LAYOUTS
 from ...bench.workloads.network import ModelWorkload, settle, shared_start
 from ...testing.error_bounds import relative_error
 from .images import load_folder

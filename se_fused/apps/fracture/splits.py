@@ -99,8 +99,11 @@ def _assign(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.rand
         row, there = counts[i], counts[i] > 0
         # The rise of the squared distance to what each part shall have, relative to its share.
         images = (((have + row - wanted) ** 2 - (have - wanted) ** 2) * weight**2 / shares[:, None]).sum(1)
-        people = (((people_have + there - people_wanted) ** 2 - (people_have - people_wanted) ** 2)
-                  / np.maximum((counts > 0).sum(0), 1) ** 2 / shares[:, None]).sum(1)  # fmt: skip
+        people = (
+            ((people_have + there - people_wanted) ** 2 - (people_have - people_wanted) ** 2)
+            / np.maximum((counts > 0).sum(0), 1) ** 2
+            / shares[:, None]
+        ).sum(1)
         cost = images + people + 1e-12 * rng.random(len(shares))
         # The last patients of a class go where there is none of it yet.
         lacking = (people_have == 0) & there & (waiting <= (people_have == 0).sum(0))

@@ -35,9 +35,10 @@ def openvino(model: nn.Module, x: Tensor) -> Run:
         converted = ov.convert_model(copy.deepcopy(model).float(), example_input=x.float())
     converted.reshape(list(x.shape))
     settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
-    }  # fmt: skip
+    }
     request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
     images = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
 

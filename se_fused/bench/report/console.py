@@ -63,9 +63,12 @@ def _print_blocks(rows: Sequence[Row], to: "Console") -> None:
         best = [row.best(name) for name in _SHOWN]
         speedups, over = row.speedups, row.over_copy
         made.add_row(
-            *key, *(milliseconds(None if r is None else r.timing) for r in best),
-            *(times(speedups.get(name)) for name in BASELINES), times(over.get("same_size")), times(over.get("memory")),
-        )  # fmt: skip
+            *key,
+            *(milliseconds(None if r is None else r.timing) for r in best),
+            *(times(speedups.get(name)) for name in BASELINES),
+            times(over.get("same_size")),
+            times(over.get("memory")),
+        )
         saved = [megabytes(None if r is None else r.saved_bytes) for r in best] if training else []
         memory.add_row(*key, *(megabytes(None if r is None else r.peak_bytes) for r in best), *saved)
     print_table(f"{where['title']} on {where['device']}: ms", made, to)
@@ -115,8 +118,10 @@ def print_rows(rows: Sequence[Row], memory_copy: dict[str, float], to: "Console"
                 to.print(
                     f"{about['title']} {shape(about['shape'])} {about['dtype']}: {result.name} "
                     f"{layout_name(result.layout)} {result.status}, not timed: {result.note}",
-                    markup=False, style="red", soft_wrap=True,
-                )  # fmt: skip
+                    markup=False,
+                    style="red",
+                    soft_wrap=True,
+                )
 
 
 def print_info(about: dict[str, Any], to: "Console") -> None:
@@ -132,11 +137,14 @@ def print_info(about: dict[str, Any], to: "Console") -> None:
         f"{cpu['instructions'] or 'nothing: they are not loaded'}"
         + (f" (ATEN_CPU_CAPABILITY={cpu['cap']})" if cpu["cap"] else "")
         + f", torch {cpu['torch_instructions']}",
-        "GPUs": "; ".join(f"{g['name']} sm_{g['capability'].replace('.', '')}, {g['memory_bytes'] / 1e9:.0f} GB"
-                          for g in about["gpus"]) or "none that torch sees",
+        "GPUs": "; ".join(
+            f"{g['name']} sm_{g['capability'].replace('.', '')}, {g['memory_bytes'] / 1e9:.0f} GB"
+            for g in about["gpus"]
+        )
+        or "none that torch sees",
         "built": "; ".join(f"{k} {v}" if k != "note" else str(v) for k, v in build.items() if v),
         "asked for": f"backend {about['asked_for']}",
-    }  # fmt: skip
+    }
     made = table((), ())
     made.show_header = False
     made.add_column("", style="bold", no_wrap=True)

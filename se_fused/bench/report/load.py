@@ -140,13 +140,17 @@ def parse(content: Any, path: str) -> Run:
         ValueError: it is not what the suite writes; the message names the file, the benchmark and the field.
     """
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
-        raise ValueError(f"{path}: no file of pytest-benchmark (no list 'benchmarks'); make one with "
-                         "pytest benchmarks/ --benchmark-json=FILE")  # fmt: skip
+        raise ValueError(
+            f"{path}: no file of pytest-benchmark (no list 'benchmarks'); make one with "
+            "pytest benchmarks/ --benchmark-json=FILE"
+        )
     whole = _Fields(content, path)
     about = whole.object("se_fused")
     if about is None:
-        raise ValueError(f"{path}: no key 'se_fused': se_fused's benchmarks did not write this; make one with "
-                         "pytest benchmarks/ --benchmark-json=FILE")  # fmt: skip
+        raise ValueError(
+            f"{path}: no key 'se_fused': se_fused's benchmarks did not write this; make one with "
+            "pytest benchmarks/ --benchmark-json=FILE"
+        )
     entries = whole.objects("benchmarks")
     read = [_measurement(entry, path) for entry in entries]
     foreign = [str(e.content.get("name", "?")) for e, m in zip(entries, read, strict=True) if m is None]
@@ -194,8 +198,10 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 def _same_machine(first: Run, other: Run) -> None:
     if first.machine != other.machine:
-        raise ValueError(f"{other.files[0]} is of another machine ({other.where}) than {first.files[0]} "
-                         f"({first.where}): give files of one machine")  # fmt: skip
+        raise ValueError(
+            f"{other.files[0]} is of another machine ({other.where}) than {first.files[0]} "
+            f"({first.where}): give files of one machine"
+        )
 
 
 def _first(runs: Sequence[Run], value: Callable[[Run], Any]) -> Any:
@@ -220,8 +226,10 @@ def load_all(paths: Sequence[str | os.PathLike[str]]) -> Run:
     for run in runs[1:]:
         _same_machine(first, run)
         if run.commit != first.commit:
-            notes.append(f"{run.files[0]} is of commit {run.commit[:10] or 'unknown'}, {first.files[0]} of "
-                         f"{first.commit[:10] or 'unknown'}: the figures are of different code")  # fmt: skip
+            notes.append(
+                f"{run.files[0]} is of commit {run.commit[:10] or 'unknown'}, {first.files[0]} of "
+                f"{first.commit[:10] or 'unknown'}: the figures are of different code"
+            )
     merged = {m.fullname: m for run in runs for m in run.measurements}
     twice = sum(len(run.measurements) for run in runs) - len(merged)
     if twice:

@@ -66,8 +66,11 @@ def _input(m: Measurement) -> list[str]:
 def _answers(run: Run) -> list[str]:
     lines = []
     for title, group in titled(comparisons(run, "block")).items():
-        told = [f"{_range(found)} {name}{'' if len(found) == len(group) else f' ({len(found)} of them)'}"
-                for name, found in _all_versus(group) if found]  # fmt: skip
+        told = [
+            f"{_range(found)} {name}{'' if len(found) == len(group) else f' ({len(found)} of them)'}"
+            for name, found in _all_versus(group)
+            if found
+        ]
         if told:
             lines.append(f"- {title}, median and range of {len(group)} workloads: se_fused is {', '.join(told)}.")
     for title, group in by(comparisons(run, "network"), lambda m: f"{m.network}, {_mode(m)}, {m.device}").items():

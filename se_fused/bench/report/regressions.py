@@ -137,8 +137,10 @@ def changes(before: Run, after: Run) -> Changes:
         ValueError: they are of different machines, or have no benchmark of ours in common.
     """
     if before.machine != after.machine:
-        raise ValueError(f"{before.files[0]} is of {before.where}, {after.files[0]} of {after.where}: times of "
-                         "different machines say nothing about the code")  # fmt: skip
+        raise ValueError(
+            f"{before.files[0]} is of {before.where}, {after.files[0]} of {after.where}: times of "
+            "different machines say nothing about the code"
+        )
     old, new = ({m.fullname: m for m in run.measurements} for run in (before, after))
     pairs = {name: _Pair(m, new[name]) for name, m in old.items() if name in new}
     ours = {name: pair for name, pair in pairs.items() if pair.before.ours}
@@ -244,11 +246,16 @@ def _rows(found: Sequence[Change]) -> list[str]:
 def _text(found: Changes) -> str:
     verdicts = Counter(change.verdict for change in found.judged)
     shown = {"slower": 0, "faster": 0, "within noise": 0, **verdicts}
-    lines = [f"{len(found.judged)} benchmarks of se_fused in both runs: "
-             + ", ".join(f"{count} {verdict}" for verdict, count in shown.items()) + "."]  # fmt: skip
+    lines = [
+        f"{len(found.judged)} benchmarks of se_fused in both runs: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in shown.items())
+        + "."
+    ]
     if found.drift is not None:
-        lines.append(f"{found.controls} controls (baselines, whose code is the same in both): the machine drifted by "
-                     f"{_percent(found.drift)}; the rule calls {found.flagged_controls} of them changed.")  # fmt: skip
+        lines.append(
+            f"{found.controls} controls (baselines, whose code is the same in both): the machine drifted by "
+            f"{_percent(found.drift)}; the rule calls {found.flagged_controls} of them changed."
+        )
     quotients = statistics.median(change.quotient for change in found.judged)
     lines.append(f"Ours changed by {_percent(quotients)} in the median, drift taken off.")
     if thresholds := sorted(100 * (c.threshold - 1) for c in found.judged if c.threshold is not None):

@@ -108,8 +108,9 @@ def legend(figure: "Figure", columns: int = 4) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False,
-                      fontsize=9)  # fmt: skip
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
 
 
 def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:

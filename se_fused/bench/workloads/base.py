@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..providers.registry import why_not
 
-__all__ = ["DTYPES", "LAYOUTS", "MODES", "Candidate", "Workload"]
+__all__ = ["MODES", "Candidate", "Workload"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("infer", "train")
 """The modes of every workload: inference; forward and backward."""
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ... import functional, reference
+from ..._formats import LAYOUTS
 from ..._random import generator_on
 from ..measure.traffic import counted_bytes, counted_passes
 from ..providers.modules import LIBRARIES, ModuleBlock
 from ..providers.registry import ALL_MODES, BLOCK_PROVIDERS, compiles
 from ..providers.torch_compile import between_graphs, compile_mode, compiled, kept_results
-from .base import LAYOUTS, Candidate, Workload
+from .base import Candidate, Workload
 
 __all__ = ["STAGES", "BlockWorkload", "block_flops"]
 

@@ -7,10 +7,11 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from ..._formats import LAYOUTS
 from ...nn import convert
 from ..providers.modules import LIBRARIES
 from ..providers.registry import missing
-from .base import LAYOUTS, Candidate
+from .base import Candidate
 from .network import NetworkWorkload, settle
 
 __all__ = ["CONVERTED", "ConvertWorkload", "library_model"]
@@ -116,9 +117,7 @@ class ConvertWorkload(NetworkWorkload):
             torch.manual_seed(seed)
             original = library_model(name, library, num_classes, shape[1])
         what = "inference" if mode == "infer" else "forward+backward"
-        super().__init__(
-            f"{library} {name} {what}", mode, dtype, device, layouts, shape, images, targets, num_classes
-        )  # fmt: skip
+        super().__init__(f"{library} {name} {what}", mode, dtype, device, layouts, shape, images, targets, num_classes)
         original = original.to(self.device)
         settle(original, self.inputs["contiguous"].float())
         self.baseline = f"{library} {metadata.version(library)}"

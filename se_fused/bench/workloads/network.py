@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..._formats import LAYOUTS
 from ..._random import generator_on
 from ...backends import use_backend
 from ...models import create_model
@@ -19,7 +20,7 @@ from ...nn import optimize_for_inference
 from ..providers.engines import ENGINES
 from ..providers.registry import NETWORK_PROVIDERS, PROVIDERS, compiles
 from ..providers.torch_compile import between_graphs, compile_mode, compiled, frozen, kept_results
-from .base import LAYOUTS, MODES, Candidate, Workload
+from .base import MODES, Candidate, Workload
 
 __all__ = [
     "ModelWorkload",

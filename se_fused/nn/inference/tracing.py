@@ -78,9 +78,7 @@ class Arguments(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Arguments":
         """The same arguments with other tensors, inside lists, tuples and dictionaries too."""
-        by_place, by_name = tree_map(
-            lambda t: change(t) if isinstance(t, Tensor) else t, (self.by_place, self.by_name)
-        )  # fmt: skip
+        by_place, by_name = tree_map(lambda t: change(t) if isinstance(t, Tensor) else t, (self.by_place, self.by_name))
         return Arguments(by_place, by_name, self.names)
 
     def to(self, dtype: torch.dtype) -> "Arguments":

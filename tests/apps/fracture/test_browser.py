@@ -152,11 +152,14 @@ def shot(browser, name: str, width: int, height: int, scheme: str = "light") -> 
 
 def pixels(browser, canvas: str) -> tuple[int, int, int]:
     """Width and height of a canvas, and the largest alpha in it."""
-    return tuple(browser.execute_script(
-        "const c = document.querySelector(arguments[0]);"
-        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        "return [c.width, c.height, d.reduce((m, v, i) => i % 4 == 3 ? Math.max(m, v) : m, 0)];", canvas,
-    ))  # fmt: skip
+    return tuple(
+        browser.execute_script(
+            "const c = document.querySelector(arguments[0]);"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+            "return [c.width, c.height, d.reduce((m, v, i) => i % 4 == 3 ? Math.max(m, v) : m, 0)];",
+            canvas,
+        )
+    )
 
 
 def test_a_radiograph_is_chosen_and_explained(browser, served, films) -> None:

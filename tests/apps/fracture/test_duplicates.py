@@ -33,8 +33,11 @@ def scale_shift_act(grey, matrix):
     middle = np.array(grey.shape[::-1]) / 2
     shift = middle - matrix @ middle
     values = (matrix[0, 0], matrix[0, 1], shift[0], matrix[1, 0], matrix[1, 1], shift[1])
-    return np.asarray(Image.fromarray(grey).transform(grey.shape[::-1], Image.Transform.AFFINE, values,
-                                                      resample=Image.Resampling.BILINEAR))  # fmt: skip
+    return np.asarray(
+        Image.fromarray(grey).transform(
+            grey.shape[::-1], Image.Transform.AFFINE, values, resample=Image.Resampling.BILINEAR
+        )
+    )
 
 
 def turned(grey, degrees):

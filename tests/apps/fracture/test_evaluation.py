@@ -130,8 +130,11 @@ def test_strata():
     cracks = {predictions.paths[0]: {"visible": "", "x0": ""}}
     for i, (hairline, visible) in enumerate(((0, 1), (1, 1), (0, 1), (1, 1), (0, 0), (0, 1)), 1):
         cracks[predictions.paths[i]] = {
-            "x0": "3" if visible else "", "hairline": str(hairline), "visible": str(visible), "gap": str(i),
-        }  # fmt: skip
+            "x0": "3" if visible else "",
+            "hairline": str(hairline),
+            "visible": str(visible),
+            "gap": str(i),
+        }
     found = strata(predictions, cracks)
     assert found["hairline"]["images"] == 2 and found["hairline"]["right"] == 0
     assert found["hairline"]["taken_for_first_class"] == 0.5 and found["hairline"]["first_class"] == "none"

@@ -179,8 +179,11 @@ def test_a_classifier_is_read_as_it_was_saved(tmp_path):
         other = Classifier.load(given)
         assert torch.equal(other.probabilities(images), one.probabilities(images))
         assert (other.classes, other.preprocessing, other.name, other.about) == (
-            one.classes, one.preprocessing, one.name, one.about,
-        )  # fmt: skip
+            one.classes,
+            one.preprocessing,
+            one.name,
+            one.about,
+        )
         assert not other.model.training
 
 

@@ -17,8 +17,8 @@ from support.kernels import (
 )
 
 from se_fused import backends
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.activations import OUT_ACT_CODES
-from se_fused.testing.verify import DTYPES, LAYOUTS
 
 CPU = backends.BACKENDS["cpu"]
 # (N, C, *spatial): S = 1, 3, 16, 35, 49, 64+1, a long row in two blocks; C below, at and above a vector step

@@ -43,9 +43,10 @@ from support.kernels import (
 from support.squeeze import passes as squeeze_passes
 
 from se_fused import functional, reference
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
-from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+from se_fused.testing.verify import OPS, Case, to_layout
 
 # ---- the passes. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
 # it, whole; 264 are more channels than a block has side by side

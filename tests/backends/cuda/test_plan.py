@@ -24,8 +24,9 @@ from support.cuda_backend import (  # noqa: F401 (fixtures)
     stand_in,
 )
 
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.backends.cuda import CudaBackend
-from se_fused.testing.verify import DTYPES, LAYOUTS, Case
+from se_fused.testing.verify import Case
 
 
 @on_shim

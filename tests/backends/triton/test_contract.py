@@ -28,8 +28,9 @@ from support.kernels import (
 from support.triton_groups import l2_grouped_config_of
 
 from se_fused import backends, functional, reference
+from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
-from se_fused.testing.verify import DTYPES, LAYOUTS, OPS, Case, to_layout
+from se_fused.testing.verify import OPS, Case, to_layout
 
 TRITON = backends.BACKENDS["triton"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,8 +23,9 @@ from se_fused.nn.convert.class_swap import Fused
 
 def bottleneck(attention: str = "se") -> Bottleneck:
     """A block with everything in it."""
-    block = Bottleneck(16, 4, stride=2, downsample=downsample_conv(16, 16, 1, stride=2), attn_layer=attention,
-                       drop_path=DropPath(0.4))  # fmt: skip
+    block = Bottleneck(
+        16, 4, stride=2, downsample=downsample_conv(16, 16, 1, stride=2), attn_layer=attention, drop_path=DropPath(0.4)
+    )
     randomise(block)
     return block
 
@@ -38,8 +39,7 @@ def run(module: nn.Module, x: Tensor) -> list[Tensor]:
     torch.manual_seed(3)
     x = x.clone().requires_grad_()
     y = module(x)
-    return [y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(),
-                                    [x, *module.parameters()])]  # fmt: skip
+    return [y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), [x, *module.parameters()])]
 
 
 def assert_alike(ours: list[Tensor], theirs: list[Tensor]) -> None:

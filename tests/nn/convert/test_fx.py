@@ -134,8 +134,9 @@ def test_own_models_can_be_traced(name, training):
 
 
 @pytest.mark.parametrize("dims", SPACES)
-@pytest.mark.parametrize("layer", [SqueezeExcite(8, rd_channels=4, gate_layer="hard_sigmoid"), DropPath(0.5)],
-                         ids=["se", "drop-path"])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer", [SqueezeExcite(8, rd_channels=4, gate_layer="hard_sigmoid"), DropPath(0.5)], ids=["se", "drop-path"]
+)
 def test_own_layers_can_be_traced(layer, dims):
     x = batch(4, 8, dims)
     results = []

@@ -127,8 +127,10 @@ class Neck(nn.Module):
 def test_batch_norm_of_vectors_goes_into_the_linear_layer() -> None:
     fast = optimized_and_same(ready(Neck()), images(3, 3, 6, 6))
     assert [type(m).__name__ for m in fast.modules() if isinstance(m, (*NORMS, nn.Linear))] == [
-        "BatchNorm1d", "Linear", "Linear"
-    ]  # fmt: skip
+        "BatchNorm1d",
+        "Linear",
+        "Linear",
+    ]
 
 
 class Sequence(nn.Module):

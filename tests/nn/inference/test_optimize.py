@@ -57,7 +57,7 @@ MODELS = {
     ),
     "torchvision-resnet": lambda: pytest.importorskip("torchvision").models.resnet18(num_classes=7),
     "torchvision-regnet": lambda: pytest.importorskip("torchvision").models.regnet_y_400mf(num_classes=7),
-}  # fmt: skip
+}
 
 
 def errors(model: nn.Module, optimized: nn.Module, x: Tensor) -> tuple[float, float]:

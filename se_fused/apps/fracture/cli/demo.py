@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ...._formats import DTYPES
 from ....bench.report.console import console
-from ....bench.workloads.base import DTYPES
 from ....cli.options import at_least, bad, check_device, check_output, choice, progress_bar
 from ....models import list_models
 from .app import app

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...._errors import InputError
+from ...._formats import DTYPES
 from ....bench.report.console import console, print_table, table
 from ....bench.report.write import check_writable
-from ....bench.workloads.base import DTYPES
 from ....cli.options import at_least, bad, check_device, choice, progress_bar
 from .app import app
 
@@ -159,8 +159,11 @@ def compare_models_command(
     if bool(given) == (data is not None):
         raise bad("--runs", "give either --runs (finished runs) or --data (what to train on)")
     for option, value, least in (
-        ("--batch", batch, 2), ("--draws", draws, 100), ("--seed", seed, 0), ("--seeds", seeds, 1),
-    ):  # fmt: skip
+        ("--batch", batch, 2),
+        ("--draws", draws, 100),
+        ("--seed", seed, 0),
+        ("--seeds", seeds, 1),
+    ):
         at_least(option, value, least)
     if device is not None:
         check_device(device)

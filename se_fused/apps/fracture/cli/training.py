@@ -37,14 +37,17 @@ def _show_plan(run: "Run") -> None:
     p, t = sources.preprocessing, c.training
     lines = [
         f"{c.model.name}, {run.parameters / 1e6:.2f} M parameters, {kernels}"
-        + (", torch.compile" if c.model.compile else "") + f"; {run.loaded}",
+        + (", torch.compile" if c.model.compile else "")
+        + f"; {run.loaded}",
         f"{p.size}×{p.size} pixels, mean {p.mean:.3f}, sd {p.std:.3f}; {t.epochs} epochs of batches of {t.batch}"
-        + (f" × {run.place.world} processes" if run.place.world > 1 else "") + f", seed {c.seed}",
+        + (f" × {run.place.world} processes" if run.place.world > 1 else "")
+        + f", seed {c.seed}",
         f"on {run.place}, {run.place.precision}, "
         + (f"{run.workers} loading processes" if run.workers else "images loaded by the training process"),
-        "a dry run: one step, nothing is kept" if run.dry else f"into {run.folder}"
-        + (", resumed" if run.checkpoint else ""),
-    ]  # fmt: skip
+        "a dry run: one step, nothing is kept"
+        if run.dry
+        else f"into {run.folder}" + (", resumed" if run.checkpoint else ""),
+    ]
     for line in lines:
         to.print(line, markup=False, soft_wrap=True)
 

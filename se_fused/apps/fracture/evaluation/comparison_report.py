@@ -185,13 +185,16 @@ def _pair_table(content: Mapping[str, Any]) -> str:
         accuracy, f1, exact = row["accuracy"], row["f1_macro"], row["mcnemar"]
         rows.append(
             (
-                names, points(accuracy), points(accuracy, "interval_seeds"),
-                f"{p_value(accuracy['p_seeds'])} ({p_value(accuracy['p_seeds_holm'])})", points(f1, "interval_seeds"),
+                names,
+                points(accuracy),
+                points(accuracy, "interval_seeds"),
+                f"{p_value(accuracy['p_seeds'])} ({p_value(accuracy['p_seeds_holm'])})",
+                points(f1, "interval_seeds"),
                 f"{p_value(f1['p_seeds'])} ({p_value(f1['p_seeds_holm'])})",
                 f"{exact['first_only']} / {exact['second_only']}",
                 f"{p_value(exact['p'])} ({p_value(exact['p_holm'])})",
             )
-        )  # fmt: skip
+        )
     what = content["clusters"]["what"]
     return table(
         (
@@ -231,12 +234,15 @@ def _speed_table(content: Mapping[str, Any], mode: str) -> str:
         quotient = row["speedup"]
         rows.append(
             (
-                model["title"], size, f"{row['fused']['images_per_second']:.1f}",
+                model["title"],
+                size,
+                f"{row['fused']['images_per_second']:.1f}",
                 f"{row['plain']['images_per_second']:.1f}",
                 f"{quotient['median']:.2f} [{quotient['q1']:.2f}, {quotient['q3']:.2f}]",
-                f"{row['fused']['peak_bytes'] / 1e6:.1f}", f"{row['plain']['peak_bytes'] / 1e6:.1f}",
+                f"{row['fused']['peak_bytes'] / 1e6:.1f}",
+                f"{row['plain']['peak_bytes'] / 1e6:.1f}",
             )
-        )  # fmt: skip
+        )
     return table(
         (
             "", "M parameters", "images/s, fused kernels", "images/s, plain PyTorch",
