@@ -102,7 +102,7 @@ class SqueezeExcite(nn.Module):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range, or a variant that the kernels have not; the message names it.
+        ValueError: an argument out of its range, or a variant without a kernel; the message names it.
     """
 
     act: str

@@ -46,7 +46,7 @@ def _nothing(*_: Any) -> None:
 
 @dataclass
 class Run:
-    """A run that may begin: its data is read, its network built, its folder there.
+    """A prepared training run: its data is read, its network built, its folder there.
 
     Attributes:
         config: as given.
