@@ -14,13 +14,13 @@ from torch import Tensor
 
 from se_fused import backends
 from se_fused._formats import DTYPES, LAYOUTS
-from se_fused._random import generator_on
 from se_fused.activations import OUT_ACT_CODES
 from se_fused.bench.workloads.base import Candidate, Workload
 from se_fused.ops.layout import mask_numel, pack_mask
 from se_fused.ops.moments import moments, moments_backward
 from se_fused.ops.scale_shift_act import scale_shift_act, scale_shift_act_backward
 from se_fused.ops.scale_shift_act_mean import scale_shift_act_mean, scale_shift_act_mean_backward
+from se_fused.testing.generators import generator_on
 
 RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # the last two kernels are those of EfficientNet's blocks
 

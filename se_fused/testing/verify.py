@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .. import backends, functional, reference
 from .._formats import DTYPES, LAYOUTS
-from .._random import generator_on
 from .error_bounds import GRADIENT_FLOOR, forward_bound, relative_error
+from .generators import generator_on
 
 __all__ = ["Case", "Result", "cases", "check", "run"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import functional, reference
 from ..._formats import LAYOUTS
-from ..._random import generator_on
+from ...testing.generators import generator_on
 from ..measure.traffic import counted_bytes, counted_passes
 from ..providers.modules import LIBRARIES, ModuleBlock
 from ..providers.registry import ALL_MODES, BLOCK_PROVIDERS, compiles

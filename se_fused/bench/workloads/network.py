@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._formats import LAYOUTS
-from ..._random import generator_on
 from ...backends import use_backend
 from ...models import create_model
 from ...models.se_resnet import BasicBlock, Bottleneck
 from ...nn import optimize_for_inference
+from ...testing.generators import generator_on
 from ..providers.engines import ENGINES
 from ..providers.registry import NETWORK_PROVIDERS, PROVIDERS, compiles
 from ..providers.torch_compile import between_graphs, compile_mode, compiled, frozen, kept_results
