@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.one_program import one_program
 from support.paths import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -220,22 +221,6 @@ def test_importing_se_fused_does_not_import_triton_kernels() -> None:
 
 
 # ---- programs that run at the same time
-def _one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
-    from support.interpreter import round_bfloat16
-
-    from se_fused.backends.triton import excitation, excitation_backward, l2_grouped
-
-    round_bfloat16()
-    torch.set_num_threads(1)
-    kernels = {
-        "excitation": excitation.excitation_kernel,
-        "backward": excitation_backward.excitation_backward_kernel,
-        "l2_grouped": l2_grouped.l2_grouped_kernel,
-    }
-    start.wait(120)  # all have imported PyTorch: nobody is done before the others begin
-    kernels[kernel][(1,)](**arguments)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU programs always run at the same time")
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
 @pytest.mark.parametrize("kernel", ["excitation", "backward", "l2_grouped"])
@@ -313,7 +298,7 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     start = context.Barrier(3)
-    programs = [context.Process(target=_one_program, args=(kernel, shared, start)) for _ in range(3)]
+    programs = [context.Process(target=one_program, args=(kernel, shared, start)) for _ in range(3)]
     for program in programs:
         program.start()
     for program in programs:
