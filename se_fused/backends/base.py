@@ -34,9 +34,12 @@ class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot take the call; the message says why."""
 
 
+_TAKEN = tuple(DTYPES.values())
+
+
 def dtype_reason(dtype: torch.dtype) -> str | None:
     """None for a dtype that kernels take, else why not."""
-    if dtype in DTYPES.values():
+    if dtype in _TAKEN:
         return None
     return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
 

@@ -148,21 +148,21 @@ def without_float64(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype != torch.float64 else t.float() for t in tensors]
 
 
-def excitation_form(fc: ExcitationTensors) -> list[Tensor | None]:
+def excitation_form(fc: ExcitationTensors) -> ExcitationTensors:
     """The excitation's parameters: contiguous weights of one dtype. (R, C, 1, 1) of a 1x1 convolution goes on as it is,
     for in both memory formats it is the matrix (R, C)."""
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
     fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
     if fc1_weight.dtype != fc2_weight.dtype:
         fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
-    return without_float64(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return fc1_weight, fc1_bias, fc2_weight, fc2_bias
 
 
 def batch_norm_form(
     bn: BatchNormTensors, x: Tensor, training: bool, momentum: float
-) -> tuple[list[Tensor | None], Running | None]:
+) -> tuple[BatchNormTensors, Running | None]:
     """Batch norm's tensors, without running statistics where the batch's are used; and those that are to be moved."""
     if not training:
-        return without_float64(*bn), None
+        return bn, None
     running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum)
-    return without_float64(None, None, *bn[2:]), running
+    return (None, None, *bn[2:]), running

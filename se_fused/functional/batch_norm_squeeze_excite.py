@@ -22,14 +22,14 @@ from .dispatch import backend_for, left_to_the_compiler, plain_is_faster
 
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 
-_NONE: BatchNormTensors = (None, None, None, None)
+_NONE = (None, None, None, None)
 
 
 def _run_kernels(
     backend: Backend,
     x: Tensor,
     residual: Tensor | None,
-    bn: BatchNormTensors,
+    bn: BatchNormTensors | None,
     fc: ExcitationTensors | None,
     drop_path_scale: Tensor | None,
     out_act: str | None,
@@ -47,9 +47,8 @@ def _run_kernels(
         residual = dense_like(residual, x)
     if drop_path_scale is not None:
         drop_path_scale = drop_path_scale.reshape(-1)
-    bn_tensors, running = batch_norm_form(bn, x, training, momentum)
-    fc_tensors = [None] * 4 if fc is None else excitation_form(fc)
-    tensors = (*bn_tensors, *fc_tensors, *without_float64(drop_path_scale))
+    bn, running = (_NONE, None) if bn is None else batch_norm_form(bn, x, training, momentum)
+    tensors = without_float64(*bn, *(_NONE if fc is None else excitation_form(fc)), drop_path_scale)
     return operator(
         backend, inplace, running, x, residual, *tensors, training, float(eps), act, gate, out_act or "none"
     )
@@ -109,7 +108,7 @@ def squeeze_excite(
         return reference.squeeze_excite(
             x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
         )
-    return _run_kernels(backend, x, residual, _NONE, fc, drop_path_scale, out_act, inplace, act=act, gate=gate)
+    return _run_kernels(backend, x, residual, None, fc, drop_path_scale, out_act, inplace, act=act, gate=gate)
 
 
 def batch_norm_squeeze_excite(

@@ -133,6 +133,6 @@ def conv1x1_squeeze_excite(
         )
     folded_weight, folded_bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
     return operator(
-        backend, dense(h), conv_weight, conv_bias, *excitation_form(fc), *without_float64(folded_weight, folded_bias),
+        backend, dense(h), conv_weight, conv_bias, *without_float64(*excitation_form(fc), folded_weight, folded_bias),
         packed, residual, act, gate, out_act or "none", inplace=inplace,
     )  # fmt: skip

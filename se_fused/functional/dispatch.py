@@ -15,8 +15,10 @@ _warned: set[tuple[str, torch.dtype]] = set()
 
 def is_transformed() -> bool:
     """Whether tensors may be wrapped by torch.func (grad, vmap, jvp ...) or carry forward-mode tangents."""
-    if torch.compiler.is_compiling():
-        return False
+    return not torch.compiler.is_compiling() and _are_transforms_active()
+
+
+def _are_transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -45,9 +47,10 @@ def backend_for(x: Tensor) -> Backend | None:
     """The backend whose kernels take this call; None: plain PyTorch, with a warning where that was not asked for."""
     backend, reason = find(x.device.type, x.dtype)
     if backend is not None:
-        if (torch.compiler.is_compiling() or torch._C._is_tracing()) and _is_for_onnx():
+        compiling = torch.compiler.is_compiling()
+        if (compiling or torch._C._is_tracing()) and _is_for_onnx():
             return None
-        if is_transformed():
+        if not compiling and _are_transforms_active():
             backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
         # An empty map has no elements to read, and its means (0/0) are what PyTorch makes of them.

@@ -11,7 +11,7 @@ from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv1x1 import gated_conv1x1 as operator
 from ..ops.layout import dense
 from ..ops.rescale import rescale
-from ._arguments import batch_norm_form, check_batch_norm, check_conv1x1, check_dtype, check_out_act
+from ._arguments import batch_norm_form, check_batch_norm, check_conv1x1, check_dtype, check_out_act, without_float64
 from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
@@ -67,7 +67,7 @@ def batch_norm_act_squeeze(
         return reference.batch_norm_act_squeeze(x, *bn, training=training, momentum=momentum, eps=eps, out_act=out_act)
     x = dense(x)
     tensors, running = batch_norm_form(bn, x, training, momentum)
-    return squeeze(backend, running, x, *tensors, training, float(eps), out_act or "none")
+    return squeeze(backend, running, x, *without_float64(*tensors), training, float(eps), out_act or "none")
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
