@@ -61,7 +61,8 @@ def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: 
     with trailing ones."""
     if t is None:
         return
-    check_tensor(t, name)
+    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:  # a call of the public functions asks this nine times
+        check_tensor(t, name)
     if t.device != x.device:
         raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
     dims = len(shape)
