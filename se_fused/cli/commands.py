@@ -1,4 +1,7 @@
-"""What the kernels do here: info, verify, compare, and reports of benchmark runs."""
+"""What the kernels do here: info, verify, compare, and reports of benchmark runs.
+
+Each command imports what it needs when it runs: none waits for the reports of another.
+"""
 
 import json
 import sys
@@ -10,13 +13,7 @@ import typer
 
 from .._atomic_write import write_text
 from .._formats import DTYPES, LAYOUTS
-from ..bench import compare as comparing
-from ..bench.report import plots, write
 from ..bench.report.console import console, print_info, print_rows
-from ..bench.report.load import load, load_all
-from ..bench.report.markdown import markdown
-from ..bench.report.regressions import changes
-from ..bench.workloads.base import MODES
 from .app import app
 from .options import at_least, bad, check_device, check_output, choice, progress_bar
 
@@ -71,8 +68,13 @@ def compare_command(
     Eager and compiled baselines are timm's model with the same weights, or the block in plain PyTorch. The exit code
     is 1 if ours differs from float64 by more than twice what eager does.
     """
+    from ..bench.compare import parse_target, plan, run
+    from ..bench.report.plots import speedup_figure
+    from ..bench.report.write import comparison_json
+    from ..bench.workloads.base import MODES
+
     try:
-        parsed = comparing.parse_target(target)
+        parsed = parse_target(target)
     except ValueError as error:
         raise bad("TARGET", str(error)) from None
     check_device(device)
@@ -89,19 +91,19 @@ def compare_command(
     check_output("--json", to_file)
     check_output("--plot", plot, picture=True)
 
-    builds = comparing.plan(
+    builds = plan(
         parsed, device=device, dtypes=None if dtype is None else (dtype,), batch=batch, size=size,
         layouts=tuple(LAYOUTS) if layout == "both" else (layout,), modes=MODES if mode == "both" else (mode,),
     )  # fmt: skip
     with progress_bar("compare") as progress:
-        rows, memory = comparing.run(builds, compiled=compile, repeats=repeats, progress=progress)
-    text = write.comparison_json(rows, memory, context.obj or sys.argv[1:])
+        rows, memory = run(builds, compiled=compile, repeats=repeats, progress=progress)
+    text = comparison_json(rows, memory, context.obj or sys.argv[1:])
     # Files first: a reader of the output that closes its pipe early does not lose them.
     if to_file is not None:
         write_text(to_file, text)
     if plot is not None:
         threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
-        plots.speedup_figure(rows, f"se-fused compare {target} on {device}, {threads}, torch {torch.__version__}", plot)
+        speedup_figure(rows, f"se-fused compare {target} on {device}, {threads}, torch {torch.__version__}", plot)
     if json_file == "-":
         print(text, end="")
     else:
@@ -122,9 +124,13 @@ def report_command(
 
     Several files count as one run; they must be of one machine.
     """
+    from ..bench.report.load import load_all
+    from ..bench.report.markdown import markdown
+    from ..bench.report.write import check_folder, write_report
+
     try:
         if output is not None:
-            write.check_folder(output)
+            check_folder(output)
     except (ValueError, ImportError) as error:
         raise bad("--output", str(error)) from None
     try:
@@ -132,7 +138,7 @@ def report_command(
     except ValueError as error:
         raise bad("RESULTS.json", str(error)) from None
     if output is not None:
-        write.write_report(loaded, output)
+        write_report(loaded, output)
     print(markdown(loaded), end="")
 
 
@@ -146,6 +152,10 @@ def changes_command(
 
     The exit code is 1 if something of ours is slower.
     """
+    from ..bench.report.load import load
+    from ..bench.report.regressions import changes
+    from ..bench.report.write import write_changes
+
     check_output("--json", json_file)
     runs = []
     for argument, path in (("BEFORE.json", before), ("AFTER.json", after)):
@@ -158,6 +168,6 @@ def changes_command(
     except ValueError as error:
         raise bad("AFTER.json", str(error)) from None
     if json_file is not None:
-        write.write_changes(found, json_file)
+        write_changes(found, json_file)
     print(found.text(), end="")
     raise typer.Exit(0 if found.ok else 1)

@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import save_file
 from support import zoo_models
 from support.checkpoints import ONE, images, legacy, made, monai_net, refused, write
-from support.modules import one_thread, randomise, rms  # noqa: F401 (a fixture)
+from support.modules import one_thread  # noqa: F401 (a fixture)
 from torch import nn
 
 from se_fused import create_model, load_pretrained

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from support import zoo_models
 from support.checkpoints import ONE, images, made, monai_net, refused
-from support.modules import one_thread, randomise, rms  # noqa: F401 (a fixture)
+from support.modules import one_thread, rms  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 from se_fused import create_model, load_pretrained

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from se_fused import create_model, load_pretrained
 from se_fused.models import SEResNet
 from se_fused.models.se_resnet import BasicBlock, Bottleneck
-from support.modules import one_thread, randomise, rms  # noqa: F401 (a fixture)
+from support.modules import one_thread, randomise  # noqa: F401 (a fixture)
 
 ONE = (1, 1, 1, 1)
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...info.kernels import summary
-from ..compare import Row
 from ..providers.registry import BASELINES, OURS
 from .format import NOTHING, layout_name, megabytes, milliseconds, shape, times
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from ..compare import Row
 
 __all__ = ["console", "print_info", "print_rows", "print_table", "table"]
 
@@ -47,7 +48,7 @@ def print_table(title: str, made: "Table", to: "Console") -> None:
     to.print(made)
 
 
-def _print_blocks(rows: Sequence[Row], to: "Console") -> None:
+def _print_blocks(rows: Sequence["Row"], to: "Console") -> None:
     where = rows[0].workload
     training = where["mode"] == "train"
     made = table(
@@ -76,7 +77,7 @@ def _print_blocks(rows: Sequence[Row], to: "Console") -> None:
     print_table(f"{where['title']}: MB at the peak{saving}", memory, to)
 
 
-def _print_network(row: Row, to: "Console") -> None:
+def _print_network(row: "Row", to: "Console") -> None:
     about = row.workload
     made = table(("", "layout"), ("ms", "img/s", "MB at the peak", "MB saved", "time over ours"))
     best = row.best("se_fused")
@@ -92,7 +93,7 @@ def _print_network(row: Row, to: "Console") -> None:
     print_table(f"{where}; eager and compiled: {about['baseline']}", made, to)
 
 
-def print_rows(rows: Sequence[Row], memory_copy: dict[str, float], to: "Console") -> None:
+def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Console") -> None:
     """The tables of :func:`se_fused.bench.compare.run`, then what went wrong, one line each."""
     blocks: dict[str, list[Row]] = {}
     for row in rows:

@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._atomic_write import write_text
 from ...info.provenance import command, environment
-from ..compare import Row
 from ..measure.memory import keep_freed_memory
-from .figures import draw
-from .markdown import markdown
-from .records import Run
-from .regressions import Changes
 from .style import check_matplotlib
+
+if TYPE_CHECKING:
+    from ..compare import Row
+    from .records import Run
+    from .regressions import Changes
 
 __all__ = ["check_folder", "check_writable", "comparison_json", "write_changes", "write_report"]
 
@@ -56,7 +56,7 @@ def _json(content: dict[str, Any]) -> str:
     return json.dumps(_finite(content), indent=1) + "\n"
 
 
-def comparison_json(rows: Sequence[Row], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
+def comparison_json(rows: Sequence["Row"], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
     """Everything that was measured and what it takes to repeat it, as JSON."""
     content = {
         "command": command(["se-fused", *arguments]),
@@ -69,11 +69,14 @@ def comparison_json(rows: Sequence[Row], memory_copy: dict[str, float], argument
     return _json(content)
 
 
-def write_report(run: Run, folder: Path) -> list[Path]:
+def write_report(run: "Run", folder: Path) -> list[Path]:
     """Write report.md and the pictures, whose names it ends with; the folder is made. Returns the files.
 
     Each file appears whole or not at all, the document last: where it stands, the pictures do too.
     """
+    from .figures import draw  # every command that checks an output imports this file
+    from .markdown import markdown
+
     folder.mkdir(exist_ok=True)
     pictures = draw(run, folder)
     shown = "".join(f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
@@ -82,6 +85,6 @@ def write_report(run: Run, folder: Path) -> list[Path]:
     return [file, *pictures]
 
 
-def write_changes(found: Changes, file: Path) -> None:
+def write_changes(found: "Changes", file: Path) -> None:
     """Write all figures as JSON."""
     write_text(file, _json(found.as_dict()))

@@ -14,7 +14,7 @@ from .tracing import Arguments
 
 __all__ = ["check"]
 
-_PERTURBED = 3  # models whose weights are moved by rounding errors, where the model itself is not enough of a yardstick
+_PERTURBED = 3  # models whose weights are moved by rounding errors, where the model itself is not reference enough
 
 
 def _floats(outputs: Any) -> Tensor:

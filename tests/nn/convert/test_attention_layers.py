@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from support.attention_blocks import BLOCKS, LAYERS, SqueezeExcitation, compare, monai
-from support.modules import EPS, SPACES, assert_as_close, batch, one_thread, randomise, rms, spy_on_functional  # noqa: F401
+from support.modules import batch, one_thread, randomise  # noqa: F401
 from timm.layers import EffectiveSEModule, SEModule
 from timm.models import senet
 from torch import nn

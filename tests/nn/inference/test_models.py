@@ -350,7 +350,7 @@ def test_frozen_batch_norm_is_folded() -> None:
         assert layers_of(optimized_and_same(model.eval(), x)) == wanted
 
 
-# ---- the yardstick
+# ---- what the result is compared with
 class Magnifies(nn.Module):
     """The mean difference of nearly equal maps: rounding errors, a hundred thousand times as large, in one number."""
 
@@ -368,7 +368,7 @@ class Magnifies(nn.Module):
 
 
 def test_an_ill_conditioned_model_is_not_refused_by_luck() -> None:
-    """Its own error may be small by chance: by that alone, as the yardstick, 17 of 60 such models were refused."""
+    """Its own error may be small by chance: measured by that alone, 17 of 60 such models were refused."""
     for seed in range(40):
         torch.manual_seed(seed)
         se_fused.optimize_for_inference(Magnifies().eval(), torch.randn(1, 3, 5, 5))
