@@ -1,4 +1,4 @@
-"""What the CUDA backend does once per kernel and device (csrc/cuda/once.h), from several threads: needs no CUDA."""
+"""Tests of the once-per-kernel-and-device initialisation (csrc/cuda/once.h) with several threads. They need no CUDA."""
 
 import subprocess
 from pathlib import Path

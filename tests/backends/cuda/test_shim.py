@@ -1,4 +1,4 @@
-"""The shim that runs CUDA kernels on the CPU: right kernels in both orders, and each fault that it is there to find."""
+"""Tests of the shim that runs CUDA kernels on the CPU: correct kernels pass in both orders, and each fault is found."""
 
 import subprocess
 from pathlib import Path
