@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source as a library for the CPU (tests/support/cuda_shim), compiled once and kept in build/."""
+"""Builds the CUDA kernels' source as a library for the CPU (tests/support/cuda_shim), once, in build/."""
 
 import fcntl
 import hashlib
@@ -25,14 +25,14 @@ FLAGS = (
 
 
 def why_not() -> str | None:
-    """None if the shim can be built here."""
+    """The reason why the shim cannot be built here, or None."""
     if not SOURCES.exists() or COMPILER is None:
         return "needs the sources and a C++ compiler"
     return None
 
 
 def library(sanitized: bool = False) -> Path:
-    """The kernels as a shared library; with AddressSanitizer and checks of alignment if ``sanitized``."""
+    """Build the kernels as a shared library, with AddressSanitizer and alignment checks if ``sanitized``."""
     assert COMPILER is not None
     files = sorted([*(SOURCES / "cuda").glob("*"), *SOURCES.glob("*.h"), SHIM / "cuda_shim.h", Path(__file__)])
     key = hashlib.sha256(torch.__version__.encode() + sysconfig.get_platform().encode())
@@ -42,7 +42,7 @@ def library(sanitized: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     built = folder / "libse_fused_cuda_shim.so"
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share the folder
         if not built.exists():
             _build(folder, built, sanitized)
     return built
@@ -68,9 +68,9 @@ def _build(folder: Path, built: Path, sanitized: bool) -> None:
 
 
 def sanitizer_runtime() -> str | None:
-    """What must be loaded before everything else, or None where the compiler has no AddressSanitizer.
+    """Libraries for LD_PRELOAD, or None if the compiler has no AddressSanitizer.
 
-    libstdc++ as well: its __cxa_throw is looked for once, at the start, when Python has not loaded it yet.
+    libstdc++ is one of them: AddressSanitizer looks up its __cxa_throw once, at the start, before Python loads it.
     """
     found = []
     for name in ("libasan.so", "libstdc++.so"):
