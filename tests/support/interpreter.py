@@ -4,8 +4,7 @@ import torch
 
 
 def round_bfloat16() -> None:
-    """Make the interpreter round float32 to bfloat16 to nearest even, as every GPU and PyTorch do; PyTorch does it
-    here.
+    """Make the interpreter round float32 to bfloat16 to nearest even, as GPUs and PyTorch do; PyTorch does it here.
 
     The interpreter truncates (triton 3.6 to 3.8, ``_convert_float`` without a rounding mode).
     """
