@@ -57,7 +57,7 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 #if defined(__x86_64__) && !defined(SE_SHIM_UCONTEXT)
 using Context = void**;  // the stack pointer
-// swapcontext makes a system call, and ret would be mispredicted. noipa: callers must not infer which registers survive.
+// swapcontext makes a system call; ret would be mispredicted. noipa: callers must not infer which registers survive.
 __attribute__((naked, noipa)) inline void switch_stacks(Context*, const Context*) {
   asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp, (%rdi);"
       "mov (%rsi), %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; pop %rcx; jmp *%rcx");
