@@ -1,5 +1,4 @@
-"""Tests of functional.channel_gate with any gate over the means, against the bounds of squeeze_excite with that gate.
-"""
+"""Tests of functional.channel_gate with any gate over the means, against the bounds of squeeze_excite with it."""
 
 import copy
 import dataclasses

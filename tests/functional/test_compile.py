@@ -62,8 +62,7 @@ def test_results_without_saving_are_distinct_tensors(training):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fullgraph_with_backward(op, layout):
-    """A compiled function has no graph break, has eager's values, gradients and strides, and moves running statistics
-    once."""
+    """A compiled function has no graph break, eager's results and strides, and updates running statistics once."""
     case = Case(op, layout=layout, training="batch_norm" in op)
     counter = CompileCounter()
     compiled = torch.compile(getattr(functional, op), fullgraph=True, backend=counter)

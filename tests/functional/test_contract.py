@@ -156,8 +156,7 @@ def test_running_statistics_follow_pytorch():
 
 
 def test_saved_for_backward_is_x_the_mask_and_vectors():
-    """For backward only x, the mask and vectors are saved (DESIGN section 2), not batch norm's output or the scaled
-    map."""
+    """For backward, only x, the mask and vectors are saved (DESIGN section 2): no batch norm output, no scaled map."""
     n, c, s, r = 4, 32, 28 * 28, 8
     case = Case("batch_norm_squeeze_excite", (n, c, 28, 28), hidden=r)
     given = case.draw(0)
@@ -208,8 +207,7 @@ def test_float64_goes_through_the_reference():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(x_dtype, layout):
-    """Under autocast, result dtypes are eager's: x's, or the promoted one if residual differs. Parameters are float32.
-    """
+    """Under autocast, result dtypes are eager's: x's, or the promoted one if residual differs; parameters are float32."""
     given = Case("batch_norm_squeeze_excite", parameter_dtype=torch.float32, layout=layout, drop_path=False).draw(0)
     given["x"] = given["x"].detach().to(x_dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -72,9 +72,7 @@ def _leaf(*shape: int) -> Tensor:
 BN = (torch.zeros(C), torch.ones(C), _leaf(C), _leaf(C))
 SE = (_leaf(R, C), _leaf(R), _leaf(C, R, 1, 1), None)
 WEIGHT = torch.ones(C, K)
-PREPARED = dict(
-    folded=functional.fold_squeeze(WEIGHT, None, SE[0].detach(), None)
-)  # otherwise folding is counted too
+PREPARED = dict(folded=functional.fold_squeeze(WEIGHT, None, SE[0].detach(), None))  # else folding is counted too
 INFERENCE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "conv1x1_squeeze_excite": lambda x, h: functional.conv1x1_squeeze_excite(h, WEIGHT, None, *SE, x, **PREPARED),
     "packed": lambda x, h: functional.conv1x1_squeeze_excite(
@@ -189,8 +187,7 @@ def test_operators_do_not_call_themselves(name: str) -> None:
 # ---- registration
 @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "se_fused"])
 def test_order_of_imports(first: str) -> None:
-    """Formulas are registered in either order of imports; se_fused does not import the counter, which imports Triton.
-    """
+    """Formulas are registered in either order of imports; se_fused does not import the counter: it imports Triton."""
     code = f"""
 import sys, {first}
 assert {first == "se_fused"} == ("torch.utils.flop_counter" not in sys.modules)
