@@ -207,7 +207,7 @@ def test_float64_goes_through_the_reference():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(x_dtype, layout):
-    """Under autocast, dtypes are eager's: y has x's, or the promoted one if residual differs; parameters stay float32."""
+    """Under autocast, y has x's dtype, or the promoted one if residual differs, as in eager; parameters are float32."""
     given = Case("batch_norm_squeeze_excite", parameter_dtype=torch.float32, layout=layout, drop_path=False).draw(0)
     given["x"] = given["x"].detach().to(x_dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
