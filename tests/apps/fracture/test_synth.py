@@ -159,7 +159,7 @@ def test_names_of_difficulties():
 
 
 def test_a_seed_draws_what_it_drew_before():
-    """A seed gives the same images in every version: whoever changes these figures must also add one to GENERATOR.
+    """A seed gives the same images in every version: a change of these figures must add one to GENERATOR.
 
     Otherwise sets that others identify by a seed would change.
     """
