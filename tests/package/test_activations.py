@@ -109,7 +109,7 @@ def numbers(source: str) -> Iterator[int]:
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
 def test_no_number_stands_for_an_activation(path: Path) -> None:
     lines = sorted(set(numbers(path.read_text())))
-    assert not lines, f"{path.relative_to(ROOT)}: ask se_fused/activations.py instead, in lines {lines}"
+    assert not lines, f"{path.relative_to(ROOT)}: use se_fused/activations.py instead, in lines {lines}"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.evaluation import drawn_table, table, tables_from
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused._errors import InputError
 from se_fused.apps.fracture.evaluation import aligned, holm, intervals, mcnemar, metrics, over_seeds, paired, statistics

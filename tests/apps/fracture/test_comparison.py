@@ -12,9 +12,9 @@ import pytest
 import torch
 from support.evaluation import NAMES, NARROW, narrow, table, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
-pytest.importorskip("PIL", reason="Pillow is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
+pytest.importorskip("PIL", reason="Pillow is in the extra se_fused[train]")
 
 from se_fused.__main__ import main
 from se_fused._errors import InputError
@@ -277,7 +277,7 @@ def test_missing_predictions_are_made(runs, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """A replacement for training, which records its calls and writes a finished run, or stops with an error."""
-    pytest.importorskip("lightning", reason="Lightning is of the extra se_fused[train]")
+    pytest.importorskip("lightning", reason="Lightning is in the extra se_fused[train]")
     from se_fused.apps.fracture.training import run as training
 
     calls = []
@@ -383,7 +383,7 @@ def test_wrong_options_are_one_line(options, said, capsys, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_two_real_trainings_and_their_comparison(tmp_path, capsys):
     """From images to a report with real trainings of one epoch each."""
-    pytest.importorskip("lightning", reason="Lightning is of the extra se_fused[train]")
+    pytest.importorskip("lightning", reason="Lightning is in the extra se_fused[train]")
     torch.manual_seed(0)
     write_images(tmp_path / "data", 24)
     models = {name: NARROW[name] for name in ("resnet50", "seresnet50")}

@@ -77,7 +77,7 @@ def test_cache_on_disk_is_found_again_and_only_if_nothing_changed(manifest, tmp_
     assert len(calls) == 12 and torch.equal(changed.image(records[0].path), changed.image(records[1].path))
     os.utime(records[0].path, (1, 1))
     decode_all(mine, 32, cache="disk", folder=tmp_path / "kept")
-    assert len(calls) == 16, "as long, but of another time"
+    assert len(calls) == 16, "the same size, but another modification time"
 
 
 def _decode(arguments):

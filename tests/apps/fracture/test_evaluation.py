@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.evaluation import NAMES, SIZE, drawn_table, narrow, table, tables_from, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
-pytest.importorskip("PIL", reason="Pillow is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
+pytest.importorskip("PIL", reason="Pillow is in the extra se_fused[train]")
 
 from se_fused.__main__ import main
 from se_fused._errors import InputError

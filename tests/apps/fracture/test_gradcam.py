@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from support.evaluation import NARROW, SIZE, narrow, tables_from, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused import use_backend
 from se_fused._errors import InputError

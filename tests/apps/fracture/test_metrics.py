@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.evaluation import drawn_table, table, tables_from
 
-sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused._errors import InputError  # noqa: E402
 from se_fused.apps.fracture.evaluation import (  # noqa: E402

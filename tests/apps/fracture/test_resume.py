@@ -74,7 +74,7 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
 
     code, out, err = finish(start(*command, "--resume"))
     assert code == 0, err
-    assert "resumed" in out and "epoch   1/5" not in err, "it went on, and did not begin anew"
+    assert "resumed" in out and "epoch   1/5" not in err, "the run was resumed, not started anew"
     assert_same_run(whole, tmp_path / "broken")
 
 

@@ -280,7 +280,7 @@ def test_an_upload_is_cut_off_at_the_limit_and_not_read_to_its_end() -> None:
     request = _Stream(100)
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
-    assert error.value.status_code == 413 and request.taken == 11, "read away: as much again as is taken"
+    assert error.value.status_code == 413 and request.taken == 11, "as much again as the limit is read and discarded"
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(_Stream(100, 0.02), 500_000, 0.1))  # type: ignore[arg-type]
     assert error.value.status_code == 408
