@@ -1,4 +1,4 @@
-"""Tests of functional.channel_gate with any gate over the means, against the bounds of squeeze_excite with it."""
+"""Tests of functional.channel_gate, against the error bounds of squeeze_excite with the same gate."""
 
 import copy
 import dataclasses

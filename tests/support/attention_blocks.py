@@ -117,7 +117,7 @@ def compare(build, calls, dims, monkeypatch, training=True):
     randomise(plain)
     fused, truth = copy.deepcopy(plain), copy.deepcopy(plain).double()
     for module in (*plain.modules(), *fused.modules(), *truth.modules()):
-        if hasattr(module, "inplace"):  # the in-place gradients of MONAI and timm fail behind a batch norm
+        if hasattr(module, "inplace"):  # after a batch norm, PyTorch refuses in-place gradients
             module.inplace = False
     se_fused.convert(fused)
     x = batch(4, 16, dims)
