@@ -19,7 +19,7 @@ SOURCES = ROOT / "csrc"
 SHIM = SUPPORT / "cuda_shim"
 SANITIZERS = ("address", "alignment")
 
-# -g1: stack traces and sanitizers name lines; -g compiles a quarter longer. For a debugger: SE_FUSED_SHIM_FLAGS="-O0 -g".
+# -g1: stack traces and sanitizers name lines; -g takes a quarter longer. Debuggers: SE_FUSED_SHIM_FLAGS="-O0 -g".
 FLAGS = (
     "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-parameter "
     "-Wno-missing-field-initializers -DSE_CUDA_SHIM -DTORCH_TARGET_VERSION=0x020a000000000000"
