@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.instructions import SUPPORTED
 from support.interpreter import round_bfloat16
+from support.tiers import TIERS, in_tier
 
 from se_fused import backends
 
@@ -47,7 +49,18 @@ def pytest_collectstart(collector):
         torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--tier", choices=TIERS, default="test", help="run the tests of `make quick`, `make test` or `make nightly`"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    # A test that is named on the command line runs, whatever its tier.
+    if not any("::" in name for name in config.args):
+        chosen = in_tier(items, config.getoption("tier"))
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
     # "2/8": the third of eight processes that share the tests. benchmarks/gpu uses it: each process has its own time
     # limit.
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")
@@ -88,15 +101,14 @@ def small_maps_are_fused(monkeypatch, request):
         monkeypatch.setattr(backends.BACKENDS["cpu"], "projection_from", {})
 
 
-@pytest.fixture(params=["default", "avx2", "avx512"])
+@pytest.fixture(params=SUPPORTED)
 def instructions(request):
     """Run the test with each instruction set that this machine supports."""
     cpu = backends.BACKENDS["cpu"]
     reason = cpu.can_use("cpu", torch.float32)
     if reason is not None:
         pytest.fail(f"the C++ library is needed: {reason}")
-    if cpu.capability(request.param) != request.param:
-        pytest.skip(f"this processor has no {request.param}")
+    assert cpu.capability(request.param) == request.param
     return request.param
 
 
