@@ -156,7 +156,7 @@ def test_running_statistics_follow_pytorch():
 
 
 def test_saved_for_backward_is_x_the_mask_and_vectors():
-    """DESIGN section 2: never batch norm's output, never the scaled map."""
+    """DESIGN section 2.3: never batch norm's output, never the scaled map."""
     n, c, s, r = 4, 32, 28 * 28, 8
     case = Case("batch_norm_squeeze_excite", (n, c, 28, 28), hidden=r)
     given = case.draw(0)

@@ -64,7 +64,7 @@ def test_launches_of_inference(channels_last: bool) -> None:
 
 @needs_triton
 def test_bytes_of_a_training_step() -> None:
-    """DESIGN's passes, counted from the launches' own arguments: 4 + 1/16 forward, 6 + 1/16 backward."""
+    """DESIGN section 4, counted from the launches' own arguments: 4 + 1/16 passes forward, 6 + 1/16 backward."""
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     shape = (128, 256, 56, 56)
