@@ -1,7 +1,7 @@
-"""The formulas of DESIGN section 2, as se_fused.ops writes them, against autograd in float64.
+"""Tests of the formulas of DESIGN section 2, as written in se_fused.ops, against autograd in float64.
 
-This is the proof that everything rests on: definitions are put together into the whole op and must reproduce
-autograd's gradients to rounding, for every combination of the optional parts.
+All kernels rest on these formulas. The definitions, composed to the whole op, must reproduce autograd's gradients up to
+rounding for every combination of the optional parts.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from se_fused.testing.verify import Case
 
 
 class Definitions:
-    """The passes as se_fused.ops defines them."""
+    """The passes as defined in se_fused.ops."""
 
     moments = staticmethod(moments_definition.moments)
     moments_backward = staticmethod(moments_definition.moments_backward)
@@ -72,7 +72,7 @@ def test_composition_equals_autograd(options):
         parameters = [given.get(k) for k in ("bn_weight", "bn_bias", "fc1_weight", "fc2_weight")]
         want_dr = "residual" in inputs
         results = compose_backward(Definitions, dy, x, *kept, *parameters, d, *options, want_dr)
-    # PyTorch's own hard-sigmoid backward multiplies by a float32 1/6, off by 5e-9, in float64 too
+    # PyTorch's backward of hard sigmoid multiplies by a float32 1/6, which is 5e-9 off, also in float64.
     rtol, atol = (1e-7, 1e-7) if case.gate == "hard_sigmoid" else (1e-10, 1e-11)
     torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
     assert y.stride() == x.stride()
@@ -93,7 +93,7 @@ def test_composition_equals_autograd(options):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("out_act", [None, "relu", "silu", "hard_swish"])
 def test_reference_gradcheck(training, out_act):
-    """The oracle itself, against finite differences."""
+    """The reference's gradients agree with finite differences."""
     case = Case(
         "batch_norm_squeeze_excite", (2, 4, 3, 2), torch.float64, training=training, out_act=out_act, hidden=3,
         act="silu", parameter_dtype=torch.float64,

@@ -1,6 +1,7 @@
-"""Each pass of the CPU backend against its definition in se_fused.ops, on every instruction set.
+"""Tests of the CPU backend's passes against their definitions in se_fused.ops, on every instruction set.
 
-Row lengths go through all the kernels' cases: shorter than a vector step, exact multiples, and a rest that overlaps.
+Row lengths cover all cases of the kernels: shorter than a vector step, exact multiples, and a remainder handled by an
+overlapping step.
 """
 
 import itertools
