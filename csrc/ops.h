@@ -1,8 +1,8 @@
 // The operators of one backend, as PyTorch sees them: what register.cpp binds and each backend folder implements.
 //
-// Symbols (DESIGN): N batch, C channels, S positions, R squeezed channels. `x`-shaped tensors are (N, C, *spatial),
-// dense in the contiguous or the channels_last order, and all those of one call in the same one; everything named per
-// (n, c) is float32. se_fused/ops/ defines each in readable PyTorch, under the same name.
+// Symbols (DESIGN section 2.1): N batch, C channels, S positions, R squeezed channels. `x`-shaped tensors are
+// (N, C, *spatial), dense in the contiguous or the channels_last order, and all those of one call in the same one;
+// everything named per (n, c) is float32. se_fused/ops/ defines each in readable PyTorch, under the same name.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,6 @@
 // What the kernels ask of the machine. nvcc compiles them for GPUs; with tests/support/cuda_shim in its include path a
-// C++ compiler builds the same source for the CPU, where threads are fibers and the tests watch them (DESIGN, TECH 7).
+// C++ compiler builds the same source for the CPU, where threads are fibers and the tests watch them (DESIGN
+// section 6.3).
 //
 // Concessions to that: all shared memory is dynamic (SE_SHARED), kernels take one struct, launches go through
 // launch.cuh, and what is PTX stands in this file alone.

@@ -35,7 +35,7 @@ def batch_norm_act_squeeze(
 
     Passes over the map: inference 2 (x read, y written), where PyTorch has 5 (batch norm 2, activation 2, mean 1);
     training forward 3 (x is read once more for its statistics, which the map needs) and backward 6 (dy, x -> dr; dr, x
-    -> dx), where PyTorch has 6 and 10 (sum of the two gradients 2, activation 3, batch norm 5). The gradient of the
+    -> dx), where PyTorch has 6 and 12 (sum of the two gradients 4, activation 3, batch norm 5). The gradient of the
     squeeze is one number per sample and channel: the pass that applies the activation's derivative adds it. Kept for
     the backward pass: x and (N, C) vectors, no mask.
 
@@ -82,7 +82,7 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
 
     With a gradient wanted: y is scaled (2 passes forward, 4 backward; PyTorch has 2 and 6) and convolved. With
     :func:`batch_norm_act_squeeze` before it the middle of a block is 5 passes forward and 10 backward in training,
-    where PyTorch has 8 and 16. Under autocast as well: the convolution casts what it casts.
+    where PyTorch has 8 and 18. Under autocast as well: the convolution casts what it casts.
 
     Args:
         y: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch).

@@ -127,7 +127,7 @@ def test_saved_bytes_of_a_block():
 
 
 def test_passes_are_the_budget():
-    """The numbers of passes are those of DESIGN's table."""
+    """The numbers of passes are those of the table of DESIGN section 4."""
     training = counted_passes(training=True)
     assert (training.forward, training.forward_masks) == (4, 1)
     assert (training.backward, training.backward_masks) == (6, 1)

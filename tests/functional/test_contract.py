@@ -156,7 +156,7 @@ def test_running_statistics_follow_pytorch():
 
 
 def test_saved_for_backward_is_x_the_mask_and_vectors():
-    """For backward, only x, the mask and vectors are saved (DESIGN section 2): no batch norm output, no scaled map."""
+    """For backward, only x, the mask and vectors are saved (DESIGN section 2.3): no batch norm output or scaled map."""
     n, c, s, r = 4, 32, 28 * 28, 8
     case = Case("batch_norm_squeeze_excite", (n, c, 28, 28), hidden=r)
     given = case.draw(0)

@@ -66,7 +66,7 @@ def test_launches_of_inference(channels_last: bool) -> None:
 
 @needs_triton
 def test_bytes_of_a_training_step() -> None:
-    """The bytes in the launches' arguments are the passes of DESIGN: 4 + 1/16 maps forward, 6 + 1/16 backward."""
+    """The bytes in the launches' arguments are those of DESIGN section 4: 4 + 1/16 maps forward, 6 + 1/16 backward."""
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     shape = (128, 256, 56, 56)
