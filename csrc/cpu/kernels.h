@@ -154,8 +154,8 @@ struct ExcitationKernels {
   void (*backward_coefficients)(const ExcitationBackwardArgs&, int64_t c0, int64_t c1);  // dbn, k1, k2, k3
 };
 
-// Batch statistics from the per-sample moments by Chan's merge, which has no cancellation, and the affine form a * x +
-// b.
+// Batch statistics from the per-sample moments by Chan's merge, which does not cancel, and the coefficients a and b of
+// the normalised map a * x + b.
 struct BatchNormArgs {
   int64_t n, c, s;
   const float* mean;    // (N, C)
