@@ -56,7 +56,7 @@ def backend_for(x: Tensor) -> Backend | None:
         # An empty map has no elements to read, and its means (0/0) are what PyTorch makes of them.
         return backend if x.numel() else None
     # float64 is documented to go this way, and on the meta device nothing runs
-    expected = reason == "asked for" or x.dtype == torch.float64 or x.device.type == "meta"
+    expected = reason == "requested" or x.dtype == torch.float64 or x.device.type == "meta"
     if not expected and not torch.compiler.is_compiling() and (x.device.type, x.dtype) not in _warned:
         _warned.add((x.device.type, x.dtype))
         warnings.warn(
