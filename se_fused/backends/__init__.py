@@ -1,9 +1,9 @@
 """The backends, one class each, and the choice between them.
 
-A backend implements the passes (``moments``, ``scale_shift_act`` and their backward passes) and the whole operator in
-one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``). :mod:`se_fused.ops` defines what
-each of them computes. The choice is made inside the operators, so a compiled graph does not depend on it, except for
-``reference``, which uses no operators.
+A backend implements the passes (``moments``, ``scale_shift_act`` and their backward passes) and, optionally, the whole
+operator in one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None if it has none).
+:mod:`se_fused.ops` defines what each of them computes. The choice is made inside the operators, so a compiled graph
+does not depend on it, except for ``reference``, which uses no operators.
 """
 
 import os
