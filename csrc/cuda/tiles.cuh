@@ -89,8 +89,8 @@ SE_DEVICE int take(int* counter, int* ticket) {
 // Signals that a tile's results are written. One release by thread 0 covers the stores of the whole block without a
 // separate fence, because causality order is transitive (PTX ISA, "Memory Consistency Model", "Causality order"): a
 // thread's store precedes its arrival at the barrier in program order, the arrival synchronizes with thread 0 leaving
-// the barrier, and that precedes the release. Each addition reads the previous count, so whoever acquires a count sees
-// the results of all tiles counted in it.
+// the barrier, and that precedes the release. Each addition reads the previous count, so a thread that acquires a count
+// sees the results of all tiles counted in it.
 SE_DEVICE void done(int* counter) {
   __syncthreads();
   if (threadIdx.x == 0) add_release(counter, 1);
