@@ -79,7 +79,7 @@ def test_unknown_backend_and_unavailable_backend():
     x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
     with (
         backends.use_backend("cuda"),
-        pytest.raises(se_fused.BackendUnavailable, match=r"'cuda' was asked for.*not on cpu"),
+        pytest.raises(se_fused.BackendUnavailable, match=r"'cuda' was requested.*not on cpu"),
     ):
         functional.squeeze_excite(x, w1, None, w2, None)
     with backends.use_backend("cpu"), pytest.raises(se_fused.BackendUnavailable, match="not float64"):

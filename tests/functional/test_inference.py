@@ -159,6 +159,6 @@ def test_torch_func_and_forward_mode() -> None:
 
 def test_torch_func_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional.dispatch, "_warned", set())
-    with pytest.warns(UserWarning, match=r"runs plain PyTorch \(kernels know neither torch.func's transforms"):
+    with pytest.warns(UserWarning, match=r"runs plain PyTorch \(the kernels support neither torch.func's transforms"):
         w1, w2 = torch.randn(2, 4), torch.randn(4, 2)
         torch.func.vmap(lambda t: functional.squeeze_excite(t, w1, None, w2, None))(torch.randn(2, 1, 4, 3, 3))

@@ -171,7 +171,7 @@ def test_auto_without_compiler_warns_and_installs_python(tree: Path, tmp_path: P
 def test_a_named_compiler_that_is_not_there_is_named(tree: Path) -> None:
     status, said = wheel(tree, "cpu", CXX="/nowhere/g++")
     assert status != 0
-    assert "/nowhere/g++ is not there" in said
+    assert "/nowhere/g++ was not found" in said
 
 
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
@@ -225,7 +225,7 @@ def test_architectures_are_those_in_sight_or_asked_for(
     assert found == chosen
     assert bool(reason) != bool(chosen)
     if reason:
-        assert reason.startswith("the GPU in sight is older than sm_80; " if gpus else "no GPU was in sight; ")
+        assert reason.startswith("the GPU is older than sm_80; " if gpus else "no GPU was found; ")
         assert "SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST=9.0 compiles CUDA kernels" in reason and "\n" not in reason
 
 
@@ -245,7 +245,7 @@ def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> 
     assert [name for name in archive.namelist() if name.endswith(".so")] == ["se_fused/_C_cpu.abi3.so"]
     built = build_info(archive.read("se_fused/_build_info.py").decode())
     assert (built["mode"], built["requested"], built["arch_list"]) == ("cpu", "auto", None)
-    assert str(built["note"]).startswith("no GPU was in sight; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST")
+    assert str(built["note"]).startswith("no GPU was found; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST")
     assert f"se_fused: CPU kernels; no CUDA kernels: {built['note']}\n" in said
 
 

@@ -164,7 +164,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.BACKENDS, "triton", absent)
     with (
         backends.use_backend("triton"),
-        pytest.raises(BackendUnavailable, match=r"'triton' was asked for.*pip install"),
+        pytest.raises(BackendUnavailable, match=r"'triton' was requested.*pip install"),
     ):
         se_fused.SqueezeExcite(8)(torch.zeros(1, 8, 2, 2))
     assert any(row["why_not"].get("triton") == reason for row in se_fused.info()["choices"])
@@ -212,7 +212,7 @@ def test_auto_never_takes_the_interpreter() -> None:
     refusal = backends.why_not(TRITON, "cpu", torch.float32)
     assert refusal is not None
     if TRITON.can_use("cpu", torch.float32) is None:
-        assert "asked for by name" in refusal
+        assert "requested by name" in refusal
 
 
 def test_importing_se_fused_does_not_import_triton_kernels() -> None:

@@ -65,7 +65,7 @@ def test_two_processes_keep_each_others_choices(tmp_path: Path) -> None:
 def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, text: str) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text)
-    with pytest.warns(UserWarning, match=r"gpu\.json is not readable and will be written anew"):
+    with pytest.warns(UserWarning, match=r"gpu\.json is not readable and will be overwritten"):
         cache = tuning.Cache(path)
     with pytest.warns(UserWarning, match="not readable"):
         cache.put("key", "a")
