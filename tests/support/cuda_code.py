@@ -3,15 +3,20 @@
 ``python tests/support/cuda_code.py [90 100 ...]`` prints registers, stack, spills and shared memory of every kernel.
 """
 
+import functools
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import compiled as compiled_files
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "csrc" / "cuda"
@@ -111,14 +116,30 @@ def parsed(log: str) -> list[Kernel]:
     return [Kernel(name, label, **of) for (name, of), label in zip(found.items(), labels, strict=True)]
 
 
-def compiled(source: Path, architecture: int, folder: Path, *flags: str) -> Code:
+@functools.cache
+def _headers_and_compiler() -> str:
+    """A hash of nvcc's version and of the headers, which every source may include."""
+    key = hashlib.sha256(subprocess.run([str(NVCC), "--version"], check=True, capture_output=True).stdout)
+    for header in sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h"), *FOLDER.parent.glob("*.h")]):
+        key.update(header.name.encode() + header.read_bytes())
+    return key.hexdigest()
+
+
+def compiled(source: Path, architecture: int, *flags: str) -> Code:
     """Compile with those flags of setup.py that affect device code."""
     assert NVCC, "nvcc is not installed"
-    cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
     command = [NVCC, "-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
-    run = subprocess.run([*command, source, "-o", cubin], capture_output=True, text=True)
-    assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
-    return Code(source, architecture, parsed(run.stderr), cubin)
+    key = hashlib.sha256("\0".join([_headers_and_compiler(), *command, source.name, source.read_text()]).encode())
+    name = f"{source.stem}.sm_{architecture}.{key.hexdigest()[:24]}"
+    report, cubin = (compiled_files.cache("cubins") / f"{name}.{kind}" for kind in ("txt", "cubin"))
+
+    def write_both(path: Path) -> None:
+        run = subprocess.run([*command, source, "-o", path], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
+        report.write_text(run.stderr)
+
+    compiled_files.stored(cubin, write_both)
+    return Code(source, architecture, parsed(report.read_text()), cubin)
 
 
 def machine_code(code: Code) -> dict[str, str]:
@@ -134,8 +155,8 @@ def machine_code(code: Code) -> dict[str, str]:
 def print_table(archs: list[int]) -> None:
     jobs = [(source, arch) for arch in archs for source in SOURCES.values()]
     print(f"{'arch':6}{'registers':>10}{'stack':>7}{'stores':>7}{'loads':>6}{'shared':>7}  kernel (bytes; of spills)")
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
-        for code in pool.map(lambda job: compiled(*job, Path(folder)), jobs):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for code in pool.map(lambda job: compiled(*job), jobs):
             for k in sorted(code.kernels, key=lambda k: k.label):
                 numbers = f"{k.registers:10}{k.stack:7}{k.spill_stores:7}{k.spill_loads:6}{k.shared:7}"
                 print(f"sm_{code.architecture:<3}{numbers}  {k.label}", flush=True)

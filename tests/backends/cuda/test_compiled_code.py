@@ -64,16 +64,13 @@ cluster_fused_source = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="session")
-def compiling(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Job, Future[Code]]]:
+def compiling(request: pytest.FixtureRequest) -> Iterator[dict[Job, Future[Code]]]:
     """Background compilations of the kernels that the selected tests need."""
-    folder = tmp_path_factory.mktemp("cubins")
     calls = (getattr(item, "callspec", None) for item in request.session.items)
     wanted = dict.fromkeys(call.params["code"] for call in calls if call and "code" in call.params)
     pool = ThreadPoolExecutor(cuda_code.AT_ONCE)
     yield {
-        (source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch, folder)
+        (source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch)
         for source, arch in wanted
     }
     pool.shutdown(cancel_futures=True)
@@ -243,7 +240,7 @@ def test_the_checks_see_what_they_look_for(architecture: int, tmp_path: Path) ->
     """The patterns find each fault in kernels that contain it; instruction names change between architectures."""
     source = tmp_path / "bad.cu"
     source.write_text(BAD)
-    code = cuda_code.compiled(source, architecture, tmp_path)
+    code = cuda_code.compiled(source, architecture)
     text = cuda_code.machine_code(code)
     assert {kernel.name for kernel in code.kernels} == text.keys() and len(text) == 9
     of = {kernel.name: kernel for kernel in code.kernels}
