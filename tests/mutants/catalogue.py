@@ -19,7 +19,7 @@ class Mutant:
     new: str
     breaks: str  # one sentence: what is wrong then
     source: str  # "new", or where the history describes it
-    tests: tuple[str, ...]  # test files that are likely to find it, the likeliest first
+    tests: tuple[str, ...]  # files, or file::function, that are likely to find it, the likeliest first
     kernels: str = ""  # the instruction set whose kernels are compiled with the fault; "": the fastest one here
 
     @property

@@ -3,11 +3,11 @@
 
     python tests/mutants/run.py --tier test                  all mutants against `make test`
     python tests/mutants/run.py --tier quick --family cuda   some of them against `make quick`
-    python tests/mutants/run.py --only cpu-k3-sign --likely  one mutant, its likely test files alone
+    python tests/mutants/run.py --only cpu-k3-sign --likely  one mutant, its likely tests alone
 
 Each mutant is applied to a copy of the checkout in a temporary folder. Its C++ is compiled there; unchanged objects
-come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely test files first, up to the
-first failure, and as a whole if they pass. Before that the same tests must pass without a fault. Results go to
+come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the first
+failure, and as a whole if they pass. Before that the same tests must pass without a fault. Results go to
 results.json and results.md in the output folder after each mutant; a mutant with a result for the same sources is not
 run again.
 
@@ -175,7 +175,7 @@ def examine(mutant: Mutant | None, tier: str, files: tuple[str, ...], whole: boo
             return {"verdict": "does not compile", "by": failure, "seconds": round(time.monotonic() - started, 1)}
         built = time.monotonic()
         by = run_tests(root, tier, files) if files else None
-        scope = "likely files"
+        scope = "likely tests"
         if by is None and whole:
             by, scope = run_tests(root, tier, ()), "whole tier"
     return {
@@ -229,7 +229,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tier", choices=TIERS, default="test", help="which tests run (default: test)")
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only mutants of this family; repeatable")
     parser.add_argument("--only", action="append", metavar="ID", help="only this mutant; repeatable")
-    parser.add_argument("--likely", action="store_true", help="run the likely test files alone, never the whole tier")
+    parser.add_argument("--likely", action="store_true", help="run the likely tests alone, never the whole tier")
     parser.add_argument("--trust", action="store_true", help="do not run the tests without a fault first")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time (default: 1)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "mutants", help="default: build/mutants")
