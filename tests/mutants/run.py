@@ -6,8 +6,8 @@
     python tests/mutants/run.py --only cpu-k3-sign --likely  one mutant, its likely tests alone
 
 Each mutant is applied to a copy of the checkout in a temporary folder. Its C++ is compiled there; unchanged objects
-come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the first
-failure, and as a whole if they pass. Before that the same tests must pass without a fault. Results go to
+come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the
+first failure, and as a whole if they pass. Before that the same tests must pass without a fault. Results go to
 results.json and results.md in the output folder after each mutant; a mutant with a result for the same sources is not
 run again.
 
