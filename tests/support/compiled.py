@@ -44,49 +44,58 @@ def build(sources: Sequence[Path], flags: Sequence[str] = (), link_flags: Sequen
     """Compile C++ sources and link them to a program, or to a library with ``-shared`` among ``link_flags``.
 
     Args:
-        sources: files of any suffix, read as C++; inside the checkout they are named relative to its root.
+        sources: files of any suffix, read as C++.
         flags: the compiler's; paths among them are relative to the checkout's root.
         link_flags: the linker's, behind the objects.
     Raises:
         subprocess.CalledProcessError: if the compiler fails; ``stderr`` has its messages.
     """
+    return link(objects(sources, flags), link_flags)
+
+
+def objects(sources: Sequence[Path], flags: Sequence[str] = (), root: Path = ROOT) -> list[Path]:
+    """The object of each source. Sources below ``root`` are named relative to it, and the compiler runs there."""
     with ThreadPoolExecutor(max_workers=int(os.environ.get("MAX_JOBS", "2"))) as pool:
-        objects = list(pool.map(lambda source: _compile(source, flags), sources))
-    target = cache("linked") / _key(*(o.name for o in objects), *link_flags)
+        return list(pool.map(lambda source: _compile(source, flags, root), sources))
+
+
+def link(found: Sequence[Path], link_flags: Sequence[str] = ()) -> Path:
+    """The program or library that consists of these objects."""
+    target = cache("linked") / _key(*(o.name for o in found), *link_flags)
     if not find(target):
-        _produce(target, [*map(str, objects), *link_flags])
+        _produce(target, [*map(str, found), *link_flags])
         _delete_unused()
     return target
 
 
-def _compile(source: Path, flags: Sequence[str]) -> Path:
-    name = str(source.relative_to(ROOT) if source.is_relative_to(ROOT) else source)
+def _compile(source: Path, flags: Sequence[str], root: Path) -> Path:
+    name = str(source.relative_to(root) if source.is_relative_to(root) else source)
     # Without -g: with it, the preprocessor writes down the working directory, which differs between checkouts.
     bare = [flag for flag in flags if not flag.startswith("-g")]
-    text = _run([*bare, "-E", "-x", "c++", name])
+    text = _run([*bare, "-E", "-x", "c++", name], root=root)
     target = cache("objects") / (_key(text, *flags) + ".o")
     if not find(target):
         # The very text that was hashed is compiled: the file may change in the meantime.
-        relocate = f"-fdebug-prefix-map={ROOT}=."
-        _produce(target, [*flags, relocate, "-x", "c++-cpp-output", "-c", "-"], text)
+        relocate = f"-fdebug-prefix-map={root}=."
+        _produce(target, [*flags, relocate, "-x", "c++-cpp-output", "-c", "-"], text, root)
     return target
 
 
-def _produce(target: Path, arguments: Sequence[str], text: str = "") -> None:
+def _produce(target: Path, arguments: Sequence[str], text: str = "", root: Path = ROOT) -> None:
     """Write under a temporary name, then rename: other processes never see half a file."""
     handle, partial = tempfile.mkstemp(dir=target.parent)
     os.close(handle)
     try:
-        _run([*arguments, "-o", partial], text)
+        _run([*arguments, "-o", partial], text, root)
         Path(partial).chmod(0o755)
         Path(partial).rename(target)
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def _run(arguments: Sequence[str], text: str = "") -> str:
+def _run(arguments: Sequence[str], text: str = "", root: Path = ROOT) -> str:
     command = [str(COMPILER), *arguments]
-    run = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False)
     if run.returncode:
         print(run.stderr[-10000:])  # pytest shows it with the failure
         run.check_returncode()
