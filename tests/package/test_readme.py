@@ -1,26 +1,20 @@
-"""README and guides: Python examples run, shell commands and links exist, measured tables match the recorded runs."""
+"""README and guides: Python examples run, links lead somewhere, measured tables match the recorded runs.
+
+Commands and names are checked in test_references.py, for all documents.
+"""
 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
-from support.documents import (
-    DOCUMENTS,
-    GUIDES,
-    anchors,
-    blocks,
-    command_problem,
-    commands,
-    link_problem,
-    links,
-    section,
-    table,
-)
+from support.documents import DOCUMENTS, GUIDES, anchors, blocks, link_problem, links, section, table
 from support.paths import ROOT
 
 import se_fused
@@ -43,7 +37,7 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-# ---- examples and commands
+# ---- examples
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_python_examples_run(example: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(se_fused.__file__).parent.parent)}
@@ -56,36 +50,10 @@ def test_there_are_examples() -> None:
     assert {"training", "inference", "numerics"} <= {p.id.rpartition("-")[0] for p in EXAMPLES}
 
 
-# A changelog names the commands of past releases.
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=name)
-def test_shell_commands_exist(document: Path) -> None:
-    found = commands(document.read_text(encoding="utf-8"))
-    problems = {" ".join(words): problem for words in found if (problem := command_problem(words))}
-    assert not problems
-
-
-def test_commands_are_found() -> None:
-    assert ["make", "run"] in commands(README) and ["make", "test"] in commands(README)
-    found = commands((ROOT / "docs" / "fractures.md").read_text(encoding="utf-8"))
-    assert {words[4] for words in found if words[1:4] == ["-m", "se_fused", "fracture"] and words[4:]} >= {
-        "synth", "prepare", "audit", "train", "evaluate", "compare-models", "predict", "export", "serve"
-    }  # fmt: skip
-    assert commands("`A=1 make gone` and `torch.compile`\n```bash\npip x && make \\\n y  # z\n```\n") == [
-        ["pip", "x"], ["make", "y"], ["A=1", "make", "gone"]
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "make gone", "A=1 make test gone", "pip install .[gone]", "python gone.py", "python -m se_fused.gone",
-        "python -m se_fused gone", "python -m se_fused fracture gone", "se-fused compare stages --gone",
-        "python3 -m se_fused fracture train --gone=1", "python3 -m benchmarks.gpu gone", "pytest tests/gone.py",
-        "python3 -m benchmarks.gpu right --gone",
-    ],
-)  # fmt: skip
-def test_wrong_commands_are_seen(command: str) -> None:
-    assert command_problem(command.split())
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {extra for guide in GUIDES for extra in re.findall(r'"\S*\[(\w+)\]"', guide.read_text(encoding="utf-8"))}
+    assert {"train", "serve", "bench", "cli"} <= named <= set(project["optional-dependencies"])
 
 
 def test_ci_runs_the_readme_command() -> None:
