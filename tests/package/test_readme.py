@@ -1,4 +1,4 @@
-"""README and guides: Python examples run, links lead somewhere, measured tables match the recorded runs.
+"""Tests of README and guides: Python examples run, links resolve, measured tables match the recorded runs.
 
 Commands and names are checked in test_references.py, for all documents.
 """
