@@ -5,19 +5,15 @@ Commands and names are checked in test_references.py, for all documents.
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
-from support.documents import DOCUMENTS, GUIDES, anchors, blocks, link_problem, links, section, table
+from support.documents import DOCUMENTS, GUIDES, anchors, blocks, exit_code, link_problem, links, section, table
 from support.paths import ROOT
 
-import se_fused
 from se_fused.bench.providers.modules import LIBRARIES
 from se_fused.bench.report.load import load_all
 from se_fused.bench.report.pairs import Comparison, comparisons
@@ -40,9 +36,13 @@ def name(path: Path) -> str:
 # ---- examples
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_python_examples_run(example: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(se_fused.__file__).parent.parent)}
-    command = [sys.executable, "-W", "error::UserWarning:se_fused", "-c", example]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    assert exit_code(example, tmp_path) == 0
+
+
+def test_failures_of_examples_are_seen(tmp_path: Path) -> None:
+    warn = "import warnings\nwarnings.warn_explicit('{}', UserWarning, 'file', 1, module='se_fused')"
+    for code in ("assert False", "import gone", "raise SystemExit(3)", warn):
+        assert exit_code(code, tmp_path)
 
 
 def test_there_are_examples() -> None:

@@ -1,7 +1,12 @@
-"""Parts of the Markdown documents: code blocks, tables, links and headings."""
+"""Parts of the Markdown documents: code blocks and how they run, tables, links and headings."""
 
+import multiprocessing
+import os
 import re
+import warnings
 from pathlib import Path
+
+import se_fused
 
 from .paths import ROOT
 
@@ -15,6 +20,29 @@ _SPAN = re.compile(r"`([^`\n]+)`")
 def blocks(text: str, language: str) -> list[str]:
     """The fenced code blocks of one language."""
     return [code for name, code in _FENCE.findall(text) if name == language]
+
+
+# Each example runs in a process of its own, forked from one that has imported the libraries: imports are most of the
+# time of most examples.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["se_fused", "torch._dynamo", "torchvision", "timm"])
+
+
+def _execute(code: str, folder: Path, package: str) -> None:
+    assert se_fused.__file__ == package, f"the example would run with {se_fused.__file__}, not with {package}"
+    os.chdir(folder)
+    warnings.filterwarnings("error", category=UserWarning, module="se_fused")
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+def exit_code(code: str, folder: Path, seconds: float = 300) -> int | None:
+    """Run Python code in a process of its own and in a folder; its exit code, None if it ran out of time."""
+    process = _PROCESSES.Process(target=_execute, args=(code, folder, se_fused.__file__))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode
 
 
 def section(text: str, start: str, end: str = "\n## ") -> str:
