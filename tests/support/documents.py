@@ -35,7 +35,7 @@ def _execute(code: str, folder: Path, package: str) -> None:
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
 
 
-def exit_code(code: str, folder: Path, seconds: float = 300) -> int | None:
+def exit_code(code: str, folder: Path, seconds: float = 900) -> int | None:
     """Run Python code in a process of its own and in a folder; its exit code, None if it ran out of time."""
     process = _PROCESSES.Process(target=_execute, args=(code, folder, se_fused.__file__))
     process.start()
