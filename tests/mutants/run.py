@@ -40,11 +40,7 @@ from support.paths import ROOT
 from torch.utils.cpp_extension import include_paths
 
 # What pytest is given beside files: to choose a tier's tests, and to run a whole tier.
-TIERS = {
-    "quick": ["-m", "quick"],
-    "test": [],
-    "nightly": ["-m", "nightly or not nightly"],
-}
+TIERS = {tier: ["--tier", tier] for tier in ("quick", "test", "nightly")}
 WHOLE = ["-n", "2", "--dist", "loadfile"]
 # Copies have no repository, and the list of mutants does not fit a mutated file.
 PYTEST = ["-q", "-x", "-rfE", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--ignore=tests/mutants"]

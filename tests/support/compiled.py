@@ -1,4 +1,4 @@
-"""C++ programs and libraries that tests compile, in one cache for all checkouts and processes.
+"""Programs, libraries and kernels that tests compile, in one cache for all checkouts and processes.
 
 An object is stored under the hash of its preprocessed source, the flags and the compiler. A changed header recompiles
 the files that see the change; a comment that moves no line, or another checkout, recompiles nothing.
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ _MONTH = 30 * 24 * 3600
 
 
 def cache(part: str) -> Path:
-    """A folder of the cache: "objects" or "linked"."""
+    """A folder of the cache: "objects", "linked", "cubins" or "triton"."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("SE_FUSED_TEST_CACHE") or home / "se_fused-tests") / part
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +38,21 @@ def find(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def stored(target: Path, write: Callable[[Path], object]) -> Path:
+    """``target``, a file of the cache. If it is missing, ``write`` writes it under a temporary name, then it is renamed:
+    other processes never see half a file."""
+    if not find(target):
+        handle, partial = tempfile.mkstemp(dir=target.parent)
+        os.close(handle)
+        try:
+            write(Path(partial))
+            Path(partial).chmod(0o755)
+            Path(partial).rename(target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return target
 
 
 def build(sources: Sequence[Path], flags: Sequence[str] = (), link_flags: Sequence[str] = ()) -> Path:
@@ -62,10 +77,9 @@ def objects(sources: Sequence[Path], flags: Sequence[str] = (), root: Path = ROO
 def link(found: Sequence[Path], link_flags: Sequence[str] = ()) -> Path:
     """The program or library that consists of these objects."""
     target = cache("linked") / _key(*(o.name for o in found), *link_flags)
-    if not find(target):
-        _produce(target, [*map(str, found), *link_flags])
+    if not target.exists():
         _delete_unused()
-    return target
+    return stored(target, lambda path: _run([*map(str, found), *link_flags, "-o", str(path)]))
 
 
 def _compile(source: Path, flags: Sequence[str], root: Path) -> Path:
@@ -74,23 +88,9 @@ def _compile(source: Path, flags: Sequence[str], root: Path) -> Path:
     bare = [flag for flag in flags if not flag.startswith("-g")]
     text = _run([*bare, "-E", "-x", "c++", name], root=root)
     target = cache("objects") / (_key(text, *flags) + ".o")
-    if not find(target):
-        # The very text that was hashed is compiled: the file may change in the meantime.
-        relocate = f"-fdebug-prefix-map={root}=."
-        _produce(target, [*flags, relocate, "-x", "c++-cpp-output", "-c", "-"], text, root)
-    return target
-
-
-def _produce(target: Path, arguments: Sequence[str], text: str = "", root: Path = ROOT) -> None:
-    """Write under a temporary name, then rename: other processes never see half a file."""
-    handle, partial = tempfile.mkstemp(dir=target.parent)
-    os.close(handle)
-    try:
-        _run([*arguments, "-o", partial], text, root)
-        Path(partial).chmod(0o755)
-        Path(partial).rename(target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    # The very text that was hashed is compiled: the file may change in the meantime.
+    arguments = [*flags, f"-fdebug-prefix-map={root}=.", "-x", "c++-cpp-output", "-c", "-"]
+    return stored(target, lambda path: _run([*arguments, "-o", str(path)], text, root))
 
 
 def _run(arguments: Sequence[str], text: str = "", root: Path = ROOT) -> str:
@@ -112,7 +112,7 @@ def _compiler_version() -> str:
 
 
 def _delete_unused() -> None:
-    for part in ("objects", "linked"):
+    for part in ("objects", "linked", "cubins", "triton"):
         for file in cache(part).iterdir():
             try:
                 if time.time() - file.stat().st_mtime > _MONTH:

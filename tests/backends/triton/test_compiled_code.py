@@ -1,19 +1,25 @@
 """Checks of the Triton kernels' machine code, compiled for GPUs that need not be present.
 
-codegen_worker.py compiles what calls would launch for sm_80, sm_90, sm_100 and AMD's gfx942. These tests check that
-nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit; that nothing is computed in
+codegen_worker.py compiles what calls would launch for sm_90, and in `make nightly` for sm_80, sm_100 and AMD's gfx942
+too. These tests check that nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit; that nothing is computed in
 float64; that there are no atomics on floats; that results passed between programs are released and acquired; and that
 products run on tensor cores.
 """
 
+import ast
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support import compiled
 from support.paths import ROOT, SUPPORT
 
 PASSES = (
@@ -34,14 +40,33 @@ pytestmark = [
 ]
 
 
+def cached_file(tier: str) -> Path:
+    """Where the rows of these kernels are stored: under the syntax trees of all files that decide the launches."""
+    folders = [ROOT / "se_fused" / name for name in ("backends", "functional", "ops")]
+    files = [*(f for folder in folders for f in folder.rglob("*.py")), *(ROOT / "se_fused").glob("*.py")]
+    key = hashlib.sha256(f"{version('triton')} {torch.__version__} {tier}".encode())
+    for file in sorted([*files, SUPPORT / "codegen_worker.py"]):
+        key.update(f"{file.name} {ast.dump(ast.parse(file.read_text()))}".encode())
+    return compiled.cache("triton") / f"{key.hexdigest()[:24]}.json"
+
+
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def rows(request: pytest.FixtureRequest) -> list[Row]:
+    """What was compiled: for every architecture in `make nightly`, for sm_90 alone in `make test`."""
+    tier = "nightly" if request.config.getoption("tier") == "nightly" else "test"
+    stored = compiled.stored(cached_file(tier), lambda path: path.write_text(json.dumps(compiled_rows(tier))))
+    found: list[Row] = json.loads(stored.read_text())
+    return found
+
+
+def compiled_rows(tier: str) -> list[Row]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "TRITON_CACHE_DIR": str(compiled.cache("triton") / "kernels"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
-    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8))]
+    architectures = () if tier == "nightly" else ("90",)
+    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8)), *architectures]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     found: list[Row] = json.loads(run.stdout)
