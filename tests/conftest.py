@@ -9,6 +9,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# Test processes share the cores: a thread that waits must not spin. libgomp reads this once, when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from support.instructions import SUPPORTED
 from support.interpreter import round_bfloat16
@@ -113,10 +117,12 @@ def instructions(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def application_on_one_thread(request):
-    """Run the application's tests on one thread: with two on a busy machine, their small networks mostly wait."""
+def networks_on_one_thread(request):
+    """Tests of whole networks leave the other cores to the other test processes; those of the application always do,
+    because its networks are so small that two threads mostly wait for each other."""
     threads = torch.get_num_threads()
-    if "apps" in request.path.parts:
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    if "apps" in request.path.parts or (shared and {"bench", "models", "nn"} & set(request.path.parts)):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

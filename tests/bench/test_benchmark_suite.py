@@ -159,6 +159,7 @@ def test_a_gpu_that_is_not_there(tmp_path):
     assert done.returncode != 0 and "torch sees no GPU here" in done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 def test_two_runs_are_compared(tmp_path):
     """pytest-benchmark itself compares two runs: names and parameters are the same in every run and commit."""
     store = f"--benchmark-storage=file://{tmp_path}/store"

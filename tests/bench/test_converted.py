@@ -35,7 +35,6 @@ def test_inference(name: str, library: str, dtype: torch.dtype) -> None:
     assert bytes_moved > working_set / 2 > 0 and workload.flops() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "library"), SMALL)
 def test_training(name: str, library: str) -> None:
     workload = built(name, library, "train")
@@ -43,7 +42,6 @@ def test_training(name: str, library: str) -> None:
     assert_agrees(workload, "converted", tuple(LAYOUTS), "original")
 
 
-@pytest.mark.slow
 def test_monai() -> None:
     assert_agrees(built("seresnet50", "monai", "infer"), "converted", tuple(LAYOUTS), "original")
 

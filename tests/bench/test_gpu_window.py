@@ -70,7 +70,7 @@ DRILLS = {"drill hang": "killed", "drill fail": "failed", "drill wrong": "wrong"
           "drill too long": "left out"}  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", steps.COMMANDS)
 def test_rehearsal(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], command: str) -> None:
     folder, said = rehearsed
@@ -94,14 +94,14 @@ def test_rehearsal(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], com
     assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home|usr)/", (folder / f"{command}.jsonl").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rehearsal_leaves_few_files(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """A rehearsal leaves at most eight files to copy back."""
     names = {path.name for path in rehearsed[0].iterdir()}
     assert names == {f"{command}.{kind}" for command in steps.COMMANDS for kind in ("jsonl", "tar.gz")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     right, where, claims = (read(rehearsed[0], command)[2] for command in steps.COMMANDS)
     checked = {(row["what"], row.get("backend")) for row in right if row.get("ok") and "share" in row}
@@ -136,7 +136,7 @@ def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.
     assert skipped and all("needs a GPU" in row["skipped"] for row in skipped)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_came_back_is_kept(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shutil.copy(ROOT / "benchmarks" / "results" / keep.TABLE, tmp_path)

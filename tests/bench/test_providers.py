@@ -246,7 +246,6 @@ def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.Mo
     assert backend.graphs == first and backend.calls == 3 * calls
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_compiled_block(mode: str) -> None:
     assert_agrees(BlockWorkload(SHAPE, torch.float32, "channels_last", mode, "cpu"), "compile", ("channels_last",))
@@ -274,7 +273,6 @@ def test_freezing_is_set_for_the_first_call_only(monkeypatch: pytest.MonkeyPatch
     assert seen == [True, True, False, False]
 
 
-@pytest.mark.slow
 def test_frozen_weights_are_constants() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval()
     x = torch.randn(2, 2, 4, 4)

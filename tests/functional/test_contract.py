@@ -28,6 +28,7 @@ def passes(case, **options):
     contract.passes(case, "cpu", "cpu", **options)
 
 
+@pytest.mark.quick
 @pytest.mark.grid(test=3, quick=2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -54,7 +55,7 @@ OPTIONS = contract.OPTIONS | {
 }
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

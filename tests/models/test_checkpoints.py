@@ -119,7 +119,7 @@ def test_outputs_are_the_librarys(case: str, tmp_path: Path) -> None:
     assert set(report.kept) <= {"caffe_order"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_senet154(tmp_path: Path) -> None:
     theirs = timm.create_model("legacy_senet154", num_classes=5).eval()
     randomise(theirs)

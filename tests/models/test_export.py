@@ -66,7 +66,7 @@ SLOW: dict[str, Callable[[], nn.Module]] = {
         lambda: pytest.importorskip("timm").create_model("mobilenetv3_small_050", num_classes=3)
     ),
 }
-EVERY = [*BUILD, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+EVERY = [*BUILD, *(pytest.param(name, marks=pytest.mark.nightly) for name in SLOW)]
 
 
 def built(name: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -186,7 +186,7 @@ def test_a_program_for_inference_says_so_when_a_gradient_is_wanted() -> None:
         program.module()(torch.randn(2, 8, 4, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_aot_inductor(backend: str, tmp_path: Path) -> None:
     """A package with our operators needs se_fused in Python; one with plain operators does not."""

@@ -234,7 +234,7 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_nvcc
 def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
@@ -249,7 +249,6 @@ def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> 
     assert f"se_fused: CPU kernels; no CUDA kernels: {built['note']}\n" in said
 
 
-@pytest.mark.slow
 @needs_nvcc
 def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
@@ -277,7 +276,6 @@ def cpu_wheels(tmp_path_factory: pytest.TempPathFactory) -> list[zipfile.ZipFile
     return wheels
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 class TestCpuWheel:
     def test_one_wheel_for_every_python(self, cpu_wheels: list[zipfile.ZipFile]) -> None:
@@ -310,7 +308,7 @@ class TestCpuWheel:
         assert re.search(r"RuntimeError: twice, csrc/cpu/twice\.cpp:\d+, x is not contiguous", said), said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 def test_introspection_rides_in_the_wheel_for_every_python(tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("pybind11")

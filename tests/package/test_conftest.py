@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from support.paths import ROOT
 
 SHARDS = 3
@@ -20,7 +19,6 @@ def collected(shard: str) -> list[str]:
     return [line for line in said.stdout.splitlines() if "::" in line]
 
 
-@pytest.mark.slow
 def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
     """The shards contain each test once, and the four tests with 2^31 elements are in one shard.
 
@@ -53,7 +51,6 @@ def test_compiled_code_is_kept_by_instruction_set() -> None:
     assert len(found) == 2
 
 
-@pytest.mark.slow
 def test_a_cap_of_the_run_stays(tmp_path: Path) -> None:
     """ATEN_CPU_CAPABILITY limits our kernels in every test, not only in the first."""
     (tmp_path / "test_caps.py").write_text(

@@ -196,7 +196,6 @@ def test_the_check_sees_what_is_missing():
     assert not list(unguarded("def f():\n    import monai\nfrom . import x"))
 
 
-@pytest.mark.slow
 def test_collection_needs_no_optional_package():
     command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "support.missing_modules"]
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))

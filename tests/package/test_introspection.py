@@ -129,7 +129,6 @@ def test_a_function_that_is_not_there_is_named(module):
         module.cuda_kernels(str(CPU.library))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 def test_every_instance_of_the_kernels_is_listed_once(module):
     kernels = module.cuda_kernels(str(shim_library.library()))

@@ -41,8 +41,10 @@ def find(path: Path) -> bool:
 
 
 def stored(target: Path, write: Callable[[Path], object]) -> Path:
-    """``target``, a file of the cache. If it is missing, ``write`` writes it under a temporary name, then it is renamed:
-    other processes never see half a file."""
+    """Have ``write`` write ``target``, a file of the cache, if it is missing.
+
+    It writes under a temporary name, which is then renamed, so that other processes never see half a file.
+    """
     if not find(target):
         handle, partial = tempfile.mkstemp(dir=target.parent)
         os.close(handle)

@@ -38,7 +38,7 @@ def _missing() -> str | None:
 
 _WHY = _missing()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(_WHY is not None and not REQUIRED, reason=_WHY or ""),
 ]
 

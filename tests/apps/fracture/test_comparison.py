@@ -380,7 +380,7 @@ def test_wrong_options_are_one_line(options, said, capsys, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_real_trainings_and_their_comparison(tmp_path, capsys):
     """From images to a report with real trainings of one epoch each."""
     pytest.importorskip("lightning", reason="Lightning is in the extra se_fused[train]")

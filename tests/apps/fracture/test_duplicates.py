@@ -268,6 +268,7 @@ def test_a_pair_found_from_either_side_has_the_same_pose():
 
 
 # ---- the effect on a split
+@pytest.mark.nightly
 def test_splitting_by_images_leaks_and_by_groups_does_not(tmp_path):
     """A split by images leaks copies of training images into the test, and a split by groups does not.
 

@@ -106,7 +106,7 @@ def elsewhere(kind: str, path: Path, ours: Classifier) -> None:
     [
         ("seresnet18", "program"),
         ("unet", "onnx"),
-        *(pytest.param(name, "onnx", marks=pytest.mark.slow) for name in ("seresnet50", "resnet50", "densenet121")),
+        *(pytest.param(name, "onnx", marks=pytest.mark.nightly) for name in ("seresnet50", "resnet50", "densenet121")),
     ],
 )
 def test_the_file_gives_the_same_probabilities_without_us(name: str, kind: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_file_gives_the_same_probabilities_without_us(name: str, kind: str, 
     elsewhere(kind, path, ours)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_aot_inductor(tmp_path: Path) -> None:
     ours = small("seresnet18")
     ours.about["source"] = "synthetic"

@@ -48,7 +48,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         ).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
     """A run killed by SIGKILL and resumed ends like an uninterrupted one, with all kinds of state.
 

@@ -15,7 +15,7 @@ from se_fused.apps.fracture.synth.drawing import class_of
 
 pytest.importorskip("sklearn", reason="the forest is scikit-learn's")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 PATIENTS, SIZE, FOLDS = 420, 64, 5
 SURE = 3.09  # standard deviations; chance exceeds them once in a thousand times

@@ -226,7 +226,7 @@ def test_splits_part_patients_and_keep_classes(written):
     assert set(sets._splits([0, 0, 1, 1], 0)) == {"train"}  # too few to split
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_set_depends_on_its_settings_alone(written, tmp_path):
     folder, _, _ = written
     other = tmp_path / "one"

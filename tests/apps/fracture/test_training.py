@@ -382,7 +382,7 @@ def test_interrupted_command(manifest, tmp_path, capsys, monkeypatch):
 
 
 # ---- several processes
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes(manifest, tmp_path):
     """torchrun and Lightning's own launcher give the same run, written once."""
     launchers = {"torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "lightning": ()}

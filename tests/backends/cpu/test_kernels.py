@@ -39,9 +39,10 @@ CASES = [
     for shape in SHAPES
 ]
 
-# Which code runs depends on three things at a time at most: how a row ends in steps of a dtype's width, with a residual,
-# for an activation; or how many channels a step of channels_last has left. So `make test` covers every three.
+# Three parameters at a time decide which code runs: a row's end in steps of a dtype's width with or without a residual,
+# an activation in a layout's loop over channels.
 pytestmark = [
+    pytest.mark.quick,
     pytest.mark.grid(test=3, quick=2),
     pytest.mark.usefixtures("instructions"),
     pytest.mark.parametrize("layout", LAYOUTS),

@@ -36,7 +36,6 @@ GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not cuda_code.NVCC, reason="nvcc is not installed"),
 ]
 needs_disassembler = pytest.mark.skipif(find_spec("triton") is None, reason="Triton, which has cuobjdump, is missing")
@@ -69,10 +68,7 @@ def compiling(request: pytest.FixtureRequest) -> Iterator[dict[Job, Future[Code]
     calls = (getattr(item, "callspec", None) for item in request.session.items)
     wanted = dict.fromkeys(call.params["code"] for call in calls if call and "code" in call.params)
     pool = ThreadPoolExecutor(cuda_code.AT_ONCE)
-    yield {
-        (source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch)
-        for source, arch in wanted
-    }
+    yield {(source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch) for source, arch in wanted}
     pool.shutdown(cancel_futures=True)
 
 

@@ -55,9 +55,8 @@ PASS_SHAPES += [(1, 5, 3, 3, 4), (1, 3, 70, 61), (2, 264, 5, 5)]
 
 
 def everywhere(test: Any) -> Any:
-    # The shim runs the same kernel for every dtype: pairs of values show each branch.
     for mark in (
-        pytest.mark.grid(test=2, quick=1),
+        pytest.mark.quick,
         pytest.mark.parametrize("layout", LAYOUTS),
         pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
         pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
@@ -88,7 +87,7 @@ def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype
         check_scale_shift_act_mean_backward(backend, shape, dtype, layout, out_act, DEVICE)
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
@@ -130,7 +129,7 @@ def passes(case: Case) -> None:
     contract.passes(case, "cuda", DEVICE)
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -139,7 +138,7 @@ def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
     passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
@@ -147,7 +146,7 @@ def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
     passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
 
 
-@pytest.mark.grid(test=1, quick=0)  # the order of threads alternates
+@pytest.mark.grid(test=1)  # the order of threads alternates
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(options: dict[str, Any]) -> None:
@@ -190,7 +189,7 @@ def test_same_bits_in_every_run(layout: str) -> None:
 INFERENCE_SHAPES = [(3, 24, 7, 5), (4, 24, 6, 8), (9, 16, 7, 7), (1, 64, 4, 4)]
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_squeeze_excite"])
@@ -237,7 +236,7 @@ def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout:
 
 
 @on_shim
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -349,7 +348,7 @@ def test_says_which_dtypes(backend: CudaBackend) -> None:
 
 # ---- memory
 @on_shim
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_access_outside_of_memory() -> None:
     """Part of this file runs again with AddressSanitizer and alignment checks in the kernels."""
     runtime = shim_library.sanitizer_runtime()

@@ -1,9 +1,9 @@
 """Checks of the Triton kernels' machine code, compiled for GPUs that need not be present.
 
 codegen_worker.py compiles what calls would launch for sm_90, and in `make nightly` for sm_80, sm_100 and AMD's gfx942
-too. These tests check that nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit; that nothing is computed in
-float64; that there are no atomics on floats; that results passed between programs are released and acquired; and that
-products run on tensor cores.
+too. These tests check that nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit;
+that nothing is computed in float64; that there are no atomics on floats; that results passed between programs are
+released and acquired; and that products run on tensor cores.
 """
 
 import ast
@@ -35,7 +35,6 @@ NVIDIA = (80, 90, 100)
 Row = dict[str, Any]
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
 ]
 

@@ -71,9 +71,8 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
 # C = 20 and of 6 x 6 share vectors (unaligned.py); 70 positions are two words of the mask.
 PASS_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
 PASS_SHAPES += [(1, 5, 3, 3, 4)]
-# The interpreter runs the same kernel for every dtype and activation: pairs of values show each branch.
 passes_everywhere = [
-    pytest.mark.grid(test=2, quick=1),
+    pytest.mark.quick,
     pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
     pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
@@ -140,7 +139,7 @@ def passes(case: Case, seeds: int = 3) -> None:
     contract.passes(case, "triton", DEVICE, range(seeds))
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -148,7 +147,7 @@ def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
     passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
@@ -212,7 +211,7 @@ def test_split_sums(options: dict[str, Any], layout: str) -> None:
         passes(Case("batch_norm_act", (3, 12, 7, 5), layout=layout, **options))
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(("shape", "unaligned"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
 def test_rows_that_start_anywhere(shape: Shape, unaligned: bool | None, dtype: torch.dtype) -> None:
@@ -249,7 +248,7 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, list[Launch], torch
     return error, launches, x, y
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -261,7 +260,7 @@ def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
         assert len(launches) == (1 if op == "batch_norm_act" else 3)
 
 
-@pytest.mark.grid(test=2, quick=1)
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)

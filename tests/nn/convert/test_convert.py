@@ -206,7 +206,6 @@ def test_ddp(process_group, when):
     assert type(wrapped.module) is Bottleneck
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["se", "eca"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compile(attention, training):

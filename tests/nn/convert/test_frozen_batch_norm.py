@@ -276,7 +276,6 @@ def test_own_tail(with_se, monkeypatch):
     torch.testing.assert_close(*(torch.autograd.grad(t.square().sum(), x)[0] for t in (y, wanted)))
 
 
-@pytest.mark.slow
 def test_compiles_without_a_break():
     block = se_fused.convert(undropped(frozen(FLAT["regnet"][0])))
     torch.testing.assert_close(

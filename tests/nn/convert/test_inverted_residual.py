@@ -263,7 +263,6 @@ def test_feature_hooks_before_the_projection() -> None:
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm-mobilenetv3_small_050", "timm-regnety_002", "timm-efficientnet_b0",
                                   "torchvision-mobilenet_v3_small", "torchvision-regnet_y_400mf"])  # fmt: skip
 def test_whole_networks(name: str) -> None:

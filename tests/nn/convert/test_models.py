@@ -76,7 +76,6 @@ def test_converts_and_reverts(name, monkeypatch):
         assert torch.equal(model(x), theirs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.isa) if n == "timm-rexnetr_200" else n for n in MODELS]
 )
