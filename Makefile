@@ -14,7 +14,7 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '
 
 .DEFAULT_GOAL := help
 FORCE:
-.PHONY: FORCE help venv run test lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
+.PHONY: FORCE help venv run quick test nightly lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,11 +51,20 @@ run: venv  ## train and evaluate a small SE-ResNet on synthetic radiographs or D
 	$(PY) -m se_fused fracture train --config small-cpu --data "$(RADIOGRAPHS)" --output build/run
 	$(PY) -m se_fused fracture demo --plot build/demo.png
 
-test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_ARGS="-q -k name" for a part
+quick: venv  ## an answer in two minutes: one case of each branch, on the best instruction set
+	$(PY) -m pytest --tier quick $(PYTEST_ARGS)
+
+test: venv lint  ## what CI runs: lint, the test suite, each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)
 	@echo "and as on a CPU without AVX-512:"
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -q -m isa
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m isa $(PYTEST_ARGS)
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
+
+nightly: venv lint cuda-all  ## every combination, sanitizers, every GPU's machine code, the browser, trainings, fuzzing
+	SE_FUSED_REQUIRE_BROWSER=1 $(PY) -m pytest --tier nightly $(PYTEST_ARGS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest --tier nightly -m isa $(PYTEST_ARGS)
+	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
+	$(PY) tests/mutants/run.py --tier test
 
 lint: venv  ## check with ruff, mypy and clang-format; changes nothing
 	$(VENV)/bin/ruff check .

@@ -48,7 +48,7 @@ def _work(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
-    return ("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+    return ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--tier", "nightly", *arguments)
 
 
 def _interpreted(backend: str, rehearse: bool) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Tests of conv1x1_squeeze_excite against float64: CPU backend, plain PyTorch, and one product in Triton."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -148,17 +147,6 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CPU = pytest.mark.skipif(DEVICE != "cpu", reason="packed weights are the CPU's")
-INSTRUCTIONS = ("default", "avx2", "avx512")
-
-
-@pytest.fixture
-def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    backend = backends.BACKENDS["cpu"]
-    if backend.capability(request.param) != request.param:
-        backend.capability("")
-        pytest.skip(f"this processor has no {request.param}")
-    yield
-    backend.capability("")
 
 
 def packed(given: Given) -> Given:
@@ -167,10 +155,9 @@ def packed(given: Given) -> Given:
 
 @CPU
 @pytest.mark.isa
-@pytest.mark.parametrize("instructions", INSTRUCTIONS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_packed_against_float64(shape: tuple, dtype: torch.dtype, instructions: None) -> None:
+def test_packed_against_float64(shape: tuple, dtype: torch.dtype, instructions: str) -> None:
     """With packed weights, the convolution's result is never rounded to h's dtype, as one product's bound requires."""
     given = draw(shape, dtype, "channels_last")
     one_product = given["h"].dim() > 3 and not given["h"].is_contiguous()

@@ -43,7 +43,7 @@ class Item:
 
     @property
     def callspec(self) -> SimpleNamespace:
-        return SimpleNamespace(indices=dict(self.values))
+        return SimpleNamespace(params=dict(self.values))
 
     def get_closest_marker(self, name: str) -> SimpleNamespace | None:
         return next((SimpleNamespace(kwargs=kwargs) for mark, kwargs in self.marks if mark == name), None)

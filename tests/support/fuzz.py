@@ -52,7 +52,11 @@ def cases(draw: st.DrawFn, largest: int) -> Case:
 
 
 def every_call_is_right(check: Callable[[Case], Any], tier: str, largest: int, examples: int, nightly: int) -> None:
-    """Run ``check`` on ``examples`` calls, the same in each run; ``nightly`` of them, new ones each time, at night."""
+    """Run ``check`` on random calls whose map has at most ``largest`` elements.
+
+    Before the tier "nightly" they are ``examples``, the same in each run. There, they are ``nightly``, new ones in each
+    run; a failure prints what reproduces it.
+    """
 
     @settings(
         max_examples=nightly if tier == "nightly" else examples,

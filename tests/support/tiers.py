@@ -52,9 +52,9 @@ def covering(cases: Sequence[Values], strength: int) -> list[int]:
 
 
 def values_of(item: pytest.Item) -> Values:
-    """The number of each parameter's value, by the parameter's name."""
+    """Each parameter's value by the parameter's name. A value that need not be hashable is its object's number."""
     callspec = getattr(item, "callspec", None)
-    return {} if callspec is None else dict(callspec.indices)
+    return {} if callspec is None else {name: id(value) for name, value in callspec.params.items()}
 
 
 def in_tier(items: Sequence[pytest.Item], tier: str) -> set[pytest.Item]:
@@ -71,8 +71,8 @@ def in_tier(items: Sequence[pytest.Item], tier: str) -> set[pytest.Item]:
     for cases in functions.values():
         grid = cases[0].get_closest_marker("grid")
         strength = {"test": 2, "quick": 1, **(grid.kwargs if grid else {})}[tier]
-        if tier == "quick":  # the last instruction set is the best
-            best = max(values_of(case).get("instructions", 0) for case in cases)
-            cases = [case for case in cases if values_of(case).get("instructions", best) == best]
+        if tier == "quick":  # instruction sets are in their order, the best one last
+            best = values_of(cases[-1]).get("instructions")
+            cases = [case for case in cases if values_of(case).get("instructions") == best]
         chosen.update(cases[number] for number in covering([values_of(case) for case in cases], strength))
     return chosen
