@@ -165,7 +165,7 @@ def test_a_copy_inside_the_model_is_asked_about_too(tmp_path: Path) -> None:
         refused(
             model,
             tmp_path / "a.ckpt",
-            rf"under more than one prefix: say which with prefix='{one}' or prefix='{other}'$",
+            rf"under more than one prefix: choose one with prefix='{one}' or prefix='{other}'$",
         )
         for prefix, wanted in ((one, first), (other, second)):
             report = load_pretrained(model, tmp_path / "a.ckpt", prefix=prefix)
@@ -237,7 +237,7 @@ def test_entries(tmp_path: Path) -> None:
     }
     for entries, content in two.items():
         torch.save(content, tmp_path / "a.pth")
-        message = refused(model, tmp_path / "a.pth", "holds this model in more than one entry: say which with entry=")
+        message = refused(model, tmp_path / "a.pth", "holds this model in more than one entry: choose one with entry=")
         assert all(f"entry={entry!r}" in message for entry in entries) and len(message) < 400
         for entry, wanted in zip(entries, (first, second), strict=True):
             load_pretrained(model, tmp_path / "a.pth", entry=entry)
@@ -257,4 +257,4 @@ def test_counters_of_thop_are_left_out(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     report = load_pretrained(small(5), tmp_path / "a.pth")
     assert set(report.ignored) == {"total_ops", "layer1.0.conv1.total_params"}
-    assert "counts of thop" in str(report)
+    assert "counters of thop" in str(report)
