@@ -82,7 +82,13 @@ def test_info_json():
 def test_info_table():
     shown = invoke("info")
     assert shown.exit_code == 0
-    for wanted in (torch.__version__, "batch_norm_squeeze_excite", "float64", "plain PyTorch", "What auto takes"):
+    for wanted in (
+        torch.__version__,
+        "batch_norm_squeeze_excite",
+        "float64",
+        "plain PyTorch",
+        "Backends that auto uses",
+    ):
         assert wanted in shown.output
 
 
