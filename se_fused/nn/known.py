@@ -84,8 +84,7 @@ def gate(module: nn.Module) -> str | None:
 
 
 def out_activation(module: nn.Module | None) -> str | None:
-    """The module's name in :data:`se_fused.reference.OUT_ACTIVATIONS`, "none" for no activation, None if unsupported.
-    """
+    """The module's name in :data:`se_fused.reference.OUT_ACTIVATIONS`; "none" for no activation, else None."""
     if module is None:
         return "none"
     name = _name(module)

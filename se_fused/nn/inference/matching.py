@@ -18,8 +18,7 @@ _SAME = (("timm.layers.conv2d_same", "Conv2dSame"), ("efficientnet_pytorch.utils
 
 
 def squeeze_excite_arguments(module: nn.Module) -> dict[str, Any] | None:
-    """Keyword arguments of :func:`se_fused.functional.squeeze_excite`; None if ``module`` is not a supported SE layer.
-    """
+    """Keyword arguments of :func:`se_fused.functional.squeeze_excite`; None if ``module`` is no supported SE layer."""
     if is_plain(module, SqueezeExcite) and module.is_fusable():
         return module.arguments()
     return arguments_of(module)
