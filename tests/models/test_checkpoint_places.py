@@ -117,7 +117,10 @@ def test_two_prefixes_that_fit_are_asked_about(tmp_path: Path) -> None:
             assert torch.equal(model.layer4[1].conv2.weight, wanted.layer4[1].conv2.weight)
             assert "n_averaged" in report.ignored and len(report.ignored) == len(first.state_dict()) + 1
     refused(
-        model, tmp_path / "a.ckpt", r"prefix must be one of .*, got 'net\.'; there are 'ema\.', 'model\.'", prefix="net"
+        model,
+        tmp_path / "a.ckpt",
+        r"must be a prefix of keys .*, got 'net\.'; there are 'ema\.', 'model\.'",
+        prefix="net",
     )
     with pytest.raises(TypeError, match=r"prefix must be a string such as 'model\.' or None, got 3"):
         load_pretrained(model, tmp_path / "a.ckpt", prefix=3)  # type: ignore[arg-type]
