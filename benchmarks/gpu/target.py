@@ -51,7 +51,7 @@ class Target:
     image: int
     training: tuple[int, ...]
     inference: tuple[int, ...]
-    """Batch sizes of networks, as for ``training``."""
+    """Batch sizes of networks: ``training`` in training, ``inference`` in inference."""
     dtype: torch.dtype
 
     @property
