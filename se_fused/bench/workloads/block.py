@@ -180,7 +180,7 @@ class BlockWorkload(Workload):
         return counted_bytes(self.shape, self.dtype, passes), tensors * self.given["x"].nbytes
 
     def flops(self) -> int:
-        """See :func:`block_flops`."""
+        """Floating-point operations of the block, see :func:`block_flops`."""
         return block_flops(self.shape, self.hidden, self.mode, self.batch_norm)
 
     def _op(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:

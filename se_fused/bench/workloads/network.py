@@ -259,11 +259,11 @@ class NetworkWorkload(Workload):
             return self._results(model, model, self.inputs["contiguous"].double())
 
     def counted(self) -> tuple[int, int]:
-        """See :func:`network_bytes`."""
+        """Counted bytes and working set, see :func:`network_bytes`."""
         return network_bytes(self._models[self.truth_of], self.shape, self.dtype, self.mode)
 
     def flops(self) -> int:
-        """See :func:`network_flops`."""
+        """Floating-point operations, see :func:`network_flops`."""
         return network_flops(self._models[self.truth_of], self.shape, self.mode)
 
     def _candidate(

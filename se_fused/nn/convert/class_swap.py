@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Handler:
-    """How a supported class is converted.
+    """Conversion rules for a supported class.
 
     ``forward`` replaces the forward of the class. ``methods`` are the methods of the class that this relies on: a
     subclass that overrides one of them is not converted. ``refusal`` returns the reason why an instance cannot be

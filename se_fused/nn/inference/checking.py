@@ -84,7 +84,7 @@ class _Distances:
                 "the model"
             )
         self.own, self.models = self._of(ours), 0.0
-        # the model's own distance is the largest of several; stop as soon as it allows ours
+        # the model's own distance is the largest of several; stop once it is large enough to accept the optimised model
         for theirs in _realisations(model, arguments, dtype):
             self.models = max(self.models, self._of(theirs))
             if self.allowed():
