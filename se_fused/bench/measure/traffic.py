@@ -11,9 +11,9 @@ __all__ = ["PassCounts", "counted_bytes", "counted_passes"]
 class PassCounts:
     """Numbers of passes that read or write a map (N, C, *spatial), and of passes over the mask of one bit per element.
 
-    x, residual, y, dy, dr and dx count once per pass that reads or writes them (DESIGN.md), and so does the mask.
-    Vectors of size (N, C) and smaller, parameters, and additional traffic of an implementation do not count. The time
-    for these bytes is therefore a lower bound for this design, not a model of an implementation.
+    x, residual, y, dy, dr and dx count once per pass that reads or writes them (DESIGN section 4), and so does the
+    mask. Vectors of size (N, C) and smaller, parameters, and additional traffic of an implementation do not count. The
+    time for these bytes is therefore a lower bound for this design, not a model of an implementation.
     """
 
     forward: int
@@ -32,12 +32,12 @@ class PassCounts:
         return self.forward_masks + self.backward_masks
 
     def forward_only(self) -> "PassCounts":
-        """The counts of the forward pass alone: in training, 4 of DESIGN's 4 + 6 passes, and writing the mask."""
+        """Counts of the forward pass alone: in training, 4 of the 4 + 6 passes of DESIGN section 4, and the mask."""
         return PassCounts(forward=self.forward, backward=0, forward_masks=self.forward_masks)
 
 
 def counted_passes(*, training: bool, batch_norm: bool = True, residual: bool = True, relu: bool = True) -> PassCounts:
-    """Passes by DESIGN: 4 and the mask forward, 6 and the mask backward in training; 3 in inference.
+    """Passes of DESIGN section 4: 4 and the mask forward, 6 and the mask backward in training; 3 in inference.
 
     Args:
         training: True: forward and backward with the statistics of the batch (:meth:`PassCounts.forward_only` gives

@@ -106,9 +106,9 @@ def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Consol
     if blocks and memory_copy:
         for device, speed in memory_copy.items():
             to.print(
-                f"× copy: time of se_fused over the time of a copy of the counted bytes (DESIGN's passes), at the "
-                f"speed of copy_ on as many bytes as the op uses;\nin memory: at the speed of a copy far larger than "
-                f"the caches, here {speed / 1e9:.1f} GB/s read and written on {device}."
+                f"× copy: time of se_fused over the time of a copy of the counted bytes (DESIGN.md section 4), at "
+                f"the speed of copy_ on as many bytes as the op uses;\nin memory: at the speed of a copy far larger "
+                f"than the caches, here {speed / 1e9:.1f} GB/s read and written on {device}."
                 + ("\nThe C library keeps freed memory, for all candidates." if device == "cpu" else ""),
                 markup=False,
             )

@@ -103,7 +103,7 @@ class _Distances:
 
     @property
     def bound(self) -> float:
-        """Allowed distance: twice the model's own (DESIGN, tolerances), plus the rounding of weights and results."""
+        """Allowed distance: twice the model's own (DESIGN section 3), plus the rounding of weights and results."""
         return 2 * self.models + 4 * torch.finfo(self.dtype).eps
 
     def allowed(self) -> bool:
