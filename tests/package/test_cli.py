@@ -152,7 +152,7 @@ WRONG = [
     (["compare", "stages", "--bogus"], "--bogus", ""),
     (["report"], "", "RESULTS.json"),
     (["report", "/nowhere/results.json"], "RESULTS.json", "no such file"),
-    (["report", __file__], "RESULTS.json", "no JSON"),
+    (["report", __file__], "RESULTS.json", "not JSON"),
     (["report", "/nowhere/results.json", "--output", "/nowhere/at/all"], "--output", "no folder /nowhere/at"),
     (["report", "/nowhere/results.json", "--output", __file__], "--output", "is a file"),
     (["changes", __file__], "", "AFTER.json"),
