@@ -1,4 +1,4 @@
-"""The benchmark of a block, for test_block.py and test_scaling.py."""
+"""The block benchmark that test_block.py and test_scaling.py share."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ def block_benchmark(
     candidate: str,
     info: dict[str, Any] | None = None,
 ) -> None:
-    """One candidate of a block beside ours; ours beside a copy.
+    """Measure one candidate of a block against se_fused, or se_fused against a copy of as many bytes.
 
     Args:
-        block: "se-infer", "bn_se-train" and so on.
-        info: more for ``extra_info``.
+        block: batch norm and mode, such as "se-infer" or "bn_se-train".
+        info: additional entries of ``extra_info``.
     """
     norm, _, mode = block.partition("-")
     key = " ".join([block, "x".join(map(str, shape)), dtype, layout])

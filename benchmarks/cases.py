@@ -1,6 +1,6 @@
-"""Which benchmarks a preset has, as rows of words. Rows that share a workload stand together: it is built once.
+"""Benchmark cases of each preset, as rows of strings. Rows with the same workload are adjacent, so it is built once.
 
-``default`` on a CPU takes about an hour on two cores, with every baseline; ``full`` adds batches, networks and
+On a CPU with two cores, ``default`` takes about an hour with all baselines; ``full`` adds batch sizes, networks and
 float16.
 """
 
@@ -19,9 +19,10 @@ Rows = list[tuple[str, ...]]
 SMOKE_STAGES = ((2, 64, 14, 14), (2, 128, 7, 7))
 BLOCKS = ("se-infer", "se-train", "bn_se-forward", "bn_se-train")
 NETWORKS = ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d")
-UNMEASURED = ("legacy_seresnet50",)  # converted in the tests only
+UNMEASURED = ("legacy_seresnet50",)  # models that only the tests convert
 
-# Axis of the scaling study -> its values. "samples" is batch where the two layers are all the work: one position.
+# Values of each axis of the scaling studies. "samples" is the batch size of maps with one position, where the two fully
+# connected layers are all the work.
 STUDIES = {
     "batch": (1, 2, 8, 32, 128, 512),
     "image": (64, 128, 224, 384, 640, 1024),
@@ -31,7 +32,7 @@ STUDIES = {
 }
 
 
-# A pass -> maps read, maps written, masks, floating-point operations of an element
+# For each pass: maps read, maps written, masks, floating-point operations per element
 PASSES = {
     "moments": (1, 0, 0, 4),
     "scale_shift_act": (2, 1, 1, 4),
@@ -43,7 +44,7 @@ PASSES = {
 
 
 def compilers(device: str, freezing: bool = False) -> tuple[str, ...]:
-    """torch.compile's ways on a device."""
+    """Candidates with torch.compile on a device."""
     if device == "cuda":
         return ("compile", "compile max-autotune", "compile reduce-overhead")
     return ("compile", "compile freezing") if freezing else ("compile",)
@@ -57,7 +58,7 @@ def stages(preset: str, device: str) -> list[str]:
 
 
 def sizes(stage: str) -> tuple[int, int, int, int]:
-    """(N, C, H, W) of a stage's name: "8x256x56x56"."""
+    """(N, C, H, W) from the name of a stage, such as "8x256x56x56"."""
     n, c, h, w = (int(size) for size in stage.split("x"))
     return n, c, h, w
 
@@ -68,7 +69,7 @@ def dtypes(preset: str) -> tuple[str, ...]:
 
 def block_rows(preset: str, device: str) -> Rows:
     def candidates(block: str) -> tuple[str, ...]:
-        # timm's is the strongest in eager mode: it adds and activates in place, "eager" (se_fused.reference) does not.
+        # timm's module is the fastest in eager mode: it adds and applies ReLU in place, se_fused.reference does not.
         modules = LIBRARIES if block == "se-infer" or preset != "default" else ("timm",)
         return ("se_fused", "eager", *modules, *compilers(device))
 
@@ -79,7 +80,7 @@ def block_rows(preset: str, device: str) -> Rows:
         for dtype in dtypes(preset)
         for layout in LAYOUTS
         for candidate in candidates(block)
-        # a compilation takes seconds and forgets nothing: once will do
+        # in the smoke preset, one compilation is enough, because each takes seconds
         if preset != "smoke" or not compiles(candidate) or (block, layout) == ("se-infer", "contiguous")
     ]
 
@@ -108,17 +109,17 @@ def conv1x1_rows(preset: str, device: str) -> Rows:
 
 
 def network_rows(preset: str, device: str) -> Rows:
-    """(network, mode, batch, size, dtype, candidate, layout, "se" or "plain")"""
+    """Rows (network, mode, batch, size, dtype, candidate, layout, "se" or "plain")."""
     gpu = device == "cuda"
     both = [(name, layout) for name in ("se_fused", "eager") for layout in LAYOUTS]
     infer = [*both, ("se_fused optimized", "channels_last")]
     infer += [(way, "channels_last") for way in compilers(device, freezing=True)]
-    # On a CPU, where ours is optimize_for_inference, they would take minutes to say what that says.
+    # On a CPU, these take minutes to compile and add little to se_fused.optimize_for_inference.
     compiled = ("se_fused compile", "se_fused compile reduce-overhead") if gpu or preset == "full" else ()
     infer += [(way, "channels_last") for way in compiled]
     infer += [(engine, "contiguous") for engine in ("openvino", "onnxruntime", *(("tensorrt",) if gpu else ()))]
     train = [*both, *((way, "channels_last") for way in (*compilers(device), *compiled))]
-    # What SE costs: each candidate that is fast, on the network without SE.
+    # The fast candidates are also measured on the network without SE, for the cost of SE.
     best = ("se_fused", "eager", "se_fused optimized", "openvino", "onnxruntime", "tensorrt", *compilers(device))
     best += ("compile freezing", *compiled)
     layouts = {"openvino": "contiguous", "onnxruntime": "contiguous", "tensorrt": "contiguous"}
@@ -164,7 +165,7 @@ def network_rows(preset: str, device: str) -> Rows:
 
 
 def convert_rows(preset: str, device: str) -> Rows:
-    """(library-name, mode, batch, size, dtype, layout, candidate)"""
+    """Rows (library-name, mode, batch, size, dtype, layout, candidate)."""
     names = [f"{library}-{name}" for name, library in CONVERTED if name not in UNMEASURED]
     if preset == "smoke":
         names = ["timm-efficientnet_b0"]
@@ -182,7 +183,7 @@ def convert_rows(preset: str, device: str) -> Rows:
 
 
 def scaling_rows(preset: str, device: str) -> Rows:
-    """(axis, value, block, dtype, candidate)"""
+    """Rows (axis, value, block, dtype, candidate)."""
     candidates = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
     return [
         (axis, str(value), block, "float32", candidate)
@@ -194,7 +195,7 @@ def scaling_rows(preset: str, device: str) -> Rows:
 
 
 def network_scaling_rows(preset: str, device: str) -> Rows:
-    """(axis, value, network, dtype, candidate, layout): whole networks by batch and by image."""
+    """Rows (axis, value, network, dtype, candidate, layout) of networks by batch size and by image size."""
     gpu = device == "cuda"
     if preset == "smoke":
         network, values = "seresnet18", {"batch": (1, 2), "image": (64, 96)}
@@ -225,7 +226,7 @@ _CASES = {
 
 
 def cases(test: str, preset: str, device: str) -> tuple[list[str], Rows] | None:
-    """Parameter names and rows of a benchmark; None of one that has no table."""
+    """Parameter names and rows of a benchmark; None if it has no table of cases."""
     if test not in _CASES:
         return None
     names, rows = _CASES[test]
@@ -233,5 +234,5 @@ def cases(test: str, preset: str, device: str) -> tuple[list[str], Rows] | None:
 
 
 def torch_type(device: str) -> str:
-    """ "cuda" of "cuda:1"."""
+    """Type of a device: "cuda" for "cuda:1"."""
     return device.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Options, fixtures and the JSON's header of ``pytest benchmarks/ --benchmark-only``."""
+"""Options, fixtures and the additions to the JSON file of ``pytest benchmarks/ --benchmark-only``."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from se_fused.info.provenance import environment, portable, this_command
 
 _SKIPPED = pytest.StashKey[list[dict[str, str]]]()
 SIZES = [2**20, 2**22, 2**24, 2**26, 2**28]
-"""Working sets, in bytes, for which the speed of a copy goes into the JSON."""
+"""Working sets in bytes for which the speed of a copy is measured and stored in the JSON file."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,10 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--preset",
         default="default",
         choices=PRESETS,
-        help="smoke: tiny maps, every benchmark once; default; full: every batch, network and baseline, hours on a CPU",
+        help="smoke: tiny maps, every benchmark once; default: the usual cases, about an hour on two CPU cores; "
+        "full: every batch size, network and baseline, hours on a CPU",
     )
-    group.addoption("--seconds", type=float, default=None, help="of measuring one candidate; default: by workload")
-    group.addoption("--device", default=None, help="cpu or cuda; default: cuda where torch sees a GPU")
+    group.addoption("--seconds", type=float, default=None, help="seconds per candidate; default: by workload")
+    group.addoption("--device", default=None, help="cpu or cuda; default: cuda if torch finds a GPU")
 
 
 def chosen_device(config: pytest.Config) -> str:
@@ -36,12 +37,12 @@ def chosen_device(config: pytest.Config) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     device = chosen_device(config)
     if device != "cpu" and not torch.cuda.is_available():
-        raise pytest.UsageError(f"--device {device}: torch sees no GPU here")
+        raise pytest.UsageError(f"--device {device}: torch finds no GPU here; give --device cpu")
     config.stash[_SKIPPED] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each benchmark's parameters are words (pytest-benchmark stores them), in the order in which they share work."""
+    """Parametrize a benchmark with the rows of cases.py, which are strings because pytest-benchmark stores them."""
     found = cases(metafunc.function.__name__, metafunc.config.getoption("--preset"), chosen_device(metafunc.config))
     if found is not None:
         names, rows = found
@@ -79,7 +80,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     device = chosen_device(config)
     smoke = config.getoption("--preset") == "smoke"
     if not config.getoption("benchmark_save_data", False):
-        for row in output_json["benchmarks"]:  # each round's time: quartiles and medians stay
+        for row in output_json["benchmarks"]:  # remove the time of each round, but not medians and quartiles
             row["stats"].pop("data", None)
     output_json["se_fused"] = {
         "command": this_command(),

@@ -1,15 +1,15 @@
 """cuBLASLt as a candidate for "conv3 (1x1) + squeeze-excite + residual + ReLU" in inference, channels_last.
 
-With the gate s (N, C) known, the op is one strided batched product, a matrix per sample:
+If the gate s (N, C) is known, the op is one strided batched product with a matrix per sample:
 
     y[n] (S, C) = relu(h[n] (S, K) (s[n] * W3)^T (K, C) + residual[n] (S, C) + s[n] * b3)
 
-The gate goes into the weights first: N copies, written and read, are rounded to the tensors' dtype, as is the scaled
-bias. A factor per row of D would spare that (CUBLASLT_MATMUL_DESC_ALPHA_VECTOR_BATCH_STRIDE), but NVIDIA's manual has
-it for int8 kernels only.
+The weights are multiplied by the gate first. The N scaled copies are written and read, and rounded to the dtype of the
+tensors like the scaled bias. A factor per row of D (CUBLASLT_MATMUL_DESC_ALPHA_VECTOR_BATCH_STRIDE) would avoid the
+copies, but NVIDIA's manual documents it for int8 kernels only.
 
-No GPU has run this yet. tests/bench/test_cublaslt.py holds numbers, layouts and descriptors against NVIDIA's headers
-and library; whether the heuristic has a kernel for a shape, and how right and how fast it is, is not known.
+This code has not run on a GPU yet. tests/bench/test_cublaslt.py compares constants, layouts and descriptors with
+NVIDIA's headers and library. Unknown are whether the heuristic finds a kernel for a shape, its accuracy and its speed.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_B
 CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_RELU, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_RELU_BIAS = 1, 2, 4, 6
 
 DATA_TYPES = {torch.float32: CUDA_R_32F, torch.float16: CUDA_R_16F, torch.bfloat16: CUDA_R_16BF}
-WORKSPACE = 32 * 2**20  # as much as PyTorch gives cuBLAS on Hopper
+WORKSPACE = 32 * 2**20  # the workspace that PyTorch provides for cuBLAS on Hopper
 
 
 class HeuristicResult(ctypes.Structure):  # cublasLt.h: cublasLtMatmulHeuristicResult_t
@@ -44,7 +44,7 @@ class HeuristicResult(ctypes.Structure):  # cublasLt.h: cublasLtMatmulHeuristicR
 
 
 @dataclass(frozen=True)
-class Matrix:  # column-major: element (i, j) of matrix n lies at n * batch_stride + j * ld + i
+class Matrix:  # column-major: element (i, j) of matrix n is at n * batch_stride + j * ld + i
     rows: int
     cols: int
     ld: int
@@ -52,7 +52,7 @@ class Matrix:  # column-major: element (i, j) of matrix n lies at n * batch_stri
 
 
 @dataclass(frozen=True)
-class Problem:  # D = op(A) op(B) + C + bias, batch times; the bias has a value per row of D
+class Problem:  # D = op(A) op(B) + C + bias for each matrix of the batch; the bias has a value per row of D
     a: Matrix
     b: Matrix
     c: Matrix
@@ -64,11 +64,11 @@ class Problem:  # D = op(A) op(B) + C + bias, batch times; the bias has a value 
 
 
 def layout_of_problem(n: int, c: int, k: int, s: int) -> Problem:
-    """The op's memory in cuBLASLt's words, which are column-major: a row-major (P, Q) is a column-major (Q, P), ld Q.
+    """The op's matrices for cuBLASLt, which is column-major: a row-major (P, Q) is a column-major (Q, P) with ld Q.
 
-    So the product is computed transposed, y^T (C, S) = W (C, K) h^T (K, S). y and residual, row-major (S, C), are D and
-    C: (C, S), ld C; their rows are channels, as the bias needs. h, row-major (S, K), is B = h^T: (K, S), ld K. W,
-    row-major (C, K), lies there as W^T (K, C), ld K: A, which op transposes back.
+    The product is therefore computed transposed, y^T (C, S) = W (C, K) h^T (K, S). y and residual, row-major (S, C),
+    are the matrices D and C: (C, S), ld C. Their rows are channels, which the bias requires. h, row-major (S, K), is
+    B = h^T: (K, S), ld K. W, row-major (C, K), is A = W^T (K, C), ld K, which op transposes back.
     """
     image = Matrix(c, s, c, s * c)
     a, b = Matrix(k, c, k, c * k), Matrix(k, s, k, s * k)
@@ -76,15 +76,16 @@ def layout_of_problem(n: int, c: int, k: int, s: int) -> Problem:
 
 
 def bytes_moved(n: int, c: int, k: int, s: int, itemsize: int, scaled_weights: bool = True) -> int:
-    """Bytes of the whole op: h twice (squeeze, product), W3, residual and y once, and N scaled W3 written and read.
+    """Bytes of the whole op: h twice (squeeze, product), W3, residual and y once, N scaled copies of W3 twice.
 
-    ``scaled_weights`` False: a product that scales its result instead. Vectors and the gate's weights are left out.
+    With ``scaled_weights`` False, the product scales its result instead of the weights. Vectors and the weights of the
+    gate do not count.
     """
     return (2 * n * s * k + c * k + 2 * n * s * c + scaled_weights * 2 * n * c * k) * itemsize
 
 
 @cache
-def library() -> ctypes.CDLL:  # PyTorch has loaded it: it is found by name, wherever the packages have put it
+def library() -> ctypes.CDLL:  # PyTorch has loaded the library already, so it is found by name in any folder
     try:
         found = ctypes.CDLL(f"libcublasLt.so.{str(torch.version.cuda).split('.')[0]}")
     except OSError as error:
@@ -99,7 +100,7 @@ def call(function: str, *arguments: object) -> None:
         raise RuntimeError(f"{function}: {library().cublasLtGetStatusName(status).decode()} ({status})")
 
 
-def create(function: str, *arguments: object) -> c_void_p:  # never destroyed: a process makes few
+def create(function: str, *arguments: object) -> c_void_p:  # never destroyed, because a process creates only a few
     made = c_void_p()
     call(function, byref(made), *arguments)
     return made
@@ -110,13 +111,13 @@ def put(kind: str, target: c_void_p, attribute: int, value: object) -> None:  # 
 
 
 @cache
-def handle(device: int) -> c_void_p:  # of the current device, which the caller has made this one
+def handle(device: int) -> c_void_p:  # cuBLASLt uses the current device, which the caller has set to this one
     return create("cublasLtCreate")
 
 
 @cache
 def descriptors(problem: Problem, dtype: torch.dtype, has_bias: bool, relu: bool, tf32: bool) -> list[c_void_p]:
-    """The operation and the layouts of A, B, C, D. No GPU is needed for that."""
+    """Descriptors of the operation and of the layouts of A, B, C and D; needs no GPU."""
     single = CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else CUBLAS_COMPUTE_32F_PEDANTIC
     compute = single if dtype == torch.float32 else CUBLAS_COMPUTE_32F
     operation = create("cublasLtMatmulDescCreate", compute, CUDA_R_32F)  # float32: alpha and beta
@@ -136,10 +137,10 @@ def descriptors(problem: Problem, dtype: torch.dtype, has_bias: bool, relu: bool
 
 @cache
 def plan(device: int, alignments: tuple[int, ...], *described: object) -> HeuristicResult:
-    """The heuristic's first answer for these descriptors: the one that NVIDIA estimates to be the fastest."""
+    """The heuristic's first result for these descriptors, which NVIDIA estimates to be the fastest."""
     preference = create("cublasLtMatmulPreferenceCreate")
     put("MatmulPreference", preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, c_uint64(WORKSPACE))
-    for i, alignment in enumerate(alignments[:4]):  # the fifth is the bias's, which the descriptor tells
+    for i, alignment in enumerate(alignments[:4]):  # the fifth is the alignment of the bias, given by the descriptor
         put("MatmulPreference", preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + i, c_uint32(alignment))
     result, count = HeuristicResult(), c_int32()
     how = (*descriptors(*described), preference, 1)
@@ -157,22 +158,22 @@ def multiply(
         raise RuntimeError(f"cuBLASLt needs tensors on an NVIDIA GPU, got {y.device}")
     described = (problem, y.dtype, bias is not None, *how)
     operation, *layouts = descriptors(*described)
-    # without a residual beta is 0: C is not read, but must be there
+    # without a residual, beta is 0: C is not read, but its pointer must be valid
     pointers = [t.data_ptr() for t in (weight, h, y if residual is None else residual, y)]
     (a, la), (b, lb), (c, lc), (d, ld) = zip(map(c_void_p, pointers), layouts, strict=True)
-    if bias is not None:  # before the heuristic, which looks at its alignment
+    if bias is not None:  # set the pointer before the heuristic runs, which uses its alignment
         pointers.append(bias.data_ptr())
         put("MatmulDesc", operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, c_void_p(pointers[4]))
     with torch.cuda.device(y.device):
         result = plan(y.device.index, tuple(min(p & -p, 256) for p in pointers), *described)
-        work = torch.empty(result.workspaceSize, dtype=torch.uint8, device=y.device)  # of this stream, 512-byte aligned
+        work = torch.empty(result.workspaceSize, dtype=torch.uint8, device=y.device)  # aligned to 512 bytes
         end = c_void_p(work.data_ptr()), c_size_t(work.numel()), c_void_p(torch.cuda.current_stream().cuda_stream)
         operands = byref(c_float(1)), a, la, b, lb, byref(c_float(residual is not None)), c, lc, d, ld
         call("cublasLtMatmul", handle(y.device.index), operation, *operands, byref(result.algo), *end)
 
 
 def scaled_parameters(weight: Tensor, bias: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-    """s[n] * W3 (N, C, K) and s[n] * b3 (N, C) in the weight's dtype, each in one pass whatever the gate's dtype."""
+    """s[n] * W3 (N, C, K) and s[n] * b3 (N, C) in the weight's dtype, each in one pass for any dtype of the gate."""
     n, c, k = len(scale), *weight.shape[:2]
     scaled = torch.mul(weight.reshape(c, k), scale[:, :, None], out=weight.new_empty(n, c, k))
     return scaled, None if bias is None else torch.mul(bias, scale, out=weight.new_empty(n, c))
@@ -191,7 +192,8 @@ def cublaslt_conv1x1(
     """relu(scale * (conv(h) + conv_bias) + residual), in h's dtype: float32, float16, bfloat16.
 
     h (N, K, H, W) and residual (N, C, H, W) are channels_last, conv_weight is (C, K) or (C, K, 1, 1), conv_bias (C,),
-    scale (N, C) of any dtype. ``tf32`` (None: as PyTorch's matrix products) says how float32 may be multiplied.
+    scale (N, C) of any dtype. ``tf32``: whether float32 products may use TF32; None: PyTorch's setting for matrix
+    products.
     """
     for t in (h, residual):
         if t is not None and not t.is_contiguous(memory_format=torch.channels_last):

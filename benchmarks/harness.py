@@ -1,8 +1,9 @@
-"""What every benchmark does: check the output, time in turn with a reference, note bytes, memory, the machine's state.
+"""Procedure of every benchmark: check the output, time in turn with a reference, record bytes, memory and device state.
 
-A benchmark compares one candidate with a *reference* that is called before each of its rounds: ours for the baselines,
-a copy of as many bytes for ours, the network with SE for the one without. Machines grow warm and neighbours busy; the
-quotient of two consecutive rounds is not affected. pytest-benchmark's own figures are the candidate's wall-clock times.
+A benchmark compares one candidate with a *reference* that is called before each of its rounds. The reference is
+se_fused for the baselines, a copy of as many bytes for se_fused, and the network with SE for the one without. Machines
+become hot, and others use them too; this does not affect the quotient of two consecutive rounds. pytest-benchmark's own
+figures are wall-clock times of the candidate.
 """
 
 import gc
@@ -25,10 +26,10 @@ from se_fused.bench.workloads.base import Candidate, Workload
 
 __all__ = ["Settings", "WorkloadCache", "WorkloadSpec", "run"]
 
-PAUSE = 0.05  # seconds; threads of these engines spin on for a while after a call (NOTES.md)
+PAUSE = 0.05  # seconds of sleep: threads of the SPINNING engines keep spinning for a while after a call (NOTES.md)
 SPINNING = ("openvino", "onnxruntime")
-COPIED = 2**26  # bytes of the copy beside what has no counted ones
-MOST_SETS = 256  # maps so small that more of them would be needed are in a cache in any network
+COPIED = 2**26  # bytes of the copy that is the reference of workloads without counted bytes
+MOST_SETS = 256  # maps that would need more sets are so small that they are in a cache in any network
 
 Run = Callable[[], Any]
 Seconds = list[float]
@@ -36,14 +37,14 @@ Seconds = list[float]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure."""
+    """Settings of a session, from the command line options."""
 
     preset: str
     device: str
-    seconds: float | None  # of one candidate; None: the workload's own
+    seconds: float | None  # seconds per candidate; None: by workload
 
     def budget(self, workload: Workload) -> float:
-        """Seconds of measuring one candidate."""
+        """Seconds of measurement for one candidate."""
         if self.preset == "smoke":
             return 0.01
         return min(workload.seconds, 5.0) / 2 if self.seconds is None else self.seconds
@@ -51,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class WorkloadSpec:
-    """A workload that is not built yet: its name, and how to build it."""
+    """A workload that is built later: its name, and the function that builds it."""
 
     key: str
     build: Callable[[], Workload]
@@ -59,14 +60,14 @@ class WorkloadSpec:
 
 @dataclass
 class WorkloadCache:
-    """The workloads and checked candidates of the group of benchmarks that is running; another group clears it."""
+    """Workloads and checked candidates of the current group of benchmarks."""
 
     group: str = ""
     checks: dict[str, AccuracyCheck] = field(default_factory=dict)
     candidates: dict[tuple[str, str, str], tuple[Candidate, Result]] = field(default_factory=dict)
 
     def start_group(self, group: str) -> None:
-        """Drop what belongs to another group."""
+        """Clear the cache if the group changes."""
         if group == self.group:
             return
         self.group = group
@@ -76,13 +77,13 @@ class WorkloadCache:
         gc.collect()
 
     def check(self, spec: WorkloadSpec) -> AccuracyCheck:
-        """The accuracy check of a workload, which is built when it is first asked for."""
+        """The accuracy check of a workload; the workload is built in the first call."""
         if spec.key not in self.checks:
             self.checks[spec.key] = AccuracyCheck(spec.build())
         return self.checks[spec.key]
 
     def checked(self, spec: WorkloadSpec, name: str, layout: str) -> tuple[Candidate, Result]:
-        """A candidate whose results agree with float64. Skips where it cannot run here, fails where it disagrees."""
+        """A candidate whose results agree with float64; skips the test if it cannot run here, fails if it differs."""
         workload = self.check(spec).workload
         reason = why_not(name, workload.device, workload.dtype, workload.mode) if name in PROVIDERS else None
         if reason is not None:
@@ -103,12 +104,18 @@ class WorkloadCache:
 def timed(
     benchmark: Any, mine: Run, reference: Run, device: str, budget: float, *, prime: bool, pause: float
 ) -> Seconds | None:
-    """Let pytest-benchmark time ``mine``, with a call of the reference before each round, whose seconds are returned.
+    """Let pytest-benchmark time ``mine``, and time the reference before each round; return the reference's seconds.
 
     Args:
-        budget: seconds of both.
-        prime: call each once before it is timed, so that it finds its own data in the caches.
-        pause: seconds of sleep before each.
+        benchmark: pytest-benchmark's fixture.
+        mine, reference: functions to time.
+        device: the device on which they run.
+        budget: seconds for both.
+        prime: call each function once before it is timed, so that its data is in the caches.
+        pause: seconds of sleep before each measurement.
+
+    Returns:
+        Seconds of the reference in each round; None if benchmarks are disabled.
     """
     wait = synchronizer(device)
     held: list[Any] = []
@@ -144,7 +151,7 @@ def timed(
 
 
 def on_device(mine: Run, reference: Run, device: str, budget: float, prime: bool) -> tuple[Seconds, Seconds, str]:
-    """Both without the host's part, which a wall clock cannot leave out: GPUs. And how it was measured."""
+    """Device times of both functions on a GPU, which exclude the time of the host, and the method of measurement."""
     samples = {"mine": sampler(mine, device), "theirs": sampler(reference, device)}
     start = time.perf_counter()
     for sample in samples.values():
@@ -155,7 +162,7 @@ def on_device(mine: Run, reference: Run, device: str, budget: float, prime: bool
 
 
 def cold_sets(nbytes: int, settings: Settings) -> int:
-    """How many copies of a working set it takes so that each is out of the caches at its turn; 1: there is no room."""
+    """Number of copies of a working set so that each is in no cache at its turn; 1 if the memory is too small."""
     sets = rotation(nbytes, settings.device)
     if settings.preset == "smoke":
         return min(sets, 2)
@@ -163,8 +170,8 @@ def cold_sets(nbytes: int, settings: Settings) -> int:
 
 
 def cold_times(mine: Sequence[Run], reference: Sequence[Run], device: str, budget: float) -> tuple[Seconds, Seconds]:
-    """Both over rotating buffers."""
-    turn = itertools.count()  # one for both: else each finds in the caches what the other has just read
+    """Times of both functions with rotating buffers."""
+    turn = itertools.count()  # shared by both; otherwise each would find in the caches the data of the other
     samples = {"mine": sampler(mine, device, turn=turn), "theirs": sampler(reference, device, turn=turn)}
     once = sum(sample() for sample in samples.values())
     measured = in_turn(samples, rounds_for(budget, once), warmup=1)
@@ -184,17 +191,18 @@ def run(
     to: tuple[WorkloadSpec, str, str],
     info: dict[str, Any] | None = None,
 ) -> None:
-    """One benchmark.
+    """Run one benchmark.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        workloads, settings: the session's.
-        spec: what is computed.
+        workloads, settings: fixtures of the session.
+        spec: the workload.
         name, layout: the candidate.
         kind: "pass", "block", "conv1x1", "network" or "convert".
-        group: of the report; candidates of one group are compared with each other.
-        to: the reference, a checked candidate too; the candidate itself: a copy of as many bytes.
-        info: more for ``extra_info``.
+        group: group in the report; candidates of one group are compared with each other.
+        to: workload, name and layout of the reference, another checked candidate. If it is the candidate itself, the
+            reference is a copy of as many bytes.
+        info: additional entries of ``extra_info``.
     """
     keep_freed_memory()
     device = settings.device
@@ -210,7 +218,7 @@ def run(
     before = snapshot(device)
     budget = settings.budget(workload)
     pause = PAUSE if name in SPINNING or to[1] in SPINNING else 0.0
-    prime = candidate.rotate is not None  # a network fills the caches anew anyway
+    prime = candidate.rotate is not None  # not for networks, which replace the content of the caches in each call
     theirs = timed(benchmark, candidate.run, reference, device, budget, prime=prime, pause=pause)
     if theirs is None:  # --benchmark-disable
         return
@@ -236,10 +244,10 @@ def run(
     quotients = {key: ratio(*both) for key, both in compared.items()}
     if other is not None:
         extra |= {key: {"to": to[1], **quotient.as_dict()} for key, quotient in quotients.items()}
-    elif counted is not None:  # a copy of the working set: speed over its speed
+    elif counted is not None:  # the reference is a copy of the working set: compare the speeds
         names = {"ratio": "warm", "cold_ratio": "cold"}
         extra["share_of_copy"] = {names[key]: counted / working_set / q.median for key, q in quotients.items()}
-    candidate.reset()  # gradients of earlier runs would be freed within this one
+    candidate.reset()  # otherwise gradients of earlier runs would be freed during the measurement
     extra["peak_bytes"] = peak_memory(candidate.run, workload.device)
     candidate.reset()
     if workload.mode != "infer":

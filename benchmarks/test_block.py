@@ -1,6 +1,6 @@
-"""The end of a residual block: ours against plain PyTorch, eager and compiled, and the SE layers of other libraries.
+"""Benchmarks of the end of a residual block against PyTorch, eager and compiled, and SE layers of other libraries.
 
-One group of the report is one workload: the same map, dtype and memory order.
+A group of the report is one workload: the same map, dtype and layout.
 """
 
 from block import block_benchmark

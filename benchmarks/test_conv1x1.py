@@ -1,7 +1,9 @@
-"""conv3 + SE + add + ReLU in inference, channels_last: one product, convolution and fused block, plain PyTorch.
+"""Benchmarks of conv3 + SE + add + ReLU in inference, channels_last.
 
-``se_fused`` is what the library chooses by itself. The plain convolution alone is there too: what SE costs beside it.
-``cublaslt`` is the one product by NVIDIA's library (cublaslt.py), behind the gate of our own: two launches of ours.
+The candidates are ``product`` (one product with everything fused), ``separate`` (convolution and fused block),
+``se_fused`` (the library's own choice between them), ``eager`` (plain PyTorch), ``convolution`` (the convolution
+without SE, for the cost of SE) and ``cublaslt`` (the product by NVIDIA's library, see cublaslt.py, after two launches
+of this library that compute the gate).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ WAYS = {"product": "product", "separate": "convolution and block"}
 
 
 def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
-    """The gate (N, C), float32, by the two launches that also precede the product of our own."""
+    """The gate (N, C), float32, by the two launches that also precede this library's product."""
     from se_fused.backends.triton.batch_norm_squeeze_excite import coefficients, parameters_of
     from se_fused.backends.triton.passes import map_of
 
@@ -36,7 +38,7 @@ def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Te
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Triton's convolution takes that way, whatever is faster."""
+    """Force Triton's convolution to use one of ``WAYS``, whatever is faster; other names change nothing."""
     if name not in WAYS:
         yield
         return
@@ -44,12 +46,12 @@ def forced(name: str) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(triton_conv, "fastest", lambda key, ways, device: WAYS[name]))
-        stack.enter_context(mock.patch.object(backends, "_forced", "triton"))  # auto may prefer one without a product
+        stack.enter_context(mock.patch.object(backends, "_forced", "triton"))  # auto may choose another backend
         yield
 
 
 class Conv1x1Workload(Workload):
-    """The end of a bottleneck block from its second convolution's output on; ``plain``: its convolution alone."""
+    """The third convolution of a bottleneck block and the operations after it; ``plain``: only the convolution."""
 
     mode, layout, layouts, draws, seconds = "infer", "channels_last", ("channels_last",), 1, 2.0
     baseline = "se_fused.reference (plain PyTorch)"
@@ -83,7 +85,7 @@ class Conv1x1Workload(Workload):
     def _run(self, name: str, x: Tensor, residual: Tensor) -> Tensor:
         if name in ("eager", "convolution"):
             return self._plain(x, self.conv, self.fc, residual)
-        if name == "cublaslt":  # float32 is multiplied as in the other candidates, which follow the convolutions
+        if name == "cublaslt":  # the other candidates use the TF32 setting of convolutions for float32
             opened = gate(x, self.folded, *self.fc[2:])
             return cublaslt_conv1x1(x, *self.conv, opened, residual, tf32=torch.backends.cudnn.allow_tf32)
         with forced(name):
@@ -102,7 +104,7 @@ class Conv1x1Workload(Workload):
         return Candidate(name, layout, once, lambda: {"y": once()}, lambda: None, (), rotate=rotate)
 
     def counted(self) -> tuple[int, int]:
-        """The convolution's own bytes and, with SE, the residual and once more its input."""
+        """Bytes of the convolution; with SE also of the residual, and of reading the input again."""
         weights = sum(t.nbytes for t in self.conv)
         own = self.x.nbytes + self.residual.nbytes + weights  # the result is as large as the residual
         n, c, h, w = self.shape

@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and MONAI as they are and after ``se_fused.convert``."""
+"""Benchmarks of networks of timm, torchvision and MONAI before and after ``se_fused.convert``."""
 
 from harness import Settings, WorkloadCache, WorkloadSpec, run
 

@@ -1,7 +1,7 @@
-"""Whole networks, the one without SE beside each: ours, timm's eager and compiled, OpenVINO, ONNX Runtime, TensorRT.
+"""Benchmarks of networks with and without SE: se_fused, timm eager and compiled, OpenVINO, ONNX Runtime, TensorRT.
 
-Baselines are held against ours in channels_last; a network without SE against the same candidate with it: what SE
-costs.
+The reference of a baseline is se_fused in channels_last. The reference of a network without SE is the same candidate
+with SE, for the cost of SE.
 """
 
 from harness import Settings, WorkloadCache, WorkloadSpec, run

@@ -1,6 +1,7 @@
-"""Each pass over memory alone, against the bandwidth of a copy: what a block's time is made of.
+"""Benchmarks of the single passes over memory that a block consists of, against the bandwidth of a copy.
 
-A pass counts the bytes that it must move: its maps once each, and the mask. One group of the report is one map.
+The counted bytes of a pass are those that it must move: each of its maps once, and the mask. A group of the report is
+one map.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +23,11 @@ from se_fused.ops.scale_shift_act import scale_shift_act, scale_shift_act_backwa
 from se_fused.ops.scale_shift_act_mean import scale_shift_act_mean, scale_shift_act_mean_backward
 from se_fused.testing.generators import generator_on
 
-RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # the last two kernels are those of EfficientNet's blocks
+RELU, SILU = OUT_ACT_CODES["relu"], OUT_ACT_CODES["silu"]  # SiLU for the two kernels of EfficientNet's blocks
 
 
 class Definition:
-    """The kernels in plain PyTorch: the truth in float64, and what ours may err twice as much as."""
+    """The passes in plain PyTorch: in float64 the expected results, in the measured dtype the eager baseline."""
 
     moments, moments_backward = staticmethod(moments), staticmethod(moments_backward)
     scale_shift_act, scale_shift_act_backward = staticmethod(scale_shift_act), staticmethod(scale_shift_act_backward)

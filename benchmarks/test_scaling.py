@@ -1,8 +1,9 @@
-"""Where ours stops being ahead: batch, image, channels and positions, each over its whole range, the others fixed.
+"""Scaling studies: speed over batch size, image size, channels and positions, one of them varied at a time.
 
-Blocks are channels_last float32, in inference and in training. Fixed are a 14x14 map of 512 channels (batch), the first
-stage of ResNet-50 (image), batch 8 at 14x14 (channels), and 16 channels of two samples (positions); GPUs get more.
-"samples" is the worst case: 2048 channels of one position, so that the two layers are all the work.
+They show for which sizes se_fused is not ahead. The blocks are channels_last in float32, in inference and training. The
+fixed sizes are a 14x14 map of 512 channels (axis batch), the first stage of ResNet-50 (image), batch 8 at 14x14
+(channels), and two samples of 16 channels (positions); they are larger on GPUs. The axis "samples" is the worst case:
+2048 channels with one position, so that the two fully connected layers are all the work.
 """
 
 from block import block_benchmark
@@ -11,7 +12,7 @@ from harness import Settings, WorkloadCache, WorkloadSpec, run
 from se_fused._formats import DTYPES
 from se_fused.bench.workloads.network import ModelWorkload
 
-# height and width of that many positions
+# height and width for each number of positions
 PLANES = {1: (1, 1), 10: (2, 5), 100: (10, 10), 1000: (25, 40), 10_000: (100, 100), 100_000: (250, 400),
           1_000_000: (1000, 1000)}  # fmt: skip
 
@@ -20,7 +21,7 @@ def shape_of(axis: str, value: int, gpu: bool) -> tuple[int, int, int, int]:
     """The map of one point of a study."""
     if axis == "batch":
         return value, 512, 14, 14
-    if axis == "image":  # the first stage sees a quarter of it
+    if axis == "image":  # in the first stage, height and width are a quarter of the image's
         return 32 if gpu else 2, 256, value // 4, value // 4
     if axis == "channels":
         return 128 if gpu else 8, value, 14, 14
@@ -55,7 +56,10 @@ def test_network_scaling(
     candidate: str,
     layout: str,
 ) -> None:
-    """A whole network in inference, by batch at its usual image size and by image at batch 1 (8 on a GPU)."""
+    """A network in inference, over the batch size at the usual image size, and over the image size at a fixed batch.
+
+    The fixed batch is 1, or 8 on a GPU.
+    """
     usual = 64 if settings.preset == "smoke" else 224
     batch, size = (int(value), usual) if axis == "batch" else (8 if settings.device != "cpu" else 1, int(value))
     group = f"{network} infer {batch}x{size} {dtype} by {axis}"

@@ -1,8 +1,8 @@
-"""A short window on a GPU: three commands that say whether the kernels are right, where their time goes, what they win.
+"""Commands for a short session on a GPU: check the kernels, measure their times, compare with the baselines.
 
     python3 -m benchmarks.gpu right|where|claims|all [--budget SECONDS] [--output DIR]
 
-``steps`` says what each command runs, ``runner`` how: every step is a process with a time limit, results are written as
-they come. ``work`` has the programs of the steps. ``pack`` builds the libraries beforehand on a machine without a GPU,
-``keep`` puts what came back under benchmarks/results.
+``steps`` lists the steps of each command. ``runner`` runs each step as a process with a time limit and writes its
+results immediately. ``work`` contains the programs of the steps. ``pack`` builds the libraries in advance on a machine
+without a GPU. ``keep`` stores the returned results under benchmarks/results.
 """

@@ -1,4 +1,4 @@
-"""The command line: see the package's docstring, and ``python3 -m benchmarks.gpu --help``."""
+"""Command line of the package; see its docstring and ``python3 -m benchmarks.gpu --help``."""
 
 import argparse
 import os
@@ -37,41 +37,43 @@ def _budget(text: str) -> float:
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu", description="A short window on a GPU.")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.gpu", description="Checks and measurements in a short session on a GPU."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     about = {
-        "right": "is each kernel right",
-        "where": "where does its time go",
-        "claims": "is ours faster than the baselines",
-        "all": "the three, one after the other",
+        "right": "check each kernel against float64",
+        "where": "measure the time of each kernel",
+        "claims": "compare the speed with the baselines",
+        "all": "run the three commands one after the other",
     }
     for name, text in about.items():
         one = commands.add_parser(name, help=text, description=text)
         one.add_argument("--budget", type=_budget, default=None, metavar="SECONDS",
-                         help="for all steps; what does not fit is named and left out (default: "
+                         help="time for all steps; steps that do not fit are listed as left out (default: "
                               f"{BUDGETS.get(name, sum(BUDGETS.values())):.0f})")  # fmt: skip
         one.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", metavar="DIR",
-                         help="takes two files of each command (default: build/gpu)")  # fmt: skip
-        one.add_argument("--only", metavar="TEXT", default="", help="the steps whose name holds it")
-        one.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes, with steps that go wrong")
-        one.add_argument("--list", action="store_true", help="print the steps and stop")
-    build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc, no GPU")
+                         help="folder for the two result files of each command (default: build/gpu)")  # fmt: skip
+        one.add_argument("--only", metavar="TEXT", default="", help="run only steps whose name contains TEXT")
+        one.add_argument("--rehearse", action="store_true", help="run on the CPU with tiny sizes and failing steps")
+        one.add_argument("--list", action="store_true", help="list the steps without running them")
+    build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc but no GPU")
     build.add_argument("--arch", default=pack.ARCHITECTURE, help="the GPU's compute capability (default: 9.0, an H100)")
-    build.add_argument("--variant", default="", help="build the CUDA library once more, beside the pack, by this name")
-    kept = commands.add_parser("keep", help="put what came back under benchmarks/results, and draw it")
-    kept.add_argument("tars", nargs="+", type=Path, metavar="TAR", help="COMMAND.tar.gz, or the folder of them")
+    build.add_argument("--variant", default="", help="add another build of the CUDA library to the pack by this name")
+    kept = commands.add_parser("keep", help="store returned results under benchmarks/results and draw them")
+    kept.add_argument("tars", nargs="+", type=Path, metavar="TAR", help="COMMAND.tar.gz, or a folder with such files")
     kept.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def _machine(rehearse: bool) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
-    """The pack's manifest, and the builds of the CUDA library, where there is a GPU that can run them."""
+    """The pack's manifest or None, and the builds of the CUDA library to measure: (name, SE_FUSED_LIBRARIES)."""
     if rehearse:
         return None, [("", ""), ("before", "")]
     if not torch.cuda.is_available():
-        _fail("torch sees no GPU here; --rehearse runs everything on the CPU at tiny sizes")
+        _fail("torch finds no GPU here; --rehearse runs everything on the CPU with tiny sizes")
     if not (pack.FOLDER / "manifest.json").exists() and (ROOT / "se_fused" / "_C_cuda.abi3.so").exists():
-        print("no pack in build/gpu-pack: the libraries of this checkout are used")
+        print("no pack in build/gpu-pack: using the libraries of this checkout")
         return None, [("", "")]
     try:
         manifest, note = pack.check(capability=torch.cuda.get_device_capability(0))
@@ -83,11 +85,11 @@ def _machine(rehearse: bool) -> tuple[dict[str, Any] | None, list[tuple[str, str
 
 
 def _run(command: str, options: argparse.Namespace, budget: float, machine: Any) -> bool:
-    """Run one command; whether all went well."""
+    """Run one command; return whether all its steps succeeded or were left out."""
     manifest, variants = machine
     chosen = [s for s in steps(command, rehearse=options.rehearse, variants=variants) if options.only in s.name]
     if not chosen:
-        _fail(f"--only {options.only!r} names no step of {command}; --list prints them")
+        _fail(f"--only {options.only!r} matches no step of {command}; --list prints the steps")
     if options.list:
         print(
             "\n".join(f"{command}: {s.name}  ({s.seconds:.0f} s, at most {s.limit:.0f}): {s.settles}" for s in chosen)
@@ -95,11 +97,11 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
         return True
     typed = f"python3 -m benchmarks.gpu {command} --budget {budget:.0f}" + (" --rehearse" if options.rehearse else "")
     shared = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    if variants[0][1]:  # of this process too, which notes their build
+    if variants[0][1]:  # also set it in this process, which records the build
         os.environ["SE_FUSED_LIBRARIES"] = variants[0][1]
-    if options.rehearse:  # stand-ins for ncu and compute-sanitizer
+    if options.rehearse:  # replace ncu and compute-sanitizer by scripts
         tools = ROOT / "tests" / "support" / "gpu_tools"
-        shared["OMP_NUM_THREADS"] = "1"  # on a busy machine two threads wait for each other
+        shared["OMP_NUM_THREADS"] = "1"  # on a busy machine, several threads would wait for each other
         shared["PATH"] = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
     logs = Path(tempfile.mkdtemp(prefix="se-fused-gpu-"))
     try:
@@ -118,19 +120,19 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
             try:
                 store.save()
                 store.close()
-            finally:  # on a full disk too
+            finally:  # print the table also if the disk is full
                 print(store.table, flush=True)
         return all(step.good for step in found)
     except OSError as error:
         where = options.output
-        _fail(f"cannot write to {where}: {error.strerror or error}; give --output another folder, or make room there")
+        _fail(f"cannot write to {where}: {error.strerror or error}; give another --output or free some space there")
     finally:
         shutil.rmtree(logs, ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _arguments(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the steps are ended, and the tables printed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the exception ends the steps, and the table is printed
     if options.command == "pack":
         try:
             print("\n".join(pack.build(options.variant, options.arch)))
@@ -147,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = COMMANDS if options.command == "all" else (options.command,)
     total = options.budget or sum(BUDGETS[command] for command in commands)
     good, end = [], time.monotonic() + total
-    for i, command in enumerate(commands):  # what one leaves is the next ones'
+    for i, command in enumerate(commands):  # time that one command does not use is shared by the following ones
         share = BUDGETS[command] / sum(BUDGETS[c] for c in commands[i:])
         good.append(_run(command, options, max((end - time.monotonic()) * share, 1.0), machine))
     return 0 if all(good) else 1

@@ -1,4 +1,4 @@
-"""What results were taken with: machine, versions, build, commit, command. It holds no path of the machine."""
+"""Environment of the results: machine, versions, build, commit and command, without paths of the machine."""
 
 import platform
 import subprocess
@@ -24,20 +24,20 @@ def _says(*command: str) -> str | None:
 
 
 def uncommitted() -> str | None:
-    """The files that differ from the commit, as git names them; None where there is no repository."""
+    """Output of ``git status --porcelain``: the files that differ from the commit; None outside of a repository."""
     return _says("git", "status", "--porcelain")
 
 
 def environment(command: str, pack: dict[str, Any] | None, rehearse: bool) -> dict[str, Any]:
-    """For JSON.
+    """The environment as a dict for JSON.
 
     Args:
-        command: what was typed, without paths.
-        pack: the manifest of the libraries that were built before; None where this checkout's own are used.
-        rehearse: whether this is no GPU at all.
+        command: the command line without paths.
+        pack: manifest of the libraries that were built in advance; None if the libraries of the checkout are used.
+        rehearse: whether this is a rehearsal on the CPU.
     """
     gpu = "the CPU (a rehearsal)" if rehearse else torch.cuda.get_device_name(0)
-    # A machine that has a copy of the working tree alone knows no commit: the pack does.
+    # With a copy of the working tree but no repository, the commit is only in the manifest of the pack.
     return {
         "command": command,
         "gpu": gpu,

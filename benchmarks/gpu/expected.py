@@ -1,7 +1,7 @@
-"""What is expected on an H100, so that a measurement can contradict it. Estimates, not measurements.
+"""Expected speeds on an H100, for comparison with measurements. These are estimates, not measurements.
 
-From counting instructions, bytes and waves in sm_90 machine code (0.16 us for each hit in L2, 1.8 GHz, a copy at 3.0
-TB/s), for N = 128 in bfloat16; plus or minus 30 %.
+They are computed from counts of instructions, bytes and waves in sm_90 machine code (0.16 us for each hit in L2, 1.8
+GHz, a copy at 3.0 TB/s), for N = 128 in bfloat16; plus or minus 30 %.
 """
 
 __all__ = ["CUDA_SHARE", "EXCITATION_MICROSECONDS", "expected"]
@@ -18,17 +18,18 @@ CUDA_SHARE: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("cluster_fused", "channels_last"): (80, 77, 60, 40),
     ("cluster_fused", "contiguous"): (80, 75, 45, 33),
 }
-"""Percent of a copy's speed on counted bytes, in ResNet-50's four stages, by kernel and layout."""
+"""Percentage of the speed of a copy on counted bytes, in ResNet-50's four stages, by kernel and layout."""
 
 EXCITATION_MICROSECONDS = {"excitation": (38, 35, 26, 17), "excitation_backward": (22, 21, 21, 35)}
-"""Of CUDA's, in the four stages."""
+"""Microseconds of the CUDA kernels in the four stages."""
 
 
 def expected(backend: str, kernel: str, layout: str, stage: int) -> tuple[str, int] | None:
-    """("percent" of a copy or "us", how much) at the largest batch, or None where nothing was estimated.
+    """Estimate for the largest batch: ("percent" of a copy's speed or "us", value); None without an estimate.
 
     Args:
-        stage: 0 to 3.
+        backend, kernel, layout: the measured kernel; only "cuda" has estimates.
+        stage: stage of ResNet-50, 0 to 3.
     """
     if backend != "cuda" or stage > 3:
         return None

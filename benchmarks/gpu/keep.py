@@ -1,4 +1,4 @@
-"""Puts what came back from a GPU under benchmarks/results/<gpu>/, draws it, and strikes what is now measured."""
+"""Stores returned results under benchmarks/results/<gpu>/, draws them, and marks measured claims in UNMEASURED.md."""
 
 import fnmatch
 import json
@@ -19,31 +19,31 @@ from .target import ROOT
 __all__ = ["TABLE", "keep", "strike"]
 
 TABLE = "UNMEASURED.md"
-"""In benchmarks/results: a table of claim, the step that settles it, what is expected, what was measured."""
+"""File in benchmarks/results: a table of claims with the step that checks each, the expectation and the measurement."""
 
 Record = dict[str, Any]
 
 
 def _found(path: Path) -> list[tuple[str, Path]]:
-    """(command, archive) of a file, or of all in a folder.
+    """(command, archive) of a file, or of all archives in a folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no archive.
     """
     files = sorted(path.glob("*.tar.gz")) if path.is_dir() else [path]
     named = [(file.name.removesuffix(".tar.gz"), file) for file in files]
     found = [(command, file) for command, file in named if command in COMMANDS]
     if not found:
         names = ", ".join(f"{command}.tar.gz" for command in COMMANDS)
-        raise ValueError(f"{path.name} is none of {names}, which `python3 -m benchmarks.gpu` writes, and holds none")
+        raise ValueError(f"{path.name} is not, and does not contain, one of {names} of `python3 -m benchmarks.gpu`")
     return found
 
 
 def _text(archive: Path, command: str) -> str:
-    """The results in an archive. Nothing of it is unpacked.
+    """The text of the results in an archive, read without unpacking files.
 
     Raises:
-        ValueError: it is no archive of ours.
+        ValueError: the file is not an archive of this command.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -58,21 +58,24 @@ def _text(archive: Path, command: str) -> str:
 
 
 def slug(gpu: str) -> str:
-    """A folder's name: "nvidia-h100-80gb-hbm3"."""
+    """Name of the folder for a GPU, such as "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
 def strike(text: str, command: str, gpu: str, commit: str, steps: Iterable[Record]) -> tuple[str, list[str]]:
-    """The table with what the steps of a command settled struck, and those claims.
+    """Strike the claims in the table that the steps of a command have checked, and fill in the measurements.
 
-    A line names its steps as ``right: excitation cuda`` or ``right: contract cuda *``. All that it names must be good,
-    and their figures are what was measured.
+    A line of the table names its steps, such as ``right: excitation cuda`` or ``right: contract cuda *``. The claim is
+    struck if all these steps have the verdict "ok"; their figures are the measurement.
 
     Args:
-        text: of :data:`TABLE`.
-        command: whose steps.
-        gpu, commit: where and what was measured.
-        steps: as :func:`.store.load` returns them.
+        text: content of :data:`TABLE`.
+        command: the command of the steps.
+        gpu, commit: GPU and commit of the measurement.
+        steps: steps as returned by :func:`.store.load`.
+
+    Returns:
+        The new content, and the struck claims.
     """
     ended = {f"{command}: {s['step']}": s for s in steps}
     lines, struck = [], []
@@ -91,24 +94,24 @@ def strike(text: str, command: str, gpu: str, commit: str, steps: Iterable[Recor
 
 
 def keep(tars: Sequence[Path], results: Path) -> list[str]:
-    """Keep the results of one or more archives; returns what to tell.
+    """Store the results of one or more archives; return the lines to print.
 
     Args:
-        tars: files, or folders of them.
-        results: benchmarks/results.
+        tars: archives, or folders of archives.
+        results: the folder benchmarks/results.
 
     Raises:
-        ValueError: a file is none of ours, or a rehearsal's.
-        OSError: it cannot be read, or the results cannot be written.
+        ValueError: a file is not an archive of these commands, or it is from a rehearsal.
+        OSError: a file cannot be read, or the results cannot be written.
     """
     read: list[tuple[str, Record, list[Record], list[Record]]] = []
-    for path in tars:  # all are read before anything is written
+    for path in tars:  # read all archives before writing any file
         if not path.exists():
-            raise ValueError(f"{path.name} is not there: give the archive that came back, as TAR=...")
+            raise ValueError(f"{path.name} does not exist: give the returned archive, as TAR=...")
         for command, archive in _found(path):
             environment, steps, rows = load(_text(archive, command))
             if environment["rehearsal"] and results.resolve().is_relative_to(ROOT):
-                raise ValueError(f"{archive.name} is of a rehearsal on a CPU: it measures nothing")
+                raise ValueError(f"{archive.name} is from a rehearsal on a CPU, which measures nothing")
             read.append((command, environment, steps, rows))
     told = []
     for command, environment, steps, rows in read:

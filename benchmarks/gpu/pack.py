@@ -1,8 +1,9 @@
-"""Libraries built before: on a machine with nvcc and without a GPU, for a machine with a GPU and without a network.
+"""Libraries built in advance on a machine with nvcc, for a machine with a GPU but without a compiler or a network.
 
-``make gpu-pack`` makes ``build/gpu-pack``, one folder that git ignores: the two libraries, for sm_90 alone; what
-setup.py recorded; the module that reads registers, for that machine's Python; ``manifest.json``. ``VARIANT=name`` adds
-another build of the CUDA library beside it, in ``variants/name``, which `where` times in the same call.
+``make gpu-pack`` creates the folder ``build/gpu-pack``, which git ignores. It contains the two libraries, for sm_90
+only; the build record of setup.py; the module that reads register counts, for that machine's Python; and
+``manifest.json``. ``VARIANT=name`` adds another build of the CUDA library in ``variants/name``, which the command
+`where` times in the same run.
 """
 
 import hashlib
@@ -31,18 +32,18 @@ __all__ = ["ARCHITECTURE", "FOLDER", "MOST_BYTES", "PYTHON", "PackError", "build
 FOLDER = ROOT / "build" / "gpu-pack"
 ARCHITECTURE = "9.0"
 PYTHON = (3, 12)
-"""The GPU machine's. The libraries serve every Python; the module that reads registers belongs to one."""
+"""Python version of the GPU machine. The libraries work with every Python, the module that reads registers with one."""
 MOST_BYTES = 25 * 2**20
-"""What travels to a lent machine is limited to 64 MiB with everything else."""
+"""Size limit of the pack. All files that are sent to a lent machine may have 64 MiB together."""
 _LIBRARIES = ("_C_cpu.abi3.so", "_C_cuda.abi3.so")
 
 
 class PackError(Exception):
-    """One line that says what is missing and what to do."""
+    """An unusable or missing pack; the message is one line with the remedy."""
 
 
 def _sources() -> str:
-    """A digest of what the libraries are compiled from."""
+    """Digest of the sources of the libraries."""
     digest = hashlib.sha256()
     for file in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "setup.py", ROOT / "build_cuda.py"]):
         if file.is_file():
@@ -56,14 +57,14 @@ def _sha256(file: Path) -> str:
 
 # ---- building
 def _compiled(architecture: str) -> Path:
-    """setup.py's build of this checkout for the GPU machine's architecture: the folder of the built package."""
+    """Build this checkout with setup.py for the architecture of the GPU; return the folder of the built package."""
     place = ROOT / "build" / "gpu-pack-build"
     settings = {
         "SE_FUSED_BUILD": "cuda",
         "TORCH_CUDA_ARCH_LIST": architecture,
         "MAX_JOBS": os.environ.get("MAX_JOBS", "2"),
     }
-    # the virtual environment's ninja is found where its Python is
+    # ninja of a virtual environment is in the folder of its Python
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(place), "--build-lib", str(place / "lib")]
     place.mkdir(parents=True, exist_ok=True)
@@ -74,21 +75,21 @@ def _compiled(architecture: str) -> Path:
         assert process.stdout is not None
         for line in process.stdout:
             tail.append(line)
-            if step := re.match(r"\[\d+/\d+\] .*?([\w.]+\.(?:cu|cpp)) ", line):  # ninja: a minute for some files
+            if step := re.match(r"\[\d+/\d+\] .*?([\w.]+\.(?:cu|cpp)) ", line):  # progress: some files take a minute
                 print(f"  compiled {line.split()[0]} {step[1]}", flush=True)
     if process.returncode:
         print(*tail, sep="", end="", file=sys.stderr)
-        raise PackError("the libraries do not compile (above): nvcc and a torch of the same CUDA are needed")
+        raise PackError("the libraries do not compile (see above): nvcc and a torch for the same CUDA are needed")
     return place / "lib" / "se_fused"
 
 
 def _python() -> str | None:
-    """A Python of the GPU machine's version, or None."""
+    """Command of a Python with the GPU machine's version, or None."""
     name = "python{}.{}".format(*PYTHON)
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = [sys.executable, name, *map(str, sorted(versions.glob(f"{PYTHON[0]}.{PYTHON[1]}.*/bin/{name}")))]
     ask = "import sys; print(sys.version_info[:2])"
-    for python in filter(shutil.which, found):  # where it runs: pyenv has stand-ins that do not
+    for python in filter(shutil.which, found):  # try to run it, because pyenv has shims without a Python behind them
         said = subprocess.run([python, "-c", ask], text=True, capture_output=True, check=False)
         if said.stdout.strip() == str(PYTHON):
             return python
@@ -96,7 +97,7 @@ def _python() -> str | None:
 
 
 def _introspection(target: Path) -> Path | str:
-    """The module that reads registers, compiled for the GPU machine's Python; or why it is left out."""
+    """Compile the module that reads register counts for the GPU machine's Python; return its path, or why it cannot."""
     version = "{}.{}".format(*PYTHON)
     if (python := _python()) is None:
         return f"no Python {version} here"
@@ -117,15 +118,15 @@ def _introspection(target: Path) -> Path | str:
 
 
 def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FOLDER) -> list[str]:
-    """Build the pack, or a variant of its CUDA library; returns what to tell.
+    """Build the pack, or a variant of its CUDA library; return the lines to print.
 
     Raises:
-        PackError: it cannot be built, or is too large.
+        PackError: it cannot be built, or it is too large.
     """
     if variant and not re.fullmatch(r"[\w.-]+", variant):
         raise PackError(f"VARIANT must be a name of letters, digits, '.', '_' and '-'; got {variant!r}")
     if variant and not (folder / "manifest.json").exists():
-        raise PackError("a variant stands beside a pack: run `make gpu-pack` first")
+        raise PackError("a variant needs a pack: run `make gpu-pack` without VARIANT first")
     package = _compiled(architecture)
     place = folder / "variants" / variant if variant else folder
     place.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size > MOST_BYTES:
         kept = ", ".join(sorted(variants(folder))) or "none"
-        raise PackError(f"the pack has {size / 2**20:.1f} MB, more than 25: remove a variant (there are: {kept})")
+        raise PackError(f"the pack has {size / 2**20:.1f} MB, more than 25: remove a variant (existing: {kept})")
     relative = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     told = [
         f"{relative}: {size / 2**20:.1f} MB, compute capability {architecture}, built with torch {torch.__version__}"
@@ -159,7 +160,7 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
     told += [f"  {file.relative_to(folder)}" for file in sorted(folder.rglob("*")) if file.is_file()]
     told += [left_out] if left_out else []
     told += [
-        f"git ignores it: copy {relative} along with the checkout, then type there, in the checkout:",
+        f"git ignores it: copy {relative} together with the checkout to the GPU machine, and run in the checkout:",
         *(f"  python3 -m benchmarks.gpu {command} --output DIR" for command in ("right", "where", "claims")),
     ]
     return told
@@ -167,7 +168,7 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
 
 # ---- using
 def variants(folder: Path = FOLDER) -> dict[str, Path]:
-    """Name -> folder of each further build of the CUDA library."""
+    """Folder of each additional build of the CUDA library, by name."""
     return {manifest.parent.name: manifest.parent for manifest in sorted(folder.glob("variants/*/manifest.json"))}
 
 
@@ -179,41 +180,43 @@ def _read(place: Path) -> dict[str, Any]:
         raise PackError(f"{place.name}/manifest.json cannot be read ({type(error).__name__}): make gpu-pack") from None
     for name, digest in files.items():
         if not (place / name).exists() or _sha256(place / name) != digest:
-            raise PackError(f"{name} of {place.name} is not the file that was built: copy the whole folder again")
+            raise PackError(f"{name} in {place.name} differs from the built file: copy the whole folder again")
     return dict(manifest)
 
 
 def check(
     folder: Path = FOLDER, *, cuda: str | None = torch.version.cuda, capability: tuple[int, int] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """The manifest of the pack, and a line about what it lacks, or "".
+    """Check that the pack can be used here; return its manifest, and a line about a missing part, or "".
 
     Args:
-        folder: the pack.
-        cuda: the version that the running torch is for.
-        capability: the GPU's; None: any.
+        folder: the folder of the pack.
+        cuda: CUDA version of the running torch.
+        capability: compute capability of the GPU; None skips this check.
 
     Raises:
-        PackError: there is none, or it is for another machine.
+        PackError: there is no pack, or it is for another machine.
     """
     if not (folder / "manifest.json").exists():
         raise PackError(
-            "no pack in build/gpu-pack: run `make gpu-pack` where there is nvcc (here too: it takes minutes)"
+            "no pack in build/gpu-pack: run `make gpu-pack` on a machine with nvcc, possibly this one; it takes minutes"
         )
     manifest = _read(folder)
     if manifest["sources"] != _sources():
-        raise PackError("the pack in build/gpu-pack is of other sources than this checkout: run `make gpu-pack` again")
+        raise PackError(
+            "the pack in build/gpu-pack is built from other sources than this checkout: make gpu-pack again"
+        )
     if manifest["machine"] != platform.machine():
         raise PackError(f"the pack is for {manifest['machine']}, this machine is {platform.machine()}: build it here")
     ours, theirs = str(manifest["cuda"]).partition(".")[0], str(cuda).partition(".")[0]
     if ours != theirs:
         raise PackError(
             f"the pack is for CUDA {manifest['cuda']}, torch {torch.__version__} here for {cuda}: "
-            "build it with a torch for that CUDA"
+            "build the pack with a torch for that CUDA"
         )
     have = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if have < (2, 11):
-        raise PackError(f"the pack needs torch 2.11 or later, here is {torch.__version__}: choose another Python")
+        raise PackError(f"the pack needs torch 2.11 or later, got {torch.__version__}: use another Python environment")
     if capability is not None and "{}.{}".format(*capability) != manifest["architecture"]:
         there = "{}.{}".format(*capability)
         raise PackError(
@@ -228,7 +231,7 @@ def check(
 
 
 def libraries(folder: Path = FOLDER) -> list[tuple[str, str]]:
-    """(name, ``SE_FUSED_LIBRARIES``) of the pack itself, whose name is "", and of each variant."""
+    """(name, value of ``SE_FUSED_LIBRARIES``) of the pack, whose name is "", and of each variant."""
     found = [("", str(folder))]
     for name, place in variants(folder).items():
         _read(place)

@@ -1,4 +1,4 @@
-"""Reads what the steps print: our own rows, pytest's summary, Nsight Compute's table, compute-sanitizer's verdict."""
+"""Readers of the steps' output: result rows, pytest's summary, Nsight Compute's table, compute-sanitizer's summary."""
 
 import csv
 import re
@@ -11,13 +11,13 @@ __all__ = ["READERS"]
 
 Row = dict[str, Any]
 Reader = Callable[[str, list[Row]], tuple[str, list[Row]]]
-"""(all that a step printed, its rows) -> (one line for people, more rows)."""
+"""Function of (output of a step, its rows) that returns (a line for the table, more rows)."""
 
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 
 
 def _rows(_: str, rows: list[Row]) -> tuple[str, list[Row]]:
-    """Ours: the last "figure" that was said, and the first that is wrong."""
+    """Reader for our programs: the last "figure", and the first wrong result."""
     figures = [str(row["figure"]) for row in rows if "figure" in row]
     wrong = [row for row in rows if row.get("ok") is False]
     told = [] if not wrong else [f"{len(wrong)} of {len(rows)} wrong: {wrong[0].get('what')}: {wrong[0].get('note')}"]
@@ -25,7 +25,7 @@ def _rows(_: str, rows: list[Row]) -> tuple[str, list[Row]]:
 
 
 def _pytest(text: str, _: list[Row]) -> tuple[str, list[Row]]:
-    """The last line of a run, and the tests that failed."""
+    """Reader for pytest: the counts in the last line, and the failed tests."""
     summary = next((line for line in reversed(text.splitlines()) if _COUNT.search(line) and " in " in line), "")
     counts = {name.rstrip("s"): int(number) for number, name in _COUNT.findall(summary)}
     broken = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", text, re.MULTILINE)
@@ -58,7 +58,7 @@ _UNITS = {
 
 
 def _ncu(text: str, _: list[Row]) -> tuple[str, list[Row]]:
-    """One row for each launch, in microseconds, bytes and percent. The units are those that ncu names."""
+    """Reader for Nsight Compute: a row for each launch, converted to microseconds, bytes and percent."""
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
@@ -76,7 +76,7 @@ def _ncu(text: str, _: list[Row]) -> tuple[str, list[Row]]:
 
 
 def _sanitizer(text: str, rows: list[Row]) -> tuple[str, list[Row]]:
-    """compute-sanitizer's own summary, and that of the tests that it watched."""
+    """Reader for compute-sanitizer: its summary, and that of the tests that it ran."""
     told, found = _pytest(text, rows)
     errors = re.findall(r"ERROR SUMMARY: (\d+) error", text) + re.findall(r"RACECHECK SUMMARY: (\d+) hazard", text)
     if not errors:

@@ -1,4 +1,4 @@
-"""Tells and draws the kept results of a GPU: report.md and its pictures."""
+"""Report of the stored results of a GPU: report.md and its pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def _name(shape: Sequence[int]) -> str:
 
 
 def _bars_of_kernels(rows: Sequence[Record]) -> Iterator[Panel]:
-    """A panel for each map and layout at the largest batch: each kernel's share of a copy, and what was expected."""
+    """A panel for each map and layout at the largest batch: each kernel's share of a copy's speed, and the estimate."""
     timed = [row for row in rows if "share" in row and "backend" in row and not row.get("variant")]
     largest = max((row["shape"][0] for row in timed), default=0)
     timed = [row for row in timed if row["shape"][0] == largest and row["what"] != "all"]
@@ -67,7 +67,7 @@ def _bars_of_networks(rows: Sequence[Record]) -> Iterator[Panel]:
 
 
 def _told_networks(rows: Sequence[Record]) -> list[str]:
-    """Images per second, and what SE costs each candidate: its time with SE over that without, minus 1."""
+    """Section on networks: images per second, and the cost of SE, time with SE over time without it, minus 1."""
     good = {
         (row["network"], row["mode"], row["batch"], row["what"]): row
         for row in rows
@@ -86,8 +86,8 @@ def _told_networks(rows: Sequence[Record]) -> list[str]:
             (name, mode, str(batch), what, number(row["images_per_second"]), number(row["wall_ms"]), graph,
                 _over_ours(row), cost, number(row["peak_bytes"] / 1e6))
         )  # fmt: skip
-    right = ("images/s", "wall, ms", "graph replay, ms", "time over ours", "what SE costs", "peak, MB")
-    about = "`eager` and `compile` are timm's models. What SE costs is the time with it over that without, minus 1."
+    right = ("images/s", "wall, ms", "graph replay, ms", "time over ours", "cost of SE", "peak, MB")
+    about = "`eager` and `compile` are timm's models. The cost of SE is time with SE over time without it, minus 1."
     return ["", "## Whole networks", "", about, "", *table(("network", "mode", "batch", "candidate"), right, lines)]
 
 
@@ -106,10 +106,10 @@ def _told_blocks(rows: Sequence[Record]) -> list[str]:
 
 
 def draw(place: Path) -> list[Path]:
-    """Write ``report.md`` and the pictures of the results in a folder; returns the files.
+    """Write ``report.md`` and the pictures of the results in a folder; return the files.
 
     Args:
-        place: benchmarks/results/<gpu>, with COMMAND.jsonl and COMMAND.txt of the commands that were kept.
+        place: the folder benchmarks/results/<gpu>, with COMMAND.jsonl and COMMAND.txt of the stored commands.
     """
     kept = {c: load((place / f"{c}.jsonl").read_text()) for c in COMMANDS if (place / f"{c}.jsonl").exists()}
     written: list[Path] = []
@@ -125,7 +125,7 @@ def draw(place: Path) -> list[Path]:
     pictures = {
         "kernels": (_bars_of_kernels(rows.get("where", [])), "Kernels: % of a copy's speed on counted bytes",
                     lambda value: f"{value:.0f} %", "%"),
-        "blocks": (_bars_of_blocks(rows.get("claims", [])), "Blocks: a baseline's time over ours", times, "times"),
+        "blocks": (_bars_of_blocks(rows.get("claims", [])), "Blocks: time of a baseline over ours", times, "times"),
         "networks": (_bars_of_networks(rows.get("claims", [])), "Images per second", number, "images/s"),
     }  # fmt: skip
     for name, (panels, title, text, x) in pictures.items():

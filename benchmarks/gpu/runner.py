@@ -1,7 +1,7 @@
-"""Runs steps: a process with a limit each, in order, within a budget; what they find is written as it comes.
+"""Runs steps in order within a time budget, each as a process with a time limit, and reports results immediately.
 
-A kernel that hangs costs its step and not the window: the process and all that it started are killed at its limit. A
-step that no longer fits into the budget is named and left out.
+If a kernel hangs, only its step is lost: the process and its children are killed at the limit of the step. A step that
+does not fit into the remaining budget is reported as "left out".
 """
 
 import json
@@ -20,42 +20,42 @@ from .read import READERS
 __all__ = ["ROW", "Done", "Step", "run"]
 
 ROW = "@row "
-"""What a line of a step's output starts with that holds a result: JSON follows."""
+"""Prefix of a line with a result in a step's output; JSON follows."""
 AT = "@at "
-"""The same of a line that says what is about to be done: where a step hangs, or dies, this is the last thing known."""
-GRACE = 3.0  # seconds between asking a process to end and killing it, and again before it is given up
+"""Prefix of a line that names the next action of a step, so that it is known where a step hangs or crashes."""
+GRACE = 3.0  # seconds to wait after SIGTERM, and after SIGKILL
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process of a command."""
+    """A step of a command, which runs as one process."""
 
     name: str
     arguments: tuple[str, ...]
-    """Of ``python3``; of ``tool`` where there is one. The word "python3" among them is this Python."""
+    """Arguments of ``tool``, or of ``python3`` without one. "python3" among them means the running Python."""
     seconds: float
-    """How long it is expected to take: it is left out where the budget has less."""
+    """Expected duration; the step is left out if the remaining budget is shorter."""
     limit: float
-    """After so many seconds it is killed."""
+    """Seconds after which the process is killed."""
     alone: bool = False
-    """Nothing runs beside it: it measures time."""
+    """Whether no other step may run at the same time, because this one measures time."""
     reader: str = "rows"
-    """Which of :data:`.read.READERS` reads its output."""
+    """Key of the reader of its output in :data:`.read.READERS`."""
     environment: Mapping[str, str] = field(default_factory=dict)
     tool: str | None = None
-    """A program that runs it in place of python3; where that is missing the step is left out, and says so."""
+    """Program to run instead of python3; if it is not installed, the step is left out."""
     settles: str = ""
-    """What is known when it has run, for people."""
+    """What the step determines, for the list of steps."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a step."""
+    """Outcome of a step."""
 
     step: str
     verdict: str
-    """"ok"; "wrong": a result is; "failed": the process; "killed" at its limit; "no result": it ended well and said
-    nothing; "left out"."""
+    """"ok"; "wrong": a result is wrong; "failed": the process failed; "killed": at its time limit; "no result": the
+    process succeeded without a result; "left out": not run."""
     seconds: float
     figure: str
 
@@ -65,7 +65,7 @@ class Done:
 
 
 class _Running:
-    """A step's process, and how much of its output has been read."""
+    """The process of a running step, and the position up to which its output was read."""
 
     def __init__(self, step: Step, log: Path, root: Path, environment: Mapping[str, str]) -> None:
         self.step, self.log, self.start = step, log, time.monotonic()
@@ -88,7 +88,7 @@ class _Running:
         return time.monotonic() - self.start
 
     def new_rows(self) -> list[dict[str, Any]]:
-        """Results that the process has printed since the last call."""
+        """Result rows that the process has printed since the last call."""
         *lines, self._rest = (self._rest + self._in.read()).split(b"\n")
         found = []
         for raw in lines:
@@ -98,7 +98,7 @@ class _Running:
             if line.startswith(ROW):
                 try:
                     row = json.loads(line.removeprefix(ROW))
-                except ValueError:  # half a line of a process that died, or not ours at all: the log has it
+                except ValueError:  # a partial line of a crashed process, or other output; it remains in the log
                     continue
                 if isinstance(row, dict):
                     found.append(row)
@@ -106,7 +106,7 @@ class _Running:
         return found
 
     def kill(self) -> bool:
-        """End the process and all that it started; whether it is gone."""
+        """Kill the process and its children; return whether the process has ended."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, sign)
@@ -116,7 +116,7 @@ class _Running:
                 self.process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 continue
-        try:  # what outlives its parent
+        try:  # children that still run after their parent has ended
             os.killpg(self.process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
@@ -127,13 +127,13 @@ class _Running:
         self._in.close()
 
     def done(self, killed: str = "") -> tuple[Done, list[dict[str, Any]]]:
-        """The verdict, and the rows that stand in no line of their own: those of tools that are not ours."""
+        """The outcome, and the additional rows that the reader found in the output of other tools."""
         more: list[dict[str, Any]] = []
         reader = READERS[self.step.reader]
         try:
             text = self.log.read_text(errors="replace")
             figure, more = reader(text, self.rows)
-        except Exception as error:  # a tool's output that is not what it was: the log is kept
+        except Exception as error:  # the output of a tool has another format than expected; it remains in the log
             figure = f"its output cannot be read: {type(error).__name__}: {error}"
             return Done(self.step.name, "no result", self.seconds, figure), []
         rows = self.rows + more
@@ -164,18 +164,22 @@ def run(
     on_done: Callable[[Done], None],
     on_start: Callable[[str], None] = lambda _: None,
 ) -> list[Done]:
-    """Run the steps in their order, as many beside each other as ``jobs``, those that are ``alone`` by themselves.
+    """Run the steps in order, up to ``jobs`` at the same time, except steps that must run ``alone``.
 
     Args:
-        steps: what to run.
-        budget: seconds for all. A step is left out if what is left is less than it is expected to take, and ended when
-            nothing is left.
-        jobs: processes at a time.
-        root: the checkout, where they run.
-        logs: a folder that takes each step's output.
-        environment: more of it, for each.
-        on_row, on_done, on_start: told of a step's name and each result, of each step that has ended, and of each that
-            begins. An exception out of them ends all steps.
+        steps: the steps to run.
+        budget: seconds for all steps. A step is left out if the remaining time is shorter than its expected duration,
+            and killed when no time remains.
+        jobs: maximum number of processes at the same time.
+        root: folder of the checkout, the working directory of the steps.
+        logs: folder for the output of each step.
+        environment: additional environment variables for all steps.
+        on_row: called with the name of a step and each of its results.
+        on_done: called with the outcome of each step.
+        on_start: called with the name of each step that starts. An exception in these functions ends all steps.
+
+    Returns:
+        The outcomes in the order in which the steps ended.
     """
     start, finished = time.monotonic(), []
     waiting, running = list(enumerate(steps)), []
@@ -224,7 +228,7 @@ def run(
                     running.remove(process)
                     limit = f"after {process.seconds:.0f} s" + ("" if over else ", the end of the budget")
                     gone = process.kill()
-                    end(process, limit if gone else f"{limit} (it does not die)")
+                    end(process, limit if gone else f"{limit} (the process does not end)")
     except BaseException:
         for process in running:
             process.kill()

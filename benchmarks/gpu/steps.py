@@ -1,4 +1,4 @@
-"""What each command runs, in the order of what it tells per second."""
+"""Steps of each command, ordered by how much information they give per second."""
 
 import os
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from .target import REHEARSAL
 __all__ = ["BUDGETS", "COMMANDS", "jobs", "steps"]
 
 BUDGETS = {"right": 230.0, "where": 230.0, "claims": 300.0}
-"""Seconds, unless --budget says otherwise: a call on a lent machine is cheapest at 150 to 300."""
+"""Default of --budget in seconds. On a lent machine, calls of 150 to 300 seconds are the cheapest."""
 COMMANDS = tuple(BUDGETS)
 
 _WAITING = (
     "excitation",
     "excitation_backward",
     "l2_grouped",
-)  # their blocks wait for each other: what can hang is known first
+)  # their blocks wait for each other, so they may hang; they run first
 _CUDA = (
     *_WAITING,
     "cluster_fused",
@@ -38,8 +38,11 @@ _METRICS = ",".join(
 
 
 def jobs() -> int:
-    """Processes at a time: what does not measure time waits for compilers and for the host. Six that check stage 1 in
-    float64 take 64 GB of the GPU's memory, by counting its tensors."""
+    """Number of processes at the same time: 3/8 of the CPUs, between 2 and 6.
+
+    Steps that do not measure time mostly wait for compilers and for the host. Six processes that check stage 1 in
+    float64 need 64 GB of GPU memory, by a count of their tensors.
+    """
     return min(max((os.cpu_count() or 2) * 3 // 8, 2), 6)
 
 
@@ -56,7 +59,7 @@ def _interpreted(backend: str, rehearse: bool) -> dict[str, str]:
 
 
 def _families(backend: str, families: Sequence[str], rehearse: bool) -> list[Step]:
-    limit = 60.0 if backend == "cuda" else 100.0  # Triton compiles
+    limit = 60.0 if backend == "cuda" else 100.0  # Triton also compiles its kernels
     return [
         Step(
             f"{family} {backend}", _work("kernels", backend, family), 12.0, limit,
@@ -72,7 +75,7 @@ def _right(rehearse: bool) -> list[Step]:
     found = [*cuda[:waiting], *triton[:waiting], *cuda[waiting:], *triton[waiting:]]
     sanitizer = ("--tool", "memcheck", "--error-exitcode", "1", "--target-processes", "all", "python3")
     if rehearse:
-        # One of the families that wait, one of the passes: the others differ in nothing that a rehearsal can show.
+        # A few families are enough for a rehearsal, because the others use the same code of the runner.
         found = [
             step
             for step in found
@@ -90,12 +93,12 @@ def _right(rehearse: bool) -> list[Step]:
     triton_contract = _pytest(f"{backends}/triton/test_contract.py", "tests/functional/test_conv1x1_squeeze_excite.py")
     return [
         *found,
-        # compiled launches on the device: two streams at once, graphs, the stages, bits that repeat
+        # compiled launches on the device: two streams at once, graphs, the stages, reproducible bits
         Step("device tests", _pytest(gpu, "-k", "not compile and not int32 and not autotuning"), 45.0, 120.0,
              reader="pytest", settles="graphs, two streams, ResNet-50's stages against eager PyTorch"),
         Step("memcheck", (*sanitizer, *_pytest(gpu, "-m", "sanitizer")), 40.0, 100.0, reader="sanitizer",
              tool="compute-sanitizer", environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-             settles="no access outside of memory"),
+             settles="no memory access out of bounds"),
         *(Step(f"contract cuda {i + 1}/3", cuda_contract, 40.0, 100.0,
                reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/3"}, settles="the op contract")
           for i in range(3)),
@@ -110,7 +113,7 @@ def _right(rehearse: bool) -> list[Step]:
 def _where(rehearse: bool, variants: Sequence[tuple[str, str]]) -> list[Step]:
     found = [
         Step("ahead", _work("ahead", "where", *(("--processes", "2") if rehearse else ())), 40.0, 90.0,
-             environment=_interpreted("triton", rehearse), settles="nothing is compiled while time is taken"),
+             environment=_interpreted("triton", rehearse), settles="compilation before the timed steps"),
     ]  # fmt: skip
     for name, libraries in variants:
         more = {} if not libraries else {"SE_FUSED_LIBRARIES": libraries}
@@ -124,7 +127,7 @@ def _where(rehearse: bool, variants: Sequence[tuple[str, str]]) -> list[Step]:
              environment=_interpreted("triton", rehearse), settles="device time of every Triton kernel")
     )  # fmt: skip
     for backend in ("cuda",) if rehearse else ("cuda", "triton"):
-        # --clock-control: the card's clocks are not ours to change; --cache-control: what stays in L2 is to be seen
+        # --clock-control none: do not change the GPU's clocks; --cache-control none: measure hits in L2 as in use
         arguments = (
             "--csv", "--metrics", _METRICS, "--clock-control", "none", "--cache-control", "none", "--nvtx",
             "--nvtx-include", "measured/", "python3", *_work("profiled", backend),
@@ -140,13 +143,13 @@ def _claims(rehearse: bool) -> list[Step]:
     def network(mode: str, batch: int, seconds: float) -> Step:
         return Step(
             f"networks {mode} {batch}", _work("networks", mode, str(batch)), seconds, 2.5 * seconds, alone=True,
-            settles="ours and timm's, eager and compiled, with SE and without",
+            settles="se_fused and timm, eager and compiled, with SE and without",
         )  # fmt: skip
 
     blocks = Step(
-        "blocks", _work("blocks"), 40.0, 90.0, alone=True, settles="ours against eager, timm and torch.compile"
+        "blocks", _work("blocks"), 40.0, 90.0, alone=True, settles="se_fused against eager, timm and torch.compile"
     )
-    ahead = Step("ahead", _work("ahead", "claims"), 80.0, 150.0, settles="nothing is compiled while time is taken")
+    ahead = Step("ahead", _work("ahead", "claims"), 80.0, 150.0, settles="compilation before the timed steps")
     if rehearse:
         return [blocks, network("train", 2, 30.0), network("infer", 2, 30.0)]
     return [
@@ -167,8 +170,8 @@ def steps(command: str, *, rehearse: bool, variants: Sequence[tuple[str, str]] =
 
     Args:
         command: one of :data:`COMMANDS`.
-        rehearse: on the CPU, at tiny sizes, with steps that go wrong on purpose.
-        variants: (name, ``SE_FUSED_LIBRARIES``) of each build of the CUDA library that is to be timed.
+        rehearse: whether to run on the CPU with tiny sizes; this adds steps that fail on purpose.
+        variants: (name, value of ``SE_FUSED_LIBRARIES``) of each build of the CUDA library to time.
     """
     if command == "right":
         found = _right(rehearse)

@@ -1,4 +1,4 @@
-"""Where results go: two files of a command, each readable at any moment; a lent machine hands back eight in all."""
+"""Result files: two for each command, readable at any time, because a lent machine returns at most eight files."""
 
 import io
 import json
@@ -16,14 +16,16 @@ __all__ = ["Store", "load"]
 
 
 class Store:
-    """Writes ``COMMAND.jsonl``, a line for each result as it comes, and ``COMMAND.tar.gz``, which has that, the tables
-    and the steps' output. The archive is written anew, as a whole, when a step has ended.
+    """Writer of the result files of a command.
+
+    ``COMMAND.jsonl`` gets a line for each result immediately. ``COMMAND.tar.gz`` contains that file, the tables and the
+    output of the steps; it is written again atomically when a step has ended.
 
     Args:
-        folder: is made if it is not there.
+        folder: folder of the files, which is created if needed.
         command: "right", "where" or "claims".
-        environment: what the results were taken with.
-        logs: the steps' output.
+        environment: environment of the results, see :mod:`.environment`.
+        logs: folder with the output of the steps.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -44,13 +46,13 @@ class Store:
         self._lines.flush()
 
     def row(self, step: str, row: dict[str, Any]) -> None:
-        """A result."""
+        """Store a result of a step."""
         record = portable({"kind": "row", "step": step, **row})
         self.rows.append(record)
         self._write(record)
 
     def done(self, done: Done) -> None:
-        """A step that has ended."""
+        """Store the outcome of a step and write the archive."""
         about = {"step": done.step, "verdict": done.verdict, "seconds": round(done.seconds, 1), "figure": done.figure}
         record = portable({"kind": "step", **about})
         self.steps.append(record)
@@ -58,7 +60,7 @@ class Store:
         self.save()
 
     def save(self) -> None:
-        """The tables and the archive as they are now."""
+        """Render the tables and write the archive."""
         self.table = "\n".join(render(self._command, self.environment, self.steps, self.rows)) + "\n"
         packed, table = io.BytesIO(), self.table.encode()
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
@@ -75,10 +77,10 @@ class Store:
 
 
 def load(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(environment, steps, rows) of a ``.jsonl``. A last line that was cut off is left out.
+    """(environment, steps, rows) from the text of a ``.jsonl`` file. An incomplete last line is ignored.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the text is not of such a file.
     """
     records = []
     lines = text.splitlines()
@@ -87,8 +89,8 @@ def load(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str
             records.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise ValueError(f"line {number} is no JSON: this is not a file of benchmarks.gpu") from None
+                raise ValueError(f"line {number} is not JSON: this is not a file of benchmarks.gpu") from None
     if not records or not isinstance(records[0], dict) or records[0].get("kind") != "environment":
-        raise ValueError("the first line is no environment: this is not a file of benchmarks.gpu")
+        raise ValueError("the first line is not an environment: this is not a file of benchmarks.gpu")
     by_kind = {kind: [r for r in records if r.get("kind") == kind] for kind in ("step", "row")}
     return records[0], by_kind["step"], by_kind["row"]

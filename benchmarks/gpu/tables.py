@@ -1,4 +1,4 @@
-"""The tables that one wants to read: at most a hundred lines, since no more of a window's output is kept."""
+"""Text tables of the results, at most a hundred lines, because a lent machine returns no more output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ __all__ = ["MOST_LINES", "aligned", "render"]
 
 MOST_LINES = 98
 WIDTH = 120
-"""A hundred such lines are the 12,000 characters that a lent machine hands back of what was printed."""
-DIFFERENT = 0.03  # of the time: builds that are nearer to each other are told in one line
+"""Longest line. A hundred such lines are the 12,000 characters of output that a lent machine returns."""
+DIFFERENT = 0.03  # relative difference of times from which another build of the library gets its own line
 Record = dict[str, Any]
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Columns; all but those ``left`` end at the same place."""
+    """Lines of a table with aligned columns; those in ``left`` are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -32,7 +32,7 @@ def _steps(steps: Sequence[Record]) -> list[str]:
 
 
 def _right(rows: Sequence[Record]) -> list[str]:
-    """What is wrong, one line each."""
+    """A line for each wrong result."""
     wrong = [row for row in rows if row.get("ok") is False and row["what"] != "tests"]
     lines = [f"{row['step']}: {row.get('case') or row.get('test') or row['what']}: {row.get('note')}" for row in wrong]
     return ["", "Wrong:", *(line[:WIDTH] for line in lines)] if lines else []
@@ -51,7 +51,7 @@ def _cell(row: Record | None) -> str:
 
 
 Key = tuple[str, str, str, str, str, str]
-"""(backend, variant, mode, plan, layout, kernel)"""
+"""Key of a measurement: (backend, variant, mode, plan, layout, kernel)."""
 
 
 def _key(row: Record) -> Key:
@@ -63,8 +63,11 @@ def _over_ours(row: Record) -> str:
 
 
 def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequence[str], keys: set[Key]) -> bool:
-    """Whether a line says what no other does: a forced plan is told as a whole, a launch that is all there is alone,
-    and another build of the library where its time is another."""
+    """Whether a measurement gets a line of the table.
+
+    For a forced plan, only the total time has a line. If there is only one kernel, the total is omitted. Another build
+    of the library has a line only if its time differs from that of the main build.
+    """
     backend, variant, mode, plan, layout, kernel = key
     alone = len([other for other in keys if other[:5] == key[:5]]) == 2  # a kernel, and all
     whole = bool(plan) or not (alone or mode == "squeeze")
@@ -80,7 +83,7 @@ def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequen
 
 
 def _where(rows: Sequence[Record]) -> list[str]:
-    """A line for each kernel, a column for each stage: share of a copy on counted bytes, microseconds, estimate."""
+    """A line for each kernel and a column for each stage: share of a copy's speed, microseconds, estimate."""
     timed = [row for row in rows if "us" in row and "backend" in row]
     if not timed:
         return []
@@ -149,11 +152,11 @@ def _claims(rows: Sequence[Record]) -> list[str]:
 
 
 def render(command: str, environment: Record, steps: Sequence[Record], rows: Sequence[Record]) -> list[str]:
-    """The tables of a command's results.
+    """Lines of the tables of a command's results.
 
     Args:
         command: "right", "where" or "claims".
-        environment, steps, rows: as :func:`.store.load` returns them.
+        environment, steps, rows: results as returned by :func:`.store.load`.
     """
     detail = {"right": _right, "where": _where, "claims": _claims}[command](rows)
     head = [f"{command} on {environment.get('gpu')}, {environment.get('commit') or 'no commit known'}"]

@@ -1,7 +1,7 @@
-"""What the steps work on: a GPU at the sizes that matter; in the rehearsal, the same kernels on the CPU at tiny sizes.
+"""Device and sizes of the steps: a GPU with realistic sizes, or in a rehearsal the CPU with tiny sizes.
 
-The rehearsal runs the CUDA kernels' source in tests/support/cuda_shim and Triton's in its interpreter. Everything else
-is the same code: the runner, the steps, their programs, and what reads their output.
+A rehearsal runs the source of the CUDA kernels with tests/support/cuda_shim, and the Triton kernels in Triton's
+interpreter. All other code is the same: the runner, the steps, their programs and the readers of their output.
 """
 
 import os
@@ -22,7 +22,7 @@ __all__ = ["KERNELS", "REHEARSAL", "ROOT", "Shape", "Target", "kernel_of", "targ
 
 ROOT = Path(__file__).resolve().parents[2]
 REHEARSAL = "SE_FUSED_REHEARSAL"
-"""The variable of the environment that says so, "1"."""
+"""Environment variable that is "1" in a rehearsal."""
 
 Shape = tuple[int, ...]
 
@@ -30,28 +30,28 @@ KERNELS = (
     "moments", "scale_shift_act", "moments_backward", "scale_shift_act_backward", "scale_shift_act_mean",
     "excitation", "excitation_backward", "l2_grouped", "cluster_fused",
 )  # fmt: skip
-"""Families of kernels, as both backends name them."""
+"""Families of kernels, with the names that both backends use."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where, and how large."""
+    """Device and sizes."""
 
     device: str
     small: Shape
     odd: Shape
     stages: tuple[Shape, ...]
-    """The maps that the blocks of ResNet-50's four stages end in; the first size is the largest batch."""
+    """Output maps of the blocks in ResNet-50's four stages, with the largest batch size."""
     batches: tuple[int, ...]
-    """Batches that are timed, the largest first."""
+    """Timed batch sizes, the largest first."""
     larger_than_l2: Shape
-    """A map for which no sample fits into a cluster, and which is larger than L2: ``l2_grouped``'s."""
+    """A map that is larger than L2, and whose samples do not fit into a cluster; for ``l2_grouped``."""
     network: tuple[str, str]
-    """A network with SE and the same without."""
+    """A network with SE, and the same network without SE."""
     image: int
     training: tuple[int, ...]
     inference: tuple[int, ...]
-    """Batches of whole networks."""
+    """Batch sizes of networks: ``training`` in training, ``inference`` in inference."""
     dtype: torch.dtype
 
     @property
@@ -59,7 +59,7 @@ class Target:
         return self.device == "cpu"
 
     def at_batch(self, batch: int) -> tuple[Shape, ...]:
-        """The stages at that batch."""
+        """The stages with this batch size."""
         return tuple((batch, *stage[1:]) for stage in self.stages)
 
 
@@ -75,14 +75,14 @@ _CPU = Target(
 
 
 def use_tests() -> None:
-    """Make the tests' support modules importable: the checks of single kernels are theirs."""
+    """Make the support modules of the tests importable, which contain the checks of single kernels."""
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
 
 def target() -> Target:
-    """This process's. In the rehearsal the CUDA backend is the shim's from now on."""
+    """The target of this process. In a rehearsal, this replaces the CUDA backend by the CPU shim."""
     if os.environ.get(REHEARSAL) != "1":
         return _GPU
     use_tests()
@@ -98,8 +98,10 @@ def target() -> Target:
 
 
 def kernel_of(name: str) -> str | None:
-    """The family of a kernel by its name in a profile: "moments" of ``se_fused::cuda::moments_kernel<...>`` and of
-    ``moments_unaligned_kernel``; None of what is not ours."""
+    """Family of a kernel from its name in a profile, None for kernels of other libraries.
+
+    For example, "moments" for ``se_fused::cuda::moments_kernel<...>`` and for ``moments_unaligned_kernel``.
+    """
     for part in name.replace("<", " ").replace("(", " ").replace(":", " ").split():
         if part.endswith("_kernel"):
             family = part.removesuffix("_kernel").removesuffix("_unaligned")
@@ -108,7 +110,7 @@ def kernel_of(name: str) -> str | None:
 
 
 def launches_in(recorded: Any, device: Any) -> dict[str, list[float]]:
-    """Microseconds of each launch that a profile of ``torch.profiler`` holds, by family; copies and fills are left out.
+    """Microseconds of each launch in a profile of ``torch.profiler``, by family, without copies and fills.
 
     Args:
         recorded: the profile.
@@ -122,15 +124,15 @@ def launches_in(recorded: Any, device: Any) -> dict[str, list[float]]:
 
 
 def kernel_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Microseconds of a call by kernel: the median of those of one launch, times its launches. Kernels that are not
-    ours are one, "other".
+    """Microseconds per call by kernel: the median time of a launch, times the number of launches per call.
 
-    On a GPU from ``torch.profiler``. In the rehearsal the clock's time of the call in equal parts over the launches:
-    a figure that means nothing, in the place where one is to come.
+    Kernels of other libraries count together as "other". On a GPU, the times come from ``torch.profiler``. In a
+    rehearsal, the wall-clock time is divided equally among the launches; these values are placeholders without meaning.
 
     Args:
-        calls: the same work on different memory, in rotation.
-        rounds: how often each is called.
+        calls: functions that do the same work on different memory, called in rotation.
+        rounds: number of calls of each function.
+        device: "cpu" in a rehearsal, else a CUDA device.
     """
     for call in calls:
         call()

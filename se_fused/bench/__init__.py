@@ -1,1 +1,1 @@
-"""Benchmarks: workloads, the implementations that compute them, honest measuring, and reports."""
+"""Benchmarks: workloads, the implementations that compute them, measurements and reports."""

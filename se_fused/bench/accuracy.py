@@ -1,4 +1,4 @@
-"""Checks the results of a workload's candidates against float64."""
+"""Checks of candidates' results against float64."""
 
 import math
 import time
@@ -18,21 +18,21 @@ from .workloads.network import NetworkWorkload
 __all__ = ["AccuracyCheck", "Result", "agreement", "least_error"]
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the row that is done."""
+"""Function called with a description of the current step and the finished share of the row."""
 
-# Ours may err twice as much as the eager baseline, by which all are measured; the others are only checked for
-# computing the same thing.
+# Allowed error as a multiple of the eager baseline's error. Two for se_fused. The wide factor for the other providers
+# only detects that one computes something else. None: only finite results are required.
 _FACTORS: dict[str, float | None] = {"se_fused": 2.0, "converted": 2.0, "eager": None}
 _OTHERS = 10.0
 
 
 @dataclass
 class Result:
-    """What was found out about one candidate. Errors are relative to float64, by result."""
+    """Check and measurements of one candidate. Errors are relative to float64, by name of the result."""
 
     name: str
     layout: str
-    status: str = "ok"  # "ok"; "differs": not timed; "failed": it raised
+    status: str = "ok"  # "ok"; "differs": results differ, not timed; "failed": it raised an exception
     note: str = ""
     errors: dict[str, float] = field(default_factory=dict)
     allowed: dict[str, float] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Result:
 
     @property
     def milliseconds(self) -> float:
-        """Median; NaN if it was not timed."""
+        """Median time in milliseconds; NaN if the candidate was not timed."""
         return math.nan if self.timing is None else self.timing.median * 1e3
 
 
@@ -56,28 +56,29 @@ def _errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, f
 
 
 def least_error(truth: Tensor, dtype: torch.dtype) -> float:
-    """The smallest error that is allowed: eager's may be smaller by chance, above all where a result is one number."""
+    """Error that is always allowed, because eager's error may be small by chance, above all for a single number."""
     return GRADIENT_FLOOR + (torch.finfo(dtype).eps if truth.numel() == 1 else 0.0)
 
 
 class AccuracyCheck:
-    """Checks candidates of one workload against float64; the truth and eager's errors are computed once per draw.
+    """Check of the candidates of one workload against float64.
 
-    Ours may err twice as much as eager PyTorch (in either layout, where the workload has both), plus a few eps. A
-    network's gradients jump where a ReLU's argument crosses zero, and one crossing outweighs all other errors; so a
-    network that seems to disagree is tried on up to ``workload.draws`` inputs: what is wrong is wrong on all of them.
+    The error of se_fused may be twice the error of eager PyTorch (the larger one, if the workload has both layouts),
+    plus a few eps. A network's gradients jump where the argument of a ReLU crosses zero, and one such crossing is
+    larger than all other errors. A network that seems to differ is therefore tried on up to ``workload.draws`` inputs:
+    a real fault shows on all of them. The float64 results and eager's errors are computed once per draw.
 
     Args:
-        workload: whose inputs are drawn anew where that is needed.
-        eager: eager candidates that are built already.
-        progress: told what is being done.
+        workload: the workload, whose inputs are drawn again if necessary.
+        eager: eager candidates that were built before.
+        progress: called with the current step.
     """
 
     def __init__(
         self, workload: Workload, eager: Sequence[Candidate] = (), progress: Progress = lambda *_: None
     ) -> None:
         self.workload, self._progress = workload, progress
-        # A network's eager candidate is tried in both layouts, even where one is timed: two samples of rounding.
+        # Check a network's eager candidate in both layouts, even if one is timed, for two samples of its rounding.
         layouts = tuple(LAYOUTS) if isinstance(workload, NetworkWorkload) else workload.layouts
         self._eager = {candidate.layout: candidate for candidate in eager}
         for layout in layouts:
@@ -101,12 +102,12 @@ class AccuracyCheck:
         return self._expectations[draw]
 
     def check(self, candidate: Candidate, result: Result, allowance: float | None = None) -> int:
-        """Fill in errors, what is allowed, and whether it agrees; returns how many inputs were drawn.
+        """Store the errors, the allowed errors and the status of a candidate; return the number of inputs drawn.
 
         Args:
-            candidate: what to check.
-            result: what is filled in.
-            allowance: the relative error of an engine with rounding of its own (:func:`.registry.allowance`).
+            candidate: the candidate to check.
+            result: the result in which they are stored.
+            allowance: additional relative error for an engine that rounds differently (:func:`.registry.allowance`).
         """
         for draw in range(self.workload.draws):
             expected = self._expected(draw)
@@ -114,7 +115,7 @@ class AccuracyCheck:
             start = time.perf_counter()
             try:
                 results = candidate.results()
-            except Exception as error:  # an operator that a dtype lacks, a compiler that is not there, no memory left
+            except Exception as error:  # an operator without this dtype, a missing compiler, no memory left
                 result.status, result.note = "failed", first_line(error)
                 return draw + 1
             if compiles(candidate.name) and result.compile_seconds is None:
@@ -129,8 +130,8 @@ class AccuracyCheck:
     ) -> None:
         truth, dtype = expected.truth, self.workload.dtype
         result.errors = _errors(results, truth)
-        # Eager is the measure of the others; of it only finite results are asked.
-        factor = _FACTORS.get(candidate.name.partition(" ")[0], _OTHERS)  # "se_fused compile" is ours too
+        # The others are measured by eager's errors; eager itself must only be finite.
+        factor = _FACTORS.get(candidate.name.partition(" ")[0], _OTHERS)  # "se_fused compile" counts as se_fused
         least = {k: max(least_error(t, dtype), allowance) for k, t in truth.items()}
         result.allowed = {k: 1.0 if factor is None else factor * e + least[k] for k, e in expected.eager.items()}
         if candidate.name == "se_fused" and expected.bound is not None:
@@ -145,7 +146,7 @@ class AccuracyCheck:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the results on one draw of the inputs are compared with."""
+    """Expected results for one draw of the inputs, with the bound of y's error and the errors of eager."""
 
     truth: dict[str, Tensor]
     bound: Tensor | None
@@ -155,6 +156,6 @@ class _Expected:
 def agreement(
     workload: Workload, pairs: Sequence[tuple[Candidate, Result]], progress: Progress = lambda *_: None
 ) -> int:
-    """Check each candidate by one :class:`AccuracyCheck`, filling in its result; returns the most inputs drawn."""
+    """Check candidates with one :class:`AccuracyCheck`, store the results, and return the most inputs drawn for one."""
     check = AccuracyCheck(workload, [candidate for candidate, _ in pairs if candidate.name == "eager"], progress)
     return max((check.check(candidate, result) for candidate, result in pairs), default=0)

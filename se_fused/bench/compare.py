@@ -1,6 +1,6 @@
-"""Ours against eager PyTorch and torch.compile: first whether the results agree, then time, memory and ratios.
+"""Comparison of se_fused with eager PyTorch and torch.compile: results first, then time, memory and ratios.
 
-``se-fused compare``, the benchmarks and the demo all measure through :func:`measure`.
+``se-fused compare``, the benchmarks and the demo measure with :func:`measure`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,47 +27,47 @@ _ROUNDS = (5, 200)
 
 @dataclass
 class Row:
-    """One workload: its candidates, and what the counted bytes say."""
+    """Results of one workload: its candidates, and the times of a copy of the counted bytes."""
 
     workload: dict[str, Any]
     results: list[Result]
-    draws: int = 1  # inputs that were drawn until all agreed
+    draws: int = 1  # number of inputs drawn until all candidates agreed
     counted_bytes: int | None = None
     copy: dict[str, float] = field(default_factory=dict)
-    """Seconds that the counted bytes take at the speed of copy_, measured in turn with the candidates on a working set
-    as large as the op's ("same_size"), and on one far larger than the caches ("memory")."""
+    """Seconds for the counted bytes at the speed of copy_. "same_size": measured in turn with the candidates, on a
+    working set as large as the op's. "memory": measured on a working set far larger than the caches."""
 
     def best(self, name: str) -> Result | None:
-        """The candidate of that name in the layout where it is fastest, if it was timed."""
+        """Result of the candidate ``name`` in its fastest layout; None if it was not timed."""
         timed = [r for r in self.results if r.name == name and r.timing is not None]
         return min(timed, key=lambda r: r.milliseconds, default=None)
 
     @property
     def speedups(self) -> dict[str, float]:
-        """How many times faster ours is than each baseline, each in its best layout."""
+        """Time of each baseline over the time of se_fused, each in its fastest layout."""
         ours = self.best(OURS)
         found = {name: self.best(name) for name in BASELINES}
         return {k: b.milliseconds / ours.milliseconds for k, b in found.items() if ours is not None and b is not None}
 
     @property
     def over_copy(self) -> dict[str, float]:
-        """Our time over that of the counted bytes at a copy's speed, by the key of ``copy``."""
+        """Time of se_fused over the time of a copy of the counted bytes, by the key of ``copy``."""
         ours = self.best(OURS)
         return {} if ours is None else {k: ours.milliseconds / (s * 1e3) for k, s in self.copy.items()}
 
     @property
     def ok(self) -> bool:
-        """Whether ours ran and agreed wherever it was tried."""
+        """Whether se_fused ran and agreed with float64 in every layout."""
         mine = [r for r in self.results if r.name == OURS]
         return bool(mine) and all(r.status == "ok" for r in mine)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All values as a dict for JSON."""
         return {**asdict(self), "speedups": self.speedups, "over_copy": self.over_copy, "ok": self.ok}
 
 
 def _rounds(seconds: float, once: float) -> int:
-    """How many rounds of ``once`` seconds: about ``seconds`` of them; a median of three where one takes longer."""
+    """Number of rounds of ``once`` seconds that take about ``seconds``; at least five, or three of longer ones."""
     least, most = _ROUNDS
     return rounds_for(seconds, once, min(least, 3) if once > seconds else least, most)
 
@@ -80,14 +80,15 @@ def measure(
     memory_copy: float | None = None,
     progress: Progress = lambda *_: None,
 ) -> Row:
-    """Check a workload's candidates and time those that agree.
+    """Check the candidates of a workload and time those whose results agree with float64.
 
     Args:
-        workload: what to compute.
-        compiled: whether torch.compile of the baseline takes part.
-        repeats: rounds; None: as many as fit into about ``workload.seconds``, from 5 (3 of very long ones) to 200.
-        memory_copy: bytes per second of ``copy_`` on a working set far larger than the caches, for the floor.
-        progress: told what is being done.
+        workload: the workload.
+        compiled: whether to include the baseline under torch.compile.
+        repeats: number of rounds; None: as many as fit into about ``workload.seconds``, at least 5 (3 if one round
+            takes longer than that) and at most 200.
+        memory_copy: bytes per second of ``copy_`` on a working set far larger than the caches.
+        progress: called with the current step.
     """
     keep_freed_memory()
     wanted = [(name, layout) for name in (OURS, "eager") for layout in workload.layouts]
@@ -97,7 +98,7 @@ def measure(
     try:
         pairs = [(workload.candidate(r.name, r.layout), r) for r in row.results]
         row.draws = agreement(workload, pairs, progress)
-    except Exception as error:  # the baseline itself cannot run: nothing to compare with
+    except Exception as error:  # the baseline itself cannot run, so there is nothing to compare with
         for result in row.results:
             result.status, result.note = "failed", first_line(error)
         return row
@@ -122,7 +123,7 @@ def measure(
         done += 1
         progress("timing", 0.4 + 0.5 * done / rounds)
 
-    times = timed_together(calls, rounds, 0, wait, tick)  # they are warm
+    times = timed_together(calls, rounds, 0, wait, tick)  # no further warm-up: all have run already
     if counted is not None:
         row.copy["same_size"] = counted[0] / (counted[1] / times.pop("copy").median)
         if memory_copy is not None:
@@ -132,7 +133,7 @@ def measure(
         progress("memory", 0.95)
         result.timing = timing
         result.images_per_second = workload.images / timing.median
-        candidate.reset()  # gradients of earlier runs would be freed within this one
+        candidate.reset()  # otherwise gradients of earlier runs would be freed during the measurement
         result.peak_bytes = peak_memory(candidate.run, workload.device)
         candidate.reset()
         if workload.mode == "train":
@@ -140,15 +141,15 @@ def measure(
     return row
 
 
-# ---- what `se-fused compare TARGET` means
+# ---- targets of `se-fused compare TARGET`
 Build = Callable[[], Workload]
 
 
 def parse_target(target: str) -> str | tuple[int, int, int, int]:
-    """A model's name, "stages", or (N, C, H, W).
+    """Parse a target: a model's name, "stages", or "N,C,H,W", which gives a tuple of integers.
 
     Raises:
-        ValueError: it is none of them; the message lists the choices.
+        ValueError: ``target`` is none of them. The message lists the choices.
     """
     name = target.strip().lower()
     if name == "stages" or name in list_models():
@@ -157,7 +158,7 @@ def parse_target(target: str) -> str | tuple[int, int, int, int]:
         try:
             n, c, h, w = (int(part) for part in name.split(","))
         except ValueError:
-            raise ValueError(f"a block is four integers N,C,H,W such as 8,256,56,56; got {target!r}") from None
+            raise ValueError(f"a block must be four integers N,C,H,W such as 8,256,56,56; got {target!r}") from None
         if min(n, c, h, w) < 1:
             raise ValueError(f"a block's sizes must be at least 1; got {target!r}")
         return n, c, h, w
@@ -174,13 +175,15 @@ def plan(
     batch: int | None = None,
     size: int | None = None,
 ) -> list[Build]:
-    """The workloads of a target, each built when it is called.
+    """Functions that build the workloads of a target, so that only one needs to be in memory.
 
     Args:
-        target: from :func:`parse_target`.
-        device, layouts, modes: as named.
-        dtypes: names; None: float32 and bfloat16 for blocks, float32 for a network.
-        batch: N; None: 8, or the block's.
+        target: result of :func:`parse_target`.
+        device: device of the workloads.
+        dtypes: names of dtypes; None: float32 and bfloat16 for blocks, float32 for a network.
+        layouts: memory formats; a block has one workload for each, a network one for all.
+        modes: "infer", "train" or both.
+        batch: batch size N; None: 8, or the N of the block.
         size: height and width of a network's images; None: 224.
     """
     builds: list[Build] = []
@@ -212,9 +215,9 @@ def plan(
 def run(
     builds: Sequence[Build], *, compiled: bool = True, repeats: int | None = None, progress: Progress = lambda *_: None
 ) -> tuple[list[Row], dict[str, float]]:
-    """Measure workloads one after another: the rows, and bytes per second of copy_ in memory by device.
+    """Measure workloads one after another; return the rows, and bytes per second of copy_ in memory by device.
 
-    ``progress`` is told of the share of the whole.
+    ``progress`` is called with the finished share of all workloads.
     """
     keep_freed_memory()
     rows: list[Row] = []

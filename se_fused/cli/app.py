@@ -1,7 +1,8 @@
-"""The command line: the library's commands, and those of the applications that are installed.
+"""The command line application: the library's commands, and those of installed applications.
 
-An application is an entry point of the group ``se_fused.applications``: its name is the command, its value the
-application's ``typer.Typer``. It is imported when one of its commands is run, or when help lists them.
+An application is an entry point of the group ``se_fused.applications``. The name of the entry point is the command, and
+its value is the application's ``typer.Typer``. An application is imported when one of its commands runs, or when the
+help lists the commands.
 """
 
 import errno
@@ -20,7 +21,7 @@ from .._version import __version__
 __all__ = ["app", "run"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer typers carry within them
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # click's UsageError; newer typers contain their own copy
 
 
 def _applications() -> dict[str, EntryPoint]:
@@ -28,7 +29,7 @@ def _applications() -> dict[str, EntryPoint]:
 
 
 class _Commands(TyperGroup):
-    """The library's commands first, then the applications by name."""
+    """Command group with the library's commands first, then the applications by name."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(_applications())]
@@ -43,7 +44,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     name="se-fused",
-    help="Fused Squeeze-and-Excitation for PyTorch: what is built, whether it is right, how fast it is.",
+    help="Fused Squeeze-and-Excitation for PyTorch: show the build, verify the results, measure the speed.",
     cls=_Commands,
     add_completion=False,
     rich_markup_mode=None,
@@ -52,13 +53,16 @@ app = typer.Typer(
 
 
 def _name(arguments: Sequence[str]) -> str:
-    """The command as messages name it: "se-fused verify"; of an application both words."""
+    """Name of the command in messages: "se-fused verify", with one word more for a command of an application."""
     words = [argument for argument in arguments if not argument.startswith("-")]
     return " ".join(["se-fused", *words[: 2 if words and words[0] in _applications() else 1]])
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; returns the exit code. Wrong usage is one line on stderr that names the option."""
+    """Run a command line and return its exit code.
+
+    Errors of usage or input and a full disk print one line on stderr and give 2, an interruption gives 130.
+    """
     if not arguments:
         arguments = ["--help"]
     try:
@@ -78,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print(f"{_name(arguments)}: interrupted; nothing was left half-written", file=sys.stderr)
+        print(f"{_name(arguments)}: interrupted; no partly written file remains", file=sys.stderr)
         return 130
 
 
@@ -90,6 +94,6 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
 ) -> None:
     pass

@@ -1,6 +1,6 @@
-"""What the kernels do here: info, verify, compare, and reports of benchmark runs.
+"""The commands of the library: info, verify, compare, and the reports of benchmark runs.
 
-Each command imports what it needs when it runs: none waits for the reports of another.
+Each command imports its implementation when it runs, so that no command waits for imports of another.
 """
 
 import json
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 @app.command("info")
 def info_command(as_json: AsJson = False) -> None:
-    """What is installed and built, and which backend each op takes here, and why not the others."""
+    """Show the installation, the build, the backend that each op uses here, and why others are not available."""
     from ..info.environment import info
 
     about = info()
@@ -34,7 +34,7 @@ def info_command(as_json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify_command(as_json: AsJson = False) -> None:
-    """Every op, dtype and layout on this machine's devices and backends against float64."""
+    """Compare every op, dtype and layout with float64, on the devices and backends of this machine."""
     from ..testing.verify import verify_command as verify
 
     raise typer.Exit(verify(as_json))
@@ -43,30 +43,34 @@ def verify_command(as_json: AsJson = False) -> None:
 @app.command("compare")
 def compare_command(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="stages (blocks of ResNet-50's four), a block N,C,H,W, or a model.")],
+    target: Annotated[
+        str, typer.Argument(help="stages (a block of each stage of ResNet-50), a block N,C,H,W, or a model's name.")
+    ],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16. Default: float32, for blocks bfloat16 too. Networks train in the "
-            "smaller two under autocast."
+            help="float32, bfloat16 or float16. Default: float32; for blocks, both float32 and bfloat16. In bfloat16 "
+            "and float16, networks train under autocast."
         ),
     ] = None,
     layout: Annotated[str, typer.Option(help="contiguous, channels_last or both.")] = "both",
-    batch: Annotated[int | None, typer.Option(help="Batch size. Default: 8, or the block's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size. Default: 8, or the N of a block N,C,H,W.")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of a model's images. Default: 224.")] = None,
     mode: Annotated[str, typer.Option(help="infer, train (forward and backward) or both.")] = "both",
-    compile: Annotated[bool, typer.Option(help="Whether torch.compile of the baseline takes part.")] = True,
-    repeats: Annotated[int | None, typer.Option(help="Rounds. Default: 2 s of them a block, 15 s a model.")] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write all figures there; - prints them.")
+    compile: Annotated[bool, typer.Option(help="Also compare with the baseline under torch.compile.")] = True,
+    repeats: Annotated[
+        int | None, typer.Option(help="Number of rounds. Default: as many as take 2 s for a block, 15 s for a model.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the speed-ups.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE; - prints them.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the speed-ups to FILE.png.")] = None,
 ) -> None:
-    """Ours against eager PyTorch and torch.compile: the same output first, then time, memory and ratios.
+    """Compare se_fused with eager PyTorch and torch.compile: outputs first, then time, memory and ratios.
 
-    Eager and compiled baselines are timm's model with the same weights, or the block in plain PyTorch. The exit code
-    is 1 if ours differs from float64 by more than twice what eager does.
+    The eager and compiled baselines are timm's model with the same weights, or the block in plain PyTorch. The exit
+    code is 1 if the error of se_fused against float64 is more than twice the error of eager PyTorch.
     """
     from ..bench.compare import parse_target, plan, run
     from ..bench.report.plots import speedup_figure
@@ -86,7 +90,7 @@ def compare_command(
         at_least(option, value, 1)
     at_least("--size", size, 32)
     if size is not None and (parsed == "stages" or not isinstance(parsed, str)):
-        raise bad("--size", "is for models; a block's size is in N,C,H,W")
+        raise bad("--size", "applies to models only; a block has its size in N,C,H,W")
     to_file = None if json_file in (None, "-") else Path(str(json_file))
     check_output("--json", to_file)
     check_output("--plot", plot, picture=True)
@@ -98,7 +102,7 @@ def compare_command(
     with progress_bar("compare") as progress:
         rows, memory = run(builds, compiled=compile, repeats=repeats, progress=progress)
     text = comparison_json(rows, memory, context.obj or sys.argv[1:])
-    # Files first: a reader of the output that closes its pipe early does not lose them.
+    # Write the files first: printing fails if the reader of the output closes the pipe early.
     if to_file is not None:
         write_text(to_file, text)
     if plot is not None:
@@ -114,15 +118,17 @@ def compare_command(
 @app.command("report")
 def report_command(
     results: Annotated[
-        list[str], typer.Argument(metavar="RESULTS.json...", help="Files of pytest benchmarks/ --benchmark-json=FILE.")
+        list[str],
+        typer.Argument(metavar="RESULTS.json...", help="Files from pytest benchmarks/ --benchmark-json=FILE."),
     ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write report.md and pictures there; the folder is made.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write report.md and pictures to FOLDER, which is created if needed."),
     ] = None,
 ) -> None:
-    """What a run of the benchmarks says, as Markdown: speed and memory beside all baselines, what SE costs, limits.
+    """Print a report of a benchmark run as Markdown: speed and memory against all baselines, cost of SE, limits.
 
-    Several files count as one run; they must be of one machine.
+    Several files count as one run and must come from one machine.
     """
     from ..bench.report.load import load_all
     from ..bench.report.markdown import markdown
@@ -145,12 +151,12 @@ def report_command(
 @app.command("changes")
 def changes_command(
     before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="A run of the benchmarks.")],
-    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="Another, on the same machine.")],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="A later run on the same machine.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to FILE.")] = None,
 ) -> None:
-    """Whether two runs differ by more than noise, which the baselines tell: their code is the same in both.
+    """Report differences between two runs beyond noise, estimated from the baselines, whose code did not change.
 
-    The exit code is 1 if something of ours is slower.
+    The exit code is 1 if a measurement of se_fused became slower.
     """
     from ..bench.report.load import load
     from ..bench.report.regressions import changes

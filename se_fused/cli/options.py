@@ -1,7 +1,4 @@
-"""What commands share: checks of their options before any work is done, and a progress bar.
-
-Applications use these too.
-"""
+"""Checks of command line options, and a progress bar, shared by the library's commands and the applications."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,12 +39,12 @@ def check_device(value: str) -> str:
         raise bad("--device", f"must be cpu, cuda or cuda:INDEX; got {value!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise bad("--device", f"torch sees {found or 'no'} GPU{'' if found == 1 else 's'} here; got {value!r}")
+        raise bad("--device", f"torch finds {found or 'no'} GPU{'' if found == 1 else 's'} here; got {value!r}")
     return value
 
 
 def check_output(option: str, path: Path | None, picture: bool = False) -> None:
-    """Whether a result can be written, asked before it is measured."""
+    """Raise a usage error if ``path`` cannot be written, before the command does any work."""
     if path is None:
         return
     try:
@@ -62,7 +59,7 @@ def check_output(option: str, path: Path | None, picture: bool = False) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr; nothing where that is no terminal."""
+    """Progress bar on stderr, hidden if stderr is not a terminal; yields a function of the label and the share done."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     to = console(stderr=True)

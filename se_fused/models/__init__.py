@@ -1,4 +1,4 @@
-"""Networks whose blocks are fused, the baselines beside them, their registry, and checkpoints of other libraries."""
+"""Networks with fused blocks, baseline networks, their registry, and loading of other libraries' checkpoints."""
 
 from ._registry import list_models
 from .checkpoints import LoadReport, load_pretrained

@@ -1,4 +1,4 @@
-"""What residual networks are made of: blocks whose end is fused, the shortcut's projection, stem, global pooling."""
+"""Parts of residual networks: blocks with a fused end, the projection of the shortcut, the stem and global pooling."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypedDict
@@ -16,18 +16,18 @@ __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "Gl
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 
 SELayer = Callable[[int], SqueezeExcite]
-"""Builds the SE of a block from the block's channels."""
+"""Function that builds the SE layer of a block from the block's number of channels."""
 
 
 class Placement(TypedDict):
-    """Where a layer's parameters are, and of what dtype."""
+    """Device and dtype of a layer's parameters."""
 
     device: torch.device | str | None
     dtype: torch.dtype | None
 
 
 class Width(NamedTuple):
-    """How wide the branch of a bottleneck is; see :class:`Bottleneck`."""
+    """Width parameters of a bottleneck's branch; see :class:`Bottleneck`."""
 
     cardinality: int = 1
     base_width: int = 64
@@ -35,7 +35,7 @@ class Width(NamedTuple):
 
 
 class Downsample(nn.Sequential):
-    """The shortcut's projection, keys "0" (convolution) and "1" (batch norm). (N, C, H, W) -> (N, D, H/s, W/s)."""
+    """Projection of the shortcut, (N, C, H, W) -> (N, D, H/s, W/s): convolution (key "0") and batch norm (key "1")."""
 
     def __init__(
         self,
@@ -57,7 +57,10 @@ class Downsample(nn.Sequential):
 
 
 class DeepStem(nn.Sequential):
-    """Three 3x3 convolutions for one 7x7, without the last one's batch norm. (N, C, H, W) -> (N, 2w, H/2, W/2)."""
+    """Stem of three 3x3 convolutions instead of one 7x7. (N, C, H, W) -> (N, 2w, H/2, W/2) for the width w.
+
+    The batch norm of the last convolution is not included.
+    """
 
     def __init__(
         self, in_chans: int, width: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -68,7 +71,7 @@ class DeepStem(nn.Sequential):
         def norm() -> nn.BatchNorm2d:
             return nn.BatchNorm2d(width, device=device, dtype=dtype)
 
-        # forward applies the two ReLUs with the batch norms; they stand here for the numbering of the keys.
+        # forward applies the ReLUs together with the batch norms; the modules only keep timm's numbering of the keys
         super().__init__(
             conv(in_chans, width, 2), norm(), nn.ReLU(),
             conv(width, width, 1), norm(), nn.ReLU(),
@@ -83,9 +86,9 @@ class DeepStem(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """A residual block: the convolutions of its branch, and behind them SE, stochastic depth, addition and ReLU.
+    """Base of the residual blocks: a branch of convolutions, then SE, stochastic depth, addition and ReLU.
 
-    Subclasses build the branch in :meth:`_make_branch`, and define ``last_norm`` and ``forward``.
+    Subclasses build the branch in :meth:`_make_branch` and define ``last_norm`` and ``forward``.
     """
 
     expansion: int
@@ -119,30 +122,30 @@ class _Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else None
 
     def _make_branch(self, in_channels: int, planes: int, stride: int, width: Width, placed: Placement) -> None:
-        """Register convolutions and batch norms, in the order of the calls."""
+        """Register convolutions and batch norms in the order in which forward calls them."""
         raise NotImplementedError
 
     def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm before SE and the addition: the one that ``zero_init_last`` zeroes."""
+        """The last batch norm, before SE and the addition; ``zero_init_last`` sets its weight to zero."""
         raise NotImplementedError
 
 
 class BasicBlock(_Block):
-    """Two 3x3 convolutions, the first one strided; the block of SEResNet18 and 34. (N, C, H, W) -> (N, P, H/s, W/s).
+    """Two 3x3 convolutions, the first with a stride; used in SEResNet18 and 34. (N, C, H, W) -> (N, P, H/s, W/s).
 
     Args:
-        in_channels: C.
-        planes: P.
-        stride: s.
-        downsample: projects the shortcut to (N, P, H/s, W/s); None: the shortcut is x.
-        se_layer: builds the SE before the addition from its channels; None: there is none.
-        drop_path: the probability with which a sample loses the block's branch.
-        caffe: a ReLU stands between the second batch norm and SE too, as in timm's ``legacy_seresnet18`` and ``34``.
-        cardinality, base_width, reduce_first: of :class:`Bottleneck`; only 1, 64, 1 here.
-        device, dtype: of the parameters.
+        in_channels: C, channels of the input.
+        planes: P, channels of the output.
+        stride: s, stride of the first convolution.
+        downsample: module that projects the shortcut to (N, P, H/s, W/s); None uses the input itself.
+        se_layer: function that builds the SE layer from its number of channels; None for a block without SE.
+        drop_path: probability that stochastic depth drops the branch of a sample.
+        caffe: also apply ReLU between the second batch norm and SE, as timm's ``legacy_seresnet18`` and ``34`` do.
+        cardinality, base_width, reduce_first: arguments of :class:`Bottleneck`; must be 1, 64 and 1 here.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: ``cardinality``, ``base_width`` or ``reduce_first`` is another.
+        ValueError: ``cardinality``, ``base_width`` or ``reduce_first`` has another value.
     """
 
     expansion = 1
@@ -169,19 +172,19 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3 (strided) and 1x1 convolution; the block from SEResNet50 up. (N, C, H, W) -> (N, 4P, H/s, W/s).
+    """1x1, 3x3 and 1x1 convolution; used from SEResNet50 up. (N, C, H, W) -> (N, 4P, H/s, W/s).
 
     Args:
-        in_channels: C.
-        planes: P.
-        stride: s.
-        downsample: projects the shortcut to (N, 4P, H/s, W/s); None: the shortcut is x.
-        se_layer, drop_path, device, dtype: of :class:`BasicBlock`.
-        caffe: the first convolution is strided, not the 3x3 one. With groups nothing changes: the legacy SE-ResNeXt and
-            SENet154 stride in the 3x3 convolution, as all others do.
+        in_channels: C, channels of the input.
+        planes: P, a quarter of the output's channels.
+        stride: s, stride of the 3x3 convolution.
+        downsample: module that projects the shortcut to (N, 4P, H/s, W/s); None uses the input itself.
+        se_layer, drop_path, device, dtype: as for :class:`BasicBlock`.
+        caffe: put the stride into the first convolution instead of the 3x3 one. No effect with ``cardinality`` above 1:
+            the legacy SE-ResNeXt and SENet154 have the stride in the 3x3 convolution like all others.
         cardinality: groups of the 3x3 convolution.
-        base_width: width of a group at P = 64.
-        reduce_first: what the first convolution's width is divided by.
+        base_width: channels of each group at P = 64.
+        reduce_first: divisor of the first convolution's width.
     """
 
     expansion = 4
@@ -209,10 +212,14 @@ class Bottleneck(_Block):
 
 
 class GlobalPool(nn.Module):
-    """(N, C, H, W) -> (N, C) with "avg", "max", "avgmax" (their mean); (N, 2C) with "catavgmax"; unchanged with "".
+    """Global pooling, (N, C, H, W) -> (N, C).
+
+    Args:
+        pool_type: "avg", "max", "avgmax" (the mean of both), "catavgmax" (both, with a result (N, 2C)), or "" (the
+            input is returned unchanged).
 
     Raises:
-        ValueError: another ``pool_type``.
+        ValueError: ``pool_type`` has another value.
     """
 
     def __init__(self, pool_type: str = "avg") -> None:
@@ -220,7 +227,7 @@ class GlobalPool(nn.Module):
         self.pool_type = check_choice(pool_type, "global_pool", POOLINGS)
 
     def feat_mult(self) -> int:
-        """How many features come out per channel."""
+        """Number of pooled features per channel."""
         return 2 if self.pool_type == "catavgmax" else 1
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every model here has: a feature extractor, global pooling, dropout, a linear classifier. timm's interface."""
+"""Base class of the models, with timm's interface: feature extractor, global pooling, dropout, linear classifier."""
 
 from typing import Any, TypedDict
 
@@ -16,7 +16,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 class Options(TypedDict, total=False):
-    """What every model takes by keyword, with the meaning it has in :class:`ImageClassifier`."""
+    """Keyword arguments of every model, described in :class:`ImageClassifier`."""
 
     global_pool: str
     drop_rate: float
@@ -25,29 +25,31 @@ class Options(TypedDict, total=False):
 
 
 class ImageClassifier(nn.Module):
-    """(N, in_chans, H, W) -> (N, num_classes). Subclasses define ``forward_features`` and call :meth:`_make_head`.
+    """Base class of image classifiers, (N, in_chans, H, W) -> (N, num_classes).
+
+    Subclasses define ``forward_features`` and call :meth:`_make_head`.
 
     Args:
-        in_chans: channels of the image.
-        drop_rate: dropout before the classifier.
+        in_chans: channels of the images.
+        drop_rate: dropout probability before the classifier.
 
     Attributes:
-        num_classes: outputs; 0: no classifier, the model returns pooled features.
-        in_chans: channels of the image.
-        num_features: channels of the last map.
-        head_hidden_size: features that the classifier sees: num_features, or twice that for "catavgmax".
-        global_pool: "avg", "max", "avgmax" (their mean), "catavgmax" (both), or "": none, the model returns the map;
-            needs ``num_classes=0``.
-        drop_rate: dropout before the classifier.
+        num_classes: number of outputs; with 0, the model has no classifier and returns pooled features.
+        in_chans: channels of the images.
+        num_features: channels of the last feature map.
+        head_hidden_size: input features of the classifier: num_features, or twice as many for "catavgmax".
+        global_pool: "avg", "max", "avgmax" (the mean of both), "catavgmax" (both), or "": no pooling, the model
+            returns the feature map, which needs ``num_classes=0``.
+        drop_rate: dropout probability before the classifier.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range; the message names it.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range. The message names the argument.
     """
 
     classifier_name = "fc"
     stem_weight = "conv1.weight"
-    """Keys of the last and the first layer, which differ where classes or image channels do."""
+    """Name of the last layer and key of the first weight: their shapes depend on num_classes and in_chans."""
     num_features: int
     __prepare_scriptable__ = refuse_torchscript
 
@@ -80,7 +82,11 @@ class ImageClassifier(nn.Module):
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with fresh weights; ``global_pool=None`` keeps the pooling.
+        """Replace the classifier by a new one with new initial weights.
+
+        Args:
+            num_classes: number of outputs; 0 removes the classifier.
+            global_pool: the new pooling, as in the constructor; None leaves it unchanged.
 
         Raises:
             TypeError, ValueError: as from the constructor.
@@ -92,11 +98,14 @@ class ImageClassifier(nn.Module):
         self.get_classifier().train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, h, w)."""
+        """The last feature map: (N, in_chans, H, W) -> (N, num_features, h, w)."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, h, w) -> (N, num_classes), or with ``pre_logits`` what the classifier sees."""
+        """Pool and classify: (N, num_features, h, w) -> (N, num_classes).
+
+        With ``pre_logits``, return the classifier's input (N, head_hidden_size) instead.
+        """
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
@@ -109,14 +118,14 @@ class ImageClassifier(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Here, and not in load_state_dict, because a model inside another module is to be guarded too; and before the
-        # first parameter is overwritten.
+        # Check here rather than in load_state_dict, to protect a model inside another module too, and before the first
+        # parameter is overwritten.
         keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         wrapper = next((w for w in _WRAPPERS if keys and all(key.startswith(w) for key in keys)), None)
         if wrapper is not None:
             raise RuntimeError(
                 f"every key of the state_dict starts with {prefix + wrapper!r}: it was saved from a wrapped model; "
-                "se_fused.load_pretrained(model, path) strips that, and so does "
+                "load it with se_fused.load_pretrained(model, path), or remove the prefix: "
                 f"{{k.removeprefix({wrapper!r}): v for k, v in state_dict.items()}}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)

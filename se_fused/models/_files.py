@@ -1,8 +1,9 @@
-"""Files of tensors: .safetensors, and what ``torch.save`` wrote, read without unpickling anything but tensors.
+"""Reader of checkpoint files: .safetensors and ``torch.save``, without unpickling anything but tensors.
 
-Training scripts save more than weights: numbers of numpy, arguments, paths, whole configurations. ``torch.load`` with
-``weights_only=True`` refuses such a file. Here each class and function that it names is exchanged by a stand-in, an
-empty object, so that the tensors can be read and nothing of the file is imported or called.
+Training scripts save more than weights: NumPy numbers, arguments, paths, configurations. ``torch.load`` with
+``weights_only=True`` raises an error for such a file. This reader replaces each class and function that the file names
+by a stand-in whose instances ignore their state. The tensors can then be read, and nothing that the file names is
+imported or called.
 """
 
 import os
@@ -20,20 +21,20 @@ __all__ = ["as_dict", "kind", "module_remedy", "read_file"]
 
 _AGAIN = "download or copy it again"
 _PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
-# What the file begins with, and what is said.
+# First bytes of common wrong files, and the rest of the message after the path.
 _SIGNATURES = {
     b"version https://git-lfs": "is a pointer of git-lfs, not the weights: run `git lfs pull` in its repository",
     b"\x1f\x8b": "is compressed with gzip: unpack it",
     b"\x89HDF": "is an HDF5 file, which torch does not read: give a checkpoint saved by PyTorch",
 }
-# The number that begins files of torch.save before its zip format.
+# Magic number in the pickle of files that torch.save wrote before its zip format.
 _MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_HEADER = 100_000_000
-"""Of safetensors, in bytes; its own reader refuses more."""
+"""Largest safetensors header in bytes, the limit of the safetensors library."""
 
 
 class _Kind(type):
-    """The class of stand-ins. They equal ``dict``: torch sets items of no other class than dict and its own."""
+    """Metaclass of stand-ins, which compare equal to ``dict``: torch sets items only of dict and of its own classes."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
@@ -42,9 +43,9 @@ class _Kind(type):
 
 
 class _StandIn(list[Any], metaclass=_Kind):
-    """An object that is not unpickled: it takes whatever it is given, and keeps the items of a dict alone.
+    """Placeholder for an object that is not unpickled. It accepts any state and stores only items, as of a dict.
 
-    A list, because torch appends to no class that is none.
+    It is a subclass of list, because torch appends only to lists.
     """
 
     held: dict[Any, Any]
@@ -69,54 +70,54 @@ class _StandIn(list[Any], metaclass=_Kind):
     def extend(self, items: object) -> None:
         pass
 
-    # Objects in sets and keys of dicts: each is itself.
+    # Compare by identity, so that stand-ins can be elements of sets and keys of dicts.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 def as_dict(value: object) -> object:
-    """A dict of a class of its own as a plain one; anything else as it is."""
+    """The items of a stand-in for a subclass of dict, as a dict; any other value unchanged."""
     return value.held if isinstance(value, _StandIn) and value.held else value
 
 
 def kind(value: object) -> str:
-    """What a value is, in words: "a pickled timm.models.ResNet" for what was not unpickled, else its type."""
+    """Type of a value in words, such as "a dict", or "a pickled timm.models.ResNet" for a stand-in."""
     if isinstance(value, _StandIn):
         return f"a pickled {shortened(type(value).__name__)}"
     return f"a {type(value).__name__}"
 
 
 def module_remedy(path: str, inside: str = "") -> str:
-    """How to get the weights of a pickled module out of a file; ``inside`` is where in the content it is."""
+    """Advice how to save the weights of a pickled module; ``inside`` is the index of the module in the content."""
     return (
-        "if you trust the file, have its library installed and save the weights alone: "
+        "if you trust the file, install its library and save only the weights: "
         f"torch.save(torch.load({path!r}, weights_only=False){inside}.state_dict(), 'weights.pth')"
     )
 
 
 def _remedy(path: str) -> str:
     return (
-        "if you trust the file, save its weights alone: "
+        "if you trust the file, save only its weights: "
         f"torch.save(torch.load({path!r}, weights_only=False)['state_dict'], 'weights.pth')"
     )
 
 
 def _text(head: bytes) -> str | None:
-    """The first line, if the bytes are text."""
+    """The first line if the bytes are text, else None."""
     try:
         text = head[:200].decode().lstrip()
     except UnicodeDecodeError as error:
-        if error.start < 196:  # not a character that the end of the bytes cuts
+        if error.start < 196:  # an invalid byte, not a character cut off after 200 bytes
             return None
         text = head[: error.start].decode().lstrip()
     return text.splitlines()[0][:30] if text and "".join(text.split()).isprintable() else None
 
 
 def _pickled(path: str, head: bytes) -> bytes | None:
-    """The beginning of the pickle inside a file of ``torch.save``; None: it is none.
+    """First bytes of the pickle inside a file of ``torch.save``; None for any other file.
 
     Raises:
-        ValueError: the file is known to be something else, or cut off.
+        ValueError: the file is a TorchScript archive, another zip archive, damaged or cut off.
     """
     if head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
@@ -138,12 +139,12 @@ def _pickled(path: str, head: bytes) -> bytes | None:
 
 
 def _told(head: bytes) -> str:
-    """What a file is that is neither safetensors nor torch's, and what to do, by how it begins."""
+    """Rest of the message for a file that is neither safetensors nor torch.save: its kind and the remedy."""
     for signature, what in _SIGNATURES.items():
         if head.startswith(signature):
             return what
     if _PAGE.match(head):
-        return "is a web page, such as of an error or a login: download the file in a browser"
+        return "is a web page, such as an error or login page: download the file in a browser"
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it and give the checkpoint in it"
     text = _text(head)
@@ -151,24 +152,24 @@ def _told(head: bytes) -> str:
         return f"is a text file that begins {text!r}: give the file of the weights"
     if re.match(rb"\x80[\x02-\x05]", head):
         return (
-            "was not written by torch.save, but by pickle; if you trust it, load it yourself and save its tensors: "
+            "was written by pickle, not by torch.save; if you trust it, load it yourself and save its tensors: "
             "torch.save(state_dict, 'weights.pth')"
         )
-    return "is no file of torch.save or safetensors: give a checkpoint of PyTorch"
+    return "is not a file of torch.save or safetensors: give a PyTorch checkpoint"
 
 
 def _load(path: str, stand_ins: dict[str, type]) -> Any:
-    """``torch.load`` with more and more names exchanged, until it meets no other."""
+    """``torch.load`` with a stand-in for each class that it rejects, repeated until it rejects no other."""
     while True:
         try:
             exchanged: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
-            # Opened here: torch chooses a reader of its own by the name of a path.
+            # Pass an open file: given a path, torch may choose another reader by the file name.
             with torch.serialization.safe_globals(exchanged), open(path, "rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
             name = unknown.group(1) if unknown else ""
-            name = name if "." in name else f"builtins.{name}"  # torch leaves that out
+            name = name if "." in name else f"builtins.{name}"  # torch's message omits the module builtins
             if unknown is None or name in stand_ins:
                 raise
             stand_ins[name] = _Kind(name, (_StandIn,), {})
@@ -178,19 +179,19 @@ def _read_torch(path: str, pickled: bytes) -> tuple[Any, list[str]]:
     stand_ins: dict[str, type] = {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the protocol: if it is not understood, that is said below
+            warnings.simplefilter("ignore")  # torch warns about the pickle protocol; the errors below cover that
             if zipfile.is_zipfile(path):
-                # All at once: torch.load reads the tensors before it meets the next name.
+                # Create all stand-ins at once: each further torch.load would read the tensors again.
                 for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
                     stand_ins[name] = _Kind(name, (_StandIn,), {})
             content = _load(path, stand_ins)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file may raise any exception
         told = str(error)
         blocked = re.search(r"unsupported GLOBAL (\S+) whose module", told)
         if blocked:
-            what = f"refers to {blocked.group(1)}, which no checkpoint needs and may do harm: do not load it"
+            what = f"refers to {blocked.group(1)}, which no checkpoint needs and which may be harmful: do not load it"
         elif pickled[:1] == b"\x80" and pickled[1] != 2:
             what = f"was saved with pickle_protocol={pickled[1]}, which cannot be read safely; {_remedy(path)}"
         elif "Only persistent_load of storage" in told:
@@ -202,13 +203,13 @@ def _read_torch(path: str, pickled: bytes) -> tuple[Any, list[str]]:
         else:
             reason = re.search(r"WeightsUnpickler error:\s*([^\n]*)", told)
             why = (reason.group(1) if reason else told)[:100]
-            what = f"needs more than tensors to be read ({' '.join(why.split())}); {_remedy(path)}"
+            what = f"cannot be read as tensors only ({' '.join(why.split())}); {_remedy(path)}"
         raise ValueError(f"{path} {what}") from None
     return as_dict(content), [f"not unpickled: {listed(map(shortened, sorted(stand_ins)))}"] if stand_ins else []
 
 
 def read_file(path: str) -> tuple[Any, list[str]]:
-    """What a file holds, in which stand-ins are exchanged for all but tensors and plain values; and notes on that.
+    """The content of a file, with stand-ins for all objects except tensors and plain values, and notes for the user.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as from ``load_pretrained``.

@@ -1,4 +1,4 @@
-"""What keeps weights from being a model's, in one line that can be read, and what to do about it."""
+"""Differences between a checkpoint's weights and a model, in a one-line message with the remedy."""
 
 import re
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ __all__ = ["Misfit", "compare", "hints"]
 
 @dataclass
 class Misfit:
-    """What does not fit; the file's keys as the file has them.
+    """Keys that do not fit, with the names of the file unless stated otherwise.
 
     Attributes:
-        twice: pairs of keys that are the same one here.
-        missing: keys of the model that the file has not got.
-        extra: keys of the file that the model has not got.
-        other: keys of both, with what they are in the file and have to be.
-        ours: all of these keys as the model calls them, or would.
+        twice: pairs of keys in the file that translate to the same key of the model.
+        missing: keys of the model that are not in the file.
+        extra: keys of the file that are not in the model.
+        other: keys of both with another shape or type, with a description of both.
+        ours: all of these keys, translated to the names of the model.
     """
 
     twice: list[str] = field(default_factory=list)
@@ -46,7 +46,16 @@ class Misfit:
 
 
 def compare(ours: dict[str, str], weights: dict[str, Any], wanted: dict[str, Tensor]) -> Misfit:
-    """What keeps the weights from being exactly the wanted ones; ``ours``: the file's keys, and what they are here."""
+    """Compare the weights of a file with the state_dict of a model.
+
+    Args:
+        ours: the model's name of each key in the file.
+        weights: the tensors of the file by the model's names.
+        wanted: the tensors of the model that the file must provide.
+
+    Returns:
+        The differences; false in a boolean context if the weights fit.
+    """
     names = {own: key for key, own in ours.items()}
     found = Misfit(
         [
@@ -86,7 +95,7 @@ def _classifier(model: ImageClassifier, weights: dict[str, Any], wanted: dict[st
     if len(given) != 2 or given == ask:
         return None
     if ask and given[1] != ask[1]:
-        # "catavgmax" is the one pooling that has other features, and twice as many.
+        # "catavgmax" is the only pooling with another number of features: twice as many.
         if given[0] != ask[0] or max(given[1], ask[1]) != 2 * min(given[1], ask[1]):
             return None
         return "build the model with the global_pool of the file's, or give skip_classifier=True"
@@ -95,13 +104,13 @@ def _classifier(model: ImageClassifier, weights: dict[str, Any], wanted: dict[st
 
 
 def _squeezes(tensors: dict[str, Any]) -> dict[int, int]:
-    """Width of SE's squeeze by the channels of its block."""
+    """Squeezed width of SE by the number of channels of the block."""
     shapes = [_shape(tensors, key) for key in tensors if key.endswith(".se.fc1.weight")]
     return {shape[1]: shape[0] for shape in shapes if len(shape) > 1}
 
 
 def _squeeze(weights: dict[str, Any], wanted: dict[str, Tensor]) -> list[str]:
-    """About SE; blocks of other channels are another network, which no width mends."""
+    """Hints about the width and bias of SE; none if the blocks have other numbers of channels."""
     squeezes, ours = _squeezes(weights), _squeezes(wanted)
     hints = []
     if squeezes and squeezes.keys() == ours.keys():
@@ -118,7 +127,7 @@ def _squeeze(weights: dict[str, Any], wanted: dict[str, Tensor]) -> list[str]:
 
 
 def _stages(keys: Iterable[str]) -> tuple[list[int], int]:
-    """Blocks of each stage of a residual network, and convolutions of a block."""
+    """Number of blocks in each stage of a residual network, and of convolutions in a block."""
     found = [re.match(r"layer(\d+)\.(\d+)\.(?:conv(\d+)\.)?", key) for key in keys]
     blocks: dict[int, set[int]] = {}
     for match in found:
@@ -138,9 +147,9 @@ def _depth(weights: dict[str, Any], wanted: dict[str, Tensor]) -> str | None:
 
 
 def hints(model: ImageClassifier, misfit: Misfit, weights: dict[str, Any], wanted: dict[str, Tensor]) -> str:
-    """What to do, as far as it is known: hints that mend less than half of it are left out."""
+    """Advice for the user. Specific hints are given only if they explain at least half of the differences."""
     stem = model.stem_weight
-    # What to do, and which of the model's keys that is about.
+    # pairs of a hint (or None) and a regular expression of the model's keys that it explains
     known: list[tuple[str | None, str]] = [(_depth(weights, wanted), "")]
     excited = [any(".se." in key for key in tensors) for tensors in (weights, wanted)]
     if excited[0] != excited[1]:

@@ -1,4 +1,4 @@
-"""Where in a file the model is: the entry and the prefix under which its keys exist."""
+"""Search for the model in a checkpoint file: the entry and the prefix that contain its keys."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,21 +13,21 @@ from ._zoos import detect, rename
 
 __all__ = ["Place", "check_prefix", "places", "state_dicts"]
 
-# Wrappers that may stand around any part of a model: torch.compile, FSDP, activation checkpointing. Those around the
-# whole of it are a prefix.
+# Key parts of wrappers around a part of a model: torch.compile, FSDP, activation checkpointing. Wrappers around the
+# whole model give a prefix.
 _WRAPPERS = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """One way to read a state_dict.
+    """A candidate for the model in a file: an entry, a prefix and a naming scheme.
 
     Attributes:
-        entry: of the file; None: the state_dict is the file itself.
-        prefix: what the file's keys begin with.
-        zoo: whose names the keys behind it are, one of :data:`ZOOS`.
-        mark: the key of the file that tells so, or None.
-        ours: the file's keys that have the prefix, and what they are called here.
+        entry: key of the state_dict in the file; None if the file itself is the state_dict.
+        prefix: prefix of the keys.
+        zoo: naming scheme of the keys after the prefix, a key of :data:`ZOOS`.
+        mark: the key in the file that identifies the naming scheme, or None.
+        ours: the model's name for each key in the file with this prefix.
     """
 
     entry: str | None
@@ -37,11 +37,11 @@ class Place:
     ours: dict[str, str]
 
     def found(self, wanted: set[str]) -> int:
-        """How many of the wanted keys are here."""
+        """Number of the wanted keys that are present."""
         return len(wanted.intersection(self.ours.values()))
 
     def whole(self, wanted: set[str]) -> bool:
-        """Whether all of the wanted keys are here."""
+        """Whether all wanted keys are present."""
         return wanted.issubset(self.ours.values())
 
 
@@ -52,10 +52,10 @@ def _is_state_dict(value: object) -> bool:
 
 
 def state_dicts(path: str, content: object, entry: str | None) -> dict[str | None, dict[str, Any]]:
-    """The state_dicts in what a file holds, by entry; None: the file itself, which comes last.
+    """The state_dicts in the content of a file, by entry. The entry None is the content itself and comes last.
 
     Raises:
-        ValueError: there is none, or none under the entry that is asked for.
+        ValueError: there is no state_dict, or none under the requested entry.
     """
     if isinstance(content, Tensor):
         what = f"one tensor of shape {tuple(content.shape)}"
@@ -64,9 +64,7 @@ def state_dicts(path: str, content: object, entry: str | None) -> dict[str | Non
     else:
         what = "" if content else "an empty dict"
     if what:
-        remedy = (
-            module_remedy(path) if "pickled" in what else "save the model's with torch.save(model.state_dict(), path)"
-        )
+        remedy = module_remedy(path) if "pickled" in what else "save it with torch.save(model.state_dict(), path)"
         raise ValueError(f"{path} holds {what}, not a state_dict; {remedy}")
     assert isinstance(content, Mapping)
     found: dict[str | None, dict[str, Any]] = {
@@ -84,7 +82,7 @@ def state_dicts(path: str, content: object, entry: str | None) -> dict[str | Non
     if not found:
         named = {str(key): kind(value) for key, value in content.items()}
         pickled = [key for key, what in named.items() if what.startswith("a pickled")]
-        # What may be the model first.
+        # list pickled objects first: one of them may be the model
         names = listed(
             repr(shortened(key)) + (f" ({named[key]})" if key in pickled else "")
             for key in sorted(named, key=lambda key: key not in pickled if len(named) > 3 else 0)
@@ -92,14 +90,14 @@ def state_dicts(path: str, content: object, entry: str | None) -> dict[str | Non
         remedy = (
             module_remedy(path, f"[{pickled[0]!r}]")
             if pickled
-            else "give the file in which the weights are, or save them with torch.save(model.state_dict(), path)"
+            else "give the file with the weights, or save them with torch.save(model.state_dict(), path)"
         )
         raise ValueError(f"{path} holds no state_dict of a model, only {names}; {remedy}")
     return found
 
 
 def _prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Each beginning of keys up to a dot, "" too, and the keys that have it; short ones first."""
+    """The keys by each of their prefixes that end in a dot, and by "", short prefixes first."""
     under: dict[str, list[str]] = {"": []}
     for key in keys:
         under[""].append(key)
@@ -109,30 +107,30 @@ def _prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def check_prefix(path: str, states: Mapping[str | None, dict[str, Any]], prefix: str) -> str:
-    """The prefix with its dot.
+    """The user's prefix, with a dot at the end.
 
     Raises:
-        ValueError: no key has it.
+        ValueError: no key has the prefix.
     """
     prefix = prefix if prefix.endswith(".") or not prefix else f"{prefix}."
     keys = [str(key) for state in states.values() for key in state]
     if not any(key.startswith(prefix) for key in keys):
         first = sorted({key.partition(".")[0] + "." for key in keys if "." in key})
         names = listed(repr(shortened(key)) for key in first) or "none"
-        raise ValueError(f"prefix must be one of keys in {path}, got {prefix!r}; there are {names}")
+        raise ValueError(f"prefix must be a prefix of keys in {path}, got {prefix!r}; there are {names}")
     return prefix
 
 
 def places(
     states: Mapping[str | None, dict[str, Any]], wanted: set[str], source: str | None, prefix: str | None = None
 ) -> list[Place]:
-    """Where the model may be: each place with all of the wanted keys, or, without one, the place with most of them.
+    """Candidates for the model: all places with every wanted key, or else the one place with most of them.
 
     Args:
-        states: of :func:`state_dicts`.
-        wanted: the model's keys that a file has to have.
-        source: whose names the keys are; None: they tell.
-        prefix: the only one to look at; None: any.
+        states: the result of :func:`state_dicts`.
+        wanted: the model's keys that the file must provide.
+        source: naming scheme given by the user; None detects it from the keys.
+        prefix: the only prefix to try; None tries all.
     """
     tried = []
     for entry, state in states.items():
@@ -141,21 +139,21 @@ def places(
                 continue
             behind = {key: _WRAPPERS.sub("", key[len(begin) :]) for key in keys}
             zoo, mark = detect(behind.values())
-            # A source that contradicts a mark is refused later, with that mark.
+            # A source that contradicts the mark raises an error later, which names the mark.
             names = rename(source if source and zoo in ("timm", "torchvision") else zoo, behind.values())
             marked = next((key for key, name in behind.items() if name == mark), None)
             tried.append(Place(entry, begin, zoo, marked, {key: names[name] for key, name in behind.items()}))
     whole = []
     seen = set()
     for place in tried:
-        # Two prefixes for the same tensors are one place: of mmpretrain's `backbone.` is a part of its names.
+        # Two prefixes with the same tensors are one place: `backbone.` is a part of mmpretrain's names.
         which = (place.entry, frozenset(key for key, own in place.ours.items() if own in wanted))
         if place.whole(wanted) and which not in seen:
             whole.append(place)
             seen.add(which)
     if whole:
         return whole
-    # A few of the keys behind a prefix are the model's by chance: a block of any network may have a "conv1.weight".
+    # Ignore prefixes with few wanted keys, which may match by chance: a block of any network may have a "conv1.weight".
     likely = [
         place
         for place in tried

@@ -1,4 +1,4 @@
-"""The models by name: the name of the function that builds one, in lower case, which is timm's name of the model."""
+"""Registry of models by name: the lower-case name of the function that builds the model, which is timm's name."""
 
 import difflib
 from collections.abc import Callable
@@ -14,22 +14,22 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register(build: Build, name: str | None = None) -> Build:
-    """Decorator: ``create_model(name)`` is ``build()``; the name is ``build.__name__.lower()`` if there is no other."""
+    """Decorator that registers a model for ``create_model``, as ``name`` or by default ``build.__name__.lower()``."""
     _MODELS[name or build.__name__.lower()] = build
     return build
 
 
 def list_models() -> list[str]:
-    """The names that :func:`se_fused.create_model` knows, sorted."""
+    """Sorted names of the models that :func:`se_fused.create_model` can build."""
     return sorted(_MODELS)
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
-    """The function that builds the model of that name; upper and lower case are the same.
+    """The function that builds the model ``name``; case is ignored.
 
     Raises:
-        TypeError: ``name`` is no string.
-        ValueError: there is no such model; the message names close ones.
+        TypeError: ``name`` is not a string.
+        ValueError: there is no such model. The message lists similar names.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string such as 'seresnet50', got {name!r} ({type(name).__name__})")

@@ -1,6 +1,6 @@
-"""Whose checkpoint a state_dict is, told by its keys, and what those keys are called here.
+"""Naming schemes of other libraries' checkpoints: detection by the keys, and translation to this library's names.
 
-Sources of the names and of the order that goes with them: timm 1.0 ``models/{resnet,senet,densenet}.py``, torchvision
+Sources of the names and of the variants that go with them: timm 1.0 ``models/{resnet,senet,densenet}.py``, torchvision
 0.29 ``models/{resnet,densenet}.py``, MONAI 1.6 ``networks/nets/{senet,densenet}.py`` and
 ``networks/blocks/squeeze_and_excitation.py``, NVIDIA DeepLearningExamples
 ``PyTorch/Classification/ConvNets/image_classification/models/{resnet,common}.py``, mmpretrain 1.x
@@ -17,15 +17,15 @@ __all__ = ["ZOOS", "Zoo", "detect", "rename"]
 
 
 class Zoo(NamedTuple):
-    """One library's names.
+    """Naming scheme of one library.
 
     Attributes:
-        title: the library, for messages.
-        variant: the order of its SE-ResNets, as ``SEResNet(variant=...)`` calls it.
-        marks: regular expression; a key in which it is found is of this library and of none below it in :data:`ZOOS`.
-            None: every key.
-        never: regular expression; if it is found in a key, the file is not of this library in spite of a mark.
-        renames: regular expressions and replacements, applied in turn; a name that none is found in is the same here.
+        title: name of the library for messages.
+        variant: the ``variant`` of :class:`SEResNet` that computes what the library's SE-ResNets compute.
+        marks: regular expression. A key that it matches identifies this library, and rules out the later ones in
+            :data:`ZOOS`. None matches every key.
+        renames: regular expressions and replacements, applied in turn. A name that none matches is unchanged.
+        never: regular expression. If it matches a key, the file is not of this library in spite of a mark.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Zoo(NamedTuple):
 
 
 _STEM = ((r"^layer0\.(conv1|bn1)\.", r"\1."), (r"^last_linear\.", "fc."))
-# SENet154's: three convolutions, the last batch norm of which stands outside of conv1 here.
+# Stem of SENet154: three convolutions. The batch norm of the last one is the model's bn1, outside of conv1.
 _DEEP_STEM = (
     (r"^layer0\.conv1\.", "conv1.0."),
     (r"^layer0\.bn1\.", "conv1.1."),
@@ -46,13 +46,13 @@ _DEEP_STEM = (
     (r"^layer0\.bn3\.", "bn1."),
 )
 
-# In the order of detection: MONAI's SE-ResNets have Cadene's stem and classifier.
+# In the order of detection. MONAI comes before Cadene, because its SE-ResNets have Cadene's stem and classifier.
 ZOOS: dict[str, Zoo] = {
     "se_fused": Zoo("se_fused with variant='caffe'", "caffe", rf"^{MARK}$"),
     "mmpretrain": Zoo(
         "mmpretrain", "timm", r"^backbone\.|\.se_layer\.conv[12]\.conv\.",
         ((r"^backbone\.", ""), (r"^head\.fc\.", "fc."), (r"\.se_layer\.conv([12])\.conv\.", r".se.fc\1.")),
-        # Others call a module `backbone` too. Behind that, these are names of other libraries.
+        # Other code uses the attribute name `backbone` too; after that prefix, these are names of other libraries.
         rf"^backbone\.((fc|classifier|last_linear|layer0|layers|features|class_layers|{MARK})\b|.*\.se\.)",
     ),
     "monai": Zoo(
@@ -82,7 +82,7 @@ ZOOS: dict[str, Zoo] = {
         "moskomule/senet.pytorch", "timm", r"\.se\.fc\.[02]\.weight$",
         ((r"\.se\.fc\.0\.weight$", ".se.fc1.weight"), (r"\.se\.fc\.2\.weight$", ".se.fc2.weight")),
     ),
-    # Old files of torchvision's DenseNets have dots that names of modules may no longer have.
+    # Old DenseNet files of torchvision have dots in module names, which PyTorch no longer allows.
     "torchvision": Zoo(
         "torchvision or timm", "timm", r"^features\.denseblock",
         ((r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
@@ -92,7 +92,7 @@ ZOOS: dict[str, Zoo] = {
 
 
 def detect(keys: Iterable[str]) -> tuple[str, str | None]:
-    """The first name in :data:`ZOOS` whose marks are found, with the key that has them; or "timm" and None."""
+    """Name of the first scheme in :data:`ZOOS` with a mark in the keys, and that key; "timm" and None without one."""
     keys = list(keys)
     for name, zoo in ZOOS.items():
         found = None if zoo.marks is None else next((key for key in keys if re.search(zoo.marks, key)), None)
@@ -102,7 +102,7 @@ def detect(keys: Iterable[str]) -> tuple[str, str | None]:
 
 
 def rename(name: str, keys: Iterable[str]) -> dict[str, str]:
-    """Each key of the library of that name, and what it is called here."""
+    """The model's name for each key of the naming scheme ``name``."""
     keys = list(keys)
     renames = ZOOS[name].renames
     if any(key.startswith("layer0.conv3.") for key in keys):

@@ -1,13 +1,13 @@
-"""Checkpoints of other libraries: translated into our names, or refused with the reason; never loaded wrong.
+"""Loading of other libraries' checkpoints: keys are translated, and a checkpoint that does not fit raises an error.
 
-What the keys and shapes of a file cannot tell:
+The keys and shapes of a file do not determine the whole architecture. These cases are handled as follows:
 
-- which convolution of mmpretrain's bottlenecks is strided: ``style`` is asked for;
-- whether a file with timm's names has timm's order: it is taken to have it. A file of the legacy order whose keys
-  were renamed needs ``source="legacy"``;
-- timm's ``resnetaa50``, ``resnetblur18`` and ``resnetblur50`` have the keys of ``resnet50`` and ``resnet18`` and are
-  other functions: they are refused if the path or the file's "arch" entry names them;
-- dilated models, and other changes that leave the parameters as they are.
+- The stride of mmpretrain's bottlenecks is in the first or in the 3x3 convolution: the user must give ``style``.
+- A file with timm's names is assumed to have timm's strides and padding. A legacy file whose keys were renamed needs
+  ``source="legacy"``.
+- timm's ``resnetaa50``, ``resnetblur18`` and ``resnetblur50`` have the keys of ``resnet50`` and ``resnet18`` but
+  compute something else. They raise an error if the path or the file's "arch" entry names them.
+- Dilated models, and other changes that do not affect the parameters, cannot be detected.
 """
 
 import os
@@ -30,26 +30,26 @@ from .se_resnet import MARK, SEResNet
 __all__ = ["LoadReport", "load_pretrained"]
 
 _IGNORED = {
-    r"^n_averaged$": "the count of torch.optim.swa_utils.AveragedModel",
+    r"^n_averaged$": "the counter of torch.optim.swa_utils.AveragedModel",
     r"^data_preprocessor\.": "mmpretrain's normalisation of the image",
-    r"(^|\.)total_(ops|params)$": "counts of thop",
+    r"(^|\.)total_(ops|params)$": "counters of thop",
 }
 _LOOKALIKES = re.compile(r"resnet(aa|blur)\d+")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_pretrained` did; ``str(report)`` says it in a few lines.
+    """Result of :func:`load_pretrained`; ``str(report)`` is a summary of a few lines.
 
     Attributes:
         path: the file.
-        source: the library whose names its keys are.
-        loaded: how many tensors of the model now have the file's values.
-        ignored: keys of the state_dict in the file that were not used, and why: such as those of a loss, which are not
-            under the model's prefix.
-        kept: keys of the model whose values are as before, and why.
-        notes: what was done to names and values, which entry and prefix the model was found under, and the classes
-            whose objects beside the weights were not unpickled.
+        source: the library whose names the keys have.
+        loaded: number of tensors of the model that were loaded from the file.
+        ignored: unused keys of the file's state_dict with the reason, such as keys of a loss, which do not have the
+            model's prefix.
+        kept: keys of the model that were not loaded, with the reason.
+        notes: changes of names and values, the entry and prefix of the model, and the classes of objects that were not
+            unpickled.
     """
 
     path: str
@@ -70,7 +70,7 @@ class LoadReport:
 
 @dataclass
 class _Fit:
-    """The weights at a place of the file, in the model's names and shapes, and what does not fit."""
+    """Weights at a place in the file, with the model's names and shapes, and their differences from the model."""
 
     place: Place
     weights: dict[str, Any]
@@ -82,18 +82,18 @@ class _Fit:
 
 
 def _source(path: str, model: ImageClassifier, place: Place, source: str | None, style: str | None) -> str:
-    """Whose names the keys are, once it is sure that the model computes what that library's does."""
+    """Name of the source library, after checking that its models compute the same function as this model.
+
+    Raises:
+        ValueError: the library's models differ from this one, or an argument contradicts the keys or is missing.
+    """
     detected, mark = place.zoo, place.mark
     if source is not None and detected not in (source, "timm", "torchvision"):
-        raise ValueError(
-            f"source={source!r}, but key {mark!r} of {path} is one of {ZOOS[detected].title}: leave source out"
-        )
+        raise ValueError(f"source={source!r}, but key {mark!r} of {path} is one of {ZOOS[detected].title}: omit source")
     name = source or detected
     zoo = ZOOS[name]
     if style is not None and name != "mmpretrain":
-        raise ValueError(
-            f"style={style!r} is a question about mmpretrain's files; {path} is of {zoo.title}: leave style out"
-        )
+        raise ValueError(f"style={style!r} applies to mmpretrain's files only; {path} is of {zoo.title}: omit style")
     if not isinstance(model, SEResNet):
         return name
     if model.variant != zoo.variant:
@@ -107,23 +107,26 @@ def _source(path: str, model: ImageClassifier, place: Place, source: str | None,
     if name == "mmpretrain" and any(key.endswith("layer1.0.conv3.weight") for key in place.ours):
         if style is None:
             backbone = f"{place.prefix}backbone."
-            # Without mmpretrain's own head, `backbone` may be an attribute of any other model.
+            # Without mmpretrain's head or SE layers, `backbone` may be an attribute of any other model.
             head = any(key.startswith(f"{place.prefix}head.fc.") or ".se_layer." in key for key in place.ours)
             hint = "" if head or source else f", or prefix={backbone!r} if it is not of mmpretrain"
             raise ValueError(
                 f"{path} is of mmpretrain, where style='pytorch' and style='caffe' have the same keys and differ in "
-                f"which convolution is strided: look into its config and say style='pytorch' or style='caffe'{hint}"
+                f"which convolution has the stride: look into its config and give style='pytorch' or 'caffe'{hint}"
             )
         if check_choice(style, "style", ("pytorch", "caffe")) == "caffe":
             raise ValueError(
-                f"style='caffe' of mmpretrain ({path}) strides in conv1 and pads the stem's pooling; no model here "
-                "does both: take weights of style='pytorch'"
+                f"style='caffe' of mmpretrain ({path}) has the stride in conv1 and padding in the stem's pooling; no "
+                "model of se_fused has both: use weights of style='pytorch'"
             )
     return name
 
 
 def _adapted(weight: Tensor, in_chans: int) -> Tensor:
-    """A stem's weight (D, C, k, k) for other channels: their sum for one, else repeated in turn and scaled; as timm."""
+    """A stem's weight (D, C, k, k) for ``in_chans`` image channels, by timm's rule.
+
+    One channel gets the sum of all; otherwise the channels are repeated in turn and scaled by C / in_chans.
+    """
     if in_chans == 1:
         return weight.float().sum(1, keepdim=True).to(weight.dtype)
     turns = torch.arange(in_chans) % weight.shape[1]
@@ -133,12 +136,12 @@ def _adapted(weight: Tensor, in_chans: int) -> Tensor:
 def _fit(
     model: ImageClassifier, state: dict[str, Any], place: Place, copies: list[str], skip: bool, adapt: bool
 ) -> _Fit:
-    """The weights at a place, compared with the model's; ``copies``: prefixes under which the whole model is again."""
+    """Compare the weights at a place with the model. ``copies``: longer prefixes that contain the whole model again."""
     last, stem = f"{model.classifier_name}.", model.stem_weight
     ignored = {key: f"not under the prefix {place.prefix!r}" for key in state if key not in place.ours}
     for copy in copies:
         ignored |= {key: f"a copy of the model under the prefix {copy!r}" for key in place.ours if key.startswith(copy)}
-    # Known by name wherever they stand.
+    # these keys are ignored under any prefix
     ignored |= {key: why for pattern, why in _IGNORED.items() for key in state if re.search(pattern, key)}
     ours = {key: own for key, own in place.ours.items() if key not in ignored}
     if skip:
@@ -153,10 +156,10 @@ def _fit(
         elif key.endswith(".num_batches_tracked"):
             kept[key] = "the file does not count batches"
         elif key == MARK:
-            kept[key] = "no other library has it"
+            kept[key] = "other libraries do not have this key"
 
     for key, weight in weights.items():
-        # SE's layers are matrices with some, 1x1 convolutions here.
+        # some libraries store SE's weights as matrices; the model's are 1x1 convolutions
         if isinstance(weight, Tensor) and weight.dim() == 2 and key in mine and mine[key].shape[2:] == (1, 1):
             weights[key] = weight[:, :, None, None]
     notes = []
@@ -170,7 +173,7 @@ def _fit(
 
 
 def _same(fits: list[_Fit]) -> bool:
-    """Whether all have the same values, as of one module with two names."""
+    """Whether all candidates have equal weights, as when one module was saved under two names."""
     first = fits[0].weights
     return all(
         fit.weights.keys() == first.keys()
@@ -180,10 +183,10 @@ def _same(fits: list[_Fit]) -> bool:
 
 
 def _one(path: str, fits: list[_Fit]) -> _Fit:
-    """The place that is meant.
+    """The only candidate that fits, or the first of several with equal weights.
 
     Raises:
-        ValueError: it could be any of several.
+        ValueError: several candidates with different weights are possible.
     """
     fits = [fit for fit in fits if not fit.misfit] or fits
     if len(fits) == 1 or (not fits[0].misfit and _same(fits)):
@@ -194,7 +197,7 @@ def _one(path: str, fits: list[_Fit]) -> _Fit:
         what = "in more than one entry"
     else:
         names, what = [f"prefix={fit.place.prefix!r}" for fit in fits], "under more than one prefix"
-    raise ValueError(f"{path} holds this model {what}: say which with {listed(names, ' or ')}")
+    raise ValueError(f"{path} holds this model {what}: choose one with {listed(names, ' or ')}")
 
 
 def load_pretrained(
@@ -210,47 +213,51 @@ def load_pretrained(
 ) -> LoadReport:
     """Load a checkpoint of timm, torchvision, Cadene, MONAI, NVIDIA, mmpretrain, moskomule or se_fused.
 
-    The keys tell whose it is and are translated. All is compared first: the model is as before unless everything fits.
+    The source library is detected from the keys, and the keys are translated. All weights are checked first: if they
+    do not fit, an error is raised and the model is unchanged.
 
-    The file may hold the state_dict itself, or be one of a training run, such as Lightning's. The model is looked for
-    under every entry and every prefix (``model.``, ``module.``, an attribute of any name), by its keys. What the
-    state_dict has beside it, such as ``criterion.pos_weight``, is left out and named in the result. If the model is
-    there more than once, as with an average of its weights (EMA) or a student and a teacher, and one does not fit
-    better than the others, you are asked for ``entry`` or ``prefix``.
+    The file may be a state_dict or a checkpoint of a training run, such as Lightning's. The model is searched by its
+    keys under every entry and every prefix (``model.``, ``module.``, an attribute of any name). Other keys of the
+    state_dict, such as ``criterion.pos_weight``, are ignored and listed in the result. If the file contains the model
+    more than once, as with an average of its weights (EMA) or a student and a teacher, and several copies fit, an error
+    asks for ``entry`` or ``prefix``.
 
-    Nothing but tensors is unpickled: objects beside the weights (numbers of numpy, arguments, configurations) are
-    passed over, and no code of the file runs.
+    Only tensors and plain values are unpickled. Other objects in the file (NumPy numbers, arguments, configurations)
+    are skipped, and no code of the file runs.
 
     Args:
         model: a model of :mod:`se_fused.models`.
-        path: a .safetensors file, or what ``torch.save`` wrote; its content tells which, not its name.
-        source: whose order the file has, where its keys do not tell: "timm", "torchvision", "legacy" (timm ``legacy_*``
+        path: a .safetensors file or a file of ``torch.save``; the format is detected from the content, not the name.
+        source: the source library, if the keys do not identify it: "timm", "torchvision", "legacy" (timm ``legacy_*``
             and Cadene), "monai", "nvidia", "mmpretrain" or "moskomule".
-        style: of mmpretrain's bottlenecks, from the config that goes with the file: "pytorch" or "caffe".
-        entry: which entry of the file, where more than one holds the model (``state_dict`` and ``state_dict_ema``).
-        prefix: what the model's keys begin with, where it is there more than once ("student." and "teacher."); "" for
-            nothing. It also says that ``backbone.`` is an attribute of yours and no sign of mmpretrain.
-        skip_classifier: leave out the last layer: the model keeps its own, of its own number of classes. Encoders
-            without a classifier need it.
-        adapt_in_chans: give the first layer the model's number of image channels: the sum over the file's channels for
-            one, else the file's in turn, scaled by the ratio. From three channels this is timm's rule.
+        style: ``style`` of mmpretrain's bottlenecks, from the configuration of the checkpoint: "pytorch" or "caffe".
+        entry: the entry of the file to load, if several contain the model (``state_dict`` and ``state_dict_ema``).
+        prefix: the prefix of the model's keys, if several contain the model ("student." and "teacher."); "" for no
+            prefix. With ``prefix="backbone."``, ``backbone`` is treated as an attribute and not as a sign of
+            mmpretrain.
+        skip_classifier: do not load the last layer; the model keeps its own, with its own number of classes. Needed for
+            encoders without a classifier.
+        adapt_in_chans: convert the weight of the first layer to the model's number of image channels. One channel gets
+            the sum over the file's channels; otherwise these are repeated in turn and scaled by the ratio of the
+            numbers. From three channels, this is timm's rule.
 
     Returns:
-        What was done.
+        A :class:`LoadReport`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: a safetensors file, and safetensors is not installed.
-        TypeError: ``model`` is none of :mod:`se_fused.models`, or is wrapped; ``path`` is no path; an option is of the
-            wrong type.
-        ValueError: the file is no checkpoint (the message says what it seems to be); it is one of a different
-            architecture; keys are missing, left over or of other shapes (they are counted, and three of each kind are
-            named); or a question has to be answered by an argument. Each is one line that ends in what to do.
+        ImportError: the file is a safetensors file, and safetensors is not installed.
+        TypeError: ``model`` is not a model of :mod:`se_fused.models`, or it is wrapped; ``path`` is not a path; or an
+            option has the wrong type.
+        ValueError: the file is not a checkpoint (the message names its probable kind); it has a different architecture;
+            keys are missing, unexpected or have other shapes (the message gives their numbers, and up to three of each
+            kind); or ``style``, ``entry``, ``prefix`` or ``source`` is needed. Each message is one line with the
+            remedy.
     """
     if not isinstance(model, ImageClassifier):
         raise TypeError(
-            f"model must be one of se_fused.models, not wrapped or compiled, got {type(model).__name__}; for another "
-            "library's model use its own loader"
+            f"model must be one of se_fused.models, not wrapped or compiled, got {type(model).__name__}; for a model "
+            "of another library use that library's loader"
         )
     check_bool(skip_classifier, "skip_classifier")
     check_bool(adapt_in_chans, "adapt_in_chans")
@@ -267,7 +274,8 @@ def load_pretrained(
         path = os.fsdecode(path)
     except TypeError:
         raise TypeError(
-            f"path must be that of a file, got {type(path).__name__}; to load a state_dict: torch.save(state, path)"
+            f"path must be a path of a file, got {type(path).__name__}; to load a state_dict, first save it with "
+            "torch.save(state, path)"
         ) from None
     content, notes = read_file(path)
     states = state_dicts(path, content, entry)
@@ -277,8 +285,8 @@ def load_pretrained(
     lookalike = _LOOKALIKES.search(f"{path} {arch}")
     if lookalike and source is None:
         raise ValueError(
-            f"{path} seems to be of timm's {lookalike.group()}, which has the keys of a plain ResNet and is another "
-            "function; if it is not, say source='timm'"
+            f"{path} seems to be of timm's {lookalike.group()}, which has the keys of a plain ResNet but is another "
+            "function; if it is not, give source='timm'"
         )
     last = f"{model.classifier_name}."
     names = {

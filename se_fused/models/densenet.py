@@ -1,4 +1,4 @@
-"""DenseNet-121, a baseline of the paper: torchvision's layers behind the interface of the other models."""
+"""DenseNet-121, a baseline of the paper: torchvision's layers with the interface of the other models."""
 
 import contextlib
 from typing import Unpack
@@ -20,10 +20,10 @@ class DenseNet(ImageClassifier):
 
     Args:
         growth_rate: channels that each layer adds.
-        block_config: layers in each of the four dense blocks.
+        block_config: number of layers in each of the four dense blocks.
         num_init_features: channels of the stem.
         num_classes, in_chans, global_pool, drop_rate: as in :class:`ImageClassifier`.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -51,7 +51,7 @@ class DenseNet(ImageClassifier):
             from torchvision.models import densenet
         except ImportError as error:
             raise ImportError(
-                "DenseNet takes its layers from torchvision, which is not installed: pip install torchvision, or "
+                "DenseNet uses the layers of torchvision, which is not installed: pip install torchvision, or "
                 "'se_fused[train]'"
             ) from error
         with contextlib.nullcontext() if device is None else torch.device(device):
@@ -66,7 +66,7 @@ class DenseNet(ImageClassifier):
         self.to(dtype=dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
+        """The last feature map: (N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
         return F.relu(self.features(x), inplace=True)
 
 
@@ -79,5 +79,5 @@ def DenseNet121(
     num_init_features: int = 64,
     **options: Unpack[Options],
 ) -> DenseNet:
-    """torchvision's ``densenet121``; the arguments are :class:`DenseNet`'s."""
+    """torchvision's ``densenet121``. Arguments as for :class:`DenseNet`."""
     return DenseNet(growth_rate, (6, 12, 24, 16), num_init_features, num_classes, in_chans, **options)

@@ -1,4 +1,4 @@
-"""``create_model``: a model by its name, with the weights of a file where one is given."""
+"""``create_model``: build a model by name, optionally with the weights of a file."""
 
 import os
 from typing import Any
@@ -12,18 +12,22 @@ __all__ = ["create_model"]
 
 
 def create_model(name: str, *, checkpoint_path: str | os.PathLike[str] | None = None, **kwargs: Any) -> nn.Module:
-    """The model of that name, e.g. ``create_model("seresnet50", num_classes=5)``; upper and lower case are the same.
+    """Build a model by name, for example ``create_model("seresnet50", num_classes=5)``.
 
     Args:
-        name: one of :func:`se_fused.list_models`.
-        checkpoint_path: a file for :func:`se_fused.load_pretrained`, which has the arguments for what does not fit.
-        **kwargs: of the function of that name, e.g. :func:`se_fused.models.SEResNet50`. All take num_classes,
-            in_chans, global_pool, drop_rate, device and dtype.
+        name: one of :func:`se_fused.list_models`; case is ignored.
+        checkpoint_path: a checkpoint file to load with :func:`se_fused.load_pretrained` and its default options. To
+            use other options, call that function instead.
+        **kwargs: arguments of the function that builds the model, such as :func:`se_fused.models.SEResNet50`. All
+            accept num_classes, in_chans, global_pool, drop_rate, device and dtype.
+
+    Returns:
+        The model, in training mode.
 
     Raises:
-        TypeError: ``name`` is no string, or a keyword is unknown.
-        ValueError: there is no such model, or pretrained weights were asked for: none are ever downloaded.
-        FileNotFoundError, ImportError, ValueError: from :func:`se_fused.load_pretrained`.
+        TypeError: ``name`` is not a string, or a keyword argument is unknown.
+        ValueError: there is no such model, or ``pretrained=True`` was given: se_fused never downloads weights.
+        FileNotFoundError, ImportError, ValueError: as from :func:`se_fused.load_pretrained`.
     """
     build = builder(name)
     if kwargs.pop("pretrained", False):

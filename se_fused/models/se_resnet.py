@@ -1,13 +1,13 @@
-"""SE-ResNet, SE-ResNeXt and SENet with fused blocks, in the two orders that exist.
+"""SE-ResNet, SE-ResNeXt and SENet with fused blocks, in two variants.
 
 ``variant="timm"``, the default, is timm's ``seresnet*``, ``seresnext*_32x4d`` and ``senet154``: same state_dict keys,
-shapes and outputs, same initial values for the same seed. ``variant="caffe"`` is the legacy order of Cadene, MONAI
-and timm's ``legacy_*``: same outputs and initial values as those; the keys are those of the default, and
-:func:`se_fused.load_pretrained` translates. From depth 50 up the parameters of both orders have the same shapes, but
-the functions differ. So a model of the legacy order has one key more, ``caffe_order``, by which either refuses the
-other's checkpoints.
+shapes and outputs, and the same initial values for the same seed. ``variant="caffe"`` is the legacy variant of Cadene,
+MONAI and timm's ``legacy_*``: same outputs and initial values as these. Its keys are those of the default;
+:func:`se_fused.load_pretrained` translates the keys of checkpoints. From depth 50 up, the parameters of both variants
+have the same shapes, but the models compute different functions. The state_dict of the legacy variant therefore has an
+additional key, ``caffe_order``, and each variant raises an error for checkpoints of the other.
 
-What other libraries call SE-ResNet, by option:
+Options for the SE-ResNets of other libraries:
 
 ================================  ====================================================================================
 timm, mmpretrain (style pytorch)  the default
@@ -51,7 +51,7 @@ __all__ = [
 
 _PLANES = (64, 128, 256, 512)
 MARK = "caffe_order"
-"""The key that models of the legacy order have here, and no other library's."""
+"""Key that only the legacy variant of this library has in its state_dict."""
 
 STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -61,13 +61,13 @@ STAGES: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-"""The block of a residual network and how many each stage has, by depth."""
+"""Block class and number of blocks in each stage, by depth of the network."""
 
 _LEGACY = (".layer0.", ".last_linear.", ".se_module.", ".se_layer.fc.")
 
 
 class ResNetOptions(Options, total=False):
-    """What residual networks take by keyword, with the meaning it has in :class:`SEResNet`."""
+    """Keyword arguments of all residual networks, described in :class:`SEResNet`."""
 
     drop_path_rate: float
     zero_init_last: bool | None
@@ -77,7 +77,7 @@ class ResNetOptions(Options, total=False):
 
 
 class SEOptions(ResNetOptions, total=False):
-    """What the models of this file take by keyword, with the meaning it has in :class:`SEResNet`."""
+    """Keyword arguments of the networks with SE, described in :class:`SEResNet`."""
 
     rd_ratio: float
     rd_channels: int | None
@@ -86,45 +86,46 @@ class SEOptions(ResNetOptions, total=False):
 
 
 class SEResNet(ImageClassifier):
-    """Residual network whose blocks end in SE. (N, in_chans, H, W) -> (N, num_classes).
+    """Residual network with an SE layer in each block. (N, in_chans, H, W) -> (N, num_classes).
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
-        layers: blocks in each of the four stages.
-        num_classes: outputs; 0: no classifier, the model returns pooled features.
-        in_chans: channels of the image.
-        global_pool: "avg", "max", "avgmax" (their mean), "catavgmax" (both, twice as many features), or "": none, the
-            model returns the map (N, num_features, H/32, W/32); needs ``num_classes=0``.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
-        zero_init_last: start with the last batch norm of every block at zero, so that blocks start as identities;
-            None: as timm does, with variant "timm" only.
+        layers: number of blocks in each of the four stages.
+        num_classes: number of outputs; with 0, the model has no classifier and returns pooled features.
+        in_chans: channels of the images.
+        global_pool: "avg", "max", "avgmax" (the mean of both), "catavgmax" (both, twice as many features), or "": no
+            pooling, the model returns the map (N, num_features, H/32, W/32), which needs ``num_classes=0``.
+        drop_rate: dropout probability before the classifier.
+        drop_path_rate: probability of stochastic depth in the last block; it increases linearly from 0 in the first.
+        zero_init_last: initialise the weight of the last batch norm in each block with zero, so that the blocks start
+            as identities. None, as in timm: True for variant "timm", False for "caffe".
         cardinality: groups of the 3x3 convolutions (:class:`Bottleneck` only).
-        base_width: width of a group in the first stage (:class:`Bottleneck` only).
-        reduce_first: divides the width of each block's first convolution (:class:`Bottleneck` only).
-        channels: width of the four stages, before the block's expansion; timm's keyword.
-        stem_channels: channels of the 7x7 convolution.
-        deep_stem: three 3x3 convolutions in place of the 7x7, and a wider stem.
-        down_kernel_size: of the strided shortcuts.
-        se: False: no SE, which makes it torchvision's and timm's ResNet.
-        variant: "timm", or "caffe" for the legacy order: the stem's max-pooling has no padding and rounds its size up;
-            :class:`Bottleneck` without groups strides in its first convolution; :class:`BasicBlock` has a ReLU before
-            SE; the squeezed width is not rounded.
-        rd_ratio, rd_channels: width of the squeeze as a share of the block's channels, or for all blocks in itself.
-        rd_divisor: what a width from ``rd_ratio`` is rounded to; None: 8 with variant "timm", 1 with "caffe".
-        se_bias: whether the two layers of SE have biases.
-        device: of the parameters.
-        dtype: of the parameters.
+        base_width: channels of each group in the first stage (:class:`Bottleneck` only).
+        reduce_first: divisor of the width of each block's first convolution (:class:`Bottleneck` only).
+        channels: width of each of the four stages before the block's expansion; timm's keyword.
+        stem_channels: output channels of the 7x7 convolution.
+        deep_stem: use three 3x3 convolutions with 128 output channels instead of the 7x7 convolution.
+        down_kernel_size: kernel size of the shortcut's projection where it has a stride; without a stride it is 1.
+        se: whether the blocks have SE; without it, the model is torchvision's and timm's ResNet.
+        variant: "timm" or "caffe", the legacy variant. In the latter, the max-pooling of the stem has no padding and
+            rounds its output size up; :class:`Bottleneck` without groups has its stride in the first convolution;
+            :class:`BasicBlock` has a ReLU before SE; and the squeezed width is not rounded.
+        rd_ratio: squeezed width of SE divided by the channels of the block.
+        rd_channels: squeezed width of SE in all blocks; None computes it from ``rd_ratio``.
+        rd_divisor: widths from ``rd_ratio`` are rounded to a multiple of it; None: 8 for variant "timm", 1 for "caffe".
+        se_bias: whether the two layers of SE have a bias.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
-        num_features: channels of the last map.
-        head_hidden_size: features that the classifier sees: num_features, or twice that for "catavgmax".
-        variant: the order.
-        grad_checkpointing: whether blocks recompute their activations in the backward pass.
+        num_features: channels of the last feature map.
+        head_hidden_size: input features of the classifier: num_features, or twice as many for "catavgmax".
+        variant: "timm" or "caffe".
+        grad_checkpointing: whether the backward pass recomputes the activations inside the blocks.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range; the message names it.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range. The message names the argument.
     """
 
     layer1: nn.Sequential
@@ -208,13 +209,13 @@ class SEResNet(ImageClassifier):
         self.num_features = width
         self._make_head(num_classes, global_pool, device, dtype)
         if caffe:
-            # Only its key counts: it tells this order's checkpoints from the other's.
+            # The value is not used: the key distinguishes checkpoints of this variant from those of the other.
             self.register_buffer(MARK, torch.ones((), dtype=torch.long, device=device))
         self.init_weights(not caffe if zero_init_last is None else zero_init_last)
 
     @torch.no_grad()
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """timm's initial values of the convolutions, and zero for the last batch norm of each block if wanted."""
+        """Set timm's initial values of the convolutions; ``zero_init_last`` as in the constructor."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -224,11 +225,11 @@ class SEResNet(ImageClassifier):
                     nn.init.zeros_(module.last_norm().weight)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the backward pass of training recomputes each block's activations instead of keeping them."""
+        """Let the backward pass recompute the activations inside each block instead of storing them in the forward."""
         self.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
+        """The last feature map: (N, in_chans, H, W) -> (N, num_features, H/32, W/32)."""
         x = self.maxpool(conv_bn_act(self.conv1, self.bn1, x))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -239,24 +240,24 @@ class SEResNet(ImageClassifier):
         return x
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Before the first parameter is overwritten, and with strict=False too.
+        # Check before the first parameter is overwritten, and also with strict=False.
         keys = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         for key in keys:
             if any(mark in f".{key}" for mark in _LEGACY):
                 raise RuntimeError(
                     f"state_dict key {prefix + key!r} is of a legacy SE-ResNet (Cadene, MONAI, timm legacy_*): stride "
-                    "in conv1 and ceil-mode pooling; its weights fit here by shape and may compute something else; "
-                    "build the model with variant='caffe' and use se_fused.load_pretrained(model, path)"
+                    "in conv1 and ceil-mode pooling; its weights fit this model by shape but may compute something "
+                    "else; build the model with variant='caffe' and use se_fused.load_pretrained(model, path)"
                 )
         marked = MARK in keys
         if self.variant == "timm" and marked:
             raise RuntimeError(
-                f"state_dict key {prefix + MARK!r} says that it was saved from a model with variant='caffe'; this one "
-                "has variant='timm', where the same weights compute something else; build it with variant='caffe'"
+                f"state_dict key {prefix + MARK!r} shows that it was saved from a model with variant='caffe'; this "
+                "model has variant='timm', where the same weights compute something else; build it with variant='caffe'"
             )
         if self.variant == "caffe" and not marked and any(key.startswith("layer") for key in keys):
             raise RuntimeError(
-                f"state_dict has no key {prefix + MARK!r}, so it is of timm's order; this model has variant='caffe', "
+                f"state_dict has no key {prefix + MARK!r}, so it has variant='timm'; this model has variant='caffe', "
                 "where the same weights compute something else; build it with variant='timm', or, for a legacy "
                 "checkpoint whose keys were renamed, use se_fused.load_pretrained(model, path, source='legacy')"
             )
@@ -265,55 +266,61 @@ class SEResNet(ImageClassifier):
 
 @register
 def SEResNet18(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnet18``; with ``variant="caffe"`` its ``legacy_seresnet18``; arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnet18`` (``legacy_seresnet18`` for ``variant="caffe"``). Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[18], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet34(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnet34``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnet34``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[34], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet50(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnet50``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnet50``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[50], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet101(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnet101``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnet101``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[101], num_classes, in_chans, **options)
 
 
 @register
 def SEResNet152(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnet152``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnet152``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[152], num_classes, in_chans, **options)
 
 
 @register
 def SEResNeXt26_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """With ``variant="caffe"`` timm's ``legacy_seresnext26_32x4d``; timm has no such depth in its own order."""
+    """timm's ``legacy_seresnext26_32x4d`` for ``variant="caffe"``; timm has no model of this depth in its own variant.
+
+    Arguments as for :class:`SEResNet`.
+    """
     return SEResNet(*STAGES[26], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
 def SEResNeXt50_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnext50_32x4d``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnext50_32x4d``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[50], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
 def SEResNeXt101_32x4d(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``seresnext101_32x4d``; the arguments are :class:`SEResNet`'s."""
+    """timm's ``seresnext101_32x4d``. Arguments as for :class:`SEResNet`."""
     return SEResNet(*STAGES[101], num_classes, in_chans, cardinality=32, base_width=4, **options)
 
 
 @register
 def SENet154(num_classes: int = 1000, in_chans: int = 3, **options: Unpack[SEOptions]) -> SEResNet:
-    """timm's ``senet154``; with ``variant="caffe"`` Cadene's and MONAI's, which drops 0.2 before the classifier."""
+    """timm's ``senet154``, or Cadene's and MONAI's for ``variant="caffe"``, whose default ``drop_rate`` is 0.2.
+
+    Arguments as for :class:`SEResNet`.
+    """
     if options.get("variant") == "caffe":
         options.setdefault("drop_rate", 0.2)
     return SEResNet(

@@ -17,7 +17,7 @@ _DEPTH = 4
 
 
 class DoubleConv(nn.Module):
-    """Twice 3x3 convolution, batch norm and ReLU. (N, C, H, W) -> (N, D, H, W)."""
+    """3x3 convolution, batch norm and ReLU, twice. (N, C, H, W) -> (N, D, H, W)."""
 
     def __init__(
         self,
@@ -39,22 +39,23 @@ class DoubleConv(nn.Module):
 class UNetClassifier(ImageClassifier):
     """U-Net (Ronneberger et al. 2015, arXiv:1505.04597) with a pooled head. (N, in_chans, H, W) -> (N, num_classes).
 
-    A U-Net gives a map of the image's size. The paper compares one with classifiers and leaves open how it classifies,
-    how wide and deep it is, what it was initialised with, and whether the encoder's or the decoder's features are used.
-    Here the decoder's last map is pooled and classified, so that encoder, decoder and skip connections all take part.
+    A U-Net returns a map of the size of the image. The paper compares a U-Net with classifiers, but does not describe
+    how it classifies, its width and depth, its initial weights, or whether it uses features of the encoder or of the
+    decoder. Here, the last map of the decoder is pooled and classified, so that encoder, decoder and skip connections
+    all contribute.
 
-    From the original: four halvings by 2x2 max-pooling, 64 channels doubling to 1024, two 3x3 convolutions at each
-    size, 2x2 transposed convolutions upwards, and the encoder's map, cropped, in front of what comes from below.
-    Otherwise: the convolutions are padded and followed by batch norm, and have no bias; there is no dropout at the
-    bottom.
+    As in the original: four times 2x2 max-pooling; 64 channels at the size of the image, doubled at each level to 1024;
+    two 3x3 convolutions at each level; 2x2 transposed convolutions for upsampling; concatenation of the cropped encoder
+    map (first) and the upsampled map. Different from the original: the convolutions are padded, have no bias and are
+    followed by batch norm; there is no dropout at the lowest level.
 
     Args:
         num_classes, in_chans, global_pool, drop_rate: as in :class:`ImageClassifier`.
-        width: channels at the image's size, the original's 64.
-        device, dtype: of the parameters.
+        width: channels at the size of the image, 64 in the original.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        TypeError, ValueError: as from :class:`ImageClassifier`; ``width`` is no positive int.
+        TypeError, ValueError: as from :class:`ImageClassifier`, or ``width`` is not a positive int.
     """
 
     stem_weight = "encoder.0.conv1.weight"
@@ -86,12 +87,14 @@ class UNetClassifier(ImageClassifier):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H', W'): H and W rounded down to multiples of 16.
+        """The last feature map: (N, in_chans, H, W) -> (N, num_features, H', W').
+
+        H' and W' are H and W rounded down to multiples of 16.
 
         Raises:
             ValueError: H or W is less than 16.
         """
-        if isinstance(x, Tensor) and min(x.shape[2:]) < 2**_DEPTH:  # a proxy of torch.fx has no sizes
+        if isinstance(x, Tensor) and min(x.shape[2:]) < 2**_DEPTH:  # a torch.fx proxy has no sizes
             raise ValueError(
                 f"x must be at least {2**_DEPTH} x {2**_DEPTH} for {_DEPTH} halvings, got shape {tuple(x.shape)}"
             )
@@ -108,5 +111,5 @@ class UNetClassifier(ImageClassifier):
 
 @register
 def UNet(num_classes: int = 1000, in_chans: int = 3, *, width: int = 64, **options: Unpack[Options]) -> UNetClassifier:
-    """U-Net as a classifier; the arguments are :class:`UNetClassifier`'s."""
+    """U-Net as a classifier. Arguments as for :class:`UNetClassifier`."""
     return UNetClassifier(num_classes, in_chans, width=width, **options)

@@ -1,5 +1,5 @@
-"""Modules: the SE layer, stochastic depth, the end of a residual block, the middle of an inverted one; the conversion
-of other libraries' models; and models optimised for inference."""
+"""PyTorch modules: the SE layer, stochastic depth, fused ends of residual blocks and the middle of inverted residuals,
+conversion of models from other libraries, and optimisation for inference."""
 
 from .convert import Fused, Report, conversion_report, convert, revert
 from .convert.inverted_residual import fused_gate_projection

@@ -1,7 +1,8 @@
-"""Which modules a kernel may stand in for, asked at each call: a hook may be new.
+"""Checks whether a kernel may compute a module's result instead of calling the module.
 
-By exact class and without hooks (:func:`is_plain`); other libraries' classes by name, because the libraries may not be
-installed. Every other module is called.
+A module qualifies by its exact class and by having no hooks (:func:`is_plain`). Classes of other libraries are compared
+by name, because the libraries may not be installed. All other modules are called. The checks run in every call, because
+hooks can be added at any time.
 """
 
 from typing import TypeGuard, TypeVar
@@ -26,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def refuse_torchscript(self: nn.Module) -> nn.Module:
-    """As a class's ``__prepare_scriptable__``: what torch.jit.script calls first, also inside another model."""
+    """A ``__prepare_scriptable__`` method that raises: torch.jit.script calls it first, also inside another model."""
     raise RuntimeError(
         f"torch.jit.script cannot compile {type(self).__name__}, whose kernels are called from Python: use "
         "torch.export.export(model, ...), or trace plain PyTorch, with se_fused.use_backend('reference'): "
@@ -35,11 +36,11 @@ def refuse_torchscript(self: nn.Module) -> nn.Module:
 
 
 def is_plain(module: nn.Module, *types: type[M]) -> TypeGuard[M]:
-    """Whether a kernel may stand in for ``module(...)``: exactly one of ``types``, and calling it does nothing more.
+    """Whether the module's class is exactly one of ``types`` and calling it runs only the forward of that class.
 
     A subclass (parametrized, quantized, FSDP), a hook (pruning, feature extraction) or a replaced ``forward``
-    (accelerate) says that the module is to be called. Hooks on all modules at once (``register_module_forward_hook``)
-    are not looked at: profilers set them, and a profiler must see what runs without it.
+    (accelerate) means that the module must be called. Global hooks (``register_module_forward_hook``) are ignored:
+    profilers set them, and a profiler must measure the same calls that run without it.
     """
     return type(module) in types and not (
         module._forward_hooks
@@ -51,18 +52,18 @@ def is_plain(module: nn.Module, *types: type[M]) -> TypeGuard[M]:
 
 
 def is_of(module: object, library: str, name: str) -> bool:
-    """Whether the module is exactly the class ``name`` of the file ``library``."""
+    """Whether the module's class is exactly ``name``, defined in the Python module ``library``."""
     cls = type(module)
     return cls.__name__ == name and cls.__module__ == library
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether calling the module does no more than its class does: no hooks, no forward of its own."""
+    """Whether the module has no hooks and no ``forward`` replaced on the instance."""
     return is_plain(module, type(module))
 
 
 def is_nothing(module: nn.Module | None) -> bool:
-    """Whether leaving the module out changes nothing."""
+    """Whether the module can be left out: None or a plain identity."""
     return module is None or is_plain(module, nn.Identity)
 
 
@@ -71,19 +72,19 @@ def _name(module: nn.Module) -> str | None:
 
 
 def activation(module: nn.Module) -> str | None:
-    """Its name in :data:`se_fused.reference.ACTIVATIONS`, or None."""
+    """The module's name in :data:`se_fused.reference.ACTIVATIONS`, or None."""
     name = _name(module)
     return name if name in ACTIVATIONS else None
 
 
 def gate(module: nn.Module) -> str | None:
-    """Its name in :data:`se_fused.reference.GATES`, or None."""
+    """The module's name in :data:`se_fused.reference.GATES`, or None."""
     name = _name(module)
     return name if name in GATES else None
 
 
 def out_activation(module: nn.Module | None) -> str | None:
-    """Its name in :data:`se_fused.reference.OUT_ACTIVATIONS`, "none" for no activation, or None if it is unknown."""
+    """The module's name in :data:`se_fused.reference.OUT_ACTIVATIONS`; "none" for no activation, else None."""
     if module is None:
         return "none"
     name = _name(module)

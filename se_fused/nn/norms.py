@@ -1,7 +1,7 @@
-"""Batch norms as the kernels take them: PyTorch's, timm's with an activation inside, and the frozen ones of both.
+"""Arguments of the kernels from batch norm modules of PyTorch, timm (with an activation inside) and torchvision.
 
-A frozen batch norm (torchvision's ``FrozenBatchNorm2d``, timm's ``FrozenBatchNormAct2d``) is batch norm in eval mode,
-whatever its own mode is: what it has are buffers, which take no gradient and never move.
+A frozen batch norm (torchvision's ``FrozenBatchNorm2d``, timm's ``FrozenBatchNormAct2d``) computes batch norm in eval
+mode, whatever its training flag is: its tensors are buffers, which have no gradient and are never updated.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def is_batch_norm_act(bn: object) -> bool:
-    """Whether the class is a batch norm of timm with an activation inside."""
+    """Whether the module is one of timm's batch norms with an activation inside. Ignores hooks."""
     return is_of(bn, "timm.layers.norm_act", "BatchNormAct2d") or _is_frozen_act(bn)
 
 
@@ -41,12 +41,12 @@ def _is_frozen_act(bn: object) -> bool:
 
 
 def is_batch_norm(bn: object) -> bool:
-    """Whether the class is a batch norm without an activation; hooks are not asked about."""
+    """Whether the module is a batch norm without an activation. Ignores hooks."""
     return type(bn) in (*_PLAIN, nn.SyncBatchNorm) or _is_frozen(bn)
 
 
 def brought_activation(bn: nn.Module) -> str | None:
-    """The activation inside timm's batch norms; None for any other module, and where it has to be called."""
+    """Name of the activation inside a batch norm of timm; None for any other module, and if it must be called."""
     if not (is_batch_norm_act(bn) and untouched(bn)):
         return None
     act, drop = bn._modules.get("act"), bn._modules.get("drop")
@@ -54,15 +54,15 @@ def brought_activation(bn: nn.Module) -> str | None:
 
 
 def _synchronises(bn: nn.SyncBatchNorm) -> bool:
-    """Whether calling bn would gather the statistics of other processes."""
+    """Whether calling bn would gather statistics from other processes."""
     if not (bn.training and dist.is_available() and dist.is_initialized()):
         return False
     return dist.get_world_size(bn.process_group or dist.group.WORLD) > 1
 
 
 def is_fusable(bn: nn.Module, x: Tensor) -> bool:
-    """Whether bn(x) is a batch norm that a kernel computes, and nothing behind it."""
-    if x.dim() < 3:  # BatchNorm1d on (N, C): there are no positions
+    """Whether a kernel can compute bn(x), and bn has no activation inside."""
+    if x.dim() < 3:  # BatchNorm1d on (N, C): no spatial dimensions
         return False
     if is_plain(bn, *_PLAIN):
         return True
@@ -72,25 +72,28 @@ def is_fusable(bn: nn.Module, x: Tensor) -> bool:
 
 
 def normalisation(bn: nn.Module, x: Tensor) -> str | None:
-    """The activation that the batch norm applies itself, mostly "none"; None where it has to be called."""
+    """Name of the activation inside the batch norm, mostly "none"; None if the module must be called."""
     if is_fusable(bn, x):
         return "none"
     return brought_activation(bn) if x.dim() == 4 else None
 
 
 class BatchNorm(NamedTuple):
-    """A batch norm's part of a call of :mod:`se_fused.functional`: its tensors in their order, (C,) or None, and its
-    settings by name."""
+    """A batch norm's arguments for :mod:`se_fused.functional`.
+
+    ``tensors``: running mean, running variance, weight and bias, each (C,) or None. ``settings``: the keyword
+    arguments training, momentum and eps.
+    """
 
     tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
     settings: dict[str, Any]
 
 
 def promoted(bn: nn.Module, x: Tensor, own: bool = False) -> tuple[Tensor, bool]:
-    """x in the dtype of bn(x), and whether it is the caller's alone, which a copy always is.
+    """x in the dtype of bn(x), and whether that tensor may be overwritten: ``own``, or True for a converted copy.
 
-    A batch norm gives x's dtype. A frozen one multiplies by its buffers: under autocast, a map of 16 bits becomes
-    float32 there.
+    A PyTorch batch norm returns x's dtype. A frozen one multiplies by its buffers, so that a 16-bit map becomes float32
+    under autocast.
     """
     if isinstance(bn, _BatchNorm):
         return x, own
@@ -101,7 +104,7 @@ def promoted(bn: nn.Module, x: Tensor, own: bool = False) -> tuple[Tensor, bool]
 
 
 def take(bn: nn.Module, x: Tensor) -> BatchNorm:
-    """What ``bn.forward`` does before its arithmetic: checks x, counts the batch, resolves its settings."""
+    """Do what ``bn.forward`` does before its arithmetic: check x, count the batch and resolve the settings."""
     training, momentum = False, 0.0
     mean: Any = bn.running_mean
     var: Any = bn.running_var
@@ -114,7 +117,7 @@ def take(bn: nn.Module, x: Tensor) -> BatchNorm:
         elif bn.training and bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(1)
             if bn.momentum is None:
-                # The cumulative average needs the count as a number: a synchronisation, as in nn.BatchNorm2d itself.
+                # The cumulative average needs the count on the host, a synchronisation that nn.BatchNorm2d has too.
                 momentum = 1.0 / float(bn.num_batches_tracked)
     tensors = (mean, var, bn.weight, bn.bias)
     return BatchNorm(tensors, dict(training=training, momentum=momentum, eps=bn.eps))  # type: ignore[arg-type]

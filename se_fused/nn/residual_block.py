@@ -1,8 +1,9 @@
 """The end of a residual block, ``act(drop_path(SE(BN(x))) + residual)``, from the modules that hold its parameters.
 
-A block calls :func:`fused_block_end` with its own ``bn``, ``se`` and ``drop_path`` modules instead of calling them one
-after another. Where they are what the kernels know, that is one call of :mod:`se_fused.functional`; where not, they are
-called as modules and the result is the same. No state moves: state_dict, hooks and running statistics stay theirs.
+A block calls :func:`fused_block_end` with its ``bn``, ``se`` and ``drop_path`` modules instead of calling the modules
+one by one. If the kernels support the modules, this is one call of :mod:`se_fused.functional`. Otherwise the modules
+are called, with the same result. Parameters, running statistics and hooks stay in their modules, and the state_dict is
+unchanged.
 """
 
 from typing import TypeGuard
@@ -20,14 +21,14 @@ __all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_block_
 
 
 def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
-    """A factor per sample that drops the path with probability ``drop_prob``: 0, or 1 / (1 - drop_prob).
+    """Random factor per sample for stochastic depth: 0 with probability ``drop_prob``, else 1 / (1 - drop_prob).
 
-    Draws what timm's ``drop_path`` draws, so that the same seed drops the same samples.
+    The random numbers are those of timm's ``drop_path``: the same seed drops the same samples.
 
     Args:
-        x: (N, ...), gives N, dtype and device.
-        drop_prob: in [0, 1].
-        scale_by_keep: whether what is kept is divided by the probability of keeping it.
+        x: (N, ...); only N, the dtype and the device are used.
+        drop_prob: probability of the factor 0, in [0, 1].
+        scale_by_keep: if False, the factor of the other samples is 1.
 
     Returns:
         (N,), x's dtype.
@@ -38,16 +39,16 @@ def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> 
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample, for a kernel to apply.
+    """Stochastic depth per sample, which a kernel can apply.
 
-    Called, it is timm's ``DropPath``; :meth:`scale` gives the factors alone.
+    Calling the module does the same as timm's ``DropPath``. :meth:`scale` returns only the factors, for a kernel.
 
     Args:
-        drop_prob: the probability with which a sample loses the path, in [0, 1].
-        scale_by_keep: whether what is kept is divided by the probability of keeping it.
+        drop_prob: probability that the path of a sample is dropped, in [0, 1].
+        scale_by_keep: whether the samples that are not dropped are divided by 1 - drop_prob.
 
     Raises:
-        TypeError, ValueError: ``drop_prob`` is no number in [0, 1].
+        TypeError, ValueError: ``drop_prob`` is not a number in [0, 1].
     """
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
@@ -56,13 +57,13 @@ class DropPath(nn.Module):
         self.scale_by_keep = scale_by_keep
 
     def scale(self, x: Tensor) -> Tensor | None:
-        """The factors (N,) for x: (N, ...), in x's dtype; None in eval mode or if nothing is ever dropped."""
+        """Random factors (N,) for x (N, ...), in x's dtype; None in eval mode or for ``drop_prob`` 0."""
         if not self.training or self.drop_prob == 0.0:
             return None
         return drop_path_scale(x, self.drop_prob, self.scale_by_keep)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, *) -> (N, *), some samples zeroed in training."""
+        """Apply stochastic depth: (N, ...) -> (N, ...); in training, the dropped samples are zero."""
         return close_block(x, None, None, self.scale(x))
 
     def extra_repr(self) -> str:
@@ -84,28 +85,29 @@ def fused_block_end(
 ) -> Tensor:
     """``out_act(drop_path(se(bn(x))) + residual)``, fused where the modules allow.
 
-    One functional call if ``bn`` is exactly an ``nn.BatchNorm{1,2,3}d`` (or an ``nn.SyncBatchNorm`` with nothing to
-    synchronise, or torchvision's ``FrozenBatchNorm2d``), ``se`` a :class:`SqueezeExcite` or None, and ``drop_path`` a
-    :class:`DropPath` or None, all without hooks. Otherwise the modules are called and as much as possible of what
-    follows them is fused: for an ``nn.SyncBatchNorm`` in training on several processes, bn is called, then SE, addition
-    and activation are one call; without SE they are plain PyTorch. Correct everywhere, fused not everywhere.
+    This is one functional call if ``bn`` is exactly an ``nn.BatchNorm{1,2,3}d``, an ``nn.SyncBatchNorm`` that has
+    nothing to synchronise, or torchvision's ``FrozenBatchNorm2d``; ``se`` is a :class:`SqueezeExcite` or None;
+    ``drop_path`` is a :class:`DropPath` or None; and none of them has hooks. Otherwise the result is the same: the
+    modules are called, and the operations after them are fused as far as possible. For example, an
+    ``nn.SyncBatchNorm`` in training on several processes is called, and SE, addition and activation are one call after
+    it; without SE, addition and activation are plain PyTorch.
 
-    Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would.
+    Running statistics and ``num_batches_tracked`` are updated exactly as ``bn`` updates them.
 
     Args:
-        bn: the block's last normalisation; None: it has been applied.
-        se: what rescales its channels, if anything.
-        x: (N, C, *spatial), what the block's last convolution gave.
-        residual: x's shape and dtype, or None.
-        out_act: None, "relu", "silu" or "hard_swish".
-        drop_path: stochastic depth between ``se`` and the addition, if any.
-        inplace: permits the result to be written over x in inference; see :func:`is_own`.
+        bn: the block's last batch norm; None if x is normalised already.
+        se: the layer that rescales the channels, or None.
+        x: (N, C, *spatial), one to three spatial dimensions; the output of the block's last convolution.
+        residual: the added map, with x's shape and dtype, or None.
+        out_act: activation after the addition: None, "relu", "silu" or "hard_swish".
+        drop_path: stochastic depth between ``se`` and the addition, or None.
+        inplace: allow the result to overwrite x in inference; see :func:`is_own`.
 
     Returns:
         (N, C, *spatial), x's dtype and memory format.
     """
     if not (
-        isinstance(x, Tensor)  # a proxy of torch.fx traces the modules
+        isinstance(x, Tensor)  # a torch.fx proxy traces the modules
         and bn is not None
         and is_fusable(bn, x)
         and (se is None or _is_fusable_se(se))
@@ -134,7 +136,7 @@ def _unfused_block_end(
     out_act: str | None,
     drop_path: nn.Module | None,
 ) -> Tensor:
-    """Call the modules, each with what it expects, so that their hooks see it; fuse what follows them."""
+    """Call the modules, so that their hooks run, and fuse the operations after them as far as possible."""
     u = x if bn is None else bn(x)
     if drop_path is None or is_plain(drop_path, DropPath):
         scale = None if drop_path is None else drop_path.scale(u)
@@ -146,21 +148,34 @@ def _unfused_block_end(
 
 
 def is_own(conv: nn.Module) -> bool:
-    """Whether what ``conv(x)`` returns is the caller's alone: a new tensor, and no hook has seen it.
+    """Whether ``conv(x)`` returns a new tensor that no hook receives, so that it may be overwritten in inference.
 
-    Then it may be overwritten in inference. Feature extractors (forward hooks, on this module or on all) keep theirs.
+    False for a convolution with hooks, with global forward hooks, or of another class than ``nn.Conv2d``: a feature
+    extractor may have stored the tensor.
     """
     return is_plain(conv, nn.Conv2d) and not _module._global_forward_hooks
 
 
 def bn_act(bn: nn.Module, x: Tensor, out_act: str | None = "relu", inplace: bool = False) -> Tensor:
-    """``out_act(bn(x))``: the normalisations inside a block, of its stem and of its shortcut. x: (N, C, *spatial).
+    """``out_act(bn(x))``, fused where the modules allow, for a batch norm that no SE layer follows.
 
-    All batch norms of the models that no SE follows are called through it, so that what runs there is decided once.
+    The models call it for the batch norms of the stem, of the shortcuts and inside the blocks.
+
+    Args:
+        bn: the batch norm, as for :func:`fused_block_end`.
+        x: (N, C, *spatial).
+        out_act: None, "relu", "silu" or "hard_swish".
+        inplace: allow the result to overwrite x in inference.
+
+    Returns:
+        (N, C, *spatial), x's dtype and memory format.
     """
     return fused_block_end(bn, None, x, None, out_act, inplace=inplace)
 
 
 def conv_bn_act(conv: nn.Module, bn: nn.Module, x: Tensor, out_act: str | None = "relu") -> Tensor:
-    """``out_act(bn(conv(x)))``, written over the convolution's output where :func:`is_own` permits it."""
+    """``out_act(bn(conv(x)))``, with batch norm and activation fused as in :func:`bn_act`.
+
+    In inference, the result overwrites the convolution's output if :func:`is_own` allows it.
+    """
     return bn_act(bn, conv(x), out_act, is_own(conv))

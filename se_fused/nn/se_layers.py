@@ -1,6 +1,6 @@
-"""Squeeze-excite layers of timm and torchvision: what is inside each class, and what a kernel takes from it.
+"""Squeeze-excite layers of timm and torchvision: the attribute names of their parts, and the kernel arguments.
 
-They are known by name, because the libraries may not be installed.
+The classes are recognised by name, because the libraries may not be installed.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ __all__ = ["SE_LAYERS", "SELayer", "called", "excitation", "means_only", "se_lay
 
 
 def means_only(module: Any) -> str | None:
-    """Why a layer's squeeze is another than the mean, or None."""
+    """Reason why a layer's squeeze is not the mean, or None if it is the mean."""
     return "add_maxpool is set: its squeeze is not the mean alone" if getattr(module, "add_maxpool", False) else None
 
 
 def _linear(module: Any) -> bool:
-    """Whether it is a matrix on (N, C), with or without ones behind."""
+    """Whether the module multiplies the channels by a matrix: nn.Linear or a 1x1 convolution."""
     if type(module) is nn.Linear:
         return True
     if type(module) is not nn.Conv2d:
@@ -32,9 +32,9 @@ def _linear(module: Any) -> bool:
 
 @dataclass(frozen=True)
 class SELayer:
-    """Names of what an SE class has inside, in the order of the calls: fc1, act, fc2, gate, and others.
+    """Attribute names of the parts of an SE class, in the order of the calls.
 
-    ``between`` stands between fc1 and act and is mostly an identity; ``pool`` is the pooling module where there is one.
+    ``between`` is a layer between fc1 and act, mostly an identity. ``pool`` is the pooling module of classes with one.
     """
 
     fc1: str
@@ -45,7 +45,7 @@ class SELayer:
     pool: str | None = None
 
     def refusal(self, module: Any) -> str | None:
-        """Why a layer of this class is left as it is, or None."""
+        """Reason why a layer of this class is not converted, or None."""
         if reason := means_only(module):
             return reason
         for name in (self.fc1, self.fc2):
@@ -56,7 +56,7 @@ class SELayer:
         return None
 
     def arguments(self, module: Any) -> dict[str, Any] | None:
-        """What :func:`se_fused.functional.squeeze_excite` takes, by name; None where layers inside must be called."""
+        """Keyword arguments of :func:`se_fused.functional.squeeze_excite`; None if layers inside must be called."""
         parts = module._modules
         fc1, act, fc2, last = (parts[name] for name in (self.fc1, self.act, self.fc2, self.gate))
         if fc1 is None or act is None or fc2 is None or last is None or not self._takes_the_mean(module):
@@ -71,7 +71,7 @@ class SELayer:
         return excitation_arguments(fc1, fc2, act_name, gate_name)
 
     def layers(self, module: Any) -> list[nn.Module] | None:
-        """The layers from the means (N, C, 1, 1) to the gate of that shape; None where the module must be called."""
+        """The layers from the means to the gate, both (N, C, 1, 1); None if the module must be called."""
         if not self._takes_the_mean(module):
             return None
         names = (self.fc1, self.between, self.act, self.fc2, self.gate)
@@ -93,25 +93,27 @@ SE_LAYERS: dict[str, SELayer] = {
     "timm.models._efficientnet_blocks.SqueezeExcite": SELayer("conv_reduce", "act1", "conv_expand", "gate"),
     "torchvision.ops.misc.SqueezeExcitation": SELayer("fc1", "activation", "fc2", "scale_activation", pool="avgpool"),
 }
-"""By "module.Class"."""
+"""Supported SE layers by qualified class name "module.Class"."""
 
 
 def called(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The layers called one after another."""
+    """Call the layers one after another."""
     for layer in layers:
         x = layer(x)
     return x
 
 
 def se_layer(module: nn.Module) -> SELayer | None:
-    """What is inside a layer of exactly one of these classes, converted or not; None for any other module."""
+    """The entry of :data:`SE_LAYERS` for the class that the module had before conversion; None if there is none."""
     cls = getattr(type(module), "original", type(module))
     return SE_LAYERS.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def excitation(se: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """From the means (N, C, 1, 1) to the gate of that shape, by se's layers as modules, so that their hooks see it;
-    None where se itself must be called."""
+    """Function from the means to the gate, both (N, C, 1, 1); None if ``se`` itself must be called.
+
+    The function calls the layers of ``se`` as modules, so that their hooks run.
+    """
     if is_plain(se, SqueezeExcite):
         return se.excitation
     known = se_layer(se)

@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation as a module, in place of timm's ``SEModule``: its signature, initial values and state_dict."""
+"""Squeeze-and-Excitation module with the signature, initial values and state_dict of timm's ``SEModule``."""
 
 import functools
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from .known import is_plain, refuse_torchscript
 __all__ = ["SqueezeExcite", "activation_name", "close_block", "excitation_arguments", "gate_name"]
 
 Layer = str | nn.Module | type[nn.Module] | functools.partial[nn.Module]
-"""How a layer may be named: by its name, as a class, as an instance, or as a partial of a class."""
+"""An activation or gate as an argument: a name, a class, an instance, or a partial of a class."""
 
 
 def _layer_name(argument: str, layer: object, supported: Mapping[str, object]) -> str:
@@ -33,25 +33,33 @@ def _layer_name(argument: str, layer: object, supported: Mapping[str, object]) -
 
 
 def activation_name(layer: Layer, argument: str = "act_layer") -> str:
-    """The name in :data:`se_fused.reference.ACTIVATIONS` of an activation given by name, class or instance.
+    """Name in :data:`se_fused.reference.ACTIVATIONS` of an activation given as a name, class, instance or partial.
+
+    Args:
+        layer: the activation, with default arguments.
+        argument: name of the caller's argument, for the error message.
 
     Raises:
-        ValueError: the library has no such activation; the message names ``argument``.
+        ValueError: the activation is not supported.
     """
     return _layer_name(argument, layer, ACTIVATIONS)
 
 
 def gate_name(layer: Layer, argument: str = "gate_layer") -> str:
-    """The name in :data:`se_fused.reference.GATES` of a gate given by name, class or instance.
+    """Name in :data:`se_fused.reference.GATES` of a gate given as a name, class, instance or partial.
+
+    Args:
+        layer: the gate, with default arguments.
+        argument: name of the caller's argument, for the error message.
 
     Raises:
-        ValueError: the library has no such gate; the message names ``argument``.
+        ValueError: the gate is not supported.
     """
     return _layer_name(argument, layer, GATES)
 
 
 def excitation_arguments(fc1: nn.Module, fc2: nn.Module, act: str, gate: str) -> dict[str, Any]:
-    """What :func:`se_fused.functional.squeeze_excite` takes of two linear layers or 1x1 convolutions, by name."""
+    """Keyword arguments of :func:`se_fused.functional.squeeze_excite` from two linear layers or 1x1 convolutions."""
     return {
         "fc1_weight": fc1.weight,
         "fc1_bias": fc1.bias,
@@ -63,10 +71,10 @@ def excitation_arguments(fc1: nn.Module, fc2: nn.Module, act: str, gate: str) ->
 
 
 def close_block(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_scale: Tensor | None) -> Tensor:
-    """``out_act(u · drop_path_scale + residual)`` in plain PyTorch, for the paths that no kernel takes.
+    """``out_act(u · drop_path_scale + residual)`` in plain PyTorch, for cases without a kernel.
 
-    Shapes: u and residual (N, C, *spatial), drop_path_scale (N,). Returns u's shape. u may be a proxy of torch.fx: it
-    has no number of dimensions to compute with.
+    Shapes: u and residual (N, C, *spatial), drop_path_scale (N,). Returns u's shape. u may be a torch.fx proxy, whose
+    number of dimensions is unknown, so the code must not use it.
     """
     if drop_path_scale is not None:
         u = (u.movedim(0, -1) * drop_path_scale.to(u.dtype)).movedim(-1, 0)
@@ -76,33 +84,34 @@ def close_block(u: Tensor, residual: Tensor | None, out_act: str | None, drop_pa
 
 
 def _reduced(channels: int, rd_ratio: float, rd_divisor: int) -> int:
-    """The squeezed width as timm rounds it: ``make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.)``."""
+    """Squeezed width rounded as in timm: ``make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.)``."""
     return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
 
 
 class SqueezeExcite(nn.Module):
     """``y = gate(fc2(act(fc1(mean(x))))) · x``, and in the same kernel ``out_act(y · drop_path_scale + residual)``.
 
-    The arguments stand in the order of timm's ``SEModule``; the parameters are fc1.weight (R, C, 1, 1), fc1.bias (R,),
-    fc2.weight (C, R, 1, 1), fc2.bias (C,), with the same initial values for the same seed. Checkpoints that hold the
+    The arguments have the order of timm's ``SEModule``. The parameters are fc1.weight (R, C, 1, 1), fc1.bias (R,),
+    fc2.weight (C, R, 1, 1) and fc2.bias (C,), with timm's initial values for the same seed. Checkpoints that store the
     two weights as matrices, (R, C) and (C, R), load too.
 
     Args:
-        channels: C.
-        rd_ratio: R / C, before R is rounded to a multiple of ``rd_divisor`` (and to at least that).
-        rd_channels: R itself; 0 or None: from ``rd_ratio``.
-        rd_divisor: what R is a multiple of.
-        add_maxpool: timm's experiment with a second pooling; only False.
-        bias: whether fc1 and fc2 have one.
-        act_layer: between fc1 and fc2: a name in ``se_fused.reference.ACTIVATIONS``, or the class or an instance of it.
-        norm_layer: timm's normalisation between fc1 and fc2; only None.
-        gate_layer: "sigmoid" or "hard_sigmoid", or the class.
-        device: of the parameters.
-        dtype: of the parameters.
+        channels: number of channels C of the input.
+        rd_ratio: R / C, before R is rounded to a multiple of ``rd_divisor`` and raised to at least ``rd_divisor``.
+        rd_channels: the squeezed width R; 0 or None computes it from ``rd_ratio``.
+        rd_divisor: a divisor of the R that is computed from ``rd_ratio``.
+        add_maxpool: timm's option to add a maximum pooling to the squeeze; must be False.
+        bias: whether fc1 and fc2 have a bias.
+        act_layer: activation between fc1 and fc2: a name in ``se_fused.reference.ACTIVATIONS``, or the ``nn.Module``
+            class, an instance or a partial of it.
+        norm_layer: timm's option of a normalisation between fc1 and the activation; must be None.
+        gate_layer: "sigmoid" or "hard_sigmoid", or the ``nn.Module`` class, an instance or a partial of it.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range, or a variant without a kernel; the message names it.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or requests a variant without a kernel. The message names the argument.
     """
 
     act: str
@@ -143,20 +152,23 @@ class SqueezeExcite(nn.Module):
         reduced = check_int(rd_channels or 0, "rd_channels", 0) or _reduced(channels, rd_ratio, rd_divisor)
         self.act = activation_name(act_layer)
         self.gate = gate_name(gate_layer)
-        # 1x1 convolutions, though they are matrices: timm's initial values and state_dict are theirs.
+        # 1x1 convolutions rather than linear layers, for timm's initial values and state_dict
         self.fc1 = nn.Conv2d(channels, reduced, kernel_size=1, bias=bias, device=device, dtype=dtype)
         self.fc2 = nn.Conv2d(reduced, channels, kernel_size=1, bias=bias, device=device, dtype=dtype)
 
     def is_fusable(self) -> bool:
-        """Whether fc1 and fc2 are read by the kernel; if they carry hooks or were replaced, they are called instead."""
+        """Whether the kernel may read the parameters of fc1 and fc2 instead of calling the modules.
+
+        False if one of them has hooks or was replaced by a module other than nn.Conv2d or nn.Linear.
+        """
         return is_plain(self.fc1, nn.Conv2d, nn.Linear) and is_plain(self.fc2, nn.Conv2d, nn.Linear)
 
     def arguments(self) -> dict[str, Any]:
-        """What :func:`se_fused.functional.squeeze_excite` takes from the layer, by name."""
+        """Keyword arguments of :func:`se_fused.functional.squeeze_excite` from this layer."""
         return excitation_arguments(self.fc1, self.fc2, self.act, self.gate)
 
     def excitation(self, mean: Tensor) -> Tensor:
-        """The gate from the means, both (N, C, 1, 1), by fc1 and fc2 as modules, so that their hooks see it."""
+        """Gate from the means, both (N, C, 1, 1); calls fc1 and fc2 as modules, so that their hooks run."""
         return GATES[self.gate](self.fc2(ACTIVATIONS[self.act](self.fc1(mean))))
 
     def forward(
@@ -166,22 +178,22 @@ class SqueezeExcite(nn.Module):
         out_act: str | None = None,
         drop_path_scale: Tensor | None = None,
     ) -> Tensor:
-        """The rescaled map, and what closes a residual block behind it.
+        """Rescale the channels, and optionally apply the rest of a residual block.
 
         Args:
             x: (N, C, *spatial), one to three spatial dimensions.
-            residual: added to the rescaled map; x's shape and dtype.
-            out_act: None, "relu", "silu" or "hard_swish", after the addition.
-            drop_path_scale: (N,), a factor per sample, before the addition.
+            residual: map added to the rescaled one, with x's shape and dtype, or None.
+            out_act: activation after the addition: None, "relu", "silu" or "hard_swish".
+            drop_path_scale: (N,), factor per sample of the rescaled map before the addition, or None.
 
         Returns:
             (N, C, *spatial), x's dtype and memory format.
         """
-        if isinstance(x, Tensor) and self.is_fusable():  # a proxy of torch.fx traces the layers
+        if isinstance(x, Tensor) and self.is_fusable():  # a torch.fx proxy traces the layers
             return F_se.squeeze_excite(
                 x, residual=residual, **self.arguments(), out_act=out_act, drop_path_scale=drop_path_scale
             )
-        squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), what fc1 takes as a convolution
+        squeezed = x.flatten(2).mean(2)[:, :, None, None]  # (N, C, 1, 1), the input of fc1 as a convolution
         factor = self.excitation(squeezed).flatten(1)  # (N, C)
         rescaled = (x.movedim((0, 1), (-2, -1)) * factor).movedim((-2, -1), (0, 1))
         return close_block(rescaled, residual, out_act, drop_path_scale)

@@ -156,7 +156,7 @@ def test_a_gpu_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done, _ = suite(tmp_path, "--device", "cuda")
-    assert done.returncode != 0 and "torch sees no GPU here" in done.stdout + done.stderr
+    assert done.returncode != 0 and "torch finds no GPU here" in done.stdout + done.stderr
 
 
 @pytest.mark.nightly

@@ -78,7 +78,7 @@ def test_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip(library)
         with pytest.raises(ValueError, match=message):
             library_model(name, library, 10)
-    with pytest.raises(ValueError, match="in_chans must be 3 with torchvision"):
+    with pytest.raises(ValueError, match="in_chans must be 3 for torchvision"):
         library_model("mobilenet_v3_small", "torchvision", 10, in_chans=1)
     workload = built("seresnet18", "timm", "infer")
     with pytest.raises(ValueError, match="name must be one of original, converted; got 'eager'"):

@@ -150,7 +150,7 @@ def test_what_came_back_is_kept(rehearsed: tuple[Path, subprocess.CompletedProce
     table = (tmp_path / keep.TABLE).read_text()
     assert "| ~~CUDA: the excitation's forward launch" in table and "the CPU (a rehearsal)" in table
     assert sum("measured now" in line for line in told) == table.count("| ~~")
-    with pytest.raises(ValueError, match="of a rehearsal on a CPU: it measures nothing"):
+    with pytest.raises(ValueError, match="from a rehearsal on a CPU, which measures nothing"):
         keep.keep([rehearsed[0]], ROOT / "benchmarks" / "results")
 
 
@@ -374,7 +374,7 @@ def refusal(*arguments: str) -> str:
 @no_gpu
 def test_no_gpu() -> None:
     assert refusal("right") == (
-        "benchmarks.gpu: torch sees no GPU here; --rehearse runs everything on the CPU at tiny sizes"
+        "benchmarks.gpu: torch finds no GPU here; --rehearse runs everything on the CPU with tiny sizes"
     )
 
 
@@ -382,8 +382,8 @@ def test_unknown_words(tmp_path: Path) -> None:
     assert "invalid choice: 'rihgt'" in refusal("rihgt")
     assert "must be a number of seconds above 0" in refusal("right", "--budget", "none")
     line = refusal("right", "--rehearse", "--only", "no such step", "--output", str(tmp_path))
-    assert "names no step of right; --list prints them" in line
-    assert "is not there: give the archive that came back" in refusal("keep", str(tmp_path / "right.tar.gz"))
+    assert "matches no step of right; --list prints the steps" in line
+    assert "does not exist: give the returned archive" in refusal("keep", str(tmp_path / "right.tar.gz"))
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +393,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(Store, "done", full)
     with pytest.raises(SystemExit) as refused:
         main(["right", "--rehearse", "--only", "drill fail", "--output", str(tmp_path)])
-    assert re.search(r"cannot write to .*: No space left on device; give --output another folder", str(refused.value))
+    assert re.search(r"cannot write to .*: No space left on device; give another --output", str(refused.value))
     occupied = tmp_path / "file"
     occupied.write_text("")
     with pytest.raises(SystemExit, match="cannot write to"):
@@ -435,7 +435,7 @@ def test_a_pack_that_fits(packed: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "options", "told"),
     [
-        ({"sources": "0"}, {}, "of other sources than this checkout: run `make gpu-pack` again"),
+        ({"sources": "0"}, {}, "built from other sources than this checkout: run `make gpu-pack` again"),
         ({"cuda": "12.8"}, {}, "the pack is for CUDA 12.8"),
         ({}, {"cuda": None}, "here for None"),
         ({}, {"capability": (8, 0)}, "this GPU has 8.0: make gpu-pack ARCH=8.0"),
@@ -451,11 +451,11 @@ def test_a_pack_for_another_machine(packed: Path, more: Any, options: Any, told:
 
 
 def test_no_pack(tmp_path: Path) -> None:
-    with pytest.raises(pack.PackError, match="run `make gpu-pack` where there is nvcc"):
+    with pytest.raises(pack.PackError, match="run `make gpu-pack` on a machine with nvcc"):
         pack.check(tmp_path)
     with pytest.raises(pack.PackError, match="VARIANT must be a name"):
         pack.build("../x")
-    with pytest.raises(pack.PackError, match="run `make gpu-pack` first"):
+    with pytest.raises(pack.PackError, match="run `make gpu-pack` without VARIANT first"):
         pack.build("before", folder=tmp_path)
 
 
@@ -516,11 +516,13 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"right.tar.gz cannot be read as right's archive"):
         keep.keep([bad], tmp_path)
     (tmp_path / "other.zip").write_text("")
-    with pytest.raises(ValueError, match=re.escape("is none of right.tar.gz, where.tar.gz, claims.tar.gz")):
+    with pytest.raises(
+        ValueError, match=re.escape("is not, and does not contain, one of right.tar.gz, where.tar.gz, claims.tar.gz")
+    ):
         keep.keep([tmp_path / "other.zip"], tmp_path)
-    with pytest.raises(ValueError, match="the first line is no environment"):
+    with pytest.raises(ValueError, match="the first line is not an environment"):
         load('{"kind": "row"}\n')
-    with pytest.raises(ValueError, match="line 1 is no JSON"):
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
         load("{\n{}\n")
 
 

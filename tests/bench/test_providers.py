@@ -291,7 +291,7 @@ REFUSED = [
     ("compile freezing", "cuda", torch.float32, "infer", "compile freezing is compared in inference on CPUs only"),
     ("compile freezing", "cpu", torch.float32, "train", "compile freezing is compared in inference on CPUs only"),
     ("compile max-autotune", "cpu", torch.float32, "infer", "max-autotune is compared on GPUs only: it needs a GPU"),
-    ("compile reduce-overhead", "cpu", torch.float32, "infer", "reduce-overhead is CUDA graphs: it needs a GPU"),
+    ("compile reduce-overhead", "cpu", torch.float32, "infer", "reduce-overhead uses CUDA graphs: it needs a GPU"),
     ("openvino", "cuda", torch.float32, "infer", "openvino is compared in inference on CPUs only"),
     ("openvino", "cpu", torch.float32, "train", "openvino is compared in inference on CPUs only"),
     ("onnxruntime", "cpu", torch.float32, "forward", "onnxruntime computes inference only"),
@@ -331,7 +331,7 @@ def test_what_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_missing_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    reason = "torch.compile needs a C++ compiler and /nowhere/c++ is not there: set CXX"
+    reason = "torch.compile needs a C++ compiler, but /nowhere/c++ was not found: set CXX"
     for name in ("compile", "compile freezing"):
         assert registry.why_not(name, "cpu", torch.float32, "infer") == reason
     monkeypatch.setitem(sys.modules, "triton", None)

@@ -159,7 +159,7 @@ def test_lost_and_new():
     assert found.new == (names[0],) and found.lost == tuple(sorted(names[-2:]))
     text = found.text()
     assert "## Only before: 2" in text and "## Only after: 1" in text and names[0] in text
-    assert "Both runs are of the same commit" in text
+    assert "Both runs are from the same commit" in text
 
 
 def test_the_text_has_the_numbers():
@@ -178,7 +178,7 @@ def test_the_text_has_the_numbers():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"made_up.json is of Imaginary CPU 9000, made_up.json is of|of Other CPU"):
+    with pytest.raises(ValueError, match=r"made_up.json is from Imaginary CPU 9000, made_up.json from|from Other CPU"):
         changes(RUN, made_up(small=True, cpu="Other CPU"))
     with pytest.raises(ValueError, match="no benchmark of se_fused in common"):
         changes(RUN, keep(RUN, lambda m: not m.ours))

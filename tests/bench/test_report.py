@@ -90,8 +90,8 @@ BROKEN = [
     (change(f"{FIRST}.seconds.median", math.nan), "seconds: median must be a finite number above 0, got NaN"),
     (change(f"{FIRST}.seconds.q3", math.inf), "seconds: q3 must be a finite number above 0, got Infinity"),
     (change(f"{FIRST}.seconds.q1", True), "seconds: q1 must be a finite number above 0, got true"),
-    (change(f"{FIRST}.candidate", 3), "candidate must be a text, got 3"),
-    (change(f"{FIRST}.title", None), "title must be a text, got nothing"),
+    (change(f"{FIRST}.candidate", 3), "candidate must be a string, got 3"),
+    (change(f"{FIRST}.title", None), "title must be a string, got nothing"),
     (change(f"{FIRST}.shape", "8x3"), 'shape must be a list of sizes, got "8x3"'),
     (change("se_fused.limits.cpu.copy.0.working_set_bytes", None), "limits: cpu: copy[0]: working_set_bytes"),
     (change("se_fused.skipped", ["a"]), "skipped must be a list of objects"),
@@ -113,7 +113,7 @@ def test_what_is_broken_is_named_in_one_line(spoil, says, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(None, "there is no such file"), ("{", "no JSON"), ("[]", "benchmarks"), ("\xff", "no text")]
+    ("text", "says"), [(None, "there is no such file"), ("{", "not JSON"), ("[]", "benchmarks"), ("\xff", "not text")]
 )
 def test_no_such_file_no_json(text, says, tmp_path):
     file = tmp_path / "a.json"
@@ -133,7 +133,7 @@ def test_benchmarks_of_others_are_left_out_with_a_note():
     content["benchmarks"] += [{"name": f"test_other{k}", "stats": {}, "extra_info": {}} for k in range(4)]
     run = parse(content, "x.json")
     assert len(run.measurements) == len(SMALL["benchmarks"])
-    assert run.notes == ("x.json: 4 benchmarks of others left out: test_other0, test_other1, test_other2, ...",)
+    assert run.notes == ("x.json: 4 benchmarks of other suites omitted: test_other0, test_other1, test_other2, ...",)
     assert run.notes[0] in markdown(run)
 
 
@@ -156,13 +156,13 @@ def test_files_are_merged(tmp_path):
     assert run.limits.keys() == {"cpu", "cuda"} and run.limits["cuda"] == Limits(theoretical=4.8e12)
     assert len(run.skipped) == 9 and len(run.commands) == 1
     assert any("commit fedcba9876" in note and "0123456789" in note for note in run.notes)
-    assert any(note.startswith("1 benchmarks stand in several files") for note in run.notes)
+    assert any(note.startswith("1 benchmarks are in several files") for note in run.notes)
 
 
 @pytest.mark.parametrize("other", [{"cpu": "Another CPU"}, {"gpu": "Imaginary GPU"}])
 def test_files_of_two_machines_are_refused(other, tmp_path):
     a, b = written(tmp_path / "a.json", small=True), written(tmp_path / "b.json", small=True, **other)
-    with pytest.raises(ValueError, match=f"{b} is of another machine .*{next(iter(other.values()))}.* than {a}"):
+    with pytest.raises(ValueError, match=f"{b} is from another machine .*{next(iter(other.values()))}.* than {a}"):
         load_all([a, b])
 
 
@@ -268,14 +268,15 @@ def test_the_document_answers():
     text = markdown(made_up())
     headings = re.findall(r"^## (.*)$", text, re.M)
     assert headings == ["Machine", "Blocks", "Networks", "Converted models", "Scaling",
-                        "Convolution behind the gate", "Passes", "Memory", "Skipped"]  # fmt: skip
+                        "Convolution after the gate", "Passes", "Memory", "Skipped"]  # fmt: skip
     assert "SE costs seresnet50, inference, cpu: 5 % with se_fused, 22 % with eager (timm 1.0.31)" in text
     assert "se_fused is 2.10× (2.10× to 2.10×) as fast as eager, " in text
     for wanted in (
         "CPU: Imaginary CPU 9000, 2 cores, 2 threads; kernels use avx512",
         "Commit: 0123456789ab on main, with uncommitted changes",
         "torch 2.14.1", "`pytest benchmarks --benchmark-only --benchmark-json=results.json`",
-        "at most move 40.0 GB/s (theory)", "150 in float32, 400 in bfloat16 GFLOP/s", "| cpu | 64 KiB | 60.0 | 13.0 |",
+        "theoretical memory bandwidth 40.0 GB/s", "150 in float32, 400 in bfloat16 GFLOP/s",
+        "| cpu | 64 KiB | 60.0 | 13.0 |",
         "tensorrt is not installed: pip install torch-tensorrt: 8 (",
         "- se_fused is behind eager at: positions 1 (0.84×).", "- se_fused is behind eager at no measured point.",
     ):  # fmt: skip

@@ -167,12 +167,12 @@ def files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "cut-old.pth": (old[: len(old) // 2], rf"is damaged or cut off after \d+ bytes.*{again}"),
         "cut-early.pth": (old[:300], rf"is damaged or cut off after \d+ bytes.*{again}"),
         "cut.safetensors": (safe[: len(safe) // 2], rf"is damaged or cut off after \d+ bytes.*{again}"),
-        "noise.pth": (bytes(range(256)) * 20, r"is no file of torch\.save or safetensors"),
-        "zeros.pth": (b"\0" * 5000, r"is no file of torch\.save or safetensors"),
+        "noise.pth": (bytes(range(256)) * 20, r"is not a file of torch\.save or safetensors"),
+        "zeros.pth": (b"\0" * 5000, r"is not a file of torch\.save or safetensors"),
         "script.pt": (script.getvalue(), r"is a TorchScript archive.*torch\.jit\.load\(.*\.state_dict\(\)"),
         "archive.zip": (archive.getvalue(), r"is a zip archive of weights/model\.pth: unpack it"),
         "archive.tar": (tar.getvalue(), r"is a tar archive: unpack it"),
-        "plain.pkl": (pickle.dumps({"a": np.zeros(3)}), r"was not written by torch\.save, but by pickle"),
+        "plain.pkl": (pickle.dumps({"a": np.zeros(3)}), r"was written by pickle, not by torch\.save"),
         "protocol.pth": (saved(state, pickle_protocol=4), r"pickle_protocol=4, .*if you trust .*weights_only=False"),
         "module.pth": (
             saved(Net(nn.Linear(2, 2))),
@@ -228,7 +228,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         load_pretrained(model, tmp_path / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match=r"there is no file https:.*: se_fused downloads nothing, give a file"):
         load_pretrained(model, "https://download.pytorch.org/models/resnet18.pth")
-    with pytest.raises(TypeError, match=r"path must be that of a file, got OrderedDict.*torch\.save"):
+    with pytest.raises(TypeError, match=r"path must be a path of a file, got OrderedDict.*torch\.save"):
         load_pretrained(model, model.state_dict())  # type: ignore[arg-type]
 
 

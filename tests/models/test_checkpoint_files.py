@@ -253,7 +253,7 @@ def test_training_checkpoints(tmp_path: Path) -> None:
     refused(
         model,
         tmp_path / "a.pth",
-        r"in more than one entry: say which with entry='state_dict' or entry='state_dict_ema'$",
+        r"in more than one entry: choose one with entry='state_dict' or entry='state_dict_ema'$",
     )
     refused(model, tmp_path / "a.pth", r"entry must name a state_dict in .*got 'ema'; there are", entry="ema")
     for entry, wanted in (("state_dict", first), ("state_dict_ema", second)):

@@ -117,7 +117,10 @@ def test_two_prefixes_that_fit_are_asked_about(tmp_path: Path) -> None:
             assert torch.equal(model.layer4[1].conv2.weight, wanted.layer4[1].conv2.weight)
             assert "n_averaged" in report.ignored and len(report.ignored) == len(first.state_dict()) + 1
     refused(
-        model, tmp_path / "a.ckpt", r"prefix must be one of .*, got 'net\.'; there are 'ema\.', 'model\.'", prefix="net"
+        model,
+        tmp_path / "a.ckpt",
+        r"must be a prefix of keys .*, got 'net\.'; there are 'ema\.', 'model\.'",
+        prefix="net",
     )
     with pytest.raises(TypeError, match=r"prefix must be a string such as 'model\.' or None, got 3"):
         load_pretrained(model, tmp_path / "a.ckpt", prefix=3)  # type: ignore[arg-type]
@@ -168,7 +171,7 @@ def test_a_copy_inside_the_model_is_asked_about_too(tmp_path: Path) -> None:
         refused(
             model,
             tmp_path / "a.ckpt",
-            rf"under more than one prefix: say which with prefix='{one}' or prefix='{other}'$",
+            rf"under more than one prefix: choose one with prefix='{one}' or prefix='{other}'$",
         )
         for prefix, wanted in ((one, first), (other, second)):
             report = load_pretrained(model, tmp_path / "a.ckpt", prefix=prefix)
@@ -243,7 +246,7 @@ def test_entries(tmp_path: Path) -> None:
     }
     for entries, content in two.items():
         torch.save(content, tmp_path / "a.pth")
-        message = refused(model, tmp_path / "a.pth", "holds this model in more than one entry: say which with entry=")
+        message = refused(model, tmp_path / "a.pth", "holds this model in more than one entry: choose one with entry=")
         assert all(f"entry={entry!r}" in message for entry in entries) and len(message) < 400
         for entry, wanted in zip(entries, (first, second), strict=True):
             load_pretrained(model, tmp_path / "a.pth", entry=entry)
@@ -263,4 +266,4 @@ def test_counters_of_thop_are_left_out(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     report = load_pretrained(small(5), tmp_path / "a.pth")
     assert set(report.ignored) == {"total_ops", "layer1.0.conv1.total_params"}
-    assert "counts of thop" in str(report)
+    assert "counters of thop" in str(report)

@@ -197,11 +197,11 @@ def test_mmpretrains_style_is_asked_for(tmp_path: Path) -> None:
         assert rms(styles[0](images()) - styles[1](images())) > 1e-2 * rms(styles[0](images()))
     path, model = write(tmp_path / "mm.pth", styles[0]), SEResNet(Bottleneck, ONE, 5)
     refused(model, path, r"style='pytorch' and style='caffe' have the same keys.*look into its config")
-    refused(model, path, r"strides in conv1 and pads the stem's pooling; no model here does both", style="caffe")
+    refused(model, path, r"padding in the stem's pooling; no model of se_fused has both", style="caffe")
     refused(model, path, r"style must be one of 'pytorch', 'caffe', got 'tf'", style="tf")
     caffe = SEResNet(Bottleneck, ONE, 5, variant="caffe")
     refused(caffe, path, r"build it with variant='timm'", style="caffe")
-    refused(model, write(tmp_path / "a.pth", model), r"style='caffe' is a question about mmpretrain's", style="caffe")
+    refused(model, write(tmp_path / "a.pth", model), r"style='caffe' applies to mmpretrain's files only", style="caffe")
 
 
 def test_mmpretrains_basic_blocks_have_one_style(tmp_path: Path) -> None:
@@ -222,5 +222,5 @@ def test_lookalikes_are_refused(name: str, tmp_path: Path) -> None:
     model = create_model("resnet18" if "18" in name else "resnet50", num_classes=5)
     model.load_state_dict(theirs.state_dict())  # the keys and shapes alone fit
     for path in (write(tmp_path / f"{name}.pth", theirs), write(tmp_path / "a.pth", theirs, arch=name)):
-        refused(model, path, rf"seems to be of timm's {name}.*another function; if it is not, say source='timm'")
+        refused(model, path, rf"seems to be of timm's {name}.*another function; if it is not, give source='timm'")
     load_pretrained(model, tmp_path / "a.pth", source="timm")

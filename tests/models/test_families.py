@@ -130,10 +130,10 @@ def test_the_orders_refuse_each_other(strict: bool) -> None:
     states = {v: copy.deepcopy(m.state_dict()) for v, m in models.items()}
     assert states["caffe"].keys() - states["timm"].keys() == {"caffe_order"}
     with pytest.raises(
-        RuntimeError, match=r"'0\.caffe_order' says that .*variant='caffe'; this one has variant='timm'"
+        RuntimeError, match=r"'0\.caffe_order' shows that .*variant='caffe'; this model has variant='timm'"
     ):
         nn.Sequential(models["timm"]).load_state_dict({f"0.{k}": v for k, v in states["caffe"].items()}, strict=strict)
-    with pytest.raises(RuntimeError, match=r"no key 'caffe_order', so it is of timm's order; this model .*'legacy'\)"):
+    with pytest.raises(RuntimeError, match=r"no key 'caffe_order', so it has variant='timm'; this model .*'legacy'\)"):
         models["caffe"].load_state_dict(states["timm"], strict=strict)
     for name, model in models.items():
         assert all(torch.equal(v, states[name][k]) for k, v in model.state_dict().items())

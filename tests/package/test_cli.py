@@ -82,7 +82,13 @@ def test_info_json():
 def test_info_table():
     shown = invoke("info")
     assert shown.exit_code == 0
-    for wanted in (torch.__version__, "batch_norm_squeeze_excite", "float64", "plain PyTorch", "What auto takes"):
+    for wanted in (
+        torch.__version__,
+        "batch_norm_squeeze_excite",
+        "float64",
+        "plain PyTorch",
+        "Backends that auto uses",
+    ):
         assert wanted in shown.output
 
 
@@ -146,7 +152,7 @@ WRONG = [
     (["compare", "stages", "--bogus"], "--bogus", ""),
     (["report"], "", "RESULTS.json"),
     (["report", "/nowhere/results.json"], "RESULTS.json", "no such file"),
-    (["report", __file__], "RESULTS.json", "no JSON"),
+    (["report", __file__], "RESULTS.json", "not JSON"),
     (["report", "/nowhere/results.json", "--output", "/nowhere/at/all"], "--output", "no folder /nowhere/at"),
     (["report", "/nowhere/results.json", "--output", __file__], "--output", "is a file"),
     (["changes", __file__], "", "AFTER.json"),

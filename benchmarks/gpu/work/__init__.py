@@ -1,5 +1,7 @@
-"""The programs of the steps, each a process: ``python3 -m benchmarks.gpu.work.NAME``. They print results as they find
-them, a line each, so that what a crash or the end of the time cuts off is what had not been found."""
+"""Programs of the steps, each run as a process: ``python3 -m benchmarks.gpu.work.NAME``.
+
+They print each result immediately in one line, so that results before a crash or the end of the time are not lost.
+"""
 
 import json
 from typing import Any
@@ -13,12 +15,13 @@ def emit(what: str, **row: Any) -> None:
     """Print one result.
 
     Args:
-        what: what it is a result of.
-        **row: JSON. "ok" False is a wrong result, with its "note"; "figure" is a line about the step as a whole.
+        what: name of the measured or checked object.
+        **row: values for JSON. "ok": False marks a wrong result and goes with a "note"; "figure" is a line about the
+            whole step.
     """
     print(ROW + json.dumps({"what": what, **row}), flush=True)
 
 
 def at(what: str) -> None:
-    """Print what is about to be done: all that is known of it where it hangs."""
+    """Print the next action, so that it is known where the program hangs or crashes."""
     print(AT + what, flush=True)

@@ -1,8 +1,8 @@
-"""Compiles what the timed steps will call, in many processes at once, so that nothing is compiled while time is taken.
+"""Compiles the kernels and graphs of the timed steps in advance, in many processes at the same time.
 
     python3 -m benchmarks.gpu.work.ahead where|claims [--processes N]
 
-Triton and torch.compile keep what they compiled on the disk, where the next process finds it.
+Triton and torch.compile cache compiled code on the disk, where the following processes find it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def _programs(command: str, processes: int) -> list[list[str]]:
-    """What to run, the longest first."""
+    """Arguments of the programs to run, the longest first."""
     there = target()
     if command == "where":
         return [["times", "triton", "--share", f"{i}/{processes}"] for i in range(processes)]
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=max((os.cpu_count() or 2) - 2, 2))
     options = parser.parse_args(arguments)
     programs, failed, start = _programs(options.command, options.processes), 0, time.monotonic()
-    # each of these processes is a compiler: more threads inside would only wait for each other
+    # each process compiles; more threads per process would only wait for each other
     environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
     at(f"{len(programs)} processes")
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
                 failed += 1
                 print(f"{' '.join(program)}: exit status {said.returncode}")
     took = time.monotonic() - start
-    # What could not be compiled ahead is compiled later, or fails there with its own name.
+    # Failures are not an error here: a later step compiles again, and fails with its own name.
     emit("ahead", figure=f"{len(programs) - failed} of {len(programs)} processes compiled, {took:.0f} s")
     return 0
 

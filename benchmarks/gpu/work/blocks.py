@@ -1,9 +1,11 @@
-"""Is the block faster than the baselines: ours against eager PyTorch, timm's module and torch.compile.
+"""Speed of the block against eager PyTorch, timm's module and torch.compile.
 
     python3 -m benchmarks.gpu.work.blocks [--share I/N]
 
-ResNet-50's four stages, channels_last, inference and a training step. Each candidate is checked against float64, then
-all are timed in turn, without the host's part, over inputs that rotate through more memory than L2 holds.
+The blocks of ResNet-50's four stages are measured in channels_last, in inference and in a training step. Each candidate
+is checked against float64. Then all are timed in turn, without the time of the host, with inputs that rotate through
+more memory than L2 has. ``--share`` runs a part of the compiled calls once and times nothing, to fill the caches of the
+compilers.
 """
 
 import argparse
@@ -32,7 +34,7 @@ ROUNDS = 7
 
 
 def _measure(shape: Shape, mode: str, there: Target) -> dict[str, float]:
-    """Returns how many times ours each candidate takes."""
+    """Check and measure the candidates of one workload; return the time of each over the time of se_fused."""
     workload = BlockWorkload(cast(Any, shape), there.dtype, LAYOUT, mode, there.device)
     about = {"shape": list(shape), "mode": mode, "layout": LAYOUT, "dtype": str(there.dtype).removeprefix("torch.")}
     judge, able, results = AccuracyCheck(workload), {}, {}

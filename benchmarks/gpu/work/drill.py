@@ -1,4 +1,4 @@
-"""What goes wrong in a window, on purpose: the rehearsal's steps that hang, fail and print nonsense."""
+"""Steps of a rehearsal that hang, fail, or print wrong results or nonsense on purpose, to test the runner."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main(how: str) -> int:
-    if how == "hang":  # deaf to a polite end, with a child: a kernel that spins, and a test runner's worker
+    if how == "hang":  # ignores SIGTERM and has a child, like a kernel in an endless loop and a worker of a test runner
         emit("before it hangs", ok=True)
         at("a kernel that never ends")
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

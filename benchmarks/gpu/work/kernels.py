@@ -1,8 +1,9 @@
-"""Is one family of kernels right: each of its results against float64 on the device, with its bound.
+"""Check of one family of kernels: each result is compared with float64 on the device, with its error bound.
 
     python3 -m benchmarks.gpu.work.kernels BACKEND FAMILY
 
-At a small shape, an odd one and ResNet-50's four stages; what the plan would not choose there is forced.
+The shapes are a small one, an odd one and ResNet-50's four stages. Kernels that the plan would not choose for a shape
+are forced.
 """
 
 import itertools
@@ -32,11 +33,11 @@ from support.triton_groups import l2_grouped_config_of  # noqa: E402
 
 __all__ = ["main"]
 
-REFUSED = "is forced, and cannot take this map: "  # of CudaBackend.forced_plan
+REFUSED = "is forced, and cannot take this map: "  # from the error message of CudaBackend.forced_plan
 
 
 def _single(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:
-    """The largest share of its bound that a result of a single kernel takes."""
+    """Check a single kernel; return its largest error as a share of the bound."""
     kernel_support.shares.clear()
     given = (backend, shape, dtype, layout)
     if family == "moments":
@@ -58,8 +59,11 @@ def _single(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout:
 
 
 def _judged(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: str) -> float:
-    """The same of a whole training step, forward or with its backward pass. No gradient is sent where the closing
-    ReLU's argument is within rounding of zero: two right answers differ there."""
+    """Check a training step, forward or with backward; return its largest error as a share of the allowed one.
+
+    The incoming gradient is zero where the argument of the last ReLU is within rounding of zero, because two correct
+    results may differ there.
+    """
     workload = BlockWorkload(cast(Any, shape), dtype, layout, mode, device)
     result = Result("se_fused", layout)
     AccuracyCheck(workload).check(workload.candidate("se_fused", layout), result)
@@ -69,7 +73,7 @@ def _judged(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: st
 
 
 def _drawn(shape: Shape, dtype: torch.dtype, layout: str, device: str, mode: str) -> float:
-    """The same as the median of several draws, for shapes so small that one draw compares luck with luck."""
+    """Like :func:`_judged`, as the median of several draws, for small shapes with a large variance of the errors."""
     result = check(Case("batch_norm_squeeze_excite", shape, dtype, layout, device))
     if not result.ok:
         name, error, bound = result.worst_gradient
@@ -92,7 +96,7 @@ def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> flo
 
 @contextmanager
 def _l2_grouped_by_triton(there: Target) -> Iterator[None]:
-    """Triton's l2_grouped kernel for every map: many programs, and groups that do and do not divide N."""
+    """Use Triton's l2_grouped kernel for every map, with many programs, and groups that do and do not divide N."""
     from se_fused.backends.triton import batch_norm_squeeze_excite
 
     before = batch_norm_squeeze_excite.l2_grouped_config
@@ -110,7 +114,7 @@ def _forced(backend: str, path: str, there: Target) -> AbstractContextManager[An
 
 
 def _shapes(there: Target, family: str) -> list[Shape]:
-    if family == "l2_grouped":  # a sample must start with a vector
+    if family == "l2_grouped":  # each sample must start at an aligned vector
         return [there.small, (*there.small[:1], 72, *there.odd[2:]), there.larger_than_l2, *there.stages]
     if family == "cluster_fused":
         return [there.small, (*there.small[:1], 72, *there.odd[2:]), *there.stages]
@@ -118,12 +122,12 @@ def _shapes(there: Target, family: str) -> list[Shape]:
 
 
 def checks(backend: str, family: str, there: Target) -> Iterator[tuple[str, Callable[[], float]]]:
-    """(name, what returns the largest share of a bound or raises AssertionError)"""
+    """Names and functions of the checks. A function returns the largest share of a bound or raises AssertionError."""
     for shape in _shapes(there, family):
         large = shape in there.stages or shape == there.larger_than_l2
         for (name, dtype), layout in itertools.product(DTYPES.items(), LAYOUTS):
             if name == "float16" and large:
-                continue  # the same instructions as bfloat16's but for the conversions
+                continue  # the same instructions as for bfloat16 except the conversions
             given = (shape, dtype, layout, there.device)
 
             def one(shape: Shape = shape, given: Any = given, large: bool = large) -> float:
@@ -139,7 +143,7 @@ def checks(backend: str, family: str, there: Target) -> Iterator[tuple[str, Call
 
 
 def _with_memory(one: Callable[[], float], there: Target) -> float:
-    """Its result; steps share a GPU's memory, so what finds none left waits for the others once."""
+    """Result of ``one``. If the GPU has no free memory, wait once, because other steps use it at the same time."""
     for last in (False, True):
         try:
             return one()
@@ -151,7 +155,7 @@ def _with_memory(one: Callable[[], float], there: Target) -> float:
             if there.device == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
-    raise AssertionError("one of the two returned or raised")
+    raise AssertionError("unreachable: the second attempt returns or raises")
 
 
 def main(backend: str, family: str) -> int:
@@ -175,7 +179,7 @@ def main(backend: str, family: str) -> int:
                     continue
                 emit(family, backend=backend, case=name, ok=False, note=note)
                 wrong += 1
-                if "CUDA error" in note:  # nothing of this process runs on the device any more
+                if "CUDA error" in note:  # after such an error, this process cannot use the device any more
                     break
                 continue
             emit(family, backend=backend, case=name, ok=True, share=round(share, 3))

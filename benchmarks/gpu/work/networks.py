@@ -1,10 +1,11 @@
-"""What SE costs a whole network, and whether ours is faster than timm's, compiled or not.
+"""Speed of networks against timm's, eager and compiled, and the cost of SE.
 
     python3 -m benchmarks.gpu.work.networks MODE BATCH [--ahead]
 
-SE-ResNet50 and ResNet-50, {ours, timm's} x {eager, torch.compile, reduce-overhead}, and ours optimised for inference;
-channels_last. Each is checked first. The clock on the wall, in turn with ours, holds the host's part; the replay of a
-graph leaves it out. ``--ahead`` calls what is compiled, once, and times nothing: the compiler's caches are then full.
+SE-ResNet50 and ResNet-50 in channels_last, {se_fused, timm} x {eager, torch.compile, reduce-overhead}, and the models
+of se_fused optimised for inference. Each is checked first. Wall-clock times, measured in turn with se_fused, include
+the time of the host; graph replays exclude it. ``--ahead`` only runs the compiled candidates once, to fill the caches
+of the compilers.
 """
 
 import argparse
@@ -37,13 +38,15 @@ CANDIDATES = (
     "se_fused optimized",
 )  # fmt: skip
 LAYOUT = "channels_last"
-SECONDS = 1.0  # of timing one candidate each way
-MOST_DOUBLE = 64  # images whose training step fits into a GPU's memory in float64
+SECONDS = 1.0  # seconds of wall-clock measurements for each candidate
+MOST_DOUBLE = 64  # largest batch whose training step fits into the GPU's memory in float64
 
 
 class _Workload(ModelWorkload):
-    """Large batches in training are held against float32: float64 would need 90 GB. Its error is a 2^16th of
-    bfloat16's."""
+    """Workload that compares large training batches with float32, because float64 would need 90 GB.
+
+    The rounding error of float32 is 2^-16 of that of bfloat16.
+    """
 
     def truth(self) -> dict[str, Tensor]:
         if self.mode == "infer" or self.images <= MOST_DOUBLE:
@@ -59,7 +62,7 @@ class _Workload(ModelWorkload):
 
 @contextmanager
 def _compiler(there: Target) -> Iterator[None]:
-    """In the rehearsal torch.compile traces and generates no code: minutes of a C++ compiler would prove nothing."""
+    """In a rehearsal, let torch.compile trace without generating code, which would take minutes without a benefit."""
     before = network.compiled
     if there.rehearsal:
 
@@ -74,15 +77,15 @@ def _compiler(there: Target) -> Iterator[None]:
 
 
 def _in_turn(mine: Callable[[], float], ours: Callable[[], float], rehearsal: bool) -> tuple[list[float], list[float]]:
-    """Measurements of both, one after the other, for about a second each."""
-    once = mine() + ours()  # and a second time, warm
+    """Measurements of both functions in turn, for about a second each."""
+    once = mine() + ours()  # the next line measures again, with warm caches
     rounds = 2 if rehearsal else rounds_for(SECONDS, min(once, mine() + ours()), least=5, most=50)
     pairs = [(mine(), ours()) for _ in range(rounds)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _measure(candidate: Candidate, ours: Candidate | None, images: int, there: Target) -> dict[str, Any]:
-    """Times and memory; without ours, which was not right then, nothing to hold them against."""
+    """Times and memory of a candidate, and its time over ours; ``ours`` is None if se_fused failed its check."""
     wait = synchronizer(there.device)
     other = candidate if ours is None else ours
     walls = _in_turn(wall_clock(candidate.run, wait), wall_clock(other.run, wait), there.rehearsal)
@@ -102,7 +105,7 @@ def _measure(candidate: Candidate, ours: Candidate | None, images: int, there: T
 
 
 def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> dict[str, float]:
-    """Check and measure the candidates of one network; returns images per second by candidate."""
+    """Check and measure the candidates of one network; return images per second by candidate."""
     speeds: dict[str, float] = {}
     about = {"network": name, "mode": mode, "batch": batch, "image": there.image,
              "dtype": str(there.dtype).removeprefix("torch.")}  # fmt: skip
@@ -128,10 +131,10 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> di
             if result.status != "ok":
                 emit(candidate_name, **about, ok=False, note=result.note)
                 continue
-            if candidate_name == "se_fused":  # the first
+            if candidate_name == "se_fused":  # the first candidate
                 ours = candidate
             row = _measure(candidate, ours, workload.images, there)
-        except RuntimeError as error:  # the next one may fit, or compile
+        except RuntimeError as error:  # no memory, or an error of the compiler: continue with the next candidate
             emit(candidate_name, **about, ok=False, note=first_line(error))
             continue
         finally:
@@ -147,7 +150,7 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> di
 
 
 def _figure(found: dict[str, dict[str, float]]) -> str:
-    """The fastest of ours against timm's fastest, and what SE costs both. Speeds in images per second by the clock."""
+    """Summary: the fastest candidates of se_fused and timm in images per second (wall clock), and the cost of SE."""
     told, best = [], {}
     for name, speeds in found.items():
         ours = max((s for c, s in speeds.items() if c.startswith("se_fused")), default=None)

@@ -1,4 +1,4 @@
-"""What Nsight Compute looks at: a block's kernels in the first and the last stage, each once after a warm-up.
+"""Program for Nsight Compute: the kernels of a block in the first and the last stage, once each after a warm-up.
 
 ncu --nvtx --nvtx-include "measured/" ... python3 -m benchmarks.gpu.work.profiled BACKEND
 """

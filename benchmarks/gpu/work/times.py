@@ -1,11 +1,11 @@
-"""Where the time goes: device time of every kernel of one backend, beside the copy's speed and the estimate.
+"""Device time of every kernel of one backend, with the share of a copy's speed and the estimate.
 
     python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
 
-Inference and a training step of the block, and the activated map of an EfficientNet's block, at four stages, two
-layouts and three batches. At the largest batch the inputs rotate through more memory than L2 holds; the small ones find
-theirs in L2, as they would behind the layer before. ``--share`` runs a part of the calls once and times nothing: what a
-first call compiles is then there.
+Measured are inference and a training step of the block, and the kernel for the activated map of an EfficientNet block,
+for four stages, two layouts and three batch sizes. With the largest batch, the inputs rotate through more memory than
+L2 has. With the small ones, they are in L2, as after the previous layer of a network. ``--share`` runs a part of the
+calls once and times nothing, to fill the caches of the compilers.
 """
 
 import argparse
@@ -36,11 +36,11 @@ __all__ = ["call", "counted_bytes_of", "inputs", "main"]
 ROUNDS = {"largest": 10, "small": 30}
 MODES = ("infer", "train", "squeeze")
 PATHS = ("separate", "l2_grouped")
-"""Ways of CUDA's inference that the rule does not take on an H100: forced, at the largest batch."""
+"""Inference paths of the CUDA backend that its rule does not choose on an H100; forced with the largest batch."""
 
 
 def counted_bytes_of(kernel: str, mode: str, x: Tensor) -> int | None:
-    """What a launch must move: its maps once each, and the mask."""
+    """Bytes that a launch must move: each of its maps once, and the mask; None if they are not counted."""
     if kernel in ("cluster_fused", "l2_grouped"):
         return 3 * x.nbytes
     if kernel not in PASSES:
@@ -94,7 +94,7 @@ def _counted(mode: str, shape: Shape, dtype: torch.dtype) -> int:
 
 
 def _plans(backend: str, mode: str, batch: int, there: Target) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
-    """(name, context): the rule's way, and ways that it would not take."""
+    """(name, context) of the path that the rule chooses, and of forced ones."""
     yield "", nullcontext()
     if backend == "cuda" and mode == "infer" and batch == there.batches[0]:
         for path in PATHS:
@@ -111,9 +111,10 @@ def _measure(
     about: dict[str, Any],
     plan: AbstractContextManager[Any],
 ) -> dict[str, str]:
-    """One workload: emit a row for each kernel and one for all. ``copy`` None: call it once and say nothing.
+    """Measure one workload and emit a row for each kernel and one for all; if ``copy`` is None, only run it once.
 
-    Returns "80 %" of a copy's speed, or "38 us" where no bytes are counted, by kernel.
+    Returns:
+        For each kernel "80%" of a copy's speed, or "38 us" if its bytes are not counted.
     """
     largest = shape[0] == there.batches[0]
     given = [inputs(shape, layout, there)]
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> int:
                 try:
                     found = _measure(backend, mode, shape, layout, there, copy, about, plan)
                 except (AttributeError, RuntimeError) as error:
-                    # a forced plan that this map or this build of the library cannot take; nothing else may go wrong
+                    # only a forced plan may fail, if this map or this build of the library does not support it
                     if not name or "CUDA error" in str(error):
                         raise
                     emit("all", **about, skipped=str(error).strip().partition("\n")[0])

@@ -1,1 +1,1 @@
-"""Measuring: time, memory, counted bytes, what a device can do and the state that it is in."""
+"""Measurements: time, memory, counted bytes, and the limits and the state of a device."""

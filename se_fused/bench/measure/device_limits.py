@@ -1,7 +1,7 @@
-"""What a device can do at most: the speed of copies, through caches and through memory, and of matrix products.
+"""Measured limits of a device: speed of copies, in caches and in memory, and of matrix products.
 
-Kernels bound by memory are compared with ``copy_``, not with a data sheet: it is the fastest that PyTorch itself moves
-as many bytes here.
+Memory-bound kernels are compared with ``copy_``, the fastest way in which PyTorch moves the same number of bytes on
+this device, rather than with a data sheet.
 """
 
 import math
@@ -32,13 +32,13 @@ MIB = 2**20
 _CPUS = Path("/sys/devices/system/cpu")
 _MEMINFO = Path("/proc/meminfo")
 _GPU_MATMUL = 8192
-"""Rows and columns: 4096 tiles of 128 x 128 of the result, some thirty for each multiprocessor of an H200."""
+"""Rows and columns of the matrices. The result has 4096 tiles of 128 x 128, about 30 per multiprocessor of an H200."""
 _CPU_MATMUL_SECONDS = 0.2
 
 
 # ---- caches
 def _cpu_cache_bytes() -> int | None:
-    """Last-level caches that the CPUs of this process have, together; None where sysfs does not say."""
+    """Total bytes of the last-level caches of the CPUs that this process may use; None if sysfs has no entries."""
     affinity = getattr(os, "sched_getaffinity", None)
     found: dict[tuple[int, str], int] = {}  # (level, CPUs that share it): bytes
     for cpu in affinity(0) if affinity is not None else range(os.cpu_count() or 1):
@@ -55,9 +55,9 @@ def _cpu_cache_bytes() -> int | None:
 
 
 def cache_bytes(device: str | torch.device) -> int:
-    """Bytes of the last-level caches: a GPU's L2; of a CPU those of all CPUs that this process may use.
+    """Bytes of the last-level cache: L2 of a GPU, or the sum over the CPUs that this process may use.
 
-    From ``torch.cuda.get_device_properties`` and sysfs; 64 MiB for a GPU, 32 MiB for a CPU where they do not say.
+    Sources: ``torch.cuda.get_device_properties`` and sysfs. Without them, 64 MiB for a GPU and 32 MiB for a CPU.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -66,40 +66,40 @@ def cache_bytes(device: str | torch.device) -> int:
 
 
 def larger_than_cache(device: str | torch.device) -> int:
-    """Bytes of a working set that no cache of the device holds.
+    """Bytes of a working set that does not fit into the caches of the device.
 
-    Four times the last level, but 256 MiB to 2 GiB, and at least twice the last level.
+    Four times the last-level cache, limited to 256 MiB to 2 GiB, but at least twice the last-level cache.
     """
     last = cache_bytes(device)
     return max(min(max(4 * last, 256 * MIB), 2048 * MIB), 2 * last)
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    """Memory that is free; None where that is not known."""
+    """Free bytes of memory; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024  # "kB" of proc(5) are KiB
+                return int(line.split()[1]) * 1024  # "kB" in proc(5) means KiB
     except (OSError, ValueError, IndexError):
         pass
     return None
 
 
 def rotation(nbytes: int, device: str | torch.device) -> int:
-    """How many sets of nbytes, used one after another, make a rotation that no cache holds.
+    """Number of buffer sets to use in rotation so that none is in a cache when it is used again.
 
-    So many that :func:`larger_than_cache` bytes of the others go by between two uses of one: 2 or more; fewer, and then
-    the caches may hold some of it, where they would take more than a quarter of the free memory
-    (``torch.cuda.mem_get_info``; ``MemAvailable``). At least 1.
+    Between two uses of a set, the other sets move at least :func:`larger_than_cache` bytes, which takes 2 sets or more.
+    The number is reduced, down to 1, if the sets would need more than a quarter of the free memory
+    (``torch.cuda.mem_get_info``; ``MemAvailable``); the caches may then hold some of the data.
 
     Args:
-        nbytes: of one set, inputs and results, >= 1.
-        device: where.
+        nbytes: bytes of one set, inputs and results, >= 1.
+        device: the device.
 
     Raises:
-        ValueError: nbytes is too small.
+        ValueError: ``nbytes`` is less than 1.
     """
     if nbytes < 1:
         raise ValueError(f"nbytes must be at least 1, got {nbytes}")
@@ -111,8 +111,8 @@ def rotation(nbytes: int, device: str | torch.device) -> int:
 
 # ---- copies
 def copier(device: str | torch.device, working_set: int) -> Callable[[], Tensor]:
-    """A call of ``torch.Tensor.copy_`` that reads working_set / 2 bytes and writes as many; float32, random."""
-    generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay what they are
+    """Function that calls ``torch.Tensor.copy_`` on random float32, reading and writing working_set / 2 bytes each."""
+    generator = torch.Generator(device).manual_seed(0)  # separate, so that the caller's random numbers do not change
     source = torch.rand(max(working_set // 8, 1), dtype=torch.float32, device=device, generator=generator)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
@@ -125,14 +125,14 @@ def _copiers(device: str | torch.device, working_set: int, cold: bool) -> list[C
 def copy_bandwidth(
     device: str | torch.device, working_set: int | None = None, repeats: int = 7, cold: bool = False
 ) -> float:
-    """Bytes per second of ``copy_``, read and written together: what kernels bound by memory are compared with.
+    """Bytes per second of ``copy_``, read and written together, with which memory-bound kernels are compared.
 
     Args:
-        device: where.
-        working_set: bytes of source and target together; None for one far larger than the caches. A small one measures
-            the cache that it fits into, unless cold.
-        repeats: measurements of which the median counts.
-        cold: copy among as many pairs in rotation as no cache holds; see :func:`rotation`.
+        device: the device.
+        working_set: bytes of source and target together; None for one far larger than the caches. A small working set
+            measures the cache that it fits into, unless ``cold`` is set.
+        repeats: number of measurements, of which the median is returned.
+        cold: copy pairs of buffers in rotation, so that none is in a cache; see :func:`rotation`.
     """
     size = larger_than_cache(device) if working_set is None else working_set
     sample = sampler(_copiers(device, size, cold), device)
@@ -140,16 +140,16 @@ def copy_bandwidth(
 
 
 def copy_limits(device: str | torch.device, working_sets: Iterable[int], repeats: int = 7) -> list[dict[str, float]]:
-    """Speed of ``copy_`` on working sets of several sizes, out of the caches and out of memory.
+    """Speed of ``copy_`` for working sets of several sizes, with warm and with cold caches.
 
     Args:
-        device: where.
-        working_sets: bytes of source and target together, each.
-        repeats: measurements of which the median counts; warm and cold are taken in turn.
+        device: the device.
+        working_sets: sizes in bytes, source and target together.
+        repeats: number of measurements, of which the median counts; warm and cold are measured in turn.
 
     Returns:
-        For each size ``working_set_bytes``, ``warm`` and ``cold`` in bytes per second, read and written together.
-        ``cold`` is absent where there is no memory for a rotation that no cache holds (:func:`rotation`).
+        For each size ``working_set_bytes``, and ``warm`` and ``cold`` in bytes per second, read and written together.
+        ``cold`` is missing if the free memory is too small for a rotation that exceeds the caches (:func:`rotation`).
     """
     found = []
     for size in working_sets:
@@ -166,17 +166,17 @@ def copy_limits(device: str | torch.device, working_sets: Iterable[int], repeats
 def matmul_flops(device: str | torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
     """Floating-point operations per second of ``torch.mm`` on square matrices of normal random numbers.
 
-    It is what that library call reaches, not the hardware's peak: where a CPU has no matrix unit for bfloat16, less
-    than with float32.
+    This is the speed of the library call, not the peak of the hardware. On a CPU without a matrix unit for bfloat16, it
+    is lower for bfloat16 than for float32.
 
-    A product of n x n matrices counts 2 * n**3, a multiplication and an addition each. n is 8192 on a GPU; on a CPU it
-    doubles from 256 for as long as one product is expected to take less than 0.2 s. Whether float32 products may use
-    TF32 or bfloat16 is left as it is set (``torch.set_float32_matmul_precision``; by default they may not).
+    A product of n x n matrices counts as 2 * n**3 operations, multiplications and additions. n is 8192 on a GPU; on a
+    CPU, n is doubled from 256 while one product is expected to take less than 0.2 s. The setting that allows TF32 or
+    bfloat16 in float32 products is not changed (``torch.set_float32_matmul_precision``; by default they are not used).
 
     Args:
-        device: where.
-        dtype: of both matrices and their product.
-        repeats: measurements of which the fastest counts: a roof is what can be reached.
+        device: the device.
+        dtype: dtype of both matrices and of the product.
+        repeats: number of measurements, of which the fastest counts, because the result is used as an upper limit.
     """
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -195,17 +195,17 @@ def matmul_flops(device: str | torch.device, dtype: torch.dtype, repeats: int = 
 
 
 def limits(device: str | torch.device, dtypes: Iterable[torch.dtype], working_sets: Iterable[int]) -> dict[str, Any]:
-    """What bounds any implementation on this device, for JSON.
+    """Limits of the device for any implementation, as a dict for JSON.
 
     Args:
-        device: where.
-        dtypes: for the speed of matrix products.
-        working_sets: bytes, for the speed of copies.
+        device: the device.
+        dtypes: dtypes of the measured matrix products.
+        working_sets: sizes of the measured copies in bytes.
 
     Returns:
         ``cache_bytes`` (:func:`cache_bytes`), ``copy`` (:func:`copy_limits`), ``theoretical_bytes_per_second``
-        (:func:`.device_state.theoretical_bandwidth`, None where it is not known) and
-        ``matmul_flops_per_second`` (:func:`matmul_flops`, by the name of the dtype).
+        (:func:`.device_state.theoretical_bandwidth`, None if unknown) and ``matmul_flops_per_second``
+        (:func:`matmul_flops`, by the name of the dtype).
     """
     return {
         "cache_bytes": cache_bytes(device),

@@ -1,6 +1,6 @@
-"""The state of a device while it is measured: clocks, power, temperature, load. Unknown values are left out.
+"""State of a device during a measurement: clocks, power, temperature and load. Unknown values are omitted.
 
-GPUs are asked through NVML (the package nvidia-ml-py, module ``pynvml``), CPUs through /proc and /sys.
+Values of GPUs come from NVML (package nvidia-ml-py, module ``pynvml``), those of CPUs from /proc and /sys.
 """
 
 import os
@@ -38,10 +38,10 @@ def _told(error: BaseException) -> str:
 
 # ---- GPU
 def _handle(nvml: Any, device: torch.device) -> Any:
-    """NVML's handle of torch's device.
+    """NVML's handle of a torch device, found by its UUID.
 
-    NVML counts all GPUs of the machine; torch counts those of CUDA_VISIBLE_DEVICES, in its order. So the UUID tells
-    which it is; that of a part of a GPU (MIG) starts differently.
+    The index cannot be used: NVML counts all GPUs of the machine, torch only those in CUDA_VISIBLE_DEVICES, in that
+    order. The UUID of a part of a GPU (MIG) has another prefix.
     """
     uuid = torch.cuda.get_device_properties(device).uuid
     try:
@@ -55,7 +55,7 @@ def _handle(nvml: Any, device: torch.device) -> Any:
 
 @contextmanager
 def _nvml(device: torch.device) -> Iterator[tuple[Any, Any]]:
-    """NVML and the device's handle. Raises ImportError, or NVML's own error."""
+    """The initialised NVML module and the device's handle. Raises ImportError or NVML's own errors."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -66,14 +66,14 @@ def _nvml(device: torch.device) -> Iterator[tuple[Any, Any]]:
 
 
 def theoretical_bandwidth(device: str | torch.device) -> float | None:
-    """Bytes per second between a GPU and its memory, from NVML: highest memory clock x bus width x 2 / 8.
+    """Theoretical bytes per second of a GPU's memory: highest memory clock x bus width x 2 / 8.
 
-    The clock comes in MHz (``nvmlDeviceGetMaxClockInfo``, NVML_CLOCK_MEM), the width in bits
-    (``nvmlDeviceGetMemoryBusWidth``); 2 transfers in each period, since the memory has double data rate; 8 bits are one
-    byte. NVIDIA's nvbench computes it in the same way (device_info::get_global_memory_bandwidth).
+    NVML gives the clock in MHz (``nvmlDeviceGetMaxClockInfo``, NVML_CLOCK_MEM) and the bus width in bits
+    (``nvmlDeviceGetMemoryBusWidth``). The factor 2 is for two transfers per clock period (double data rate), the factor
+    8 for the bits of a byte. NVIDIA's nvbench uses the same formula (device_info::get_global_memory_bandwidth).
 
     Returns:
-        None on a CPU, without nvidia-ml-py, and where NVML does not answer or says 0.
+        Bytes per second; None for a CPU, without nvidia-ml-py, and if NVML fails or returns 0.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -92,7 +92,7 @@ def theoretical_bandwidth(device: str | torch.device) -> float | None:
 
 
 def _first(nvml: Any, names: tuple[str, ...], *arguments: Any) -> Any:
-    """The answer of the first of these functions that pynvml has and the driver supports."""
+    """Result of the first of these functions that pynvml has and the driver supports."""
     for name in names[:-1]:
         try:
             return getattr(nvml, name)(*arguments)
@@ -119,7 +119,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
             questions: dict[str, Callable[[], Any]] = {
                 "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
                 "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-                "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,  # NVML says milliwatts
+                "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,  # NVML returns milliwatts
                 "temperature_c": lambda: _first(
                     nvml,
                     ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"),
@@ -139,7 +139,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
             for name, ask in questions.items():
                 try:
                     found[name] = ask()
-                except (nvml.NVMLError, AttributeError) as error:  # AttributeError: a pynvml that lacks the function
+                except (nvml.NVMLError, AttributeError) as error:  # AttributeError: pynvml has no such function
                     unavailable[name] = _told(error)
     except pynvml.NVMLError as error:
         unavailable["nvml"] = _told(error)
@@ -148,7 +148,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 # ---- CPU
 def _frequency_mhz() -> float | None:
-    """Mean over all CPUs, now: cpufreq where there is one, else what /proc/cpuinfo says."""
+    """Current mean frequency of all CPUs, from cpufreq or else from /proc/cpuinfo."""
     files = _SYS.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
     values = [int(file.read_text()) / 1000 for file in files]  # in kHz
     if not values:
@@ -158,9 +158,9 @@ def _frequency_mhz() -> float | None:
 
 
 def _steal() -> tuple[float, float] | None:
-    """Seconds that others on the host took from this virtual machine's CPUs since boot, and their share of all."""
+    """Seconds of CPU time that the host gave to other virtual machines since boot, and their share of all time."""
     fields = (_PROC / "stat").read_text().split("\n", 1)[0].split()
-    # user nice system idle iowait irq softirq steal; guests' time, which follows, is within user's: proc(5)
+    # user nice system idle iowait irq softirq steal; the guest times after them are included in user: proc(5)
     ticks = [int(field) for field in fields[1:9]]
     if len(ticks) < 8 or not sum(ticks):
         return None
@@ -168,7 +168,7 @@ def _steal() -> tuple[float, float] | None:
 
 
 def _temperature_c() -> float | None:
-    """The hottest thermal zone."""
+    """Temperature of the hottest thermal zone."""
     values = [int(file.read_text()) / 1000 for file in _SYS.glob("class/thermal/thermal_zone*/temp")]
     return max(values, default=None)
 
@@ -196,16 +196,16 @@ def _cpu() -> dict[str, Any]:
 
 
 def snapshot(device: str | torch.device) -> dict[str, Any]:
-    """The device's state now, for JSON. A value that cannot be had is absent.
+    """Current state of the device, as a dict for JSON. Unavailable values are omitted.
 
     Returns:
-        CUDA: ``sm_clock_mhz``, ``memory_clock_mhz``, ``power_w``, ``temperature_c``, ``utilization_percent`` (of NVML's
-        last sampling period), ``clocks_event_reasons`` (names of what holds the clocks down now; NVML's throttle
-        reasons), ``memory_used_bytes`` (by all processes).
-        CPU: ``load_average_1min``, ``frequency_mhz`` (mean of all CPUs), ``steal_seconds`` and ``steal_share`` (time
-        that a virtual machine's host gave to others, summed over the CPUs since boot, and its share of all time),
-        ``temperature_c`` (the hottest zone).
-        ``unavailable``: by what was asked for, the error, where there was one.
+        CUDA: ``sm_clock_mhz``, ``memory_clock_mhz``, ``power_w``, ``temperature_c``, ``utilization_percent`` (in NVML's
+        last sampling period), ``clocks_event_reasons`` (names of NVML's current throttle reasons) and
+        ``memory_used_bytes`` (by all processes).
+        CPU: ``load_average_1min``, ``frequency_mhz`` (mean of all CPUs), ``steal_seconds`` and ``steal_share`` (CPU
+        time that the host gave to other virtual machines since boot, summed over the CPUs, and its share of all time)
+        and ``temperature_c`` (of the hottest thermal zone).
+        ``unavailable``: the errors, by the name of the value, if there were any.
     """
     device = torch.device(device)
     return _gpu(device) if device.type == "cuda" else _cpu()

@@ -1,4 +1,4 @@
-"""Memory: the peak of a call, the bytes saved for the backward pass, and an allocator that keeps what is freed."""
+"""Memory measurements: peak of a call, bytes saved for the backward pass; and a setting of the C allocator."""
 
 import ctypes
 import os
@@ -12,33 +12,34 @@ __all__ = ["keep_freed_memory", "peak_memory", "saved_bytes"]
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc's allocator to keep what is freed, in this process; returns whether it agreed.
+    """Set glibc's allocator to keep freed memory in this process; return whether it accepted the setting.
 
-    By default it gives large blocks back at once, and the next tensor of that size pays a page fault per 4 KB: as much
-    as a whole pass over memory, at the allocator's whim. PyTorch's CPU tuning guide advises jemalloc or tcmalloc for
-    the same reason. It holds for all candidates alike; benchmarks/NOTES.md has the figures without it.
+    By default, the allocator returns large blocks to the system at once, and the next tensor of that size causes a page
+    fault per 4 KB. This costs as much as a whole pass over memory, and happens irregularly. PyTorch's CPU tuning guide
+    recommends jemalloc or tcmalloc for the same reason. The setting applies to all candidates; benchmarks/NOTES.md has
+    the figures without it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    except (OSError, AttributeError):  # not glibc
         return False
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    # glibc takes at most half a heap for the second; the first alone keeps what has come from the heap.
+    # glibc rejects an mmap threshold above half a heap; the trim threshold alone keeps memory from the heap.
     return bool(mallopt(mmap_threshold, 2**30)) & bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def peak_memory(fn: Callable[[], Any], device: str | torch.device) -> int:
-    """Bytes that PyTorch's allocator hands out during one call of fn, at the highest point, above the level before it.
+    """Peak of the bytes that PyTorch's allocator provides during one call of fn, above the level before the call.
 
-    On a GPU from ``torch.cuda.max_memory_allocated``: bytes of tensors (in the allocator's steps of 512), not those
-    that it reserves from the driver. On a CPU the allocator keeps no peak; its events are recorded by
-    ``torch.profiler`` and added up in order. Memory that libraries get from elsewhere (oneDNN's scratch pads, a BLAS's
-    buffers, another library's allocator) is in neither figure.
+    On a GPU, the value comes from ``torch.cuda.max_memory_allocated``: bytes of tensors, rounded up to 512 each, not
+    the memory reserved from the driver. The CPU allocator records no peak, so ``torch.profiler`` records its events,
+    which are added up in order. Memory from other sources (oneDNN's scratch pads, buffers of a BLAS, the allocator of
+    another library) is not included.
 
     Args:
-        fn: called once; what it returns counts until it is dropped. What it allocates at its first call only, such as
-            cuBLAS's workspace, counts unless it was called before.
-        device: where it works.
+        fn: function that is called once. Its result counts until it is deleted. Memory that it allocates only in its
+            first call, such as cuBLAS's workspace, counts unless it was called before.
+        device: the device on which fn runs.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -48,7 +49,7 @@ def peak_memory(fn: Callable[[], Any], device: str | torch.device) -> int:
         fn()
         torch.cuda.synchronize(device)
         return max(torch.cuda.max_memory_allocated(device) - before, 0)
-    # The profiler's library writes on stderr of GPUs that it cannot find; it reads this when it is first used.
+    # Suppress the profiler library's messages about missing GPUs on stderr; it reads the variable at its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
@@ -64,22 +65,22 @@ def peak_memory(fn: Callable[[], Any], device: str | torch.device) -> int:
 
 
 def saved_bytes(fn: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd keeps for the backward pass of what fn computes.
+    """Bytes that autograd saves for the backward pass of fn.
 
-    They are those that ``torch.autograd.graph.saved_tensors_hooks`` shows: saved by PyTorch's own functions and through
-    ``ctx.save_for_backward``, on any device; what a function keeps as a plain attribute of ctx does not show.
-    Each storage counts once and whole, however many views of it are kept.
+    ``torch.autograd.graph.saved_tensors_hooks`` finds the tensors that PyTorch's functions save, and those in
+    ``ctx.save_for_backward``, on any device. Tensors that a function stores as plain attributes of ctx are not found.
+    Each storage counts once with its full size, even if several views of it are saved.
 
     Args:
         fn: the forward pass, called once.
-        without: tensors that are there anyway, such as parameters; their storages do not count.
+        without: tensors that exist anyway, such as parameters; their storages do not count.
     """
-    storages: dict[int, Any] = {}  # held, so that no address is given out a second time while counting
+    storages: dict[int, Any] = {}  # references keep the storages alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
-        return tensor.detach()  # a saved output would hold its own graph, and nothing would ever free it
+        return tensor.detach()  # a saved output would refer to its own graph, which then would never be freed
 
     def unpack(tensor: Tensor) -> Tensor:
         return tensor

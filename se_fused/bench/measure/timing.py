@@ -1,7 +1,7 @@
-"""Time of one call, on a device alone or by the wall clock, and of several candidates in turn.
+"""Time measurements: device time or wall-clock time of one call, for single functions and for candidates in turn.
 
-Candidates that are to be compared are measured in turn (A, B, C, B, C, A, ...): a machine that grows warm or busy then
-hits all of them alike, and the quotient of two measurements of one round says more than that of two medians.
+Candidates of a comparison are measured in turn (A, B, C, B, C, A, ...). A machine that becomes hot or busy then affects
+all of them equally, and the quotient of two measurements of one round is more reliable than that of two medians.
 """
 
 import itertools
@@ -32,20 +32,20 @@ __all__ = [
 ]
 
 _LEAST_SECONDS = 2e-3
-"""How long one measurement on a GPU lasts at least. An event's clock ticks about every half microsecond
-(cudaEventElapsedTime in the CUDA runtime's reference), and the launch after the first event comes some microseconds
-late: together less than a percent of this."""
+"""Minimum duration of one measurement on a GPU. The resolution of events is about half a microsecond
+(cudaEventElapsedTime in the reference of the CUDA runtime), and the first launch starts some microseconds after the
+first event: together less than one percent of this duration."""
 _MOST_REPLAYS = 10_000
 
 
 def first_line(error: BaseException) -> str:
-    """The error's type and the first line of its message."""
+    """Type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def synchronizer(device: str | torch.device) -> Callable[[], None]:
-    """Returns a function that waits until the device has finished its work; on a CPU there is nothing to wait for."""
+    """Function that waits until the device has finished its work; for a CPU it does nothing."""
     device = torch.device(device)
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
@@ -54,7 +54,7 @@ def synchronizer(device: str | torch.device) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Median, lower and upper quartile of ``n`` measurements: seconds of one call, or quotients (:func:`ratio`)."""
+    """Median and quartiles of ``n`` measurements: seconds of one call, or quotients (:func:`ratio`)."""
 
     median: float
     q1: float
@@ -63,7 +63,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> "Timing":
-        """From single measurements, one or more."""
+        """Compute them from one or more measurements."""
         values = sorted(seconds)
         if not values:
             raise ValueError("seconds must hold at least one measurement, got none")
@@ -73,16 +73,16 @@ class Timing:
         return cls(median, q1, q3, len(values))
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """All values as a dict for JSON."""
         return asdict(self)
 
 
 def wall_clock(fn: Callable[[], Any], synchronize: Callable[[], None]) -> Callable[[], float]:
-    """Returns a function that calls fn once and returns the seconds until the device has finished.
+    """Function that calls fn once and returns the seconds until the device has finished.
 
     Args:
-        fn: what to call. Its result is dropped outside the measured time, and before the next call needs the memory.
-        synchronize: waits for the device, before and after; see :func:`synchronizer`.
+        fn: the function to time. Its result is deleted after the measured time and before the next call.
+        synchronize: function that waits for the device, called before and after fn; see :func:`synchronizer`.
     """
 
     def once() -> float:
@@ -104,19 +104,19 @@ def timed_together(
     synchronize: Callable[[], None] | None = None,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time several functions in the same run, in turn, by the wall clock with the device synchronised around each call.
+    """Wall-clock times of several functions, called in turn, with the device synchronised around each call.
 
-    So on a GPU a time holds the launch too; :func:`sampler` leaves it out.
+    On a GPU, the times include the launch of the kernels; :func:`sampler` excludes it.
 
     Args:
-        fns: what to call, by name. A result is dropped before the next call.
-        repeats: measured rounds, >= 1.
-        warmup: rounds before them that are not measured, >= 0.
-        synchronize: waits for the device; see :func:`synchronizer`.
-        tick: called after each round, the unmeasured ones too: for a progress bar.
+        fns: functions to time, by name. A result is deleted before the next call.
+        repeats: number of measured rounds, >= 1.
+        warmup: number of unmeasured rounds before them, >= 0.
+        synchronize: function that waits for the device; see :func:`synchronizer`.
+        tick: function called after each round, including unmeasured ones, for a progress bar.
 
     Raises:
-        ValueError: repeats or warmup is too small.
+        ValueError: ``repeats`` or ``warmup`` is too small.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, got {repeats} and {warmup}")
@@ -135,22 +135,22 @@ def timed_together(
 def timed(
     fn: Callable[[], Any], repeats: int = 10, warmup: int = 2, synchronize: Callable[[], None] | None = None
 ) -> Timing:
-    """Time one function; arguments and errors as in :func:`timed_together`."""
+    """Wall-clock time of one function; arguments and errors as for :func:`timed_together`."""
     return timed_together({"": fn}, repeats, warmup, synchronize)[""]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Measures each time that it is called: returns the seconds of one call of what it measures."""
+    """A timer for one function or rotation: calling it makes one measurement and returns the seconds per call."""
 
     once: Callable[[], float]
     how: str
-    """One of: "wall clock"; "graph replay", a GPU without the host's part; "events", a GPU with whatever waits for the
-    host."""
+    """Method: "wall clock"; "graph replay", GPU time without the host; "events", GPU time including waits for the host.
+    """
     why: str = ""
-    """On a GPU, what kept a graph from being captured: the error's first line."""
+    """First line of the error, if a CUDA graph could not be captured on a GPU."""
     replays: int = 1
-    """How often one measurement goes through the whole rotation on a GPU; on a CPU each is one call."""
+    """Number of times that one measurement on a GPU runs the whole rotation; on a CPU a measurement is one call."""
 
     def __call__(self) -> float:
         return self.once()
@@ -163,27 +163,29 @@ def sampler(
     replays: int | None = None,
     turn: Iterator[int] | None = None,
 ) -> Sampler:
-    """Returns what measures one call of fns each time that it is called.
+    """Timer for one function, or for several functions in rotation.
 
-    On a CPU a measurement is the wall clock around one call of the rotation's next member. On a GPU one CUDA graph
-    holds all of the rotation, each member once, and a measurement is ``replays`` replays of it between two events, over
-    replays * len(fns). Where that cannot be captured (torch.compile's own CUDA graphs, code on the host that reads
-    results) it is plain calls between events; the attribute ``how`` says which.
+    On a CPU, a measurement is the wall-clock time of one call of the next function in the rotation. On a GPU, one CUDA
+    graph contains each function of the rotation once. A measurement is the time between two events around ``replays``
+    replays of the graph, divided by replays * len(fns). If the graph cannot be captured (torch.compile with its own
+    CUDA graphs, host code that reads results), a measurement is plain calls between two events. The attribute ``how``
+    names the method.
 
-    Results are dropped outside the measured time. Those of a rotation live until their member's next turn, so that
-    they rotate through memory as the inputs do; on a GPU the graph keeps the memory as long as the sampler lives.
+    Results are deleted outside the measured time. In a rotation, a result is kept until the next turn of its function,
+    so that results rotate through memory like the inputs. On a GPU, the graph keeps the memory while the timer exists.
 
     Args:
-        fns: what to call, without arguments; or several that do the same work on different buffers, which are called
-            in rotation. On a GPU each must work on the same memory every time; it is called three times to warm up.
-        device: where it runs.
-        replays: GPU: as above, >= 1; None: as many as make a measurement last 2 ms. Not used on a CPU.
-        turn: CPU: its numbers, modulo len(fns), choose the member; None: 0, 1, 2, ... Samplers that are measured in
-            turn on the same buffers share one ``itertools.count()``: else each finds in the caches what the one before
-            it has just read.
+        fns: a function without arguments; or several that do the same work on different buffers and are called in
+            rotation. On a GPU, each function must use the same memory in every call; it is called three times before
+            the capture.
+        device: the device on which the functions run.
+        replays: on a GPU, as above, >= 1; None: as many as make a measurement last 2 ms. Not used on a CPU.
+        turn: on a CPU, an iterator whose numbers, modulo len(fns), choose the function; None: 0, 1, 2, ... Timers that
+            are measured in turn on the same buffers must share one ``itertools.count()``. Otherwise each finds in the
+            caches the data that the previous one has just read.
 
     Raises:
-        ValueError: fns is empty, or replays is too small.
+        ValueError: ``fns`` is empty, or ``replays`` is too small.
     """
     calls = (fns,) if callable(fns) else tuple(fns)
     if not calls:
@@ -214,7 +216,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
     current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     side.wait_stream(current)
     with torch.cuda.stream(side):
-        for _ in range(3):  # what is compiled or measured at a first call cannot be captured
+        for _ in range(3):  # compilation and autotuning in the first calls cannot be captured
             for call in calls:
                 call()
     current.wait_stream(side)
@@ -225,21 +227,21 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
             kept[i] = None
             kept[i] = call()
 
-    # With a graph, kept goes with this function's end: the memory is the graph's.
+    # If the capture succeeds, kept is freed when this function returns: the graph owns the memory.
     graph, how, why = torch.cuda.CUDAGraph(), "graph replay", ""
     run = graph.replay
     try:
-        # torch.cuda.graph leaves its own stream current where the end of the capture raises; stream(current) takes it
-        # back. "thread_local": other libraries' threads may go on with what a capture forbids to this one.
+        # If the end of the capture raises an error, torch.cuda.graph leaves its own stream as the current one;
+        # stream(current) restores it. "thread_local" lets threads of other libraries make calls that a capture forbids.
         with (
             warnings.catch_warnings(),
             torch.cuda.stream(current),
             torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
         ):
-            # Work on a stream of its own is no part of the graph, whose replay would then take no time at all.
+            # Functions that use another stream give an empty graph, whose replay would take no time.
             warnings.filterwarnings("error", "The CUDA Graph is empty")
             plain()
-    except Exception as error:  # it has just run three times: whatever it is, the capture brought it about
+    except Exception as error:  # the functions ran three times before, so the capture causes the error
         how, run = "events", plain
         why = first_line(error)
 
@@ -257,7 +259,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
     if replays is None:
         replays = 1
         while (took := seconds(replays)) < _LEAST_SECONDS and replays < _MOST_REPLAYS:
-            # A quarter more than it seems to take: the next measurement may be the faster one.
+            # Add a quarter, because the next measurement may be faster than this one.
             wanted = math.ceil(1.25 * replays * _LEAST_SECONDS / max(took, 1e-9))
             replays = min(max(wanted, 2 * replays), _MOST_REPLAYS)
     times = replays
@@ -265,7 +267,7 @@ def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, replays: i
 
 
 def primed(sample: Callable[[], float]) -> Callable[[], float]:
-    """Measures twice and returns the second time: its data is in the caches then, whatever ran before it."""
+    """Timer that measures twice and returns the second time, so that its data is in the caches."""
 
     def second() -> float:
         sample()
@@ -281,19 +283,19 @@ def in_turn(
     pause: float = 0.0,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Single measurements of several candidates, taken in turn; the i-th of each belong to the same round.
+    """Single measurements of several candidates, taken in turn; the i-th values belong to the same round.
 
-    Each round starts one candidate later than the one before (A, B, C, then B, C, A): none always follows the same.
+    The first candidate of a round changes (A, B, C, then B, C, A), so that none always runs after the same other one.
 
     Args:
-        samplers: by name, from :func:`sampler` or anything that returns seconds.
-        rounds: measured rounds, >= 1.
-        warmup: rounds before them that are not kept, >= 0.
-        pause: seconds of sleep before each measurement: other libraries' threads spin on for a while after a call.
-        tick: called after each round, the unmeasured ones too: for a progress bar.
+        samplers: timers by name, from :func:`sampler`, or other functions that return seconds.
+        rounds: number of measured rounds, >= 1.
+        warmup: number of unmeasured rounds before them, >= 0.
+        pause: seconds of sleep before each measurement, because threads of other libraries keep spinning for a while.
+        tick: function called after each round, including unmeasured ones, for a progress bar.
 
     Raises:
-        ValueError: rounds, warmup or pause is too small.
+        ValueError: ``rounds``, ``warmup`` or ``pause`` is too small.
     """
     if rounds < 1 or warmup < 0 or pause < 0:
         raise ValueError(f"rounds must be at least 1, warmup and pause at least 0, got {rounds}, {warmup} and {pause}")
@@ -313,13 +315,13 @@ def in_turn(
 
 
 def ratio(of: Sequence[float], to: Sequence[float]) -> Timing:
-    """Median and quartiles of of[i] / to[i], measurements of the same rounds: 2 where ``of`` takes twice as long.
+    """Median and quartiles of of[i] / to[i] for measurements of the same rounds; 2 if ``of`` takes twice as long.
 
     Args:
-        of, to: seconds, from :func:`in_turn`; equally many, at least one.
+        of, to: seconds from :func:`in_turn`, with equal numbers of values, at least one.
 
     Raises:
-        ValueError: their numbers differ, or there are none.
+        ValueError: the numbers of values differ or are zero.
     """
     if len(of) != len(to):
         raise ValueError(f"of and to must be measurements of the same rounds, got {len(of)} and {len(to)}")
@@ -327,22 +329,23 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> Timing:
 
 
 def rounds_for(seconds_budget: float, once: float, least: int = 5, most: int = 200) -> int:
-    """How many rounds that take ``once`` seconds each fit into the budget: at least ``least``, at most ``most``."""
+    """Number of rounds of ``once`` seconds that fit into the budget, at least ``least`` and at most ``most``."""
     return int(min(max(seconds_budget / max(once, 1e-9), least), most))
 
 
 def device_seconds(
     fn: Callable[[], Any], device: str | torch.device, repeats: int = 10, replays: int | None = None
 ) -> float:
-    """Seconds that the device needs for one call: the median of a :class:`Sampler`, after two measurements.
+    """Seconds of one call on the device: the median of a :class:`Sampler`, after two unmeasured rounds.
 
-    On a GPU without the host's part, unless a CUDA graph cannot hold it; on a CPU the wall clock's.
+    On a GPU, time of the host is excluded, unless the call cannot be captured in a CUDA graph. On a CPU, it is
+    wall-clock time.
 
     Args:
-        fn: what to time; on a GPU it must work on the same memory every time.
-        device: where it runs.
-        repeats: measurements of which the median counts.
-        replays: as in :func:`sampler`.
+        fn: the function to time; on a GPU it must use the same memory in every call.
+        device: the device on which it runs.
+        repeats: number of measurements, of which the median is returned.
+        replays: as for :func:`sampler`.
     """
     sample = sampler(fn, device, replays=replays)
     return statistics.median(in_turn({"": sample}, repeats, warmup=2)[""])

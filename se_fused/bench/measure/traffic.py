@@ -1,4 +1,4 @@
-"""Counted memory traffic: the passes over the map and their bytes, against which a measured time is held."""
+"""Counted memory traffic: the number of passes over the map and their bytes, for comparison with measured times."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ __all__ = ["PassCounts", "counted_bytes", "counted_passes"]
 
 @dataclass(frozen=True)
 class PassCounts:
-    """Reads and writes of the big tensor (N, C, *spatial), in whole passes, and of the mask of one bit per element.
+    """Numbers of passes that read or write a map (N, C, *spatial), and of passes over the mask of one bit per element.
 
     x, residual, y, dy, dr and dx count once per pass that reads or writes them (DESIGN section 4), and so does the
-    mask. Not counted: vectors of (N, C) and smaller, parameters, and whatever an implementation does beyond that. So
-    the time that these bytes take is a floor of this design, not a model of an implementation.
+    mask. Vectors of size (N, C) and smaller, parameters, and additional traffic of an implementation do not count. The
+    time for these bytes is therefore a lower bound for this design, not a model of an implementation.
     """
 
     forward: int
@@ -23,33 +23,34 @@ class PassCounts:
 
     @property
     def passes(self) -> int:
-        """Passes of the big tensor, both directions."""
+        """Passes over maps, forward and backward."""
         return self.forward + self.backward
 
     @property
     def masks(self) -> int:
-        """Passes of the mask, both directions."""
+        """Passes over the mask, forward and backward."""
         return self.forward_masks + self.backward_masks
 
     def forward_only(self) -> "PassCounts":
-        """The forward pass alone: in training, 4 of the 4 + 6 passes of DESIGN section 4, and the mask."""
+        """Counts of the forward pass alone: in training, 4 of the 4 + 6 passes of DESIGN section 4, and the mask."""
         return PassCounts(forward=self.forward, backward=0, forward_masks=self.forward_masks)
 
 
 def counted_passes(*, training: bool, batch_norm: bool = True, residual: bool = True, relu: bool = True) -> PassCounts:
-    """The passes of DESIGN section 4: 4 + mask forward and 6 + mask backward in training, 3 in inference.
+    """Passes of DESIGN section 4: 4 and the mask forward, 6 and the mask backward in training; 3 in inference.
 
     Args:
-        training: forward and backward with the batch's statistics (:meth:`PassCounts.forward_only`: the forward pass
-            of it); False: forward alone in inference, where x is read from memory once (a sample's second reading finds
-            it in the cache, or on the chip).
-        batch_norm: False in training: the gate alone, whose second backward pass does not read x.
-        residual: whether a residual is added, read forward; its gradient dr is written and read backward.
-        relu: whether a ReLU closes the block, which needs the mask.
+        training: True: forward and backward with the statistics of the batch (:meth:`PassCounts.forward_only` gives
+            the forward part). False: forward in inference, which reads x from memory once: the second time, a sample is
+            in the cache or on the chip.
+        batch_norm: False in training: SE alone, whose second backward pass does not read x.
+        residual: whether a residual is added. It is read in forward; its gradient dr is written and read in backward.
+        relu: whether the block ends with ReLU, which needs the mask.
     """
     if not training:
         return PassCounts(forward=3 if residual else 2, backward=0)
-    # Forward: x for the moments; x and residual in, y out. Backward: dy and x in, then dr (or dy) and x in, dx out.
+    # Forward: read x for the moments; read x and residual, write y. Backward: read dy and x, and write dr if it differs
+    # from dy; then read dr (or dy) and x, write dx.
     writes_dr = residual and relu
     return PassCounts(
         forward=4 if residual else 3,
@@ -60,7 +61,7 @@ def counted_passes(*, training: bool, batch_norm: bool = True, residual: bool = 
 
 
 def counted_bytes(shape: tuple[int, ...], dtype: torch.dtype, passes: PassCounts) -> int:
-    """Bytes of those passes over a tensor of that shape and dtype; the mask's rows are not padded here."""
+    """Bytes of the passes over maps of this shape and dtype. The rows of the mask are counted without padding."""
     elements = 1
     for size in shape:
         elements *= size

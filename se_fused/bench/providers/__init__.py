@@ -1,1 +1,1 @@
-"""The implementations that compute a workload: ours, PyTorch's, other libraries' and inference engines'."""
+"""Implementations that compute a workload: se_fused, PyTorch, other libraries and inference engines."""

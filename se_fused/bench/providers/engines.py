@@ -1,7 +1,7 @@
-"""Networks in inference engines that are not PyTorch: OpenVINO, ONNX Runtime, TensorRT.
+"""Networks in the inference engines OpenVINO, ONNX Runtime and TensorRT.
 
-Each function takes a network in inference and its images, and returns a call without arguments that computes the
-result on those images as they are at the time, in the engine's own dtype.
+Each function takes a network in eval mode and an image tensor. It returns a function without arguments that computes
+the result for the current values of the tensor, in the dtype of the engine.
 """
 
 import copy
@@ -20,18 +20,19 @@ Run = Callable[[], Tensor]
 
 
 def openvino(model: nn.Module, x: Tensor) -> Run:
-    """OpenVINO's CPU plugin, for latency, on as many threads as PyTorch has. It computes in x's dtype where the
-    processor has units for it; images and result are float32.
+    """The network in OpenVINO's CPU plugin, tuned for latency, with PyTorch's number of threads.
+
+    The plugin computes in x's dtype if the processor supports it. Its input and result are float32.
 
     Args:
-        model: any dtype.
+        model: a network of any dtype.
         x: (N, C, H, W), on a CPU.
     """
     import openvino as ov
 
     precision = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what tracing says of branches on shapes, which are fixed here
+        warnings.simplefilter("ignore")  # tracing warns about branches on shapes, but the shapes are fixed here
         converted = ov.convert_model(copy.deepcopy(model).float(), example_input=x.float())
     converted.reshape(list(x.shape))
     settings = {
@@ -51,10 +52,12 @@ def openvino(model: nn.Module, x: Tensor) -> Run:
 
 
 def onnxruntime(model: nn.Module, x: Tensor) -> Run:
-    """ONNX Runtime, on as many threads as PyTorch has, or its CUDA provider on x's memory.
+    """The network in ONNX Runtime: on a CPU with PyTorch's number of threads, on a GPU with its CUDA provider.
+
+    The CUDA provider reads x's memory without a copy.
 
     Args:
-        model: of x's dtype.
+        model: a network of x's dtype.
         x: (N, C, H, W), contiguous.
     """
     import onnxruntime as ort
@@ -65,7 +68,7 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Run:
     if x.is_cuda:
         providers = [("CUDAExecutionProvider", {"device_id": x.device.index or 0})]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's advice to take its successor
+        warnings.simplefilter("ignore")  # the exporter warns that it is superseded
         path = str(Path(folder) / "model.onnx")
         torch.onnx.export(copy.deepcopy(model), (x,), path, dynamo=False)
         session = ort.InferenceSession(path, options, providers=providers)
@@ -79,7 +82,7 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Run:
         bind(key, "cuda", t.device.index or 0, kind, tuple(t.shape), t.data_ptr())
 
     def run() -> Tensor:
-        torch.cuda.current_stream(x.device).synchronize()  # the provider has a stream of its own
+        torch.cuda.current_stream(x.device).synchronize()  # the provider uses another stream
         session.run_with_iobinding(binding)
         return y
 
@@ -87,13 +90,13 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Run:
 
 
 def tensorrt(model: nn.Module, x: Tensor) -> Run:
-    """TensorRT through torch_tensorrt's Dynamo frontend, in the dtype of the model and x.
+    """The network in TensorRT by torch_tensorrt's Dynamo frontend, in the dtype of the model and x.
 
-    ``use_explicit_typing`` keeps that dtype; ``enabled_precisions``, which it replaces, is refused beside it
+    ``use_explicit_typing`` keeps this dtype. It replaces ``enabled_precisions``, which cannot be given together with it
     (https://github.com/pytorch/TensorRT/issues/4070).
 
     Args:
-        model: of x's dtype.
+        model: a network of x's dtype.
         x: (N, C, H, W), on a GPU.
     """
     import torch_tensorrt
@@ -112,4 +115,4 @@ ENGINES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
 }
-"""By the name of the provider in :mod:`se_fused.bench.providers.registry`."""
+"""Engines by the name of the provider in :mod:`se_fused.bench.providers.registry`."""

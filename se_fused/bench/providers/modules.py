@@ -1,7 +1,7 @@
-"""The end of a residual block out of the modules of timm, torchvision and MONAI: what a network of theirs runs.
+"""The end of a residual block built from the SE modules of timm, torchvision and MONAI, as in their networks.
 
-All three compute FC-ReLU-FC-sigmoid with biases on the mean of each channel. What stands around the gate is the same
-for all, as timm's ``Bottleneck`` has it: ``torch.nn.BatchNorm2d`` before, then the sum and the ReLU, both in place.
+All three compute FC, ReLU, FC and sigmoid, with biases, on the mean of each channel. The other operations are the same
+for all, as in timm's ``Bottleneck``: ``torch.nn.BatchNorm2d`` before SE, then addition and ReLU, both in place.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 __all__ = ["LIBRARIES", "ModuleBlock", "se_layer"]
 
 LIBRARIES = ("timm", "torchvision", "monai")
-"""The libraries whose SE modules, and whose models, are measured beside ours."""
+"""Libraries whose SE modules and models are baselines."""
 
 
 def se_layer(library: str, channels: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """An SE layer of that library and its two fully connected layers, C to R and R to C.
+    """An SE layer of a library, and its two fully connected layers, C to R and R to C.
 
     Args:
         library: one of :data:`LIBRARIES`.
-        channels: C.
-        hidden: R.
+        channels: number of channels C.
+        hidden: squeezed width R.
     """
     layer: Any
     if library == "timm":
@@ -37,8 +37,8 @@ def se_layer(library: str, channels: int, hidden: int) -> tuple[nn.Module, nn.Mo
     if library == "monai":
         from monai.networks.blocks.squeeze_and_excitation import ChannelSELayer
 
-        # R is in_channels // r there; a quotient that falls between R and R + 1 gives R for every C. ReLU, sigmoid and
-        # biases are its defaults.
+        # MONAI computes R = in_channels // r, so an r with in_channels / r = R + 0.5 gives R for every C. ReLU, sigmoid
+        # and biases are its defaults.
         quotient: Any = channels / (hidden + 0.5)
         layer = ChannelSELayer(2, channels, r=quotient)
         return layer, layer.fc[0], layer.fc[2]
@@ -46,16 +46,17 @@ def se_layer(library: str, channels: int, hidden: int) -> tuple[nn.Module, nn.Mo
 
 
 class ModuleBlock(nn.Module):
-    """relu(SE(BN(x)) + residual) out of a library's modules. (N, C, H, W) and the same -> (N, C, H, W).
+    """relu(SE(BN(x)) + residual) with the SE module of a library. x and residual (N, C, H, W) -> (N, C, H, W).
 
     Args:
         library: one of :data:`LIBRARIES`.
-        given: the workload's tensors by name: fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, and with batch
-            norm running_mean, running_var, bn_weight, bn_bias. Parameters share their memory; statistics are copied.
-        training: batch norm with the batch's statistics.
+        given: tensors of the workload by name: fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias; with batch
+            norm also running_mean, running_var, bn_weight, bn_bias. Parameters share their memory with these tensors,
+            running statistics are copies.
+        training: whether batch norm uses the statistics of the batch.
 
     Attributes:
-        tensors: the module's own parameters and buffers under the workload's names.
+        tensors: parameters and buffers of the module by the names of the workload.
     """
 
     bn: nn.BatchNorm2d | None

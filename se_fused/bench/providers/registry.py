@@ -1,7 +1,7 @@
-"""Registry of the providers: ours and the baselines, what each one needs, and which error it may have.
+"""Registry of providers: se_fused and the baseline implementations, their requirements and allowed errors.
 
-The workloads (:mod:`se_fused.bench.workloads`) build candidates of these names. A provider that cannot run is never
-replaced by another: :func:`why_not` says why it is left out.
+The workloads (:mod:`se_fused.bench.workloads`) build candidates by these names. A provider that cannot run is skipped
+and never replaced by another; :func:`why_not` gives the reason.
 """
 
 import os
@@ -34,35 +34,35 @@ _BENCH = 'pip install "se_fused[bench]"'
 _INSTALL = {"torch_tensorrt": "pip install torch-tensorrt", "triton": "pip install triton"}
 OURS = "se_fused"
 BASELINES = ("eager", "compile")
-"""The baselines that every workload of ours has: plain PyTorch, and the same under ``torch.compile``."""
+"""Baselines of every block and network workload: plain PyTorch, and the same under ``torch.compile``."""
 ALL_MODES = ("infer", "forward", "train")
-"""Inference; the forward pass of training, with what backward needs kept; forward and backward."""
+"""Inference; the forward pass of training, which saves tensors for backward; forward and backward."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute a workload."""
+    """An implementation that computes workloads."""
 
     name: str
     title: str
-    """For people: the same, spelled out."""
+    """Full name for reports."""
     blocks: bool = False
     """Whether it computes :class:`~se_fused.bench.workloads.block.BlockWorkload`."""
     networks: bool = False
     """Whether it computes :class:`~se_fused.bench.workloads.network.ModelWorkload`."""
     module: str | None = None
-    """The Python module that it needs; None: nothing beside PyTorch."""
+    """Python module that it needs; None: only PyTorch."""
     distribution: str = "torch"
-    """Whose version is this provider's."""
+    """Distribution whose version is reported."""
     layout: str | None = None
-    """The layout in which a network is compared; None: both. Blocks are measured in both."""
+    """Layout in which networks are compared; None: both layouts. Blocks are always compared in both."""
     modes: tuple[str, ...] = ALL_MODES
     devices: tuple[str, ...] = ("cpu", "cuda")
     only: str = ""
-    """Why it has not every mode and device, for :func:`why_not`."""
+    """Reason of :func:`why_not` for other modes and devices."""
 
 
-_GRAPHS = "reduce-overhead is CUDA graphs: it needs a GPU"
+_GRAPHS = "reduce-overhead uses CUDA graphs: it needs a GPU"
 _TUNED = "max-autotune is compared on GPUs only: it needs a GPU"
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
@@ -115,32 +115,32 @@ PROVIDERS: dict[str, Provider] = {
         ),
     )
 }  # fmt: skip
-"""All of them."""
+"""All providers by name."""
 
 BLOCK_PROVIDERS = tuple(name for name, provider in PROVIDERS.items() if provider.blocks)
-"""The names that :class:`~se_fused.bench.workloads.block.BlockWorkload` knows."""
+"""Candidate names of :class:`~se_fused.bench.workloads.block.BlockWorkload`."""
 
 NETWORK_PROVIDERS = tuple(name for name, provider in PROVIDERS.items() if provider.networks)
-"""The names that :class:`~se_fused.bench.workloads.network.ModelWorkload` knows."""
+"""Candidate names of :class:`~se_fused.bench.workloads.network.ModelWorkload`."""
 
 
 def missing(module: str) -> str | None:
-    """None if that module can be imported, else one line that says how to install it."""
+    """None if a Python module can be imported, else one line with the command that installs it."""
     if find_spec(module) is not None:
         return None
     return f"{module} is not installed: {_INSTALL.get(module, _BENCH)}"
 
 
 def compiles(name: str) -> bool:
-    """Whether that provider goes through ``torch.compile``."""
+    """Whether a provider uses ``torch.compile``."""
     return "compile" in name.split()
 
 
 def _compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         return missing("triton")
-    cxx = os.environ.get("CXX", "g++")  # as torch._inductor.config.cpp.cxx has it
-    return None if shutil.which(cxx) else f"torch.compile needs a C++ compiler and {cxx} is not there: set CXX"
+    cxx = os.environ.get("CXX", "g++")  # as in torch._inductor.config.cpp.cxx
+    return None if shutil.which(cxx) else f"torch.compile needs a C++ compiler, but {cxx} was not found: set CXX"
 
 
 def _onnxruntime(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -161,16 +161,16 @@ _FURTHER: dict[str, Callable[[torch.device, torch.dtype], str | None]] = {
 
 
 def why_not(name: str, device: str | torch.device, dtype: torch.dtype, mode: str) -> str | None:
-    """None if that provider can run here, else one line that says why it cannot; nothing heavy is imported.
+    """Reason why a provider cannot run here, in one line; None if it can. Imports no large library.
 
     Args:
         name: one of :data:`PROVIDERS`.
-        device: the workload's.
-        dtype: the workload's.
+        device: device of the workload.
+        dtype: dtype of the workload.
         mode: "infer", "forward" or "train".
 
     Raises:
-        ValueError: another name or mode.
+        ValueError: ``name`` or ``mode`` is unknown.
     """
     if name not in PROVIDERS:
         raise ValueError(f"name must be one of {', '.join(PROVIDERS)}; got {name!r}")
@@ -188,16 +188,16 @@ def why_not(name: str, device: str | torch.device, dtype: torch.dtype, mode: str
 
 
 def version(name: str) -> str:
-    """What computes, with its version, such as "timm 1.0.31"; without one where it is not installed.
+    """Distribution and version of a provider, such as "timm 1.0.31"; without the version if it is not installed.
 
     Raises:
-        ValueError: ``name`` is none of :data:`PROVIDERS`.
+        ValueError: ``name`` is not in :data:`PROVIDERS`.
     """
     if name not in PROVIDERS:
         raise ValueError(f"name must be one of {', '.join(PROVIDERS)}; got {name!r}")
     distribution = PROVIDERS[name].distribution
     if distribution == "se_fused":
-        return f"se_fused {__version__}"  # the code that runs, not the distribution that may lie beside it
+        return f"se_fused {__version__}"  # of the running code; an installed distribution may have another version
     if distribution == "torch":
         return f"torch {torch.__version__}"
     for installed in (distribution, f"{distribution}-gpu"):
@@ -209,12 +209,12 @@ def version(name: str) -> str:
 
 
 def allowance(name: str, dtype: torch.dtype, device: str | torch.device) -> float | None:
-    """Relative error to float64 that an engine of its own rounding may have, whatever eager PyTorch's is; else None.
+    """Relative error to float64 that is always allowed for an inference engine; None for providers in PyTorch.
 
-    OpenVINO, ONNX Runtime and TensorRT fold and reorder as they like. In 16 bits they round where PyTorch does not:
-    OpenVINO's logits of SE-ResNet-50 in bfloat16 were 0.11 off, and 0.3 still tells that from another function. In
-    float32 on CPUs they were below 1e-5; 1e-4. On GPUs TF32, which has 11 bits, may take part: 1e-2. What runs in
-    PyTorch is held against eager PyTorch.
+    OpenVINO, ONNX Runtime and TensorRT fold and reorder operations, and in 16 bits they round where PyTorch does not.
+    The limit is 0.3 in 16 bits: OpenVINO's logits of SE-ResNet-50 in bfloat16 had an error of 0.11, and 0.3 still
+    detects another function. It is 1e-4 in float32 on CPUs, where the errors were below 1e-5, and 1e-2 in float32 on
+    GPUs, where TF32 with its 11 bits may be used. Providers in PyTorch are compared with the error of eager PyTorch.
     """
     if name not in ("openvino", "onnxruntime", "tensorrt"):
         return None

@@ -1,4 +1,4 @@
-"""``torch.compile`` as a provider: graphs independent of each other, its modes, CUDA graphs, frozen weights."""
+"""``torch.compile`` as a provider: independent graphs, its modes, CUDA graphs and frozen weights."""
 
 import logging
 from collections.abc import Callable
@@ -14,47 +14,47 @@ __all__ = ["between_graphs", "compile_mode", "compiled", "fresh_compiler", "froz
 
 
 def compiled(what: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """torch.compile of a function or module for one fixed shape, independent of everything compiled before.
+    """torch.compile of a function or module for fixed shapes, independent of everything compiled before.
 
-    Dynamo keeps what it compiled per code object, and stops compiling after eight graphs of one. All networks of a
-    class have one ``forward``; so each call here compiles a code object of its own, into which that is inlined.
+    Dynamo caches graphs by code object and compiles at most eight graphs of each. All networks of a class share the
+    code object of ``forward``, so each call of this function compiles a new code object that inlines it.
 
     Args:
         what: a function or module.
-        **options: of ``torch.compile``.
+        **options: options of ``torch.compile``.
     """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA runtime": it is known
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # hides the warning "no CUDA runtime"
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return what(*args, **kwargs)
 
-    code: CodeType = call.__code__.replace()  # a new object, though nothing is replaced
+    code: CodeType = call.__code__.replace()  # without arguments, this copies the code object
     own = FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
     graph: Callable[..., Any] = torch.compile(own, dynamic=False, **options)
     return graph
 
 
 def fresh_compiler() -> None:
-    """Drop everything that was compiled in this process, and the memory of its CUDA graphs.
+    """Delete all graphs that were compiled in this process, and the memory of their CUDA graphs.
 
-    Compiled candidates that are still in use compile once more when they are called next, "compile freezing" without
-    freezing: drop candidates before. None needs this to be independent of others.
+    Delete candidates first: a compiled candidate would compile again in its next call, and "compile freezing" without
+    freezing. Candidates are independent of each other also without this function.
     """
     torch._dynamo.reset()
 
 
 _GRAPHED = ("max-autotune", "reduce-overhead")
-"""torch.compile's modes that run in CUDA graphs."""
+"""Modes of torch.compile that use CUDA graphs."""
 
 
 def compile_mode(name: str) -> str | None:
-    """torch.compile's ``mode`` of a candidate's name: "se_fused compile reduce-overhead"."""
+    """The ``mode`` of torch.compile in a candidate's name, such as "se_fused compile reduce-overhead"; else None."""
     mode = name.rpartition(" ")[2]
     return mode if compiles(name) and mode in _GRAPHED else None
 
 
 def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
-    """What a candidate is to run: those in CUDA graphs are told that the last call's results are no longer needed."""
+    """``run`` for a candidate; with CUDA graphs, it first marks the results of the previous call as unneeded."""
     if compile_mode(name) is None:
         return run
 
@@ -66,15 +66,17 @@ def between_graphs(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def kept_results(name: str, results: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-    """A candidate's results: those in CUDA graphs are copied, for the next call overwrites them."""
+    """``results`` for a candidate; with CUDA graphs, the results are copied, because the next call overwrites them."""
     if compile_mode(name) is None:
         return results
     return lambda: {k: t.clone() for k, t in between_graphs(name, results)().items()}
 
 
 def frozen(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """torch.compile with the weights as constants, folded and packed; the first call, which compiles, must be without
-    gradients. The compiler's setting is as it was before and after it."""
+    """torch.compile with freezing: the weights are constants, which the compiler folds and packs.
+
+    The first call compiles and must run without gradients. The ``freezing`` setting of the compiler is restored.
+    """
     import torch._inductor.config as inductor
 
     graph, ready = compiled(model), False

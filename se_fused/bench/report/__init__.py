@@ -1,1 +1,1 @@
-"""Results of ``pytest benchmarks/ --benchmark-json=FILE`` for people: a document, pictures, and what changed."""
+"""Reports of ``pytest benchmarks/ --benchmark-json=FILE``: a document, pictures, and comparisons of two runs."""

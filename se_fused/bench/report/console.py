@@ -1,4 +1,4 @@
-"""Tables on the terminal: what was compared, and what ``se-fused info`` says."""
+"""Tables on the terminal for ``se-fused compare`` and ``se-fused info``."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ _SHOWN = (OURS, *BASELINES)
 
 
 def console(stderr: bool = False) -> "Console":
-    """A console as wide as the terminal; for tables at least so wide that no number is cut short."""
+    """A console as wide as the terminal; on stdout at least 132 columns, so that no number in a table is cut off."""
     from rich.console import Console
 
     made = Console(stderr=stderr, highlight=False)
@@ -43,7 +43,7 @@ def table(left: Sequence[str], right: Sequence[str]) -> "Table":
 
 
 def print_table(title: str, made: "Table", to: "Console") -> None:
-    """A table under its title, which may be wider than it."""
+    """Print a title, which may be wider than the table, and the table below it."""
     to.print(title, style="bold", markup=False, soft_wrap=True)
     to.print(made)
 
@@ -94,7 +94,7 @@ def _print_network(row: "Row", to: "Console") -> None:
 
 
 def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Console") -> None:
-    """The tables of :func:`se_fused.bench.compare.run`, then what went wrong, one line each."""
+    """Print the tables of :func:`se_fused.bench.compare.run`, then one line for each candidate that was not timed."""
     blocks: dict[str, list[Row]] = {}
     for row in rows:
         if row.workload["layout"] == "both":
@@ -106,10 +106,10 @@ def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Consol
     if blocks and memory_copy:
         for device, speed in memory_copy.items():
             to.print(
-                f"× copy: our time over that of the counted bytes (DESIGN.md section 4) at the speed of copy_ on as "
-                f"many bytes as the op touches;\nin memory: at that of a copy far larger than the caches, here "
-                f"{speed / 1e9:.1f} GB/s read and written on {device}."
-                + ("\nThe C library keeps freed memory, for all alike." if device == "cpu" else ""),
+                f"× copy: time of se_fused over the time of a copy of the counted bytes (DESIGN.md section 4), at "
+                f"the speed of copy_ on as many bytes as the op uses;\nin memory: at the speed of a copy far larger "
+                f"than the caches, here {speed / 1e9:.1f} GB/s read and written on {device}."
+                + ("\nThe C library keeps freed memory, for all candidates." if device == "cpu" else ""),
                 markup=False,
             )
     for row in rows:
@@ -126,7 +126,7 @@ def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Consol
 
 
 def print_info(about: dict[str, Any], to: "Console") -> None:
-    """What :func:`se_fused.info` says, for people."""
+    """Print the result of :func:`se_fused.info` as tables."""
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in about["versions"].items())
     cpu, build, kernels = about["cpu"], about["build"], about["kernels"]
     lines = {
@@ -142,9 +142,9 @@ def print_info(about: dict[str, Any], to: "Console") -> None:
             f"{g['name']} sm_{g['capability'].replace('.', '')}, {g['memory_bytes'] / 1e9:.0f} GB"
             for g in about["gpus"]
         )
-        or "none that torch sees",
+        or "none found by torch",
         "built": "; ".join(f"{k} {v}" if k != "note" else str(v) for k, v in build.items() if v),
-        "asked for": f"backend {about['asked_for']}",
+        "requested": f"backend {about['asked_for']}",
     }
     made = table((), ())
     made.show_header = False
@@ -158,25 +158,25 @@ def print_info(about: dict[str, Any], to: "Console") -> None:
         state = "built and loaded" if "reason" not in described else described["reason"]
         detail = ", ".join(f"{k} {v}" for k, v in described.items() if k not in ("built", "reason"))
         made.add_row(f"backend {name}", Text(state + (f": {detail}" if detail else "")))
-    if kernels != about["backends"]["cuda"].get("reason"):  # that stands above
+    if kernels != about["backends"]["cuda"].get("reason"):  # the line of the backend shows the reason already
         made.add_row("CUDA kernels", Text(kernels if isinstance(kernels, str) else f"{len(kernels)}: the last table"))
     to.print(made)
-    chosen = table(("op", "device", "dtype", "takes"), ())
+    chosen = table(("op", "device", "dtype", "uses"), ())
     chosen.add_column("why not", overflow="fold")
     built = {name for name, described in about["backends"].items() if "reason" not in described}
     for choice in about["choices"]:
-        # A backend that cannot run at all has its line above.
+        # The reason of a backend that cannot run at all is in its line above.
         reasons = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items() if name in built)
         takes = "plain PyTorch" if choice["auto"] == "reference" else choice["auto"]
         chosen.add_row(choice["op"], choice["device"], choice["dtype"], takes, Text(reasons))
-    print_table("What auto takes, and why not another", chosen, to)
+    print_table("Backends that auto uses, and the reasons against the others", chosen, to)
     unable = sorted(set(about["backends"]) - built)
     if unable:
-        to.print(f"Why not {', '.join(unable)}: their lines above.", markup=False)
+        to.print(f"Why not {', '.join(unable)}: see the lines above.", markup=False)
     if not isinstance(kernels, str):
         headings, *rows = summary(kernels)
         made = table(headings[:1], headings[1:-1])
         made.add_column(headings[-1], overflow="fold")
         for row in rows:
             made.add_row(*row[:-1], Text(row[-1]))
-        print_table("What the compiler made of the CUDA kernels", made, to)
+        print_table("Compiled CUDA kernels", made, to)

@@ -1,4 +1,4 @@
-"""The pictures of a run: roofline, speed-ups, scaling, what SE costs, memory."""
+"""Pictures of a run: roofline, speed-ups, scaling, cost of SE and memory."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -27,15 +27,15 @@ def draw(run: Run, folder: str | os.PathLike[str]) -> list[Path]:
     """Write the pictures for which the run has data.
 
     Args:
-        run: what to draw.
-        folder: an existing folder; files of the same names are replaced, each whole or not at all.
+        run: the run to draw.
+        folder: an existing folder. Files with the same names are replaced atomically.
 
     Returns:
-        The files: roofline, speedups, scaling, images_per_second, overhead and memory, .png; bars that need more than
-        one page go on in ``speedups-2.png`` and so on.
+        The written files: roofline, scaling, images_per_second, speedups, overhead and memory, as .png. Further pages
+        of bars are in ``speedups-2.png`` and so on.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
     check_matplotlib()
     written = []
@@ -48,22 +48,22 @@ def draw(run: Run, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _figures(run: Run, title: str) -> Iterable[tuple[str, list["Figure"]]]:
-    """One at a time, so that only one is in memory."""
+    """Names and pages of the pictures, generated one by one, so that only one picture is in memory."""
     single = {"roofline": draw_roofline, "scaling": draw_scaling, "images_per_second": draw_rates}
     for name, make in single.items():
         figure = make(run, title)
         yield name, [] if figure is None else [figure]
-    faster, cost = "se_fused is so many times as fast as", "time with SE over time without it, minus 1, in %"
+    faster, cost = "time of the baseline over time of se_fused", "time with SE over time without it, minus 1, in %"
     yield "speedups", bar_pages(speedup_panels(run), f"Blocks: {title}", times, faster, line=1)
     yield (
         "overhead",
-        bar_pages(overhead_panels(run), f"What SE costs: {title}", lambda value: f"{round(value)} %", cost),
+        bar_pages(overhead_panels(run), f"Cost of SE: {title}", lambda value: f"{round(value)} %", cost),
     )
     yield "memory", bar_pages(memory_panels(run), f"Memory: {title}", number, "MB (10^6 bytes)")
 
 
 def speedup_panels(run: Run) -> list[Panel]:
-    """Per title and dtype: how many times faster ours is than eager, the best module and compile, with quartiles."""
+    """A panel per title and dtype: speed-up over eager, the best module and compile, with quartiles."""
     panels = []
     for title, group in titled(comparisons(run, "block")).items():
         rows: dict[str, list[tuple[str, dict[str, Bar]]]] = {}
@@ -77,7 +77,7 @@ def speedup_panels(run: Run) -> list[Panel]:
 
 
 def overhead_panels(run: Run) -> list[Panel]:
-    """Per network and mode: SE's cost in percent, for each candidate that was measured without SE too."""
+    """A panel per network and mode: cost of SE in percent for each candidate that was also measured without SE."""
     panels = []
     for title, group in titled(comparisons(run, "network")).items():
         rows = []
@@ -92,7 +92,7 @@ def overhead_panels(run: Run) -> list[Panel]:
 
 
 def memory_panels(run: Run) -> list[Panel]:
-    """Per title: MB at the peak and MB saved; rows of layouts that need the same are one row."""
+    """Panels per title: MB at the peak, and MB saved for backward. Layouts with equal values share a row."""
     panels = []
     for kind in ("block", "network"):
         for title, group in titled(comparisons(run, kind)).items():

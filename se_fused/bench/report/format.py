@@ -1,4 +1,4 @@
-"""Formats numbers, with three significant digits at most, and tables in GitHub's Markdown."""
+"""Formatting of numbers with at most three significant digits, and of tables in GitHub's Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,12 @@ _LAYOUT_NAMES = {"contiguous": "NCHW", "channels_last": "NHWC"}
 
 
 def _decimals(value: float) -> int:
-    """Places behind the point that leave three significant digits."""
+    """Number of decimal places that give three significant digits."""
     return 2 - math.floor(math.log10(abs(value))) if value else 0
 
 
 def number(value: float | None) -> str:
-    """1230, 123, 12.3, 1.23, 0.0123"""
+    """A number with three significant digits: 1230, 123, 12.3, 1.23, 0.0123."""
     if value is None or not math.isfinite(value):
         return NOTHING
     rounded = round(value, _decimals(value))
@@ -38,7 +38,7 @@ def number(value: float | None) -> str:
 
 
 def plus_minus(median: float, spread: float) -> str:
-    """Both with as many places as three digits of the median have."""
+    """Median and spread, both with the decimal places of three significant digits of the median: "12.3 ±0.4"."""
     places = _decimals(median)
     shown = round(spread, places)
     digits = min(max(places, 0), 9)
@@ -48,12 +48,12 @@ def plus_minus(median: float, spread: float) -> str:
 
 
 def milliseconds(seconds: Timing | None) -> str:
-    """Median and half the distance of the quartiles."""
+    """Median and half the distance of the quartiles, in milliseconds."""
     return NOTHING if seconds is None else plus_minus(seconds.median * 1e3, (seconds.q3 - seconds.q1) / 2 * 1e3)
 
 
 def times(ratio: Timing | float | None) -> str:
-    """1.93×"""
+    """A ratio as "1.93×"."""
     value = ratio.median if isinstance(ratio, Timing) else ratio
     if value is None or not math.isfinite(value):
         return NOTHING
@@ -61,22 +61,22 @@ def times(ratio: Timing | float | None) -> str:
 
 
 def percent(share: float | None, digits: int = 0) -> str:
-    """92 %"""
+    """A share as "92 %"."""
     return NOTHING if share is None else f"{100 * share:.{digits}f} %"
 
 
 def megabytes(count: float | None) -> str:
-    """In MB = 10^6 bytes."""
+    """A number of bytes in MB (10^6 bytes), without the unit."""
     return NOTHING if count is None else number(count / 1e6)
 
 
 def bandwidth(speed: float | None) -> str:
-    """In GB/s."""
+    """Bytes per second in GB/s, without the unit."""
     return NOTHING if speed is None else number(speed / 1e9)
 
 
 def size(count: float) -> str:
-    """64 KiB, 256 MiB"""
+    """A number of bytes as "64 KiB" or "256 MiB"."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             shown = number(count / scale)
@@ -85,17 +85,17 @@ def size(count: float) -> str:
 
 
 def shape(sizes: Iterable[int]) -> str:
-    """8×256×56×56"""
+    """A shape as "8×256×56×56"."""
     return "×".join(map(str, sizes))
 
 
 def layout_name(layout: str) -> str:
-    """NCHW, NHWC; any other word as it is."""
+    """NCHW for "contiguous", NHWC for "channels_last"; other words unchanged."""
     return _LAYOUT_NAMES.get(layout, layout)
 
 
 def table(left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table with left-aligned and right-aligned columns; columns in which no row has anything are left out."""
+    """Lines of a table with left-aligned and right-aligned columns; empty right-aligned columns are omitted."""
     heads, cells = [*left, *right], [list(row) for row in rows]
     kept = [i for i in range(len(heads)) if i < len(left) or any(row[i] != NOTHING for row in cells)]
     marks = ["---"] * len(left) + ["---:"] * len(right)

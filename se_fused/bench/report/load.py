@@ -1,6 +1,6 @@
-"""Reading what ``pytest benchmarks/ --benchmark-json=FILE`` wrote.
+"""Reader of the files of ``pytest benchmarks/ --benchmark-json=FILE``.
 
-The file is pytest-benchmark's; ours are the top-level key ``se_fused`` and each benchmark's ``extra_info``.
+The format is pytest-benchmark's. This suite adds the top-level key ``se_fused`` and each benchmark's ``extra_info``.
 """
 
 import json
@@ -17,7 +17,7 @@ __all__ = ["load", "load_all", "parse"]
 
 
 class _Fields:
-    """Typed access to an object of the file; every complaint names file, place and field."""
+    """Typed access to an object of the file. Every error message names the file, the place and the field."""
 
     def __init__(self, content: Mapping[str, Any], where: str) -> None:
         self.content, self.where = content, where
@@ -31,7 +31,7 @@ class _Fields:
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise self.wrong(name, "a text")
+            raise self.wrong(name, "a string")
         return value
 
     def number(self, name: str, above: float = -math.inf) -> float | None:
@@ -85,7 +85,7 @@ class _Fields:
 
 
 def _measurement(entry: _Fields, path: str) -> Measurement | None:
-    """None for a benchmark that is not of this suite."""
+    """The measurement of one benchmark; None if the benchmark is not of this suite."""
     info = entry.object("extra_info")
     name = entry.content.get("fullname") or entry.content.get("name")
     if info is None or "kind" not in info.content or not isinstance(name, str):
@@ -130,25 +130,25 @@ def _limits(about: _Fields) -> Limits:
 
 
 def parse(content: Any, path: str) -> Run:
-    """A run out of the file's JSON.
+    """A run from the content of a JSON file.
 
     Args:
-        content: what ``json`` made of the file.
-        path: what to call the file in messages.
+        content: the decoded JSON.
+        path: name of the file for messages.
 
     Raises:
-        ValueError: it is not what the suite writes; the message names the file, the benchmark and the field.
+        ValueError: the suite does not write such files. The message names the file, the benchmark and the field.
     """
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
         raise ValueError(
-            f"{path}: no file of pytest-benchmark (no list 'benchmarks'); make one with "
+            f"{path}: not a file of pytest-benchmark (no list 'benchmarks'); make one with "
             "pytest benchmarks/ --benchmark-json=FILE"
         )
     whole = _Fields(content, path)
     about = whole.object("se_fused")
     if about is None:
         raise ValueError(
-            f"{path}: no key 'se_fused': se_fused's benchmarks did not write this; make one with "
+            f"{path}: no key 'se_fused': not written by the benchmarks of se_fused; make such a file with "
             "pytest benchmarks/ --benchmark-json=FILE"
         )
     entries = whole.objects("benchmarks")
@@ -157,7 +157,7 @@ def parse(content: Any, path: str) -> Run:
     notes = []
     if foreign:
         named = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        notes.append(f"{path}: {len(foreign)} benchmarks of others left out: {named}")
+        notes.append(f"{path}: {len(foreign)} benchmarks of other suites omitted: {named}")
     info, limits = about.object("info"), about.object("limits")
     commit = whole.object("commit_info") or _Fields({}, path)
     devices = {} if limits is None else {device: limits.object(device) for device in limits.content}
@@ -180,7 +180,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     """Read one file.
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it.
+        ValueError: the file cannot be read or has another format. The message is one line that names the file.
     """
     name = os.fspath(path)
     try:
@@ -188,18 +188,18 @@ def load(path: str | os.PathLike[str]) -> Run:
     except FileNotFoundError:
         raise ValueError(f"{name}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise ValueError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{name}: no JSON: {str(error)[:80]}") from None
+        raise ValueError(f"{name}: not JSON: {str(error)[:80]}") from None
     return parse(content, name)
 
 
 def _same_machine(first: Run, other: Run) -> None:
     if first.machine != other.machine:
         raise ValueError(
-            f"{other.files[0]} is of another machine ({other.where}) than {first.files[0]} "
+            f"{other.files[0]} is from another machine ({other.where}) than {first.files[0]} "
             f"({first.where}): give files of one machine"
         )
 
@@ -209,12 +209,12 @@ def _first(runs: Sequence[Run], value: Callable[[Run], Any]) -> Any:
 
 
 def load_all(paths: Sequence[str | os.PathLike[str]]) -> Run:
-    """Read files of one machine as one run: parts of a suite, or a part that was run again.
+    """Read files of one machine as one run: parts of the suite, or a part that was run again.
 
-    A benchmark that several files hold counts as the last file has it; a note says so. Other commits are a note too.
+    If several files contain a benchmark, the last one counts. The run has a note on this, and on different commits.
 
     Raises:
-        ValueError: a file cannot be read, or they are of different machines.
+        ValueError: a file cannot be read, or the files are from different machines.
     """
     if not paths:
         raise ValueError("paths must name at least one file, got none")
@@ -227,13 +227,13 @@ def load_all(paths: Sequence[str | os.PathLike[str]]) -> Run:
         _same_machine(first, run)
         if run.commit != first.commit:
             notes.append(
-                f"{run.files[0]} is of commit {run.commit[:10] or 'unknown'}, {first.files[0]} of "
-                f"{first.commit[:10] or 'unknown'}: the figures are of different code"
+                f"{run.files[0]} is from commit {run.commit[:10] or 'unknown'}, {first.files[0]} from "
+                f"{first.commit[:10] or 'unknown'}: the figures are from different code"
             )
     merged = {m.fullname: m for run in runs for m in run.measurements}
     twice = sum(len(run.measurements) for run in runs) - len(merged)
     if twice:
-        notes.append(f"{twice} benchmarks stand in several files; the last file's count")
+        notes.append(f"{twice} benchmarks are in several files; the last file counts")
     measured = {name.rpartition("::")[2] for name in merged}
     skipped = {s.name: s for run in runs for s in run.skipped if s.name.rpartition("::")[2] not in measured}
     return replace(

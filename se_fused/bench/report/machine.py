@@ -1,4 +1,4 @@
-"""The report's section on the machine: what it is, how fast it copies and multiplies, what was skipped there."""
+"""Sections of the report on the machine, its speed of copies and matrix products, and on skipped benchmarks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["machine", "skipped"]
 
 
 def machine(run: Run) -> list[str]:
-    """Lines for the section."""
+    """Lines of the section on the machine."""
     return [*_facts(run), *_speeds(run)]
 
 
@@ -37,7 +37,7 @@ def _facts(run: Run) -> list[str]:
     lines += [f"- Run: {', '.join(about)}"] if about else []
     lines += [f"- Command: `{command}`" for command in run.commands]
     if run.freed_memory_kept is not None:
-        keeps = "keeps freed memory, for all candidates alike" if run.freed_memory_kept else "gives freed memory back"
+        keeps = "keeps freed memory, for all candidates" if run.freed_memory_kept else "returns freed memory"
         lines.append(f"- The C library {keeps}")
     return lines
 
@@ -48,20 +48,20 @@ def _speeds(run: Run) -> list[str]:
     for device, limits in run.limits.items():
         cache = f", last cache {size(limits.cache_bytes)}" if limits.cache_bytes else ""
         theory = limits.theoretical
-        told = [f"memory could at most move {bandwidth(theory)} GB/s (theory)"] if theory else []
+        told = [f"theoretical memory bandwidth {bandwidth(theory)} GB/s"] if theory else []
         products = ", ".join(f"{number(flops / 1e9)} in {dtype}" for dtype, flops in limits.matmul.items())
-        told += [f"the fastest matrix product measured made {products} GFLOP/s"] if products else []
+        told += [f"fastest measured matrix product {products} GFLOP/s"] if products else []
         if told or cache:
             lines.append(f"- {device}{cache}{': ' if told else ''}{'; '.join(told)}")
         rows += [[device, size(c.working_set_bytes), bandwidth(c.warm), bandwidth(c.cold)] for c in limits.copy]
     if rows:
-        lines += ["", "Speed of copy_, read and written bytes together; cold: over buffers that no cache holds.", "",
+        lines += ["", "Speed of copy_, read and written bytes together; cold: with buffers larger than all caches.", "",
                   *table(("device", "working set"), ("GB/s warm", "GB/s cold"), rows)]  # fmt: skip
     return lines
 
 
 def skipped(run: Run) -> list[str]:
-    """What did not run, by reason."""
+    """Lines on the benchmarks that did not run, by reason."""
     reasons: dict[str, list[str]] = {}
     for entry in run.skipped:
         reasons.setdefault(entry.reason, []).append(entry.name)

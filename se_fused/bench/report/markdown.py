@@ -1,4 +1,4 @@
-"""The Markdown document of a run: what SE costs, how fast se_fused is, how far that is from the limits."""
+"""Markdown report of a run: cost of SE, speed of se_fused, and distance from the limits of the machine."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -23,24 +23,24 @@ from .records import Measurement, Run
 
 __all__ = ["markdown"]
 
-_READING = """Times are medians ± half the distance of the quartiles. A ratio such as 1.50× says how many times faster
-se_fused is: the median of quotients of calls made in turn, where there are such; below 1 se_fused is slower.
-"Behind" means that the whole range between the ratio's quartiles lies below 1, "even" that it holds 1."""
+_READING = """Times are medians ± half the distance of the quartiles. A ratio such as 1.50× is the time of the baseline
+over the time of se_fused; below 1, se_fused is slower. It is the median of quotients of calls made in turn, if there
+are such calls. "Behind" means that the ratio's quartiles are both below 1, "even" that 1 is between them."""
 
 
 _JUDGED = ("block", "network", "convert")
 
 
 def markdown(run: Run) -> str:
-    """The document, GitHub's Markdown; sections without data are left out."""
+    """The report as GitHub's Markdown, without sections that have no data."""
     parts = [
-        _section("se_fused: what was measured", [*_answers(run), "", *_READING.splitlines(), *_notes(run)], 1),
+        _section("se_fused: measurements", [*_answers(run), "", *_READING.splitlines(), *_notes(run)], 1),
         _section("Machine", machine(run)),
         _section("Blocks", _blocks(run)),
         _section("Networks", _networks(run)),
         _section("Converted models", _converted(run)),
         _section("Scaling", _scaling(studies(run))),
-        _section("Convolution behind the gate", _conv1x1(run)),
+        _section("Convolution after the gate", _conv1x1(run)),
         _section("Passes", _passes(run)),
         _section("Memory", _memory(run)),
         _section("Skipped", skipped(run)),
@@ -49,7 +49,7 @@ def markdown(run: Run) -> str:
 
 
 def _section(heading: str, lines: Sequence[str], level: int = 2) -> str:
-    """Empty without lines."""
+    """A heading and its lines; empty if there are no lines."""
     return f"{'#' * level} {heading}\n\n" + "\n".join(lines).strip("\n") + "\n" if any(lines) else ""
 
 
@@ -62,7 +62,7 @@ def _input(m: Measurement) -> list[str]:
     return [shape(m.shape), m.dtype, layout_name(m.layout)]
 
 
-# ---- the answers first
+# ---- summary
 def _answers(run: Run) -> list[str]:
     lines = []
     for title, group in titled(comparisons(run, "block")).items():
@@ -99,7 +99,7 @@ def _baseline_name(name: str, w: Comparison) -> str:
 
 
 def _kinds(group: Iterable[Comparison]) -> list[tuple[str, tuple[str, ...]]]:
-    """Columns: the kinds of baselines that there are."""
+    """The kinds of baselines that were measured, as columns: (title, names)."""
     present = {name for w in group for name in w.names}
     others = sorted(present - {*BASELINES, *LIBRARIES})
     kinds = [("eager", ("eager",)), ("a module", LIBRARIES), ("compile", ("compile",)), *((o, (o,)) for o in others)]
@@ -138,7 +138,7 @@ def _mode(m: Measurement) -> str:
 
 # ---- blocks
 def _cell(versus: Versus | None, named: bool = False) -> str:
-    """The ratio, and which baseline it is where the heading does not say."""
+    """The ratio, with the baseline's name if ``named``, or with its mode if that is not the default."""
     if versus is None:
         return NOTHING
     name = versus.baseline.candidate if named else versus.mode
@@ -161,8 +161,9 @@ def _blocks(run: Run) -> list[str]:
     if lines:
         lines += [
             "vs a module: against the fastest of timm, torchvision and monai. vs compile: against its fastest mode, "
-            "named if not the default. Of a copy: the counted bytes (what the op must read and write at least) over "
-            "the time, as a share of the speed of copy_ on as many bytes; cold: with inputs that no cache holds.",
+            "which is named if it is not the default. Of a copy: the counted bytes (the least that the op must read "
+            "and write) per second, as a share of the speed of copy_ on as many bytes; cold: with inputs that are in "
+            "no cache.",
         ]
     return lines
 
@@ -172,7 +173,7 @@ def _networks(run: Run) -> list[str]:
     lines = []
     for device, group in by(comparisons(run, "network"), lambda m: m.device).items():
         names = list(dict.fromkeys(name for w in group for name in w.names))
-        left = ("network", "dtype", "mode", "batch", "fastest way of ours")
+        left = ("network", "dtype", "mode", "batch", "fastest se_fused")
         rows, costs = [], []
         for w in group:
             m = w.ours
@@ -182,10 +183,10 @@ def _networks(run: Run) -> list[str]:
                              *(_cell(w.versus(name)) for name in names)])  # fmt: skip
             costs.append([*about, *(_cost(w, name) for name in (OURS, *names))])
         heads = ("ms", "img/s", *(f"vs {name}" for name in names))
-        lines += [f"On {device}, each baseline in its better layout:", "", *table(left, heads, rows), ""]
+        lines += [f"On {device}, each baseline in its faster layout:", "", *table(left, heads, rows), ""]
         costs = [row for row in costs if any(cell != NOTHING for cell in row[4:])]
         if costs:
-            lines += ["What SE costs: time with it over time without it, minus 1, in the same layout.", "",
+            lines += ["Cost of SE: time with SE over time without it, minus 1, in the same layout.", "",
                       *table(left[:4], (OURS, *names), costs), ""]  # fmt: skip
         baselines = sorted({m.baseline for w in group for m in w.measurements if m.baseline})
         lines += [f"eager and compiled: {', '.join(baselines)}.", ""] if baselines else []
@@ -258,7 +259,7 @@ def _conv1x1(run: Run) -> list[str]:
         lines += [f"### {title}", ""]
         lines += [*table(("map", "dtype", "layout"), ("se_fused ms", *(f"vs {n}" for n in names)), rows), ""]
     if any("convolution" in w.names for w in comparisons(run, "conv1x1")):
-        lines.append("vs convolution: the convolution alone, without SE; 1× would be SE for nothing.")
+        lines.append("vs convolution: against the convolution alone, without SE; at 1×, SE would cost no time.")
     return lines
 
 
@@ -289,7 +290,7 @@ def _memory(run: Run) -> list[str]:
                 lines += [f"### {title}: MB", "", *table(left, heads, rows), ""]
     if lines:
         lines.append(
-            "Peak: above what there was before the call. Saved: kept for the backward pass. Of each baseline, its "
-            "fastest way. MB are 10^6 bytes."
+            "Peak: memory above the level before the call. Saved: memory saved for the backward pass. Each baseline "
+            "in its fastest variant. MB are 10^6 bytes."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Pairs our measurements with the baselines': our fastest way, the fastest of a kind of baseline, what SE costs."""
+"""Pairs our measurements with baselines: the fastest candidate of each family, ratios, and the cost of SE."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def family(candidate: str) -> str:
-    """Candidates that are ways of one baseline: ``compile max-autotune`` is compile's, ``se_fused optimized`` ours."""
+    """Family of a candidate: "compile" for ``compile max-autotune``, "se_fused" for ``se_fused optimized``."""
     for name in (OURS, "compile"):
         if candidate.startswith(name):
             return name
@@ -31,7 +31,7 @@ def family(candidate: str) -> str:
 
 
 def quotient(baseline: Measurement, ours: Measurement, cold: bool = False) -> Spread | None:
-    """How many times faster ours is than the baseline: as measured in turn, else the quotient of the medians."""
+    """Time of the baseline over our time: from calls made in turn if possible, else the quotient of the medians."""
     a, b = (baseline.cold_ratio, ours.cold_ratio) if cold else (baseline.ratio, ours.ratio)
     if a is not None and b is None and a.to == ours.candidate:
         return a
@@ -44,20 +44,20 @@ def quotient(baseline: Measurement, ours: Measurement, cold: bool = False) -> Sp
 
 
 def verdict(ratio: Spread) -> str:
-    """``behind`` or ``ahead`` where the whole range between the quartiles lies on one side of 1, else ``even``."""
+    """``behind`` or ``ahead`` if both quartiles are on one side of 1, else ``even``."""
     return "behind" if ratio.q3 < 1 else "ahead" if ratio.q1 > 1 else "even"
 
 
 @dataclass(frozen=True)
 class Versus:
-    """Ours against one baseline."""
+    """A baseline and the ratio of its time to ours."""
 
     baseline: Measurement
     ratio: Spread
 
     @property
     def mode(self) -> str:
-        """What distinguishes the baseline from others of its family: ``max-autotune``."""
+        """The part of the baseline's name after its family, such as ``max-autotune``."""
         return self.baseline.candidate.removeprefix(family(self.baseline.candidate)).strip()
 
 
@@ -73,15 +73,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was measured on the same input, so that it may be compared."""
+    """All measurements of one workload on the same input."""
 
     measurements: tuple[Measurement, ...]
     ours: Measurement
-    """Our fastest way, or the fastest of all where ours was not measured."""
+    """Our fastest candidate; the fastest of all if none of ours was measured."""
 
     @property
     def names(self) -> list[str]:
-        """Families of the baselines, as they came."""
+        """Families of the baselines in the order of measurement."""
         return list(dict.fromkeys(family(m.candidate) for m in self._with_se if not m.ours))
 
     @property
@@ -89,11 +89,11 @@ class Comparison:
         return [m for m in self.measurements if not m.plain]
 
     def best(self, *names: str) -> Measurement | None:
-        """The fastest candidate of these families, in its better layout."""
+        """The fastest candidate of these families in any layout."""
         return _fastest([m for m in self._with_se if family(m.candidate) in names])
 
     def versus(self, *names: str, cold: bool = False) -> Versus | None:
-        """Ours against the fastest of these families; None where there is none."""
+        """Our fastest candidate against the fastest of these families; None if one of them was not measured."""
         if not self.ours.ours:
             return None
         baseline = self.best(*names)
@@ -101,7 +101,7 @@ class Comparison:
         return None if baseline is None or ratio is None else Versus(baseline, ratio)
 
     def cost(self, name: str) -> Cost | None:
-        """What SE costs that family: its fastest way that was measured without SE too, in the same layout."""
+        """Cost of SE for a family: its fastest candidate that was also measured without SE in the same layout."""
         pairs = {}
         for plain in self.measurements:
             if plain.plain and family(plain.candidate) == name:
@@ -118,7 +118,10 @@ class Comparison:
 
 
 def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
-    """By times in turn with one reference, which itself has none, where that is how they were measured."""
+    """The fastest candidate, by ratios to the common reference if all were measured in turn with it, else by times.
+
+    The reference itself has no ratio and counts as 1.
+    """
     if not candidates:
         return None
     in_turn = sum(m.ratio is None for m in candidates) <= 1 and any(m.ratio is not None for m in candidates)
@@ -128,19 +131,19 @@ def _fastest(candidates: Sequence[Measurement]) -> Measurement | None:
 
 
 def _layout_of(m: Measurement) -> str:
-    """A network's candidates choose their own layout; a block's is part of the workload."""
+    """Layout that identifies a workload: empty for networks, whose candidates may use any layout."""
     return "" if m.kind in ("network", "convert") else m.layout
 
 
 def _key(m: Measurement) -> tuple[object, ...]:
     layout = _layout_of(m)
-    # A plain network may have a title of its own, and the convolution without SE has.
+    # Measurements without SE may have another title but belong to the same comparison.
     title = "" if m.kind == "network" else m.group if m.kind == "conv1x1" else m.title
     return m.kind, m.device, m.network, title, m.mode, m.shape, m.dtype, layout, m.axis, m.value
 
 
 def comparisons(run: Run, kind: str, study: bool = False) -> list[Comparison]:
-    """The comparisons of a kind of workload in the order of measuring; a study's points, or all others."""
+    """Comparisons of a kind of workload in the order of measurement: points of the scaling studies, or all others."""
     groups: dict[tuple[object, ...], list[Measurement]] = {}
     for m in run.measurements:
         if m.kind == kind and bool(m.axis) == study:
@@ -156,7 +159,7 @@ def comparisons(run: Run, kind: str, study: bool = False) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class Study:
-    """One axis of the scaling study: comparisons that differ in one size, smallest first."""
+    """A scaling study: comparisons that differ in one size, the axis, in increasing order."""
 
     axis: str
     title: str
@@ -165,21 +168,21 @@ class Study:
 
     @property
     def names(self) -> list[str]:
-        """Families of the baselines at any point."""
+        """Families of the baselines that were measured at any point."""
         return list(dict.fromkeys(name for _, comparison in self.points for name in comparison.names))
 
     def ratios(self, name: str) -> list[tuple[int, Spread]]:
-        """Value and ratio to that family, at the points that have both."""
+        """Value of the axis and ratio to a family, for the points with both measurements."""
         found = ((value, comparison.versus(name)) for value, comparison in self.points)
         return [(value, versus.ratio) for value, versus in found if versus is not None]
 
     def behind(self, name: str) -> list[tuple[int, Spread]]:
-        """The points at which ours is slower than that family."""
+        """The points at which se_fused is slower than the family."""
         return [(value, ratio) for value, ratio in self.ratios(name) if verdict(ratio) == "behind"]
 
 
 def studies(run: Run) -> list[Study]:
-    """The scaling studies, each with its points in order."""
+    """All scaling studies of a run."""
     found: dict[tuple[object, ...], list[tuple[int, Comparison]]] = {}
     for kind in dict.fromkeys(m.kind for m in run.measurements if m.axis):
         for comparison in comparisons(run, kind, study=True):
@@ -201,7 +204,7 @@ def _where(dtype: str, layout: str) -> str:
 
 
 def by(items: Iterable[Comparison], key: Callable[[Measurement], str]) -> dict[str, list[Comparison]]:
-    """Comparisons grouped by a key of our measurement, in order."""
+    """Comparisons grouped by a key of our measurement, in the given order."""
     groups: dict[str, list[Comparison]] = {}
     for item in items:
         groups.setdefault(key(item.ours), []).append(item)

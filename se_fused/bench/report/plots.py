@@ -1,4 +1,4 @@
-"""Pictures of a comparison and of the demo. Need matplotlib."""
+"""Pictures of ``se-fused compare`` and of the demo; matplotlib is required."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ def _label(row: Row) -> str:
 
 
 def speedup_bars(axes: "Axes", rows: Sequence[Row], labels: Sequence[str], title: str) -> None:
-    """Horizontal bars: how many times faster ours is than each baseline, one group per row, from top to bottom."""
+    """Draw horizontal bars of the speed-up over each baseline, one group per row, from top to bottom."""
     speedups = [row.speedups for row in rows]
     thick = 0.8 / max([len(s) for s in speedups] + [1])
     longest = max((value for s in speedups for value in s.values()), default=1.0)
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # so that the line at 1 crosses no number
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # hides the line at 1 behind numbers
     for baseline in BASELINES:
         label, colour, _ = style(baseline)
-        # A row's bars are centred on it, however many it has.
+        # center the bars of each row, whatever their number
         shifts = [(list(s).index(baseline) - (len(s) - 1) / 2) * thick if baseline in s else 0.0 for s in speedups]
         bars = [(i + shifts[i], s[baseline]) for i, s in enumerate(speedups) if baseline in s]
         if bars:
@@ -49,7 +49,7 @@ def speedup_bars(axes: "Axes", rows: Sequence[Row], labels: Sequence[str], title
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), labels=list(labels), fontsize=9)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("se_fused is so many times as fast as", fontsize=9)
+    axes.set_xlabel("time of the baseline over time of se_fused", fontsize=9)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     for side in ("top", "right", "left"):
@@ -57,10 +57,10 @@ def speedup_bars(axes: "Axes", rows: Sequence[Row], labels: Sequence[str], title
 
 
 def speedup_figure(rows: Sequence[Row], heading: str, path: str | os.PathLike[str]) -> None:
-    """One panel for each kind of workload and dtype.
+    """Write a picture of the speed-ups, with a panel for each kind of workload and dtype.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
     panels: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -89,18 +89,18 @@ def draw_training(
     heading: str,
     path: str | os.PathLike[str],
 ) -> None:
-    """The demo's picture: images on top, the losses of all runs, and speed-ups.
+    """Write the demo's picture: images at the top, below them the losses of all runs and the speed-ups.
 
     Args:
-        images: (N, 1, S, S) in [0, 1]; the first eight are shown.
-        titles: N texts.
-        losses: loss per training step, by name; the first one is drawn as dots on the lines of the others.
+        images: (N, 1, S, S) in [0, 1]; the first eight are drawn.
+        titles: N titles of the images.
+        losses: loss of each training step by name; the first is drawn as dots, the others as lines.
         rows: compared workloads.
-        heading: the line above all.
-        path: a .png, .pdf or .svg.
+        heading: title of the picture.
+        path: a .png, .pdf or .svg file.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
     shown = min(len(images), 8)
     figure = new_figure(12, 6.4)

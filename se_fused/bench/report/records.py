@@ -1,4 +1,4 @@
-"""A run of the benchmarks as typed values: what :mod:`.load` makes of the suite's JSON."""
+"""Typed records of a benchmark run, which :mod:`.load` reads from the JSON files of the suite."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ class Spread(Timing):
     n: int = 1
 
     def over(self, other: "Spread") -> "Spread":
-        """The quotient of two, where it was not measured in turn: its range is the widest that both quartiles allow."""
+        """Quotient of two independent measurements, with the widest range that the quartiles of both allow."""
         return Spread(self.median / other.median, self.q1 / other.q3, self.q3 / other.q1, min(self.n, other.n))
 
     def inverse(self) -> "Spread":
-        """1 over it."""
+        """The reciprocal."""
         return Spread(1 / self.median, 1 / self.q3, 1 / self.q1, self.n)
 
 
 @dataclass(frozen=True)
 class Ratio(Spread):
-    """A candidate's time over that of the candidate ``to``, measured in turn: so many times faster is the latter."""
+    """Time of a candidate over the time of the candidate ``to``, measured in turn."""
 
     to: str = "se_fused"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark, by the names of the suite's ``extra_info``. None: not measured."""
+    """One benchmark, with the field names of the suite's ``extra_info``; None means not measured."""
 
     fullname: str
     group: str
@@ -64,23 +64,23 @@ class Measurement:
 
     @property
     def ours(self) -> bool:
-        """Whether it times this package."""
+        """Whether the candidate is of this package."""
         return self.candidate.startswith(("se_fused", "converted"))
 
     @property
     def rate(self) -> float:
-        """Samples, for a network images, per second."""
+        """Samples per second; for a network, images per second."""
         return self.shape[0] / self.seconds.median
 
     def speed(self, cold: bool = False) -> float | None:
-        """Counted bytes per second, out of warm or cold caches."""
+        """Counted bytes per second, with warm or with cold caches."""
         seconds = self.cold if cold else self.seconds
         return None if seconds is None or not self.counted_bytes else self.counted_bytes / seconds.median
 
 
 @dataclass(frozen=True)
 class CopySpeed:
-    """Bytes per second of copy_, read and written together, on a working set of that size."""
+    """Bytes per second of copy_, read and written together, for one size of the working set."""
 
     working_set_bytes: int
     warm: float | None
@@ -89,7 +89,7 @@ class CopySpeed:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device can do at most."""
+    """Measured limits of a device, see :mod:`se_fused.bench.measure.device_limits`."""
 
     cache_bytes: int | None = None
     copy: tuple[CopySpeed, ...] = ()
@@ -107,7 +107,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Run:
-    """All of a run, or of several on one machine."""
+    """A run of the benchmarks, or several runs on one machine that were merged."""
 
     files: tuple[str, ...]
     measurements: tuple[Measurement, ...]
@@ -125,12 +125,12 @@ class Run:
 
     @property
     def machine(self) -> tuple[str, tuple[str, ...]]:
-        """The CPU's model and the GPUs' names: runs of two machines are not to be compared."""
+        """Model of the CPU and names of the GPUs; only runs of the same machine may be compared."""
         cpu, gpus = self.info.get("cpu") or {}, self.info.get("gpus") or []
         return str(cpu.get("model") or "unknown CPU"), tuple(str(gpu.get("name")) for gpu in gpus)
 
     @property
     def where(self) -> str:
-        """The machine in words."""
+        """The machine as a text."""
         cpu, gpus = self.machine
         return ", ".join([cpu, *gpus])

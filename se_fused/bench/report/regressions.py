@@ -1,7 +1,7 @@
-"""Whether two runs on one machine differ by more than noise.
+"""Detection of changes between two runs on one machine that are larger than noise.
 
-Times on a shared machine move by tens of percent from run to run. The baselines tell by how much: their code did not
-change, so what they moved by is the machine's drift, and how they differ in that is its noise.
+Times on a shared machine change by tens of percent from run to run. The baselines serve as controls, because their code
+did not change: their common change is the drift of the machine, and the spread of their changes is the noise.
 """
 
 import math
@@ -22,14 +22,14 @@ Verdict = Literal["slower", "faster", "within noise", "cannot tell"]
 
 @dataclass(frozen=True)
 class Change:
-    """One of our benchmarks, before and after.
+    """One benchmark of se_fused in both runs.
 
     Attributes:
-        before, after: seconds, medians.
-        quotient: after over before with the drift taken off: what the change of the code is held to have done.
+        before, after: median seconds.
+        quotient: after over before, divided by the drift: the estimated effect of the change of the code.
         drift: after over before of the controls.
-        of_group: whether the drift is that of the controls of the same group, not of all.
-        threshold: the quotient, or 1 over it, must exceed this to be a change; None: nothing tells.
+        of_group: whether the drift is from the controls of the same group, rather than from all.
+        threshold: the quotient or its reciprocal must exceed this to count as a change; None if it is unknown.
     """
 
     fullname: str
@@ -44,15 +44,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed between two runs.
+    """Comparison of two runs.
 
     Attributes:
-        judged: all of ours that both runs have.
-        lost, new: names of benchmarks, ours and baselines, that only one run has.
-        controls: baselines that both runs have.
-        flagged_controls: those of them that the same rule would call changed, though their code is the same.
-        drift: median of the controls' after over before; None without controls.
-        notes: what to know before believing it.
+        judged: benchmarks of se_fused in both runs.
+        lost, new: names of all benchmarks that are only in the first, or only in the second run.
+        controls: number of baselines in both runs.
+        flagged_controls: number of controls that the same rule reports as changed, although their code is the same.
+        drift: median of after over before of the controls; None without controls.
+        notes: limitations of the comparison.
     """
 
     judged: tuple[Change, ...]
@@ -64,20 +64,20 @@ class Changes:
     notes: tuple[str, ...]
 
     def having(self, verdict: Verdict) -> list[Change]:
-        """Those of that verdict, the largest change first."""
+        """Benchmarks with this verdict, the largest change first."""
         return sorted((change for change in self.judged if change.verdict == verdict), key=_size)
 
     @property
     def ok(self) -> bool:
-        """Nothing of ours is slower."""
+        """Whether no benchmark of se_fused is slower."""
         return not self.having("slower")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All values as a dict for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def text(self) -> str:
-        """Markdown: what is slower and faster, how many are neither, and what that rests on."""
+        """Report in Markdown: slower and faster benchmarks, number of the others, drift and thresholds."""
         return _text(self)
 
 
@@ -92,14 +92,14 @@ class _Pair:
 
     @property
     def within(self) -> float | None:
-        """Standard error of the logarithm, out of the calls of either run."""
+        """Standard error of the logarithm from the calls within both runs; None if a run has a single call."""
         errors = median_error(self.before.seconds), median_error(self.after.seconds)
         return None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
 
 
 @dataclass(frozen=True)
 class _Drift:
-    """Logarithms of the controls' changes: all, and by group with their names."""
+    """Logarithms of the controls' changes: by name, by group and name, and their median."""
 
     logs: Mapping[str, float]
     groups: Mapping[str, Mapping[str, float]]
@@ -114,9 +114,9 @@ class _Drift:
         return cls(logs, groups, statistics.median(logs.values()) if logs else 0.0)
 
     def at(self, group: str, without: str = "") -> tuple[float, bool]:
-        """The drift in a group, and whether it is the group's own.
+        """The drift in a group without one control, and whether it is of the group rather than of all controls.
 
-        One control could not tell its own noise from the drift, so a group of one takes that of all.
+        A group with a single control uses the drift of all, because one control cannot separate drift and noise.
         """
         found = [log for name, log in self.groups.get(group, {}).items() if name != without]
         return (statistics.median(found), True) if len(found) >= 2 else (self.whole, False)
@@ -125,21 +125,22 @@ class _Drift:
 def changes(before: Run, after: Run) -> Changes:
     """Compare two runs, benchmark by benchmark.
 
-    Of each of ours the controls' drift is taken off, that of its own group where this has two controls or more. Noise
-    is what remains of a control when the drift of the *others* is taken off it, for the two kinds of drift apart.
-    Ours is changed if what remains of it exceeds both this noise and the error of its own medians, each at a level
-    that leaves a chance of 5 % for any false alarm in the whole run, if noise is normal (see :mod:`.noise`).
+    The drift of the controls is subtracted from the change of each benchmark; the drift of its own group, if the group
+    has at least two controls. The noise is the spread of the controls after the drift of the *other* controls is
+    subtracted, separately for both kinds of drift. A benchmark has changed if its remaining change exceeds both this
+    noise and the error of its own medians. Both thresholds are chosen so that the probability of any false alarm in the
+    whole run is 5 %, if the noise is normal (see :mod:`.noise`).
 
     Args:
-        before, after: runs of one machine. What both contain is compared.
+        before, after: runs on one machine. Benchmarks in both runs are compared.
 
     Raises:
-        ValueError: they are of different machines, or have no benchmark of ours in common.
+        ValueError: the runs are from different machines, or have no benchmark of se_fused in common.
     """
     if before.machine != after.machine:
         raise ValueError(
-            f"{before.files[0]} is of {before.where}, {after.files[0]} of {after.where}: times of "
-            "different machines say nothing about the code"
+            f"{before.files[0]} is from {before.where}, {after.files[0]} from {after.where}: times of "
+            "different machines cannot be compared"
         )
     old, new = ({m.fullname: m for m in run.measurements} for run in (before, after))
     pairs = {name: _Pair(m, new[name]) for name, m in old.items() if name in new}
@@ -201,19 +202,19 @@ def _notes(before: Run, after: Run, enough: bool, controls: int) -> list[str]:
     notes = []
     if not enough:
         notes.append(
-            f"Too few controls to tell noise from change: {controls} baselines in both runs, {FEWEST} are needed. The "
-            "verdicts rest on the spread within each run alone and take no drift off; between two runs a machine often "
-            "moves by more than that, so a change shown here may be the machine's."
+            f"Too few controls to estimate the noise: {controls} baselines in both runs, {FEWEST} are needed. The "
+            "verdicts use only the spread within each run and do not subtract a drift. The machine often changes by "
+            "more than that between two runs, so a change shown here may come from the machine."
         )
     if before.commit == after.commit:
-        notes.append("Both runs are of the same commit" + (", with uncommitted changes." if after.dirty else "."))
+        notes.append("Both runs are from the same commit" + (", with uncommitted changes." if after.dirty else "."))
     if differing := _differences(_setting(before), _setting(after)):
-        notes.append(f"The runs differ in {', '.join(differing)}: what the baselines run may have changed too.")
+        notes.append(f"The runs differ in {', '.join(differing)}: the code of the baselines may have changed too.")
     return [*notes, *before.notes, *after.notes]
 
 
 def _setting(run: Run) -> dict[str, Any]:
-    """What the baselines' times depend on, besides the machine."""
+    """Settings that the times of the baselines depend on: number of threads and versions."""
     return {"threads": (run.info.get("cpu") or {}).get("threads"), **(run.info.get("versions") or {})}
 
 
@@ -224,7 +225,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 # ---- Markdown
 def _size(change: Change) -> float:
-    """Sorts the largest change to the front."""
+    """Sort key that puts the largest change first."""
     return -abs(math.log(change.quotient))
 
 
@@ -253,14 +254,14 @@ def _text(found: Changes) -> str:
     ]
     if found.drift is not None:
         lines.append(
-            f"{found.controls} controls (baselines, whose code is the same in both): the machine drifted by "
-            f"{_percent(found.drift)}; the rule calls {found.flagged_controls} of them changed."
+            f"{found.controls} controls (baselines with the same code in both runs): the machine drifted by "
+            f"{_percent(found.drift)}; the same rule reports {found.flagged_controls} of them as changed."
         )
     quotients = statistics.median(change.quotient for change in found.judged)
-    lines.append(f"Ours changed by {_percent(quotients)} in the median, drift taken off.")
+    lines.append(f"The median change of se_fused is {_percent(quotients)}, without the drift.")
     if thresholds := sorted(100 * (c.threshold - 1) for c in found.judged if c.threshold is not None):
         low, middle, high = thresholds[0], statistics.median(thresholds), thresholds[-1]
-        lines.append(f"To be seen a change must exceed ±{middle:.1f} % (median of all; {low:.1f} to {high:.1f} %).")
+        lines.append(f"A change must exceed ±{middle:.1f} % to be reported (median; {low:.1f} to {high:.1f} %).")
     lines += [f"Note: {note}" for note in found.notes]
     ordered = sorted(found.judged, key=_size)
     for verdict in ("slower", "faster"):

@@ -1,7 +1,7 @@
-"""The roofline: what the machine can do at most, and how near each measurement comes to it.
+"""Roofline plot: the limits of the machine and the measurements.
 
 Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures",
-Communications of the ACM 52: the lesser of arithmetic's peak and bandwidth times FLOP per byte.
+Communications of the ACM 52: the limit is the minimum of the arithmetic peak and of bandwidth times FLOP per byte.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ __all__ = ["Point", "Roof", "draw_roofline", "points", "roofs"]
 
 _SHOWN = (OURS, *BASELINES)
 _KINDS = {"pass": "passes", "block": "blocks", "network": "networks"}
-# Blocks share one intensity: what lies on one line is drawn a little beside it.
+# All blocks have the same intensity, so the points of the baselines are shifted horizontally by these factors.
 _ASIDE = {"se_fused": 1.0, "eager": 0.88, "compile": 1.14}
 _DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement: FLOP per counted byte, FLOP per second, and counted bytes per second."""
+    """A measurement with counted bytes, and counted operations if known."""
 
     kind: str
     name: str
@@ -43,13 +43,13 @@ class Point:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Counted operations over the time."""
+        """Counted operations per second."""
         return self.intensity * self.bytes_per_second if self.intensity else None
 
 
 @dataclass(frozen=True)
 class Roof:
-    """A bandwidth in bytes per second."""
+    """A line of the roofline: a bandwidth in bytes per second, with its label and dash pattern."""
 
     label: str
     bytes_per_second: float
@@ -57,7 +57,7 @@ class Roof:
 
 
 def points(run: Run, device: str) -> list[Point]:
-    """The measurements with counted bytes on that device: ours, eager and compiled; of networks those with SE."""
+    """Measurements with counted bytes on a device: se_fused, eager and compiled, and only networks with SE."""
     found = []
     for m in run.measurements:
         speed, name = m.speed(), family(m.candidate)
@@ -67,7 +67,7 @@ def points(run: Run, device: str) -> list[Point]:
 
 
 def roofs(limits: Limits) -> list[Roof]:
-    """The slanted roofs: theory, the fastest copy_ with warm caches, copy_ of the largest set with cold caches."""
+    """Bandwidth lines: theoretical, fastest copy_ with warm caches, copy_ of the largest set with cold caches."""
     warm = [c.warm for c in limits.copy if c.warm]
     cold = [c.cold for c in limits.copy if c.cold]
     found = [Roof("theoretical bandwidth of memory", limits.theoretical, "--")] if limits.theoretical else []
@@ -77,9 +77,9 @@ def roofs(limits: Limits) -> list[Roof]:
 
 
 def draw_roofline(run: Run, title: str) -> "Figure | None":
-    """Per device two panels: the roofline, and counted bytes per second over counted bytes beside the copy's curves.
+    """Two panels per device: the roofline, and counted bytes per second over counted bytes, with curves of copy_.
 
-    All blocks lie at about one FLOP per byte, so the second panel is where they can be told apart.
+    All blocks have about one FLOP per byte, so they can be distinguished only in the second panel.
     """
     devices = [d for d in dict.fromkeys(m.device for m in run.measurements) if points(run, d)]
     if not devices:
@@ -91,14 +91,14 @@ def draw_roofline(run: Run, title: str) -> "Figure | None":
         _roofline(left, limits, found, device)
         _speeds(right, limits.copy, found, device)
     legend(figure, columns=4)
-    figure.suptitle(f"How near the limits: {title}", fontsize=11)
+    figure.suptitle(f"Roofline: {title}", fontsize=11)
     return figure
 
 
 def _scatter(axes: "Axes", found: Sequence[tuple[Point, float, float]]) -> None:
-    """Ours filled, baselines hollow; the marker tells the kind."""
+    """Draw points: se_fused filled, baselines hollow; the marker shows the kind of workload."""
     markers = {"pass": "x", "block": "o", "network": "s"}
-    # Ours last, on top: where all lie close, it is ours that is looked for.
+    # Draw se_fused last, so that its points are on top.
     for kind, text in _KINDS.items():
         for name in reversed(_SHOWN):
             some = [(x, y) for point, x, y in found if (point.kind, point.name) == (kind, name)]
@@ -119,7 +119,7 @@ def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str)
     if placed:
         low, high = min(x for _, x, _ in placed) / 4, max(x for _, x, _ in placed) * 4
         top = max(peaks.values(), default=0)
-        if top and slants:  # the ridge is part of the picture
+        if top and slants:  # extend the axis to show where bandwidth and arithmetic limits meet
             high = max(high, 3 * top / min(roof.bytes_per_second for roof in slants))
         for roof in slants:
             end = min(high, top / roof.bytes_per_second) if top else high
@@ -135,7 +135,7 @@ def _roofline(axes: "Axes", limits: Limits, found: Sequence[Point], device: str)
     else:
         axes.text(0.5, 0.5, "no counted operations in this run", ha="center", fontsize=9, transform=axes.transAxes)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
-    beside = "FLOP per counted byte (drawn aside: eager to the left, compile to the right)"
+    beside = "FLOP per counted byte (shifted for clarity: eager to the left, compile to the right)"
     finish(axes, f"roofline, {device}", beside, "GFLOP/s")
 
 

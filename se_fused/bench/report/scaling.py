@@ -1,4 +1,4 @@
-"""Pictures over the sizes of the scaling study: how many times faster, and images per second."""
+"""Pictures of the scaling studies: speed-ups and images per second over the size."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,10 +20,10 @@ _AXES = {"positions": "positions (height × width)", "batch": "batch size", "ima
 
 
 def rates(study: Study) -> dict[str, list[tuple[int, Spread]]]:
-    """Images per second by family, each in its fastest way; only networks have any.
+    """Images per second by family, each with its fastest candidate; empty for blocks.
 
-    A baseline's rate is ours over the ratio that was measured in turn: rates of two benchmarks, minutes apart on a
-    machine with neighbours, do not compare.
+    The rate of a baseline is our rate over the ratio that was measured in turn. Rates of two benchmarks cannot be
+    compared, because they are measured minutes apart on a machine that is shared with others.
     """
     found: dict[str, list[tuple[int, Spread]]] = {}
     for value, comparison in study.points:
@@ -57,7 +57,7 @@ def _plain_ticks(axes: "Axes", study: Study) -> None:
     values = [value for value, _ in study.points]
     axes.set_xscale("log")
     axes.set_xlim(values[0] / 1.25, values[-1] * 1.25)
-    # On a logarithmic axis a tick's text needs about a tenth of the width; the ends always have theirs.
+    # A label needs about a tenth of the width of the logarithmic axis. The ends always have labels.
     far = (values[-1] / values[0]) ** 0.1 if values[0] else 1.0
     shown: list[int] = []
     for value in reversed(values):
@@ -84,13 +84,13 @@ def _title(study: Study) -> str:
 
 
 def draw_scaling(run: Run, title: str) -> "Figure | None":
-    """A panel per study: how many times faster ours is than each baseline; below the line at 1 it is behind."""
+    """A panel per study: speed-up over each baseline. Below the line at 1, se_fused is slower."""
     found = [study for study in studies(run) if any(study.ratios(name) for name in study.names)]
     if not found:
         return None
     from matplotlib.ticker import NullLocator
 
-    figure, grid = _grid(found, f"How many times faster se_fused is, by size: {title}")
+    figure, grid = _grid(found, f"Speed-up of se_fused by size: {title}")
     for axes, study in zip(grid, found, strict=True):
         curves = {name: points for name in study.names if (points := study.ratios(name))}
         for name, points in curves.items():
@@ -99,7 +99,7 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
         low, high = min(0.75, min(ends) / 1.15), max(1.4, max(ends) * 1.15)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        # Within a tenth of the axis one tick's text would touch the next one's.
+        # Labels of ticks closer than this would overlap.
         ticks: list[float] = []
         for tick in sorted((t for t in _TICKS if low <= t <= high), key=lambda t: abs(t - 1)):
             if all(max(tick, t) / min(tick, t) > (high / low) ** 0.075 for t in ticks):
@@ -108,7 +108,7 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
         axes.yaxis.set_minor_locator(NullLocator())
         axes.axhspan(low, 1, color="#a00000", alpha=0.08, linewidth=0, zorder=0)
         axes.axhline(1, color="#666666", linewidth=1, linestyle="--", zorder=1)
-        # Beside the data: a curve may run anywhere within.
+        # Place the text outside the axes, because a curve may be anywhere inside.
         axes.text(1.015, low**0.5, "behind", color="#a00000", fontsize=SMALL, rotation=90, va="center",
                   transform=axes.get_yaxis_transform())  # fmt: skip
         _plain_ticks(axes, study)
@@ -119,7 +119,7 @@ def draw_scaling(run: Run, title: str) -> "Figure | None":
 
 
 def draw_rates(run: Run, title: str) -> "Figure | None":
-    """A panel per study of a network: images per second, each candidate in its fastest way."""
+    """A panel per study of a network: images per second of each family's fastest candidate."""
     found = [study for study in studies(run) if rates(study)]
     if not found:
         return None

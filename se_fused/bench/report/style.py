@@ -1,6 +1,6 @@
-"""What the pictures share: figures and files, a label, colour and marker per candidate, grouped bars, legends.
+"""Drawing functions shared by the pictures: figures, files, styles of the candidates, grouped bars and legends.
 
-Needs matplotlib; draws without a display and leaves the caller's pyplot alone.
+They need matplotlib but no display, and do not change the state of pyplot.
 """
 
 import os
@@ -34,11 +34,12 @@ __all__ = [
 ]
 
 SMALL = 8
-"""Points of the smallest text."""
+"""Font size of the smallest text, in points."""
 _HINT = 'drawing needs matplotlib: pip install matplotlib, or pip install "se_fused[bench]"'
 _WHISKERS = {"ecolor": "#777777", "elinewidth": 1, "zorder": 3}
 
-# Okabe & Ito's colours and near ones, darkened where text or thin lines need it; each also has a marker of its own.
+# Label, colour and marker. The colours are Okabe & Ito's and similar ones, darkened for text and thin lines; each
+# candidate also has another marker, except for the group "module".
 STYLES: dict[str, tuple[str, str, str]] = {
     "se_fused": ("se_fused", "#1b1b1b", "o"),
     "eager": ("eager PyTorch", "#3b6ea8", "s"),
@@ -50,7 +51,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "openvino": ("OpenVINO", "#8c6bb1", "X"),
     "onnxruntime": ("ONNX Runtime", "#b09f1c", "<"),
     "tensorrt": ("TensorRT", "#7f7f7f", ">"),
-    # of our own kernels, each beside what was expected of it
+    # this library's kernels, and their expected speed
     "cuda": ("CUDA", "#7a1f5c", "h"),
     "triton": ("Triton", "#2f8f9d", "p"),
     "expected": ("expected", "#cccccc", "|"),
@@ -58,7 +59,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
 
 
 def check_matplotlib() -> None:
-    """ImportError that says what to install, unless matplotlib is there."""
+    """Raise an ImportError with the command that installs matplotlib, if it is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -66,7 +67,7 @@ def check_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure in inches; needs no display."""
+    """An empty figure of this size in inches; needs no display."""
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write the figure as .png, .pdf or .svg; the file appears whole or not at all."""
+    """Write the figure as .png, .pdf or .svg, atomically."""
     write_whole(Path(path), lambda part: figure.savefig(part, dpi=130))
 
 
@@ -87,12 +88,12 @@ def style(name: str) -> tuple[str, str, str]:
 
 
 def label_of(m: Measurement) -> str:
-    """8×256×56×56 NCHW"""
+    """Shape and layout of a measurement, such as "8×256×56×56 NCHW"."""
     return f"{shape(m.shape)} {layout_name(m.layout)}"
 
 
 def heading(run: Run) -> str:
-    """The line above a picture: where, with what, of which commit."""
+    """Title of a picture: machine, threads, version of torch and commit."""
     versions = run.info.get("versions") or {}
     threads = (run.info.get("cpu") or {}).get("threads")
     about = [run.where, f"{threads} threads" if threads and not run.machine[1] else ""]
@@ -102,7 +103,7 @@ def heading(run: Run) -> str:
 
 
 def legend(figure: "Figure", columns: int = 4) -> None:
-    """One legend below all panels; a label that several panels have stands there once."""
+    """One legend below all panels, with each label once."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -114,7 +115,7 @@ def legend(figure: "Figure", columns: int = 4) -> None:
 
 
 def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:
-    """The title, labels and lines of a panel."""
+    """Set title, labels and spines of a panel."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -126,7 +127,7 @@ def finish(axes: "Axes", title: str, x: str, y: str = "") -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with the range of its quartiles."""
+    """A value and its quartiles."""
 
     value: float
     low: float
@@ -134,32 +135,32 @@ class Bar:
 
     @classmethod
     def exact(cls, value: float) -> "Bar":
-        """Without a range."""
+        """A value without a range."""
         return cls(value, value, value)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Rows of bars, each a label and a bar per series."""
+    """Rows of bars; each row has a label and a bar per candidate."""
 
     title: str
     rows: Sequence[tuple[str, Mapping[str, Bar]]]
 
     @property
     def height(self) -> float:
-        """Inches that its rows need for text of 8 points beside each bar."""
+        """Height in inches that the rows need with a text of 8 points beside each bar."""
         return 0.75 + sum(0.17 * max(len(bars), 1) + 0.12 for _, bars in self.rows)
 
 
 def bars(axes: "Axes", panel: Panel, text: Callable[[float], str], x: str, line: float | None = None) -> None:
-    """Grouped horizontal bars, the first row on top; every bar of a panel is equally thick and bears its value.
+    """Draw grouped horizontal bars of equal thickness with their values, the first row at the top.
 
     Args:
-        axes: where.
-        panel: what.
-        text: writes a value.
-        x: the axis's label.
-        line: draws a dashed line there.
+        axes: the axes to draw into.
+        panel: the rows.
+        text: function that formats a value.
+        x: label of the x axis.
+        line: position of a dashed line, or None.
     """
     thick, gap = 1.0, 0.7
     top, places = 0.0, []
@@ -198,7 +199,7 @@ def bar_pages(
     line: float | None = None,
     tallest: float = 24.0,
 ) -> list["Figure"]:
-    """Figures of two columns of panels; what is higher than ``tallest`` inches goes on to the next figure."""
+    """Figures with two columns of panels, each figure at most ``tallest`` inches high."""
     found = [panel for panel in panels if panel.rows]
     lines = [found[i : i + 2] for i in range(0, len(found), 2)]
     pages: list[list[list[Panel]]] = []

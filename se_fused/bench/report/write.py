@@ -1,4 +1,4 @@
-"""What the commands write: JSON of a comparison, the report of a run with its pictures, JSON of what changed."""
+"""Output files of the commands: JSON of a comparison, the report of a run with pictures, JSON of changes."""
 
 import json
 import math
@@ -23,20 +23,20 @@ __all__ = ["check_folder", "check_writable", "comparison_json", "write_changes",
 
 def _check_parent(path: Path, folder: Path) -> None:
     if not folder.is_dir():
-        raise ValueError(f"{path}: there is no folder {folder}; make it first")
+        raise ValueError(f"{path}: there is no folder {folder}; create it first")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{path}: the folder {folder} cannot be written to")
 
 
 def check_writable(path: Path) -> None:
-    """ValueError, one line, unless a file can be made there: asked before minutes of measuring."""
+    """Raise a one-line ValueError if a file cannot be created at ``path``; called before minutes of measurements."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file")
     _check_parent(path, path.parent)
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError or ImportError, one line, unless the folder can be made or written to and pictures can be drawn."""
+    """Raise a one-line ValueError if the folder cannot be created or written to; ImportError without matplotlib."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder")
     _check_parent(folder, folder if folder.exists() else folder.parent)
@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not support, by strings."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -57,7 +57,7 @@ def _json(content: dict[str, Any]) -> str:
 
 
 def comparison_json(rows: Sequence["Row"], memory_copy: dict[str, float], arguments: Sequence[str]) -> str:
-    """Everything that was measured and what it takes to repeat it, as JSON."""
+    """All measurements, and the command and environment to repeat them, as JSON."""
     content = {
         "command": command(["se-fused", *arguments]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,11 +70,11 @@ def comparison_json(rows: Sequence["Row"], memory_copy: dict[str, float], argume
 
 
 def write_report(run: "Run", folder: Path) -> list[Path]:
-    """Write report.md and the pictures, whose names it ends with; the folder is made. Returns the files.
+    """Write report.md and the pictures that it shows at its end; return the files. The folder is created if needed.
 
-    Each file appears whole or not at all, the document last: where it stands, the pictures do too.
+    Each file is written atomically, and report.md last, so that its pictures exist.
     """
-    from .figures import draw  # every command that checks an output imports this file
+    from .figures import draw  # imported here, because every command that checks an output imports this file
     from .markdown import markdown
 
     folder.mkdir(exist_ok=True)

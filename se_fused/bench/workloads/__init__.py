@@ -1,1 +1,1 @@
-"""What is benchmarked: a block, a network, a converted network."""
+"""Benchmark workloads: a block, a network and a converted network."""

@@ -1,8 +1,8 @@
-"""What a benchmark measures: a workload, and the candidates that compute it.
+"""Base classes of benchmarks: a workload, and the candidates that compute it.
 
-A workload holds its inputs and builds candidates that work on them: the same numbers in the same memory order. It also
-computes the results in float64, against which every candidate is checked before it is timed. Which candidates there
-are is in :mod:`se_fused.bench.providers.registry`.
+A workload holds its inputs and builds candidates that use them, with the same values and memory format. It also
+computes the results in float64, with which every candidate is compared before it is timed. The candidates are listed in
+:mod:`se_fused.bench.providers.registry`.
 """
 
 from collections.abc import Callable
@@ -22,22 +22,22 @@ MODES = ("infer", "train")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute a workload."""
+    """An implementation of a workload, with its inputs."""
 
     name: str  # mostly one of se_fused.bench.providers.registry.PROVIDERS
     layout: str
-    run: Callable[[], Any]  # what is timed
-    results: Callable[[], dict[str, Tensor]]  # the same, once, with all results by name
-    forward: Callable[[], Any]  # forward alone, with grad: for the bytes that it saves
-    kept: tuple[Tensor, ...]  # parameters and buffers, which are there anyway
-    reset: Callable[[], None] = lambda: None  # drops what a run leaves behind: gradients
-    rotate: Callable[[int], list[Callable[[], Any]]] | None = None  # run, on so many copies of the inputs
+    run: Callable[[], Any]  # the function to time
+    results: Callable[[], dict[str, Tensor]]  # runs once and returns all results by name
+    forward: Callable[[], Any]  # the forward pass with gradients enabled, for counting the saved bytes
+    kept: tuple[Tensor, ...]  # parameters and buffers, which do not count as saved
+    reset: Callable[[], None] = lambda: None  # deletes the gradients of earlier runs
+    rotate: Callable[[int], list[Callable[[], Any]]] | None = None  # n functions like run, on n copies of the inputs
 
 
 class Workload:
     """Base class of the workloads: inputs, candidates that compute on them, and the results in float64.
 
-    ``images`` is the batch size; ``shape`` that of the input.
+    ``shape`` is the shape of the input, and ``images`` the batch size.
     """
 
     title: str
@@ -47,56 +47,56 @@ class Workload:
     dtype: torch.dtype
     device: torch.device
     baseline: str
-    """What eager and compiled candidates run, with its version."""
+    """Code of the eager and compiled candidates, with its version."""
     layouts: tuple[str, ...]
-    """Those that ours and the eager baseline are measured in."""
+    """Layouts in which se_fused and the eager baseline are measured."""
     truth_of = "eager"
-    """The candidate that is plain PyTorch: float64's results come from it, and its own errors limit the others'."""
+    """Candidate in plain PyTorch. It computes the float64 results, and its errors define those allowed for others."""
     draws: int
-    """Inputs that may be drawn until all results agree; see :func:`se_fused.bench.accuracy.agreement`."""
+    """Maximum number of inputs to draw until all results agree; see :func:`se_fused.bench.accuracy.agreement`."""
     seconds: float
-    """About how long to measure, where nobody says how often."""
+    """Approximate seconds of measurement, if the number of rounds is not given."""
 
     @property
     def images(self) -> int:
-        """N."""
+        """Batch size N."""
         return self.shape[0]
 
     def draw(self, seed: int) -> None:
-        """Put new numbers into the inputs, in place."""
+        """Fill the inputs with new random numbers, in place."""
         raise NotImplementedError
 
     def truth(self) -> dict[str, Tensor]:
-        """The results by name, in float64, of plain PyTorch."""
+        """Results of plain PyTorch in float64, by name."""
         raise NotImplementedError
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        """The candidate of that name, on the inputs as they are. Candidates are independent of each other.
+        """Build the candidate ``name`` on the current inputs. Candidates are independent of each other.
 
         Args:
-            name: one that the workload knows; see :mod:`se_fused.bench.providers.registry`.
-            layout: "contiguous" or "channels_last"; for networks the provider's own where it has one.
+            name: a candidate of the workload; see :mod:`se_fused.bench.providers.registry`.
+            layout: "contiguous" or "channels_last"; a network uses the layout of the provider instead, if it has one.
 
         Raises:
-            ValueError: another name, or the reason of :func:`se_fused.bench.providers.registry.why_not`.
+            ValueError: the name is unknown, or the candidate cannot run here; the message is then the reason of
+                :func:`se_fused.bench.providers.registry.why_not`.
         """
         raise NotImplementedError
 
     def bound(self, name: str) -> Tensor | None:
-        """Largest error of each element of that result where one can be derived (ours only), else None."""
+        """Bound for the error of each element of a result of se_fused; None if no bound was derived."""
         return None
 
     def counted(self) -> tuple[int, int] | None:
-        """(bytes of the design's counted passes, bytes of the tensors they go over), or None where none are counted."""
+        """(bytes of the counted passes, bytes of the tensors in them); None if this workload counts no bytes."""
         return None
 
     def flops(self) -> int | None:
-        """Floating-point operations, counted from the shapes, or None where none are counted."""
+        """Number of floating-point operations, counted from the shapes; None if this workload counts none."""
         return None
 
     def _check(self, name: str, known: tuple[str, ...]) -> None:
-        """Refuses a candidate that is not known, or cannot run here."""
-        """Refuses a candidate that is not known, or cannot run here."""
+        """Raise ValueError if the candidate is unknown or cannot run here."""
         if name not in known:
             raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
         reason = why_not(name, self.device, self.dtype, self.mode)
@@ -105,11 +105,11 @@ class Workload:
 
     @property
     def compiled_layout(self) -> str:
-        """The layout that the compiled baseline runs in."""
+        """Layout of the compiled baseline."""
         return "channels_last" if len(self.layouts) > 1 else self.layouts[0]
 
     def describe(self) -> dict[str, Any]:
-        """For JSON."""
+        """Description as a dict for JSON."""
         return {
             "title": self.title, "mode": self.mode, "layout": self.layout, "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device), "baseline": self.baseline,

@@ -20,7 +20,7 @@ from .base import Candidate, Workload
 __all__ = ["STAGES", "BlockWorkload", "block_flops"]
 
 STAGES = ((8, 256, 56, 56), (8, 512, 28, 28), (8, 1024, 14, 14), (8, 2048, 7, 7))
-"""The maps (N, C, H, W) that the blocks of ResNet-50's four stages end in, at batch 8 and 224 x 224 pixels."""
+"""Output maps (N, C, H, W) of the blocks in the four stages of ResNet-50, for batch 8 and 224 x 224 pixels."""
 
 _BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
 
@@ -28,18 +28,19 @@ _BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
 def block_flops(shape: tuple[int, ...], hidden: int, mode: str, batch_norm: bool) -> int:
     """Floating-point operations of relu(SE(BN(x)) + residual), counted from the shapes.
 
-    Per element, forward: 1 for the mean, 1 for the gate's product, 1 for the sum, 1 for the ReLU. Batch norm adds 2
-    (a product, a sum), in training 4 more for its statistics (1 for the mean; difference, product and sum for the
-    variance). Backward: 1 for the ReLU, 2 for the gate's gradient (product, sum), 2 for x's (product, and the sum with
-    the mean's). Batch norm adds 9: x-hat 2, the sums of dy and dy x-hat 1 + 2, dx 4 (two differences, two products).
-    The two fully connected layers take 2 N C R operations each forward, and twice as many backward. Not counted: what
-    is done once per channel or hidden unit (activations, the gate, biases).
+    Forward, per element: 1 for the mean, 1 for the product with the gate, 1 for the addition, 1 for ReLU. Batch norm
+    adds 2 (product, addition), and in training 4 for its statistics (1 for the mean; difference, product and addition
+    for the variance). Backward, per element: 1 for ReLU, 2 for the gradient of the gate (product, addition), 2 for the
+    gradient of x (product, and addition of the gradient through the mean). Batch norm adds 9: 2 for x-hat, 1 + 2 for
+    the sums of dy and of dy x-hat, 4 for dx (two differences, two products). The two fully connected layers need
+    2 N C R operations each in forward, and twice as many in backward. Operations once per channel or hidden unit
+    (activations, the gate, biases) are not counted.
 
     Args:
         shape: (N, C, H, W).
-        hidden: R.
+        hidden: squeezed width R.
         mode: "infer", "forward" or "train".
-        batch_norm: whether there is one.
+        batch_norm: whether the block has a batch norm.
     """
     n, c = shape[:2]
     elements = torch.Size(shape).numel()
@@ -56,20 +57,21 @@ def _grad(mode: str) -> AbstractContextManager[Any]:
 class BlockWorkload(Workload):
     """The end of a residual block: relu(SE(x) + residual) or relu(SE(BN(x)) + residual).
 
-    Batch norm's parameters are float32, as under autocast; the rest has ``dtype``. Every candidate takes x and the
-    residual in ``layout``.
+    The parameters of batch norm are float32, as under autocast; all other tensors have ``dtype``. Every candidate gets
+    x and the residual in ``layout``.
 
     Args:
         shape: (N, C, H, W).
-        dtype: of x, residual and SE's parameters.
+        dtype: dtype of x, the residual and the parameters of SE.
         layout: "contiguous" or "channels_last".
-        mode: "infer"; "forward": the forward pass of training, batch norm with the batch's statistics, and what
-            backward needs is kept; "train": forward and backward.
-        device: of all tensors.
-        batch_norm: whether there is one before SE, in inference with the running statistics; None: all but inference.
+        mode: "infer"; "forward": the forward pass of training, with the statistics of the batch, which saves tensors
+            for backward; "train": forward and backward.
+        device: device of all tensors.
+        batch_norm: whether a batch norm precedes SE, in inference with its running statistics; None: in all modes
+            except inference.
 
     Raises:
-        ValueError: another mode.
+        ValueError: ``mode`` is unknown.
     """
 
     baseline = "se_fused.reference (plain PyTorch)"
@@ -97,7 +99,7 @@ class BlockWorkload(Workload):
         self._training = self.batch_norm and mode != "infer"
         self._options = {"training": self._training} if self.batch_norm else {}
         c = shape[1]
-        self.hidden = r = max(c // 16 // 8 * 8, 8)  # as timm rounds it
+        self.hidden = r = max(c // 16 // 8 * 8, 8)  # timm's rounding
         self._scales: dict[str, tuple[tuple[int, ...], float, float]] = {  # shape, mean, standard deviation
             "x": (shape, 0.5, 1.0), "running_mean": ((c,), 0.0, 1.0), "running_var": ((c,), 1.0, 0.0),
             "bn_weight": ((c,), 1.0, 0.3), "bn_bias": ((c,), 0.0, 0.3),
@@ -122,8 +124,8 @@ class BlockWorkload(Workload):
         where = generator.device
         for name, (size, mean, deviation) in self._scales.items():
             self.given[name].copy_(torch.randn(size, generator=generator, device=where) * deviation + mean)
-        # Where the ReLU's argument is within rounding of zero, two right answers may have different derivatives; no
-        # gradient is sent there, so that what is compared is continuous.
+        # If the argument of ReLU is within rounding of zero, two correct results may have different derivatives. The
+        # incoming gradient is zero there, so that the compared values are continuous.
         t = self._call(reference, self._double(), out_act=None)
         certain = t.abs() > 8 * torch.finfo(self.dtype).eps * t.abs().max()
         self.dy.copy_(torch.randn(self.shape, generator=generator, device=where)).mul_(certain)
@@ -137,7 +139,7 @@ class BlockWorkload(Workload):
 
     @torch.no_grad()
     def _restart(self, given: dict[str, Tensor]) -> list[str]:
-        """Reset the running statistics to their initial values; returns their names."""
+        """Reset the running statistics to their initial values and return their names."""
         names = [name for name in given if name.startswith("running")]
         for name in names:
             given[name].copy_(self.given[name])
@@ -178,11 +180,11 @@ class BlockWorkload(Workload):
         return counted_bytes(self.shape, self.dtype, passes), tensors * self.given["x"].nbytes
 
     def flops(self) -> int:
-        """See :func:`block_flops`."""
+        """Floating-point operations of the block, see :func:`block_flops`."""
         return block_flops(self.shape, self.hidden, self.mode, self.batch_norm)
 
     def _op(self, name: str) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
-        """The candidate's op and its arguments by name, in the workload's memory but for the running statistics."""
+        """Function of a candidate and its arguments by name. Except running statistics, they are not copied."""
         given = {k: t.clone() if k.startswith("running") else t for k, t in self.given.items()}
         if name in LIBRARIES:
             module = ModuleBlock(name, self.given, self._training)
@@ -199,7 +201,7 @@ class BlockWorkload(Workload):
 
         mode = compile_mode(name)
         if mode is not None:
-            # CUDA graphs copy what may lie elsewhere at the next call; in a network the layer before writes in place.
+            # CUDA graphs copy inputs whose address may change. In a network, inputs have fixed addresses, as here.
             given = {k: t.detach().requires_grad_(t.requires_grad) for k, t in given.items()}
             for t in given.values():
                 torch._dynamo.mark_static_address(t)

@@ -1,4 +1,4 @@
-"""Whole models of other libraries as workloads: as they are, and as :func:`se_fused.convert` makes them."""
+"""Models of other libraries as workloads: the original, and the result of :func:`se_fused.convert`."""
 
 import copy
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ CONVERTED = (
     ("mobilenetv3_large_100", "timm"), ("efficientnet_b0", "torchvision"), ("mobilenet_v3_large", "torchvision"),
     ("regnet_y_400mf", "torchvision"), ("seresnet50", "monai"),
 )  # fmt: skip
-"""(name, library) of the models that the tests and the benchmarks convert."""
+"""(name, library) of the models in the tests and benchmarks of conversion."""
 
 
 def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """A model of that library, whose training is deterministic: dropout and stochastic depth have the rate 0.
+    """A model of another library with deterministic training: dropout and stochastic depth are set to rate 0.
 
     Args:
-        name: timm's or torchvision's name of the model, or the name of MONAI's class in any case.
+        name: timm's or torchvision's name of the model, or the name of MONAI's class, ignoring case.
         library: one of :data:`se_fused.bench.providers.modules.LIBRARIES`.
-        num_classes: outputs.
-        in_chans: channels of the image; torchvision's have 3.
+        num_classes: number of outputs.
+        in_chans: channels of the images; must be 3 for torchvision.
 
     Raises:
         ImportError: the library is not installed.
-        ValueError: no such library or model, or torchvision with other channels.
+        ValueError: the library or model is unknown, or ``in_chans`` is not 3 for torchvision.
     """
     if library not in LIBRARIES:
         raise ValueError(f"library must be one of {', '.join(LIBRARIES)}; got {library!r}")
@@ -53,7 +53,7 @@ def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) 
         import torchvision
 
         if in_chans != 3:
-            raise ValueError(f"in_chans must be 3 with torchvision, whose models take nothing else; got {in_chans}")
+            raise ValueError(f"in_chans must be 3 for torchvision's models; got {in_chans}")
         model = torchvision.models.get_model(name, num_classes=num_classes)
     else:
         from monai.networks import nets
@@ -69,27 +69,29 @@ def library_model(name: str, library: str, num_classes: int, in_chans: int = 3) 
         if rate is not None:
             setattr(module, rate, 0.0)
         elif isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.constant_(module.weight, 0.5)  # a block that starts as identity would hide its SE
+            nn.init.constant_(module.weight, 0.5)  # with weight 0, the SE layer would not affect the result
     return model
 
 
 class ConvertWorkload(NetworkWorkload):
-    """A model of another library, "original" and "converted", with the same weights: logits, or loss and all gradients.
+    """A model of another library, "original" and "converted", with the same weights.
 
-    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+    The results are the logits in inference, and the loss and all gradients in training. In bfloat16 and float16,
+    inference uses weights of that dtype, and training uses autocast.
 
     Args:
         name, library: see :func:`library_model`.
         mode: "infer" or "train".
-        dtype, device: see above.
-        layouts: those that both are measured in.
-        batch, size, in_chans, num_classes: of the images (batch, in_chans, size, size), and of the classes.
-        images: (N, C, H, W) float32 in place of normal numbers.
-        targets: (N,) int64 classes; None counts through them.
-        seed: of the weights.
+        dtype, device: dtype, as described above, and device.
+        layouts: layouts in which both are measured.
+        batch, size, in_chans: shape (batch, in_chans, size, size) of random images.
+        num_classes: number of classes.
+        images: (N, C, H, W) float32 images to use instead of random ones.
+        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
+        seed: seed of the weights.
 
     Raises:
-        ImportError, ValueError: from :func:`library_model`; ValueError: another mode.
+        ImportError, ValueError: as from :func:`library_model`; ValueError also for an unknown mode.
     """
 
     names = ("original", "converted")
@@ -126,10 +128,10 @@ class ConvertWorkload(NetworkWorkload):
         self._models = {"original": original, "converted": convert(copy.deepcopy(original))}
 
     def candidate(self, name: str, layout: str) -> Candidate:
-        """Either of the two, "original" or "converted", in either layout.
+        """Build the candidate "original" or "converted" in a layout.
 
         Raises:
-            ValueError: another name.
+            ValueError: the name is unknown.
         """
         if name not in self.names:
             raise ValueError(f"name must be one of {', '.join(self.names)}; got {name!r}")

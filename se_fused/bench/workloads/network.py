@@ -1,5 +1,7 @@
-"""Whole networks as workloads: ours, timm's with the same weights or else ours in plain PyTorch, both compiled or in
-other engines."""
+"""Networks as workloads: models of se_fused, and baselines with the same weights.
+
+The baseline is timm's model or else se_fused's model in plain PyTorch, eager, compiled or in an inference engine.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +36,7 @@ __all__ = [
 
 
 def kinds_of_gradients(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """All gradients as three vectors, so that those of a few small tensors do not drown in the convolutions'."""
+    """All gradients as three vectors, so that small tensors of SE and norms are not hidden by the convolutions."""
     kinds: dict[str, list[Tensor]] = {"d(convolutions)": [], "d(SE)": [], "d(norms)": []}
     for name, p in parameters:
         kind = "d(SE)" if ".se." in name else "d(convolutions)" if p.dim() > 1 else "d(norms)"
@@ -44,8 +46,10 @@ def kinds_of_gradients(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Te
 
 
 def shared_start(name: str, num_classes: int, in_chans: int, seed: int = 0) -> nn.Module:
-    """Our model with weights for both sides. timm's start has every block's last batch norm at zero, where SE would be
-    computed and multiplied by nothing; here it is 0.5."""
+    """A model of se_fused with the initial weights for all candidates.
+
+    The weight of each block's last batch norm is 0.5. timm's initial value 0 would remove the effect of SE.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_model(name, num_classes=num_classes, in_chans=in_chans, zero_init_last=False)
@@ -56,7 +60,11 @@ def shared_start(name: str, num_classes: int, in_chans: int, seed: int = 0) -> n
 
 
 def plain_baseline(name: str, ours: nn.Module, num_classes: int, in_chans: int) -> tuple[nn.Module, str, bool]:
-    """timm's model with our weights, or ours again to be run in plain PyTorch: (model, what it is, whether ours)."""
+    """The baseline with our weights: timm's model, or a copy of ours to be run in plain PyTorch.
+
+    Returns:
+        The model, its description, and whether it is a copy of ours.
+    """
     try:
         import timm
 
@@ -64,7 +72,7 @@ def plain_baseline(name: str, ours: nn.Module, num_classes: int, in_chans: int) 
         model.load_state_dict(ours.state_dict())
     except ImportError:
         return copy.deepcopy(ours), "our model in plain PyTorch (timm is not installed)", True
-    except RuntimeError as error:  # a timm without this model, or with another one of that name
+    except RuntimeError as error:  # timm has no such model, or another model of this name
         reason = str(error).splitlines()[0]
         return copy.deepcopy(ours), f"our model in plain PyTorch (timm {timm.__version__}: {reason})", True
     return model, f"timm {metadata.version('timm')}", False
@@ -72,7 +80,7 @@ def plain_baseline(name: str, ours: nn.Module, num_classes: int, in_chans: int) 
 
 @torch.no_grad()
 def settle(model: nn.Module, images: Tensor) -> None:
-    """Set every batch norm's running statistics to those of the images, as in a trained network."""
+    """Set the running statistics of all batch norms to those of the images, as in a trained network."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -88,7 +96,7 @@ def _on_meta(model: nn.Module, mode: str) -> nn.Module:
 
 
 def _run_once(model: nn.Module, shape: Sequence[int], mode: str) -> None:
-    """One forward pass of a model on the meta device, in training with its backward pass."""
+    """Run a model on the meta device once: forward, and in training also backward."""
     dtype = next(model.parameters()).dtype
     with torch.set_grad_enabled(mode == "train"), use_backend("reference"):
         y = model(torch.empty(tuple(shape), dtype=dtype, device="meta"))
@@ -97,12 +105,14 @@ def _run_once(model: nn.Module, shape: Sequence[int], mode: str) -> None:
 
 
 def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
-    """Floating-point operations of one batch by PyTorch's counter: two per product of convolutions and matrices,
-    forward ("infer") or forward and backward ("train"); everything else counts nothing.
+    """Floating-point operations for one batch, counted by PyTorch's FlopCounterMode.
+
+    Each multiply-add in convolutions and matrix products counts as 2, forward ("infer") or forward and backward
+    ("train"). Other operations are not counted.
 
     Args:
-        model: any that runs on the meta device.
-        shape: of the images, (N, C, H, W).
+        model: a model that runs on the meta device.
+        shape: shape of the images, (N, C, H, W).
         mode: "infer" or "train".
     """
     from torch.utils.flop_counter import FlopCounterMode
@@ -113,21 +123,22 @@ def network_flops(model: nn.Module, shape: Sequence[int], mode: str) -> int:
 
 
 def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """Bytes that a network must move: (read and written once per use, the working set they go over).
+    """Least number of bytes that a network must move, and its working set in bytes.
 
-    A floor: each convolution and linear layer reads its input and weight and writes its output, each residual block
-    reads its shortcut, and all else (batch norm, activations, squeeze-excite, pooling) happens to what is on the chip.
-    In training, backward reads each layer's output gradient, input and weight, writes the gradients of input (but for
-    the images) and weight, and reads the shortcut's gradient. Activations have ``dtype``, weights their own.
+    This is a lower bound: each convolution and linear layer reads its input and weight and writes its output, each
+    residual block reads its shortcut, and all other operations (batch norm, activations, squeeze-excite, pooling) work
+    on data that is on the chip. In training, backward also reads the output gradient, input and weight of each layer,
+    writes the gradients of the weight and of the input (except for the images), and reads the gradient of the shortcut.
+    Activations have ``dtype``, weights their own dtype.
 
-    The working set is every weight (in training with its gradient), the images and every layer's output (in training
-    with its gradient), once. Shortcuts are known in blocks named ``BasicBlock`` or ``Bottleneck``, as ours and timm's
-    are; of others none is counted.
+    The working set contains each weight, the images and the output of each layer once; in training also the gradients
+    of weights and outputs. Shortcuts are counted only in blocks named ``BasicBlock`` or ``Bottleneck``, as in se_fused
+    and timm.
 
     Args:
-        model: any that runs on the meta device.
-        shape: of the images, (N, C, H, W).
-        dtype: of the activations.
+        model: a model that runs on the meta device.
+        shape: shape of the images, (N, C, H, W).
+        dtype: dtype of the activations.
         mode: "infer" or "train".
     """
     model, train, size = _on_meta(model, mode), mode == "train", dtype.itemsize
@@ -150,34 +161,35 @@ def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mo
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(layer)
-        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and timm's
+        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # blocks of se_fused and timm
             module.register_forward_hook(block)
     _run_once(model, shape, mode)
     return moved, working_set
 
 
 class NetworkWorkload(Workload):
-    """A network on images: its result ("infer"), or loss and all gradients ("train"). Subclasses fill ``_models``.
+    """Base class of network workloads; subclasses set ``_models``.
 
-    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+    The results are the logits in inference, and the loss and all gradients in training. In bfloat16 and float16,
+    inference uses weights of that dtype, and training uses autocast.
 
     Args:
-        title: what is computed, with the mode.
+        title: name of the network and the mode, for reports.
         mode: "infer" or "train".
-        dtype, device: see above.
-        layouts: those that ours and the eager baseline are measured in.
-        shape: (N, C, H, W) of the images.
-        images: (N, C, H, W) float32; None draws normal numbers.
-        targets: (N,) int64 classes; None counts through them.
-        num_classes: the classes.
-        learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
+        dtype, device: dtype, as described above, and device.
+        layouts: layouts in which se_fused and the eager baseline are measured.
+        shape: shape (N, C, H, W) of the images.
+        images: (N, C, H, W) float32 images; None uses normal random numbers.
+        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
+        num_classes: number of classes.
+        learning_rate: if above zero, the timed training step includes a step of SGD with momentum.
     """
 
     layout = "both"
     draws = 5
     seconds = 15.0
     truth_of = "eager"
-    """The name of the model that float64's truth comes from."""
+    """Name of the model that computes the float64 results."""
     _models: dict[str, nn.Module]
 
     def __init__(
@@ -212,13 +224,13 @@ class NetworkWorkload(Workload):
     def draw(self, seed: int) -> None:
         generator = generator_on(self.device, seed)
         noise = torch.randn(self.shape, generator=generator, device=generator.device)
-        # Given images are moved by a hundredth from the second draw on: enough for other roundings.
+        # From the second draw on, small noise is added to given images, enough for different rounding errors.
         images = noise if self._given is None else self._given.to(noise.device) + noise * (0.01 if seed else 0.0)
         for tensor in self.inputs.values():
             tensor.copy_(images)
 
     def _plain(self, name: str) -> AbstractContextManager[Any]:
-        """The context that the candidate runs in."""
+        """Context in which a candidate runs."""
         return nullcontext()
 
     def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -247,17 +259,17 @@ class NetworkWorkload(Workload):
             return self._results(model, model, self.inputs["contiguous"].double())
 
     def counted(self) -> tuple[int, int]:
-        """See :func:`network_bytes`."""
+        """Counted bytes and working set, see :func:`network_bytes`."""
         return network_bytes(self._models[self.truth_of], self.shape, self.dtype, self.mode)
 
     def flops(self) -> int:
-        """See :func:`network_flops`."""
+        """Floating-point operations, see :func:`network_flops`."""
         return network_flops(self._models[self.truth_of], self.shape, self.mode)
 
     def _candidate(
         self, name: str, layout: str, raw: nn.Module, model: Callable[[Tensor], Tensor] | None = None
     ) -> Candidate:
-        """A candidate that owns ``raw``; ``model``, if there is one, replaces it in forward passes."""
+        """Candidate with the network ``raw``; ``model``, if given, computes its forward passes."""
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")
         call: Callable[[Tensor], Tensor] = raw if model is None else model
         x = self.inputs[layout]
@@ -288,22 +300,25 @@ class NetworkWorkload(Workload):
 
 
 class ModelWorkload(NetworkWorkload):
-    """A network of ours against timm's with the same weights: logits ("infer"), or loss and all gradients ("train").
+    """A network of se_fused, and timm's network with the same weights.
 
-    In bfloat16 and float16, inference runs with weights of that dtype and training under autocast.
+    The results are the logits in inference, and the loss and all gradients in training. In bfloat16 and float16,
+    inference uses weights of that dtype, and training uses autocast.
 
     Args:
         name: one of :func:`se_fused.list_models`.
         mode: "infer" or "train".
-        images: (N, C, H, W) float32; None draws normal numbers, (batch, in_chans, size, size).
-        targets: (N,) int64 classes; None counts through them.
-        layouts: those that ours and the eager baseline are measured in.
-        batch, size, in_chans, num_classes: see above.
-        start: our model whose weights both sides take; None: :func:`shared_start`.
-        learning_rate: where it is above zero, what is timed in training holds a step of SGD with momentum too.
+        dtype, device: dtype, as described above, and device.
+        layouts: layouts in which se_fused and the eager baseline are measured.
+        images: (N, C, H, W) float32 images; None uses normal random numbers of shape (batch, in_chans, size, size).
+        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
+        batch, size, in_chans: shape of random images.
+        num_classes: number of classes.
+        start: model of se_fused with the initial weights of all candidates; None: :func:`shared_start`.
+        learning_rate: if above zero, the timed training step includes a step of SGD with momentum.
 
     Raises:
-        ValueError: another mode, or no such model.
+        ValueError: ``mode`` or ``name`` is unknown.
     """
 
     def __init__(
@@ -346,7 +361,7 @@ class ModelWorkload(NetworkWorkload):
 
     def candidate(self, name: str, layout: str) -> Candidate:
         self._check(name, NETWORK_PROVIDERS)
-        if not compiles(name):  # the compiler takes what it is given; others are made for one layout
+        if not compiles(name):  # compiled candidates support both layouts; some other providers only one
             layout = PROVIDERS[name].layout or layout
         raw = copy.deepcopy(self._models["se_fused" if name.startswith("se_fused") else "eager"])
         raw = raw.to(memory_format=LAYOUTS[layout]).train(self.mode == "train")

@@ -1,4 +1,4 @@
-"""Conversion of other libraries' models, in place: ``convert``, ``revert`` and the report of what was converted."""
+"""In-place conversion of models from other libraries: ``convert``, ``revert`` and the conversion report."""
 
 from .api import Fused, Report, conversion_report, convert, revert
 

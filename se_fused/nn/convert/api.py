@@ -1,9 +1,10 @@
-"""convert and revert: other libraries' models made faster in place, and given back.
+"""The public functions ``convert`` and ``revert``: switch models of other libraries to the fused kernels, and back.
 
-``class_swap`` exchanges a module's class and keeps the table of known classes; ``decide`` says what of a model is
-converted, ``report`` lists it. ``attention_layers`` knows squeeze-excite layers; ``timm``, ``torchvision`` and
-``monai`` know a library's residual blocks, whose ends ``block_end`` computes from ``modules``; ``inverted_residual``
-knows those that rescale before their projection. A file for another family registers its handlers and is imported here.
+``class_swap`` replaces a module's class and holds the table of supported classes. ``decide`` determines which modules
+of a model are converted, and ``report`` lists them. ``attention_layers`` supports squeeze-excite layers. ``timm``,
+``torchvision`` and ``monai`` support the residual blocks of these libraries; ``block_end`` computes the end of such a
+block from the submodules that ``modules`` recognises. ``inverted_residual`` supports blocks that rescale the channels
+before the projection. A file for another family of models registers its handlers and is imported here.
 """
 
 from typing import TypeVar
@@ -11,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import attention_layers, inverted_residual, monai, timm, torchvision  # noqa: F401 (they register what they know)
+from . import attention_layers, inverted_residual, monai, timm, torchvision  # noqa: F401 (they register their handlers)
 from .class_swap import Fused, fused_class, is_fused
 from .decide import is_ours, refusal
 from .report import Report, conversion_report
@@ -32,25 +33,28 @@ def _check_model(model: object, function: str) -> nn.Module:
 def convert(model: M, *, verbose: bool = False) -> M:
     """Make the squeeze-excite layers and residual blocks of timm, torchvision and MONAI run in this library's kernels.
 
-    In place, by exchanging classes: state_dict keys and values, parameters in an optimiser, hooks, dtype, device and
-    mode stay what they are, the answer up to rounding. ``torch.save``, ``copy.deepcopy``, DDP and ``torch.compile``
-    work as before; a block or layer that has hooks inside, or one of whose parts was replaced, calls that part as a
-    module. Calling it twice is harmless. What is not known stays as it is.
+    The model is changed in place: the class of each supported module is replaced by a subclass with a fused
+    ``forward``. The keys and values of the state_dict, the parameters in an optimiser, hooks, dtype, device and
+    training mode do not change, and results change only by rounding. ``torch.save``, ``copy.deepcopy``, DDP and
+    ``torch.compile`` work as before. A converted module calls a submodule that has hooks, or that was replaced by a
+    module without a kernel, as a module. Unsupported modules are left unchanged. Converting a model twice has no
+    further effect.
 
-    torch.fx (``symbolic_trace``, torchvision's ``create_feature_extractor``) records the plain layers of a converted
-    model, under the node names that they have in a plain one: a traced model is right, and no faster than before.
-    Blocks in the graph keep the kernels as leaf modules, ``tracer_kwargs={"leaf_modules": [se_fused.nn.Fused]}``; what
-    lies inside them has no nodes then. Forward hooks and timm's ``features_only=True`` trace nothing.
+    torch.fx (``symbolic_trace``, torchvision's ``create_feature_extractor``) records the plain PyTorch layers of a
+    converted model under the same node names as for the original model. Such a traced model is correct, but no faster
+    than the original. With ``tracer_kwargs={"leaf_modules": [se_fused.nn.Fused]}`` the converted modules are leaf
+    modules of the graph and run the kernels; the layers inside them then have no nodes. Forward hooks and timm's
+    ``features_only=True`` do not trace and need no such setting.
 
     Args:
-        model: a model or a layer; wrapped in DDP, FSDP or ``torch.compile`` too, whose insides are converted.
-        verbose: print what was converted, and what was left with the reason (:func:`conversion_report`).
+        model: a model or a layer, also one wrapped in DDP, FSDP or ``torch.compile``; the modules inside are converted.
+        verbose: print the :func:`conversion_report`: the converted modules, and the others with the reason.
 
     Returns:
-        ``model`` itself.
+        The same object as ``model``.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``, or one that TorchScript has compiled.
+        TypeError: ``model`` is not an ``nn.Module``, or it was compiled by TorchScript.
     """
     _check_model(model, "convert")
     for module in model.modules():
@@ -64,18 +68,20 @@ def convert(model: M, *, verbose: bool = False) -> M:
 
 
 def revert(model: M) -> M:
-    """Undo :func:`convert`: every module has its own class again. In place; what was not converted is not touched.
+    """Undo :func:`convert`: restore the original class of every converted module, in place.
+
+    Modules that were not converted are left unchanged.
 
     Args:
         model: as for :func:`convert`.
 
     Returns:
-        ``model`` itself.
+        The same object as ``model``.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``, or one that TorchScript has compiled.
-        RuntimeError: a converted module's class was changed since (a parametrization, FSDP's ``fully_shard``); nothing
-            is reverted.
+        TypeError: ``model`` is not an ``nn.Module``, or it was compiled by TorchScript.
+        RuntimeError: the class of a converted module was changed again after the conversion (by a parametrization or
+            FSDP's ``fully_shard``). No module is reverted.
     """
     _check_model(model, "revert")
     for name, module in model.named_modules():

@@ -1,7 +1,8 @@
-"""Layers that rescale channels by a function of their means: squeeze-excite of every library, effective SE, ECA.
+"""Handlers for layers that rescale channels by a function of their means: squeeze-excite, effective SE and ECA.
 
-Two ways: :func:`se_fused.functional.squeeze_excite` where the kernels know both activations and nothing watches the
-layers inside; else :func:`se_fused.functional.channel_gate`, with those layers called on the means, as they were.
+A converted layer runs in one of two ways. If the kernels support both activations and the layers inside have no hooks,
+it calls :func:`se_fused.functional.squeeze_excite`. Otherwise it calls :func:`se_fused.functional.channel_gate`, which
+calls the layers inside as modules on the channel means.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +24,22 @@ _POOLS: dict[type[nn.Module], int] = {nn.AdaptiveAvgPool1d: 3, nn.AdaptiveAvgPoo
 
 
 def _on_map(layers: Sequence[nn.Module], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Layers on (N, C, 1, 1) as a function of the means (N, C) of a map like x."""
+    """Function from the means (N, C) of a map like x to the gate (N, C), for layers that take (N, C, 1, 1)."""
     return lambda mean: called(layers, mean.to(x.dtype)[:, :, None, None]).flatten(1)
 
 
 def arguments_of(se: nn.Module) -> dict[str, Any] | None:
-    """What a block needs to take a converted SE layer into its kernel, by name; None where it cannot."""
+    """Keyword arguments with which a block's kernel computes a converted SE layer; None if it cannot compute it."""
     if not (isinstance(se, Fused) and untouched(se)) or se.handler.arguments is None:
         return None
     return se.handler.arguments(se)
 
 
 def excitation_of(se: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """From the means (N, C) of a map like x to a converted layer's gate (N, C); None where the layer must be called."""
+    """Function from the means (N, C) of a map like x to the gate (N, C) of a converted layer.
+
+    None if the layer must be called as a module.
+    """
     if not (isinstance(se, Fused) and untouched(se)) or se.handler.excitation is None:
         return None
     return se.handler.excitation(se, x)
@@ -43,8 +47,8 @@ def excitation_of(se: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None
 
 def _rescaled(self: Any, x: Tensor) -> Tensor:
     handler = self.handler
-    if isinstance(x, Tensor):  # a proxy of torch.fx traces what was there
-        # the layers themselves take other shapes, or refuse them, in their own way
+    if isinstance(x, Tensor):  # a torch.fx proxy traces the original forward
+        # the original forward handles other numbers of dimensions, or raises its own error for them
         if x.dim() == 4 and handler.arguments is not None and (arguments := handler.arguments(self)) is not None:
             return F_se.squeeze_excite(x, **arguments)
         if handler.excitation is not None and (excitation := handler.excitation(self, x)) is not None:
@@ -57,7 +61,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     return _rescaled(self, x)
 
 
-def _forward_input(self: Any, input: Tensor) -> Tensor:  # torchvision's name for it
+def _forward_input(self: Any, input: Tensor) -> Tensor:  # torchvision names the argument "input"
     return _rescaled(self, input)
 
 
@@ -88,7 +92,7 @@ for _name, _layer in SE_LAYERS.items():
     )
 
 
-# ---- timm's other gates
+# ---- timm: effective SE and ECA
 def _effective_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     if module.add_maxpool or x.dim() != 4:
         return None
@@ -103,7 +107,7 @@ register(
 
 def _eca_excitation(module: Any, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     def excitation(mean: Tensor) -> Tensor:
-        s = module.conv(mean.to(x.dtype)[:, None])  # (N, 1, C): the channels are the signal
+        s = module.conv(mean.to(x.dtype)[:, None])  # (N, 1, C): a 1-D convolution along the channels
         if module.conv2 is not None:
             s = module.conv2(module.act(s))
         return module.gate(s).flatten(1)
@@ -123,9 +127,9 @@ for _name, _eca in (("EcaModule", _eca_excitation), ("CecaModule", _circular_eca
     register(Handler(_forward, lambda _: None, _describe, excitation=_eca), f"timm.layers.eca.{_name}")
 
 
-# ---- MONAI's ChannelSELayer, of 1 to 3 dimensions, and ResidualSELayer, which adds x: x * s + x = x * (1 + s)
+# ---- MONAI: ChannelSELayer of 1 to 3 dimensions, and ResidualSELayer, which adds x: x * s + x = x * (1 + s)
 def _monai_fc(module: Any, x: Tensor | None) -> nn.Sequential | None:
-    """The layers between pooling and scaling; None where pooling has to be called."""
+    """The layers between the pooling and the scaling; None if the pooling layer must be called as a module."""
     pool, fc = module._modules["avg_pool"], module._modules["fc"]
     assert pool is not None and isinstance(fc, nn.Sequential)
     if not is_plain(pool, *_POOLS) or (x is not None and x.dim() != _POOLS[type(pool)]):

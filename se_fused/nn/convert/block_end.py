@@ -1,4 +1,4 @@
-"""The end of another library's residual block, from its modules: act(drop_path(se(bn(x))) + shortcut)."""
+"""The end of a residual block of another library, act(drop_path(se(bn(x))) + shortcut), fused where possible."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,15 +29,19 @@ def block_end(
     own: bool = False,
     in_place: bool = False,
 ) -> Tensor:
-    """act(drop(se(bn(x))) + shortcut(identity)) in as few calls as the modules allow; each that has to be called is.
+    """act(drop(se(bn(x))) + shortcut(identity)) in as few kernel calls as the modules allow.
+
+    A module that no kernel can replace (of another class, or with hooks) is called.
 
     Args:
-        x: (N, C, *spatial), what the block's last convolution gave.
-        identity: what ``shortcut`` takes, or, without one, what is added; None: nothing is.
-        bn, act, se, drop: the block's modules; None for what it does not have.
-        shortcut: called after stochastic depth has drawn its numbers, as in timm's blocks.
-        own: x is the caller's alone, and may be overwritten in inference.
-        in_place: the block adds into the branch, whose dtype the sum then has; else it is the common one.
+        x: (N, C, *spatial), the output of the block's last convolution.
+        identity: the input of ``shortcut``, or the added map itself if ``shortcut`` is None; None adds nothing.
+        bn, act, se, drop: modules of the block; None if the block does not have one.
+        shortcut: the module of the shortcut. It is called after stochastic depth has drawn its random numbers, as in
+            timm's blocks.
+        own: True if no other code uses x, so that it may be overwritten in inference.
+        in_place: True if the original block adds in place, so that the sum has x's dtype; otherwise the sum has the
+            promoted dtype of both.
 
     Returns:
         (N, C, *spatial).
@@ -47,7 +51,7 @@ def block_end(
     if bn is not None and normalisation(bn, x) != "none":
         x, bn, own = bn(x), None, False
     elif bn is not None:
-        x, own = promoted(bn, x, own)  # what follows goes by the dtype of bn(x)
+        x, own = promoted(bn, x, own)  # the following operations use the dtype of bn(x)
     excitation = None
     if se is not None and arguments is None:
         if bn is not None:
@@ -77,7 +81,7 @@ def _fused(
     out_act: str,
     own: bool,
 ) -> Tensor:
-    """One call: with the excitation's arguments or its function or neither, with bn or without."""
+    """One functional call, chosen by whether there is a bn, and SE arguments, an excitation function or neither."""
     if excitation is not None:
         return F_se.channel_gate(x, excitation, residual, out_act=out_act, drop_path_scale=scale)
     if arguments is None:
@@ -96,13 +100,15 @@ def _fused(
 
 
 def describe_block_end(bn: object, se: nn.Module | None, act: nn.Module | None) -> str:
-    """Which of a block's last modules are one call, for the report: "BN + SE + add + act". A comma is a call's end;
-    what is called as a module stands in brackets."""
+    """Description of a block's end for the report, such as "BN + SE + add + act".
+
+    "+" joins the steps of one kernel call, a comma separates calls, and a module called as such is in brackets.
+    """
     pieces = [] if bn is None else ["BN" if norm_refusal(bn, "") is None else f"[{type(bn).__name__}]"]
     add = "add"
     if isinstance(se, Fused) and arguments_of(se) is not None:
         pieces.append("SE")
-    elif isinstance(se, Fused):  # its gate is called between two passes of its own
+    elif isinstance(se, Fused):  # channel_gate: its layers are called between two separate passes
         pieces, add = [*pieces, "gate + add"], ""
     elif se is not None:
         pieces, add = [*pieces, f"[{type(se).__name__}]"], ""
@@ -114,7 +120,7 @@ def describe_block_end(bn: object, se: nn.Module | None, act: nn.Module | None) 
 
 
 def register_block(forward: Callable[[Any, Tensor], Tensor], bn: str, se: str | None, act: str, *names: str) -> None:
-    """Make known a block whose last batch norm, SE and activation have these names, a path with dots or one name."""
+    """Register a block class by the names of its last batch norm (dots allowed), its SE layer and its activation."""
 
     def last_bn(module: Any) -> object:
         return module.get_submodule(bn)
@@ -130,7 +136,7 @@ def register_block(forward: Callable[[Any, Tensor], Tensor], bn: str, se: str | 
 
 
 def bottleneck_branches(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The branch up to its third convolution and the shortcut of a bottleneck that has one ReLU module."""
+    """Output of the third convolution, and of the shortcut, of a bottleneck with a single ReLU module."""
     out = apply(ConvNormAct(block.conv1, block.bn1, block.relu), x)
     out = apply(ConvNormAct(block.conv2, block.bn2, block.relu), out)
     out = block.conv3(out)

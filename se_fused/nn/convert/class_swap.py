@@ -1,8 +1,8 @@
-"""How a module is exchanged without being replaced: its class becomes a subclass of the one it had.
+"""Conversion of a module by changing its class to a subclass with a fused ``forward``.
 
-The object stays what it was: parameters, buffers, hooks, training flag, its place in the parent, in an optimiser, in a
-DDP wrapper. Only ``forward`` is another, and ``isinstance`` still holds. :data:`HANDLERS` says which classes are known,
-by qualified name: their libraries need not be installed.
+The object stays the same: its parameters, buffers, hooks and training flag, and the references to it in the parent
+module, an optimiser or a DDP wrapper. ``isinstance`` checks for the original class still hold. :data:`HANDLERS` lists
+the supported classes by qualified name, because their libraries may not be installed.
 """
 
 import functools
@@ -27,16 +27,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Handler:
-    """What is known about a class.
+    """Conversion rules for a supported class.
 
-    ``forward`` stands in for the class's own, whose other ``methods`` it relies on (a subclass that overrides one of
-    them is another class). ``refusal`` says of an instance why it is left alone, or None. ``describe`` says what a
-    converted instance computes in one go, for the report.
+    ``forward`` replaces the forward of the class. ``methods`` are the methods of the class that this relies on: a
+    subclass that overrides one of them is not converted. ``refusal`` returns the reason why an instance cannot be
+    converted, or None. ``describe`` returns the report's description of what a converted instance fuses.
 
-    A layer that rescales channels has two more, by which a block takes it into the call that ends it: ``arguments``
-    gives what :func:`se_fused.functional.squeeze_excite` needs by name, or None; ``excitation`` the gate as a
-    function of the means for :func:`se_fused.functional.channel_gate` and a map of x's kind, or None where the layer
-    has to be called.
+    A layer that rescales channels has two more functions, with which a block includes the layer in its own kernel call.
+    ``arguments`` returns the keyword arguments of :func:`se_fused.functional.squeeze_excite`, or None. ``excitation``
+    takes the layer and a map x and returns the gate as a function of the means, for
+    :func:`se_fused.functional.channel_gate`, or None if the layer must be called as a module.
     """
 
     forward: Callable[..., Tensor]
@@ -48,41 +48,41 @@ class Handler:
 
 
 HANDLERS: dict[str, Handler] = {}
-"""By "module.Class"; filled by the files beside this one."""
+"""Handlers by qualified class name "module.Class", registered by the other files of this folder."""
 
 
 def register(handler: Handler, *names: str) -> None:
-    """Make classes known by their qualified names; their subclasses are known too while they keep its methods."""
+    """Register a handler for classes by qualified name, and for their subclasses that keep the handler's methods."""
     for name in names:
         HANDLERS[name] = handler
 
 
 class Fused(nn.Module):
-    """The base of every converted module.
+    """Base class of all converted modules.
 
-    A tracer of torch.fx that has it among its leaf modules records a call of the whole module, which runs the kernels;
-    otherwise it records the layers inside, which are plain PyTorch.
+    A torch.fx tracer with this class among its leaf modules records one call of the converted module, which runs the
+    kernels. Any other tracer records the plain PyTorch layers inside.
     """
 
     original: ClassVar[type[nn.Module]]
     handler: ClassVar[Handler]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickled and copied by the original class: one made at run time has no name to be imported by."""
+        """Pickle and copy by the original class, because a class created at run time cannot be imported by name."""
         reduced = super().__reduce_ex__(protocol)
-        assert isinstance(reduced, tuple), "a string is what globals give"
+        assert isinstance(reduced, tuple), "__reduce_ex__ returns a string only for global objects"
         _, _, *state = reduced
         return (rebuild, (type(self).original,), *state)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__}: give the plain modules back first, "
+            f"torch.jit.script cannot compile {type(self).__name__}: restore the original modules first, with "
             "se_fused.revert(model)"
         )
 
 
 def block_forward(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Decorator of a block's forward: a proxy of torch.fx traces the layers that the plain block has."""
+    """Decorator of a block's forward that runs the original forward for a torch.fx proxy."""
 
     @functools.wraps(forward)
     def run(self: Any, x: Tensor) -> Tensor:
@@ -93,12 +93,15 @@ def block_forward(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Te
 
 
 def is_fused(module: nn.Module) -> TypeGuard[Fused]:
-    """Whether the module is converted, and nothing (a parametrization, FSDP) has changed its class again since."""
+    """Whether the module is converted and its class was not changed again since, by a parametrization or FSDP."""
     return "original" in type(module).__dict__ and isinstance(module, Fused)
 
 
 def known(cls: type[nn.Module]) -> Handler | str | None:
-    """The handler of a class or of the base whose methods it has; a reason if it overrides one of them; else None."""
+    """The handler of a class or of its nearest registered base class; None if there is none.
+
+    If the class overrides a method that the handler relies on, the reason is returned as a string.
+    """
     for base in cls.__mro__:
         handler = HANDLERS.get(f"{base.__module__}.{base.__qualname__}")
         if handler is not None:
@@ -111,7 +114,7 @@ _classes: dict[type[nn.Module], type[Fused]] = {}
 
 
 def fused_class(original: type[nn.Module]) -> type[Fused] | None:
-    """The subclass of ``original`` with a fused forward, always the same one; None for a class that is not known."""
+    """The subclass of ``original`` with a fused forward (created once), or None if the class is not supported."""
     cls = _classes.get(original)
     if cls is None:
         handler = known(original)
@@ -126,7 +129,7 @@ def fused_class(original: type[nn.Module]) -> type[Fused] | None:
 
 
 def rebuild(original: type[nn.Module]) -> nn.Module:
-    """An empty converted module, for pickle to fill; a plain one if its class is no longer known."""
+    """An uninitialised converted module, whose state pickle sets; an unconverted one if the class has no handler."""
     cls = fused_class(original) or original
     module: nn.Module = cls.__new__(cls)
     return module

@@ -1,4 +1,4 @@
-"""What of a model is converted, and why a module stays as it is."""
+"""Decision whether a module is converted, and the reason if it is not."""
 
 import re
 
@@ -9,8 +9,8 @@ from .class_swap import Fused, known
 
 __all__ = ["is_ours", "refusal"]
 
-# Names of classes that rescale channels as the field spells them: SEModule, SE_Block, scSE, SqueezeExcite, ECALayer,
-# ChannelAttn, and SE's relatives; but not SELU, SqueezeNet or what torch itself has (MSELoss).
+# Common names of classes that rescale channels: SEModule, SE_Block, scSE, SqueezeExcite, ECALayer, ChannelAttn and
+# related layers. SELU, SqueezeNet and classes of torch itself (MSELoss) must not match.
 _TELLING = re.compile(
     r"(?i:squeeze(?!net)|excit|channel_?att|selective_?kernel|global_?context|cbam)"
     r"|SE(?=$|_|[A-Z][a-z])|^(?i:eca)(?=$|_|[A-Z])"
@@ -18,12 +18,15 @@ _TELLING = re.compile(
 
 
 def is_ours(module: nn.Module) -> bool:
-    """Whether the module is one of this library's, which is fused as it is."""
+    """Whether the module is defined by this library, and so runs the kernels without conversion."""
     return type(module).__module__.split(".")[0] == "se_fused" and not isinstance(module, Fused)
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why a module stays as it is; "" if it is none of this library's business, None if it can be converted."""
+    """Reason why a module is not converted; None if it can be converted.
+
+    The reason is empty for a module that is neither supported nor named like a squeeze-excite layer; reports omit it.
+    """
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         telling = _TELLING.search(str(getattr(module, "original_name", "")))
@@ -38,7 +41,7 @@ def refusal(module: nn.Module) -> str | None:
         if isinstance(module, torch.fx.GraphModule) and not inside and not any(map(is_ours, module.modules())):
             return "torch.fx has traced through its blocks: convert before that, with leaf_modules=[se_fused.nn.Fused]"
         unknown = not inside and not cls.__module__.startswith("torch.") and _TELLING.search(cls.__name__)
-        return "not a class that se_fused knows" if unknown else ""
+        return "se_fused does not support this class" if unknown else ""
     if "forward" in module.__dict__:
         return "its forward was replaced on this instance"
     return handler.refusal(module)

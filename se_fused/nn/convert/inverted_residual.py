@@ -1,9 +1,10 @@
-"""Squeeze-excite between an activation and a 1x1 projection, ``projection(se(act(bn(x))))``, and the blocks that have
-it: the inverted residuals of EfficientNet and MobileNetV3, timm's and torchvision's.
+"""Squeeze-excite between an activation and a 1x1 projection, ``projection(se(act(bn(x))))``, and the blocks with it:
+the inverted residuals of EfficientNet and MobileNetV3 in timm and torchvision.
 
-:func:`fused_gate_projection` is the middle of a block, from the modules that hold its parameters: where they are what
-the kernels know, two calls of :mod:`se_fused.functional` around the excitation; where not, they are called as modules
-and the result is the same. No state moves. Each block's forward is its library's, in its order.
+:func:`fused_gate_projection` computes the middle of a block from the modules that hold its parameters. If the kernels
+support the modules, it makes two calls of :mod:`se_fused.functional`, one before and one after the excitation.
+Otherwise it calls the modules, with the same result. Parameters and buffers stay in their modules. The forward of each
+block performs the steps of the original forward in the same order.
 """
 
 from collections.abc import Callable
@@ -27,14 +28,14 @@ __all__ = ["fused_gate_projection", "gate_and_project"]
 
 
 def _activation_behind(bn: nn.Module, act: nn.Module | None, x: Tensor) -> str | None:
-    """The activation's name, of ``act`` or of what bn has inside; None where one of the modules must be called."""
+    """Name of the activation, ``act`` or the one inside bn; None if bn or the activation must be called as a module."""
     if not is_fusable(bn, x):
         return brought_activation(bn) if act is None else None
     return out_activation(act)
 
 
 def _is_projection(conv: nn.Module) -> bool:
-    """Whether a 1x1 product may stand in for ``conv``."""
+    """Whether ``conv`` is exactly a 1x1 product without stride, padding, groups or hooks."""
     return (
         is_plain(conv, nn.Conv2d)
         and conv.kernel_size == (1, 1)
@@ -45,7 +46,7 @@ def _is_projection(conv: nn.Module) -> bool:
 
 
 def _modules_are_faster(x: Tensor) -> bool:
-    """Whether ``auto`` had better call the modules one after the other: see :attr:`Backend.projection_from`."""
+    """Whether the backend setting ``auto`` calls the modules one by one, see :attr:`Backend.projection_from`."""
     if torch.compiler.is_compiling() or forced() != "auto" or x.dtype != torch.float32:
         return False
     backend, _ = find(x.device.type, x.dtype)
@@ -59,27 +60,31 @@ def fused_gate_projection(
 ) -> Tensor:
     """``projection(se(act(bn(x))))``, fused where the modules allow.
 
-    Fused: :func:`se_fused.functional.batch_norm_act_squeeze`, the excitation's layers on (N, C), and
-    :func:`se_fused.functional.gated_conv1x1`. That needs ``bn`` to be exactly an ``nn.BatchNorm2d`` (or an
-    ``nn.SyncBatchNorm`` with nothing to synchronise), timm's ``BatchNormAct2d``, or a frozen one of torchvision or
-    timm; the activation one of ``se_fused.reference.OUT_ACTIVATIONS``; and ``se`` a :class:`SqueezeExcite` or one of
-    :data:`se_fused.nn.se_layers.SE_LAYERS`, timm's and torchvision's, all without hooks. Where ``se`` is another module
-    or has hooks, batch norm and activation are one call, and ``se`` is called; otherwise, and for small maps where that
-    was measured to be faster, the modules are called one after the other. A ``projection`` with hooks, or that is no
-    plain 1x1 convolution, is called on the scaled map.
+    The fused form calls :func:`se_fused.functional.batch_norm_act_squeeze`, then the layers of the excitation on the
+    means of the channels, then :func:`se_fused.functional.gated_conv1x1`. It requires, all without hooks:
 
-    Running statistics and ``num_batches_tracked`` are updated as ``bn`` itself would. The excitation's layers are
-    called with the mean in x's dtype, which their own module gives them.
+    - ``bn``: exactly an ``nn.BatchNorm2d``, an ``nn.SyncBatchNorm`` that has nothing to synchronise, timm's
+      ``BatchNormAct2d``, or a frozen batch norm of torchvision or timm;
+    - the activation: one of ``se_fused.reference.OUT_ACTIVATIONS``;
+    - ``se``: a :class:`SqueezeExcite` or one of the layers of timm and torchvision in
+      :data:`se_fused.nn.se_layers.SE_LAYERS`.
+
+    If only ``se`` does not meet this, batch norm and activation are one call and ``se`` is called as a module.
+    Otherwise the modules are called one by one; this is also done for small maps where measurements found it faster. A
+    ``projection`` that has hooks, or is not a plain 1x1 convolution, is called on the rescaled map.
+
+    Running statistics and ``num_batches_tracked`` are updated exactly as ``bn`` updates them. The excitation's layers
+    receive the means in the dtype of the activated map, as in the SE module itself.
 
     Args:
-        bn: the normalisation, perhaps with its activation inside.
-        act: the activation after it; None: there is none, or it is inside.
-        se: what rescales the channels.
-        projection: the convolution after it.
-        x: (N, C, H, W), what the convolution before gave.
+        bn: the batch norm, with or without an activation inside.
+        act: the activation after ``bn``; None if there is none or if it is inside ``bn``.
+        se: the layer that rescales the channels.
+        projection: the convolution after ``se``.
+        x: (N, C, H, W), the output of the convolution before ``bn``.
 
     Returns:
-        What ``projection`` returns: (N, D, H, W) of a 1x1 convolution.
+        The output of ``projection``; (N, D, H, W) for a 1x1 convolution with D output channels.
     """
     name, excite = _activation_behind(bn, act, x) if x.dim() == 4 else None, excitation(se)
     if name is None or _modules_are_faster(x):
@@ -103,11 +108,12 @@ def fused_gate_projection(
 def gate_and_project(
     first: nn.Module, se: nn.Module, last: nn.Module, x: Tensor
 ) -> tuple[Tensor, nn.Module | None, bool]:
-    """last(se(first(x))) up to last's convolution, for two modules of convolution, batch norm and activation.
+    """last(se(first(x))) up to the convolution of ``last``; ``first`` and ``last`` are convolution, batch norm and
+    activation.
 
     Returns:
-        The map, the batch norm that is left to do (None: none, last was called), and whether the map is the caller's
-        alone.
+        The map; the batch norm that the caller must still apply, or None if ``last`` is complete; and whether the map
+        is a new tensor that no other code uses.
     """
     before, after = conv_parts(first), conv_parts(last)
     projection = last if after is None else after.conv
@@ -122,7 +128,7 @@ def gate_and_project(
 
 # ---- timm
 def _middle(bn: nn.Module, aa: nn.Module | None, se: nn.Module, projection: nn.Module, x: Tensor, own: bool) -> Tensor:
-    """projection(se(aa(bn(x)))), where bn has its activation inside."""
+    """projection(se(aa(bn(x)))), for a bn with an activation inside; aa is timm's anti-aliasing layer."""
     if is_nothing(aa) and not is_nothing(se):
         return fused_gate_projection(bn, None, se, projection, x)
     y = norm_act(bn, None, x, own)
@@ -171,9 +177,9 @@ _register_timm(_inverted_residual, "bn2", "InvertedResidual")
 _register_timm(_depthwise_separable, "bn1", "DepthwiseSeparableConv")
 
 
-# ---- torchvision: a Sequential of an expansion or none, the depthwise convolution, SE or none, the projection
+# ---- torchvision: a Sequential of an optional expansion, the depthwise convolution, an optional SE and the projection
 def _layers(block: Any) -> list[nn.Module] | None:
-    """The block's layers, with None for an SE that is absent; None where its Sequential has to be called."""
+    """The block's layers, with an identity for an absent SE; None if the Sequential must be called as a module."""
     layers = list(block._modules.values())
     if type(block) is not nn.Sequential or not untouched(block) or len(layers) < 2:
         return None
@@ -197,7 +203,7 @@ def _sequential(self: Any, x: Tensor) -> Tensor:
     return block_end(out, x, bn=bn, act=None, drop=getattr(self, "stochastic_depth", None), own=own, in_place=True)
 
 
-def _forward_input(self: Any, input: Tensor) -> Tensor:  # torchvision's name for it
+def _forward_input(self: Any, input: Tensor) -> Tensor:  # torchvision names the argument "input"
     return _sequential(self, input)
 
 

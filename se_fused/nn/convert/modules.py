@@ -1,6 +1,7 @@
-"""The submodules of other libraries' blocks, asked at each call: a hook may be new, a module replaced.
+"""Fused calls for groups of submodules: convolution, batch norm and activation, and stochastic depth.
 
-What a single module is, :mod:`..known` and :mod:`..norms` say; here are several in one call.
+The submodules are inspected in every call, because hooks may be added and modules replaced at any time. Single modules
+are recognised by :mod:`..known` and :mod:`..norms`.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ __all__ = [
 
 
 def norm_refusal(bn: object, name: str) -> str | None:
-    """Why the end of a block whose last normalisation is this one is not fused, or None; hooks are not asked about."""
+    """Reason why a block that ends with the normalisation ``bn`` is not converted, or None. Ignores hooks."""
     if is_batch_norm(bn) or is_batch_norm_act(bn):
         return None
     return f"{name} is {type(bn).__name__}, not a batch norm"
@@ -34,14 +35,14 @@ def norm_refusal(bn: object, name: str) -> str | None:
 def batch_norm(
     bn: nn.Module, x: Tensor, residual: Tensor | None, out_act: str, scale: Tensor | None, own: bool
 ) -> Tensor:
-    """out_act(bn(x) * scale + residual) in one go, for a bn that :func:`normalisation` knows."""
+    """out_act(bn(x) * scale + residual) in one call, for a bn that :func:`normalisation` supports."""
     x, own = promoted(bn, x, own)
     tensors, settings = take(bn, x)
     return F_se.batch_norm_act(x, *tensors, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=own)
 
 
 def norm_act(bn: nn.Module, act: nn.Module | None, x: Tensor, own: bool = False) -> Tensor:
-    """act(bn(x)). ``own``: x is the caller's alone and may be overwritten in inference."""
+    """act(bn(x)). ``own``: no other code uses x, so that it may be overwritten in inference."""
     inner, outer = normalisation(bn, x), out_activation(act)
     if inner is not None and outer is not None and "none" in (inner, outer):
         return batch_norm(bn, x, None, outer if inner == "none" else inner, None, own)
@@ -50,7 +51,7 @@ def norm_act(bn: nn.Module, act: nn.Module | None, x: Tensor, own: bool = False)
 
 
 class ConvNormAct(NamedTuple):
-    """A convolution, its batch norm and the activation behind it, if any."""
+    """A convolution, its batch norm and the activation after it, if any."""
 
     conv: nn.Module
     bn: nn.Module
@@ -58,8 +59,10 @@ class ConvNormAct(NamedTuple):
 
 
 def conv_parts(module: nn.Module) -> ConvNormAct | None:
-    """The three inside timm's ``ConvNormAct``, torchvision's ``Conv2dNormActivation`` and MONAI's ``Convolution``; None
-    for anything else, for another number of parts, and where a hook watches the whole."""
+    """Parts of timm's ``ConvNormAct``, torchvision's ``Conv2dNormActivation`` or MONAI's ``Convolution``.
+
+    None for any other module, for another number or kind of parts, and for a module with hooks.
+    """
     if not untouched(module):
         return None
     parts = module._modules
@@ -85,12 +88,12 @@ def conv_parts(module: nn.Module) -> ConvNormAct | None:
 
 
 def apply(parts: ConvNormAct, x: Tensor) -> Tensor:
-    """act(bn(conv(x))), batch norm and activation in one."""
+    """act(bn(conv(x))), with batch norm and activation in one call."""
     return norm_act(parts.bn, parts.act, parts.conv(x), is_own(parts.conv))
 
 
 def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
-    """module(x), with batch norm and activation in one where it is one of :func:`conv_parts`."""
+    """module(x), with batch norm and activation in one call if :func:`conv_parts` supports the module."""
     parts = conv_parts(module)
     if parts is None:
         y: Tensor = module(x)
@@ -99,9 +102,9 @@ def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Module | None]:
-    """Stochastic depth as factors (N,) or None, and the module itself where it has to be called instead.
+    """Factors of stochastic depth, (N,) or None, and the module if it must be called instead, else None.
 
-    Draws what timm's ``DropPath`` draws for a map of x's dtype and device.
+    The random numbers are those of timm's ``DropPath`` for a map of x's dtype and device.
     """
     if is_nothing(drop):
         return None, None

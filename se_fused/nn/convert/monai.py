@@ -1,5 +1,5 @@
-"""MONAI's SE blocks, of one to three dimensions: SEBlock, and SEBottleneck, SEResNetBottleneck, SEResNeXtBottleneck,
-which differ in their convolutions' arguments alone."""
+"""Handler for MONAI's SE blocks with one to three spatial dimensions: SEBlock and its subclasses SEBottleneck,
+SEResNetBottleneck and SEResNeXtBottleneck, which differ only in the arguments of their convolutions."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _last_bn(module: Any) -> object:
-    """The batch norm behind the last convolution, if it is just those two, without asking about hooks."""
+    """The batch norm of conv3, or the whole ``adn`` if it has other parts too. Ignores hooks."""
     adn = getattr(module.conv3, "adn", None)
     children = [] if adn is None else list(adn._modules.values())
     return children[0] if len(children) == 1 else adn

@@ -1,4 +1,4 @@
-"""The table of what is converted in a model, and of what is not and why."""
+"""Report of the converted modules of a model, and of the others with the reason."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,17 @@ from .decide import is_ours, refusal
 __all__ = ["NOTED", "Report", "conversion_report"]
 
 NOTED = "se_fused_left"
-"""Where in an optimised model's ``meta`` stands what was left: (name, class, reason) of each module."""
+"""Key in the ``meta`` of an optimised model: (name, class, reason) of each convolution that keeps its batch norm."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The modules of a model that this library knows, in the order of ``named_modules``.
+    """Modules of a model that concern this library, each list in the order of ``named_modules``.
 
-    ``converted``: (name, class before, what is one call now). ``left``: (name, class, reason), for every module that
-    is known or has the name of a squeeze-excite layer and stays as it was. ``own``: names of the library's own
-    modules, which need nothing. ``str()`` is the table that ``convert(..., verbose=True)`` prints.
+    ``converted``: (name, original class, fused operations) of each converted module. ``left``: (name, class, reason)
+    of each unconverted module whose class is supported or named like a squeeze-excite layer. ``own``: names of modules
+    that this library defines, which need no conversion. ``str()`` gives the table that ``convert(..., verbose=True)``
+    prints.
     """
 
     converted: tuple[tuple[str, str, str], ...]
@@ -30,13 +31,13 @@ class Report:
         rows: dict[tuple[str, str], int] = {}
         for _, cls, what in self.converted:
             rows[cls, what] = rows.get((cls, what), 0) + 1
-        lines = [f"se_fused: {len(self.converted)} modules converted, {len(self.left)} left as they were"]
+        lines = [f"se_fused: {len(self.converted)} modules converted, {len(self.left)} left unchanged"]
         width = max((len(cls) for cls, _ in rows), default=0)
         lines += [f"{count:6} x {cls:{width}}  {what}" for (cls, what), count in rows.items()]
         if self.own:
-            lines.append(f"{len(self.own):6} of se_fused itself, which need no conversion")
+            lines.append(f"{len(self.own):6} modules of se_fused, which need no conversion")
         if self.left:
-            lines.append("left:")
+            lines.append("left unchanged:")
             lines += [f"  {name or '(the model)'}: {cls}: {reason}" for name, cls, reason in self.left]
         return "\n".join(lines)
 
@@ -46,14 +47,14 @@ def _qualified(cls: type[nn.Module]) -> str:
 
 
 def conversion_report(model: nn.Module) -> Report:
-    """What of ``model`` is converted at present, and of what is not, why not.
+    """Report which modules of ``model`` are converted, and why the others are not.
 
     Args:
-        model: converted or not.
+        model: a converted or unconverted model, or the result of :func:`se_fused.optimize_for_inference`.
 
     Returns:
-        A :class:`Report`; a module that could be converted and has not been is left "not converted yet", a convolution
-        of an optimised model is left where a batch norm stays behind it.
+        A :class:`Report`. A supported module that is not converted has the reason "not converted yet". For an optimised
+        model, ``left`` also lists each convolution whose batch norm could not be folded into it.
     """
     converted, left, own = [], [], []
     for name, module in model.named_modules():

@@ -1,5 +1,7 @@
-"""timm's residual blocks: ResNet, the legacy SE-nets, RegNet, TResNet. Each forward is timm's, in timm's order, with
-batch norm and what follows it in one call."""
+"""Handlers for timm's residual blocks: ResNet, the legacy SENets, RegNet and TResNet.
+
+Each forward performs timm's steps in timm's order, with batch norm and the operations after it in one call.
+"""
 
 from typing import Any
 
@@ -58,7 +60,7 @@ def _legacy_bottleneck(self: Any, x: Tensor) -> Tensor:
 @block_forward
 def _legacy_block(self: Any, x: Tensor) -> Tensor:
     out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
-    out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)  # SE sees it after the activation
+    out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)  # in this block, SE follows the activation
     residual = x if self.downsample is None else self.downsample(x)
     return block_end(out, residual, bn=None, se=self.se_module, act=self.relu)
 
@@ -75,8 +77,9 @@ register(
 
 
 def _last(module: Any, x: Tensor) -> tuple[Tensor, nn.Module | None, bool]:
-    """The convolution of the block's last ``ConvNormAct``, the batch norm that is left to do, and whether the map is
-    the caller's alone."""
+    """Output of the convolution in the block's last ``ConvNormAct``, the batch norm that the caller must still apply,
+    and whether the output is a new tensor that no other code uses. Other modules are called, with no batch norm left.
+    """
     parts = conv_parts(module)
     if parts is None:
         return module(x), None, False
@@ -86,7 +89,7 @@ def _last(module: Any, x: Tensor) -> tuple[Tensor, nn.Module | None, bool]:
 @block_forward
 def _regnet_bottleneck(self: Any, x: Tensor) -> Tensor:
     out, bn, own = gate_and_project(self.conv2, self.se, self.conv3, conv_norm_act(self.conv1, x))
-    if self.downsample is None:  # neither a sum nor stochastic depth
+    if self.downsample is None:  # timm then skips the addition and stochastic depth
         return block_end(out, None, bn=bn, act=self.act3, own=own)
     return block_end(out, x, bn=bn, drop=self.drop_path, act=self.act3, shortcut=self.downsample, own=own)
 

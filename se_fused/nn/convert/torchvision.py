@@ -1,4 +1,4 @@
-"""torchvision's residual blocks: ResNet's two and RegNet's."""
+"""Handlers for torchvision's residual blocks: BasicBlock and Bottleneck of ResNet, and the block of RegNet."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def _regnet_block(self: Any, x: Tensor) -> Tensor:
     if last is None or parts is None:
         return self.original.forward(self, x)
     residual = x if self.proj is None else self.proj(x)
-    se = branch._modules.get("se")  # RegNetY's
+    se = branch._modules.get("se")  # in RegNetY only
     out = conv_norm_act(branch.a, x)
     out, bn, own = gate_and_project(branch.b, nn.Identity() if se is None else se, last, out)
     return block_end(out, residual, bn=bn, act=self.activation, own=own)

@@ -1,9 +1,10 @@
-"""A model made ready for inference: its graph is traced, rewritten with larger layers, and checked.
+"""Optimisation of a model for inference: trace its graph, replace groups of nodes by fused layers, check the result.
 
-``copies`` makes a copy of a model without hooks, ``tracing`` its graph and what each node gives, shares and writes;
-``functional`` brings functions into the form of modules, ``matching`` says which modules are known, ``rewriting`` puts
-what follows a layer into it; ``layers``, ``folding`` and ``casts`` are what it puts there; ``checking`` compares
-the result with the model. ``optimize`` is the public function.
+``optimize`` contains the public function. Its steps are: ``copies`` copies the model without hooks; ``tracing`` records
+the graph, and for each node the shape, the storages and the writes of its tensors; ``functional`` turns calls of
+functions into modules; ``matching`` recognises supported modules; ``rewriting`` merges the operations after a layer
+into the layer; ``checking`` compares the result with the model. ``layers``, ``folding`` and ``casts`` define the layers
+of the optimised model.
 """
 
 from .optimize import optimize_for_inference

@@ -1,4 +1,4 @@
-"""The first and last layers of an optimised model: inputs cast and ordered, switches held, results cast."""
+"""Layers at the inputs and outputs of an optimised model: casts, memory formats and checks of constant arguments."""
 
 from typing import Any
 
@@ -9,28 +9,28 @@ from torch.utils._pytree import tree_map
 __all__ = ["LAST", "CastInput", "CastOutput", "Fixed", "ordered"]
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""The memory format of all maps between the layers, by their number of dimensions."""
+"""Memory format of all maps between the layers, by their number of dimensions."""
 
 
 def ordered(x: Tensor) -> Tensor:
-    """x in the order that all maps between the layers have."""
+    """x in the memory format of all maps between the layers: channels_last, or contiguous for other dimensions."""
     return x.contiguous(memory_format=LAST.get(x.dim(), torch.contiguous_format))
 
 
 class _Cast(nn.Module):
-    """Floating-point tensors in one dtype, inside lists, tuples and dictionaries too; all else is returned."""
+    """Cast floating-point tensors, also inside lists, tuples and dictionaries; return other values unchanged."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def cast(self, t: Any) -> Any:
-        """Of one value."""
+        """Cast one value."""
         return t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
 
     def forward(self, value: Any) -> Any:
-        """A tensor, or what holds some."""
-        # most models have one tensor, for which looking into a tree takes 3 us
+        """Cast a tensor, or the tensors inside a list, tuple or dictionary."""
+        # most models have a single tensor, for which tree_map would take 3 us
         return self.cast(value) if isinstance(value, Tensor) else tree_map(self.cast, value)
 
     def extra_repr(self) -> str:
@@ -38,23 +38,25 @@ class _Cast(nn.Module):
 
 
 class CastInput(_Cast):
-    """One of the model's inputs as the layers want it: their dtype, channels_last."""
+    """Convert an input of the model to the dtype of the layers and to channels_last."""
 
     def cast(self, t: Any) -> Any:
-        """Of one value; what is cast is ordered too."""
+        """Cast one value, and change its memory format if it is a floating-point tensor."""
         t = super().cast(t)
         return ordered(t) if isinstance(t, Tensor) and t.is_floating_point() else t
 
 
 class CastOutput(_Cast):
-    """The model's results in the dtype that it promised."""
+    """Convert the results of the model to the requested dtype."""
 
 
 class Fixed(nn.Module):
-    """The values of arguments that the model may decide by, for which it was optimised.
+    """Check that constant arguments have the values with which the model was optimised.
+
+    Arguments without a tensor may decide which branch the model takes, and the traced graph holds only one branch.
 
     Args:
-        values: by name; a call with another one is refused.
+        values: the constant arguments by name.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -62,10 +64,10 @@ class Fixed(nn.Module):
         self.values = values
 
     def forward(self, name: str, value: Any) -> None:
-        """Compares what was given with what was fixed.
+        """Compare the argument ``name`` of a call with its constant value.
 
         Raises:
-            ValueError: they differ.
+            ValueError: the values differ.
         """
         if value != self.values[name]:
             raise ValueError(

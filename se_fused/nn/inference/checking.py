@@ -1,4 +1,4 @@
-"""Whether an optimised model computes what the model does, on an example and on images that are not finite."""
+"""Comparison of an optimised model with the original, on an example and on images with NaN or infinity."""
 
 import copy
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from .tracing import Arguments
 
 __all__ = ["check"]
 
-_PERTURBED = 3  # models whose weights are moved by rounding errors, where the model itself is not reference enough
+_PERTURBED = 3  # number of copies with perturbed weights, from which a model's own rounding error is estimated
 
 
 def _floats(outputs: Any) -> Tensor:
-    """All floating-point results as one float64 vector."""
+    """All floating-point outputs as one float64 vector."""
     kept = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.is_floating_point()]
     if not kept:
         raise ValueError(
-            "model returns no floating-point tensor, by which its optimised form could be checked: optimise the model "
-            "that returns the logits, and put what follows behind it"
+            "model returns no floating-point tensor, so its optimised form cannot be checked: optimise the part of the "
+            "model that returns the logits, and run the rest after it"
         )
     return torch.cat([y.detach().double().flatten() for y in kept])
 
@@ -33,17 +33,17 @@ def _called(model: nn.Module, arguments: Arguments) -> Tensor:
 
 
 def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model).to(dtype).eval()  # a copy of torchvision's feature extractors is in training
+    return copy.deepcopy(model).to(dtype).eval()  # deepcopy puts torchvision's feature extractors in training mode
 
 
 def _in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model with its floating-point tensors in ``dtype``: a copy, unless they have it already."""
+    """The model with its floating-point tensors in ``dtype``; a copy, unless all have this dtype already."""
     there = all(t.dtype == dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     return model if there else _copy_in(model, dtype)
 
 
 def _perturbed(model: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
-    """A copy in ``dtype`` each of whose weights is moved by one rounding error, up or down."""
+    """A copy in ``dtype`` with each weight changed by one rounding error, randomly up or down."""
     moved = _copy_in(model, dtype)
     generator = torch.Generator().manual_seed(seed)
     for weight in moved.parameters():
@@ -54,7 +54,7 @@ def _perturbed(model: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
 
 
 def _realisations(model: nn.Module, arguments: Arguments, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The model's results in ``dtype``, each with other rounding errors: as it is, in channels_last, perturbed."""
+    """Results of the model in ``dtype`` with different rounding errors: unchanged, in channels_last, perturbed."""
     cast = arguments.to(dtype)
     yield _called(_in(model, dtype), cast)
     plain = _copy_in(model, dtype)
@@ -62,36 +62,36 @@ def _realisations(model: nn.Module, arguments: Arguments, dtype: torch.dtype) ->
         parameter.data = ordered(parameter.data)
     try:
         yield _called(plain, cast.map(ordered))
-    except RuntimeError:  # a view that channels_last does not allow
+    except RuntimeError:  # the model makes a view that is impossible in channels_last
         pass
     for seed in range(_PERTURBED):
         yield _called(_perturbed(model, dtype, seed), cast)
 
 
 class _Distances:
-    """How far results are from the float64 truth, by root mean square relative to the truth's."""
+    """Distances from the float64 result: root mean square of the difference, over that of the float64 result."""
 
     def __init__(self, model: nn.Module, optimized: nn.Module, arguments: Arguments, dtype: torch.dtype) -> None:
         self.dtype = dtype
         try:
             self.truth = _called(_in(model, torch.float64), arguments.to(torch.float64))
-        except RuntimeError:  # a cast to float32 in forward: the model as it is stands for the truth
+        except RuntimeError:  # a forward that casts to float32 fails in float64: use the unchanged model as the truth
             self.truth = _called(model, arguments)
         ours = _called(optimized, arguments.to(dtype))
         if ours.shape != self.truth.shape:
             raise RuntimeError(
-                f"the optimised model gives {ours.numel()} numbers where the model gives {self.truth.numel()}: please "
-                "report the model"
+                f"the optimised model returns {ours.numel()} numbers, the model {self.truth.numel()}: please report "
+                "the model"
             )
         self.own, self.models = self._of(ours), 0.0
-        # the largest of the model's own distances; no more of them than are needed
+        # the model's own distance is the largest of several; stop once it is large enough to accept the optimised model
         for theirs in _realisations(model, arguments, dtype):
             self.models = max(self.models, self._of(theirs))
             if self.allowed():
                 break
 
     def _of(self, y: Tensor) -> float:
-        """Over what is finite in truth; infinite if y is not finite there."""
+        """Distance of y over the elements with a finite truth; infinite if y is not finite in one of them."""
         finite = self.truth.isfinite()
         if not finite.any():
             return 0.0
@@ -103,7 +103,7 @@ class _Distances:
 
     @property
     def bound(self) -> float:
-        """Twice the model's own distance (DESIGN section 3), and the rounding of weights and results."""
+        """Allowed distance: twice the model's own (DESIGN section 3), plus the rounding of weights and results."""
         return 2 * self.models + 4 * torch.finfo(self.dtype).eps
 
     def allowed(self) -> bool:
@@ -111,7 +111,7 @@ class _Distances:
 
 
 def _other(arguments: Arguments) -> Arguments:
-    """Floating-point tensors with the size and spread of the given ones, and other values."""
+    """Arguments of the same shapes with random floating-point values of the same mean and standard deviation."""
     generator = torch.Generator().manual_seed(1)
 
     def change(t: Tensor) -> Tensor:
@@ -126,23 +126,24 @@ def _other(arguments: Arguments) -> Arguments:
 def _check_not_finite(
     model: nn.Module, optimized: nn.Module, arguments: Arguments, dtype: torch.dtype, inside: torch.dtype
 ) -> None:
-    """A pixel that is not a finite number makes of the result what it makes of the model's."""
+    """Raise RuntimeError if a NaN or infinite pixel affects the optimised result differently from the model's."""
     plain = _in(model, inside)
     for value in (float("nan"), float("inf")):
         marked = arguments.map(partial(_marked, value=value))
         try:
             theirs = _called(plain, marked.to(inside))
-        except Exception:  # a model may refuse such an image: then there is nothing to compare
+        except Exception:  # the model raises an error for such an image: nothing to compare
             continue
         ours = _called(optimized, marked.to(dtype))
-        # Which sums of infinities are NaN hangs on their order; libraries on a GPU may spread a NaN over a tile.
+        # Which sums of infinities become NaN depends on their order, and GPU libraries may spread a NaN over a tile:
+        # only NaN on the CPU is compared element by element.
         exact = value != value and ours.device.type == "cpu"
         lost = (theirs.isnan() & ~ours.isnan()).sum().item() if exact else 0
         if lost or (theirs.isfinite().all() != ours.isfinite().all()):
             raise RuntimeError(
-                f"the optimised model makes another result of an image with a pixel that is {value}: of "
-                f"{theirs.numel()} numbers {int(ours.isfinite().sum())} are finite, with the model itself "
-                f"{int(theirs.isfinite().sum())}: please report the model"
+                f"the optimised model returns another result than the model for an image with a pixel that is {value}: "
+                f"of {theirs.numel()} numbers, {int(ours.isfinite().sum())} are finite, and "
+                f"{int(theirs.isfinite().sum())} for the model: please report the model"
             )
 
 
@@ -157,21 +158,22 @@ def _marked(t: Tensor, value: float) -> Tensor:
 def check(
     model: nn.Module, optimized: nn.Module, arguments: Arguments, dtype: torch.dtype, inside: torch.dtype
 ) -> None:
-    """Refuse a result that is farther from the truth than twice the model's own distance, or that hides a NaN.
+    """Raise an error if an optimised model is less accurate than allowed, or if it hides a NaN.
 
-    The model's own distance is the largest of several, for in a model that magnifies rounding errors one alone may be
-    small by luck. An error of the rewriting shows on every input: two have to fail.
+    The distance of the optimised result from the float64 result may be twice the distance of the model's own result,
+    which is the largest of several: in a model that magnifies rounding errors, a single distance may be small by
+    chance. A fault of the rewriting shows on every input, so the check fails only if two inputs fail.
 
     Args:
-        model: the model, in eval mode, without hooks.
-        optimized: what was made of it.
-        arguments: of the call that both are compared on.
-        dtype: of the results.
-        inside: of the maps between the layers.
+        model: the original model, in eval mode, without hooks.
+        optimized: the optimised model.
+        arguments: arguments with which both models are called.
+        dtype: dtype of the results.
+        inside: dtype of the maps between the layers.
 
     Raises:
-        RuntimeError: it is too far away, or finite where the model's result is not.
-        ValueError: there is no floating-point result.
+        RuntimeError: the result is too far from the float64 result, or finite where the model's result is not.
+        ValueError: the model returns no floating-point tensor.
     """
     first = _Distances(model, optimized, arguments, dtype)
     if not first.allowed():

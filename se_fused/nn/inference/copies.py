@@ -1,4 +1,4 @@
-"""A model's copy that is the caller's alone: in eval mode, without hooks, its weights what they are computed to be."""
+"""Copy of a model in eval mode, without hooks, and with computed weights (weight norm, pruning) as plain tensors."""
 
 import copy
 from collections import OrderedDict
@@ -16,12 +16,12 @@ from .tracing import first_line
 __all__ = ["plain_copy", "unwrapped"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Hooks that belong to a module: they compute its weight. All of them can be removed, which leaves the weight.
+# Hooks that compute a module's weight. Each has remove(), which leaves the computed weight in the module.
 _WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside (Distributed)DataParallel and torch.compile; a model that is not wrapped itself."""
+    """The model inside DataParallel, DistributedDataParallel or torch.compile; an unwrapped model unchanged."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -32,8 +32,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _bake(module: nn.Module) -> None:
-    """Give a parametrized module its weights for good. Not by ``remove_parametrizations``, which takes the property off
-    the class that the copy and the original share."""
+    """Replace the parametrized weights of a module by their current values.
+
+    ``remove_parametrizations`` cannot be used: it deletes the property from the class, which the copy shares with the
+    original.
+    """
     with torch.no_grad():
         values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
     del module._modules["parametrizations"]
@@ -43,20 +46,21 @@ def _bake(module: nn.Module) -> None:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode. It has none of the model's hooks, which would run while the copy is traced; weight norms,
-    spectral norms, pruning and parametrizations have been replaced by the weight that they compute.
+    """Deep copy of a model in eval mode, without its hooks, which would run while the copy is traced.
+
+    Weight norms, spectral norms, pruning and parametrizations are replaced by the weights that they compute.
 
     Raises:
-        ValueError: a part of the model cannot be copied.
+        ValueError: ``copy.deepcopy`` cannot copy the model.
     """
-    given: dict[int, Any] = {}  # what copy.deepcopy takes in place of a copy of its own, by id
+    given: dict[int, Any] = {}  # deepcopy's memo: replacements by the id of the original object
     for module in model.modules():
         for name in _HOOKS:
             hooks = module.__dict__.get(name)
             if hooks:
                 given[id(hooks)] = OrderedDict((k, h) for k, h in hooks.items() if isinstance(h, _WEIGHTS))
         for value in module.__dict__.values():
-            # the result of a computation that a module keeps (a weight norm's weight, a recorded map): deepcopy raises
+            # deepcopy cannot copy a stored result of a computation (the weight of a weight norm, a recorded map)
             if isinstance(value, Tensor) and not value.is_leaf:
                 given[id(value)] = value.detach().clone()
     try:
@@ -64,12 +68,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ValueError(
             f"model cannot be copied ({first_line(error)}): "
-            "copy.deepcopy(model) must work, take out what it cannot copy"
+            "copy.deepcopy(model) must work, remove the attribute that it cannot copy"
         ) from error
     copied.eval()
     for module in list(copied.modules()):
         for key, hook in list(module._forward_pre_hooks.items()):
-            assert isinstance(hook, _WEIGHTS), "the others were left behind"
+            assert isinstance(hook, _WEIGHTS), "other hooks are not copied"
             hook.remove(module)
             del module._forward_pre_hooks[key]
         if parametrize.is_parametrized(module):

@@ -1,4 +1,4 @@
-"""Batch norm in inference is a factor and an offset by channel: both go into the weights of the layer before."""
+"""Folding of batch norm, in inference a scale and a shift per channel, into the weights of the layer before it."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ __all__ = ["fold_batch_norm", "fold_linear", "is_product"]
 
 
 def fold_batch_norm(conv: _ConvNd | nn.Linear, bn: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, float64, of the convolution or linear layer that is ``bn(conv(x))`` in inference.
+    """Weight and bias, float64, of the convolution or linear layer that computes ``bn(conv(x))`` in inference.
 
-    ``bn``: a batch norm with running statistics, frozen or not, or None.
+    ``bn`` is a batch norm with running statistics, also a frozen one, or None for the unchanged weights.
     """
     weight, bias = conv.weight.detach().double(), None if conv.bias is None else conv.bias.detach().double()
     if bn is None:
@@ -22,7 +22,7 @@ def fold_batch_norm(conv: _ConvNd | nn.Linear, bn: Any) -> tuple[Tensor, Tensor 
 
 
 def fold_linear(linear: nn.Linear, bn: Any) -> nn.Linear:
-    """The linear layer, float64, that is ``bn(linear(x))`` in inference, for x (N, K)."""
+    """Linear layer, float64, that computes ``bn(linear(x))`` in inference, for x (N, K)."""
     weight, bias = fold_batch_norm(linear, bn)
     folded = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     folded.weight = nn.Parameter(weight, requires_grad=False)
@@ -31,8 +31,8 @@ def fold_linear(linear: nn.Linear, bn: Any) -> nn.Linear:
 
 
 def _scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
-    """scale and shift (C,), float64: bn(x) = scale * x + shift in inference."""
-    assert bn.running_mean is not None and bn.running_var is not None, "the caller has looked"
+    """scale and shift (C,), float64, with bn(x) = scale * x + shift in inference."""
+    assert bn.running_mean is not None and bn.running_var is not None, "the caller checks it"
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
         scale = scale * bn.weight.detach().double()
@@ -41,7 +41,10 @@ def _scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
 
 
 def is_product(conv: Any) -> bool:
-    """Whether a convolution, PyTorch's or one of these, is 1x1 at every position of a map or a volume."""
-    padding = (0,) * len(conv.stride) if isinstance(conv.padding, str) else conv.padding  # "same" adds none to 1x1
+    """Whether a convolution of this package or of PyTorch is a 1x1 product without stride, padding or groups.
+
+    False for 1-D convolutions.
+    """
+    padding = (0,) * len(conv.stride) if isinstance(conv.padding, str) else conv.padding  # "same" pads no 1x1 kernel
     geometry = zip(conv.weight.shape[2:], conv.stride, padding, strict=True)
     return conv.weight.dim() > 3 and conv.groups == 1 and all(at == (1, 1, 0) for at in geometry)

@@ -1,4 +1,4 @@
-"""A graph's functions brought into the form that the rewriting knows: convolutions as modules, views as reshapes."""
+"""Preparation of a graph for rewriting: calls of F.conv2d become modules, views become reshapes, padding is merged."""
 
 from collections import Counter
 from operator import attrgetter
@@ -21,8 +21,11 @@ _PADS = (
 
 
 def views_to_reshapes(graph: fx.Graph) -> None:
-    """Let a view of a map be what it is in the model's own layout: ``x.view(n, -1)`` lists channel after channel, in
-    channels_last as well, where PyTorch refuses it. ``as_strided`` counts in memory, so it gets a contiguous map."""
+    """Make views independent of the memory format, because maps of an optimised model are channels_last.
+
+    ``view`` becomes ``reshape``: PyTorch raises an error for ``x.view(n, -1)`` of a channels_last map. ``as_strided``
+    depends on the strides, so its input is made contiguous.
+    """
     names = {"view": "reshape", "view_as": "reshape_as"}
     for node in graph.nodes:
         if node.op == "call_method" and node.target in names:
@@ -35,7 +38,10 @@ def views_to_reshapes(graph: fx.Graph) -> None:
 
 
 def _attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor of the model that a node stands for; None if it stands for none, or if some node writes to it."""
+    """The floating-point parameter or buffer that a ``get_attr`` node reads; None for other nodes.
+
+    None also if a node writes to the tensor.
+    """
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     if any(writes(other) & storages(node) for other in gm.graph.nodes):
@@ -45,11 +51,12 @@ def _attribute(gm: fx.GraphModule, node: Any) -> Tensor | None:
 
 
 def name_convolutions(gm: fx.GraphModule) -> list[fx.Node]:
-    """Make a module of every ``F.conv2d`` whose weight and bias are the model's own: of a subclass of ``nn.Conv2d``
-    that pads by itself, most of all.
+    """Replace every ``F.conv2d`` (also 1-D, 3-D) whose weight and bias are parameters or buffers by a module.
+
+    Such calls come mostly from subclasses of ``nn.Conv2d`` that pad in their own forward.
 
     Returns:
-        The others, whose weight is computed.
+        The calls whose weight or bias is computed in forward.
     """
     others = []
     for node in list(gm.graph.nodes):
@@ -81,7 +88,10 @@ def name_convolutions(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def _zeros_around(gm: fx.GraphModule, node: Any, dims: int) -> list[int] | None:
-    """How many zeros a node puts before and behind each of the last ``dims`` sizes, if they are as many on both."""
+    """Numbers of zeros that a node adds on each side of the last ``dims`` dimensions.
+
+    None if the node is not a zero padding, if both sides differ, or if other nodes use its result.
+    """
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None
     border: Any
@@ -102,11 +112,11 @@ def _zeros_around(gm: fx.GraphModule, node: Any, dims: int) -> list[int] | None:
     before, behind = list(border[::2]), list(border[1::2])
     if before != behind or len(before) > dims:
         return None
-    return [0] * (dims - len(before)) + before[::-1]  # F.pad begins with the last size
+    return [0] * (dims - len(before)) + before[::-1]  # F.pad starts with the last dimension
 
 
 def merge_padding(gm: fx.GraphModule) -> None:
-    """Leave zeros that are put around a map to the convolution behind, which needs no pass of its own for them."""
+    """Merge zero padding into the convolution after it, which pads without a separate pass over memory."""
     calls = Counter(n.target for n in gm.graph.nodes if n.op == "call_module")
     for node in list(gm.graph.nodes):
         conv = gm.get_submodule(node.target) if node.op == "call_module" else None

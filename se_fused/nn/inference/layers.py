@@ -1,6 +1,6 @@
-"""The layers of an optimised model: convolutions with batch norm folded in and all that follows behind them.
+"""Layers of an optimised model: convolutions that include batch norm, SE, residual addition and activation.
 
-They are made by :func:`se_fused.optimize_for_inference`, run in inference only, and hold tensors, not parameters.
+:func:`se_fused.optimize_for_inference` creates them. They support inference only, and their weights are buffers.
 """
 
 from functools import cache
@@ -28,22 +28,24 @@ __all__ = [
 ]
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-# oneDNN's names of what it can do to a sum before storing it. Its ReLU gives 0 for NaN, so PyTorch's runs behind it, in
-# place: with it ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 1.02, 0.94, 1.01 and 1.03 times as long as with
-# oneDNN's (batch 8, 224 x 224, two cores, 2026-11-27, torch 2.14.1). Our own pass with bias, residual and ReLU in place
-# of both took up to 1.06 times.
+# oneDNN's names of the activations that it applies before storing a result. Its ReLU returns 0 for NaN, so PyTorch's
+# ReLU runs after it, in place. With PyTorch's ReLU, ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 1.02, 0.94,
+# 1.01 and 1.03 times as long as with oneDNN's (batch 8, 224 x 224, two cores, 2026-11-27, torch 2.14.1). This library's
+# pass with bias, residual and ReLU instead of both took up to 1.06 times as long.
 _POST_OPS = {"none": "none", "relu": "none", "silu": "swish", "hard_swish": "hardswish"}
 
-# oneDNN's order of a weight is for one shape of x: with that of batch 2, batch 1 took twice the time, with that of
-# 64 x 64 images 224 x 224 half as much again. A copy of the weights for each of the last shapes: a batch, and a rest.
+# oneDNN's weight layout is optimal for one shape of x: with the layout for batch 2, batch 1 took twice as long; with
+# the layout for 64 x 64 images, 224 x 224 images took 1.5 times as long. The weights are therefore stored in the
+# layouts for the last two shapes, enough for full batches and a smaller last batch.
 _SHAPES_KEPT = 2
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a model of ``dtype`` is computed in: its own, but float32 for 16 bits on CPUs without AMX.
+    """The dtype in which a model of ``dtype`` computes: ``dtype``, but float32 for 16 bits on CPUs without AMX.
 
-    There oneDNN's 16-bit convolutions are slower than its float32 ones: 3x3, 128 channels, 28x28, batch 8 on two cores
-    with AVX512-BF16 and -FP16 took 11.4 and 10.1 ms, in float32 6.6 (measured 2026-11-23, torch 2.14.1).
+    Without AMX, oneDNN's 16-bit convolutions are slower than its float32 ones: a 3x3 convolution with 128 channels,
+    28x28 positions and batch 8 took 11.4 ms in bfloat16, 10.1 ms in float16 and 6.6 ms in float32, on two cores with
+    AVX512-BF16 and AVX512-FP16 (measured 2026-11-23, torch 2.14.1).
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
@@ -51,16 +53,19 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _has_units(dtype: torch.dtype) -> bool:
-    """Whether the CPU has AMX for 16 bits, and oneDNN, which an environment variable may hold back, uses it."""
+    """Whether the CPU has AMX for this 16-bit dtype and oneDNN uses it, which an environment variable can disable."""
     name = "_is_amx_tile_supported" if dtype == torch.bfloat16 else "_is_amx_fp16_supported"
-    supported = getattr(torch.cpu, name, None)  # the second is not in torch 2.11
+    supported = getattr(torch.cpu, name, None)  # torch 2.11 has no _is_amx_fp16_supported
     return supported is not None and bool(supported()) and _onednn_takes(dtype)
 
 
 @cache
 def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves dtype here: called for bfloat16 without AVX-512 or float16 without AVX512-FP16, it
-    raises, and a model may come from a file that another machine wrote, or from a GPU."""
+    """Whether oneDNN supports convolutions of ``dtype`` on this machine.
+
+    oneDNN raises an error for bfloat16 without AVX-512 and for float16 without AVX512-FP16. The check is necessary
+    because a model may come from a file of another machine, or from a GPU.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
     op = torch.ops.mkldnn
@@ -69,9 +74,9 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
 
 
 class _Conv(nn.Module):
-    """A convolution's geometry, with weights that have the batch norm in them.
+    """Base of the convolution layers: geometry, and weights with the batch norm folded in.
 
-    ``keeps_residual``: whether the residual is still wanted afterwards.
+    ``keeps_residual``: whether the residual is read again later, so that it must not be overwritten.
     """
 
     weight: Tensor
@@ -90,7 +95,10 @@ class _Conv(nn.Module):
         self.keeps_residual = True
 
     def bordered(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """x, and what the convolution pads it with; where "SAME" padding is larger behind than before, x has it."""
+        """x and the padding for the convolution call.
+
+        If "SAME" padding needs one more element at the end of a dimension, the returned x is padded already.
+        """
         if not self.pads_same:
             return x, self.padding
         totals = [
@@ -99,11 +107,11 @@ class _Conv(nn.Module):
         ]
         if not any(total % 2 for total in totals):
             return x, [total // 2 for total in totals]
-        border = [side for t in reversed(totals) for side in (t // 2, t - t // 2)]  # F.pad begins with the last size
+        border = [side for t in reversed(totals) for side in (t // 2, t - t // 2)]  # F.pad starts with the last size
         return ordered(F.pad(x, border)), [0] * len(totals)
 
     def plain(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        """The convolution alone, in channels_last even where PyTorch has none of x's dtype."""
+        """The convolution alone; the result is channels_last also where PyTorch's convolution returns it contiguous."""
         bias = self.bias if with_bias else None
         x, padding = self.bordered(x)
         return ordered(_CONV[x.dim()](x, self.weight, bias, self.stride, padding, self.dilation, self.groups))
@@ -114,12 +122,15 @@ class _Conv(nn.Module):
 
 
 class ConvAct(_Conv):
-    """``act(conv(x) + residual)``: on the CPU one oneDNN call with weights in oneDNN's own order; elsewhere the
-    convolution, and bias, residual and activation in one pass over its result.
+    """``act(bn(conv(x)) + residual)`` with the batch norm folded into the weights.
+
+    On the CPU this is one oneDNN call with weights in oneDNN's layout. On other devices, the convolution is followed by
+    one pass over its result, with bias, residual and activation.
 
     Args:
-        conv, bn: what is folded together; ``bn`` may be None.
-        dtype: of the weights.
+        conv: the convolution.
+        bn: the batch norm that is folded into it, or None.
+        dtype: dtype of the weights.
         act: "none", "relu", "silu" or "hard_swish".
     """
 
@@ -134,7 +145,7 @@ class ConvAct(_Conv):
         self._packed: dict[torch.Size, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": {}}  # opaque to pickle, and made again in the next call
+        return self.__dict__ | {"_packed": {}}  # pickle cannot store oneDNN tensors; the next call creates them again
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ConvAct":
         self._packed = {}
@@ -142,14 +153,14 @@ class ConvAct(_Conv):
         return self
 
     def packable(self, x: Tensor) -> bool:
-        """Whether oneDNN takes x, with weights in its own order."""
+        """Whether oneDNN supports x, with weights in oneDNN's layout."""
         return x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0 and _onednn_takes(x.dtype)
 
     def close(self, y: Tensor, residual: Tensor | None) -> Tensor:
-        """What follows the convolution without its bias, over its result."""
+        """Add bias and residual to the convolution's result y and apply the activation, in one pass."""
         if self.bias is None and residual is None and self.act == "none":
             return y
-        # y + bias is what batch norm gives with mean 0 and variance 1
+        # batch norm with mean 0, variance 1 and eps 0 computes y + bias
         return F_se.batch_norm_act(
             y, self.zero, self.one, None, self.bias, residual,
             training=False, eps=0.0, out_act=self.act, inplace=True,
@@ -157,7 +168,7 @@ class ConvAct(_Conv):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: (N, K, *spatial), residual: (N, C, *spatial) -> (N, C, *spatial)."""
-        if torch.compiler.is_compiling() or torch._C._is_tracing():  # the compiler fuses by itself
+        if torch.compiler.is_compiling() or torch._C._is_tracing():  # the compiler fuses these operations
             y = self.plain(x)
             return OUT_ACTIVATIONS[self.act](y if residual is None else y + residual)
         if not self.packable(x):
@@ -188,7 +199,7 @@ class ConvAct(_Conv):
 
 
 class _Excitation(nn.Module):
-    """An SE layer's parameters, weights as matrices."""
+    """Parameters of an SE layer, with the weights as matrices."""
 
     fc1_weight: Tensor
     fc1_bias: Tensor | None
@@ -211,7 +222,7 @@ class _Excitation(nn.Module):
         return GATES[self.gate](F.linear(hidden, self.fc2_weight, self.fc2_bias))
 
     def arguments(self) -> dict[str, Any]:
-        """By name, as :func:`squeeze_excite` takes them."""
+        """Keyword arguments of :func:`se_fused.functional.squeeze_excite`."""
         return dict(
             fc1_weight=self.fc1_weight, fc1_bias=self.fc1_bias, fc2_weight=self.fc2_weight, fc2_bias=self.fc2_bias,
             act=self.act, gate=self.gate,
@@ -222,12 +233,17 @@ class _Excitation(nn.Module):
 
 
 class ConvSqueezeExcite(_Conv):
-    """``act(se(conv(h)) + residual)`` for a 1x1 convolution: the excitation from h, scale and sum behind the product.
+    """``act(se(bn(conv(h))) + residual)`` for a 1x1 convolution, with the batch norm folded into the weights.
+
+    The mean of the convolution's result follows from the mean of h, so the gate is computed before the convolution.
+    Rescaling, addition and activation follow the product in the same call.
 
     Args:
-        conv, bn: what is folded together; ``bn`` may be None.
-        excitation: what :func:`squeeze_excite` takes by name: fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate.
-        dtype: of the weights.
+        conv: the 1x1 convolution.
+        bn: the batch norm that is folded into it, or None.
+        excitation: keyword arguments of :func:`se_fused.functional.squeeze_excite`: fc1_weight, fc1_bias, fc2_weight,
+            fc2_bias, act, gate.
+        dtype: dtype of the weights.
         act: "none", "relu", "silu" or "hard_swish".
     """
 
@@ -244,7 +260,7 @@ class ConvSqueezeExcite(_Conv):
         folded = F_se.fold_squeeze(weight, bias, self.excitation.fc1_weight, self.excitation.fc1_bias)
         self.register_buffer("folded_weight", folded[0])
         self.register_buffer("folded_bias", folded[1])
-        # our CPU product is float32: for bfloat16 oneDNN's convolution with AMX is the faster one
+        # this library's CPU product computes in float32; for bfloat16, oneDNN's convolution with AMX is faster
         on_cpu = weight.device.type == "cpu" and not (dtype == torch.bfloat16 and _has_units(dtype))
         self.register_buffer("packed", F_se.pack_conv1x1(weight) if on_cpu else None)
 
@@ -260,7 +276,7 @@ class ConvSqueezeExcite(_Conv):
 
 
 class Rescale(nn.Module):
-    """``act(se(x) + residual)`` on a map that something else than a 1x1 convolution made.
+    """``act(se(x) + residual)`` for an SE layer that does not follow a 1x1 convolution.
 
     Args:
         excitation, dtype, act: as for :class:`ConvSqueezeExcite`.
@@ -284,9 +300,10 @@ class Rescale(nn.Module):
 
 
 class GatedConvAct(nn.Module):
-    """``act(conv(se(x)) + residual)`` for a 1x1 convolution: on a GPU the gate goes into the convolution's input.
+    """``act(conv(se(x)) + residual)`` for a 1x1 convolution.
 
-    On the CPU x is rescaled in its place, in the caches, and convolved by oneDNN.
+    On a GPU, the convolution multiplies its input by the gate while it reads it. On the CPU, x is rescaled in place if
+    no other layer reads it, while it is in the caches, and then convolved by oneDNN.
 
     Args:
         rescale: the SE layer.
@@ -309,7 +326,7 @@ class GatedConvAct(nn.Module):
 
 
 class NormAct(nn.Module):
-    """A batch norm that no convolution stands before, with its activation: ``act(scale * x + shift)`` in one pass.
+    """A batch norm that no convolution precedes, and its activation: ``act(scale * x + shift)`` in one pass.
 
     Args:
         bn: the batch norm, with running statistics.

@@ -1,4 +1,4 @@
-"""Which of a model's modules the layers of :mod:`.layers` stand in for."""
+"""Recognition of the modules that the layers of :mod:`.layers` can replace."""
 
 from typing import Any
 
@@ -13,34 +13,34 @@ from ..squeeze_excite import SqueezeExcite
 __all__ = ["CONVS", "is_norm", "pads_same", "squeeze_excite_arguments", "why_no_conv"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Subclasses of Conv2d that pad as TensorFlow does, by the size of the map: (file, class).
+# Subclasses of Conv2d with TensorFlow's "SAME" padding, which depends on the size of the map: (module, class).
 _SAME = (("timm.layers.conv2d_same", "Conv2dSame"), ("efficientnet_pytorch.utils", "Conv2dDynamicSamePadding"))
 
 
 def squeeze_excite_arguments(module: nn.Module) -> dict[str, Any] | None:
-    """What :func:`squeeze_excite` takes from an SE layer, by name; None: it is no SE layer that the kernels know."""
+    """Keyword arguments of :func:`se_fused.functional.squeeze_excite`; None if ``module`` is no supported SE layer."""
     if is_plain(module, SqueezeExcite) and module.is_fusable():
         return module.arguments()
     return arguments_of(module)
 
 
 def is_norm(module: nn.Module | None) -> bool:
-    """Whether it is ``scale * x + shift`` by channel in inference: a batch norm with running statistics, or frozen."""
+    """Whether the module is a batch norm with running statistics: ``scale * x + shift`` per channel in inference."""
     if module is None or not ((is_batch_norm(module) and untouched(module)) or brought_activation(module) is not None):
         return False
     return module.running_mean is not None and module.running_var is not None
 
 
 def pads_same(module: nn.Module) -> bool:
-    """Whether a convolution's output has its input's size over the stride, rounded up (TensorFlow's "SAME")."""
+    """Whether a convolution uses TensorFlow's "SAME" padding: output size = input size / stride, rounded up."""
     if any(is_of(module, *name) for name in _SAME):
         return untouched(module) and not any(module.padding)  # type: ignore[arg-type]
     return is_plain(module, *CONVS) and module.padding == "same"
 
 
 def why_no_conv(module: nn.Module) -> str | None:
-    """Why a convolution is called as it is, without what stands behind it; None where it need not be."""
-    assert isinstance(module, _ConvNd), "the caller has looked"
+    """Reason why a convolution cannot be replaced by a layer of :mod:`.layers`; None if it can."""
+    assert isinstance(module, _ConvNd), "the caller checks it"
     if not untouched(module):
         return "its forward was replaced"
     if type(module) not in CONVS and not pads_same(module):

@@ -1,4 +1,4 @@
-"""optimize_for_inference: a model's graph with everything behind each convolution put into it."""
+"""optimize_for_inference: merge batch norm, SE, addition and activation into the convolutions before them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,20 +25,20 @@ _SPATIAL = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (64, 64, 64)}
 def _example(model: nn.Module) -> Tensor:
     conv = next((m for m in model.modules() if isinstance(m, CONVS)), None)
     if conv is None:
-        raise ValueError("model has no convolution to tell its input from: give example_input")
+        raise ValueError("model has no convolution from which the input shape could be derived: give example_input")
     shape = (2, conv.in_channels, *_SPATIAL[next(t for t in CONVS if isinstance(conv, t))])
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(conv.weight.device)
 
 
 def _called(model: nn.Module, arguments: Arguments) -> Any:
-    """The model's result, before all else, so that what it does not take is told from what cannot be optimised."""
+    """The result of the original model, called first, so that invalid arguments get an error message of their own."""
     try:
         return arguments.call(model)
     except Exception as error:  # whatever the model's own forward raises
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else repr(v) for v in arguments.values)
         raise ValueError(
-            f"model fails on an example of {shapes[:200]} ({first_line(error)}): give example_input as the model is "
-            "called: a tensor, a tuple of arguments or a dictionary by name"
+            f"model fails on an example of {shapes[:200]} ({first_line(error)}): give example_input with the arguments "
+            "of a valid call: a tensor, a tuple of arguments or a dictionary of arguments by name"
         ) from error
 
 
@@ -48,45 +48,50 @@ def optimize_for_inference(
     *,
     dtype: torch.dtype | None = None,
 ) -> fx.GraphModule:
-    """A model for inference that computes what ``model.eval()`` computes, with fewer passes over memory.
+    """Return a new model that computes what ``model.eval()`` computes, with fewer passes over memory.
 
-    Batch norm is folded into convolutions and linear layers; activation, residual and the rescaling of SE become part
-    of the convolution before them; where that is a 1x1 convolution behind which only batch norm stands, the squeeze is
-    taken from its input. Weights are channels_last, on the CPU in oneDNN's order. Before it is returned, the result is
-    compared with the model's on ``example_input``, also with a pixel that is NaN and one that is infinite: NaN and
-    infinity go through as in PyTorch.
+    Batch norm is folded into convolutions and linear layers. Activation, residual addition and the rescaling of SE
+    become part of the convolution before them. If SE follows a 1x1 convolution with at most a batch norm in between,
+    its squeeze is computed from the input of the convolution. Weights are channels_last, and on the CPU in oneDNN's
+    layout. Before the function returns, it compares the results of both models on ``example_input``, also with one
+    pixel set to NaN or infinity; both propagate as in PyTorch.
 
-    The result is a new ``torch.fx.GraphModule`` with weights of its own: ``model``, its mode and its hooks are left as
-    they are. Hooks are neither run nor carried over, but for those that compute a weight (weight norm, spectral norm,
-    pruning), whose result is taken; so are parametrizations. It takes any batch size, and any image size that the model
-    takes. To change its dtype, optimise again. Put ``torch.compile`` before or instead, not behind: the layers are
-    single calls already. :func:`se_fused.conversion_report` names the convolutions that keep their batch norm.
+    The result is a ``torch.fx.GraphModule`` with its own copy of the weights. ``model``, its training mode and its
+    hooks are unchanged. Hooks are neither run nor copied, except those that compute a weight (weight norm, spectral
+    norm, pruning): these and parametrizations are replaced by the computed weight. The result accepts any batch size,
+    and any image size that ``model`` accepts. To change its dtype, optimise the original model again. Use
+    ``torch.compile`` instead of this function or before it, not on its result, whose layers are single calls already.
+    :func:`se_fused.conversion_report` lists the convolutions that keep their batch norm.
 
     Args:
-        model: of se_fused, timm, torchvision, MONAI or your own, that torch.fx can trace; also inside DataParallel,
-            DistributedDataParallel or torch.compile.
-        example_input: what the model is traced and checked with: a tensor (N, C, *spatial), a tuple of arguments, or a
-            dictionary of arguments by name. The result takes as many arguments; all others keep their defaults, and an
-            argument without a tensor (a switch) the value that it has here. None: two random images of 224 x 224
-            (volumes of 64 x 64 x 64) with the channels of the first convolution.
-        dtype: float32, bfloat16 or float16, of weights and results; None: that of the model's parameters. On a CPU
-            whose convolutions are slower in 16 bits than in float32 (:func:`.layers.compute_dtype`), the layers
-            between the first and the last compute in float32; the result's ``cast_input`` says so where it is printed.
+        model: a model that torch.fx can trace, from se_fused, timm, torchvision, MONAI or your own code; also inside
+            DataParallel, DistributedDataParallel or torch.compile.
+        example_input: arguments for tracing and checking: a tensor (N, C, *spatial), a tuple of arguments, or a
+            dictionary of arguments by name. The result takes the same arguments; all other arguments have their
+            default values. An argument without a tensor (such as a flag) is fixed to the given value. None: two random
+            images of 224 x 224 (or two volumes of 64 x 64 x 64, or two signals of 1024) with the channels of the first
+            convolution.
+        dtype: dtype of weights and results, float32, bfloat16 or float16; None for the dtype of the model's
+            parameters. On a CPU whose 16-bit convolutions are slower than its float32 ones
+            (:func:`.layers.compute_dtype`), all layers compute in float32, and only the results are cast to ``dtype``;
+            the ``cast_input`` layer shows this dtype when the result is printed.
 
     Returns:
-        The optimised model, in eval mode. Inputs of any floating-point dtype are taken; results have ``dtype``.
+        The optimised model, in eval mode. It accepts inputs of any floating-point dtype and returns results in
+        ``dtype``.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``, ``dtype`` another one, or ``example_input`` of another type.
-        ValueError: torch.fx cannot trace the model, the model cannot be copied or called with ``example_input``, or
-            there is no convolution and no ``example_input``.
-        RuntimeError: the result is farther from the float64 truth than twice the error of the model itself.
+        TypeError: ``model`` is not an ``nn.Module`` or is scripted, or ``dtype`` or ``example_input`` is not one of the
+            above.
+        ValueError: torch.fx cannot trace the model; the model cannot be copied or called with ``example_input``; or
+            ``example_input`` is None and the model has no convolution.
+        RuntimeError: the result is more than twice as far from the float64 result as the model's own result.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"model must be a torch.nn.Module that is not scripted, got {type(model).__name__}")
     model = unwrapped(model)
     if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError("model has lazy parameters without a shape yet: call the model once before")
+        raise ValueError("model has lazy parameters without a shape yet: call the model once first")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ValueError("model has no parameters: there is nothing to optimise")
@@ -94,7 +99,8 @@ def optimize_for_inference(
     if wanted not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {wanted}")
     inside = compute_dtype(wanted, parameter.device)
-    # Version counters tell what writes in place: tensors of inference mode have none, and could not be cast either.
+    # In-place writes are detected by version counters. Tensors created in inference mode have none, and their data
+    # could not be cast in place either.
     with torch.inference_mode(False):
         plain = plain_copy(model)
         example = _example(plain) if example_input is None else example_input
@@ -111,15 +117,18 @@ def optimize_for_inference(
             if not rewritten.shared:
                 raise
             raise ValueError(
-                f"model writes in place ({', '.join(rewritten.shared)}) to a tensor that it also reads through a view, "
-                "which is a copy in an optimised model, whose maps are channels_last: leave out the inplace=True or "
-                "the underscore, or use se_fused.convert(model)"
+                f"model writes in place ({', '.join(rewritten.shared)}) to a tensor that it also reads through a view; "
+                "in an optimised model, whose maps are channels_last, the view may be a copy: remove the inplace=True "
+                "or the underscore of the method, or use se_fused.convert(model)"
             ) from error
     return gm
 
 
 def _cast(gm: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Layers that were left as they are, in the dtype of the maps between them; ours have it, and float32 besides."""
+    """Cast the layers that were not replaced to the dtype of the maps between the layers.
+
+    The layers of :mod:`.layers` were created in that dtype, and some of their tensors must stay float32.
+    """
     for module in gm.modules():
         if not isinstance(module, ConvAct | ConvSqueezeExcite | NormAct | Rescale):
             for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -128,13 +137,13 @@ def _cast(gm: fx.GraphModule, dtype: torch.dtype) -> None:
 
 
 def _add_casts(gm: fx.GraphModule, inside: torch.dtype, wanted: torch.dtype, constants: dict[str, Any]) -> None:
-    """What casts and orders the inputs, holds the constants, and casts the results."""
+    """Add the layers that convert the inputs, check the constant arguments, and cast the results."""
     cast_input = add_layer(gm, "cast_input", CastInput(inside))
     cast_output = add_layer(gm, "cast_output", CastOutput(wanted))
     fixed = add_layer(gm, "fixed", Fixed(constants))
     for node in list(gm.graph.nodes):
         if node.op == "placeholder" and node.target in constants:
-            node.args = (constants[node.target],)  # its default
+            node.args = (constants[node.target],)  # the default value of the placeholder
             with gm.graph.inserting_after([n for n in gm.graph.nodes if n.op == "placeholder"][-1]):
                 gm.graph.call_module(fixed, (node.target, node))
         elif node.op == "placeholder" and node.users:

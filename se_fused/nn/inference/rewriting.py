@@ -1,5 +1,6 @@
-"""Rewriting of a graph: from front to back, what follows a layer becomes part of it; a tensor that is not read again
-becomes the memory of a result.
+"""Rewriting of a graph: merge the operations after each layer into the layer, and find memory to overwrite.
+
+A layer writes its result over an input that no later node reads.
 """
 
 import operator
@@ -23,13 +24,13 @@ from .tracing import add_layer, kind, storages, writes
 __all__ = ["Rewritten", "rewrite"]
 
 _ADDS = (operator.add, operator.iadd, torch.add)
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in inference
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in inference
 _OWNERS = (ConvAct, ConvSqueezeExcite, GatedConvAct, Rescale, NormAct, nn.MaxPool2d, nn.MaxPool1d, nn.MaxPool3d)
-"""Modules whose result is a tensor of its own, and which keep no view of their input."""
+"""Modules that return a new tensor and no view of their input."""
 
 
 def _is_add(node: fx.Node) -> bool:
-    """Whether it adds two maps of the graph, and they are two of one shape."""
+    """Whether the node adds two different maps of the same shape and dtype."""
     called = node.op == "call_function" and node.target in _ADDS
     if not (called or (node.op == "call_method" and node.target in ("add", "add_"))) or node.kwargs:
         return False
@@ -45,7 +46,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _seen_elsewhere(node: fx.Node, besides: list[fx.Node]) -> list[fx.Node]:
-    """The tensors, older than ``node``, that later nodes read and that are in a storage which ``node`` writes to."""
+    """Nodes before ``node``, except ``besides``, whose tensor ``node`` overwrites and a later node still reads."""
     changed = writes(node)
     behind: set[fx.Node] = set()
     later = node.next
@@ -61,11 +62,11 @@ def _seen_elsewhere(node: fx.Node, besides: list[fx.Node]) -> list[fx.Node]:
 
 
 class _Chain:
-    """Nodes that become one layer's call, which stands where the last of them stood.
+    """Consecutive nodes that become one call of a layer, at the position of the last node.
 
-    The layer reads its inputs there, later than the first node did, and writes to none of them. So a node is taken only
-    if no other node in between writes to those inputs, and if what it writes in place itself is read through its result
-    alone.
+    The layer reads its inputs later than the first node did, and does not write to them in place as a node may have
+    done. A node is therefore added only if no node in between writes to the inputs, and if a tensor that it writes in
+    place is read only through its result.
     """
 
     def __init__(self, first: fx.Node, reads: Any) -> None:
@@ -77,14 +78,14 @@ class _Chain:
         return self.nodes[-1]
 
     def next(self) -> fx.Node | None:
-        """The node that may be taken: the only user of the last one."""
+        """The node that can be added, which is the only user of the last node; None if there is none."""
         user = _only_user(self.last)
         if user is None or not self._stays_the_same(user):
             return None
         return None if writes(user) and _seen_elsewhere(user, self.nodes) else user
 
     def take(self, node: fx.Node, reads: Any = None) -> None:
-        """Make ``node``, which reads one more map, the last one."""
+        """Add ``node`` to the chain; ``reads`` is an additional map that it reads."""
         self.nodes.append(node)
         self._reads |= storages(reads)
 
@@ -105,12 +106,12 @@ class _Rewriter:
         self.gone: set[fx.Node] = set()
 
     def module(self, node: Any) -> nn.Module | None:
-        """The module that a node calls; None if it calls none."""
+        """The module that a node calls, or None."""
         called = isinstance(node, fx.Node) and node.op == "call_module"
         return self.modules.get(str(node.target)) if called else None
 
     def _act(self, node: fx.Node) -> str | None:
-        """The name of an activation that may end a layer; None if the node is none."""
+        """Name of the activation that the node applies, if a layer can include it; else None."""
         module = self.module(node)
         if module is not None:
             name = activation(module)
@@ -118,7 +119,7 @@ class _Rewriter:
         return FUNCTIONS.get(node.target) if len(node.args) == 1 else None
 
     def _replace(self, chain: _Chain, name: str, layer: nn.Module, *args: Any) -> None:
-        """Put a call of ``layer`` where the chain ends."""
+        """Replace the nodes of a chain by a call of ``layer``."""
         graph, end = self.gm.graph, chain.last
         name = add_layer(self.gm, name, layer)
         self.modules[name] = layer
@@ -145,7 +146,7 @@ class _Rewriter:
             for node in list(graph.nodes):
                 if node.op == "call_module" and node not in self.gone:
                     step(node)
-            # fx would drop a call whose result is not read, though it writes to a tensor that is
+            # fx's default would also remove a call that writes in place, if its result is not read
             graph.eliminate_dead_code(lambda n: bool(writes(n)) or n.is_impure())
         self._give_away()
         graph.lint()
@@ -153,7 +154,7 @@ class _Rewriter:
         self.gm.recompile()
 
     def _read_what_was_written(self) -> None:
-        """Behind a write in place, read its result rather than the tensor that it changed: ``relu_(x); f(x)``."""
+        """Let nodes after an in-place write read its result instead of the overwritten node: ``relu_(x); f(x)``."""
         order = {node: i for i, node in enumerate(self.gm.graph.nodes)}
         for node in order:
             if kind(node) is None or not writes(node) & storages(node):
@@ -171,7 +172,7 @@ class _Rewriter:
             self.gm.graph.erase_node(node)
 
     def _norm_behind(self, chain: _Chain) -> nn.Module | None:
-        """The batch norm that the chain takes in as its next node."""
+        """Add the next node to the chain if it is a batch norm, and return the batch norm; else None."""
         node = chain.next()
         module = self.module(node)
         if node is None or not is_norm(module) or node.args != (chain.last,) or node.kwargs:
@@ -183,7 +184,7 @@ class _Rewriter:
         linear, given = self.module(node), kind(node)
         if not is_plain(linear, nn.Linear) or self.calls[node.target] > 1:  # type: ignore[arg-type]
             return
-        if given is None or len(given.shape) != 2 or node.kwargs:  # (N, L, C): the norm's channels are another size
+        if given is None or len(given.shape) != 2 or node.kwargs:  # for (N, L, C), the norm's channels are L, not C
             return
         chain = _Chain(node, node.args[0])
         norm = self._norm_behind(chain)
@@ -222,13 +223,13 @@ class _Rewriter:
         self._replace(chain, str(node.target), layer, node.args[0], *rest)
 
     def _rest(self, node: fx.Node) -> None:
-        """SE layers and batch norms that no convolution has taken in."""
+        """Replace SE layers and batch norms that were not merged into a convolution."""
         module, name, given = self.module(node), str(node.target), kind(node)
         if not node.args:
             return
         chain = _Chain(node, node.args[0])
         if is_norm(module):
-            if given is None or len(given.shape) < 3 or node.kwargs:  # (N, C): PyTorch's own is as good
+            if given is None or len(given.shape) < 3 or node.kwargs:  # for (N, C), PyTorch's batch norm is as fast
                 return
             act = brought_activation(module) or "none"  # type: ignore[arg-type]
             if act == "none":
@@ -248,7 +249,7 @@ class _Rewriter:
             self._replace(chain, name, rescale, node.args[0], *([] if residual is None else [residual]))
 
     def _excitation(self, node: fx.Node, x: Any) -> dict[str, Any] | None:
-        """The excitation's parameters if the node is an SE layer on x."""
+        """Keyword arguments of ``squeeze_excite`` if the node calls an SE layer on x, else None."""
         module = self.module(node)
         if module is None or not node.args or node.args[0] is not x:
             return None
@@ -256,9 +257,9 @@ class _Rewriter:
         return None if given is not None else squeeze_excite_arguments(module)
 
     def _closing(self, chain: _Chain) -> tuple[Any, str]:
-        """What closes a block, taken into the chain: the residual or None, and the activation behind their sum."""
+        """Add the end of a block to the chain; return the residual or None, and the activation after the addition."""
         node = chain.last
-        if isinstance(self.module(node), SqueezeExcite):  # our own may have been given both
+        if isinstance(self.module(node), SqueezeExcite):  # this library's SE layer has arguments for both
             given = dict(zip(("x", "residual", "out_act"), node.args, strict=False)) | node.kwargs
             residual, act = given.get("residual"), given.get("out_act")
             if residual is not None or act is not None:
@@ -270,7 +271,7 @@ class _Rewriter:
         return residual, self._activated(chain)
 
     def _activated(self, chain: _Chain) -> str:
-        """The name of the activation behind the chain, which takes it in; "none" if there is none."""
+        """Add the activation after the chain to it and return its name; "none" if there is none."""
         user = chain.next()
         act = None if user is None else self._act(user)
         if user is None or act is None:
@@ -280,7 +281,7 @@ class _Rewriter:
 
     # ---- memory
     def _give_away(self) -> None:
-        """Say of every layer whether the tensor that it may write over is still wanted."""
+        """Set for every layer whether the tensor that it could overwrite is read later."""
         order = {node: i for i, node in enumerate(self.gm.graph.nodes)}
         for node in self.gm.graph.nodes:
             layer = self.module(node)
@@ -299,10 +300,10 @@ class _Rewriter:
 
 
 class Rewritten(NamedTuple):
-    """What is to be said of a graph that was rewritten.
+    """Notes on a rewritten graph.
 
-    ``left``: (name, class, reason) of each convolution that a batch norm stays behind. ``shared``: names of nodes that
-    write in place to what is also read through a view, which may be a copy where maps are channels_last.
+    ``left``: (name, class, reason) of each convolution that keeps the batch norm after it. ``shared``: names of nodes
+    that write in place to a tensor that is also read through a view; in channels_last, the view may be a copy.
     """
 
     left: tuple[tuple[str, str, str], ...]
@@ -310,7 +311,7 @@ class Rewritten(NamedTuple):
 
 
 def rewrite(gm: fx.GraphModule, dtype: torch.dtype) -> Rewritten:
-    """Rewrite a traced graph in place, its maps in ``dtype``."""
+    """Rewrite a traced graph in place; ``dtype`` is the dtype of the maps between the layers."""
     rewriter = _Rewriter(gm, dtype)
     rewriter.run()
     return Rewritten(tuple(rewriter.left.values()), tuple(rewriter.shared))

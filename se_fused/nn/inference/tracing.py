@@ -1,4 +1,4 @@
-"""A model's graph: torch.fx's nodes, each with the tensors that it gives, shares and writes for an example."""
+"""Tracing of a model with torch.fx, and records of the tensors that each node returns, shares and overwrites."""
 
 import inspect
 import operator
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Kind(NamedTuple):
-    """What a tensor is, without its values: two tensors of one kind in one storage are one tensor."""
+    """Shape, dtype, strides and offset of a tensor: two tensors with equal kinds and the same storage are the same."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -37,35 +37,35 @@ class Kind(NamedTuple):
 
 
 def kind(node: Any) -> Kind | None:
-    """Of the tensor that a node gives; None if it gives none, or several."""
+    """Kind of the tensor that a node returns; None if it returns no tensor or several."""
     found = node.meta.get("kind") if isinstance(node, fx.Node) else None
     return found if isinstance(found, Kind) else None
 
 
 def storages(value: Any) -> frozenset[int]:
-    """Numbers of the storages that a node's tensors are in; none for what is no node."""
+    """Numbers of the storages of a node's tensors; empty for values that are not nodes."""
     return value.meta.get("storages", frozenset()) if isinstance(value, fx.Node) else frozenset()
 
 
 def writes(node: fx.Node) -> frozenset[int]:
-    """Numbers of the storages that a node changes."""
+    """Numbers of the storages that a node writes to."""
     written: frozenset[int] = node.meta.get("writes", frozenset())
     return written
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line, for messages: its first sentence."""
+    """Type and first sentence of an exception, in one line for error messages."""
     sentence = (str(error).splitlines() or [""])[0].split(". ")[0]
     return f"{type(error).__name__}: {sentence[:200]}"
 
 
 def _is_constant(value: Any) -> bool:
-    """Whether an argument holds no tensor: a model may decide by it, so it is fixed."""
+    """Whether an argument contains no tensor. The model may branch on such an argument, so its value is fixed."""
     return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 class Arguments(NamedTuple):
-    """A call's arguments: by place and by name, and what names they have in the forward's signature, in that order."""
+    """Arguments of a call: positional ones, keyword ones, and the names of all of them in this order."""
 
     by_place: tuple[Any, ...]
     by_name: dict[str, Any]
@@ -73,11 +73,11 @@ class Arguments(NamedTuple):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """All of them, in the order of ``names``."""
+        """The values of all arguments, in the order of ``names``."""
         return (*self.by_place, *self.by_name.values())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Arguments":
-        """The same arguments with other tensors, inside lists, tuples and dictionaries too."""
+        """The same arguments with ``change`` applied to each tensor, also inside lists, tuples and dictionaries."""
         by_place, by_name = tree_map(lambda t: change(t) if isinstance(t, Tensor) else t, (self.by_place, self.by_name))
         return Arguments(by_place, by_name, self.names)
 
@@ -86,31 +86,31 @@ class Arguments(NamedTuple):
         return self.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def clone(self) -> "Arguments":
-        """Copies, for a model that writes to its input."""
+        """Copies of the tensors, for a model that writes to its input."""
         return self.map(Tensor.clone)
 
     def call(self, model: nn.Module) -> Any:
-        """The model's result without a gradient; the arguments stay as they are, whatever it writes to its input."""
+        """Result of the model without gradients; the arguments are copied first, as the model may write to them."""
         given = self.clone()
         with torch.no_grad():
             return model(*given.by_place, **given.by_name)
 
     @property
     def constants(self) -> dict[str, Any]:
-        """By name, those without a tensor."""
+        """The arguments that contain no tensor, by name."""
         return {name: value for name, value in zip(self.names, self.values, strict=True) if _is_constant(value)}
 
 
 def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Arguments:
-    """What a call of the model with these examples binds.
+    """Arguments of a call of the model, from the user's ``example_input``.
 
     Args:
-        model: whose ``forward`` is asked.
-        example: the only argument, a tuple of arguments by place, or a dictionary of arguments by name.
+        model: the model whose ``forward`` takes the arguments.
+        example: the single argument as a tensor, a tuple of positional arguments, or a dictionary of arguments by name.
 
     Raises:
-        TypeError: another type.
-        ValueError: ``forward`` takes other arguments.
+        TypeError: ``example`` has another type.
+        ValueError: ``example`` contains no tensor, or the signature of ``forward`` does not accept the arguments.
     """
     if isinstance(example, Tensor):
         example = (example,)
@@ -121,7 +121,7 @@ def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapp
     else:
         raise TypeError(
             "example_input must be a tensor, a tuple of arguments or a dictionary of arguments by name, got "
-            f"{type(example).__name__}; a model that takes one list or dictionary is given it in a tuple: (value,)"
+            f"{type(example).__name__}; for a model whose argument is a list or a dictionary, use a tuple: (value,)"
         )
     if _is_constant((by_place, by_name)):
         raise ValueError("example_input must hold at least one tensor, got none")
@@ -135,11 +135,11 @@ def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapp
         ) from error
     places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in places[: len(by_place)]]
-    names += [f"arg{i}" for i in range(len(names), len(by_place))]  # of *args
+    names += [f"arg{i}" for i in range(len(names), len(by_place))]  # values of *args have no names
     return Arguments(by_place, by_name, (*names, *by_name))
 
 
-# fx records ``x += y`` as a sum of its own, which leaves x as it was, and cannot record ``x[...] = y``.
+# fx records ``x += y`` as ``x + y``, which does not write to x, and cannot record ``x[...] = y``.
 _IN_PLACE = {
     f"__{name}__": (getattr(operator, name), getattr(operator, plain))
     for name, plain in (
@@ -150,7 +150,7 @@ _IN_PLACE = {
 
 
 class _Proxy(fx.Proxy):
-    """A value that is written to as a tensor is."""
+    """Proxy that records in-place operators and item assignment."""
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -168,9 +168,10 @@ for _name, (_target, _) in _IN_PLACE.items():
 
 
 class _Tracer(fx.Tracer):
-    """Down to PyTorch's layers, SE layers, and what cannot be traced; with the arguments of one call alone.
+    """Tracer with PyTorch's layers, SE layers and untraceable modules as leaves, for the arguments of one call.
 
-    Without ``arguments`` it is as fx's own: pickle makes one so, to trace the code of a graph that it has stored.
+    Without ``arguments``, placeholders are created as by ``fx.Tracer``: unpickling a GraphModule creates a tracer
+    without arguments to trace the stored code.
     """
 
     def __init__(self, arguments: Arguments | None = None, called: Collection[nn.Module] = ()) -> None:
@@ -191,8 +192,10 @@ class _Tracer(fx.Tracer):
         )
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Placeholders for the given arguments; the others keep their defaults, and are no part of the graph. What
-        holds no tensor is what it is in the example."""
+        """Create placeholders for the given arguments; all other arguments keep their defaults, outside the graph.
+
+        Arguments without a tensor are constants with the value of the example.
+        """
         if self.arguments is None:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         by_name, count = self.arguments.by_name, len(self.arguments.by_place)
@@ -211,30 +214,30 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.entered.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
-        self.entered.pop()  # left standing by an exception: it names the layer
+        self.entered.pop()  # not reached after an exception: the name then identifies the layer for the message
         return result
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; parameters made in inference mode do not count it."""
+    """Number of in-place writes to a tensor; 0 for tensors created in inference mode, which have no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and notes what each node gives (:func:`kind`, :func:`storages`) and :func:`writes`.
+    """Run a graph and record for each node its :func:`kind`, :func:`storages` and :func:`writes`.
 
-    A write is known by the version counter that PyTorch keeps for every storage, whatever its spelling: ``relu_``,
-    ``+=``, ``inplace=True``, ``out=``. Only storages that are alive share a number.
+    Writes are detected by PyTorch's version counters, so all forms are found: ``relu_``, ``+=``, ``inplace=True``,
+    ``out=``. A storage has the same number only while it is alive, because its address may be reused later.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
-        self._kept: dict[int, int] = {}  # of parameters and buffers, which live on
-        self._live: dict[fx.Node, dict[int, tuple[int, Tensor]]] = {}  # by address: number, tensor
+        self._kept: dict[int, int] = {}  # address -> number of parameters and buffers, which stay alive
+        self._live: dict[fx.Node, dict[int, tuple[int, Tensor]]] = {}  # node -> address -> (number, tensor)
         self._count = 0
 
     def _tensors(self, value: Any) -> dict[int, Tensor]:
-        """By the address of their storage; those without memory are left out."""
+        """Tensors inside ``value`` by the address of their storage, without empty and sparse ones."""
         found = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.layout == torch.strided and t.numel()]
         return {t.untyped_storage().data_ptr(): t for t in found}
 
@@ -261,7 +264,10 @@ class _Recorder(fx.Interpreter):
 
 
 def _free_names(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
-    """What the graph names of the model, by a name that no attribute of a GraphModule has: a layer may be ``meta``."""
+    """Modules and tensors of the model by the names in the graph, renamed where a GraphModule uses the name itself.
+
+    For example, a layer of the model may be called ``meta``.
+    """
     taken = {*dir(fx.GraphModule), *nn.Module().__dict__, "meta"}
     found: dict[str, Any] = {}
     for node in graph.nodes:
@@ -276,10 +282,11 @@ def _free_names(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
 
 
 def _graph(model: nn.Module, arguments: Arguments) -> tuple[fx.Graph, list[nn.Module]]:
-    """The model's graph, and its layers that torch.fx cannot trace, which are called as they are.
+    """The model's graph, and the layers that torch.fx cannot trace and that the graph calls as modules.
 
-    They are such as have nothing for the rewriting inside: an activation by an autograd function of its own. To call
-    a block with convolutions so would be right, and silently no faster.
+    Only layers without convolutions and batch norms are called in this way, such as an activation with a custom
+    autograd function. A block with convolutions raises an error instead: calling it would be correct, but silently
+    no faster than the original.
     """
     called: list[nn.Module] = []
     while True:
@@ -294,21 +301,21 @@ def _graph(model: nn.Module, arguments: Arguments) -> tuple[fx.Graph, list[nn.Mo
                 continue
             where = f" in {name} ({type(module).__name__})" if name else ""
             why = (
-                "its forward decides by values or sizes"
+                "its forward branches on values or sizes"
                 if isinstance(error, fx.proxy.TraceError)
-                else "its forward does with a tensor what torch.fx cannot record"
+                else "its forward uses an operation that torch.fx cannot record"
             )
             raise ValueError(
-                f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) does "
-                "without a trace"
+                f"model cannot be traced by torch.fx{where}: {why} ({first_line(error)}); se_fused.convert(model) "
+                "needs no trace"
             ) from error
 
 
 def add_layer(gm: fx.GraphModule, name: str, layer: nn.Module) -> str:
-    """Add a layer under a name like ``name`` that is free.
+    """Add a layer to the graph's module, as ``name`` with dots replaced, or a similar name if that is in use.
 
     Returns:
-        The name.
+        The name that was used.
     """
     name = name.replace(".", "_")
     while hasattr(gm, name):
@@ -318,7 +325,7 @@ def add_layer(gm: fx.GraphModule, name: str, layer: nn.Module) -> str:
 
 
 def contiguous_argument(graph: fx.Graph, node: fx.Node, argument: fx.Node) -> None:
-    """Give ``node`` a map in the model's own layout, for it may count on that: a view, a stride."""
+    """Make an argument of ``node`` contiguous, because the node may depend on the strides of the original model."""
     with graph.inserting_before(node):
         ordered = graph.call_method("contiguous", (argument,))
     ordered.meta.update(argument.meta, writes=frozenset())
@@ -329,19 +336,19 @@ def _run(gm: fx.GraphModule, arguments: Arguments) -> Any:
     try:
         with torch.no_grad():
             return _Recorder(gm).run(*arguments.clone().values)
-    except Exception as error:  # whatever a layer raises on what the model would not have given it
+    except Exception as error:  # any error of a layer whose input differs from that in the model
         raise ValueError(_other_way(first_line(error))) from error
 
 
 def _other_way(why: str) -> str:
     return (
-        f"model computes something else when torch.fx traces it ({why}): its forward asks of what type a value is, for "
-        "a number that the trace does not keep, or draws random numbers; se_fused.convert(model) does without a trace"
+        f"model computes something else when torch.fx traces it ({why}): its forward checks the type of a value, uses "
+        "a number that the trace does not record, or draws random numbers; se_fused.convert(model) needs no trace"
     )
 
 
 def _same_computation(result: Any, wanted: Any) -> bool:
-    """Whether two results differ by rounding alone, even of a model that magnifies it."""
+    """Whether two results differ only by rounding, with a wide tolerance for models that magnify rounding errors."""
     for mine, own in zip_longest(tree_leaves(result), tree_leaves(wanted)):
         if isinstance(own, Tensor) and own.is_floating_point():
             if not isinstance(mine, Tensor) or mine.shape != own.shape:
@@ -354,15 +361,15 @@ def _same_computation(result: Any, wanted: Any) -> bool:
 
 
 def trace(model: nn.Module, arguments: Arguments, wanted: Any) -> fx.GraphModule:
-    """The model's graph for a call with these arguments, its nodes with what they give, share and write.
+    """Trace a model for a call with these arguments, and record the tensors of each node.
 
     Args:
-        model: a copy that nothing else uses.
-        arguments: of the call.
-        wanted: what the model gives for them.
+        model: a copy of the model that no other code uses.
+        arguments: arguments of the call.
+        wanted: the model's result for these arguments.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or its graph gives another result than the model.
+        ValueError: torch.fx cannot trace the model, or the graph computes another result than the model.
     """
     graph, called = _graph(model, arguments)
     gm = fx.GraphModule(_free_names(graph, model), graph, f"Optimized{type(model).__name__}")
@@ -375,5 +382,5 @@ def trace(model: nn.Module, arguments: Arguments, wanted: Any) -> fx.GraphModule
                 if kind(argument) is not None:
                     contiguous_argument(graph, node, argument)
         elif node.op == "call_function" and node.target in plain and kind(node) is None:
-            node.target = plain[node.target]  # of numbers, such as sizes, which are not written to
+            node.target = plain[node.target]  # an operation on numbers, such as sizes, is not in place
     return gm

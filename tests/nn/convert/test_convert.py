@@ -292,9 +292,9 @@ def test_report(capsys):
     assert {name: reason for name, _, reason in report.left} == {
         "other": "overrides forward of SEModule",
         "pooled": "add_maxpool is set: its squeeze is not the mean alone",
-        "strange": "not a class that se_fused knows",
+        "strange": "se_fused does not support this class",
         "replaced": "its forward was replaced on this instance",
-        "wide": "not a class that se_fused knows",
+        "wide": "se_fused does not support this class",
         "conv": "fc1 is no 1x1 convolution",
     }
     assert report.own == ("own",)

@@ -229,13 +229,13 @@ class Breaks(nn.Module):
     [
         (
             "values",
-            r"cannot be traced by torch.fx in inner \(Breaks\): its forward decides by values or sizes.*convert",
+            r"cannot be traced by torch.fx in inner \(Breaks\): its forward branches on values or sizes.*convert",
         ),
-        ("lists", r"decides by values or sizes \(TraceError: Proxy object cannot be iterated.*se_fused.convert"),
-        ("lengths", r"does with a tensor what torch.fx cannot record \(RuntimeError: 'len' is not supported.*convert"),
-        ("type", r"computes something else when torch.fx traces it \(another result\): its forward asks of what type"),
-        ("type and shape", r"something else.*\(RuntimeError: Given groups=1.*channels instead.*\): its forward asks"),
-        ("integers", r"returns no floating-point tensor.*optimise the model that returns the logits"),
+        ("lists", r"branches on values or sizes \(TraceError: Proxy object cannot be iterated.*se_fused.convert"),
+        ("lengths", r"uses an operation that torch.fx cannot record \(RuntimeError: 'len' is not supported.*convert"),
+        ("type", r"computes something else when torch.fx traces it \(another result\): its forward checks the type"),
+        ("type and shape", r"something else.*\(RuntimeError: Given groups=1.*channels instead.*\): its forward checks"),
+        ("integers", r"returns no floating-point tensor.*optimise the part of the model that returns the logits"),
     ],
 )
 def test_refusals_in_one_line(how: str, match: str) -> None:
