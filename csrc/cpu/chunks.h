@@ -12,7 +12,8 @@ inline int64_t chunk_rows(const Layout& layout) {
   return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512);
 }
 
-// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
+// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, before, rows, from) takes them, chunk
+// after chunk of a sample.
 template <class Work, class Join>
 void in_chunks(const Layout& layout, const Work& work, const Join& join) {
   const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;
