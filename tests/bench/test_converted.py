@@ -1,4 +1,4 @@
-"""Models of other libraries as workloads: what is converted computes what the original does."""
+"""Tests of other libraries' models as workloads: a converted model computes what the original does."""
 
 import sys
 
@@ -50,7 +50,7 @@ def test_monai() -> None:
 
 @pytest.mark.parametrize(("name", "library"), SMALL)
 def test_training_is_deterministic(name: str, library: str) -> None:
-    """No dropout, no stochastic depth; no block is an identity whose SE would not matter."""
+    """There is no dropout or stochastic depth, and no block is an identity, for which SE would not matter."""
     pytest.importorskip(library)
     model = library_model(name, library, 10).train()
     x = torch.randn(2, 3, 64, 64)

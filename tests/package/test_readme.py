@@ -1,4 +1,4 @@
-"""The README is run: its Python examples are executed, its commands exist."""
+"""Tests of the README: its Python examples run, and its commands exist."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def test_measured_table_says_how_it_was_made():
 
 
 def test_measured_rows_are_those_of_the_kept_runs():
-    """Every figure of the table of blocks can be found again in the runs beside it."""
+    """Every figure in the README's table of blocks equals that in the saved runs."""
     run = load_all(sorted((ROOT / "benchmarks" / "results" / "cpu-sapphire-rapids-2c" / "runs").glob("*.json")))
     layouts = {"NCHW": "contiguous", "NHWC": "channels_last"}
     found = {}

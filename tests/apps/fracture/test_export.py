@@ -1,4 +1,4 @@
-"""Exported classifiers: the same probabilities elsewhere, without se_fused, and what the files say of themselves."""
+"""Tests of exported classifiers: the same probabilities without se_fused, and the information stored in the files."""
 
 import copy
 import json
@@ -75,7 +75,7 @@ def small(name: str) -> Classifier:
 
 
 def tiny(**about: object) -> Classifier:
-    """As a classifier's file cannot hold it: one convolution."""
+    """A model that a classifier's file cannot store: one convolution."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     return Classifier(model, CLASSES, Preprocessing(SIZE, 0.4, 0.2), "tiny", {"stem_channels": 8}, dict(about))
 
@@ -87,7 +87,7 @@ def truth(ours: Classifier, images: Tensor) -> Tensor:
 
 
 def elsewhere(kind: str, path: Path, ours: Classifier) -> None:
-    """In a process that cannot import us, on a batch of another size; and what it says of itself."""
+    """Check the file and its information in a process that cannot import se_fused, with another batch size."""
     images = torch.rand(5, 1, SIZE, SIZE)
     expected = truth(ours, images)
     with torch.no_grad():

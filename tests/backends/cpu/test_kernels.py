@@ -1,6 +1,7 @@
-"""Each pass of the CPU backend against its definition in se_fused.ops, on every instruction set.
+"""Tests of the CPU backend's passes against their definitions in se_fused.ops, on every instruction set.
 
-Row lengths go through all the kernels' cases: shorter than a vector step, exact multiples, and a rest that overlaps.
+Row lengths cover all cases of the kernels: shorter than a vector step, exact multiples, and a remainder handled by an
+overlapping step.
 """
 
 import itertools
@@ -38,7 +39,10 @@ CASES = [
     for shape in SHAPES
 ]
 
+# Which code runs depends on three things at a time at most: how a row ends in steps of a dtype's width, with a residual,
+# for an activation; or how many channels a step of channels_last has left. So `make test` covers every three.
 pytestmark = [
+    pytest.mark.grid(test=3, quick=2),
     pytest.mark.usefixtures("instructions"),
     pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
