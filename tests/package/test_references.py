@@ -32,6 +32,7 @@ from typer.main import get_command
 
 from se_fused.cli import app
 
+pytestmark = pytest.mark.quick
 CHECKED = [path for path in tracked() if path.endswith((*PROSE, "Makefile", ".ci/run")) and path not in THIS]
 
 # Files of other projects, of CUDA and of the C library; what setup.py writes.
@@ -61,7 +62,10 @@ DOTTED = re.compile(r"(?<![\w./])(?:torch\.ops\.)?se_fused(?:\.\w+)+")
 IDENTIFIER = re.compile(r"~?[^\W\d]\w*(?:(?:\.|::)\w+)*(?:\(.*\))?")
 SNAKE = re.compile(r"(?<![\w/.<${*-])_{0,2}[a-z][a-z0-9]*_\w+(?![\w/*<{-])")
 SUBSCRIPT = re.compile(r"[A-Za-z]+_[a-z]|sm_\d+")  # sum_k in a formula; a GPU's architecture
-SECTION = re.compile(r"\b(\w+?)(?:\.md)?(?:,|'s)?\s+section\s+(\d+(?:\.\d+)*)|\bsection\s+(\d+(?:\.\d+)*)\s+of\s+(\w+)")
+GAP = r"[\s/#*]+"  # a comment's next line begins with its mark
+SECTION = re.compile(
+    rf"\b(\w+?)(?:\.md)?(?:,|'s)?{GAP}section{GAP}(\d+(?:\.\d+)*)|\bsection{GAP}(\d+(?:\.\d+)*){GAP}of{GAP}(\w+)"
+)
 OURS = re.compile(r"(?:\bse-fused|-m se_fused)(?= [a-z-])([^`\n\"';|&]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -276,6 +280,7 @@ RED = {
     stale_sections: {
         "DESIGN section 99; TECH, section 1": {"DESIGN.md section 99", "TECH.md section 1"},
         "section 98 of CONTRIBUTING.md": {"CONTRIBUTING.md section 98"},
+        "// see DESIGN.md\n// section 97": {"DESIGN.md section 97"},
     },
     stale_targets: {
         "`make gone VENV=x`, ``A=1 make tests``, `make test`": {"gone", "tests"},
