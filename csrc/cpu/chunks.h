@@ -13,7 +13,7 @@ inline int64_t chunk_rows(const Layout& layout) {
   return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512);
 }
 
-// Calls work(n, first, rows, out) for every chunk of every sample, then join(n, rows_before, rows, from) for the chunks
+// Calls work(n, first, rows, out) for every chunk of every sample, then join(n, before, rows, from) for the chunks
 // of a sample in order. `work` writes two vectors of C floats to out[0] and out[C]. With one chunk per sample, out is
 // null (`work` writes the final result) and `join` is not called.
 template <class Work, class Join>

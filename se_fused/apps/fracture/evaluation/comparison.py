@@ -83,7 +83,7 @@ def compare(
     Args:
         runs: from :func:`se_fused.apps.fracture.evaluation.runs.load_runs`.
         draws, seed: of the intervals.
-        speed: from :func:`se_fused.apps.fracture.evaluation.measure_speed`.
+        speed: from :func:`se_fused.apps.fracture.evaluation.speed.measure_speed`.
         progress: told what is being done and the share of it that is done.
 
     Returns:
