@@ -121,7 +121,7 @@ def test_report_brings_it_together(written):
         "(figure2.png)",
         "(figure3.png)",
         "74.72",
-        "Which differences are real",
+        "Pairwise tests",
         "SE-ResNet-50 − ResNet-50",
         "## Speed and memory",
         "patients (9)",
@@ -197,13 +197,15 @@ def changed(content, accuracy, p, low, high):
 def test_headline_says_what_the_figures_say(written):
     _, content = written
     said = headline(changed(content, 0.02, 0.01, 0.005, 0.04))
-    assert "difference of +2.00 points [+0.50, +4.00]" in said and "SE-ResNet-50 is the more accurate here" in said
-    assert "ratio" not in said and "times the speed" in said and "fewer than three trainings" in said
+    assert (
+        "difference of +2.00 points [+0.50, +4.00]" in said and "SE-ResNet-50 is more accurate on this test set" in said
+    )
+    assert "ratio" not in said and "times the speed" in said and "fewer than three training runs" in said
     said = headline(changed(content, -0.02, 0.01, -0.04, -0.005))
-    assert "difference of -2.00 points" in said and "more accurate here" in said and "SE-ResNet-50 is" not in said
-    assert "ResNet-50 is the more accurate here" in said
+    assert "difference of -2.00 points" in said and "more accurate on this" in said and "SE-ResNet-50 is" not in said
+    assert "ResNet-50 is more accurate on this test set" in said
     said = headline(changed(content, 0.02, 0.3, -0.01, 0.05))
-    assert "do not tell the two apart" in said and "is the more accurate" not in said
+    assert "the difference is not significant" in said and "is more accurate" not in said
     swapped = changed(content, 0.02, 0.01, 0.005, 0.04)
     for pair in swapped["pairs"]:
         if {pair["first"], pair["second"]} == {"seresnet50", "resnet50"}:
@@ -222,10 +224,10 @@ def test_headline_of_speed_is_of_the_same_rounds(written):
 
 def test_one_model_and_no_speed(runs):
     content = compare(load_runs([runs / "unet-seed0"]), draws=100)
-    assert "not both among the models" in content["headline"] and content["pairs"] == []
+    assert "do not include both" in content["headline"] and content["pairs"] == []
     assert content["models"]["unet"]["figures"]["accuracy"]["sd"] is None
     text = report_text(content)
-    assert "Speed and memory" not in text and "Which differences" not in text
+    assert "Speed and memory" not in text and "Pairwise tests" not in text
     assert "**U-Net**, 1 training |" in table_markdown(content)
 
 
@@ -346,7 +348,7 @@ def test_command_with_runs(runs, tmp_path, capsys):
         == 0
     )
     said = capsys.readouterr().out
-    assert "SE-ResNet-50 against ResNet-50" in said and "the paper's, different data" in said and "98.02" in said
+    assert "SE-ResNet-50 against ResNet-50" in said and "paper, different data" in said and "98.02" in said
     assert list(json.loads((output / "results.json").read_text())["models"]) == ["resnet50", "seresnet50"]
 
 

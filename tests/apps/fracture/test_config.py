@@ -53,9 +53,9 @@ def test_there_are_shipped_files():
         ("model: {options: {num_classes: 3}}", "may not hold num_classes"),
         ("model: {fused: 1}", "model.fused must be true or false; got 1"),
         ("data: {depth: 12}", "data.depth must be one of 8, 16; got 12"),
-        ("output: ''", "output must name a folder"),
-        ("[1, 2]", "must hold sections"),
-        ("a: b: c", "is no YAML"),
+        ("output: ''", "output must not be empty"),
+        ("[1, 2]", "must be a mapping with data"),
+        ("a: b: c", "not valid YAML"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -72,7 +72,7 @@ def test_mistakes_are_one_line(tmp_path, text, message):
         ("training.epochs", "must be KEY=VALUE"),
         ("training.epohcs=3", "did you mean training.epochs"),
         ("data.x.y=3", "there is no data.x.y"),
-        ("training.epochs=[", "is no YAML"),
+        ("training.epochs=[", "not valid YAML"),
     ],
 )
 def test_bad_settings(setting, message):

@@ -87,7 +87,7 @@ def test_labels_outside_the_list_are_refused(tmp_path):
         predict_manifest(narrow(), odd)
     unlabelled = manifest.with_columns(label=[""] * 6)
     assert predict_manifest(narrow(), unlabelled).labels.tolist() == [-1] * 6
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         predict_manifest(narrow(), Manifest(()))
 
 

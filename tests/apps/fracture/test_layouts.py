@@ -56,7 +56,7 @@ def test_folders_without_splits(tmp_path):
         "none/10.jpg",
         "oblique/deep/1.tif",
     ]
-    assert found.notes == (f"layout folders of {root}", "1 left out, beside the folders of the classes: beside.png")
+    assert found.notes == (f"layout folders of {root}", "1 left out, outside the class folders: beside.png")
     assert layouts.read(str(root), "folders") == found
 
 
@@ -75,9 +75,9 @@ def test_folders_with_splits(tmp_path):
     assert found.classes == ("not fractured", "fractured")
     assert found.notes[1:] == (
         "val/not fractured has no images",
-        "class 'Fractured' is taken for 'fractured'",
-        "1 left out, outside the folders of the splits: extra/5.png",
-        "1 left out, beside the folders of the classes: train/6.png",
+        "class 'Fractured' is read as 'fractured'",
+        "1 left out, outside the split folders: extra/5.png",
+        "1 left out, outside the class folders: train/6.png",
     )
 
 
@@ -93,8 +93,8 @@ def test_archives_in_folders_of_their_own_name(tmp_path):
 
 def test_one_class_with_a_folder_for_each_patient_is_not_two_classes(tmp_path):
     pictures(tmp_path, "none/p1/1.png", "none/p2/2.png")
-    refused(rf"holds one folder, so one class; if the classes are below it, name {tmp_path}/none", tmp_path)
-    refused("all 2 images are of one class, 'none'; two or more are wanted", tmp_path, "folders")
+    refused(rf"contains one folder, so one class; if that contains the classes, give {tmp_path}/none", tmp_path)
+    refused("all 2 images are of one class, 'none'; two or more are needed", tmp_path, "folders")
 
 
 def test_class_first(tmp_path):
@@ -148,7 +148,7 @@ def test_csv_by_the_names_of_its_columns(tmp_path):
     assert found.notes == (
         f"layout csv of {tmp_path}",
         "from any.csv",
-        "class 'Oblique' is taken for 'oblique'",
+        "class 'Oblique' is read as 'oblique'",
         "1 left out, the file is missing: gone.png",
         "1 left out, without a label: d.png",
         "1 left out, said twice: a.png",
@@ -228,7 +228,7 @@ def test_mura(tmp_path):
     ]
     assert found.notes == (
         f"layout mura of {root}",
-        "no split is a test set as shipped: train and valid only",
+        "MURA is published without a test split: train and valid only",
         "1 left out, the folder of a study is missing: valid/XR_WRIST/patient00009/study1_positive",
     )
     assert [r.path.name for r in found.records] == [
@@ -252,9 +252,9 @@ def test_mura(tmp_path):
     listed = root / "train_labeled_studies.csv"
     content = listed.read_text()
     text(listed, content.replace("study1_positive/,1", "study1_positive/,0"))
-    refused(r"train_labeled_studies\.csv: has 0 for a positive study", root)
+    refused(r"train_labeled_studies\.csv: gives 0 for a positive study", root)
     text(listed, content + "no study\n")
-    refused(r"train_labeled_studies\.csv: line 4: wanted a study's path and 0 or 1", root)
+    refused(r"train_labeled_studies\.csv: line 4: needs the path of a study and 0 or 1", root)
 
 
 def test_grazpedwri_fractures(tmp_path):
@@ -293,9 +293,9 @@ def test_grazpedwri_types(tmp_path):
         f"1 left out, an AO code, but no visible fracture: {stems[8]}",
         f"1 left out, the file is missing: {stems[9]}",
     )
-    refused("task must be fracture or type for GRAZPEDWRI-DX, got 'age'", root, "grazpedwri", task="age")
+    refused("task must be fracture or type for GRAZPEDWRI-DX; got 'age'", root, "grazpedwri", task="age")
     picture(root / "copies" / f"{stems[3]}.png")
-    refused(f"images_part2 has an image of this name too|{stems[3]}.png: copies has", root)
+    refused(f"images_part2 also has an image of this name|{stems[3]}.png: copies also has", root)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_hbfmid(tmp_path):
     other = layouts.read(root)  # no class that means none
     assert "1 left out, without a box: valid/images/d2_jpg.rf.0006.jpg" in other.notes
     label = text(root / "train" / "labels" / "a1_jpg.rf.0001.txt", "3 .5 .5 .1 .1")
-    refused(r"a1_jpg\.rf\.0001\.txt: line 1: wanted a class from 0 to 2, got '3'", root)
+    refused(r"a1_jpg\.rf\.0001\.txt: line 1: class must be 0 to 2; got '3'", root)
     label.unlink()
     for content in ("names: 7\n", "- a\n", "names: {1: a}\n"):
         text(root / "data.yaml", content)
@@ -403,8 +403,8 @@ def test_dicom_tables_that_are_refused(tmp_path):
     pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     root = dicoms(tmp_path / "clinic")
     for content, message in {
-        "file,age\nx.dcm,7\n": "wanted a column label and one of file, StudyInstanceUID or SOPInstanceUID",
-        "StudyInstanceUID,label\n1.2.1,a\n1.2.1,b\n": "line 3 gives what it names a second label",
+        "file,age\nx.dcm,7\n": "needs a column label and one of file, StudyInstanceUID or SOPInstanceUID",
+        "StudyInstanceUID,label\n1.2.1,a\n1.2.1,b\n": "line 3 repeats an image or study with another label",
         "file,label,split\nx.dcm,a,some\n": "line 2: split must be train, valid, test or empty: 'some'",
         "file,label\n,a\n": "line 2 names no image",
         "StudyInstanceUID,label\n9.9.9,a\n": r"no images for layout dicom \(.*5 left out, without a label",
@@ -419,36 +419,38 @@ def test_one_patient_id_for_all_is_said(tmp_path):
         write_dicom(tmp_path / label / f"{k}.dcm", np.zeros((8, 8), np.uint8), PatientID="ANON")
     found = layouts.read(tmp_path)
     assert {record.patient for record in found.records} == {"p0001"}
-    assert "all images say the same PatientID" in found.notes[-1]
+    assert "all images have the same PatientID" in found.notes[-1]
 
 
 def test_what_is_wrong_is_one_line(tmp_path):
-    refused("nowhere: no such folder or file; name the folder of a data set, or a CSV", tmp_path / "nowhere")
-    refused("layout must be auto, folders, class-first, csv, fracatlas, .*, got 'imagenet'", tmp_path, "imagenet")
-    refused("no layout of a data set recognised; wanted: a folder of images for each class", tmp_path)
+    refused("nowhere: no such folder or file; give the folder of a data set, or a CSV file", tmp_path / "nowhere")
+    refused(
+        "layout must be one of auto, folders, class-first, csv, fracatlas, .*; got 'imagenet'", tmp_path, "imagenet"
+    )
+    refused("no known layout of a data set; expected: a folder of images for each class", tmp_path)
     root = pictures(tmp_path / "set", "a/1.png", "b/2.png")
-    refused(r"1\.png: label 'a' is none of b, c", root, classes=("b", "c"))
+    refused(r"1\.png: label 'a' is not one of b, c", root, classes=("b", "c"))
     assert len(layouts.read(root, classes=("a", "b", "c"))) == 2
-    refused("task is no option of layout folders, which takes none", root, "folders", task="type")
-    refused("age is no option of layout grazpedwri, which takes task", root, "grazpedwri", age=7)
-    refused(r"1\.png: is a file; layout folders wants a folder", root / "a" / "1.png", "folders")
-    refused(r"1\.png: is not text in UTF-8; save it as CSV", root / "a" / "1.png")
+    refused("task is not an option of layout folders; its options are none", root, "folders", task="type")
+    refused("age is not an option of layout grazpedwri; its options are task", root, "grazpedwri", age=7)
+    refused(r"1\.png: is a file; layout folders needs a folder", root / "a" / "1.png", "folders")
+    refused(r"1\.png: is not UTF-8 text; save it as CSV", root / "a" / "1.png")
     (root / "c").mkdir()
     refused("c: the class has no images; add PNG", root)
     refused("c: the class has no images; add PNG", root, "folders")
     for layout in ("fracatlas", "grazpedwri"):
         refused(r"dataset\.csv: cannot be read: No such file", root, layout)
-    refused("no images for layout mura; say another with --layout", root, "mura")
+    refused("no images for layout mura; choose another with --layout", root, "mura")
     refused("the class has no images in Train or Test", root, "class-first")
     refused(
-        "no images for layout dicom .2 images of other formats left out.*; say another with --layout", root, "dicom"
+        "no images for layout dicom .2 images of other formats left out.*; choose another with --layout", root, "dicom"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is empty; its first line must name columns"),
+        ("", "is empty; its first line must name the columns"),
         ("path,label,label\n1.png,a,b\n", "has several columns named label"),
         ("path,class,diagnosis\n1.png,a,b\n", "class and diagnosis may both be the label; rename one of them to label"),
         ("path,age\n1.png,3\n", "has no column for the label"),
@@ -475,13 +477,13 @@ def test_a_name_in_several_folders_is_not_guessed(tmp_path):
 def test_what_may_be_two_things_is_asked_for(tmp_path):
     root = pictures(tmp_path / "set", "a/1.png", "b/2.png")
     text(root / "x.csv", "path,label\na/1.png,n\nb/2.png,m\n")
-    refused("set: may be csv or folders; say which with --layout", root)
+    refused("set: matches the layouts csv and folders; choose one with --layout", root)
     assert layouts.read(root, "csv").classes == ("m", "n") and layouts.read(root, "folders").classes == ("a", "b")
     text(root / "y.csv", "path,label\na/1.png,n\nb/2.png,m\n")
-    refused(r"holds x\.csv, y\.csv; name the CSV file itself", root, "csv")
+    refused(r"has x\.csv, y\.csv; give the path of one CSV file", root, "csv")
     (root / "x.csv").unlink()
     (root / "y.csv").rename(root / "labels.csv")
-    refused("set: may be csv or folders", root)
+    refused("set: matches the layouts csv and folders", root)
     first = fracatlas(tmp_path / "both")
     mura(first)
     refused("both: may be fracatlas or mura; say which with --layout", first)

@@ -66,7 +66,7 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
     assert broken.wait() == -signal.SIGKILL
     broken.communicate()
     assert not (tmp_path / "broken" / "metrics.json").exists()
-    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume"):
+    with pytest.raises(InputError, match="contains an unfinished run; continue with --resume"):
         prepare_run(small_config(manifest, tmp_path / "broken", **values))
 
     code, out, err = finish(start(*command, "--resume"))

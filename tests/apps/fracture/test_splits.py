@@ -135,10 +135,10 @@ def rare(images_of):
 @pytest.mark.parametrize(
     ("manifest", "says"),
     [
-        (Manifest(()), "holds no images"),
-        (without(made(), patient=""), "images have no patient, the first 0-0.png"),
+        (Manifest(()), "contains no images"),
+        (without(made(), patient=""), "images have no patient, first 0-0.png"),
         (without(made(), label="none"), "one class, 'none'"),
-        (Manifest((*made().records[:1], Record(Path("/x.png"), "", "p9"))), "images have no label, the first x.png"),
+        (Manifest((*made().records[:1], Record(Path("/x.png"), "", "p9"))), "images have no label, first x.png"),
         (without(made(), patient="p1"), "1 patient "),
         (rare(2), "'spiral' has images of 2 patients"),
     ],

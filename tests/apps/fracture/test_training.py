@@ -290,7 +290,7 @@ def test_folders_of_other_things(manifest, tmp_path):
     config = small_config(manifest, tmp_path / "run", training__epochs=1)
     train(config)
     before = (tmp_path / "run" / "metrics.json").read_bytes()
-    with pytest.raises(InputError, match="holds a finished run; give another --output"):
+    with pytest.raises(InputError, match="contains a finished run; give another --output"):
         prepare_run(config)
     with pytest.raises(InputError, match=r"began with another training\.epochs"):
         prepare_run(config.with_values({"training.epochs": 2}), resume=True)
@@ -298,7 +298,7 @@ def test_folders_of_other_things(manifest, tmp_path):
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds files that are no run"):
+    with pytest.raises(InputError, match="contains files, but no run"):
         prepare_run(small_config(manifest, tmp_path / "other"))
     with pytest.raises(InputError, match="is a file"):
         prepare_run(small_config(manifest, tmp_path / "other" / "thesis.tex"))
@@ -322,7 +322,7 @@ def test_average_needs_a_lightning_that_has_it(monkeypatch):
     [
         ({"training.device": "cuda:9"}, "torch sees"),
         ({"training.nodes": 2}, "torchrun --nnodes 2"),
-        ({"training.device": "cpu", "training.precision": "fp16"}, "needs a GPU"),
+        ({"training.device": "cpu", "training.precision": "fp16"}, "requires a GPU"),
     ],
 )
 def test_places_that_are_not_there(values, message):
@@ -351,7 +351,7 @@ def test_dry_run_leaves_nothing(manifest, tmp_path, capsys, monkeypatch):
     small_config(manifest, tmp_path / "run", data__cache="disk").save(tmp_path / "run.yaml")
     code, out, err = run_cli(capsys, "--config", tmp_path / "run.yaml", "--dry-run")
     assert code == 0, err
-    assert "the dry run went through" in out
+    assert "the dry run succeeded" in out
     assert not (tmp_path / "run").exists() and not list((tmp_path / "scratch").iterdir())
 
 
