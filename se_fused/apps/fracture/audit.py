@@ -155,7 +155,7 @@ def _lines(found: Audit) -> list[str]:
 
 
 _KINDS = {"file": "equal files", "pixels": "equal pixels", "near": "modified copy", "name": "same source image by name",
-          "chain": "connected through other duplicates"}  # fmt: skip
+          "chain": "connected through a chain of duplicates"}  # fmt: skip
 
 
 def _value(kind: str, value: float | None) -> str:

@@ -249,7 +249,7 @@ def _chain(found: Duplicates, manifest: Manifest) -> list[str]:
     if len(largest) <= max(0.2 * len(manifest), 5):
         return []
     return [
-        f"one group of duplicate images holds {len(largest) / len(manifest):.0%} of all images: {largest[0].name} and "
+        f"one group of duplicate images has {len(largest) / len(manifest):.0%} of all images: {largest[0].name} and "
         f"{len(largest) - 1} more. Inspect them with se-fused fracture audit --plot; if they show different patients, "
         "add the patients to the manifest"
     ]

@@ -58,7 +58,7 @@ def _grey(image: "Image") -> Array:
     if mode == "F" or mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinite values")
+            raise ValueError("it contains NaN or infinite values")
         tags = getattr(image, "tag_v2", {})
         low, high = float(values.min()), float(values.max())
         wide = tags.get(_TIFF_BITS) == (32,) or tags.get(_TIFF_SAMPLE_FORMAT) == (2,)  # 32 bits, or signed
@@ -238,7 +238,7 @@ def load_folder(
     if classes and {name.casefold() for name in classes} <= _SPLITS:
         raise ValueError(f"{path}: its sub-folders are a split ({', '.join(classes)}), not classes; give one of them")
     if classes:
-        skipped += [(file, "lies beside the class folders, so it has no class") for file in loose]
+        skipped += [(file, "is outside the class folders, so it has no class") for file in loose]
     elif loose:
         classes = {"image": loose}
     total = sum(map(len, classes.values()))

@@ -104,7 +104,7 @@ class Manifest:
         return found
 
     def with_columns(self, **columns: Sequence[str]) -> "Manifest":
-        """A copy with whole columns replaced, e.g. ``with_columns(split=[...])``; one text for each record."""
+        """A copy with replaced columns, e.g. ``with_columns(split=[...])``; each has one string for each record."""
         for name, values in columns.items():
             if len(values) != len(self.records):
                 raise ValueError(f"{name} must have one value for each of {len(self)} records, got {len(values)}")

@@ -170,7 +170,7 @@ def split(
         fractions: shares of the images in train, valid and test; each above 0, sum 1.
         seed: random seed of the splits; the order of the records does not matter.
         keep: whether to keep existing splits if every record has one. None keeps them unless they divide a patient or
-            a split is empty (a note then reports the new splits); True always keeps them; False always splits anew.
+            a split is empty (a note then reports the new splits); True always keeps them; False always splits again.
         together: sets of patients that must go into the same split, such as two patients with duplicate images.
 
     Returns:
@@ -197,13 +197,13 @@ def split(
             return Manifest(manifest.records, tuple(notes))
         if leaking:
             notes.append(
-                f"the existing splits divide {_patients(len(leaking))}, so test scores would be too high: split anew; "
+                f"the existing splits divide {_patients(len(leaking))}, so test scores would be too high: split again; "
                 "--keep-splits keeps the existing splits"
             )
         else:
-            notes.append(f"the existing splits lack {' and '.join(lacking)}: split anew")
+            notes.append(f"the existing splits lack {' and '.join(lacking)}: split again")
     elif keep and any(record.split for record in manifest.records):
         some = next(record for record in manifest.records if not record.split)
-        raise InputError(f"{some.path.name} has no split, but other images have one: add it, or split all images anew")
+        raise InputError(f"{some.path.name} has no split, but other images have one: add it, or split all images again")
     parts = _parts(manifest, fractions, seed, together)
     return Manifest(manifest.records, tuple(notes)).with_columns(split=[SPLITS[part] for part in parts])

@@ -81,7 +81,7 @@ def test_leaks_and_contradictions_are_found(pictures, tmp_path):
         ("2.png", "patient 2", "3.png", "patient 3", "file")
     ]
     text = seen.text()
-    assert "LEAK: the same image in two splits: 2" in text and "LEAK: patient in two splits: 1" in text
+    assert "LEAK: duplicate images in two splits: 2" in text and "LEAK: patients in two splits: 1" in text
     assert "duplicate images with two labels: 1" in text and "NOT OK" in text and "images without a label: 1" in text
     assert json.loads(json.dumps(seen.as_dict()))["ok"] is False
 
@@ -111,7 +111,7 @@ def test_damaged_missing_and_flat_files_are_named(pictures, tmp_path):
     seen = audit(Manifest((*manifest.records, *extra)))
     assert seen.damaged.keys() == {"cut.png", "gone.png"} and seen.flat == ("grey.png",) and not seen.ok
     assert "no such file" in seen.damaged["gone.png"]
-    assert "DAMAGED: 2" in seen.text() and "pictures that show nothing: 1" in seen.text()
+    assert "DAMAGED FILES: 2" in seen.text() and "blank images: 1" in seen.text()
     assert seen.sizes == {"least": 30, "most": 64}
 
 
@@ -184,7 +184,7 @@ def test_prepare_leaves_out_what_has_no_label(folder, tmp_path):
     labels = ["" if i == 0 else r.label for i, r in enumerate(manifest.records)]
     manifest.with_columns(label=labels, split=[""] * 36).save(tmp_path / "some.csv")
     kept = prepare(tmp_path / "some.csv")
-    assert len(kept) == 35 and any("1 image without label" in note for note in kept.notes)
+    assert len(kept) == 35 and any("1 image without a label" in note for note in kept.notes)
 
 
 def test_prepare_merges_classes_and_leaves_them_out(pictures, tmp_path, capfd):
@@ -200,7 +200,7 @@ def test_prepare_merges_classes_and_leaves_them_out(pictures, tmp_path, capfd):
     fewer = Manifest.load(out)
     assert fewer.classes == ("a", "b") and len(fewer) == 8
     for labels, message in (
-        ({"tibia": "x"}, "there is no class 'tibia', only 'a', 'b', 'c'"),
+        ({"tibia": "x"}, "there is no class 'tibia'; the classes are 'a', 'b', 'c'"),
         (dict.fromkeys("abc", ""), "all classes are left out"),
         ({"b": "", "c": ""}, "a classifier needs two"),
     ):
@@ -227,7 +227,7 @@ def test_shipped_splits_that_leak_are_made_anew(pictures, tmp_path, capfd):
     save(tmp_path / "set" / "test" / "a" / "copy.png", pictures[0])
     out = tmp_path / "m.csv"
     assert __main__.main(["fracture", "prepare", str(tmp_path / "set"), "--output", str(out)]) == 0
-    assert "split anew; --keep-splits keeps the existing splits" in capfd.readouterr().out
+    assert "split again; --keep-splits keeps the existing splits" in capfd.readouterr().out
     assert audit(Manifest.load(out)).ok
     assert __main__.main(["fracture", "prepare", str(tmp_path / "set"), "--output", str(out), "--keep-splits"]) == 0
     told = capfd.readouterr().out

@@ -253,7 +253,7 @@ def test_too_large_is_said(browser, served, tmp_path: Path) -> None:
     browser.get(served[0])
     find(browser, "#files").send_keys(str(large))
     until(browser, lambda b: find(b, "#problem").is_displayed(), "the reason")
-    assert "larger than the 1 MB" in find(browser, "#reason").text
+    assert "larger than the limit of 1 MB" in find(browser, "#reason").text
 
 
 @pytest.mark.parametrize("width", [320, 390, 800, 1280])

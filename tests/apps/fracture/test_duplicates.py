@@ -170,7 +170,7 @@ def test_groups_stand_in_for_patients(pictures, tmp_path):
         "2.png": "group-0002",
         "10.png": "group-0001",
     }
-    assert "3 images had no patient: 2 groups" in grouped.notes[-1] and "largest: 2 images" in grouped.notes[-1]
+    assert "3 images had no patient: 2 groups" in grouped.notes[-1] and "largest group: 2 images" in grouped.notes[-1]
     assert told == sorted(told) and told[-1] == pytest.approx(1)
     assert with_groups(grouped) is grouped, "nothing to do, so nothing is read"
     assert not any(known(record) for record in grouped.records)

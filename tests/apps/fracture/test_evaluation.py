@@ -83,7 +83,9 @@ def test_damaged_and_missing_files_are_named_and_counted(tmp_path, batch):
 def test_labels_outside_the_list_are_refused(tmp_path):
     manifest = write_images(tmp_path, 3)
     odd = manifest.with_columns(label=["none"] * 3 + ["torus", "buckle", ""])
-    with pytest.raises(InputError, match=r"p01_lateral\.png: .*'buckle', 'torus' \(2 images\); it knows none, oblique"):
+    with pytest.raises(
+        InputError, match=r"p01_lateral\.png: .*'buckle', 'torus' \(2 images\); its classes are none, oblique"
+    ):
         predict_manifest(narrow(), odd)
     unlabelled = manifest.with_columns(label=[""] * 6)
     assert predict_manifest(narrow(), unlabelled).labels.tolist() == [-1] * 6

@@ -116,7 +116,7 @@ def test_class_first(tmp_path):
     assert found.notes[1:] == (
         "Greenstick fracture/Test has no images",
         "1 left out, outside Train and Test: Greenstick fracture/Extra/4.jpg",
-        "1 left out, beside the folders of the classes: Greenstick fracture/5.jpg",
+        "1 left out, outside the class folders: Greenstick fracture/5.jpg",
     )
     (root / "Greenstick fracture" / "Extra" / "4.jpg").unlink()
     (root / "Greenstick fracture" / "Extra").rmdir()
@@ -151,7 +151,7 @@ def test_csv_by_the_names_of_its_columns(tmp_path):
         "class 'Oblique' is read as 'oblique'",
         "1 left out, the file is missing: gone.png",
         "1 left out, without a label: d.png",
-        "1 left out, said twice: a.png",
+        "1 left out, listed twice: a.png",
     )
     assert layouts.read(tmp_path / "any.csv").records == found.records
 
@@ -161,7 +161,7 @@ def test_csv_with_columns_given(tmp_path):
     text(tmp_path / "x.csv", "Bild\tBefund\tname\n1.png\tgesund\tA\n2.png\tBruch\tB\n")
     found = layouts.read(tmp_path, "csv", columns={"path": "Bild", "label": "Befund", "patient": "name"})
     assert named(found, "label", "patient") == {"1.png": ("gesund", "A"), "2.png": ("Bruch", "B")}
-    refused(r"x\.csv: has no column Alter \(for view\); it has Bild, Befund, name", tmp_path / "x.csv",
+    refused(r"x\.csv: has no column Alter \(for view\); its columns are Bild, Befund, name", tmp_path / "x.csv",
             columns={"path": "Bild", "label": "Befund", "view": "Alter"})  # fmt: skip
     refused("columns has age, which is none of path, label", tmp_path, "csv", columns={"age": "Alter"})
     refused("holds no CSV with path and label; name the CSV file itself", tmp_path, "csv")
@@ -201,7 +201,7 @@ def test_fracatlas(tmp_path):
     assert found.classes == ("not fractured", "fractured")
     assert found.notes == (
         f"layout fracatlas of {root}",
-        "1 image with several views on one film, or marked so",
+        "1 image with several views, or marked as multiscan",
         "Utilities/Fracture Split is not used: it covers the fractured images only",
         "1 left out, the file is missing: IMG0000012.jpg",
         "1 left out, in the other class's folder: IMG0000013.jpg",
@@ -245,8 +245,8 @@ def test_mura(tmp_path):
     (root / "train/XR_HUMERUS/patient00002/study2_unclear").mkdir()
     (root / "train/XR_HUMERUS/patient00002/study3_negative").mkdir()
     assert set(layouts.read(root).notes[2:]) == {
-        "1 left out, a study neither positive nor negative: train/XR_HUMERUS/patient00002/study2_unclear",
-        "1 left out, a study without images: train/XR_HUMERUS/patient00002/study3_negative",
+        "1 left out, study neither positive nor negative: train/XR_HUMERUS/patient00002/study2_unclear",
+        "1 left out, study without images: train/XR_HUMERUS/patient00002/study3_negative",
         "1 left out, the folder of a study is missing: valid/XR_WRIST/patient00009/study1_positive",
     }
     listed = root / "train_labeled_studies.csv"
@@ -273,7 +273,7 @@ def test_grazpedwri_fractures(tmp_path):
     assert found.notes == (
         f"layout grazpedwri of {root}",
         "task fracture",
-        "1 image marked diagnosis_uncertain kept",
+        "1 image marked diagnosis_uncertain included",
         f"1 left out, the file is missing: {stems[9]}",
     )
 
@@ -286,10 +286,10 @@ def test_grazpedwri_types(tmp_path):
     assert found.classes == ("none", "complete", "incomplete", "physeal")
     assert found.notes[1:] == (
         "task type",
-        "1 image marked diagnosis_uncertain kept",
+        "1 image marked diagnosis_uncertain included",
         f"1 left out, fractures of several types: {stems[5]}",
         f"1 left out, AO codes without a type (avulsion, flake, other): {stems[6]}",
-        f"1 left out, a visible fracture without AO code: {stems[7]}",
+        f"1 left out, a visible fracture without an AO code: {stems[7]}",
         f"1 left out, an AO code, but no visible fracture: {stems[8]}",
         f"1 left out, the file is missing: {stems[9]}",
     )
@@ -337,7 +337,7 @@ def test_hbfmid(tmp_path):
         f"layout hbfmid of {root}",
         "1 left out, MRI: train/images/b_mri7_jpg.rf.0003.jpg",
         "1 left out, boxes of several classes: train/images/c1_jpg.rf.0004.jpg",
-        "1 left out, without a file of labels: test/images/e2_jpg.rf.0008.jpg",
+        "1 left out, without a label file: test/images/e2_jpg.rf.0008.jpg",
     }
     text(root / "data.yaml", "names: {0: Comminuted, 1: Spiral, 2: Oblique}\n")
     other = layouts.read(root)  # no class that means none
@@ -365,9 +365,9 @@ def test_dicom_folders(tmp_path):
     }
     assert found.notes == (
         f"layout dicom of {root}",
-        "1 left out, no readable DICOM: none/damaged.dcm",
+        "1 left out, not a readable DICOM file: none/damaged.dcm",
         "1 left out, several frames: none/film.dcm",
-        "1 left out, no image in it: none/report.dcm",
+        "1 left out, contains no image: none/report.dcm",
     )
     assert not any(word in str(found) for word in ("HOSPITAL", "SECRET", "DOE", "1.2.1"))
     picture(root / "none" / "x.png")
@@ -395,7 +395,7 @@ def test_dicom_with_a_table(tmp_path, content, labels):
     found = layouts.read(root)
     assert named(found, "label", "split") == labels and found.notes[0].startswith("layout dicom")
     left = sum(note.count("without a label in labels.csv") for note in found.notes)
-    assert left == 1 and ("1 line of labels.csv without an image" in found.notes) == ("9.9.9" in content)
+    assert left == 1 and ("1 line of labels.csv without a matching image" in found.notes) == ("9.9.9" in content)
     assert not any(word in str(found) for word in ("HOSPITAL", "SECRET", "9.9.9", "1.2.1.1"))
 
 
@@ -486,4 +486,4 @@ def test_what_may_be_two_things_is_asked_for(tmp_path):
     refused("set: matches the layouts csv and folders", root)
     first = fracatlas(tmp_path / "both")
     mura(first)
-    refused("both: may be fracatlas or mura; say which with --layout", first)
+    refused("both: matches the layouts fracatlas and mura; choose one with --layout", first)

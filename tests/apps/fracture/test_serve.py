@@ -199,7 +199,7 @@ def test_deflated_dicom_is_refused_before_it_is_inflated(client: TestClient) -> 
 
 def test_too_large_is_refused_by_what_is_announced_and_while_it_arrives(client: TestClient) -> None:
     announced = client.post("/predict", content=bytes(40_001))
-    assert announced.status_code == 413 and "larger than the 0.04 MB" in announced.json()["detail"]
+    assert announced.status_code == 413 and "larger than the limit of 0.04 MB" in announced.json()["detail"]
     sent = []
 
     def parts():
@@ -264,7 +264,7 @@ def test_the_refusal_arrives_at_a_client_that_sends_before_it_listens(size: int,
             answer = b""
             while part := connection.recv(65536):
                 answer += part
-        assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than the 0.06 MB" in answer
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than the limit of 0.06 MB" in answer
 
 
 def test_slots_of_failed_uploads_are_free_again(predictor: Predictor) -> None:

@@ -54,7 +54,7 @@ def prepare_command(
         typer.Option(metavar="CLASS=NAME", help="Rename a class, or merge it with class NAME; CLASS= leaves it out."),
     ] = None,
 ) -> None:
-    """Prepare a data set for training: write a manifest of its images with patients and splits.
+    """Prepare a data set for training. Writes a manifest of its images with patients and splits.
 
     Where the data set names no patients, duplicate images (equal, rotated, mirrored, cropped, changed in grey levels)
     form groups that replace the patients. All images of a patient or group are in the same split. Existing splits are
@@ -86,9 +86,10 @@ def audit_command(
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pairs of duplicate images.")] = None,
 ) -> None:
-    """Check a data set for leaks (duplicates or patients in two splits), damaged files and conflicting labels.
+    """Check a data set for leaks between its splits. Also reports damaged files and conflicting labels.
 
-    The exit code is 1 if duplicates or patients leak between splits, or if files are damaged.
+    A leak is a patient, or a pair of duplicate images, in two splits. The exit code is 1 if there is a leak or a
+    damaged file.
     """
     _check_layout(layout)
     to_file = None if json_file in (None, "-") else Path(str(json_file))

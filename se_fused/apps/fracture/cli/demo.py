@@ -29,7 +29,10 @@ def demo_command(
     ] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot images, losses and speed.")] = None,
 ) -> None:
-    """Compare se_fused with plain PyTorch: inference and training steps of an SE-ResNet on radiographs."""
+    """Compare se_fused with plain PyTorch on radiographs.
+
+    Runs inference and training steps of an SE-ResNet, or of another model.
+    """
     from .. import demo
 
     choice("--model", model.lower(), list_models())

@@ -173,7 +173,7 @@ def export_command(
     ] = "onnx",
     device: Device = "cpu",
 ) -> None:
-    """Export a classifier to a file for other programs; its classes and preprocessing are recorded in the file.
+    """Export a classifier to a file for other programs. The file records its classes and preprocessing.
 
     The exported model maps images (N, 1, S, S) in [0, 1] to probabilities; it includes normalisation and softmax. Its
     outputs are compared with the classifier's before the file is written. Running it does not require se_fused.
@@ -216,7 +216,7 @@ def serve_command(
         list[str] | None, typer.Option(metavar="NAME", help="Additional host name accepted in requests.")
     ] = None,
 ) -> None:
-    """Serve a web page on this machine that shows class probabilities and heat maps of radiographs dropped on it.
+    """Serve a local web page that classifies radiographs. It shows class probabilities and heat maps.
 
     Files are not stored and their names are not logged. Research use only, not a medical device.
     """

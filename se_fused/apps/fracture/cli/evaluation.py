@@ -77,7 +77,7 @@ def evaluate_command(
     draws: Annotated[int, typer.Option(help="Bootstrap resamples of the patients for confidence intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Random seed of the resamples.")] = 0,
 ) -> None:
-    """Evaluate a trained model: metrics with confidence intervals, a report, figures and heat maps."""
+    """Evaluate a trained model on a test set. Writes metrics with confidence intervals, a report and figures."""
     choice("--split", split, ("train", "valid", "test"))
     for option, value, least in (("--batch", batch, 1), ("--draws", draws, 100), ("--seed", seed, 0)):
         at_least(option, value, least)
@@ -155,7 +155,10 @@ def compare_models_command(
     draws: Annotated[int, typer.Option(help="Bootstrap resamples of the patients for confidence intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Random seed of the resamples.")] = 0,
 ) -> None:
-    """Compare models on one test set: Table 1, Figures 2 and 3 of the paper, confidence intervals, tests, speed."""
+    """Compare trained models on one test set.
+
+    Writes the paper's Table 1 and Figures 2 and 3 for these data, with confidence intervals, paired tests and speed.
+    """
     given = [*(runs or []), *(more or [])]  # click accepts one value per option; further values become arguments
     if bool(given) == (data is not None):
         raise bad("--runs", "give either --runs (finished runs) or --data (training data)")

@@ -34,7 +34,7 @@ def synth_command(
     bits: Annotated[str, typer.Option(help="Bits per pixel of the PNG files, 8 or 16.")] = "8",
     workers: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.")] = None,
 ) -> None:
-    """Draw a labelled data set of long-bone radiographs: synthetic phantoms, no clinical meaning.
+    """Draw a synthetic data set of long-bone radiographs. The images are labelled phantoms with no clinical meaning.
 
     Writes images, manifest.csv (for se-fused fracture train --data), cracks.csv (position of each crack), about.json
     and sheet.png.

@@ -99,7 +99,7 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one batch of each split; save nothing.")] = False,
 ) -> None:
-    """Train a classifier of radiographs; all results are written to one folder.
+    """Train a classifier of radiographs. All results are written to one folder.
 
     An interrupted run continues with --resume; its result equals that of an uninterrupted run.
     """

@@ -87,8 +87,8 @@ def predict_manifest(
         A row for each readable image; the others are in ``skipped``, with the reason.
 
     Raises:
-        InputError: the manifest is empty, has labels that the classifier does not know, or none of its images can be
-            read.
+        InputError: the manifest is empty, has labels that are not classes of the classifier, or none of its images can
+            be read.
     """
     batch = check_int(batch, "batch", 1)
     known = {"", *classifier.classes}
@@ -96,7 +96,7 @@ def predict_manifest(
     if unknown:
         names = sorted({record.label for record in unknown})
         raise InputError(
-            f"{unknown[0].path}: the classifier does not know {_listed(names)} ({len(unknown)} images); it knows "
+            f"{unknown[0].path}: the classifier has no class {_listed(names)} ({len(unknown)} images); its classes are "
             f"{', '.join(classifier.classes)}: correct the labels, or train with these classes"
         )
     if not manifest.records:

@@ -130,7 +130,7 @@ def read_dicom(root: Path, columns: Mapping[str, str] | None = None) -> Manifest
     kept, joined = one_spelling(records)
     said = [*notes, *joined, *left.notes()]
     if table and table.unused():
-        said.append(f"{plural(table.unused(), 'line')} of labels.csv match no image")
+        said.append(f"{plural(table.unused(), 'line')} of labels.csv without a matching image")
     if len(patients) == 1 and len(studies) > 1:
         said.append(
             "all images have the same PatientID; if they are of several patients, give a CSV with a patient column"

@@ -95,7 +95,7 @@ def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...
         if record.label not in found:
             raise InputError(
                 f"{where}: class {record.label!r} has no training images ({record.path.name} is in {record.split}); "
-                "add some, leave the class out, or split anew with se-fused fracture prepare"
+                "add some, leave the class out, or split again with se-fused fracture prepare"
             )
     homes: dict[str, Record] = {}
     for record in used:
@@ -103,7 +103,7 @@ def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...
         if first.split != record.split:
             raise InputError(
                 f"{where}: one patient is in two splits: {first.path.name} in {first.split}, {record.path.name} in "
-                f"{record.split}; split anew with se-fused fracture prepare"
+                f"{record.split}; split again with se-fused fracture prepare"
             )
     return classes
 
