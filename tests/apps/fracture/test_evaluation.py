@@ -245,7 +245,7 @@ def test_images_that_have_gone_since_are_named(run):
     write_evaluation(run, draws=50)
     for path in (run.parent / "data" / "images").glob("p11*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted and cannot be read now: No such file"):
+    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted, but can no longer be read: No such file"):
         write_evaluation(run, draws=50)
 
 
@@ -290,7 +290,7 @@ def test_command_on_another_manifest(run, tmp_path, capsys):
     assert (run / "metrics.json").read_text() == before and not (run / "report.md").exists()
     capsys.readouterr()
     assert main(["fracture", "evaluate", str(run), "--data", str(tmp_path / "data" / "other.csv")]) == 2
-    assert "other.csv: has no images of the split test (there are: valid)" in capsys.readouterr().err
+    assert "other.csv: has no images of the split test (it has: valid)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

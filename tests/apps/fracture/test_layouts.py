@@ -163,7 +163,7 @@ def test_csv_with_columns_given(tmp_path):
     assert named(found, "label", "patient") == {"1.png": ("gesund", "A"), "2.png": ("Bruch", "B")}
     refused(r"x\.csv: has no column Alter \(for view\); its columns are Bild, Befund, name", tmp_path / "x.csv",
             columns={"path": "Bild", "label": "Befund", "view": "Alter"})  # fmt: skip
-    refused("columns has age, which is none of path, label", tmp_path, "csv", columns={"age": "Alter"})
+    refused("columns: age is not one of path, label", tmp_path, "csv", columns={"age": "Alter"})
     refused("holds no CSV with path and label; name the CSV file itself", tmp_path, "csv")
     refused(r"x\.csv: has no column for the path \(path, image.*rename one to path", tmp_path / "x.csv")
 
@@ -374,8 +374,8 @@ def test_dicom_folders(tmp_path):
     refused("the class has no images", root, "folders")  # fracture holds none of the kind
     picture(root / "fracture" / "y.png")
     refused("may be folders or dicom; say which with --layout", root)
-    assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out: --layout folders reads those"
-    assert layouts.read(root, "folders").notes[-1] == "8 DICOM files left out: --layout dicom reads those"
+    assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out; --layout folders reads them"
+    assert layouts.read(root, "folders").notes[-1] == "8 DICOM files left out; --layout dicom reads them"
 
 
 @pytest.mark.parametrize(

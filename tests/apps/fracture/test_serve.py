@@ -158,7 +158,7 @@ def test_the_page_s_files_are_in_the_package() -> None:
     ("content", "said"),
     [
         (b"", "the file is empty"),
-        (b"some text", "not a radiograph's file; a PNG, JPEG, TIFF, BMP or DICOM file is wanted"),
+        (b"some text", "not a supported image file; send a PNG, JPEG, TIFF, BMP or DICOM file"),
         (b"GIF89a" + bytes(50), "not a supported image file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a supported image file"),
         (png()[:300], "truncated"),

@@ -103,7 +103,7 @@ def test_given_splits_are_kept_unless_they_leak():
     leaking = manifest.with_columns(split=names)
     assert parted(leaking).keys() == {manifest.records[first].patient}
     anew = split(leaking, seed=2)
-    assert not parted(anew) and "part 1 patient " in anew.notes[-1] and "--keep-splits" in anew.notes[-1]
+    assert not parted(anew) and "divide 1 patient " in anew.notes[-1] and "--keep-splits" in anew.notes[-1]
     kept = split(leaking, seed=2, keep=True)
     assert kept.records == leaking.records and "leak" in kept.notes[-1]
 
