@@ -164,8 +164,8 @@ def test_csv_with_columns_given(tmp_path):
     refused(r"x\.csv: has no column Alter \(for view\); its columns are Bild, Befund, name", tmp_path / "x.csv",
             columns={"path": "Bild", "label": "Befund", "view": "Alter"})  # fmt: skip
     refused("columns: age is not one of path, label", tmp_path, "csv", columns={"age": "Alter"})
-    refused("holds no CSV with path and label; name the CSV file itself", tmp_path, "csv")
-    refused(r"x\.csv: has no column for the path \(path, image.*rename one to path", tmp_path / "x.csv")
+    refused("has no CSV with path and label; give the path of one CSV file", tmp_path, "csv")
+    refused(r"x\.csv: has no column for the path \(path, image.*rename a column to path", tmp_path / "x.csv")
 
 
 def test_a_manifest_is_read_back(tmp_path):
@@ -213,7 +213,7 @@ def test_fracatlas(tmp_path):
     text(root / "dataset.csv", content.replace("0,1,1,1,0,0", "0,yes,1,1,0,0"))
     refused(r"dataset\.csv: line 2: image_id or fractured \(0 or 1\)", root)
     text(root / "dataset.csv", content.replace("frontal", "front"))
-    refused(r"dataset\.csv: has no column frontal; it has image_id, ", root)
+    refused(r"dataset\.csv: has no column frontal; its columns are image_id, ", root)
 
 
 def test_mura(tmp_path):
@@ -347,9 +347,9 @@ def test_hbfmid(tmp_path):
     label.unlink()
     for content in ("names: 7\n", "- a\n", "names: {1: a}\n"):
         text(root / "data.yaml", content)
-        refused(r"data\.yaml: has no list of names", root)
+        refused(r"data\.yaml: has no list of class names", root)
     text(root / "data.yaml", "names: [a\n")
-    refused(r"data\.yaml: cannot be read: .*; restore it", root)
+    refused(r"data\.yaml: cannot be read: .*; restore the file", root)
 
 
 def test_dicom_folders(tmp_path):
@@ -373,7 +373,7 @@ def test_dicom_folders(tmp_path):
     picture(root / "none" / "x.png")
     refused("the class has no images", root, "folders")  # fracture holds none of the kind
     picture(root / "fracture" / "y.png")
-    refused("may be folders or dicom; say which with --layout", root)
+    refused("matches the layouts folders and dicom; choose one with --layout", root)
     assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out; --layout folders reads them"
     assert layouts.read(root, "folders").notes[-1] == "8 DICOM files left out; --layout dicom reads them"
 
