@@ -89,7 +89,7 @@ def test_a_whole_run(run: Path) -> None:
         and "Random seed: 5" in details
         and "Selected epoch, counted from 0: 11" in details
     )
-    assert "Started from: random weights" in details and "fused (se_fused)" in details and "2026-11-23" in details
+    assert "Initial weights: random weights" in details and "fused (se_fused)" in details and "2026-11-23" in details
     train = found["Training data"]
     assert "| train | 32 | 16 | – | 10 | 12 | 10 |" in train and "| test | 14 | 7 | – | 6 | 4 | 4 |" in train
     assert "Splits are by patient." in train and "the same" in train and "hospital (60 images)" in train
@@ -138,11 +138,11 @@ def test_figures_of_a_run_that_is_not_finished(run: Path) -> None:
     ],
 )
 def test_what_is_missing_is_said_to_be(file: str, heading: str, run: Path) -> None:
-    assert f"would be in {file}" not in card(run)
+    assert f"{file} is missing" not in card(run)
     (run / file).unlink()
     found = sections(card(run))
     assert list(found) == HEADINGS
-    assert f"The run's folder does not contain {file}." in found[heading]
+    assert f"{file} is missing in the run's folder" in found[heading]
     assert not any(character.isdigit() for character in found[heading].replace(file, "")), "and nothing is invented"
 
 
@@ -163,7 +163,7 @@ def test_a_model_alone(tmp_path: Path) -> None:
 
 def test_metrics_of_the_training_alone(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({"training": {"epochs": 3}}))
-    assert "would be in metrics.json" in sections(card(run))["Quantitative analyses"]
+    assert "metrics.json is missing in the run's folder or does not contain" in sections(card(run))["Quantitative analyses"]
 
 
 def test_synthetic_data_are_named_everywhere(run: Path) -> None:

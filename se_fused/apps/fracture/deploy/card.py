@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _missing(what: str, file: str) -> str:
-    return f"{_MISSING}: {what}. The run's folder does not contain {file}.\n"
+    return f"{_MISSING}: {what}. {file} is missing in the run's folder or does not contain this information.\n"
 
 
 def _items(rows: Sequence[tuple[str, object]]) -> str:
