@@ -163,7 +163,10 @@ def test_a_model_alone(tmp_path: Path) -> None:
 
 def test_metrics_of_the_training_alone(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({"training": {"epochs": 3}}))
-    assert "metrics.json is missing in the run's folder or does not contain" in sections(card(run))["Quantitative analyses"]
+    assert (
+        "metrics.json is missing in the run's folder or does not contain"
+        in sections(card(run))["Quantitative analyses"]
+    )
 
 
 def test_synthetic_data_are_named_everywhere(run: Path) -> None:
