@@ -228,7 +228,7 @@ def test_one_model_and_no_speed(runs):
     assert content["models"]["unet"]["figures"]["accuracy"]["sd"] is None
     text = report_text(content)
     assert "Speed and memory" not in text and "Pairwise tests" not in text
-    assert "**U-Net**, 1 training |" in table_markdown(content)
+    assert "**U-Net**, 1 training run |" in table_markdown(content)
 
 
 def test_small_p_values():
