@@ -1,10 +1,10 @@
-# Two commands are all that most people need: make run, make test.
+# Most users need only two commands: make run and make test.
 PYTHON ?= python3
 VENV ?= .venv
-# The pair that the tests pass with: a release elsewhere must not break anybody's first hour. Any torch from 2.11 on works.
+# Versions that pass the tests, pinned so that a new release cannot break a first installation. torch >= 2.11 works.
 TORCH ?= torch==2.14.1 torchvision==0.29.2
 DATA ?=
-# Two workers, each with whole files: a file's fixtures compile a library.
+# Two workers, each of which runs whole files, because fixtures of a file may compile a library.
 PYTEST_ARGS ?= -q -n 2 --dist loadfile
 MAX_JOBS ?= 2
 export MAX_JOBS
@@ -16,10 +16,10 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '
 FORCE:
 .PHONY: FORCE help venv run test lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
 
-help:  ## this list
+help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Two steps with a stamp each: a changed kernel is compiled without asking pip about all the tools again.
+# Two steps with a stamp file each, so that a changed kernel is compiled without checking all the tools with pip again.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "se_fused needs Python 3.11 or later; choose one: make venv PYTHON=python3.12" >&2; exit 1; }
@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 	SE_FUSED_BUILD=none $(PY) -m pip install -q --no-build-isolation -e ".[test,bench,dev]"
 	@touch $@
 
-# What the environment asks of the build: another wish than the last compiles again, no wish keeps what there is.
+# The build settings of the environment: a change compiles again, and without settings the existing build is kept.
 ASKED = $(strip $(SE_FUSED_BUILD) $(TORCH_CUDA_ARCH_LIST))
 $(VENV)/.asked: $(if $(ASKED),FORCE) | $(VENV)/.installed
 	@echo '$(ASKED)' | cmp -s - $@ || echo '$(ASKED)' >$@
@@ -40,11 +40,11 @@ $(VENV)/.built: $(VENV)/.installed $(VENV)/.asked setup.py build_backend.py buil
 	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-venv: $(VENV)/.built  ## .venv with torch, the tools and this package, kernels compiled
+venv: $(VENV)/.built  ## create .venv with torch, the tools and this package, and compile the kernels
 
 RADIOGRAPHS = $(if $(DATA),$(DATA),build/radiographs/manifest.csv)
 
-run: venv  ## train a small SE-ResNet on drawn radiographs, or on DATA=folder, judge it, compare the speed: build/run
+run: venv  ## train and evaluate a small SE-ResNet on synthetic radiographs or DATA=folder, compare speeds: build/run
 	@mkdir -p build
 	$(if $(DATA),,$(PY) -m se_fused fracture synth build/radiographs --patients 800 --size 96)
 	rm -rf build/run
@@ -57,39 +57,39 @@ test: venv lint  ## lint, the whole test suite and each benchmark once; PYTEST_A
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -q -m isa
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 
-lint: venv  ## ruff, mypy, clang-format; changes nothing
+lint: venv  ## check with ruff, mypy and clang-format; changes nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 
-format: venv  ## let ruff and clang-format rewrite the sources
+format: venv  ## format the sources with ruff and clang-format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-bench: venv  ## the benchmarks on this machine (an hour on two cores), told and drawn in build/report
+bench: venv  ## run the benchmarks (an hour on two cores) and write a report with figures to build/report
 	@mkdir -p build
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
 	$(PY) -m se_fused report build/benchmarks.json --output build/report
 
-# A wheel is for other machines: with a toolkit it has CUDA kernels for every architecture, whatever GPU is in sight.
-wheel: venv  ## dist/*.whl: the kernels for every torch from 2.11 and every Python from 3.11 on
+# A wheel is for other machines: with a CUDA toolkit it has CUDA kernels for every architecture, not only this GPU's.
+wheel: venv  ## build dist/*.whl with the kernels, for every torch from 2.11 and every Python from 3.11 on
 	$(if $(SE_FUSED_BUILD),,SE_FUSED_BUILD=$$($(PY) build_cuda.py)) $(PY) -m build --wheel --no-isolation
 
-gpu-pack: venv  ## build the CUDA library here, where there is nvcc and no GPU, for a machine with one; VARIANT=name beside it
+gpu-pack: venv  ## build the CUDA library for a machine with a GPU (needs nvcc, no GPU); VARIANT=name builds a variant
 	$(PY) -m benchmarks.gpu pack $(if $(ARCH),--arch $(ARCH)) $(if $(VARIANT),--variant $(VARIANT))
 
-gpu:  ## where there is a GPU, no network needed: are the kernels right, where does time go, who is faster: build/gpu
+gpu:  ## on a machine with a GPU: verify, profile and benchmark the kernels, without network: build/gpu
 	@$(PYTHON) -m benchmarks.gpu all
 
-gpu-keep: venv  ## put TAR=file-or-folder that came back into benchmarks/results/<gpu>, draw it, strike UNMEASURED.md
+gpu-keep: venv  ## add GPU results TAR=file-or-folder to benchmarks/results/<gpu>, plot them, and update UNMEASURED.md
 	$(PY) -m benchmarks.gpu keep $(TAR)
 
-cuda-all: venv  ## compile the CUDA kernels for every architecture and check what the compiler made of them, no GPU needed
+cuda-all: venv  ## compile the CUDA kernels for every architecture and check the machine code; needs no GPU
 	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/backends/cuda/test_compiled_code.py
 
-clean:  ## remove what was built; .venv stays
+clean:  ## remove build products; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	rm -f se_fused/*.so se_fused/_build_info.py $(VENV)/.built
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
-"""Whether setup.py compiles CUDA kernels, and for which GPUs.
+"""Decides whether setup.py compiles CUDA kernels, and for which GPUs.
 
-One architecture takes a minute, all of them more than a quarter of an hour on two cores: nobody waits for what no GPU
-in sight can run, unless it is asked for.
+One architecture takes a minute to compile, all of them more than 15 minutes on two cores. By default only architectures
+of this machine's GPUs are compiled.
 """
 
 import os
@@ -15,7 +15,7 @@ Version = tuple[int, ...]
 
 
 def output(*command, text: str = "") -> str:
-    """All that a command prints; nothing where it fails."""
+    """Everything that a command prints, or "" if it fails."""
     run = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return "" if run.returncode else run.stdout
 
@@ -25,7 +25,8 @@ def find_sources(pattern: str) -> list[str]:
 
 
 def find_cuda_home() -> Path | None:
-    """The toolkit's folder. torch would take the parent of the nvcc on PATH: wrong where that is a wrapper script."""
+    """The CUDA toolkit's folder. torch would use the parent of nvcc on PATH, which is wrong if nvcc is a wrapper
+    script."""
     guesses = [os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")]
     if not guesses[0]:
         if nvcc := shutil.which("nvcc"):
@@ -37,31 +38,32 @@ def find_cuda_home() -> Path | None:
 
 
 def choose_architectures(mode: str, gpus: list[Version], asked: str, toolkit: Version) -> tuple[str, str]:
-    """(the TORCH_CUDA_ARCH_LIST to compile for, "") or ("", why there is nothing to compile for).
+    """(the TORCH_CUDA_ARCH_LIST to compile for, "") or ("", the reason why there is none).
 
     Args:
         mode: auto or cuda.
-        gpus: compute capability of each GPU in sight.
-        asked: TORCH_CUDA_ARCH_LIST as the user set it.
+        gpus: compute capability of each GPU of this machine.
+        asked: the user's TORCH_CUDA_ARCH_LIST, or "".
         toolkit: version of CUDA.
     """
     if asked:
         return asked, ""
-    # CUDA 12.8 is the first to know Blackwell.
+    # CUDA 12.8 is the first version that supports Blackwell.
     known = [(8, 0), (8, 6), (8, 9), (9, 0), *([(10, 0), (12, 0)] if toolkit >= (12, 8) else [])]
     wanted = known
     if mode == "auto":
         if not (able := [gpu for gpu in gpus if gpu >= known[0]]):
-            seen = "the GPU in sight is older than sm_80" if gpus else "no GPU was in sight"
-            return "", f"{seen}; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST=9.0 compiles CUDA kernels all the same"
-        # Machine code of 8.6 runs on 8.7 too. A GPU of a later generation than any known gets the PTX of all.
+            seen = "the GPU is older than sm_80" if gpus else "no GPU was found"
+            return "", f"{seen}; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST=9.0 compiles CUDA kernels anyway"
+        # Machine code for 8.6 also runs on 8.7. A GPU of an unknown, later generation gets all architectures and PTX.
         fitting = [[arch for arch in known if gpu[0] == arch[0] and gpu >= arch] for gpu in able]
         wanted = sorted({archs[-1] for archs in fitting}) if all(fitting) else known
     return ";".join(f"{major}.{minor}" for major, minor in wanted) + "+PTX" * (wanted is known), ""
 
 
 def prepare_cuda(torch, mode: str) -> str:
-    """Set CUDA_HOME and TORCH_CUDA_ARCH_LIST for torch's build helpers; returns why there can be no CUDA kernels."""
+    """Set CUDA_HOME and TORCH_CUDA_ARCH_LIST for torch's build helpers. Returns "", or the reason why CUDA kernels
+    cannot be built."""
     if not find_sources("csrc/cuda/*.cu"):
         return "this version has no CUDA sources yet (csrc/cuda holds no .cu file)"
     if not torch.version.cuda:
@@ -79,7 +81,7 @@ def prepare_cuda(torch, mode: str) -> str:
     return reason
 
 
-if __name__ == "__main__":  # the mode of a wheel for all
+if __name__ == "__main__":  # prints the SE_FUSED_BUILD mode for `make wheel`
     import torch
 
     print("auto" if prepare_cuda(torch, "cuda") else "cuda")

@@ -1,5 +1,6 @@
-// se_fused._introspect: reads, for `se-fused info` and the benchmarks, what introspection.h says of the libraries.
-// Nothing else needs it. The one file here that belongs to one Python: the libraries serve all.
+// Python module se_fused._introspect: reads the kernel attributes of introspection.h from the compiled libraries, for
+// `se-fused info` and the benchmarks. It is the only compiled file that is bound to one Python version; the libraries
+// work with all.
 #include "introspection.h"
 
 #include <dlfcn.h>
@@ -13,7 +14,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A function of a library, which torch has loaded before: this finds the one that is there.
+// Looks up a function in a library. torch has already loaded the library, so dlopen returns the loaded copy.
 template <class F>
 F* find(const std::string& library, const char* name) {
   void* const opened = dlopen(library.c_str(), RTLD_NOW);

@@ -1,4 +1,4 @@
-// Names and schemas of the backend's operators. Users never call these: se_fused/ops wraps them with fakes and
+// Registration of the CPU backend's operators. They are internal: se_fused/ops wraps them with fake implementations and
 // autograd.
 #include "schemas.h"
 

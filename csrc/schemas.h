@@ -1,12 +1,12 @@
-// What every backend's library defines and implements alike: all operators but batch_norm_squeeze_excite_forward, to
-// which each adds arguments of its own.
+// Operator schemas and implementations shared by the backends' libraries. batch_norm_squeeze_excite_forward is defined
+// per backend, because CUDA adds arguments to it.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
 #include "ops.h"
 
-// The whole op's map and parameters, in training and in inference.
+// The input map and the parameters of the whole operator, the same in training and in inference.
 #define SE_BLOCK_ARGUMENTS                                                                                     \
   "Tensor x, Tensor? residual, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias," \
   " Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, Tensor? drop_path_scale"

@@ -1,5 +1,5 @@
-// What every operator assumes, checked once more below Python: a wrong shape here would be a wild pointer.
-// People never see these in normal use; se_fused/functional says it better and earlier.
+// Checks of tensor arguments below Python, because a wrong shape here would read or write invalid memory. Users
+// normally never see these errors: se_fused/functional checks earlier, with better messages.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -14,7 +14,7 @@ namespace se_fused {
 
 using torch::headeronly::ScalarType;
 
-// A dense (N, C, *spatial) tensor; positions run fastest, or channels do (channels_last).
+// The shape and memory order of a dense (N, C, *spatial) tensor. Positions are contiguous, or channels (channels_last).
 struct Layout {
   int64_t n, c, s;
   bool channels_last;
@@ -38,7 +38,7 @@ inline Layout layout_of(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.dim() >= 3, name, " must be (N, C, *spatial), got ", x.dim(), " dimensions");
   Layout layout{x.size(0), x.size(1), 1, false};
   for (int64_t d = 2; d < x.dim(); ++d) layout.s *= x.size(d);
-  // One position: both orders are the same memory, and rows of C are the longer ones.
+  // With one position both orders are the same memory; channels_last has the longer rows, of C elements.
   if (x.is_contiguous() && layout.s != 1) return layout;
   layout.channels_last = true;
   STD_TORCH_CHECK(is_channels_last(x), name, " must be dense, contiguous or channels_last");
@@ -62,13 +62,13 @@ inline void check_like(const OptionalTensor& t, const Tensor& x, const Layout& l
   if (t) check_like(*t, x, layout, name);
 }
 
-// The mask's bytes.
+// The mask's bytes, after a check of their number.
 inline const uint8_t* mask_of(const Tensor& mask, const Layout& layout) {
   check_vector(mask, layout.rows() * layout.row_mask_bytes(), "mask");
   return static_cast<const uint8_t*>(mask.const_data_ptr());
 }
 
-// Both weights of the excitation, (R, C) and (C, R). Returns R.
+// Checks both weights of the excitation, (R, C) and (C, R). Returns R.
 inline int64_t check_weights(const Tensor& fc1, const OptionalTensor& fc2, int64_t c) {
   const int64_t r = fc1.size(0);
   STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");

@@ -1,4 +1,4 @@
-"""``python -m se_fused`` and ``se-fused``: info works with torch alone, the other commands need se_fused[cli]."""
+"""Entry point of ``python -m se_fused`` and ``se-fused``: ``info`` needs only torch, other commands se_fused[cli]."""
 
 import json
 import os
@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def _without_cli(arguments: Sequence[str], missing: str) -> int:
-    """What can be done without typer and rich: info, as JSON."""
+    """The command line without typer and rich: ``info`` as JSON; any other command is an error."""
     if list(arguments[:1]) == ["info"]:
         from .info.environment import info
 
@@ -21,7 +21,7 @@ def _without_cli(arguments: Sequence[str], missing: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where results disagree, 2 for a wrong command line."""
+    """Run a command; returns the exit code: 0, 1 if results disagree, 2 for a wrong command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         import rich  # noqa: F401
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return run(arguments)
-    except BrokenPipeError:  # "| head" has read enough
+    except BrokenPipeError:  # the reader closed the pipe, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -1,8 +1,8 @@
-"""Where the compiled files lie, in the folders that ``SE_FUSED_LIBRARIES`` names, else in the package itself; and what
-setup.py recorded of the build, in _build_info.py beside them.
+"""Locations of the compiled files and of the build record _build_info.py.
 
-``make gpu-pack`` builds them for another machine into a folder of their own; two builds of one library lie side by side
-in two folders. The variable takes folders as PATH does, the first that has a file wins.
+They are searched in the folders of the environment variable ``SE_FUSED_LIBRARIES``, which has the syntax of PATH, and
+then in the package; the first folder that has a file is used. ``make gpu-pack`` builds the files for another machine
+into a separate folder, so that two builds of a library can be in two folders.
 """
 
 import os
@@ -28,16 +28,16 @@ def _folders() -> Iterator[Path]:
 
 
 def find_library(name: str) -> Path:
-    """The shared library of that name, ``_C_cpu`` or ``_C_cuda``; where there is none, its place in the package."""
+    """Path of the shared library ``_C_cpu`` or ``_C_cuda``; if there is none, its path in the package."""
     file = f"{name}.abi3.so"
     return next((folder / file for folder in _folders() if (folder / file).exists()), _PACKAGE / file)
 
 
 def find_module(name: str) -> ModuleType:
-    """The module that a build leaves beside the libraries, ``_build_info`` or ``_introspect``.
+    """The module ``_build_info`` or ``_introspect``, which a build writes to the folder of the libraries.
 
     Raises:
-        ImportError: it is not there, or it was built for another Python.
+        ImportError: it does not exist, or it was built for another Python.
     """
     full = f"se_fused.{name}"
     spec = PathFinder.find_spec(full, [str(folder) for folder in _folders()])
@@ -52,7 +52,8 @@ def find_module(name: str) -> ModuleType:
 
 
 def recorded() -> dict[str, Any]:
-    """Mode, compiler, flags and so on; ``note`` says why there are no kernels, or no CUDA kernels."""
+    """The build record: mode, compiler, flags and others. ``note`` is the reason why there are no kernels, or no CUDA
+    kernels."""
     try:
         return dict(find_module("_build_info").BUILD)
     except ImportError:

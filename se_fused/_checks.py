@@ -1,4 +1,4 @@
-"""Checks of arguments: every message names the argument, what is wanted and what was given."""
+"""Argument checks. Every message names the argument, what is wanted and what was given."""
 
 import numbers
 from collections.abc import Iterable
@@ -28,9 +28,9 @@ def _dtype(t: Tensor) -> str:
 
 
 def autocasts(t: Tensor) -> bool:
-    """Whether autocast is enabled on t's device; the meta device has none, and PyTorch raises where it is asked.
+    """Whether autocast is enabled for t's device type. The meta device has no autocast, and PyTorch would raise for it.
 
-    ``torch.amp.is_autocast_available`` would say so too, and breaks the graph of torch.compile in torch 2.11.
+    ``torch.amp.is_autocast_available`` is not used, because it causes a graph break in torch.compile of torch 2.11.
     """
     return t.device.type != "meta" and torch.is_autocast_enabled(t.device.type)
 
@@ -57,11 +57,11 @@ def check_x(x: Any, name: str = "x") -> None:
 
 
 def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: Tensor, of: str = "x") -> None:
-    """Check a parameter that may be None: its device is that of x, which is called ``of``, its shape ``shape`` or that
-    with trailing ones."""
+    """Check a parameter that may be None. It must be on the device of x, and have the shape ``shape``, optionally
+    followed by sizes of 1. ``of`` is the name of x, and ``meaning`` the shape in symbols, in messages."""
     if t is None:
         return
-    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:  # a call of the public functions asks this nine times
+    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:  # inline: a call of a public function does this nine times
         check_tensor(t, name)
     if t.device != x.device:
         raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
@@ -85,7 +85,7 @@ def check_bool(value: Any, name: str) -> bool:
     """``value`` if it is a bool.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
@@ -96,7 +96,7 @@ def check_int(value: Any, name: str, minimum: int) -> int:
     """``value`` as an int of at least ``minimum``.
 
     Raises:
-        TypeError: ``value`` is no integer (a bool is none either).
+        TypeError: ``value`` is not an integer, or is a bool.
         ValueError: ``value`` is below ``minimum``.
     """
     wanted = f"an int of at least {minimum}"
@@ -119,7 +119,7 @@ def check_rate(value: Any, name: str, *, one: bool = False) -> float:
     """``value`` as a probability: in [0, 1), or in [0, 1] if ``one``.
 
     Raises:
-        TypeError: ``value`` is no real number.
+        TypeError: ``value`` is not a real number.
         ValueError: ``value`` is outside the interval.
     """
     wanted = "a number in [0, 1]" if one else "a number in [0, 1)"
@@ -133,8 +133,8 @@ def check_positive(value: Any, name: str) -> float:
     """``value`` as a float above 0.
 
     Raises:
-        TypeError: ``value`` is no real number.
-        ValueError: ``value`` is 0, below, infinite or NaN.
+        TypeError: ``value`` is not a real number.
+        ValueError: ``value`` is 0, negative, infinite or NaN.
     """
     number = _real(value, name, "a number above 0")
     if not 0.0 < number < float("inf"):

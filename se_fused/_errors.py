@@ -1,11 +1,12 @@
-"""What is wrong with somebody's data, files or settings, as opposed to a mistake in the program."""
+"""The exception for errors in a user's data, files or settings, as opposed to errors in the program."""
 
 __all__ = ["InputError"]
 
 
 class InputError(ValueError):
-    """One line that names the file or setting, what is wrong with it, and the remedy. The command line prints it and
-    ends with exit code 2.
+    """An error in a user's data, files or settings.
 
-    No names of patients: neither a DICOM header's values nor anything else that tells who somebody is.
+    The message is one line that names the file or setting, what is wrong with it, and the remedy. The command line
+    prints it and exits with code 2. It must not contain data that identifies a patient, such as values of a DICOM
+    header.
     """

@@ -1,4 +1,4 @@
-"""The dtypes and the memory formats that kernels take, by the names that options and results have."""
+"""The dtypes and memory formats that the kernels support, by their names in options and results."""
 
 import torch
 

@@ -1,3 +1,3 @@
-"""The version's one home: pyproject.toml and ``se_fused.__version__`` read it from here."""
+"""The version of the package, which pyproject.toml and ``se_fused.__version__`` read from here."""
 
 __version__ = "0.1.0"

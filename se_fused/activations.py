@@ -1,8 +1,7 @@
-"""Activations and gates: their names by class and function, their numbers in kernels, and what each closing activation
-asks of a backward pass.
+"""Activations and gates: names by class and function, numbers in the kernels, and needs of the backward pass.
 
-The numbers are those of csrc/enums.h; a test compares the two. No other module decides anything by a number: what is
-kept, computed again or written is asked here.
+The numbers are those of csrc/enums.h; a test compares the two. Other modules do not interpret the numbers: the
+functions below tell what the backward pass of an activation saves, recomputes and writes.
 """
 
 from typing import Any
@@ -31,7 +30,7 @@ FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", F.relu_: "relu", F.silu: "silu", F.hardswish: "hard_swish",
     "relu": "relu", "relu_": "relu",
 }  # fmt: skip
-"""The closing activations by function and by method of a tensor, as torch.fx records them."""
+"""The activations at the end of a block, by function and by tensor method, as torch.fx records them."""
 
 _TORCH: dict[type[nn.Module], str] = {
     nn.Identity: "identity",
@@ -46,7 +45,7 @@ _TORCH: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.Hardsigmoid: "hard_sigmoid",
 }
-# timm has classes of its own for the same functions; they are known by name, because timm may not be installed.
+# timm's classes for the same functions, by name, because timm may not be installed.
 _TIMM = {
     "GELU": "gelu",
     "GELUTanh": "gelu_tanh",
@@ -64,8 +63,8 @@ _TIMM = {
 
 
 def name_of_module(layer: object) -> str | None:
-    """The name of an activation or a gate that is a module or a class of one, as :mod:`se_fused.reference` has it; None
-    where it is unknown, or set to other constants. A subclass is unknown."""
+    """The name in :mod:`se_fused.reference` of an activation or gate, given as a module or as its class. None if it is
+    unknown, or a LeakyReLU with another slope than 0.01. Subclasses of known classes are unknown."""
     cls = layer if isinstance(layer, type) else type(layer)
     name = _TORCH.get(cls)
     if name is None and cls.__module__.startswith("timm."):
@@ -81,8 +80,9 @@ def _numbered(*names: str) -> dict[str, int]:
 
 
 _DERIVATIVES = {"none": "one", "relu": "mask", "silu": "recomputed", "hard_swish": "recomputed"}
-"""Where a closing activation's derivative comes from: there is none to speak of, it is a mask of one bit per element
-that the forward pass keeps, or it is computed from the sum before the activation, which is computed again."""
+"""Source of the derivative of the activation at a block's end. "one": the derivative is 1. "mask": the forward pass
+saves one bit per element. "recomputed": it is computed from the activation's input, which the backward pass
+recomputes."""
 
 OUT_ACT_CODES = _numbered(*_DERIVATIVES)
 GATE_CODES = _numbered("sigmoid", "hard_sigmoid")
@@ -94,16 +94,16 @@ _BY_CODE = tuple(_DERIVATIVES.values())
 
 
 def keeps_mask(out_act: int) -> bool:
-    """Whether the forward pass keeps a mask for the derivative."""
+    """Whether the forward pass saves a mask for the derivative."""
     return _BY_CODE[out_act] == "mask"
 
 
 def recomputed(out_act: int) -> bool:
-    """Whether the backward pass computes the sum before the activation again; it then needs the residual too."""
+    """Whether the backward pass recomputes the activation's input, for which it also needs the residual."""
     return _BY_CODE[out_act] == "recomputed"
 
 
 def writes_dr(out_act: int, wanted: bool) -> bool:
-    """Whether the backward pass writes dr, which is dy times the derivative: for the residual, where its gradient is
-    ``wanted`` and not dy itself; and for the second pass, which computes dx, unless a mask tells it all."""
+    """Whether the backward pass writes dr = dy * out_act'. It does if the residual's gradient is ``wanted`` and differs
+    from dy, and if pass 2, which computes dx, cannot obtain dr from dy and a mask."""
     return recomputed(out_act) or (wanted and _BY_CODE[out_act] != "one")

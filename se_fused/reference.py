@@ -1,8 +1,8 @@
-"""The functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures, which are explained there.
+"""The functions of :mod:`se_fused.functional` in plain PyTorch, with the same signatures, which are documented there.
 
-This module is three things at once: the fallback where no kernel can run (float64, exotic devices, second
-derivatives), the oracle of the tests (in float64 it is the truth), and the baseline of the benchmarks, because it is
-what a model without this library does. ``inplace`` is a permission that is not used here.
+This module serves three purposes: the fallback if no kernel can run (float64, devices without kernels, second
+derivatives), the reference of the tests (in float64), and the baseline of the benchmarks, because a model without this
+library computes the same. ``inplace`` has no effect here.
 
 >>> y = act(gate(W2 · act(W1 · mean(bn(x)))) · bn(x) · drop_path_scale + residual)
 """
@@ -49,10 +49,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": F.mish,
     "tanh": torch.tanh,
 }
-"""What may stand between the two fully connected layers, by name."""
+"""The activations between the two fully connected layers, by name."""
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
-"""What turns the excitation into a factor, by name."""
+"""The gates, which turn the output of the second layer into a factor, by name."""
 
 OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": _identity,
@@ -60,7 +60,7 @@ OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "hard_swish": F.hardswish,
 }
-"""What may close the block, by name (``out_act=None`` means ``"none"``)."""
+"""The activations at the end of a block, by name (``out_act=None`` means ``"none"``)."""
 
 
 def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
@@ -92,7 +92,8 @@ def squeeze_excite(
 ) -> Tensor:
     """:func:`se_fused.functional.squeeze_excite` in plain PyTorch."""
     squeezed = x.flatten(2).mean(2) if x.dim() > 2 else x  # (N, C)
-    # Where the weights have another dtype than x (float32 beside bfloat16), the excitation is computed in theirs.
+    # If the weights have another dtype than x (float32 with bfloat16), the excitation is computed in the weights'
+    # dtype.
     hidden = ACTIVATIONS[act](F.linear(squeezed.to(fc1_weight.dtype), fc1_weight.flatten(1), fc1_bias))  # (N, R)
     factor = GATES[gate](F.linear(hidden, fc2_weight.flatten(1), fc2_bias))  # (N, C)
     return _close(x * _per_channel(factor, x).to(x.dtype), residual, out_act, drop_path_scale)
@@ -159,7 +160,7 @@ def batch_norm_act_squeeze(
     eps: float = 1e-5,
     out_act: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`se_fused.functional.batch_norm_act_squeeze` in plain PyTorch; the mean is of y as rounded to x's dtype."""
+    """:func:`se_fused.functional.batch_norm_act_squeeze` in plain PyTorch; the mean is of y rounded to x's dtype."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     y = _close(u, None, out_act, None)
     return y, y.flatten(2).mean(2, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)
@@ -180,15 +181,17 @@ def channel_gate(
 
 
 def keep_order(y: Tensor, x: Tensor) -> Tensor:
-    """y (N, D, *spatial) in a memory order of x (N, C, *spatial): itself where it is in one, or where x is not dense.
+    """y (N, D, *spatial) in the memory order of x (N, C, *spatial). y itself if it already has that order, or if x is
+    not dense.
 
-    A convolution does not keep it everywhere: oneDNN has none of volumes in float16, nor in bfloat16 without AVX-512,
-    and PyTorch's own, which then runs, returns the contiguous order, as does every 1-D convolution.
+    Convolutions do not always keep the order. oneDNN has no convolution of volumes in float16, and none in bfloat16
+    without AVX-512. PyTorch's own convolution then runs and returns the contiguous order, as every 1-D convolution
+    does.
     """
-    rows = y.movedim(1, -1)  # asked for a channels_last format by name, tensors inside vmap raise
+    rows = y.movedim(1, -1)  # tensors inside vmap raise if tested with memory_format=torch.channels_last
     last = x.movedim(1, -1).is_contiguous()
     if (last and rows.is_contiguous()) or (x.is_contiguous() and y.is_contiguous()):
-        return y  # itself, no view of it: a trace writes down what is done
+        return y  # y itself and not a view, because a trace would record the view
     if x.is_contiguous():
         return y.contiguous()
     return rows.contiguous().movedim(-1, 1) if last else y
@@ -197,7 +200,8 @@ def keep_order(y: Tensor, x: Tensor) -> Tensor:
 def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of (N, K, *spatial) with weight (C, K) or (C, K, 1, ...): (N, C, *spatial), in h's order."""
     conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[h.dim()]
-    # as a matrix first: the strides of a weight in channels_last would make the result so, whatever h is
+    # The weight becomes a matrix first: with the strides of a channels_last weight the result would be channels_last
+    # for any h.
     weight = weight.flatten(1)
     return keep_order(conv(h, weight.reshape(weight.shape + (1,) * (h.dim() - 2)), bias), h)
 

@@ -1,4 +1,7 @@
-"""Every test runs with poisoned allocations: torch.empty hands out NaN (and all ones in integers and masks)."""
+"""Fixtures and hooks of all tests.
+
+Every test runs with poisoned allocations: torch.empty returns NaN (and all ones in integers and masks).
+"""
 
 import getpass
 import os
@@ -6,15 +9,23 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# Test processes share the cores: a thread that waits must not spin. libgomp reads this once, when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
+from support.instructions import SUPPORTED
 from support.interpreter import round_bfloat16
+from support.tiers import TIERS, in_tier
 
 from se_fused import backends
 
-# Read by cuBLAS at its first call: without it, it warns that it is not deterministic, and our warnings are errors.
+# cuBLAS reads this at its first call. Without it, cuBLAS warns that it is not deterministic, and warnings are errors
+# here.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# torch.compile's cache does not tell instruction sets apart (torch 2.14.1): what it compiled while ATEN_CPU_CAPABILITY
-# was avx2, and finds again without it, writes past its buffers ("malloc(): unaligned tcache chunk detected").
+# The cache of torch.compile does not distinguish instruction sets (torch 2.14.1): code compiled while
+# ATEN_CPU_CAPABILITY was avx2, and found again without it, writes past its buffers ("malloc(): unaligned tcache chunk
+# detected").
 _capability = torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"se-fused-inductor-{getpass.getuser()}-{_capability}")
@@ -24,26 +35,38 @@ if not torch.cuda.is_available():
     if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is None:
         round_bfloat16()
 os.environ.pop("SE_FUSED_AUTOTUNE", None)
-# On a GPU a few calls are measured and remembered: not in the user's file.
+# On a GPU a few launch choices are measured and saved; this keeps them out of the user's cache file.
 _cache = tempfile.TemporaryDirectory(prefix="se-fused-tests-")
 os.environ["SE_FUSED_CACHE"] = _cache.name
 
 
 def shard_of(items, shard, shards):
-    """Every so manieth test; those that need a GPU's memory alone are all the first shard's, one after another."""
+    """The tests of one shard; the first shard also gets all tests marked ``alone``, which need a GPU's memory alone."""
     alone = [item for item in items if item.get_closest_marker("alone")]
     others = [item for item in items if not item.get_closest_marker("alone")]
     return others[shard::shards] + (alone if shard == 0 else [])
 
 
 def pytest_collectstart(collector):
-    """What a test file draws while it is imported does not depend on which files were imported before it."""
+    """Seed before each test file is imported, so that its random numbers do not depend on the files before it."""
     if isinstance(collector, pytest.Module):
         torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
-    # "2/8": the third of eight processes that share the tests (benchmarks/gpu: each has a time limit of its own)
+def pytest_addoption(parser):
+    parser.addoption(
+        "--tier", choices=TIERS, default="test", help="run the tests of `make quick`, `make test` or `make nightly`"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    # A test that is named on the command line runs, whatever its tier.
+    if not any("::" in name for name in config.args):
+        chosen = in_tier(items, config.getoption("tier"))
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+    # "2/8": the third of eight processes that share the tests. benchmarks/gpu uses it: each process has its own time
+    # limit.
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")
     if shards:
         items[:] = shard_of(items, int(shard), int(shards))
@@ -54,7 +77,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations():
-    """What a kernel forgets to write is NaN, not a stale right answer; and a test draws the same numbers each time."""
+    """Elements that a kernel forgets to write are NaN, not stale correct values; every run draws the same numbers."""
     torch.manual_seed(0)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -65,7 +88,7 @@ def poisoned_allocations():
 
 @pytest.fixture(autouse=True)
 def backend_as_found():
-    """A test that forces a backend or an instruction set leaves nothing behind; a cap of the whole run stays."""
+    """Restore the backend and the instruction set after each test; a limit set for the whole run stays in force."""
     asked, cpu = backends.forced(), backends.BACKENDS["cpu"]
     built = cpu.can_use("cpu", torch.float32) is None
     capability = cpu.capability() if built else ""
@@ -77,28 +100,29 @@ def backend_as_found():
 
 @pytest.fixture(autouse=True)
 def small_maps_are_fused(monkeypatch, request):
-    """The tests' maps are so small that ``auto`` would leave them to the modules; test_dispatch.py wants that."""
+    """Make ``auto`` fuse small maps, which it would leave to the modules; only test_dispatch.py tests that rule."""
     if request.path.name != "test_dispatch.py":
         monkeypatch.setattr(backends.BACKENDS["cpu"], "projection_from", {})
 
 
-@pytest.fixture(params=["default", "avx2", "avx512"])
+@pytest.fixture(params=SUPPORTED)
 def instructions(request):
-    """Each instruction set that this machine can run."""
+    """Run the test with each instruction set that this machine supports."""
     cpu = backends.BACKENDS["cpu"]
     reason = cpu.can_use("cpu", torch.float32)
     if reason is not None:
         pytest.fail(f"the C++ library is needed: {reason}")
-    if cpu.capability(request.param) != request.param:
-        pytest.skip(f"this processor has no {request.param}")
+    assert cpu.capability(request.param) == request.param
     return request.param
 
 
 @pytest.fixture(autouse=True, scope="module")
-def application_on_one_thread(request):
-    """The application's tests train networks so small that two threads on a busy machine mostly wait for each other."""
+def networks_on_one_thread(request):
+    """Tests of whole networks leave the other cores to the other test processes; those of the application always do,
+    because its networks are so small that two threads mostly wait for each other."""
     threads = torch.get_num_threads()
-    if "apps" in request.path.parts:
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    if "apps" in request.path.parts or (shared and {"bench", "models", "nn"} & set(request.path.parts)):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)

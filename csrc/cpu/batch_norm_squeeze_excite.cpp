@@ -1,11 +1,11 @@
-// The whole op: pass 1, excitation, pass 2, in one call.
+// The whole operator in one call, forward and backward: pass 1, excitation, pass 2.
 #include "excitation.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
 namespace {
 
-// Parameters of one call as float32 vectors, and what both directions check about them.
+// The parameters of one call as float32 vectors, with the checks that forward and backward share.
 struct Parameters {
   bool has_excitation;
   int64_t r = 0;
@@ -27,7 +27,7 @@ struct Parameters {
   }
 };
 
-// What the excitation's two directions take alike.
+// The excitation arguments that forward and backward have in common.
 template <class Args>
 Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
   Args g{};
@@ -43,7 +43,7 @@ Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int
   return g;
 }
 
-// The arguments of a forward call; those of batch_norm_squeeze_excite_forward.
+// The arguments of batch_norm_squeeze_excite_forward.
 struct Forward {
   const Tensor& x;
   const OptionalTensor &residual, &running_mean, &running_var, &bn_weight, &bn_bias, &fc1_weight, &fc1_bias,
@@ -54,12 +54,12 @@ struct Forward {
   bool save;
 };
 
-// What it leaves besides y: for the backward pass and for the running statistics.
+// The results other than y, for the backward pass and the running statistics.
 struct Saved {
   Tensor mask, mean, factor, hidden, stats;
 };
 
-// y may be x's own memory: every element is read before it is written.
+// y may share x's memory: every element is read before it is written.
 Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& nothing) {
   const Tensor& x = f.x;
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
     int64_t gate, int64_t out_act, bool save) {
   const Layout layout = layout_of(x, "x");
   Tensor y = torch::stable::empty_like(x);
-  const Tensor nothing = new_nothing(x);  // shared by all that is absent: an allocation takes a microsecond
+  const Tensor nothing = new_nothing(x);  // shared by all absent results: each allocation takes about 1 us
   const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
                                fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
                               layout, cpu::mutable_bytes(y), nothing);
@@ -190,7 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const int64_t r = p.r;
 
   Tensor dx = torch::stable::empty_like(x);
-  // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
+  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
+  // silu's costs one exponential per element.
   const bool write_dr = want_dr ? closing != OutAct::none : recomputed(closing);
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
@@ -205,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.s = layout.s;
   g.batch_stats = batch_stats;
   if (has_bn) {
-    // a, b, rstd are a few (C,) operations: recomputed rather than saved
+    // a, b and rstd take a few (C,) operations, so they are recomputed rather than saved.
     BatchNormArgs bn{};
     bn.c = c;
     bn.weight = p.bn_weight;
@@ -253,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.q = sums + nc;
   first.out_act = closing;
   if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
-  if (recomputed(closing)) {  // scale and shift of the forward, from what was saved
+  if (recomputed(closing)) {  // scale and shift of the forward pass, recomputed from the saved tensors
     first.residual = bytes(residual);
     ExcitationArgs forward{};
     forward.n = n;
@@ -274,7 +275,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   ScaleShiftActBackwardArgs second{};
   second.dr = write_dr ? bytes(dr) : bytes(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? bytes(x) : nullptr;  // else k2 is zero: one read less
+  second.x = batch_stats ? bytes(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;

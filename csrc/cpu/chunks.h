@@ -1,18 +1,21 @@
-// Sums of a channels_last map: all channels side by side over chunks of positions, which are joined in a fixed order.
+// Sums over a channels_last map: each chunk of positions sums all channels side by side, and the chunks' sums are
+// joined in a fixed order.
 #pragma once
 
 #include "parallel.h"
 
 namespace se_fused::cpu {
 
-// Depends on the shape alone, never on the number of threads: the same sums in the same order on any machine. Sixteen
-// chunks keep sixteen threads busy; 512 rows bound the length of a float32 chain, and fewer than 64 (7x7 maps) are not
-// worth joining.
+// Rows per chunk. It depends only on the shape, never on the number of threads, so that every machine computes the same
+// sums in the same order. 16 chunks keep 16 threads busy. At most 512 rows bound the length of a float32 chain of
+// additions; chunks below 64 rows (7x7 maps) are not worth joining.
 inline int64_t chunk_rows(const Layout& layout) {
   return std::clamp<int64_t>((layout.n * layout.s + 15) / 16, 64, 512);
 }
 
-// work(n, first, rows, out) leaves two vectors of C in out[0] and out[C]; join(n, chunk, rows_before, rows, from).
+// Calls work(n, first, rows, out) for every chunk of every sample, then join(n, rows_before, rows, from) for the chunks
+// of a sample in order. `work` writes two vectors of C floats to out[0] and out[C]. With one chunk per sample, out is
+// null (`work` writes the final result) and `join` is not called.
 template <class Work, class Join>
 void in_chunks(const Layout& layout, const Work& work, const Join& join) {
   const int64_t size = std::min(layout.s, chunk_rows(layout)), chunks = (layout.s + size - 1) / size;

@@ -1,14 +1,15 @@
-// Squeeze-excite behind a 1x1 convolution, with the convolution inside: squeeze of h, excitation, product.
+// A 1x1 convolution followed by squeeze-excite in one operator: the squeeze of the convolution's input h, the
+// excitation, and the matrix product with its epilogue.
 #include "excitation.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
 namespace {
 
-// Panels whose weights stay in the second cache while the rows pass, and rows of one task.
+// Bytes of weight panels that stay in the L2 cache while the rows pass over them, and row tiles per task.
 constexpr int64_t kPanelBytes = 256 << 10, kTilesOfTask = 4;
 
-// Tasks run over the rows for one group of panels, then for the next: a thread's weights change rarely.
+// Tasks run over all rows for one group of panels before the next group, so that a thread's weights change rarely.
 void products(int type, const ProductArgs& g, int64_t rows) {
   const Kernels& k = kernels();
   const int64_t panels = (g.c + 15) / 16, fit = kPanelBytes / (g.k * 16 * 4);

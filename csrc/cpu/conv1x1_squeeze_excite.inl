@@ -1,15 +1,15 @@
-// A 1x1 convolution over rows of channels, y = act(scale * (W h) + shift + residual), as one matrix product: what comes
-// behind the convolution is applied to each tile of sums before it is stored.
+// A 1x1 convolution over rows of channels as one matrix product: y = act(scale * (W h) + shift + residual). Scale,
+// shift, residual and activation are applied to each tile of sums before it is stored.
 //
-// The weight lies in panels of 16 output channels, (ceil(C / 16), K, 16), read from beginning to end. A tile is
-// kTileRows rows by kTilePanels panels, whose sums fill the registers; the tile's h, kTileRows * K floats, stays in the
-// first cache while the panels come from the second.
+// The weight is packed in panels of 16 output channels, (ceil(C / 16), K, 16), and read sequentially. A tile is
+// kTileRows rows by kTilePanels panels, whose sums fill the registers. The tile's h, kTileRows * K floats, stays in the
+// L1 cache while the panels come from L2.
 constexpr int kTileRows = SE_VL == 16 ? 14 : SE_VL == 8 ? 6 : 3;
 constexpr int kTilePanels = SE_VL == 16 ? 2 : 1;
 
 template <int rows, int panels>
 SE_INLINE void sum_tile(const float* h, const float* weight, int64_t k, F* sums) {
-  // Three rows share a pointer: one each would not fit into the general registers.
+  // Three rows share a pointer, because one pointer per row would not fit into the general-purpose registers.
   const float* third[(rows + 2) / 3];
   each<(rows + 2) / 3>([&](auto i) SE_LAMBDA { third[i] = h + 3 * i * k; });
   F sum[rows * panels];
@@ -25,8 +25,8 @@ SE_INLINE void sum_tile(const float* h, const float* weight, int64_t k, F* sums)
   each<rows * panels>([&](auto i) SE_LAMBDA { sums[i] = sum[i]; });
 }
 
-// sums[row * panels + panel], for any number of rows up to a tile's. A function of its own: inlined into every
-// combination of what comes behind it, the sums were half of the library.
+// sums[row * panels + panel], for 1 to kTileRows rows. Not inlined: inlined into every combination of epilogues, this
+// code was half of the library's size.
 template <int panels>
 static __attribute__((noinline)) void sum_rows(int64_t rows, const float* h, const float* weight, int64_t k, F* sums) {
   if (rows == kTileRows) return sum_tile<kTileRows, panels>(h, weight, k, sums);
@@ -54,7 +54,7 @@ SE_INLINE void product_tile(const ProductArgs& g, const float* h, const int64_t*
   const T* const residual = (const T*)g.residual + from;
   T* const y = (T*)g.y + from;
   const float *const scale = g.scale ? g.scale + c : nullptr, *const shift = g.shift ? g.shift + c : nullptr;
-  // No prefetcher follows runs of two lines with a stride of ld; they arrive while the sums are made.
+  // Hardware prefetchers do not follow runs of two cache lines with a stride of ld. These loads overlap with the sums.
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = r * ld + p * kLanes;

@@ -1,4 +1,4 @@
-// Chooses the instruction set at run time, once, and lets tests and users cap it.
+// Selects the instruction set once, at run time. Tests and users can cap it.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +11,7 @@ namespace {
 
 const Kernels* best(const char* cap) {
 #if defined(__x86_64__)
-  // PyTorch's own variable and names, so that one setting caps both libraries.
+  // The same environment variable and names as PyTorch (ATEN_CPU_CAPABILITY), so that one setting caps both libraries.
   const bool below_avx2 = !std::strcmp(cap, "default"), below_avx512 = below_avx2 || !std::strcmp(cap, "avx2");
   if (!below_avx512 && __builtin_cpu_supports("x86-64-v4")) return &avx512::kernels;
   if (!below_avx2 && __builtin_cpu_supports("x86-64-v3")) return &avx2::kernels;

@@ -1,12 +1,12 @@
-// Excitation, the arithmetic between the passes, split between threads. Every loop is split over results, never over a
-// sum, so the number of threads does not change a bit of the outcome.
+// Excitation, the (N, C) arithmetic between the passes, split between threads. Loops are split over results, never over
+// a sum, so results are bit-identical for any number of threads.
 #include "excitation.h"
 
 namespace se_fused::cpu {
 namespace {
 
-// f(begin, end) over `items` results that take `flops` each; ranges start at multiples of 16 so that no vector step is
-// shared between threads.
+// Calls f(begin, end) in parallel over `items` results of `flops` operations each. Ranges start at multiples of 16, so
+// that no vector step is shared between threads.
 template <class F>
 void split(int64_t items, int64_t flops, const F& f) {
   const int64_t blocks = (items + 15) / 16;
@@ -41,7 +41,7 @@ void excitation_backward(const ExcitationKernels& k, const ExcitationBackwardArg
   if (g.factor) {
     k.activate(g);
     split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc2(g, begin, end); });
-    // over samples: four share each row of the weight
+    // Split over samples in blocks of four, which share each row of the weight.
     const int64_t blocks = (g.n + 3) / 4;
     torch::stable::parallel_for(
         0, blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),

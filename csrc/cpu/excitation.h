@@ -1,4 +1,4 @@
-// Excitation, the arithmetic between the passes, split between threads.
+// Excitation, the (N, C) arithmetic between the passes, split between threads.
 #pragma once
 
 #include "parallel.h"
@@ -6,9 +6,9 @@
 namespace se_fused::cpu {
 
 void batch_norm(const BatchNormArgs& args);
-void scale_shift(const ExcitationKernels& k, const ExcitationArgs& args);  // what excitation ends with
+void scale_shift(const ExcitationKernels& k, const ExcitationArgs& args);  // the last step of excitation alone
 void excitation(const ExcitationKernels& k, const ExcitationArgs& args);
-// FC1 as one set of weights takes it and FC2 as another: where they have other inputs than one map's channels
+// The two layers with separate arguments and kernels: FC1 and FC2 may differ in channel count and weight type.
 void excitation_layers(const ExcitationKernels& k1, const ExcitationArgs& fc1, const ExcitationKernels& k2,
                        const ExcitationArgs& fc2);
 void excitation_backward(const ExcitationKernels& k, const ExcitationBackwardArgs& args);

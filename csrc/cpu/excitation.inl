@@ -1,7 +1,7 @@
-// Excitation, between the passes: everything per (n, c). Squeeze of the normalised map, two fully connected layers, the
-// gate, and the coefficients that the passes need; the formulas with their proof are in se_fused/ops/excitation.py.
+// Excitation, between the passes, on (N, C) vectors: the squeeze of the normalised map, two fully connected layers, the
+// gate, and the coefficients that the passes need. se_fused/ops/excitation.py has the formulas and their derivation.
 
-// ---- the activation between the layers, on the (N, R) hidden values: few, so scalar
+// ---- the activation between the layers, on the (N, R) hidden values; scalar, because they are few
 SE_INLINE float logistic(float x) { return 1.f / (1.f + __builtin_expf(-x)); }
 SE_INLINE float softplus(float x) { return x > 20.f ? x : __builtin_log1pf(__builtin_expf(x)); }
 constexpr float kSqrtHalf = 0.70710678118654752f, kInvSqrt2Pi = 0.39894228040143268f;
@@ -59,7 +59,7 @@ SE_INLINE F open_gate(Gate gate, F q) {
   return select(greater(low, splat(1.f)), splat(1.f), low);
 }
 
-// d gate / d q from the gate's own value (hard sigmoid: its corners have slope 0, as in PyTorch).
+// d gate / d q from the gate's value. The corners of hard sigmoid have slope 0, as in PyTorch.
 SE_INLINE F gate_slope(Gate gate, F s) {
   if (gate == Gate::sigmoid) return s * (splat(1.f) - s);
   const F slope = select(greater(s, zero()), splat(1.f / 6.f), zero());
@@ -71,8 +71,8 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
   const int64_t len = c1 - c0;
   float *mu = g.mu + c0, *var = g.var + c0;
   if (g.batch_stats) {
-    // The samples' means are summed as differences from the first one's: rounding is of their spread, not of their
-    // size.
+    // The samples' means are summed as differences from the first sample's mean, so that the rounding error scales with
+    // their spread and not with their magnitude.
     const float inverse_n = 1.f / (float)g.n, inverse_ns = 1.f / (float)(g.n * g.s);
     sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
       const float *mean = g.mean + c0 + i, *m2 = g.m2 + c0 + i;
@@ -99,7 +99,7 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
 }
 
 // ---- matrix products: out[j][i] = sum_k v[j][k] * w[i][k]
-// A weight rows with B vectors: A * B sums for A + B loads. Sixteen sums are added across together.
+// A weight rows by B vectors: A * B sums for A + B loads. 16 sums are reduced across their lanes together.
 template <int A, int B, class W>
 SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out, int64_t ld) {
   F acc[A * B];
@@ -121,9 +121,9 @@ SE_INLINE void dot_block(const W* w, const float* v, int64_t k, float* out, int6
   }
 }
 
-// Rows and vectors at once: as many sums as there are registers for.
+// Rows and vectors per block: kTile * kTile sums fit into the registers.
 constexpr int kTile = SE_VL == 16 ? 4 : 2;
-// Floats of the vectors that every row meets before the next ones: half of an L2 of 512 KB.
+// Floats in one group of vectors, which is multiplied by every row before the next group: 256 KB, half of a 512 KB L2.
 constexpr int64_t kVectorFloats = 1 << 16;
 
 // out[j * ld + i] for `rows` weight rows i and `vectors` vectors j; w: (rows, k), v: (vectors, k)
@@ -144,8 +144,8 @@ static void products(const W* w, int64_t rows, int64_t k, const float* v, int64_
   }
 }
 
-// ---- matrix products of the backward pass: out[i][j] = sum_k a[i][k] * b[k][j], neighbours j in b and out
-struct Rows {  // a[i][k] = at[i * i_step + k * k_step]: rows or columns of what lies in memory
+// ---- matrix products of the backward pass: out[i][j] = sum_k a[i][k] * b[k][j]; j is contiguous in b and out
+struct Rows {  // a[i][k] = at[i * i_step + k * k_step]: rows or columns of a matrix in memory
   const float* at;
   int64_t i_step, k_step;
 };
@@ -186,7 +186,7 @@ static void outer(Rows left, int64_t rows, const B* b, int64_t ldb, int64_t k, i
 
 // ---- forward
 static void squeeze(const ExcitationArgs& g, int64_t c0, int64_t c1) {
-  if (!g.a) return;  // the caller points z at the means themselves
+  if (!g.a) return;  // without batch norm the caller passes the means as z
   for (int64_t n = 0; n < g.n; ++n)
     sweep(c1 - c0, [&](auto a, int64_t i) SE_LAMBDA {
       const int64_t c = c0 + i;
@@ -217,7 +217,8 @@ static void scale_shift(const ExcitationArgs& g, int64_t c0, int64_t c1) {
   }
 }
 
-// The factor, scale and shift of 16 channels (or fewer: `a`) of one sample, from their sums.
+// Writes the factor, scale and shift of up to 16 channels of one sample, from their FC2 sums. `a` accesses the
+// channels.
 template <class A>
 struct Channels {
   const ExcitationArgs& g;
@@ -240,12 +241,12 @@ struct Channels {
   }
 };
 
-// Few samples: sums across the weight's rows. Reading the weight is what takes the time.
+// FC2 for few samples: dot products along the weight's rows. Reading the weight dominates the time.
 template <class A, class W>
 SE_INLINE void fc2_few(const ExcitationArgs& g, A a, int64_t c, int count) {
   const W* const w = (const W*)g.fc2_weight + c * g.r;
   Channels<A> channels(g, a, c);
-  constexpr int kSamples = 4;  // whose sums share each row of the weight
+  constexpr int kSamples = 4;  // samples that share each read of a weight row
   float block[kSamples * kLanes] = {};
   for (int64_t first = 0; first < g.n; first += kSamples) {
     const int64_t samples = g.n - first < kSamples ? g.n - first : kSamples;
@@ -254,8 +255,8 @@ SE_INLINE void fc2_few(const ExcitationArgs& g, A a, int64_t c, int count) {
   }
 }
 
-// Many samples: the 16 rows are turned into columns once, and no sum runs across a register.
-constexpr int64_t kTurned = 512;  // the longest rows that are turned: 32 KB of them
+// FC2 for many samples: 16 weight rows are transposed once, so that no sum runs across the lanes of a register.
+constexpr int64_t kTurned = 512;  // the longest rows that are transposed: 16 of them take 32 KB
 constexpr int kManySamples = 2 * kTile;
 
 template <int I, class A>
@@ -330,14 +331,14 @@ static void backward_hidden(const ExcitationBackwardArgs& g, int64_t n0, int64_t
   for (int64_t at = n0 * g.r; at < n1 * g.r; ++at) g.dhidden[at] *= activate_slope(g.act, g.hidden[at]);
 }
 
-// dz = dhidden W1, dW1 = dhidden^T z, for the channels c0..c1 of every row of W1
+// dz = dhidden W1, dW1 = dhidden^T z, for the channels [c0, c1) of every row of W1
 template <class W>
 static void backward_fc1(const ExcitationBackwardArgs& g, int64_t c0, int64_t c1) {
   outer(Rows{g.dhidden, g.r, 1}, g.n, (const W*)g.fc1_weight + c0, g.c, g.r, c1 - c0, g.dz + c0, g.c);
   outer(Rows{g.dhidden, 1, g.r}, g.r, g.z + c0, g.c, g.n, c1 - c0, g.dfc1_weight + c0, g.c);
 }
 
-// g1 = d s P + dz, g2 = d s Q, d beta = sum g1, d gamma = rstd sum(g2 + (m - mu) g1), and k1, k2, k3 of pass 2
+// g1 = d s P + dz, g2 = d s Q, dbeta = sum_n g1, dgamma = rstd sum_n(g2 + (m - mu) g1), and k1, k2, k3 of pass 2
 template <class W>
 static void backward_coefficients(const ExcitationBackwardArgs& g, int64_t c0, int64_t c1) {
   const F inverse_s = splat(1.f / (float)g.s), inverse_ns = splat(1.f / (float)(g.n * g.s));

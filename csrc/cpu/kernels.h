@@ -1,10 +1,11 @@
-// The row kernels of the CPU backend: what every instruction set provides, and the arguments they take.
+// Interface of the CPU row kernels: the functions that every instruction set provides, and their arguments.
 //
 // A "row" is a run of contiguous elements. In a contiguous tensor it is one (n, c) with its S positions, and a
-// coefficient is one number per row; in a channels_last tensor it is one (n, s) with its C channels, and coefficients
-// are vectors that all rows of a sample share. The suffixes _rows and _cols name the two.
-// Kernels are serial and never allocate; the operators (moments.cpp, scale_shift_act.cpp, excitation.cpp,
-// batch_norm_squeeze_excite.cpp) own the threads.
+// coefficient is one number per row. In a channels_last tensor it is one (n, s) with its C channels, and a coefficient
+// is a vector of C that all rows of a sample share. The suffixes _rows and _cols name the two cases; in the comments
+// below, [rows] is one number per row and [len] one per element of a row.
+// Kernels are serial and never allocate. The operators (moments.cpp, scale_shift_act.cpp, excitation.cpp,
+// batch_norm_squeeze_excite.cpp) split the work between threads.
 #pragma once
 
 #include <cstdint>
@@ -23,20 +24,20 @@ struct ScaleShiftActArgs {
   const float* shift;
   int64_t rows, len;
   OutAct out_act;
-  bool past_caches;  // y is too large for them: see passes.h
+  bool past_caches;  // store y with non-temporal stores: see passes.h
 };
 
 // dr = dy * act'; P = sum dr; Q = sum dr * (x - mean).
 struct MomentsBackwardArgs {
   const void* dy;
   const void* x;
-  const void* residual;  // where the derivative needs the sum before the activation: recomputed(out_act)
-  const uint8_t* mask;   // relu without `added`
+  const void* residual;  // used if recomputed(out_act): the derivative needs the sum before the activation
+  const uint8_t* mask;   // used for relu without `added`
   const float* mean;     // _rows: [rows]; _cols: [len]
-  const float* scale;    // recomputed(out_act), or `added`
+  const float* scale;    // used if recomputed(out_act), or with `added`
   const float* shift;
-  const float* added;  // to dy; may be null, and with it there is no residual
-  void* dr;            // may be null: then pass 2 takes dy and the mask again
+  const float* added;  // added to dy; may be null. With it there is no residual
+  void* dr;            // may be null: pass 2 then reads dy and the mask again
   float* p;            // _rows: [rows]; _cols: [len]
   float* q;
   int64_t rows, len;
@@ -47,9 +48,9 @@ struct MomentsBackwardArgs {
 // dx = k1 * dr + k2 * (x - mean) + k3.
 struct ScaleShiftActBackwardArgs {
   const void* dr;
-  const uint8_t* mask;  // not null: dr is dy, still to be masked
-  const void* x;        // null where k2 is zero everywhere
-  const float* mean;    // _rows: [rows]; _cols: [len]; null with x
+  const uint8_t* mask;  // if not null, dr points to dy and the mask is applied here
+  const void* x;        // null if k2 is zero everywhere
+  const float* mean;    // _rows: [rows]; _cols: [len]; null if x is
   const float* k1;
   const float* k2;
   const float* k3;
@@ -58,7 +59,7 @@ struct ScaleShiftActBackwardArgs {
   bool past_caches;
 };
 
-// y = act(scale * x + shift); total = sum of what is rounded to y.
+// y = act(scale * x + shift); total = sum of the float32 values before they are rounded to y.
 struct ScaleShiftActMeanArgs {
   const void* x;
   void* y;
@@ -71,9 +72,9 @@ struct ScaleShiftActMeanArgs {
 };
 
 struct PassKernels {
-  // mean[row] and m2[row] = sum (x - mean)^2 over the row; m2 may be null: inference needs the means alone
+  // mean[row] and m2[row] = sum (x - mean)^2 over the row; m2 may be null, because inference needs only the means
   void (*moments_rows)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
-  // the same per column, over the rows
+  // the same per column: mean[len] and m2[len], over all rows
   void (*moments_cols)(const void* x, int64_t rows, int64_t len, float* mean, float* m2);
   void (*scale_shift_act_rows)(const ScaleShiftActArgs&);
   void (*scale_shift_act_cols)(const ScaleShiftActArgs&);
@@ -85,7 +86,7 @@ struct PassKernels {
   void (*scale_shift_act_mean_cols)(const ScaleShiftActMeanArgs&);
 };
 
-// Everything per (n, c), float32. Absent things are null: no batch norm -> a, b; no drop path -> drop.
+// The outputs and all inputs but the weights are float32. a and b are null without batch norm, drop without drop path.
 struct ExcitationArgs {
   int64_t n, c, r;
   const float* mean;       // (N, C)
@@ -135,11 +136,12 @@ struct ExcitationBackwardArgs {
   float* dbn_weight;  // (C,)
   float* dbn_bias;
   float* k1;  // (N, C): dx = k1 * dr + k2 * (x - mean) + k3
-  float* k2;  // (N, C): one value per channel, repeated, so that both layouts read it alike
+  float* k2;  // (N, C): one value per channel, repeated for every n, so that both layouts index it like k1
   float* k3;  // (N, C)
 };
 
-// Ranges are halves of a loop that is split between threads; each element belongs to exactly one range.
+// The arguments after the struct are the range of results to compute, [c0, c1), [r0, r1) or [n0, n1): the share of one
+// thread. Ranges do not overlap.
 struct ExcitationKernels {
   void (*squeeze)(const ExcitationArgs&, int64_t c0, int64_t c1);
   void (*fc1)(const ExcitationArgs&, int64_t r0, int64_t r1);
@@ -152,7 +154,8 @@ struct ExcitationKernels {
   void (*backward_coefficients)(const ExcitationBackwardArgs&, int64_t c0, int64_t c1);  // dbn, k1, k2, k3
 };
 
-// Statistics of the batch from those of its samples: Chan's merge, no cancellation.
+// Batch statistics from the per-sample moments by Chan's merge, which does not cancel, and the coefficients a and b of
+// the normalised map a * x + b.
 struct BatchNormArgs {
   int64_t n, c, s;
   const float* mean;    // (N, C)
@@ -160,7 +163,7 @@ struct BatchNormArgs {
   const float* weight;  // (C,) or null
   const float* bias;    // (C,) or null
   float eps;
-  bool batch_stats;  // else mu and var are given
+  bool batch_stats;  // compute mu and var; if false, they are inputs
   float* mu;         // (C,)
   float* var;        // (C,) biased
   float* rstd;       // (C,)
@@ -171,29 +174,29 @@ struct BatchNormArgs {
 // y = act(scale * (W h) + shift + residual) over rows of channels: h (rows, K), y and residual (rows, C).
 struct ProductArgs {
   const void* h;
-  const float* weight;   // (ceil(C / 16), K, 16): panels of 16 channels, zero behind the last channel
-  const float* scale;    // (C,) from stride * sample on; null: 1
-  const float* shift;    // the same; null: 0
+  const float* weight;   // (ceil(C / 16), K, 16): panels of 16 channels, padded with zeros after the last channel
+  const float* scale;    // (C,) at offset stride * sample; null stands for 1
+  const float* shift;    // (C,) at offset stride * sample; null stands for 0
   const void* residual;  // may be null, and may be y
   void* y;
-  int64_t k, c, s, stride;  // s: rows of a sample
+  int64_t k, c, s, stride;  // s: rows per sample; stride: C, or 0 if all samples share scale and shift
   OutAct out_act;
 };
 
-struct ProductPart {
+struct ProductPart {  // rows [row0, row1) by panels [panel0, panel1)
   int64_t row0, row1, panel0, panel1;
 };
 
 struct Kernels {
   const char* name;
-  PassKernels passes[3];            // by element type: float, BFloat16, Half
-  ExcitationKernels excitation[3];  // by weight type
+  PassKernels passes[3];            // indexed by element type: float, BFloat16, Half
+  ExcitationKernels excitation[3];  // indexed by weight type, in the same order
   void (*batch_norm)(const BatchNormArgs&, int64_t c0, int64_t c1);
-  // (mean, m2) of `count` elements joined with those of `more`; vectors of length len; m2 may be null
+  // Joins (mean, m2) of `count` elements with (mean2, m22) of `more`, in place; vectors of length len; m2 may be null
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);
   void (*add)(float* into, const float* from, int64_t len);
   void (*to_float[3])(const void* from, float* into, int64_t len);
-  // by the type of h and y; scratch: tile_rows * K floats
+  // indexed by the type of h and y; scratch: tile_rows * K floats
   void (*product[3])(const ProductArgs&, const ProductPart&, float* scratch);
   int tile_rows, tile_panels;
 };
@@ -210,9 +213,9 @@ extern const Kernels kernels;
 }
 #endif
 
-// The fastest set that this processor has, capped by ATEN_CPU_CAPABILITY as in PyTorch itself.
+// The kernels of the fastest instruction set that this processor has, capped by ATEN_CPU_CAPABILITY as in PyTorch.
 const Kernels& kernels();
-// Changes the cap: "" (as the processor has), "default", "avx2", "avx512". Returns false for any other name.
+// Changes the cap: "" (no cap), "default", "avx2" or "avx512". Returns false for any other name.
 bool set_capability(const char* cap);
 
 }  // namespace se_fused::cpu

@@ -1,4 +1,4 @@
-// One instruction set's kernels: included once per set, inside its namespace, by kernels_*.cpp.
+// All kernels of one instruction set. kernels_*.cpp includes this file once per set, inside the set's namespace.
 #include "vec.inl"
 
 #include "row_steps.inl"

@@ -1,5 +1,7 @@
-// Compiled for x86-64-v3 whatever the build flags; dispatch.cpp calls it only where the processor has it.
-// Headers come before the pragma, so that nothing they define is compiled for x86-64-v3 and shared with other files.
+// The kernels for AVX2, compiled for x86-64-v3 regardless of the build flags. dispatch.cpp calls them only if the
+// processor supports it.
+// Headers come before the pragma. Otherwise their inline functions would be compiled for x86-64-v3, and the linker
+// could use these copies in other files.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

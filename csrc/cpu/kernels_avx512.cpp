@@ -1,11 +1,13 @@
-// Compiled for x86-64-v4 whatever the build flags; dispatch.cpp calls it only where the processor has it.
-// Headers come before the pragma, so that nothing they define is compiled for x86-64-v4 and shared with other files.
+// The kernels for AVX-512, compiled for x86-64-v4 regardless of the build flags. dispatch.cpp calls them only if the
+// processor supports it.
+// Headers come before the pragma. Otherwise their inline functions would be compiled for x86-64-v4, and the linker
+// could use these copies in other files.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels.h"
 
-// Its own intrinsics pass an undefined register where a result is masked.
+// GCC's AVX-512 intrinsics pass an undefined register as the source of masked results, which triggers this warning.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define SE_VL 16

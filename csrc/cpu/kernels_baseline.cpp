@@ -1,4 +1,4 @@
-// The compiler's own target: SSE2 on x86-64, NEON on arm64.
+// The kernels for the compiler's default target: SSE2 on x86-64, NEON on arm64.
 #include "kernels.h"
 
 #define SE_KERNELS_NAME "default"

@@ -1,4 +1,4 @@
-// Pass 1 of both directions: sums per (n, c). In the contiguous layout a row is one such sum. In channels_last all
+// Pass 1, forward and backward: sums per (n, c). In the contiguous layout each row gives one sum. In channels_last, all
 // channels are summed side by side over chunks of positions, and the chunks' sums are joined in a fixed order.
 #include "chunks.h"
 #include "passes.h"

@@ -1,17 +1,19 @@
-// Pass 1, forward: mean and centred second moment. Variance is never E[x^2] - E[x]^2.
+// Pass 1, forward: mean and centred second moment. The variance is never computed as E[x^2] - E[x]^2, which cancels.
 
-// Sums are taken of differences from a first element (`shift`), so that rounding is of the values' spread and not of
-// their size; a mean's error is then that of its last rounding. Infinite and NaN elements are no shift.
+// Sums are of differences from the first element (`shift`), so that the rounding error scales with the values' spread
+// and not with their magnitude; the error of a mean is then that of its last rounding. An infinite or NaN first element
+// is replaced by a shift of 0.
 SE_INLINE F finite_or_zero(F v) { return select(not_equal(v - v, zero()), zero(), v); }
 SE_INLINE float finite_or_zero(float v) { return v - v == 0.f ? v : 0.f; }
 
-// Joins (mean, m2) of `count` elements with those of `more` (Chan, Golub, LeVeque 1983); means alone if m2 is null.
+// Joins (mean, m2) of `count` elements with (mean2, m22) of `more` (Chan, Golub, LeVeque 1983); only the means if m2 is
+// null.
 static void merge(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len) {
   const float share = more / (count + more);
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
     const F old_mean = a.get(mean + i), other = a.get(mean2 + i);
     const F delta = other - old_mean, moved = old_mean + delta * splat(share);
-    const F new_mean = select(not_equal(moved, moved), old_mean + other, moved);  // infinity - infinity: keep infinity
+    const F new_mean = select(not_equal(moved, moved), old_mean + other, moved);  // inf - inf: keep inf
     a.put(mean + i, a.own_or(new_mean, old_mean));
     if (!m2) return;
     const F old_m2 = a.get(m2 + i), new_m2 = old_m2 + a.get(m22 + i) + delta * delta * splat(count * share);
@@ -31,11 +33,12 @@ static void to_float(const void* from, float* into, int64_t len) {
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA { a.put(into + i, a.get((const T*)from + i)); });
 }
 
-// Long rows go in blocks that stay in the L1 cache (16 KB of floats), because each is read twice: sum, then squares.
+// Elements per block of a long row. Each block is read twice, for the sum and for the squares, so it must stay in the
+// L1 cache (16 KB of floats).
 constexpr int64_t kBlock = 4096;
 
-// Rows so short that the two horizontal sums of each would cost more than its elements go sixteen at a time (7x7 maps:
-// 8 GB/s without this in bfloat16).
+// Rows up to this length are processed 16 at a time, because the two horizontal sums per row would cost more than its
+// elements (bfloat16 7x7 maps: 8 GB/s without this).
 constexpr int64_t kShortRow = 256;
 
 template <bool with_m2, class T>
@@ -104,8 +107,8 @@ static void moments_rows(const void* x, int64_t rows, int64_t len, float* mean, 
             : moments_rows_as<false>((const T*)x, rows, len, mean, m2);
 }
 
-// Eight rows are centred on their own mean in registers, then joined with what came before: one read of x. While rows
-// are added, `total` holds sums of differences from `first`, the chunk's first row.
+// A tile of R rows is centred on its mean in registers, then joined with the sums of the rows before it, so that x is
+// read once. `total` holds sums of differences from `first`, the chunk's first row.
 template <bool with_m2, int R, class T>
 SE_INLINE void moments_tile(const T* x, const T* first, int64_t before, int64_t len, float* total, float* m2) {
   const float before_inverse = before ? 1.f / (float)before : 0.f;
@@ -155,8 +158,8 @@ static void moments_cols(const void* x, int64_t rows, int64_t len, float* mean, 
             : moments_cols_as<false>((const T*)x, rows, len, mean, m2);
 }
 
-// Pass 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean); with `added`, dr = (dy + added) * act', and
-// relu's derivative is found from the sum before it, like that of the others.
+// Pass 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean). With `added`, dr = (dy + added) * act', and
+// relu's derivative is computed from the sum before the activation, like the derivatives of silu and hard_swish.
 template <OutAct act, bool added>
 constexpr bool kFromSum = recomputed(act) || (added && act == OutAct::relu);
 
@@ -174,7 +177,7 @@ SE_INLINE F out_act_backward(A a, const T* dy, const T* residual, const uint8_t*
   } else if constexpr (act == OutAct::relu) {
     return keep_bits(a.get_bits(mask, i), d);
   }
-  // Pass 2 will read the rounded dr: the sums must be of the same numbers, or dx would not sum to zero.
+  // Pass 2 reads the rounded dr. P and Q must be sums of the same numbers, or dx would not sum to zero.
   if constexpr (with_added || recomputed(act)) d = rounded<T>(d);
   return d;
 }
@@ -185,7 +188,7 @@ static void moments_backward_rows_with(const MomentsBackwardArgs& g) {
   T* dr = (T*)g.dr;
   const uint8_t* mask = g.mask;
   const int64_t mask_bytes = (g.len + 7) / 8;
-  F parts_p[kLanes], parts_q[kLanes];  // the sums of sixteen short rows, added across at once
+  F parts_p[kLanes], parts_q[kLanes];  // the sums of 16 short rows, reduced across their lanes together
   const int64_t together = g.len <= kShortRow ? g.rows / kLanes * kLanes : 0;
   for (int64_t row = 0; row < g.rows; ++row) {
     const F mean = splat(g.mean[row]);

@@ -1,4 +1,4 @@
-// Shared by the operators: element types, parameters as float32, and how work is split between threads.
+// Helpers shared by the CPU operators: element types, parameters as float32, and loops split between threads.
 #pragma once
 
 #include <algorithm>
@@ -9,11 +9,11 @@
 
 namespace se_fused::cpu {
 
-// Below this much work per thread, waking another one costs more than it saves (a fork and join takes about 5 us here,
-// in which one core streams about this many elements from its caches).
+// Below this much work per thread, waking another thread costs more than it saves: a fork and join takes about 5 us on
+// the reference machine, in which one core processes about this many elements from its caches.
 constexpr int64_t kGrainElements = 16384;
 constexpr int64_t kGrainFlops = 262144;
-constexpr int64_t kBackwardsBytes = 128 << 10;  // short beside an L2 cache, long beside the start of a block
+constexpr int64_t kBackwardsBytes = 128 << 10;  // small against an L2 cache, large against the cost of starting a block
 
 inline int type_index(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -32,7 +32,7 @@ inline const char* bytes(const Tensor& t) { return static_cast<const char*>(t.co
 inline const char* bytes(const OptionalTensor& t) { return t ? bytes(*t) : nullptr; }
 inline char* mutable_bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
-// One block of uninitialised floats handed out in parts: the scratch of a call.
+// Scratch memory of one call: one block of uninitialised floats, handed out in parts.
 class Scratch {
  public:
   explicit Scratch(int64_t floats) : block_(new float[floats]), next_(block_.get()), end_(next_ + floats) {}
@@ -48,7 +48,8 @@ class Scratch {
   float *next_, *end_;
 };
 
-// A parameter vector as float32: itself, or converted into scratch.
+// A parameter vector as float32: the tensor's memory if it is float32, else a converted copy in scratch. Null if
+// absent.
 inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& scratch, const char* name) {
   if (!t) return nullptr;
   check_vector(*t, numel, name);
@@ -59,7 +60,7 @@ inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& s
   return out;
 }
 
-// Where a kernel's arguments begin that works on the rows from `row` on, of sample n; null stays null.
+// Offsets a kernel's pointers to row `row` (counted over the whole tensor) of sample n. Null pointers stay null.
 class RowStart {
  public:
   RowStart(const Layout& layout, int64_t item, int64_t n, int64_t row)
@@ -78,7 +79,7 @@ class RowStart {
   int64_t bytes_, mask_, coefficients_;
 };
 
-// A pass' arguments for so many rows; the pointers are still those of the whole map.
+// A copy of a pass's arguments with `rows`, `len` and `past_caches` set; the pointers still point to the whole map.
 template <class Args>
 Args rows_of(Args args, int64_t rows, const Layout& layout, bool past_caches) {
   args.rows = rows;
@@ -87,7 +88,8 @@ Args rows_of(Args args, int64_t rows, const Layout& layout, bool past_caches) {
   return args;
 }
 
-// f(n, first, rows): rows of sample n, `first` counted over the whole tensor; split between threads.
+// Calls f(n, first, rows) for runs of rows of one sample n, split between threads; `first` counts over the whole
+// tensor.
 template <class F>
 void for_sample_rows(const Layout& layout, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
@@ -102,8 +104,8 @@ void for_sample_rows(const Layout& layout, const F& f) {
   });
 }
 
-// The same for pass 2, from each thread's end to its beginning: what pass 1 read last is still in that core's
-// cache.
+// The same for pass 2, from the end of each thread's range to its beginning: the rows that pass 1 read last are still
+// in that core's cache.
 template <class F>
 void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;

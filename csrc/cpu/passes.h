@@ -1,17 +1,19 @@
-// The passes over raw memory, which the operators of a pass and of the whole op share.
+// The passes over raw memory, shared by the operators for one pass and for the whole block.
 #pragma once
 
 #include "parallel.h"
 
 namespace se_fused::cpu {
 
-// Results at least this large are written past the caches: an ordinary store first reads the line that it overwrites, a
-// quarter of all traffic, and keeps a line that would be pushed out before anybody reads it. A step of sixteen 16-bit
-// elements is half a line, whose halves only meet in time where rows are long. In inference the next layer reads y at
-// once, and only what the caches could not hold anyway should go past them. Measured in benchmarks/NOTES.md.
+// Results of at least this many bytes are written with non-temporal stores, past the caches. An ordinary store first
+// reads the line that it overwrites, a quarter of all traffic, and occupies a cache line that is evicted before it is
+// read. A step of sixteen 16-bit elements is half a line, and its two halves combine in time only if rows are long. In
+// inference the next layer reads y at once, so the threshold is higher: only results that the caches could not hold
+// anyway bypass them. Measured in benchmarks/NOTES.md.
 constexpr int64_t kPastCaches = 4 << 20, kPastCachesInference = 8 << 20;
 
-// any_rows: the kernel's steps are aligned wherever rows start, else rows must be whole lines.
+// Whether to write `result` past the caches. any_rows: the kernel aligns its steps wherever rows start; if false, rows
+// must be whole cache lines.
 inline bool past_caches(const void* result, int64_t item, const Layout& layout, int64_t from = kPastCaches,
                         bool any_rows = false) {
   if (item == 2 && layout.channels_last) return false;
@@ -22,8 +24,8 @@ inline bool past_caches(const void* result, int64_t item, const Layout& layout, 
 // mean, m2: (N, C); m2 may be null
 void moments(const PassKernels& k, const void* x, int64_t item, const Layout& layout, float* mean, float* m2);
 
-// args.y may be args.x; y goes past the caches from so many bytes on. args.scale and args.shift: (N, C); rows and len
-// are filled in here, as are the pointers of each thread's share
+// args.scale and args.shift: (N, C); args.y may be args.x. y is written past the caches from past_caches_from bytes on.
+// rows, len and the pointers of each thread's share are set here.
 void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from);
 

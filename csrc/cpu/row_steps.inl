@@ -1,7 +1,7 @@
-// Walking along a row, sixteen elements a step.
+// Loops along a row in steps of 16 elements, and the load and store methods of a step.
 //
-// Rows shorter or longer than a multiple of sixteen: the last step of a long row starts 16 before its end and repeats
-// some elements (`Overlap`); a row shorter than 16 goes through a buffer (`Partial`). Neither reads past the row.
+// If the row's length is not a multiple of 16, the last step starts 16 elements before the row's end and repeats some
+// elements (`Overlap`). A row shorter than 16 uses a masked access or a buffer (`Partial`). Neither reads past the row.
 
 static const int32_t kLastLanes[32] = {0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
                                        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
@@ -14,8 +14,8 @@ SE_INLINE M lanes(const int32_t* table) {
   return m;
 }
 
-// Stores that do not first read what they overwrite (a quarter of the traffic of an affine map), past the caches.
-// The address must be aligned to the store; end with fence().
+// Non-temporal stores: they bypass the caches and do not first read the lines that they overwrite (a quarter of the
+// traffic of scale_shift_act). The address must be aligned to the store's size; call fence() after the last one.
 #if SE_VL == 16
 SE_INLINE void store_past(float* p, F v) { _mm512_stream_ps(p, (__m512)v.p[0]); }
 template <class T>
@@ -49,7 +49,7 @@ struct Full {
   SE_INLINE void put(T* p, F v) {
     store(p, v);
   }
-  // Lanes that this step does not own become 0 (in sums) or keep what they were (in running values).
+  // own: lanes that another step already covered become 0, for sums. own_or: they keep the old value, for accumulators.
   SE_INLINE F own(F v) { return v; }
   SE_INLINE F own_or(F v, F) { return v; }
   SE_INLINE void put_bits(uint8_t* mask, int64_t i, uint32_t bits) {
@@ -63,9 +63,9 @@ struct Full {
   }
 };
 
-struct Overlap {  // the last `rest` lanes are new
+struct Overlap {  // only the last `rest` lanes are new; the others repeat the previous step
   int rest;
-  // Written over its own input, a repeated lane would be computed from its result.
+  // The repeated lanes keep their stored value: if y is x, they would be computed from their own result.
   template <class T>
   inline __attribute__((always_inline)) void put_result(T* p, F v, bool) const {
     store(p, own_or(v, load(p)));
@@ -87,14 +87,14 @@ struct Overlap {  // the last `rest` lanes are new
     if (rest > 8) at[1] = (uint8_t)(bits >> 8);
   }
   inline __attribute__((always_inline)) uint32_t get_bits(const uint8_t* mask, int64_t i) const {
-    const uint8_t* const at = mask + i / 8;  // all sixteen: the repeated lanes are stored again
+    const uint8_t* const at = mask + i / 8;  // all 16 bits, because the repeated lanes are stored again
     const int shift = (int)(i % 8);
     const uint32_t bits = (uint32_t)at[0] | (uint32_t)at[1] << 8 | (shift ? (uint32_t)at[2] << 16 : 0u);
     return (bits >> shift) & 0xffffu;
   }
 };
 
-// Out of line: the rare case of rows shorter than 16 would otherwise be half of all the code.
+// Not inlined: the rare case of rows shorter than 16 would otherwise be half of all the code.
 template <class T>
 static __attribute__((noinline)) void copy_elements(T* to, const T* from, int count) {
   for (int i = 0; i < count; ++i) to[i] = from[i];
@@ -106,7 +106,7 @@ struct Partial {  // the row has only `rest` < 16 elements
   inline __attribute__((always_inline)) void put_result(T* p, F v, bool) const {
     put(p, v);
   }
-#if SE_VL == 16  // one masked access; element by element, maps of 2x2 took three times as long as plain PyTorch
+#if SE_VL == 16  // one masked access: element by element, 2x2 maps took three times as long as in plain PyTorch
   inline __attribute__((always_inline)) __mmask16 mask() const { return (__mmask16)((1u << rest) - 1); }
   inline __attribute__((always_inline)) F get(const float* p) const {
     F v;
@@ -153,7 +153,7 @@ struct Partial {  // the row has only `rest` < 16 elements
   }
 };
 
-// body(access, i) for every step of a row.
+// Calls body(access, i) for every step of a row.
 template <class Body>
 SE_INLINE void sweep(int64_t len, Body body) {
   int64_t i = 0;
@@ -166,8 +166,8 @@ SE_INLINE void sweep(int64_t len, Body body) {
     body(Partial{rest}, 0);
 }
 
-// The same for sums: body(access, i, k) with k = 0..3 round and round, so that a sum runs in four independent chains
-// (an add takes four cycles).
+// The same for sums: body(access, i, k) with k cycling through 0..3, so that a sum runs in four independent chains (an
+// addition has a latency of four cycles).
 template <class Body>
 SE_INLINE void sweep_sums(int64_t len, Body body) {
   int64_t i = 0;

@@ -1,4 +1,4 @@
-// Pass 2 of both directions: one multiply-add per element with coefficients per (n, c).
+// Pass 2, forward and backward: each element is scaled and shifted by coefficients per (n, c).
 #include "passes.h"
 
 namespace se_fused::cpu {
@@ -6,8 +6,8 @@ namespace se_fused::cpu {
 void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from) {
   const auto run = layout.channels_last ? k.scale_shift_act_cols : k.scale_shift_act_rows;
-  const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;  // scale_shift_act_flat's
-  // x's lines are in the caches already where y is written over it
+  const bool any_rows = !layout.channels_last && !args.mask && layout.s >= 16;  // the case of scale_shift_act_flat
+  // If y is written over x, its lines are already in the caches, so they are not bypassed.
   const bool past = args.x != args.y && past_caches(args.y, item, layout, past_caches_from, any_rows);
   for_sample_rows_backwards(layout, item, [&](int64_t n, int64_t row, int64_t rows) {
     const RowStart at(layout, item, n, row);

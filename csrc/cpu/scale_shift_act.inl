@@ -1,4 +1,4 @@
-// Pass 2, forward: y = act(scale * x + shift + residual), and the ReLU's mask at one bit per element.
+// Pass 2, forward: y = act(scale * x + shift + residual), and the ReLU mask with one bit per element.
 
 template <OutAct act, bool has_residual, class T, class A>
 SE_INLINE F scale_shift_act_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
@@ -43,9 +43,9 @@ static void scale_shift_act_as(const ScaleShiftActArgs& g) {
   if (past_caches) fence();
 }
 
-// Rows of 16 and more elements, coefficients per row, no mask: steps at whole lines of y whatever the rows' length, so
-// that they can go past the caches, and no step is done twice (7x7: 3.06 steps a row instead of 4). A step that a row
-// ends in takes the rest of its coefficients from the next row.
+// The case of rows of at least 16 elements, one coefficient per row and no mask. Steps are aligned in y whatever the
+// rows' length, so that y can be written past the caches, and no element is computed twice (7x7 maps: 3.06 steps per
+// row instead of 4). A step that spans two rows takes its remaining coefficients from the second row.
 template <OutAct act, bool has_residual, class T>
 static void scale_shift_act_flat(const ScaleShiftActArgs& g) {
   const T *x = (const T*)g.x, *residual = (const T*)g.residual;
@@ -96,7 +96,7 @@ static void scale_shift_act_cols(const ScaleShiftActArgs& g) {
   SE_BY_OUT_ACT(scale_shift_act_cols_as, T, g)
 }
 
-// Pass 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. Centred: k2 * x alone would cancel against k3.
+// Pass 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. x is centred, because k2 * x alone would cancel against k3.
 template <bool per_row, bool has_mask, bool has_x, class T>
 static void scale_shift_act_backward_as(const ScaleShiftActBackwardArgs& g) {
   const T *dr = (const T*)g.dr, *x = (const T*)g.x;

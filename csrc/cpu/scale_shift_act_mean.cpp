@@ -1,11 +1,11 @@
-// Pass 2 and the squeeze of its result in one, and the first half of its backward pass.
+// Pass 2 fused with the per-channel mean of its result, and the first half of its backward pass.
 #include "chunks.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
 namespace {
 
-// args.total: (N, C), left with the means; rows and len are filled in here, as are the pointers of each thread's share.
+// args.total: (N, C), holds the means on return. rows, len and the pointers of each thread's share are set here.
 void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& args, int64_t item, const Layout& layout) {
   const bool past = past_caches(args.y, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* total) {

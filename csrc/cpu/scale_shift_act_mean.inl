@@ -1,11 +1,11 @@
-// y = act(scale * x + shift) and, of the same float32 values before they are rounded to y, the sum: for squeeze-excite
-// behind an activation, whose mean no arithmetic gives.
+// y = act(scale * x + shift), and the sum of the same float32 values before they are rounded to y. Squeeze-excite after
+// an activation needs it, because the mean of an activated map does not follow from the moments of x.
 
 template <OutAct act, class T>
 static void scale_shift_act_mean_rows_as(const ScaleShiftActMeanArgs& g) {
   const T* x = (const T*)g.x;
   T* y = (T*)g.y;
-  F parts[kLanes];  // the sums of sixteen short rows, added across at once
+  F parts[kLanes];  // the sums of 16 short rows, reduced across their lanes together
   const int64_t together = g.len <= kShortRow ? g.rows / kLanes * kLanes : 0;
   for (int64_t row = 0; row < g.rows; ++row) {
     const F scale = splat(g.scale[row]), shift = splat(g.shift[row]);

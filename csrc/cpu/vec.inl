@@ -1,10 +1,10 @@
-// Sixteen floats at a time on any instruction set, through GCC's and Clang's vector types.
+// F, a vector of 16 floats for any instruction set, built on the vector extensions of GCC and Clang.
 //
-// Included by kernels.inl inside a namespace of its own per instruction set; everything is static, so no function
-// compiled for AVX-512 can be picked by the linker for a machine without it.
+// kernels.inl includes this file inside one namespace per instruction set. Everything is static, so the linker cannot
+// choose a function compiled for AVX-512 for a machine without it.
 
-// SE_VL: floats in a register. kernels_*.cpp says it, because GCC 12 does not define __AVX512F__ and its like for
-// `#pragma GCC target("arch=...")`.
+// SE_VL: floats per register. kernels_*.cpp defines it, because GCC 12 does not define __AVX512F__ and similar macros
+// for `#pragma GCC target("arch=...")`.
 #ifndef SE_VL
 #define SE_VL 4
 #endif
@@ -89,7 +89,7 @@ SE_INLINE float sum(F a) {
 #endif
 }
 
-// sum(t[i]) in lane i. With AVX-512 one tree of shuffles, three instructions a sum instead of ten.
+// Lane i of the result is sum(a[i]). With AVX-512 one tree of shuffles: three instructions per sum instead of ten.
 SE_INLINE F sums(const F* a) {
 #if SE_VL == 16
 #define SE_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
@@ -128,7 +128,7 @@ SE_INLINE F load(const float* p) {
 }
 SE_INLINE void store(float* p, F v) { SE_EACH*(vf_mem*)(p + j * SE_VL) = v.p[j]; }
 
-// 16 bits to 32 and back (what does not fit is cut off). GCC 12 makes a dozen shuffles of the generic form.
+// 16 bits to 32 and back (the upper 16 bits are dropped). GCC 12 compiles the generic form to a dozen shuffles.
 SE_INLINE vu widen(vh v) {
 #if SE_VL == 16
   return (vu)_mm512_cvtepu16_epi32((__m256i)v);
@@ -217,7 +217,7 @@ SE_INLINE float from_bits(uint32_t bits) {
   return v;
 }
 SE_INLINE float element(const BFloat16* p) { return from_bits((uint32_t)p->bits << 16); }
-SE_INLINE float element(const Half* p) {  // as the generic load above
+SE_INLINE float element(const Half* p) {  // the same conversion as the generic load above
   const uint32_t magnitude = (uint32_t)(p->bits & 0x7fff) << 13, sign = (uint32_t)(p->bits & 0x8000) << 16;
   const float v = from_bits(magnitude) * 0x1p112f;
   uint32_t bits;
@@ -225,7 +225,7 @@ SE_INLINE float element(const Half* p) {  // as the generic load above
   return from_bits(bits | sign | (magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u));
 }
 
-// v as an element of type T holds it
+// v rounded to type T and converted back to float
 template <class T>
 SE_INLINE F rounded(F v) {
   T buffer[kLanes];
@@ -237,7 +237,7 @@ SE_INLINE F rounded(F v) {
 alignas(64) static const int32_t kWeights[16] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
                                                  1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
 
-// Set where v > 0 or v is NaN: there PyTorch's ReLU lets the gradient through.
+// Bit i is set if v > 0 or v is NaN, where PyTorch's ReLU passes the gradient.
 SE_INLINE uint32_t positive_bits(F v) {
 #if SE_VL == 16
   return _mm512_cmp_ps_mask((__m512)v.p[0], _mm512_setzero_ps(), _CMP_NLE_UQ);
@@ -270,8 +270,8 @@ SE_INLINE F keep_bits(uint32_t bits, F v) {
 #endif
 }
 
-// A loop unrolled while it is parsed: arrays indexed by its counter stay in registers. (GCC 12 unrolls ordinary loops
-// too late for that: the matrix product of excitation.inl ran at a quarter of its speed.)
+// A loop unrolled by template recursion, so that arrays indexed by its counter stay in registers. GCC 12 unrolls
+// ordinary loops too late for that: the matrix product of excitation.inl ran at a quarter of its speed.
 template <int K>
 struct Index {
   static constexpr int value = K;
@@ -286,7 +286,7 @@ SE_INLINE void each(Body body) {
 }
 
 // ---- functions
-// exp to about 1 ulp: Cephes' expf (range reduction by ln 2 in two parts, degree-5 polynomial).
+// exp to about 1 ulp, after Cephes' expf: range reduction by ln 2 in two parts, then a degree-5 polynomial.
 SE_INLINE F exp_(F x) {
   const F high = splat(88.72283f), low = splat(-87.33654f), magic = splat(12582912.f);
   const M over = greater(x, high), under = less(x, low), nan = not_equal(x, x);
@@ -300,7 +300,7 @@ SE_INLINE F exp_(F x) {
   y = y * r + splat(1.6666665459e-1f);
   y = y * r + splat(5.0000001201e-1f);
   y = y * (r * r) + r + splat(1.f);
-  F power;  // 2^n in two factors: n reaches 128, whose own power is infinite
+  F power;  // 2^n as two factors: n reaches 128, and 2^128 is infinite
   SE_EACH {
     const vi whole = __builtin_convertvector(n.p[j], vi);
     const vi half = whole >> 1;

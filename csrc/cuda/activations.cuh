@@ -1,5 +1,5 @@
-// Scalar functions of the kernels, in float32, with PyTorch's values at the corners. Comparisons are such that NaN
-// passes.
+// Scalar float32 functions of the kernels: activations, gates, parameter access and batch norm. Values and slopes at
+// the corners match PyTorch's, and comparisons are written so that NaN propagates.
 #pragma once
 
 #include "kernel_params.h"
@@ -19,7 +19,7 @@ SE_DEVICE float hard_swish(float x) {
 }
 SE_DEVICE float hard_swish_slope(float x) { return x <= -3.f ? 0.f : x < 3.f ? x * (1.f / 3.f) + 0.5f : 1.f; }
 
-// tanh(log(1 + e)) with e = exp(x), as a ratio: nothing cancels, and above 20 it is 1 to rounding.
+// tanh(log(1 + e)) with e = exp(x), as a ratio, so that nothing cancels. Above x = 20 it rounds to 1.
 SE_DEVICE float tanh_softplus(float x) {
   if (x > 20.f) return 1.f;
   const float e = expf(x), u = e * (e + 2.f);
@@ -76,13 +76,13 @@ SE_DEVICE float open_gate(Gate gate, float q) {
   return t < 0.f ? 0.f : t > 1.f ? 1.f : t;
 }
 
-// From the gate's own value.
+// d gate / d q from the gate's value s.
 SE_DEVICE float gate_slope(Gate gate, float s) {
   if (gate == Gate::sigmoid) return s * (1.f - s);
   return s > 0.f && s < 1.f ? 1.f / 6.f : 0.f;
 }
 
-// ---- parameters of any dtype; the branch is the same for all threads
+// ---- parameters of any dtype; all threads take the same branch
 SE_DEVICE float get(const Vector& v, int64_t i) {
   if (v.type == Type::float32) return static_cast<const float*>(v.data)[i];
   if (v.type == Type::bfloat16) return to_float(static_cast<const BFloat16*>(v.data)[i]);
@@ -95,7 +95,7 @@ SE_DEVICE void put(const Result& r, int64_t i, float x) {
   put(static_cast<Half*>(r.data) + i, x);
 }
 
-// f(null pointer to the element type of a weight): for kernels that take x of one dtype and weights of any.
+// Calls f(null pointer to the weights' element type), in kernels whose weights may have a different dtype than x.
 template <class F>
 SE_DEVICE void by_weight(Type type, const F& f) {
   if (type == Type::float32) return f(static_cast<float*>(nullptr));
@@ -103,7 +103,7 @@ SE_DEVICE void by_weight(Type type, const F& f) {
   f(static_cast<Half*>(nullptr));
 }
 
-// old + momentum (to - old), as torch.lerp rounds it: exact at both ends.
+// Updates a running statistic: old + momentum (to - old), rounded like torch.lerp, which is exact at both ends.
 SE_DEVICE void move(const Result& r, int64_t i, float to, float momentum) {
   const float old = get(Vector{r.data, r.type}, i);
   put(r, i, momentum < 0.5f ? old + momentum * (to - old) : to - (to - old) * (1.f - momentum));

@@ -1,4 +1,4 @@
-// The whole op: three launches a direction; in inference one, two or three (plan.cpp).
+// The whole operator: three launches each for forward and backward; in inference one, two or three (plan.cpp).
 #include "batch_norm_squeeze_excite.h"
 
 namespace se_fused::cuda {
@@ -42,7 +42,8 @@ ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const Option
   return args;
 }
 
-// What the first two launches need and leave; null: made in the workspace.
+// Results of the first two launches. A null pointer is allocated in the workspace, and null running statistics are not
+// updated.
 struct Between {
   float *mean, *stats, *factor, *hidden;
   Result moved_mean, moved_var;
@@ -55,7 +56,7 @@ int64_t workspace_of(const Map& map, const Cut& cut, int r) {
          Workspace::rounded((int64_t)map.n * r) + kCounters;
 }
 
-// Pass 1 and excitation; scale and shift (N, C).
+// Launches pass 1 and excitation, and sets scale and shift (N, C) of pass 2 in `second`.
 void coefficients(const Place& place, const Tensor& x, const Map& map, const Cut& cut, const Norm& norm,
                   const ExcitationLayers& fc, const Vector& drop, bool batch_stats, const Between& between,
                   Workspace& scratch, ScaleShiftAct& second) {
@@ -226,14 +227,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
   const auto closing = static_cast<OutAct>(out_act);
   const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
-  // silu's dr costs an exponential per element: kept even if nobody asked for it, rather than computed twice
+  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
+  // silu's costs one exponential per element.
   const bool write_dr = from_sum || (want_dr && closing != OutAct::none);
   const Tensor nothing = new_nothing(x);
   Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
   const ExcitationLayers fc = layers_of(fc1_weight, {}, fc2_weight, {}, c, act, gate);
   const bool has_excitation = fc.fc1_weight;
   const int64_t r = fc.r;
-  // in the parameters' dtypes: a cast would be a launch more for each
+  // Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
   const auto like = [&](const OptionalTensor& t) {
     return t ? torch::stable::empty_like(*t) : new_float(x, {has_bn ? c : 0});
   };
@@ -305,7 +307,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   ScaleShiftActBackward second{};
   second.dr = write_dr ? data(dr) : data(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? data(x) : nullptr;  // else k2 is zero: one read less
+  second.x = batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;

@@ -1,27 +1,30 @@
-// Inference of the block in one pass over x, for sm_90 and later: read x, read the residual, write y.
+// Inference of the block with one read of x, one of the residual and one write of y, for sm_90 and later.
 //
-// A cluster holds whole samples in its blocks' shared memory, brought there by bulk copies; channel sums, the
-// excitation's products and its result go from block to block through distributed shared memory. Partitions lie as
-// memory does: channels of a sample in contiguous order (a block's sums are whole), positions in channels_last (sums
-// are parts).
+// A cluster holds whole samples in its blocks' shared memory, loaded by bulk copies. Channel sums, the excitation's
+// partial products and its results are exchanged between blocks through distributed shared memory. A block's partition
+// is contiguous in memory: in contiguous order it is channels of a sample, whose sums are complete; in channels_last it
+// is positions, whose sums are partial.
 //
-// Weights: each block reads the rows or columns of W1 and W2 that belong to its C / blocks channels, once for all
-// samples of the cluster. A cluster per sample would read 1 MB for each 0.2 MB sample at C = 2048 in 16 bits; plan.cpp
-// counts, and gives a cluster as many samples as fit.
+// Weights: each block reads the columns of W1 and rows of W2 that belong to its C / blocks channels, once for all
+// samples of the cluster. A cluster per sample would read 1 MB of weights for each 0.2 MB sample at C = 2048 in 16
+// bits, so plan.cpp puts several samples into a cluster where that pays and they fit.
 //
-//   sums of own partition | cluster | z of own channels, partial W1 z | cluster | hidden = sum of the parts, s of own
-//   channels | cluster | scale and shift of own partition, y
+// Phases, with a cluster barrier between each two:
+//   1. sums of the block's partition
+//   2. z of the block's channels, and their part of the product W1 z
+//   3. hidden as the sum of these parts, and s of the block's channels
+//   4. scale and shift of the block's partition, and y
 #include "launch.cuh"
 #include "moments.cuh"
 #include "scale_shift_act.cuh"
 
 namespace se_fused::cuda {
 
-// Where things lie in a block's shared memory, in bytes.
+// Offsets in a block's shared memory, in bytes.
 struct Layout {
   size_t coefficients, work, barrier, all;
   int length;                              // of the partition's coefficients
-  size_t z, partial, active, scale_shift;  // in `work`, floats
+  size_t z, partial, active, scale_shift;  // offsets in `work`, in floats
 
   SE_BOTH explicit Layout(const ClusterFused& g) {
     const Map& map = g.op.map;
@@ -35,7 +38,7 @@ struct Layout {
     scale_shift = active + g.samples * r;
     const size_t scale_shift_end = scale_shift + 2 * (size_t)g.samples * g.channels, columns = 8 * (size_t)g.threads;
     const size_t floats =
-        !map.by_rows() && columns > scale_shift_end ? columns : scale_shift_end;  // column_moments comes before
+        !map.by_rows() && columns > scale_shift_end ? columns : scale_shift_end;  // column_moments uses `work` first
     barrier = (work + sizeof(float) * floats + 15) / 16 * 16;
     all = barrier + 16;
   }
@@ -44,8 +47,8 @@ struct Layout {
 size_t shared_bytes(const ClusterFused& g) { return Layout(g).all; }
 
 #ifdef SE_HAS_CLUSTERS
-// put(row, sample, sum over `length` of weights[row, .] x[sample, .]) for rows of a weight and the cluster's samples;
-// x in shared memory. Lanes lie along a row, which is read once for all samples.
+// Calls put(row, sample, sum over i < length of weights[row, i] x[sample, i]) for rows of a weight and the cluster's
+// samples; x is in shared memory. The lanes of a group lie along a row, which is read once for all samples.
 template <class W, class Put>
 SE_DEVICE void products(const W* weights, int64_t stride, int rows, int length, bool whole, const float* x, int pitch,
                         int samples, const Put& put) {
@@ -100,7 +103,7 @@ SE_DEVICE void cluster_fused(const ClusterFused& g) {
   if (threadIdx.x == 0) bulk_init(barrier, 1);
   __syncthreads();
   if (threadIdx.x == 0 && count) {
-    constexpr uint32_t kCopy = 16 << 10;  // several copies are under way at a time
+    constexpr uint32_t kCopy = 16 << 10;  // bytes per copy, so that several copies are in flight
     const uint32_t bytes = (uint32_t)(count * width * sizeof(T));
     const unsigned char* const from = reinterpret_cast<const unsigned char*>(static_cast<const T*>(g.op.x) + base);
     bulk_expect(barrier, bytes);
@@ -178,8 +181,10 @@ SE_DEVICE void cluster_fused(const ClusterFused& g) {
     coefficients[i] = there[0];
     coefficients[layout.length + i] = there[1];
   }
-  // My reading of other blocks' memory is over; before the end, wait for theirs: memory ends with its block. Relaxed,
-  // as nothing that was written is read behind this barrier, and what was read here has come, for it was stored above.
+  // This block has finished reading other blocks' shared memory. It must not exit before the others have finished too,
+  // because its shared memory ends with it; cluster_wait is at the end of this function. The arrival can be relaxed:
+  // nothing written before this barrier is read after it by another block, and the values read above have arrived,
+  // because they were stored to `coefficients`.
   cluster_arrive_relaxed();
   __syncthreads();
 
@@ -210,7 +215,7 @@ SE_KERNEL(kThreadsClusterFused, 2)
 cluster_fused_kernel(SE_CONSTANT ClusterFused g) {
 #ifdef SE_HAS_CLUSTERS
   cluster_fused<T, mode>(g);
-#endif  // else nobody launches it: plan.cpp asks for the device's capability
+#endif  // otherwise never launched: plan.cpp checks the device's capability
 }
 
 template <class F>
@@ -230,7 +235,7 @@ Error launch(const ClusterFused& g, Stream stream) {
   return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
 }
 
-// f(kernel, its type and mode as text), for every instance
+// Calls f(kernel, its type and mode as text) for every instance.
 template <class F>
 static void each_kernel(const F& f) {
   each_map([&](const Map& map, const std::string& name) {

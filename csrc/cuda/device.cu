@@ -51,7 +51,7 @@ std::string problem(int64_t index) {
 
 #else
 
-static Device stand_in{90, 132, 60 << 20, 232448, 16, 16};  // an H200, unless a test says otherwise
+static Device stand_in{90, 132, 60 << 20, 232448, 16, 16};  // an H200; tests set others with set_stand_in
 
 void set_stand_in(const Device& device, int64_t large_cluster_bytes) {
   se_shim::large_cluster_bytes = large_cluster_bytes;

@@ -1,4 +1,4 @@
-// The device as the host's side sees it, without torch's headers.
+// Device properties for host code, without torch's headers.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@ namespace se_fused::cuda {
 
 const Device& device_of(int index);
 
-// "" or why kernels cannot run on it: a driver that is too old, an architecture that was not built.
+// Why kernels cannot run on the device (a driver that is too old, an architecture that was not built), or "".
 std::string problem(int64_t index);
 
 }  // namespace se_fused::cuda

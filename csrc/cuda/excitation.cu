@@ -1,11 +1,12 @@
 // Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 //
-// 1. statistics: per 32 channels, all samples. Splits are merged (Chan), the batch's statistics follow and move the
-//    running ones, and z = a (m - mu) + beta: a m + b would cancel where the mean is large beside the deviation.
-//    Without squeeze-excite, scale and shift too. Not run where there is nothing to do.
-// 2. hidden: W1 z + b1.        3. excite: s, scale, shift.
+// 1. statistics: one tile per 32 channels, over all samples. Merges the splits (Chan), computes the batch statistics,
+//    updates the running ones, and computes z = a (m - mu) + beta, because a m + b would cancel if the mean is large
+//    compared with the deviation. Without squeeze-excite it also writes scale and shift. Skipped if nothing is to do.
+// 2. hidden: W1 z + b1.
+// 3. excite: s, scale, shift.
 //
-// Each phase needs all of the one before it; tickets order them (tiles.cuh). se_fused/ops/excitation.py is the
+// Each phase needs all results of the one before it; tickets order them (tiles.cuh). se_fused/ops/excitation.py has the
 // definition.
 #include "excitation.cuh"
 
@@ -15,12 +16,13 @@ namespace se_fused::cuda {
 
 constexpr int kStatisticsC = 32;
 
-// mean and m2 of one (n, c), of its splits'.
+// mean and m2 of one (n, c), merged from its splits.
 SE_DEVICE ScaleShift merged(const Excitation& g, const SplitWeights& weights, int64_t at, bool with_m2) {
   const int64_t stride = g.n * g.c, last = (g.splits - 1) * stride + at;
   float mean = g.mean_parts[at], m2 = 0.f;
   if (g.splits > 1) {
-    // differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+    // Sums of differences from the first split's mean, so that the rounding error scales with their spread. If it is
+    // not finite, the shift is 0, so that an infinite mean stays infinite.
     const float shift = is_finite(mean) ? mean : 0.f, of_last = g.mean_parts[last];
     mean = shift;
 #pragma unroll 8
@@ -41,7 +43,7 @@ SE_DEVICE ScaleShift merged(const Excitation& g, const SplitWeights& weights, in
   return {mean, m2};
 }
 
-// Over the block's eight warps, for each lane; in the warps' order.
+// Sum over the block's eight warps for each lane, in the order of the warps.
 SE_DEVICE float sum_warps(float v, float* shared) {
   __syncthreads();
   shared[threadIdx.x] = v;
@@ -59,7 +61,7 @@ static SE_DEVICE void statistics_tile(const Excitation& g, int tile, float* shar
   if (batch || g.splits > 1) {
     const SplitWeights weights(g.splits, g.span, g.s);
     float spread = 0.f, within = 0.f;
-    // means are summed as differences from the first sample's: rounding is of their spread
+    // Means are summed as differences from the first sample's, so that the rounding error scales with their spread.
     const float first = exists ? g.mean_parts[c] : 0.f, shift = is_finite(first) ? first : 0.f;
     if (exists)
       for (int64_t n = warp; n < g.n; n += kWarps) {
@@ -77,7 +79,7 @@ static SE_DEVICE void statistics_tile(const Excitation& g, int tile, float* shar
           const float away = g.mean[n * g.c + c] - mu;
           between += away * away;
         }
-      // two divisions: the product of the counts may be more than a float holds exactly
+      // Two divisions, because float32 may not represent the product of the counts exactly.
       const float var = (within / (float)g.s + sum_warps(between, shared)) / samples;
       if (exists && warp == 0) {
         if (g.stats) g.stats[c] = mu, g.stats[g.c + c] = var;

@@ -1,6 +1,6 @@
-// The excitation's products. There are N C R of them in each (34 M at N = 128, C = 2048), nothing for the tensor cores:
-// what counts is that each phase has a tile for every multiprocessor, that weights are read by vectors and that few
-// steps wait for L2 (0.7 us each).
+// The matrix products of the excitation. Each has N C R multiplications (34 M at N = 128, C = 2048), too few for tensor
+// cores to matter. The time depends on having a tile for every multiprocessor in each phase, on reading weights in
+// vectors, and on few dependent steps that wait for L2 (0.7 us each).
 #pragma once
 
 #include "tiles.cuh"
@@ -9,9 +9,9 @@ namespace se_fused::cuda {
 
 constexpr int kWarps = kThreads / kWarp;
 
-// How many positions each split has but the last, and the last, and what their means count for in that of all. Divided
-// once, and the last split has its own lines: a division branches for rare numbers, and a loop with one in it waits for
-// each of its loads.
+// Positions per split and in the last split, and the weights of their means in the mean of all positions. The divisions
+// are done here, and the callers handle the last split outside their loops: a division has a branch for rare operands,
+// and a loop that contains one waits for each of its loads.
 struct SplitWeights {
   float count, last_count, weight, last_weight;
 
@@ -22,17 +22,17 @@ struct SplitWeights {
         last_weight(last_count / (float)positions) {}
 };
 
-// Eight neighbours of a row of a weight, or of anything float32; `whole`: rows are whole vectors.
+// Eight neighbouring elements of a row of a weight or of a float32 matrix; `whole`: rows are whole 16-byte vectors.
 template <class W>
 SE_DEVICE Raw<W> load_row(const W* row, int at, int end, bool whole) {
   return whole ? load_raw<Use::keep>(row + at) : load_single(row, at, end);
 }
 
-// hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r] for 16 samples and 8 squeezed channels: a warp has 4 x 4 of them, its
-// lanes lie along c and are summed at the end, so that each vector is used four times.
+// hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r] for 16 samples and 8 squeezed channels. A warp computes 4 x 4 of them;
+// its lanes lie along c and are summed at the end. Each loaded vector is used four times.
 constexpr int kHiddenN = 16, kHiddenR = 8;
 
-// `ahead`: steps whose loads are under way together; more where registers are free.
+// `ahead`: unrolled steps, whose loads are in flight together; larger in kernels with free registers.
 template <class W, int ahead>
 SE_DEVICE void hidden_tile(const ExcitationLayers& fc, const float* z, float* hidden, int64_t first_n, int64_t end_n,
                            int first_r, int channels) {
@@ -43,7 +43,7 @@ SE_DEVICE void hidden_tile(const ExcitationLayers& fc, const float* z, float* hi
   const float* rows[4];
   const W* weights[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {  // beyond the ends: the last one again, whose results are dropped
+  for (int i = 0; i < 4; ++i) {  // past the end the last row is used again, and its results are dropped
     rows[i] = z + min(n0 + i, end_n - 1) * channels;
     weights[i] = static_cast<const W*>(fc.fc1_weight) + (int64_t)min(r0 + i, fc.r - 1) * channels;
   }
@@ -83,8 +83,8 @@ SE_DEVICE void hidden_tile(const ExcitationLayers& fc, const float* z, float* hi
   if (lane < 16 && n < end_n && r < fc.r) hidden[n * fc.r + r] = mine + get_or(fc.fc1_bias, r, 0.f);
 }
 
-// s[n, c] = gate(sum_r W2[c, r] act(hidden[n, r]) + b2[c]) for 32 samples and 32 channels, into factor unless it is
-// null; scale = d s a, shift = d s b. Lanes lie along c; a warp has four samples. shared: kExciteShared floats.
+// s[n, c] = gate(sum_r W2[c, r] act(hidden[n, r]) + b2[c]) for 32 samples and 32 channels, written to factor unless it
+// is null; scale = d s a, shift = d s b. Lanes lie along c, and a warp has four samples. shared: kExciteShared floats.
 constexpr int kExciteN = 32, kExciteC = 32, kExciteStep = 64;
 constexpr int kExciteShared = kExciteN * kExciteStep;
 
@@ -101,7 +101,7 @@ SE_DEVICE void excite_tile(const ExcitationLayers& fc, const float* hidden, cons
     for (int i = (int)threadIdx.x; i < kExciteShared; i += kThreads) {
       const int64_t n = first_n + i / kExciteStep;
       const int r = r0 + i % kExciteStep;
-      // what lies beyond R meets weights of zero: it must be finite
+      // Elements past R are multiplied by weights of zero, so they must be finite.
       shared[i] = n < end_n && r < fc.r ? activate(fc.act, load_fresh(hidden + n * fc.r + r)) : 0.f;
     }
     __syncthreads();

@@ -1,11 +1,10 @@
-// The excitation's backward pass: from P and Q, (splits, N, C), to the coefficients of dx and all parameters'
-// gradients, in one launch of three phases. The formulas are those of `excitation_backward` in
-// se_fused/ops/excitation.py.
+// The excitation's backward pass: from P and Q, (splits, N, C), to the coefficients of dx and the gradients of all
+// parameters, in one launch of three phases. `excitation_backward` in se_fused/ops/excitation.py has the formulas.
 //
-// 1. merge: the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
+// 1. merge: adds up the splits of P and Q; dq = gate'(s) d (a Q + z P).
 // 2. dhidden = act'(hidden) (dq W2).
-// 3. channels: per 32 channels, all samples: dz = dhidden W1, d gamma and d beta, then k1, k2, k3.
-//    weights: per 32 channels and 32 squeezed ones, all samples: dW1, dW2 and the biases' gradients.
+// 3. channels: one tile per 32 channels, over all samples: dz = dhidden W1, dgamma and dbeta, then k1, k2, k3.
+//    weights: one tile per 32 channels and 32 squeezed channels, over all samples: dW1, dW2 and the biases' gradients.
 // No sum over samples is split between blocks, so none needs an atomic.
 #include "excitation.cuh"
 #include "launch.cuh"
@@ -15,8 +14,8 @@ namespace se_fused::cuda {
 constexpr int kMergeTile = 4 * kThreads;
 constexpr int kDhiddenN = 4, kDhiddenR = 32;
 constexpr int kBlockC = 32, kBlockR = 32, kSamples = 32;
-constexpr int kStep = 64, kPitch = kSamples + 4;  // of dhidden in shared memory: rows of r, 16-byte aligned
-constexpr int kShared = 4 * kSamples * kBlockC;   // floats: the weights' tile needs most
+constexpr int kStep = 64, kPitch = kSamples + 4;  // dhidden in shared memory: kStep rows of r, 16-byte aligned
+constexpr int kShared = 4 * kSamples * kBlockC;   // floats; weights_tile needs the most
 static_assert(kShared >= kStep * kPitch && kShared >= kWarps * kDhiddenN * kDhiddenR);
 
 static SE_DEVICE void merge_tile(const ExcitationBackward& g, int tile) {
@@ -35,7 +34,8 @@ static SE_DEVICE void merge_tile(const ExcitationBackward& g, int tile) {
   }
 }
 
-// Lanes: four along r, with a vector of W2's row each, eight along c; warps along c.
+// dhidden for 4 samples and 32 squeezed channels. Of a warp's lanes, four lie along r, each with a vector of a row of
+// W2, and eight along c. Warps lie along c.
 template <class W>
 SE_DEVICE void dhidden_tile(const ExcitationBackward& g, int64_t n0, int r0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp;
@@ -74,7 +74,8 @@ SE_DEVICE void dhidden_tile(const ExcitationBackward& g, int64_t n0, int r0, flo
   }
 }
 
-// Lanes along c, four samples a warp. dz waits in k3 between the two walks over the samples: the same thread reads it.
+// Phase 3, channels. Lanes lie along c, and a warp has four samples. dz is stored in k3 between the two loops over the
+// samples; the thread that wrote it reads it.
 template <class W>
 SE_DEVICE void channels_tile(const ExcitationBackward& g, int c0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, c = c0 + (int)threadIdx.x % kWarp, squeezed = g.fc.r;
@@ -132,7 +133,7 @@ SE_DEVICE void channels_tile(const ExcitationBackward& g, int c0, float* shared)
     }
     dgamma *= u.rstd;
     if (exists && warp == 0) put(g.dbn_weight, c, dgamma), put(g.dbn_bias, c, dbeta);
-    // N S in two steps: a float does not hold the product exactly
+    // Divided by S and by N in two steps, because float32 may not represent N S exactly.
     if (g.batch_stats) by_x = -u.a * u.rstd * dgamma / positions / samples, constant = dbeta / positions / samples;
   }
   if (!exists) return;
@@ -147,7 +148,7 @@ SE_DEVICE void channels_tile(const ExcitationBackward& g, int c0, float* shared)
       }
 }
 
-// Lanes along c, four squeezed channels a warp; each is summed over all samples.
+// Phase 3, weights. Lanes lie along c, and a warp has four squeezed channels. Sums are over all samples.
 static SE_DEVICE void weights_tile(const ExcitationBackward& g, int c0, int r0, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp, squeezed = g.fc.r;
   float *const z = shared, *const dq = z + kSamples * kBlockC, *const h = dq + kSamples * kBlockC,
@@ -157,7 +158,7 @@ static SE_DEVICE void weights_tile(const ExcitationBackward& g, int c0, int r0, 
   float first[4] = {}, second[4] = {}, first_bias[4] = {}, second_bias = 0.f;
   for (int64_t n0 = 0; n0 < g.n; n0 += kSamples) {
     __syncthreads();
-    for (int i = (int)threadIdx.x; i < kSamples * kWarp; i += kThreads) {  // its column is this thread's lane
+    for (int i = (int)threadIdx.x; i < kSamples * kWarp; i += kThreads) {  // i % kWarp is this thread's lane
       const int64_t n = n0 + i / kWarp;
       const bool in_c = n < g.n && c < g.c, in_r = n < g.n && r < squeezed;
       z[i] = in_c ? u(g.mean[n * g.c + c]) : 0.f;

@@ -1,4 +1,4 @@
-// What the compiler made of each kernel for the current device (../introspection.h).
+// Registers, memory and occupancy of each kernel on the current device (../introspection.h).
 #include <algorithm>
 #include <cstdio>
 
@@ -16,7 +16,7 @@ static Instances all_instances() {
 }
 
 #ifdef __CUDACC__
-// Why kernels cannot be asked at all.
+// Why no kernel can be queried, or null.
 static const char* device_error() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);

@@ -1,12 +1,14 @@
-// The launches of the CUDA backend: what each takes. Plain C++, so that neither side needs the other's headers.
+// The launches of the CUDA backend and their parameters. Plain C++, so that host code needs no CUDA headers and kernels
+// need no torch headers.
 //
-// A map (N, C, S) is rows of contiguous elements: (n, c) with its S positions in contiguous order, (n, s) with its C
-// channels in channels_last. A "vector" is eight neighbours. The mode says how vectors lie:
-//   rows            contiguous, S a multiple of 8: vectors never leave a row
-//   rows_unaligned  contiguous, any S of 8 and more: vectors are those of the whole memory, and may belong to two rows
-//   rows_single     contiguous, anything else (S < 8, memory off 16 bytes): elements one by one
+// A map (N, C, S) consists of rows of contiguous elements: one (n, c) with its S positions in contiguous order, one
+// (n, s) with its C channels in channels_last. A "vector" is eight neighbouring elements. The mode tells how vectors
+// lie in memory:
+//   rows            contiguous, S a multiple of 8: a vector lies within one row
+//   rows_unaligned  contiguous, any other S >= 8: vectors are aligned in memory, and one may span two rows
+//   rows_single     contiguous, anything else (S < 8, memory not 16-byte aligned): elements are accessed one by one
 //   cols            channels_last, C a multiple of 8
-//   cols_single     channels_last, anything else
+//   cols_single     channels_last, anything else: elements are accessed one by one
 #pragma once
 
 #include <cstddef>
@@ -28,7 +30,7 @@ enum class Mode : int { rows, rows_unaligned, rows_single, cols, cols_single };
 SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
 enum class Type : int { float32, bfloat16, float16 };
 
-// A parameter in whatever dtype it has; data is null where there is none.
+// A parameter or its gradient in its dtype; data is null if absent.
 struct Vector {
   const void* data;
   Type type;
@@ -46,21 +48,23 @@ struct Map {
   SE_BOTH bool by_rows() const { return mode <= Mode::rows_single; }
 };
 
-// How a pass that sums is cut: each sum's positions into `splits` partitions of `span` (the last one has the rest),
-// whose sums lie at [split, n, c]. In rows a group of lanes has one partition of one row; in cols a block has `lanes`
-// vectors of channels and as many positions at a time as are left of its threads.
+// How a summing pass is partitioned. The positions of each sum are divided into `splits` partitions of `span` positions
+// (the last one has the rest), whose sums are stored at [split, n, c]. In the rows modes a group of `lanes` threads
+// sums one partition of one row. In the cols modes a block covers `lanes` vectors of channels, and processes threads /
+// lanes positions at a time.
 struct Cut {
   int splits, span;
   int lanes;  // a power of two, at most 32
 };
 
-// u = a (x - mean) + beta with a = weight / sqrt(var + eps); mean.data null: u = x.
+// Batch norm: u = a (x - mean) + bias with a = weight / sqrt(var + eps). Without it mean.data is null, and u = x.
 struct Norm {
   Vector mean, var, weight, bias;
   float eps;
 };
 
-// (scale, shift) of (n, c): given (N, C), or d s a and d s b made of batch norm, the gate's factor and drop path.
+// (scale, shift) per (n, c): read from scale and shift (N, C), or if these are null, computed as d s a and d s b from
+// batch norm, the gate's factor s (N, C) and drop path d.
 struct Coefficients {
   const float *scale, *shift;
   const float* factor;
@@ -68,7 +72,8 @@ struct Coefficients {
   Vector drop;
 };
 
-// mean and, unless null, m2 = sum (x - mean)^2; zeroes the counters of the excitation's launch.
+// mean and, unless it is null, m2 = sum (x - mean)^2, both (splits, N, C). Also zeroes the counters of the excitation's
+// launch.
 struct Moments {
   const void* x;
   float *mean, *m2;
@@ -86,16 +91,16 @@ struct ScaleShiftAct {
   Coefficients by;
   OutAct out_act;
   Map map;
-  Cut cut;  // cols: positions and lanes of a block
+  Cut cut;  // used in the cols modes: positions and lanes of a block
 };
 
-// dr = dy out_act', p = sum dr, q = sum dr (x - mean).
+// dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C).
 struct MomentsBackward {
   const void *dy, *x, *residual;
-  const uint8_t* mask;  // relu without `added`
+  const uint8_t* mask;  // used for relu without `added`
   const float* mean;
-  Coefficients by;     // recomputed(out_act), or `added`
-  const float* added;  // (N, C), to dy; may be null, and with it there is no residual
+  Coefficients by;     // used if recomputed(out_act), or with `added`
+  const float* added;  // (N, C), added to dy; may be null. With it there is no residual
   void* dr;            // may be null
   float *p, *q;
   int* counters;
@@ -104,7 +109,7 @@ struct MomentsBackward {
   Cut cut;
 };
 
-// dx = k1 dr + k2 (x - mean) + k3; x may be null (k2 = 0); a mask is applied to dr.
+// dx = k1 dr + k2 (x - mean) + k3. x may be null if k2 = 0. A mask that is not null is applied to dr first.
 struct ScaleShiftActBackward {
   const void *dr, *x;
   const uint8_t* mask;
@@ -114,7 +119,7 @@ struct ScaleShiftActBackward {
   Cut cut;
 };
 
-// y = out_act(scale x + shift) and parts of the mean of what is rounded to y, whose sum over the splits is the mean.
+// y = out_act(scale x + shift), and mean_parts, whose sum over the splits is the mean of y before it is rounded.
 struct ScaleShiftActMean {
   const void* x;
   void* y;
@@ -125,10 +130,10 @@ struct ScaleShiftActMean {
   Cut cut;
 };
 
-// The excitation's two layers, FC-act-FC-gate. Without fc1_weight: none.
+// The excitation's two layers, FC-act-FC-gate. If fc1_weight is null, there is no excitation.
 struct ExcitationLayers {
   const void *fc1_weight, *fc2_weight;  // (R, C), (C, R)
-  Type type;                            // theirs
+  Type type;                            // of both weights
   Vector fc1_bias, fc2_bias;
   int r;
   bool fc1_whole, fc2_whole;  // rows of the weight are whole 16-byte vectors
@@ -140,21 +145,21 @@ struct ExcitationLayers {
 struct Excitation {
   int64_t n;
   int c, s;
-  const float *mean_parts, *m2_parts;  // (splits, N, C); m2_parts null: statistics are given
+  const float *mean_parts, *m2_parts;  // (splits, N, C); with m2_parts null, norm has the statistics
   int splits, span;
-  float* mean;        // (N, C); mean_parts itself where there is one split
+  float* mean;        // (N, C); equals mean_parts if there is one split
   float* stats;       // (2, C) mean and biased variance, or null
-  Result moved_mean;  // running statistics to move, or null
+  Result moved_mean;  // running statistics to update, or null
   Result moved_var;
   float momentum, unbias;
-  Norm norm;  // with m2_parts: weight, bias and eps; mean and var are found here
+  Norm norm;  // with m2_parts only weight, bias and eps; mean and var are computed from the batch
   ExcitationLayers fc;
   Vector drop;
-  float* z;       // (N, C) squeeze of u; mean itself without batch norm
+  float* z;       // (N, C) squeeze of u; equals mean without batch norm
   float* hidden;  // (N, R)
   float* factor;  // (N, C) or null
   float *scale, *shift;
-  int* counters;  // zero
+  int* counters;  // kCounters, zero before the launch
 };
 
 struct ExcitationBackward {
@@ -162,7 +167,7 @@ struct ExcitationBackward {
   int c, s;
   const float *p_parts, *q_parts;  // (splits, N, C)
   int splits;
-  float *p, *q;  // (N, C); the parts themselves where there is one split
+  float *p, *q;  // (N, C); equal the parts if there is one split
   const float *mean, *factor, *hidden;
   Norm norm;  // mean and var: the saved statistics
   ExcitationLayers fc;
@@ -171,10 +176,10 @@ struct ExcitationBackward {
   float *dq, *dhidden;
   float *k1, *k2, *k3;
   Result dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias;
-  int* counters;  // zero
+  int* counters;  // kCounters, zero before the launch
 };
 
-// Inference, everything in one launch: cluster_fused.cu and l2_grouped.cu.
+// Parameters of the kernels that do all of inference in one launch: cluster_fused.cu and l2_grouped.cu.
 struct InferenceParams {
   const void *x, *residual;
   void* y;
@@ -191,31 +196,31 @@ struct InferenceParams {
 struct ClusterFused {
   InferenceParams op;
   int blocks, samples, share, partition, channels;
-  int lanes;    // of a row's sum; in cols as in Cut
-  int threads;  // of a block
+  int lanes;    // that share a row's sum; in the cols modes as in Cut
+  int threads;  // per block
 };
 constexpr int kSamplesOfCluster = 8;       // at most
-constexpr int kLargestCluster = 16;        // blocks; more than 8 are not every device's to place
-constexpr int kThreadsClusterFused = 384;  // two blocks of a multiprocessor have 80 registers a thread then
+constexpr int kLargestCluster = 16;        // blocks; not every device can place more than 8
+constexpr int kThreadsClusterFused = 384;  // leaves 80 registers per thread with two blocks per multiprocessor
 
-// Samples in groups that stay in L2; pass 1 of a group goes before pass 2 of the one before.
+// Samples are processed in groups that stay in L2 between the two passes.
 struct L2Grouped {
   InferenceParams op;
   int group;  // samples
-  // rows: rows of a tile, and tiles of a sample; cols: positions of a tile, and partitions of a sample's positions
+  // rows modes: rows per tile, and tiles per sample; cols modes: positions per tile, and partitions of the positions
   int tile, splits;
-  int lanes;                                       // of a row's sum; in cols as in Cut
+  int lanes;                                       // that share a row's sum; in the cols modes as in Cut
   float *mean_parts, *z, *hidden, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R)
   int* counters;
 };
-// int32 that an l2_grouped launch finds zero: tickets, three per group, and in cols one per sample and block of
-// channels
+// Number of int32 counters of an l2_grouped launch, zero before it: one for tickets, three per group, and in the cols
+// modes one per sample and block of channels.
 SE_BOTH inline int64_t counters_of(const L2Grouped& g) {
   const Map& map = g.op.map;
   return 1 + 3 * ceil_div(map.n, g.group) + (map.by_rows() ? 0 : map.n * ceil_div(map.c, 8 * g.lanes));
 }
 
-// What a launch reports: null, or what CUDA says went wrong.
+// The result of a launch: null, or CUDA's error message.
 using Error = const char*;
 using Stream = void*;
 
@@ -229,9 +234,10 @@ Error launch(const ExcitationBackward&, int blocks, Stream);
 Error launch(const ClusterFused&, Stream);
 Error launch(const L2Grouped&, int blocks, Stream);
 
-// Shared memory of a block of the cluster_fused kernel.
+// Bytes of shared memory per block of the cluster_fused kernel.
 size_t shared_bytes(const ClusterFused&);
-// Of its clusters' sizes the largest that the current device can place, if each block has so much shared memory.
+// The largest cluster of the cluster_fused kernel, in blocks, that the current device can place if each block has
+// `shared_bytes` of shared memory.
 int largest_cluster(size_t shared_bytes);
 
 }  // namespace se_fused::cuda

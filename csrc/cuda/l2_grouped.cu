@@ -1,11 +1,12 @@
-// Inference of the block in three passes over memory where cluster_fused.cu cannot hold a sample or the device has no
-// clusters: samples go in groups, so that pass 2 of a group comes soon after its pass 1 and finds x in L2. Blocks stay
-// and take tickets (tiles.cuh); the tickets of round k are
+// Inference of the block in three passes over memory, for devices without clusters and samples that cluster_fused.cu
+// cannot hold. Samples are processed in groups, so that pass 2 of a group follows soon after its pass 1 and finds x in
+// L2. Blocks are persistent and take tickets (tiles.cuh). The tickets of round k are, in this order,
 //
 //     hidden(k - 1)   pass 1 (k)   excite(k - 1)   pass 2 (k - 2)
 //
-// so that what a tile waits for lies a whole pass behind it. Between its two passes a group sees two more go by:
-// three groups of x are to lie in L2, beside the residual and y, which leave it first. plan.cpp sizes them.
+// so that a whole pass lies between a tile and the tiles it waits for. Two more groups are read between the two passes
+// of a group, so three groups of x must fit in L2, beside the residual and y, which are evicted first. plan.cpp chooses
+// the group's size.
 #include "excitation.cuh"
 #include "launch.cuh"
 #include "moments.cuh"
@@ -13,7 +14,7 @@
 
 namespace se_fused::cuda {
 
-constexpr int kColumnsShared = 8 * kThreads;  // floats, of column_moments without squares
+constexpr int kColumnsShared = 8 * kThreads;  // floats that column_moments needs without squares
 constexpr int kSharedL2Grouped = kColumnsShared > kExciteShared ? kColumnsShared : kExciteShared;
 
 struct Rounds {
@@ -33,7 +34,7 @@ struct Rounds {
   }
 };
 
-// A tile of a pass: sample, and rows or block of channels and positions.
+// A tile of a pass: its sample, and its rows (rows modes) or its channels and positions (cols modes).
 struct PassTile {
   int64_t n;
   int block, split, begin, stop;
@@ -71,8 +72,9 @@ SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds&
         g.mean_parts[tile.split * stride + row + c] = mean;
     });
     if (g.splits == 1) return;
-    // The last tile of the sample's positions merges the means of all, in their order. Its release is as in `done`,
-    // behind the barrier that ends column_moments; it acquires the other tiles'.
+    // The tile of a sample that finishes last merges the means of all tiles, in a fixed order. The counter's release
+    // covers the whole block as in `done`, because the barrier at the end of column_moments comes before it. Its
+    // acquire makes the other tiles' means visible.
     if (threadIdx.x == 0)
       *slot = fetch_add_acquire_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
     __syncthreads();
@@ -154,15 +156,16 @@ SE_DEVICE void l2_grouped(const L2Grouped& g) {
   }
 }
 
-// Blocks of a multiprocessor that registers are to allow: two where nothing spills then. 256 threads with 64 bytes each
-// under way are 16 KB; an A100 needs 10 KB of each multiprocessor (1.55 TB/s, 0.7 us), an H200 23 KB.
+// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers: two where nothing spills then.
+// 256 threads with 64 bytes in flight each are 16 KB per block. An A100 needs 10 KB in flight per multiprocessor
+// (1.55 TB/s, 0.7 us latency), an H200 23 KB.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
 constexpr int kBlocksL2Grouped = 1;
 #else
 constexpr int kBlocksL2Grouped = 2;
 #endif
 
-// x and the weights have one dtype, or the weights are float32: other pairs take separate launches (plan.cpp).
+// The weights have x's dtype or are float32. Other combinations take separate launches (plan.cpp).
 template <class T, Mode mode, class W>
 SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksL2Grouped)
 l2_grouped_kernel(SE_CONSTANT L2Grouped g) {

@@ -1,4 +1,4 @@
-// The host's side of a launch: which instance of a kernel, and what CUDA said.
+// Kernel launches from the host: choice of the kernel instance, launch configuration, errors.
 #pragma once
 
 #include <string>
@@ -23,15 +23,17 @@ struct Launch {
   int threads = kThreads;
   size_t shared = 0;
   int cluster = 1;
-  bool resident = false;  // blocks wait for each other
+  bool resident = false;  // blocks of the launch wait for each other
 };
 
-constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for, as must more blocks in a cluster
+// Limits that hold unless a kernel opts in to more (see `permit`).
+constexpr size_t kSharedByDefault = 48 << 10;
 constexpr int kClusterByDefault = 8;
 
 #ifdef __CUDACC__
-// Lets a kernel have all the shared memory of a block, and clusters of 16. Once, for good: were the limit set to what
-// each launch needs, a thread with a smaller map could lower it between another's setting and launch.
+// Permits a kernel to use all the shared memory of a block, and clusters of 16 blocks. This is done once and for the
+// maximum: if each launch set the limit that it needs, a thread with a smaller map could lower the limit between
+// another thread's setting and its launch.
 inline cudaError_t permit(const void* function) {
   static OncePerKernel once;
   int device = 0;
@@ -75,7 +77,7 @@ Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const 
   if (how.blocks > INT32_MAX) return "more blocks than a grid can have";
   const Configuration c(reinterpret_cast<const void*>(kernel), how, stream);
   cudaError_t error = c.error == cudaSuccess ? cudaLaunchKernelEx(&c.config, kernel, args) : c.error;
-  const cudaError_t pending = cudaGetLastError();  // also takes it away: the next call is not to stumble over it
+  const cudaError_t pending = cudaGetLastError();  // also clears the error, so that later calls do not report it
   if (error == cudaSuccess) error = pending;
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -102,7 +104,8 @@ Error start(void (*kernel)(const Args), const Launch& how, Stream, const Args& a
 }
 #endif
 
-// f(element type, mode) with both as constants: decltype(type)::type and mode.value.
+// Compile-time constants for a type and a mode: by_type_and_mode calls f(type, mode), whose values are
+// decltype(type)::type and mode.value.
 template <class T>
 struct TypeTag {
   using type = T;
@@ -139,7 +142,7 @@ struct Instance {
   std::string name;
   const void* kernel;
   int threads = kThreads;
-  int shared = 0;  // bytes, at most; kByShape: the map decides
+  int shared = 0;  // bytes, at most; kByShape if it depends on the map
 };
 constexpr int kByShape = -1;
 using Instances = std::vector<Instance>;
@@ -155,7 +158,7 @@ inline std::string name_of(Type type) {
   return names[(int)type];
 }
 
-// f(a map of each type and mode, and both as text)
+// Calls f(map, text) with a map of each type and mode, and both as text.
 template <class F>
 void each_map(const F& f) {
   constexpr const char* modes[] = {"rows", "rows_unaligned", "rows_single", "cols", "cols_single"};

@@ -5,7 +5,8 @@
 
 namespace se_fused::cuda {
 
-// Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
+// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
+// nothing spills on any architecture.
 SE_BOTH constexpr int blocks_of_moments(Mode mode) {
   return mode == Mode::rows ? 4 : mode == Mode::rows_unaligned ? 3 : 2;
 }
@@ -36,7 +37,8 @@ moments_kernel(SE_CONSTANT Moments g) {
   }
 }
 
-// dr of a vector, from dy, x and what the activation needs; rounded, because pass 2 reads the rounded one.
+// Turns dy, passed in `dr`, into dr for one vector: by the mask bits, or with from_sum by the derivative at
+// scale x + shift + residual. With from_sum dr is rounded to T, because pass 2 reads the rounded values.
 template <class T, bool from_sum>
 SE_DEVICE void slope(OutAct out_act, float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
                      const float (&scale)[8], const float (&shift)[8], const float (&added)[8]) {

@@ -1,17 +1,18 @@
 // Pass 1 of the forward pass for one tile: mean and m2 = sum (x - mean)^2.
 //
-// Sums are of differences from the tile's first element of that channel, so that rounding is of the spread and not of
-// the size; if that element is not finite, from 0. Squares: the mean of each chunk of a thread (up to 32 elements, in
-// registers) is found first, then the squares around it, and chunks, lanes, threads and splits are joined by Chan's
-// formula in a fixed order. Five instructions an element, where memory gives time for about twelve (2 bytes of each at
-// 4.3 TB/s over 132 multiprocessors); Welford's update would be seven and a chain.
+// Sums are of differences from the channel's first element in the tile, so that the rounding error scales with the
+// spread and not with the magnitude; if that element is not finite, the shift is 0. For m2, a thread computes the mean
+// of each chunk of up to 32 elements in registers, then the squares around it. Chunks, lanes, threads and splits are
+// joined by Chan's formula in a fixed order. This takes five instructions per element; memory bandwidth leaves time for
+// about twelve (2 bytes per element at 4.3 TB/s over 132 multiprocessors). Welford's update would take seven, in one
+// dependent chain.
 #pragma once
 
 #include "tiles.cuh"
 
 namespace se_fused::cuda {
 
-// count, sum and sum of squares around its own mean, of differences from a shift that is not stored here.
+// Count, sum, and sum of squares around the mean, of differences from a shift that is stored elsewhere.
 struct Sums {
   float count, total, squares;
 
@@ -29,7 +30,8 @@ struct Sums {
 
 SE_DEVICE float finite_or_zero(float x) { return is_finite(x) ? x : 0.f; }
 
-// Over positions begin..stop of a row, by aligned groups of `lanes` threads; every lane returns the result.
+// mean and m2 over the positions [begin, stop) of a row, by aligned groups of `lanes` threads. Every lane returns the
+// result as {mean, m2}.
 template <Mode mode, Use use, bool with_m2, class T>
 SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin, int stop, int64_t total, int lanes) {
   constexpr int kLoads = loads_of<T>(mode, 1);
@@ -43,7 +45,7 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin,
     for (int u = 0; u < kLoads; ++u)
       if (const int v = i + u * lanes; v < window.vectors)
         raw[u] = load<mode, use>(x, window.origin + 8 * (int64_t)v, window.limit(total));
-    const auto each = [&](const auto& use_one) {  // of the elements that are this row's
+    const auto each = [&](const auto& use_one) {  // calls it for each loaded element of this row
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
         const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
@@ -79,8 +81,8 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin,
   return {shift + sums.total / count, sums.squares};
 }
 
-// Over positions begin..stop of a sample, for all channels of a block of threads (Columns). put(channel, mean, m2) is
-// called once for each. shared: 16 * blockDim.x floats.
+// mean and m2 over the positions [begin, stop) of a sample, for all channels of a block (Columns). Calls
+// put(channel, mean, m2) once per channel. shared: 16 * blockDim.x floats, or half of that without m2.
 template <Mode mode, Use use, bool with_m2, class T, class Put>
 SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, const Columns& at, float* shared,
                               const Put& put) {
@@ -112,7 +114,7 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
           for (int j = 0; j < 8; ++j) chunk[j] += v[j] - shift[j];
         }
       if (with_m2) {
-        // the factors of Chan's formula are those of all eight channels
+        // All eight channels have the same counts, so the factors of Chan's formula are computed once.
         const float each = 1.f / there, before = count > 0.f ? 1.f / count : 0.f;
         const float weight = count * there / (count + there);
         float mean[8];
@@ -153,7 +155,7 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
     for (int step = 0; step < at.steps; ++step) {
       const float own = shared[step * width + i];
       if (with_m2) {
-        const int mine = max(stop - begin - step + at.steps - 1, 0) / at.steps;  // positions of that thread
+        const int mine = max(stop - begin - step + at.steps - 1, 0) / at.steps;  // positions of the thread at `step`
         if (mine) sums.join((float)mine, own, squares_shared[step * width + i]);
       } else {
         sums.total += own;
@@ -161,7 +163,7 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
     }
     put(at.first + i, from + sums.total / (float)(stop - begin), sums.squares);
   }
-  __syncthreads();  // before shared memory is used again
+  __syncthreads();  // the caller may reuse shared memory
 }
 
 }  // namespace se_fused::cuda

@@ -1,4 +1,4 @@
-// What a kernel must have on a device before it is launched there, done once however many threads come at a time.
+// One-time preparation of a kernel on a device before its first launch, safe for concurrent threads.
 // Plain C++: tests/support/cuda_once.cpp runs it without CUDA.
 #pragma once
 
@@ -12,11 +12,11 @@ namespace se_fused::cuda {
 
 class OncePerKernel {
  public:
-  // Zero where `prepare` has returned zero for this kernel and device, now or before; else what it returns, and the
-  // next caller tries again. Once prepared, a call costs two loads.
+  // Calls `prepare` unless it has already returned zero for this kernel and device. Returns zero if the kernel is
+  // prepared, else the error of `prepare`; the next caller then tries again. Once prepared, a call costs two loads.
   template <class Prepare>
   auto operator()(const void* kernel, int device, const Prepare& prepare) -> decltype(prepare()) {
-    const uint64_t bit = device >= 0 && device < 64 ? uint64_t{1} << device : 0;  // beyond: prepared at each call
+    const uint64_t bit = device >= 0 && device < 64 ? uint64_t{1} << device : 0;  // others are prepared at each call
     if (const Slot* slot = find(kernel); slot && slot->devices.load(std::memory_order_acquire) & bit) return {};
     const std::lock_guard lock(mutex_);
     Slot* const slot = claim(kernel);
@@ -29,13 +29,13 @@ class OncePerKernel {
  private:
   struct Slot {
     std::atomic<const void*> kernel{};
-    std::atomic<uint64_t> devices{};  // a bit each
+    std::atomic<uint64_t> devices{};  // one bit per device
   };
-  static constexpr size_t kSlots = 64;  // the cluster_fused kernel, the only one that asks, has nine instances
+  static constexpr size_t kSlots = 64;  // only the cluster_fused kernel needs preparation; it has nine instances
 
   static size_t first(const void* kernel) { return reinterpret_cast<uintptr_t>(kernel) / 16 % kSlots; }
 
-  // Null: not there. A slot that was claimed keeps its kernel.
+  // The kernel's slot, or null if it has none. A claimed slot never changes its kernel.
   const Slot* find(const void* kernel) const {
     for (size_t i = 0, at = first(kernel); i < kSlots; ++i, at = (at + 1) % kSlots) {
       const void* const there = slots_[at].kernel.load(std::memory_order_relaxed);
@@ -44,7 +44,8 @@ class OncePerKernel {
     }
     return nullptr;
   }
-  // Under the lock. Null: all are taken, and this kernel is prepared at each call.
+  // The kernel's slot, claimed if it has none; the caller holds the lock. Null if all slots are taken: this kernel is
+  // then prepared at each call.
   Slot* claim(const void* kernel) {
     for (size_t i = 0, at = first(kernel); i < kSlots; ++i, at = (at + 1) % kSlots) {
       const void* const there = slots_[at].kernel.load(std::memory_order_relaxed);

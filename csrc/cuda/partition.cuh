@@ -1,4 +1,4 @@
-// How the blocks of a pass that sums lie over a map: partitions of the positions, one sum each.
+// Assignment of blocks to a map in a summing pass: partitions of the positions, with one sum per channel each.
 #pragma once
 
 #include "launch.cuh"
@@ -6,7 +6,7 @@
 
 namespace se_fused::cuda {
 
-// One partition of one row for a group of lanes.
+// Rows modes: the partition of one row that a group of lanes sums.
 struct RowPartition {
   int64_t row;
   int split, begin, stop;
@@ -19,13 +19,13 @@ struct RowPartition {
     row = exists ? unit / cut.splits : 0;
     split = exists ? (int)(unit % cut.splits) : 0;
     begin = split * cut.span;
-    stop = exists ? min(begin + cut.span, map.s) : begin;  // nothing to do, but shuffles need all lanes
+    stop = exists ? min(begin + cut.span, map.s) : begin;  // an empty range: shuffles need all lanes
   }
-  // of this partition's sum in (splits, N, C)
+  // index of this partition's sum in (splits, N, C)
   SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
 };
 
-// One partition of one sample's positions for a block.
+// Cols modes: the partition of one sample's positions, and the block of channels, that a block sums.
 struct ColumnPartition {
   int64_t n;
   int split, begin, stop, columns;
@@ -33,7 +33,7 @@ struct ColumnPartition {
   SE_DEVICE ColumnPartition(const Map& map, const Cut& cut) {
     const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
     const int64_t rest = blockIdx.x / blocks;
-    columns = (int)(blockIdx.x % blocks);  // neighbours in memory are neighbours in time
+    columns = (int)(blockIdx.x % blocks);  // consecutive blocks read neighbouring memory
     n = rest / cut.splits;
     split = (int)(rest % cut.splits);
     begin = split * cut.span;

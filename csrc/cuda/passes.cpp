@@ -1,4 +1,5 @@
-// The passes as operators: shapes, memory, one launch each; and one that joins the sums of splits.
+// The passes as operators: checks, allocation and one launch each. scale_shift_act_mean and its backward pass add one
+// launch, which joins the sums of the splits.
 #include "torch_host.h"
 
 namespace se_fused {
@@ -88,7 +89,7 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
   return dx;
 }
 
-// (splits, N, C) -> (N, C), in PyTorch's order, which is the same in every run
+// Sum over the splits, (splits, N, C) -> (N, C), by torch.sum, whose order is the same in every run.
 static Tensor joined(const Tensor& parts) {
   const int64_t dim = 0;
   return torch::stable::sum(parts, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));

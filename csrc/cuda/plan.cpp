@@ -9,18 +9,18 @@ namespace {
 
 int64_t item_bytes(const Map& map) { return map.type == Type::float32 ? 4 : 2; }
 
-int power_of_two(int64_t n) {  // the smallest that is not below n
+int power_of_two(int64_t n) {  // the smallest power of two >= n
   int p = 1;
   while (p < n) p *= 2;
   return p;
 }
 
-// Memory answers after 0.7 us or so; an H200's 4.3 TB/s are 23 KB under way per multiprocessor at any time. Four blocks
-// of 256 threads with 64 bytes each are 64 KB. Twice as many blocks as are resident keep the last round short.
+// The memory latency is about 0.7 us, so an H200's 4.3 TB/s need 23 KB in flight per multiprocessor. Four blocks of 256
+// threads with 64 bytes each are 64 KB. Twice as many blocks as are resident keep the last, partly filled round short.
 constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int kThreadsOfBlock = 256;
-constexpr int kStep = 4;         // vectors that a thread has under way
-constexpr int kMaxSplits = 256;  // whoever merges them reads each
+constexpr int kStep = 4;         // vectors in flight per thread
+constexpr int kMaxSplits = 256;  // limits the merging, which reads every split
 
 int lanes_of_columns(const Map& map) { return std::min(power_of_two(ceil_div(map.c, 8)), 32); }
 
@@ -33,7 +33,7 @@ Cut whole(const Map& map) { return {1, map.s, map.by_rows() ? lanes_of_row(map) 
 Cut cut_of(const Map& map, const Device& device) {
   Cut cut = whole(map);
   const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors;
-  int64_t blocks, steps;  // without splits; iterations of a thread
+  int64_t blocks, steps;  // blocks without splits, and iterations per thread
   if (map.by_rows()) {
     blocks = ceil_div(map.n * map.c * cut.lanes, kThreadsOfBlock);
     steps = ceil_div(map.s, 8 * cut.lanes * kStep);
@@ -41,7 +41,7 @@ Cut cut_of(const Map& map, const Device& device) {
     blocks = map.n * ceil_div(map.c, 8 * cut.lanes);
     steps = ceil_div(map.s, kThreadsOfBlock / cut.lanes * kStep);
   }
-  // two iterations at least: a split costs its merging
+  // At least two iterations per split, because each split adds to the merging.
   const int64_t splits = std::min({ceil_div(wanted, blocks), std::max<int64_t>(steps / 2, 1), int64_t{kMaxSplits}});
   const int64_t span = ceil_div(ceil_div(map.s, splits), 8) * 8;  // whole bytes of the mask
   cut.span = (int)std::min<int64_t>(span, INT32_MAX / 2);
@@ -51,24 +51,25 @@ Cut cut_of(const Map& map, const Device& device) {
 
 Cut part_of(const Map& map) {
   const int lanes = lanes_of_columns(map), steps = kThreadsOfBlock / lanes;
-  return {1, std::min(map.s, steps * 8), lanes};  // eight positions a thread spread the cost of its coefficients
+  return {1, std::min(map.s, steps * 8), lanes};  // eight positions per thread amortise loading the coefficients
 }
 
 namespace {
 
-// Why a path is taken: the first row whose condition holds.
+// The rules: the first path whose condition holds is taken.
 //
-//   cluster_fused  sm_90 and later, 8 channels and more to a vector, a sample fits in a cluster that the device can
-//                  place: 3 passes in one launch
-//   l2_grouped     x does not stay in L2 between two launches, three groups of samples do: 3 passes in two launches
-//   separate       the rest: moments, excitation, scale_shift_act; 3 passes where x stays in L2, else 4
+//   cluster_fused  sm_90 or later, C a multiple of 8, elements in whole vectors, and a sample fits in a cluster that
+//                  the device can place: 3 passes in one launch
+//   l2_grouped     x does not stay in L2 between two launches, but three groups of samples do: 3 passes in two launches
+//                  (the first zeroes the counters)
+//   separate       all other cases: moments, excitation, scale_shift_act; 3 passes if x stays in L2, else 4
 //
 // cluster_fused. A block's share of a sample is the largest that leaves room for a second block on the multiprocessor,
-// so that one loads while the other computes its excitation; a whole multiprocessor where only that holds the sample.
-// With few samples a sample is spread over more blocks, up to the portable 8, as long as all together leave
-// multiprocessors idle. Samples join a cluster until the weights that clusters read are a quarter of x: a cluster per
-// sample would read 128 MB of them for 26 MB of x in stage 4 of ResNet-50 (N = 128, 16 bits); four samples a cluster
-// read 34 MB, out of L2.
+// so that one block loads while the other computes its excitation. If the sample does not fit that way, a block takes
+// the shared memory of a whole multiprocessor. With few samples, a sample is spread over more blocks, up to the
+// portable limit of 8, while multiprocessors would stay idle. Samples are added to a cluster until the weights that all
+// clusters read are at most a quarter of x: with one sample per cluster, stage 4 of ResNet-50 (N = 128, 16 bits) would
+// read 128 MB of weights for 26 MB of x; four samples per cluster read 34 MB, from L2.
 constexpr const char* kClusterFused = "cluster_fused: a cluster of blocks holds each sample in shared memory";
 constexpr const char* kL2Grouped =
     "l2_grouped: x is larger than half of L2; groups of samples stay in it between the two passes";
@@ -80,7 +81,7 @@ constexpr const char* kNames[] = {"cluster_fused", "l2_grouped", "separate"};
 constexpr const char* kSingle = "its elements do not lie in whole vectors of eight";
 constexpr const char* kChannels = "C is not a multiple of 8";
 
-// Null, or why not.
+// Fills `plan` and returns null, or returns why cluster_fused cannot be used.
 const char* plan_cluster_fused(const Map& map, int r, const Device& device, ClusterFused& plan) {
   if (device.capability < 90) return "the device has no clusters of thread blocks";
   if (is_single(map.mode)) return kSingle;
@@ -127,10 +128,12 @@ const char* plan_cluster_fused(const Map& map, int r, const Device& device, Clus
   return nullptr;
 }
 
-// Two blocks of 256 threads per multiprocessor, 64 bytes a thread under way. A tile is two such rounds, 32 KB: its
-// ticket (a round trip to L2, 1 us) is a third of its time, which the other block hides. A group has as many tiles as
-// there are blocks; larger tiles would make it larger, and stage 1 of ResNet-50 would not go three times into an A100's
-// 40 MB. Null, or why not: because it cannot, or, unless it is `forced`, because it does not pay.
+// Two blocks of 256 threads per multiprocessor, with 64 bytes in flight per thread. A tile is two such rounds, 32 KB.
+// Taking its ticket (a round trip to L2, 1 us) is a third of its time, which the other block hides. A group has as many
+// tiles as there are blocks. Larger tiles would make the group larger, and three groups of stage 1 of ResNet-50 would
+// not fit in an A100's 40 MB of L2.
+// Fills `plan` and `blocks` and returns null, or returns why l2_grouped is not used: because it cannot, or, unless
+// `forced`, because it does not pay.
 const char* plan_l2_grouped(const Map& map, bool weights_fit, const Device& device, bool forced, L2Grouped& plan,
                             int& blocks) {
   if (!weights_fit) return "the weights are neither float32 nor of x's dtype";
@@ -140,7 +143,7 @@ const char* plan_l2_grouped(const Map& map, bool weights_fit, const Device& devi
   blocks = 2 * device.multiprocessors;
   if (map.by_rows()) {
     plan.lanes = lanes_of_row(map);
-    // whole vectors, also in rows_unaligned
+    // a multiple of 8 rows, so that a tile is whole vectors also in rows_unaligned
     const int64_t rows = std::max<int64_t>(tile_bytes / (map.s * item_bytes(map)) / 8, 1) * 8;
     plan.tile = (int)std::min<int64_t>(rows, map.c);
     plan.splits = (int)ceil_div(map.c, plan.tile);
@@ -185,7 +188,7 @@ InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Devi
   return plan.no_l2_grouped ? take(Path::separate, kNeither) : take(Path::l2_grouped, kL2Grouped);
 }
 
-static std::atomic<int> forced{-1};  // of Path; -1: none
+static std::atomic<int> forced{-1};  // a Path, or -1 for none
 
 std::optional<Path> forced_path() {
   const int path = forced.load(std::memory_order_relaxed);

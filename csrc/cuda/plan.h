@@ -1,4 +1,4 @@
-// Which launches a call takes, and their shapes: rules with their reasons, chosen from the map and the device.
+// Choice of the launches of a call and their shapes, by rules on the map and the device; each choice has a reason.
 #pragma once
 
 #include <optional>
@@ -8,52 +8,54 @@
 
 namespace se_fused::cuda {
 
-// What the rules ask of a device.
+// The device properties that the rules use.
 struct Device {
   int capability;  // 90 for 9.0
   int multiprocessors;
   int64_t l2_bytes;
-  int64_t shared_bytes;  // of a block, at most
-  // Blocks of a cluster, at most: of blocks that leave half of their multiprocessor to another one, and of larger ones.
-  // 1: no clusters.
+  int64_t shared_bytes;  // per block, at most
+  // Most blocks of a cluster: if a second block fits on the same multiprocessor (shared_of_two), and if each block has
+  // a multiprocessor's shared memory to itself. 1 on devices without clusters.
   int max_cluster, max_cluster_alone;
 };
 
-// Of a block that leaves as much to another one; 1 KB of each block is the system's.
+// Shared memory per block if two blocks share a multiprocessor. The system reserves 1 KB per block.
 inline int64_t shared_of_two(int64_t shared_bytes) { return (shared_bytes + 1024) / 2 - 1024; }
-// What the current device can place: filled in once, as each question is one to the driver.
+// Sets the largest clusters that the current device can place. Called once per device, because it queries the driver.
 inline void find_clusters(Device& device) {
   const bool any = device.capability >= 90;
   device.max_cluster = any ? largest_cluster(shared_of_two(device.shared_bytes)) : 1;
   device.max_cluster_alone = any ? largest_cluster(device.shared_bytes) : 1;
 }
 
-Cut whole(const Map&);                  // sums that nobody merges
-Cut cut_of(const Map&, const Device&);  // sums that excitation merges
-Cut part_of(const Map&);                // of a pass that does not sum: cols alone
-int lanes_of_row(const Map&);           // that share a row's sum
+Cut whole(const Map&);                  // one split: sums need no merging
+Cut cut_of(const Map&, const Device&);  // one or more splits, whose sums are merged by excitation or torch.sum
+Cut part_of(const Map&);                // for a pass without sums; used in the cols modes only
+int lanes_of_row(const Map&);           // threads that share a row's sum
 
 enum class Path { cluster_fused, l2_grouped, separate };
 
 struct InferencePlan {
   Path path;
   const char* reason;
-  const char *no_cluster_fused, *no_l2_grouped;  // why not, where the rule wanted them first; else null
-  const char* refusal;                           // why the map cannot take a path that is forced; then there is no plan
-  ClusterFused cluster_fused;                    // op is not filled in
+  const char *no_cluster_fused, *no_l2_grouped;  // why these preferred paths were not taken; else null
+  const char* refusal;                           // why the map cannot take a forced path; then there is no plan
+  ClusterFused cluster_fused;                    // without op
   L2Grouped l2_grouped;
   int blocks;  // of l2_grouped
 };
 
-// r: squeezed channels; `weights_fit`: the weights' dtype is one that l2_grouped.cu takes with x's.
+// r: squeezed channels; weights_fit: l2_grouped.cu supports the weights' dtype with x's; forced: the path to take, or
+// none.
 InferencePlan plan_inference(const Map&, int r, bool weights_fit, const Device&, std::optional<Path> forced);
 
-// The path that all plans of this process take, for tests and measurements; none: the rule's. By name, "" for none.
+// The path that all plans of this process take, for tests and measurements; without one the rule decides. force_path
+// takes its name, or "" for none.
 std::optional<Path> forced_path();
 const char* forced_name();
-bool force_path(const std::string& name);  // false: there is no such path
+bool force_path(const std::string& name);  // false if there is no such path
 
-// For people: the path, its shape and the bytes that it moves.
+// A readable description: the path, its shape, and the bytes of x and weights that it reads.
 std::string describe(const InferencePlan&, const Map&, int r);
 
 }  // namespace se_fused::cuda

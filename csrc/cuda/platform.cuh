@@ -1,8 +1,9 @@
-// What the kernels ask of the machine. nvcc compiles them for GPUs; with tests/support/cuda_shim in its include path a
-// C++ compiler builds the same source for the CPU, where threads are fibers and the tests watch them (DESIGN, TECH 7).
+// Machine-dependent primitives of the kernels: memory accesses, conversions, atomics, clusters. nvcc compiles them for
+// GPUs. With tests/support/cuda_shim in its include path, a C++ compiler builds the same source for the CPU, where
+// threads are fibers that the tests can inspect (DESIGN section 6.3).
 //
-// Concessions to that: all shared memory is dynamic (SE_SHARED), kernels take one struct, launches go through
-// launch.cuh, and what is PTX stands in this file alone.
+// To make that possible, all shared memory is dynamic (SE_SHARED), kernels take one struct, launches go through
+// launch.cuh, and PTX appears only in this file.
 #pragma once
 
 #include <cstdint>
@@ -29,13 +30,13 @@
 
 namespace se_fused::cuda {
 
-constexpr int kThreads = 256;  // of a block, in every kernel but the cluster_fused one
+constexpr int kThreads = 256;  // per block, in every kernel but cluster_fused
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
 
-// ---- 16-byte accesses. Nothing is read through the read-only path: y may be x's own memory.
-// keep: pass 1 reads what pass 2 will read again. last: nobody reads it again soon; it leaves L2 first. shared: it
-// lies in shared memory.
+// ---- 16-byte accesses. Nothing is read through the read-only cache, because y may be x.
+// keep: the data is read again by a later pass. last: it is not read again soon and is evicted from L2 first. shared:
+// it is in shared memory.
 enum class Use { keep, last, shared };
 
 #ifdef __CUDACC__
@@ -47,7 +48,7 @@ SE_DEVICE uint4 load16(const void* p) {
   return *q;
 }
 SE_DEVICE void store16(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
-// What another block of this launch wrote: L1 may hold an older state.
+// Loads a value that another block of this launch wrote; L1 is bypassed, because it may hold an older value.
 SE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
 SE_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 SE_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
@@ -116,8 +117,8 @@ SE_DEVICE void put(float* p, float x) { *p = x; }
 SE_DEVICE void put(BFloat16* p, float x) { p->bits = (uint16_t)pack_bfloat16(x, 0.f); }
 SE_DEVICE void put(Half* p, float x) { p->bits = (uint16_t)pack_half(x, 0.f); }
 
-// Eight neighbours as they lie in memory: a vector of the kernels, and exactly one byte of the mask, so that no lane
-// needs another one's bits. Two 128-bit accesses in float32, one in 16 bits.
+// Eight neighbouring elements in their memory format: one vector of the kernels. They match exactly one byte of the
+// mask, so that no lane needs another lane's bits. Two 128-bit accesses in float32, one in 16 bits.
 template <class T>
 struct Raw {
   uint4 q[sizeof(T) / 2];
@@ -162,8 +163,8 @@ SE_DEVICE void pack(const float (&v)[8], Raw<Half>& r) {
   r.q[0] = {pack_half(v[0], v[1]), pack_half(v[2], v[3]), pack_half(v[4], v[5]), pack_half(v[6], v[7])};
 }
 
-// ---- one launch, several phases. Blocks take tickets, in order; a tile that depends on others comes after them, so
-// whoever waits waits for blocks that run already: no deadlock, however few of them the device holds at once.
+// ---- several phases in one launch. Blocks take tickets in order, and a tile comes after the tiles it depends on. A
+// block therefore waits only for blocks that already run, so there is no deadlock however few blocks are resident.
 #ifdef __CUDACC__
 SE_DEVICE int fetch_add(int* p, int v) { return atomicAdd(p, v); }
 SE_DEVICE void add_release(int* p, int v) {
@@ -196,7 +197,7 @@ using BulkBarrier = uint64_t;
 SE_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 SE_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 SE_DEVICE void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
-// Orders no memory: for a barrier behind which nobody reads what was written before it.
+// Without memory ordering, for a barrier after which no block reads data written before it.
 SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 SE_DEVICE void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 template <class T>
@@ -205,7 +206,7 @@ SE_DEVICE T* map_shared(T* p, unsigned rank) {
 }
 SE_DEVICE void bulk_init(BulkBarrier* b, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for the copy engine as well
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // makes it visible to the copy engine as well
 }
 SE_DEVICE void bulk_expect(BulkBarrier* b, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes) : "memory");

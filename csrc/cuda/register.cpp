@@ -1,14 +1,15 @@
-// Names and schemas of the CUDA backend's operators. Users never call these: se_fused/ops wraps them.
+// Registration of the CUDA backend's operators. They are internal: se_fused/ops wraps them.
 #include "../schemas.h"
 #include "batch_norm_squeeze_excite.h"
 
 #ifdef SE_CUDA_SHIM
-#define SE_LIBRARY se_fused_cuda_shim  // the real one may be loaded in the same process
+#define SE_LIBRARY se_fused_cuda_shim  // a different name, because the CUDA library may be loaded in the same process
 #define SE_DEVICE_KEY CPU
 namespace se_fused::cuda {
 void set_stand_in(const Device&, int64_t large_cluster_bytes);
-// The device that the rules are to see, with the shared memory of a block up to which it can place clusters of 16; and
-// the order in which the shim runs fibers.
+// Test hooks. stand_in sets the device that the rules see; large_cluster_bytes is the shared memory per block up to
+// which it can place clusters of 16. reverse sets the order in which the shim runs fibers. launched returns the names
+// of the launches since its last call.
 void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes,
               int64_t large_cluster_bytes) {
   set_stand_in({(int)capability, (int)multiprocessors, l2_bytes, shared_bytes}, large_cluster_bytes);
@@ -20,7 +21,7 @@ std::string launched();
 #define SE_LIBRARY se_fused_cuda
 #define SE_DEVICE_KEY CUDA
 #endif
-// One level more, so that names are expanded before they become strings.
+// One more level of macros, so that names are expanded before they are turned into strings.
 #define SE_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)
 #define SE_IMPLEMENT(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
 

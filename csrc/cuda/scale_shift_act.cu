@@ -1,13 +1,13 @@
-// Pass 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
+// Pass 2: y from x and the residual by one multiply-add per element and the activation; dx in the backward pass.
 //
-// Pass 1 has just read x from front to back, so what is left of it in L2 is its end: blocks here start from there.
+// Pass 1 has just read x from front to back, so L2 holds its end. Blocks here therefore start from the end.
 #include "scale_shift_act.cuh"
 
 #include "launch.cuh"
 
 namespace se_fused::cuda {
 
-constexpr int kRounds = 2;  // of loads, per block: a vector's coefficients are read once per block
+constexpr int kRounds = 2;  // rounds of loads per block; the coefficients of a vector are read once per block
 
 template <class T, Mode mode, int tensors>
 SE_BOTH constexpr int vectors_of_block() {
@@ -18,7 +18,7 @@ SE_BOTH inline int64_t vectors_of_map(const Map& map) {
   return map.mode == Mode::rows_unaligned ? ceil_div(rows * map.s, 8) : rows * ceil_div(map.s, 8);
 }
 
-// A block's part of a channels_last map.
+// The sample, channels and positions of a channels_last map that a block processes.
 struct MapPartition {
   int64_t n;
   int columns, begin, stop;
@@ -33,7 +33,8 @@ struct MapPartition {
   }
 };
 
-// Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
+// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
+// nothing spills on any architecture.
 SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode) { return is_single(mode) ? 2 : mode == Mode::rows ? 4 : 3; }
 
 template <class T, Mode mode>
@@ -71,7 +72,7 @@ scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
   }
 }
 
-// ---- backward: dx = k1 dr + k2 (x - mean) + k3. Centred: k2 x alone would cancel against k3.
+// ---- backward: dx = k1 dr + k2 (x - mean) + k3. x is centred, because k2 x alone would cancel against k3.
 struct Slopes {
   float k1, k2, k3, mean;
 };

@@ -18,17 +18,17 @@ SE_DEVICE void apply(OutAct out_act, float (&t)[8]) {
   }
 }
 
-// Memory of one tile's maps: the same offsets in each. x may lie in shared memory, and y may be x.
+// Pointers to a tile's maps, which use the same offsets. x may be in shared memory, and y may be x.
 template <class T>
 struct Maps {
   const T *x, *residual;
   T* y;
 };
 
-// Vectors first..last of `rows` rows. by(row) gives a row's scale and shift. Except in rows_unaligned a vector is a
-// byte of the mask as it lies. There, bits are laid down in shared memory (blockDim.x * loads_of() + 1 bytes: one
-// vector more than the tile has, which y must not have overwritten), and the bytes of the mask that start in the tile
-// are cut out.
+// Vectors [first, last) of `rows` rows. by(row) returns a row's scale and shift. In all modes but rows_unaligned a
+// vector is one byte of the mask. In rows_unaligned, bits are first written to shared memory, and then the bytes of the
+// mask that start in the tile are assembled. Shared memory holds blockDim.x * loads_of() + 1 bytes: the last one is for
+// the first vector after the tile, whose x must not be overwritten yet, so y must not be x if a mask is written.
 template <Mode mode, Use use, class T, class By>
 SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int length, int64_t first, int64_t last,
                                     OutAct out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
@@ -98,7 +98,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
         bits_shared[stop - start] = (uint8_t)positive_bits(t);
       }
       __syncthreads();
-      // Bytes of the mask whose first element lies in the tile: byte b of row r stands for elements from
+      // Bytes of the mask whose first element lies in the tile: byte b of row r holds the elements from
       // r * length + 8 b on.
       const auto byte_of = [&](int64_t element) {
         const int64_t r = element / length;
@@ -122,7 +122,8 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
   }
 }
 
-// Positions begin..stop of a sample, from the last to the first, for a block's channels. maps and mask: the sample's.
+// Positions [begin, stop) of a sample, from the last to the first, for a block's channels. maps and mask point to the
+// sample.
 template <Mode mode, Use use, class T>
 SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int begin, int stop, const Columns& at,
                                        OutAct out_act, uint8_t* mask, const float (&scale)[8],

@@ -1,4 +1,4 @@
-// Pass 2 and the mean of its result in one read of x and one write of y.
+// Pass 2 fused with the per-channel mean of its result: one read of x and one write of y.
 #include "partition.cuh"
 #include "scale_shift_act.cuh"
 
@@ -100,7 +100,8 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   }
 }
 
-// Blocks of a multiprocessor that registers are to allow: as many as nothing spills with, on any architecture.
+// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
+// nothing spills on any architecture.
 SE_BOTH constexpr int blocks_of_scale_shift_act_mean(Mode mode) { return is_single(mode) ? 2 : 3; }
 
 template <class T, Mode mode>
@@ -112,7 +113,7 @@ scale_shift_act_mean_kernel(SE_CONSTANT ScaleShiftActMean g) {
     moments_of_columns<T, mode>(g);
 }
 
-static size_t shared_of_totals(const Map& map) { return shared_of(map) / 2; }  // one sum per channel, not two
+static size_t shared_of_totals(const Map& map) { return shared_of(map) / 2; }  // shared_of is for two sums per channel
 
 Error launch(const ScaleShiftActMean& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {

@@ -1,4 +1,4 @@
-// What several kernels share: how threads of a block lie over a channels_last map, sums over lanes, and tickets.
+// Helpers shared by several kernels: sums over lanes, assignment of threads to a map, and tickets.
 #pragma once
 
 #include "vectors.cuh"
@@ -17,11 +17,12 @@ SE_DEVICE float sum_lanes(float v, int width) {
   return v;
 }
 
-// A block over a channels_last map: `lanes` vectors of channels side by side, the rest of its threads along positions.
+// Assignment of a block's threads to a channels_last map: `lanes` vectors of channels side by side, and blockDim.x /
+// lanes positions.
 struct Columns {
-  int lane, step;      // this thread's vector in the block and its first position
-  int steps;           // positions at a time
-  int first, channel;  // of the block's channels; of this thread's
+  int lane, step;      // this thread's vector in the block, and its first position
+  int steps;           // positions that the block processes at a time
+  int first, channel;  // the first channel of the block, and of this thread
   bool exists;
 
   SE_DEVICE Columns(int lanes, int block, int channels)
@@ -33,7 +34,7 @@ struct Columns {
         exists(channel < channels) {}
 };
 
-// Finds the period in which a number near `first` lies, by 32-bit division: a 64-bit one is a hundred instructions.
+// Divides numbers near `first` by a period, with 32-bit division: a 64-bit division takes about a hundred instructions.
 struct Periods {
   int64_t row;
   uint32_t rest, period;
@@ -48,7 +49,8 @@ struct Periods {
   }
 };
 
-// Vectors of rows near vector `first`: in rows_unaligned those of the memory, else ceil(length / 8) of each row.
+// Vectors of a map in rows, near vector `first`. In rows_unaligned they are the aligned vectors of the whole memory, in
+// the other modes each row has ceil(length / 8).
 template <Mode mode>
 struct RowVectors {
   Periods periods;
@@ -61,7 +63,7 @@ struct RowVectors {
         first(first),
         total(rows * length),
         length(length) {}
-  // of vector first + i: its row, the position in it, its offset in the map, and where a load must stop
+  // For vector first + i: its row, its position in the row, its offset in the map, and the end up to which it may load.
   SE_DEVICE void find(int i, int64_t& row, int& position, int64_t& at, int64_t& end) const {
     if (mode == Mode::rows_unaligned) {
       periods.find(8 * (uint32_t)i, row, position);
@@ -76,29 +78,30 @@ struct RowVectors {
   }
 };
 
-// ---- tickets. `ticket` is one int of shared memory.
-// The next tile of this launch, the same for all threads of the block.
+// ---- tickets: the blocks of a launch take the numbers of its tiles in order. `ticket` is one int of shared memory.
+// Returns the next tile of this launch, the same for all threads of the block.
 SE_DEVICE int take(int* counter, int* ticket) {
-  __syncthreads();  // all have read the last one, and finished what it stood for
+  __syncthreads();  // all threads have read the previous ticket and finished its tile
   if (threadIdx.x == 0) *ticket = fetch_add(counter, 1);
   __syncthreads();
   return *ticket;
 }
-// Say that a tile's results are written. One release by one thread covers the stores of the whole block, with no fence
-// beside it: causality order is transitive (PTX ISA, "Memory Consistency Model", "Causality order"). A thread's store
-// comes before its arrival at the barrier in program order, the arrival synchronizes with thread 0's leaving it, and
-// that comes before the release. Additions read what they add to, so an acquired count has every tile of it behind it.
+// Signals that a tile's results are written. One release by thread 0 covers the stores of the whole block without a
+// separate fence, because causality order is transitive (PTX ISA, "Memory Consistency Model", "Causality order"): a
+// thread's store precedes its arrival at the barrier in program order, the arrival synchronizes with thread 0 leaving
+// the barrier, and that precedes the release. Each addition reads the previous count, so a thread that acquires a count
+// sees the results of all tiles counted in it.
 SE_DEVICE void done(int* counter) {
   __syncthreads();
   if (threadIdx.x == 0) add_release(counter, 1);
 }
-// Wait until `count` tiles are done; what they wrote can then be read with load_fresh.
+// Waits until `count` tiles are done. Their results can then be read with load_fresh.
 SE_DEVICE void wait(const int* counter, int count) {
   if (threadIdx.x == 0)
     while (load_acquire(counter) < count) spin();
   __syncthreads();
 }
-// Zero the counters of the next launch.
+// Zeroes the counters of the next launch.
 SE_DEVICE void clear(int* counters) {
   if (counters && blockIdx.x == 0 && threadIdx.x < kCounters) counters[threadIdx.x] = 0;
 }

@@ -1,4 +1,4 @@
-// Between PyTorch's tensors and the launches: modes, memory, stream and device, errors.
+// Conversion of PyTorch tensors to launch parameters: modes, workspace memory, device and stream, errors.
 #pragma once
 
 #include <initializer_list>
@@ -22,7 +22,7 @@ inline Type type_of(const Tensor& t, const char* name) {
   }
 }
 
-// For the time of a call: x's device is the current one; its current stream.
+// Makes x's device the current one for the time of a call, and launches on its current stream.
 class Place {
  public:
 #ifdef SE_CUDA_SHIM
@@ -52,7 +52,7 @@ inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
 inline const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 inline void* mutable_data(const Tensor& t) { return t.mutable_data_ptr(); }
 
-// The map and its mode, from all memory that is read or written by vectors of it.
+// The map and its mode. `memory` lists all pointers that are accessed in vectors, since all must be 16-byte aligned.
 inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<const void*> memory) {
   STD_TORCH_CHECK(layout.c <= INT32_MAX / 2 && layout.s <= INT32_MAX / 2, "more channels or positions than 2^30");
   Map map{layout.n, (int)layout.c, (int)layout.s, Mode::rows, type_of(x, "x")};
@@ -67,7 +67,7 @@ inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<c
   return map;
 }
 
-// A parameter as kernels read it: any of the dtypes, one after the other.
+// A contiguous parameter of `numel` elements in any supported dtype.
 inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name) {
   if (!t) return {nullptr, Type::float32};
   check_vector(*t, numel, name);

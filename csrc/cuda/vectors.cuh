@@ -1,4 +1,4 @@
-// Vectors of eight neighbours in each mode (kernels.h), and the mask's bits that belong to them.
+// Loads and stores of vectors of eight elements in each mode (kernel_params.h), and their bits in the mask.
 #pragma once
 
 #include "activations.cuh"
@@ -9,15 +9,15 @@ SE_DEVICE uint32_t bits_of(float x) { return as_bits(x); }
 SE_DEVICE uint32_t bits_of(BFloat16 x) { return x.bits; }
 SE_DEVICE uint32_t bits_of(Half x) { return x.bits; }
 
-// Vectors of a tensor that a thread has under way at a time: 64 bytes of `tensors` of them together. With the 1024
-// threads of a multiprocessor that 64 registers allow that is 64 KB, where 23 KB are needed (benchmarks/NOTES.md).
+// Vectors of each tensor that a thread has in flight, so that `tensors` tensors together are 64 bytes. 64 registers
+// allow 1024 threads per multiprocessor, which makes 64 KB; 23 KB are needed (benchmarks/NOTES.md).
 template <class T>
 SE_BOTH constexpr int loads_of(Mode mode, int tensors) {
   const int loads = 64 / (8 * (int)sizeof(T) * tensors);
   return is_single(mode) || loads < 1 ? 1 : loads;
 }
 
-// The vector at `at`, elements one by one, zero from `end` on.
+// The vector at `at`, loaded element by element; elements from `end` on are zero.
 template <class T>
 SE_DEVICE Raw<T> load_single(const T* base, int64_t at, int64_t end) {
   constexpr int per_word = 4 / sizeof(T), bits = 8 * sizeof(T);
@@ -35,7 +35,7 @@ SE_DEVICE Raw<T> load_single(const T* base, int64_t at, int64_t end) {
   return r;
 }
 
-// `end`: of the row in *_single, of the memory in rows_unaligned.
+// `end`: the end of the row in the *_single modes, of the memory in rows_unaligned.
 template <Mode mode, Use use, class T>
 SE_DEVICE Raw<T> load(const T* base, int64_t at, int64_t end) {
   if constexpr (is_single(mode)) {
@@ -64,7 +64,7 @@ SE_DEVICE void store(T* base, int64_t at, int64_t end, const float (&v)[8]) {
   }
 }
 
-// Rounded to T and back: what is stored is what is summed.
+// Rounds to T and converts back, so that the summed values equal the stored ones.
 template <class T>
 SE_DEVICE void round_to(float (&v)[8]) {
   Raw<T> r;
@@ -76,7 +76,7 @@ SE_DEVICE void round_to(float (&v)[8]) {
 SE_DEVICE uint32_t positive_bits(const float (&t)[8]) {
   uint32_t bits = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) bits |= (uint32_t)!(t[i] <= 0.f) << i;  // of NaN too, as in PyTorch's ReLU
+  for (int i = 0; i < 8; ++i) bits |= (uint32_t)!(t[i] <= 0.f) << i;  // also set for NaN, as in PyTorch's ReLU
   return bits;
 }
 SE_DEVICE void keep_bits(uint32_t bits, float (&v)[8]) {
@@ -84,8 +84,8 @@ SE_DEVICE void keep_bits(uint32_t bits, float (&v)[8]) {
   for (int i = 0; i < 8; ++i) v[i] = bits >> i & 1 ? v[i] : 0.f;
 }
 
-// Bits of eight elements from position `at` of a row on; those past its end are the next row's, those before its
-// start (at < 0) are zero.
+// Mask bits of the eight elements from position `at` of a row on. Bits past the row's end belong to the next row; bits
+// before its start (at < 0) are zero.
 SE_DEVICE uint32_t unaligned_bits(const uint8_t* mask, int64_t row, int64_t rows, int at, int length) {
   const int width = (length + 7) / 8;
   const uint8_t* const bytes = mask + row * width;
@@ -102,11 +102,11 @@ SE_DEVICE uint32_t unaligned_bits(const uint8_t* mask, int64_t row, int64_t rows
   return bits & 0xff;
 }
 
-// ---- rows: which vectors hold positions begin..end of a row
+// ---- rows: the vectors that hold the positions [begin, stop) of a row
 template <Mode mode>
 struct Window {
-  int64_t origin;      // of the first vector, in elements of the map
-  int64_t first, end;  // the positions, in elements of the map
+  int64_t origin;      // offset of the first vector, in elements of the map
+  int64_t first, end;  // offsets of the positions, in elements of the map
   int vectors;
 
   SE_DEVICE Window(int64_t row, int length, int begin, int stop)
@@ -114,7 +114,7 @@ struct Window {
     origin = mode == Mode::rows_unaligned ? first & ~int64_t{7} : first;
     vectors = stop > begin ? (int)((end - origin + 7) / 8) : 0;
   }
-  // where a load must stop
+  // the end up to which a load may read
   SE_DEVICE int64_t limit(int64_t total) const { return mode == Mode::rows_unaligned ? total : end; }
   SE_DEVICE bool whole(int64_t at) const { return mode == Mode::rows || (at >= first && at + 8 <= end); }
   SE_DEVICE bool holds(int64_t at) const { return at >= first && at < end; }

@@ -1,9 +1,9 @@
-"""Which kernels run: one small class per backend, and the choice between them.
+"""The backends, one class each, and the choice between them.
 
-A backend offers the passes (``moments``, ``scale_shift_act`` and their backwards) and, if it has one, the whole op in
-one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None where it has not).
-:mod:`se_fused.ops` defines what each of them computes. The choice is made below the operators, so a compiled graph does
-not depend on it, except for ``reference``, which has no operator at all.
+A backend implements the passes (``moments``, ``scale_shift_act`` and their backward passes) and, optionally, the whole
+operator in one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None if it has none).
+:mod:`se_fused.ops` defines what each of them computes. The choice is made inside the operators, so a compiled graph
+does not depend on it, except for ``reference``, which uses no operators.
 """
 
 import os
@@ -35,7 +35,7 @@ BACKENDS: dict[str, Backend] = {
     "triton": _triton,
     "cpu": CpuBackend(),
 }
-"""Backends with kernels, in the order in which ``auto`` tries them. ``reference`` is the absence of one."""
+"""Backends with kernels, in the order in which ``auto`` tries them. ``reference`` means that none is used."""
 
 AUTO_ORDER = tuple(BACKENDS)
 NAMES = ("auto", *AUTO_ORDER, "reference")
@@ -53,19 +53,19 @@ _forced = _checked(os.environ.get("SE_FUSED_BACKEND", "auto") or "auto", "enviro
 
 
 def forced() -> str:
-    """The backend that is asked for now: a name, or ``"auto"``."""
+    """The name of the currently requested backend, or ``"auto"``."""
     return _forced
 
 
 class use_backend:
-    """Asks for a backend: at once when called, and until the end of the block when used with ``with``.
+    """Selects a backend: ``use_backend(name)`` from now on, ``with use_backend(name):`` until the end of the block.
 
     Args:
         name: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``. The environment variable
             ``SE_FUSED_BACKEND`` sets the value that a process starts with.
 
-    The setting belongs to the process, not to a thread. A backend that cannot take a call raises
-    :class:`BackendUnavailable` with the reason when the call is made.
+    The setting applies to the whole process, not to a thread. If the selected backend cannot run a call, the call
+    raises :class:`BackendUnavailable` with the reason.
 
     Raises:
         ValueError: an unknown name.
@@ -89,42 +89,43 @@ class use_backend:
 
 
 def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
-    """None if ``auto`` may take this backend here, else the reason."""
+    """None if ``auto`` may choose this backend for this device type and dtype, else the reason."""
     reason = backend.can_use(device, dtype)
     if reason is None and device not in backend.auto_devices:
-        reason = f"on {device} it runs only where it is asked for by name"
+        reason = f"on {device} it runs only if it is requested by name"
     return reason
 
 
 def _search(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The first backend that ``auto`` may take for a call, or None and why it may take none."""
-    for backend in BACKENDS.values():  # of each call: reasons are put together only where they are wanted
+    """The first backend that ``auto`` may choose for a call, or None and the reasons against each."""
+    for backend in BACKENDS.values():  # runs in each call, so reasons are built only if no backend is found
         if device in backend.auto_devices and backend.can_use(device, dtype) is None:
             return backend, ""
     return None, "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
 
 
 def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The backend that takes a call on this device and dtype, or None and why the call takes plain PyTorch.
+    """The backend for a call on this device type and dtype, or None and the reason why the call runs in plain PyTorch.
 
     Raises:
-        BackendUnavailable: a backend was asked for by name and cannot run.
+        BackendUnavailable: a backend was requested by name and cannot run.
     """
     if _forced == "reference":
-        return None, "asked for"
+        return None, "requested"
     if _forced == "auto":
         return _search(device, dtype)
     reason = BACKENDS[_forced].can_use(device, dtype)
     if reason is not None:
-        raise BackendUnavailable(f"backend {_forced!r} was asked for and cannot run here: {reason}")
+        raise BackendUnavailable(f"backend {_forced!r} was requested but cannot run here: {reason}")
     return BACKENDS[_forced], ""
 
 
 def select(device: str, dtype: torch.dtype) -> Backend:
-    """The backend for an operator that runs already, in a compiled graph: ``reference`` is no choice any more.
+    """The backend for an operator that is already running, for example in a compiled graph. ``reference`` cannot be
+    honoured there and counts as ``auto``.
 
     Raises:
-        BackendUnavailable: none can, or the one asked for by name cannot.
+        BackendUnavailable: no backend can run the call, or the one requested by name cannot.
     """
     if _forced not in ("auto", "reference"):
         backend, _ = find(device, dtype)
@@ -132,5 +133,5 @@ def select(device: str, dtype: torch.dtype) -> Backend:
         return backend
     backend, reason = _search(device, dtype)
     if backend is None:
-        raise BackendUnavailable(f"no backend can take {dtype} on {device}: {reason}")
+        raise BackendUnavailable(f"no backend can run {dtype} on {device}: {reason}")
     return backend

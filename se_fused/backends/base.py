@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""Base classes of the backends."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,33 +22,34 @@ WhyNot = Callable[[str, torch.dtype], str | None]
 
 
 class Running(NamedTuple):
-    """Batch norm's running statistics, to be moved towards the batch's: new = old + momentum (batch - old)."""
+    """Running statistics of batch norm to update: new = old + momentum (batch - old)."""
 
     mean: Tensor  # (C,)
     var: Tensor  # (C,)
     momentum: float
-    unbias: float  # the batch's variance times this is what moves var: count / (count - 1)
+    unbias: float  # count / (count - 1), by which the batch's biased variance is multiplied for var
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot take the call; the message says why."""
+    """Raised if the requested backend, or every backend, cannot run a call. The message gives the reason."""
 
 
 _TAKEN = tuple(DTYPES.values())
 
 
 def dtype_reason(dtype: torch.dtype) -> str | None:
-    """None for a dtype that kernels take, else why not."""
+    """None if the kernels support the dtype, else the reason why not."""
     if dtype in _TAKEN:
         return None
     return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
 
 
 def constant_in_graphs(why_not: WhyNot) -> WhyNot:
-    """``why_not``, whose answer torch.compile takes as it is.
+    """Marks ``why_not`` so that torch.compile treats its result as a constant instead of tracing it.
 
-    It may ask while it traces, before any other call: it must not follow imports and the loading of libraries. That is
-    torch.compiler.assume_constant_result, which would import torch._dynamo with us (1 s).
+    Tracing may reach ``why_not`` before any eager call does, and must not follow its imports and library loading. The
+    mark is that of torch.compiler.assume_constant_result, which is not used because it would import torch._dynamo
+    together with this package (1 s).
     """
 
     def reason(device: str, dtype: torch.dtype) -> str | None:
@@ -59,7 +60,7 @@ def constant_in_graphs(why_not: WhyNot) -> WhyNot:
 
 
 class Operations:
-    """The passes and the whole op, which every backend has, as plain attributes."""
+    """The operators that every backend implements: the passes and the whole operator, as plain attributes."""
 
     moments: Any
     scale_shift_act: Any
@@ -67,69 +68,70 @@ class Operations:
     scale_shift_act_backward: Any
     scale_shift_act_mean: Any
     scale_shift_act_mean_backward: Any
-    batch_norm_squeeze_excite_inference: Any  # without saving, into its last argument y, which may be x
+    batch_norm_squeeze_excite_inference: Any  # saves nothing; writes into its last argument y, which may be x
     batch_norm_squeeze_excite_backward: Any
 
 
 OPERATIONS = tuple(Operations.__annotations__)
-"""Their names, which are the same in every layer."""
+"""Names of these operators, which are the same in every layer."""
 
 
 class Backend(Operations):
-    """A set of kernels. The operators' meaning, arguments and results are those of :mod:`se_fused.ops`."""
+    """A set of kernels. :mod:`se_fused.ops` defines the operators, their arguments and their results."""
 
     name: str
     auto_devices: tuple[str, ...]
-    """Device types on which ``auto`` may take it; elsewhere it must be asked for by name."""
+    """Device types on which ``auto`` may choose it; elsewhere it must be requested by name."""
 
     moves_running = False
-    """Whether ``batch_norm_squeeze_excite_forward`` takes a :class:`Running` as one more argument and moves it in the
-    same launches."""
+    """Whether ``batch_norm_squeeze_excite_forward`` accepts a :class:`Running` as an additional argument and updates it
+    in the same launches."""
 
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}
-    """By whether a gradient is asked for, and dtype: from so many products N C R on, ``auto`` runs plain PyTorch where
-    x has one position. The two layers are all the work there, and its products were measured to be faster."""
+    """(gradients wanted, dtype) -> N * C * R from which on ``auto`` runs plain PyTorch if x has one position. The two
+    layers are then all the work, and PyTorch's matrix products were measured to be faster."""
 
     projection_from: Mapping[tuple[bool, bool], int] = {}
-    """By whether gradients are recorded, and whether x is channels_last: elements of a float32 x from which on ``auto``
-    fuses the middle of an inverted residual block. For smaller ones its modules were measured to be faster."""
+    """(gradients recorded, x is channels_last) -> elements of a float32 x from which on ``auto`` fuses the middle of an
+    inverted residual block. For a smaller x the separate modules were measured to be faster."""
 
     batch_norm_squeeze_excite_forward: Any
-    """With a :class:`Running` as one more argument where it ``moves_running``."""
+    """Accepts a :class:`Running` as an additional argument if ``moves_running``."""
 
     conv1x1_squeeze_excite: Any
-    """Of h in channels_last, in inference; None where there is none."""
+    """For h in channels_last, in inference; None if the backend has no such kernel."""
 
     packed_conv1x1_squeeze_excite: Any
-    """From packed weights into its last argument y, which may be the residual; None where there is none."""
+    """Takes packed weights and writes into its last argument y, which may be the residual; None if the backend has no
+    such kernel."""
 
     gated_conv1x1: Any
-    """Of y in channels_last, in inference, with what else could be called as its last argument; None where there is
-    none."""
+    """For y in channels_last, in inference; its last argument is an alternative callable with the same result. None if
+    the backend has no such kernel."""
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
-        """None if a tensor of this device type and dtype can be taken, else the reason why not, in a few words."""
+        """None if the backend can process a tensor of this device type and dtype, else a short reason why not."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What is built and found, for :func:`se_fused.info`."""
+        """The state of the backend, such as whether it is built and why it cannot run, for :func:`se_fused.info`."""
         raise NotImplementedError
 
 
 class LazyBackend(Backend):
-    """A GPU's backend: loaded when it is first asked for, its operations looked up when they are first used."""
+    """A GPU backend that is loaded when it is first needed; each operation is looked up at its first use."""
 
     auto_devices = ("cuda",)
     moves_running = True
     packed_conv1x1_squeeze_excite = None
     offered: tuple[str, ...] = OPERATIONS
-    """The operations that :meth:`find` knows."""
+    """Names of the operations that :meth:`find` returns."""
 
     def __init__(self) -> None:
         self._reason = constant_in_graphs(self.why_not)
 
     def load(self) -> str | None:
-        """Load what the operations need, once. Returns None, or the reason why they are not there."""
+        """Load the library or modules of the operations, once. Returns None, or the reason why loading failed."""
         raise NotImplementedError
 
     def find(self, name: str) -> Any:
@@ -137,7 +139,7 @@ class LazyBackend(Backend):
         raise NotImplementedError
 
     def why_not(self, device: str, dtype: torch.dtype) -> str | None:
-        """What :meth:`can_use` answers."""
+        """The result of :meth:`can_use`."""
         raise NotImplementedError
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:

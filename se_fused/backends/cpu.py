@@ -1,4 +1,5 @@
-"""The C++ backend (csrc/cpu): loaded once, on import, and quiet about failure until somebody needs it."""
+"""The C++ backend (csrc/cpu). Its library is loaded on import; a load error is stored and reported when the backend is
+needed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ _LIBRARY = find_library("_C_cpu")
 
 
 def _load() -> str | None:
-    """Load the library. Returns None, or the reason why its operators are not there."""
+    """Load the library. Returns None, or the reason why its operators are not available."""
     if not _LIBRARY.exists():
         return (
             "the C++ library is not built: install a C++ compiler (Debian: apt-get install g++) and reinstall with "
@@ -22,21 +23,22 @@ def _load() -> str | None:
         )
     try:
         torch.ops.load_library(str(_LIBRARY))
-    except (OSError, RuntimeError) as error:  # another torch than it was built for, a missing symbol, a wrong machine
+    except (OSError, RuntimeError) as error:  # built for another torch or machine, or a symbol is missing
         return f"{_LIBRARY.name} does not load: {error}"
     return None
 
 
 class CpuBackend(Backend):
-    """The passes, excitation and the whole op in C++: float32, bfloat16, float16; AVX-512, AVX2 or the compiler's
-    default."""
+    """The passes, excitation and the whole operator in C++, for float32, bfloat16 and float16, with AVX-512, AVX2 or
+    the compiler's default instruction set."""
 
     name = "cpu"
     library = _LIBRARY
     auto_devices = ("cpu",)
-    conv1x1_squeeze_excite = None  # it would pack the weights in every call
+    conv1x1_squeeze_excite = None  # it would have to pack the weights in every call
     gated_conv1x1 = None
-    # benchmarks/NOTES.md, "Where ours stops being ahead"; in 16 bits plain PyTorch's layers are the slower ones longer
+    # Measured: benchmarks/NOTES.md, "Where ours stops being ahead". In 16 bits the kernels stay ahead of plain PyTorch
+    # up to larger products than in float32.
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {
         (False, torch.float32): 2**24,
         (True, torch.float32): 2**22,
@@ -71,7 +73,8 @@ class CpuBackend(Backend):
         """The instruction set in use: ``"default"``, ``"avx2"`` or ``"avx512"``.
 
         Args:
-            cap: caps it from now on, in this process (``""`` lifts the cap); None leaves it. The environment variable
-                ``ATEN_CPU_CAPABILITY`` caps it from the start, as it does in PyTorch.
+            cap: the highest instruction set to use from now on, in this process; ``""`` removes the cap and None leaves
+                it unchanged. The environment variable ``ATEN_CPU_CAPABILITY`` sets the cap that a process starts with,
+                as it does in PyTorch.
         """
         return str(torch.ops.se_fused_cpu.capability(cap))

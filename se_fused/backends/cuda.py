@@ -1,4 +1,5 @@
-"""The CUDA backend (csrc/cuda): loaded when it is first asked for, and quiet about failure until somebody needs it."""
+"""The CUDA backend (csrc/cuda). Its library is loaded when it is first needed; a load error is stored and reported as
+the reason why the backend cannot run."""
 
 import os
 from collections.abc import Iterator
@@ -31,15 +32,15 @@ def _problem(index: int) -> str:
 
 
 class CudaBackend(LazyBackend):
-    """The passes, excitation and the whole op in CUDA C++: float32, bfloat16, float16; sm_80 and later.
+    """The passes, excitation and the whole operator in CUDA C++, for float32, bfloat16 and float16 on sm_80 and later.
 
-    The environment variable ``SE_FUSED_CUDA_PLAN`` is the :meth:`forced_plan` that a process starts with.
+    The environment variable ``SE_FUSED_CUDA_PLAN`` sets the :meth:`forced_plan` that a process starts with.
 
     Args:
         library: the shared library to load.
-        device: the type of the tensors that it takes. The tests have one that runs the kernels' source on the CPU.
-        product: the backend that has a convolution's product with squeeze-excite in it; here there is none.
-        namespace: of the library's operators.
+        device: the device type of its tensors. Tests use ``"cpu"``, with a build of the kernels' source for the CPU.
+        product: a backend that has ``conv1x1_squeeze_excite`` and ``gated_conv1x1``, which the CUDA library has not.
+        namespace: the namespace of the library's operators.
     """
 
     name = "cuda"
@@ -58,7 +59,7 @@ class CudaBackend(LazyBackend):
         self._error: str | None = None
 
     def load(self) -> str | None:
-        """Load the library, once. Returns None, or the reason why its operators are not there."""
+        """Load the library, once. Returns None, or the reason why its operators are not available."""
         if self._loaded or self._error is not None:
             return self._error
         path = _checked_plan(os.environ.get("SE_FUSED_CUDA_PLAN", ""), "environment variable SE_FUSED_CUDA_PLAN")
@@ -78,7 +79,7 @@ class CudaBackend(LazyBackend):
                 self._loaded = self._error is None
                 if self._loaded and path:
                     self._operators.force_plan(path)
-            except (OSError, RuntimeError) as error:  # another CUDA than it was built for, a missing symbol
+            except (OSError, RuntimeError) as error:  # built for another CUDA, or a symbol is missing
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
 
@@ -102,18 +103,19 @@ class CudaBackend(LazyBackend):
         return described | {"inference of ResNet-50's stages, 16 bits, channels_last": plans}
 
     def plan(self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int) -> str:
-        """How inference of a map (N, C, S positions) with R squeezed channels runs on the current device, and why."""
+        """A description of how inference of a map (N, C, S positions) with R squeezed channels runs on the current
+        device, and why."""
         device = torch.cuda.current_device() if self._device == "cuda" else 0
         return str(self._operators.plan(n, c, s, channels_last, item_bytes, r, device))
 
     @contextmanager
     def forced_plan(self, path: str) -> Iterator[None]:
-        """Until the end of the block, inference takes one path, for tests and measurements: ``"cluster_fused"``,
-        ``"l2_grouped"`` or ``"separate"``; ``""`` is the rule's.
+        """Forces the path of inference until the end of the block, for tests and measurements: ``"cluster_fused"``,
+        ``"l2_grouped"`` or ``"separate"``; ``""`` lets the rule choose.
 
-        The setting belongs to the process, not to a thread. It is read when an operator is called, so a CUDA graph
-        keeps what it was captured with. A map that the path cannot take raises RuntimeError with the reason, which
-        :meth:`plan` tells.
+        The setting applies to the whole process, not to a thread. It is read when an operator is called, so a CUDA
+        graph keeps the path that it was captured with. A map that the path cannot process raises RuntimeError with the
+        reason, which :meth:`plan` also gives.
 
         Raises:
             ValueError: an unknown path.
@@ -128,7 +130,7 @@ class CudaBackend(LazyBackend):
             self._operators.force_plan(before)
 
     def batch_norm_squeeze_excite_forward(self, *args: Any) -> tuple[Tensor, ...]:
-        """The operator's arguments, and a :class:`Running` that is moved in the same launches, or none."""
+        """The forward operator. The last argument may be a :class:`Running`, which is updated in the same launches."""
         *given, running = args if isinstance(args[-1], Running) else (*args, None)
         moved = (None, None, 0.0, 1.0) if running is None else running
         result: tuple[Tensor, ...] = self._operators.batch_norm_squeeze_excite_forward.default(*given, *moved)
@@ -136,7 +138,8 @@ class CudaBackend(LazyBackend):
 
     @property
     def conv1x1_squeeze_excite(self) -> Any:
-        """The product of another backend, measured for each shape against the convolution and this backend's block."""
+        """``conv1x1_squeeze_excite`` of the ``product`` backend. For each shape it is timed against the convolution
+        followed by this backend's block, and the faster one is used. None without such a backend."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
         return partial(
@@ -145,7 +148,8 @@ class CudaBackend(LazyBackend):
 
     @property
     def gated_conv1x1(self) -> Any:
-        """The product of another backend, measured for each shape against what this one is put together from."""
+        """``gated_conv1x1`` of the ``product`` backend. For each shape it is timed against the alternative that the
+        caller passes, and the faster one is used. None without such a backend."""
         if self._product is None or self._product.can_use(self._device, torch.float32) is not None:
             return None
         return self._product.gated_conv1x1

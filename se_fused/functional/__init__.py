@@ -1,6 +1,10 @@
-"""The public functions: y = out_act(drop_path_scale * SE(BN(x)) + residual), with SE or BN left out in two of them; one
-with the convolution before it inside; one whose gate is any function of the means; and two for squeeze-excite between
-an activation and a projection.
+"""The public functions of the library: squeeze-excite blocks, fused with batch norm, residual and activation.
+
+- ``batch_norm_squeeze_excite``: y = out_act(drop_path_scale * SE(BN(x)) + residual). ``squeeze_excite`` leaves out BN,
+  ``batch_norm_act`` leaves out SE.
+- ``conv1x1_squeeze_excite``: ``squeeze_excite`` after a 1x1 convolution, in inference.
+- ``channel_gate``: channels rescaled by any function of their means.
+- ``batch_norm_act_squeeze`` and ``gated_conv1x1``: squeeze-excite between an activation and a projection.
 
 Each checks its arguments (``_arguments``) and chooses between the kernels and plain PyTorch (``dispatch``,
 :mod:`se_fused.reference`). Symbols: N batch, C channels, S positions, R squeezed channels.

@@ -1,4 +1,4 @@
-"""The arguments that several functions share: their checks, and the form in which the kernels take them.
+"""Checks of the arguments that several functions share, and their conversion to the form that the kernels need.
 
 In messages, ``of`` is the name of the map x.
 """
@@ -39,7 +39,8 @@ ExcitationTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 # ---- checks
 def check_residual(residual: Any, x: Tensor, shape: torch.Size | None = None) -> None:
-    """A residual may be None; else it is a tensor of the result's shape, which is x's unless ``shape`` is given."""
+    """TypeError or ValueError unless the residual is None, or a tensor on x's device of the result's shape. That is x's
+    shape, unless ``shape`` is given."""
     if residual is None:
         return
     check.check_tensor(residual, "residual")
@@ -58,12 +59,12 @@ def check_dtype(t: Tensor | None, name: str, x: Tensor, of: str = "x") -> None:
 
 
 def check_out_act(out_act: Any) -> None:
-    """ValueError unless the block's closing activation is one that the kernels have, or None."""
+    """ValueError unless the activation at the end of the block is None or one of ``reference.OUT_ACTIVATIONS``."""
     check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
 
 
 def check_block_end(x: Tensor, residual: Any, out_act: Any, drop_path_scale: Any) -> None:
-    """What closes a residual block: the residual, the activation, and the factors of stochastic depth."""
+    """Checks the arguments of a block's end: the residual, the activation, and the factors of stochastic depth."""
     check_residual(residual, x)
     check_out_act(out_act)
     check.check_parameter(drop_path_scale, "drop_path_scale", (x.shape[0],), "(N,)", x)
@@ -72,7 +73,7 @@ def check_block_end(x: Tensor, residual: Any, out_act: Any, drop_path_scale: Any
 
 
 def check_excitation(x: Tensor, channels: int, fc: tuple[Any, Any, Any, Any], act: Any, gate: Any) -> None:
-    """The excitation's parameters for C ``channels`` on x's device, and the names of its activation and gate."""
+    """Checks the excitation's parameters for C ``channels`` on x's device, and the names of its activation and gate."""
     w1, b1, w2, b2 = fc
     for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
         check.check_tensor(weight, name)
@@ -90,7 +91,7 @@ def check_excitation(x: Tensor, channels: int, fc: tuple[Any, Any, Any, Any], ac
 
 
 def check_batch_norm(x: Tensor, bn: tuple[Any, Any, Any, Any], training: Any, momentum: Any, eps: Any) -> None:
-    """Batch norm's tensors for x's channels, and its settings."""
+    """Checks batch norm's tensors against x's channels, and its settings."""
     names = ("running_mean", "running_var", "bn_weight", "bn_bias")
     for t, name in zip(bn, names, strict=True):
         check.check_parameter(t, name, (x.shape[1],), "(C,)", x)
@@ -111,15 +112,15 @@ def check_batch_norm(x: Tensor, bn: tuple[Any, Any, Any, Any], training: Any, mo
 
 
 def check_conv1x1(x: Tensor, weight: Any, bias: Any, names: tuple[str, str], sizes: tuple[str, str], of: str) -> None:
-    """Weight and bias of a 1x1 convolution of x.
+    """Checks weight and bias of a 1x1 convolution of x.
 
     Args:
         x: (N, K, *spatial).
         weight: (C, K), or that of a 1x1 convolution.
         bias: (C,) or None.
-        names: of weight and bias, in messages.
-        sizes: how the messages call C and K.
-        of: how they call x.
+        names: names of weight and bias in messages.
+        sizes: names of C and K in messages.
+        of: name of x in messages.
     """
     name, bias_name = names
     out, given = sizes
@@ -133,9 +134,13 @@ def check_conv1x1(x: Tensor, weight: Any, bias: Any, names: tuple[str, str], siz
     check.check_parameter(bias, bias_name, (channels,), f"({out},)", x, of)
 
 
-# ---- the form in which the kernels take them
+# ---- conversion to the form that the kernels need
 def common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Under autocast x and residual may differ, and eager mode promotes; otherwise they must agree."""
+    """x and residual in one dtype. Under autocast they may differ and are promoted, as in eager mode.
+
+    Raises:
+        TypeError: their dtypes differ without autocast.
+    """
     if residual is None or residual.dtype == x.dtype:
         return x, residual
     check_dtype(residual, "residual", x)
@@ -144,13 +149,13 @@ def common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | N
 
 
 def without_float64(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Parameters of float64 as float32, which is the kernels' widest; others as they are."""
+    """float64 parameters converted to float32, the kernels' widest dtype; others unchanged."""
     return [t if t is None or t.dtype != torch.float64 else t.float() for t in tensors]
 
 
 def excitation_form(fc: ExcitationTensors) -> ExcitationTensors:
-    """The excitation's parameters: contiguous weights of one dtype. (R, C, 1, 1) of a 1x1 convolution goes on as it is,
-    for in both memory formats it is the matrix (R, C)."""
+    """The excitation's parameters with contiguous weights of one dtype. A weight (R, C, 1, 1) of a 1x1 convolution
+    keeps its shape, because in both memory formats its memory is that of the matrix (R, C)."""
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
     fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
     if fc1_weight.dtype != fc2_weight.dtype:
@@ -161,7 +166,8 @@ def excitation_form(fc: ExcitationTensors) -> ExcitationTensors:
 def batch_norm_form(
     bn: BatchNormTensors, x: Tensor, training: bool, momentum: float
 ) -> tuple[BatchNormTensors, Running | None]:
-    """Batch norm's tensors, without running statistics where the batch's are used; and those that are to be moved."""
+    """(batch norm's tensors, running statistics to update). In training the first have no running statistics; otherwise
+    the second is None."""
     if not training:
         return bn, None
     running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum)

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation and batch norm, each with the residual and the activation that close a block."""
+"""Squeeze-and-excitation and batch norm, together or alone, with the residual and the activation at a block's end."""
 
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def _run_kernels(
     act: str = "relu",
     gate: str = "sigmoid",
 ) -> Tensor:
-    """Bring the tensors into the form that kernels take, and run the operator."""
+    """Convert the tensors to the form that the kernels need, and run the operator."""
     x = dense(x)
     if residual is not None:
         residual = dense_like(residual, x)
@@ -76,27 +76,27 @@ def squeeze_excite(
         y = out_act(x * s * drop_path_scale + residual)
 
     Args:
-        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as
-            it is in the contiguous and the channels_last order; other strides are made contiguous once.
+        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Contiguous
+            and channels_last memory is used without a copy; other strides are made contiguous once.
         fc1_weight: (R, C), or (R, C, 1, 1) of a 1x1 convolution; any floating dtype.
         fc1_bias: (R,) or None.
         fc2_weight: (C, R), or (C, R, 1, 1).
         fc2_bias: (C,) or None.
-        residual: what is added, of x's shape and dtype, or None.
-        act: between the layers: identity, relu, relu6, leaky_relu (slope 0.01), silu, gelu, gelu_tanh, hard_swish, mish
-            or tanh.
+        residual: tensor to add, of x's shape and dtype, or None.
+        act: activation between the layers: identity, relu, relu6, leaky_relu (slope 0.01), silu, gelu, gelu_tanh,
+            hard_swish, mish or tanh.
         gate: sigmoid or hard_sigmoid.
-        out_act: after the sum: None, relu, silu or hard_swish.
+        out_act: activation after the sum: None, relu, silu or hard_swish.
         drop_path_scale: (N,) factor of each sample's branch (stochastic depth: 0 or 1/keep), without gradient.
-        inplace: permits y to be written over x in inference (no gradient asked for, statistics given), where that
-            saves an allocation and keeps the lines in the caches. What x then holds is undefined.
+        inplace: permits writing y over x in inference (no gradient recorded, no batch statistics), which saves an
+            allocation and keeps the lines in the caches. The contents of x are then undefined.
 
     Returns:
-        y of x's shape, dtype and memory format. Sums run in float32, and y is rounded once.
+        y of x's shape, dtype and memory format. Sums are computed in float32, and y is rounded once.
 
     Raises:
-        TypeError: not a tensor, or a dtype that is not taken. ValueError: a wrong shape, device or name.
-        BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
+        TypeError: an argument is not a tensor, or has an unsupported dtype. ValueError: a wrong shape, device or name.
+        BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check.check_x(x)
@@ -132,18 +132,19 @@ def batch_norm_squeeze_excite(
     drop_path_scale: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Batch norm and then :func:`squeeze_excite`: the end of an SE-ResNet block, still in two reads of x.
+    """Batch norm followed by :func:`squeeze_excite`, the end of an SE-ResNet block, in two reads of x.
 
-    Equivalent to ``squeeze_excite(F.batch_norm(x, ...), ...)``. The normalised map never exists, and for the backward
-    pass only x, one bit per element and (N, C) vectors are kept.
+    Equivalent to ``squeeze_excite(F.batch_norm(x, ...), ...)``. The normalised map is never stored. For the
+    backward pass only x and (N, C) vectors are saved; with relu also one bit per element, with silu and hard_swish also
+    the residual.
 
     Args:
         x: (N, C, *spatial), as in :func:`squeeze_excite`.
-        running_mean, running_var: (C,), or None. With ``training`` they are moved, without it they are used.
+        running_mean, running_var: (C,), or None. They are updated if ``training``, and used for normalisation if not.
         bn_weight, bn_bias: gamma and beta (C,), or None for 1 and 0.
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act, gate, out_act, drop_path_scale, inplace: as in
             :func:`squeeze_excite`.
-        training: normalise by the batch's statistics.
+        training: normalise by the batch's statistics, and update the running ones.
         momentum: share of the batch in the running statistics, in [0, 1]. For a cumulative average pass
             1 / num_batches_tracked, as ``torch.nn.BatchNorm2d(momentum=None)`` does.
         eps: added to the variance.
@@ -184,11 +185,11 @@ def batch_norm_act(
     drop_path_scale: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """Batch norm, residual and activation: the same kernels without the excitation.
+    """Batch norm, residual and activation: the kernels of :func:`batch_norm_squeeze_excite` without the excitation.
 
-    Equivalent to ``out_act(F.batch_norm(x, ...) * drop_path_scale + residual)``, and just that under ``torch.compile``
-    in inference, unless a backend is asked for: the compiler fuses it as well. Arguments, result and errors are those
-    of :func:`batch_norm_squeeze_excite`.
+    Equivalent to ``out_act(F.batch_norm(x, ...) * drop_path_scale + residual)``. Under ``torch.compile`` in inference
+    it runs this expression in plain PyTorch, because the compiler fuses it as well, unless a backend is requested by
+    name. Arguments, result and errors are those of :func:`batch_norm_squeeze_excite`.
     """
     bn = (running_mean, running_var, bn_weight, bn_bias)
     check.check_x(x)

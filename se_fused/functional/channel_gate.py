@@ -1,4 +1,4 @@
-"""Channel attention by any gate over the means: the passes over the map are kernels, the gate is the caller's."""
+"""Channel attention with any gate: the passes over the map are kernels, and the caller supplies the gate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,29 +39,30 @@ def channel_gate(
         s = gate(x.mean(spatial))                         # (N, C)
         y = out_act(x * s * drop_path_scale + residual)
 
-    x is read twice and y written once; the backward pass takes two passes over the maps as well. The gate runs in
-    PyTorch between them, and its parameters and whatever else it refers to have their gradients from there.
+    x is read twice and y written once; the backward pass goes over the maps twice as well. The gate runs in PyTorch
+    between the passes, so autograd gives the gradients of its parameters and of every tensor that it uses.
 
     Args:
         x: (N, C, *spatial), as in :func:`squeeze_excite`.
-        gate: takes the means (N, C), float32 (float64 for float64), and returns the factor (N, C), any floating dtype.
-        residual: what is added, of x's shape and dtype, or None.
-        out_act: after the sum: None, relu, silu or hard_swish.
+        gate: maps the means (N, C), float32 (float64 for float64), to the factor (N, C), any floating dtype.
+        residual: tensor to add, of x's shape and dtype, or None.
+        out_act: activation after the sum: None, relu, silu or hard_swish.
         drop_path_scale: (N,) factor of each sample's branch, without gradient.
 
     Returns:
         y of x's shape, dtype and memory format.
 
     Raises:
-        TypeError: not a tensor, no callable, or a dtype that is not taken. ValueError: a wrong shape, device or name.
-        BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
+        TypeError: an argument is not a tensor or not callable, or has an unsupported dtype. ValueError: a wrong shape,
+            device or name.
+        BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     check.check_x(x)
     if not callable(gate):
         raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
     check_block_end(x, residual, out_act, drop_path_scale)
     x, residual = common_dtype(x, residual)
-    # an exported program would lose the gradients of ops.channel_gate, whose pieces have none of their own
+    # An exported program would lose the gradients of ops.channel_gate, because its operators have no autograd formulas.
     for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
     backend = None if for_training or left_to_the_compiler(training=False) else backend_for(x)
     if backend is None:

@@ -1,4 +1,4 @@
-"""Squeeze-excite behind a 1x1 convolution, with the convolution inside: for inference."""
+"""A 1x1 convolution fused with the squeeze-excite after it, for inference."""
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,14 @@ from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
 
-_PANEL = 16  # channels, of csrc/cpu/conv1x1_squeeze_excite.inl
+_PANEL = 16  # channels per weight panel, as in csrc/cpu/conv1x1_squeeze_excite.inl
 
 
 def fold_squeeze(
     conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """FC1 as a layer on the means of the convolution's input: W1 mean(W3 h + b3) + b1 = (W1 W3) mean(h) + (W1 b3 + b1).
+    """Folds a 1x1 convolution into FC1, which then applies to the means of the convolution's input:
+    W1 mean(W3 h + b3) + b1 = (W1 W3) mean(h) + (W1 b3 + b1).
 
     Args:
         conv_weight: (C, K), or that of a 1x1 convolution.
@@ -37,7 +38,7 @@ def fold_squeeze(
         fc1_bias: (R,) or None.
 
     Returns:
-        Weight (R, K) and bias (R,), float32; multiplied in float64.
+        Weight (R, K) and bias (R,), float32; the products are computed in float64.
     """
     w1, w3 = fc1_weight.flatten(1).double(), conv_weight.flatten(1).double()
     bias = w1.new_zeros(w1.shape[0]) if fc1_bias is None else fc1_bias.double()
@@ -47,7 +48,7 @@ def fold_squeeze(
 
 
 def pack_conv1x1(conv_weight: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution as the CPU kernel reads it: panels of 16 channels, zero behind the last.
+    """Packs the weight of a 1x1 convolution for the CPU kernel: panels of 16 channels, padded with zeros.
 
     Args:
         conv_weight: (C, K), or that of a 1x1 convolution.
@@ -77,16 +78,16 @@ def conv1x1_squeeze_excite(
     packed: Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """A 1x1 convolution and :func:`squeeze_excite`, in inference as one matrix product.
+    """A 1x1 convolution followed by :func:`squeeze_excite`, in inference as one matrix product.
 
-    Equivalent to ``squeeze_excite(conv(h), ...)``; batch norm between the two is folded into the convolution by the
-    caller. Averaging commutes with a 1x1 convolution, so the excitation is computed from h, which has fewer channels in
-    a bottleneck block, and scale, residual and activation go into the convolution's last step.
+    Equivalent to ``squeeze_excite(conv(h), ...)``; the caller folds a batch norm between the two into the convolution.
+    Averaging commutes with a 1x1 convolution, so the excitation is computed from h, which has fewer channels in a
+    bottleneck block, and scale, residual and activation become the epilogue of the convolution.
 
-    On a GPU with h in channels_last (4-D, 5-D) Triton has a kernel for it; the first call of a shape measures it
-    against the library's convolution with :func:`squeeze_excite` behind it, and the faster way is remembered on disk.
-    On the CPU the C++ backend has one for h in channels_last that takes the ``packed`` weight; its products are float32
-    whatever h's dtype. Elsewhere, and where a gradient is wanted, the two run one after the other.
+    On a GPU with h in channels_last (4-D, 5-D), Triton has a kernel for it. The first call of a shape times it against
+    cuDNN's convolution followed by :func:`squeeze_excite`, and the choice is cached on disk. On the CPU the C++ backend
+    has a kernel for h in channels_last that takes the ``packed`` weight; its products are float32 whatever h's dtype.
+    In all other cases, and if gradients are recorded, the two run one after the other.
 
     Args:
         h: (N, K, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16.
@@ -94,17 +95,17 @@ def conv1x1_squeeze_excite(
         conv_bias: (C,) or None.
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate, out_act: as in :func:`squeeze_excite`, for C channels.
         residual: (N, C, *spatial), h's dtype, or None.
-        folded: :func:`fold_squeeze` of the parameters, which costs R * C * K products: made once for all calls, or
-            by each call where it is None.
-        packed: :func:`pack_conv1x1` of ``conv_weight``, for the CPU; other backends do not read it.
-        inplace: permits the result to be written over ``residual``.
+        folded: the result of :func:`fold_squeeze` for these parameters. If None, each call computes it, which costs
+            R * C * K products.
+        packed: the result of :func:`pack_conv1x1` for ``conv_weight``; used by the CPU backend only.
+        inplace: permits writing the result over ``residual``.
 
     Returns:
         (N, C, *spatial), h's dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument is no tensor, or of the wrong dtype, shape or device; the message names it.
-        BackendUnavailable: a backend was asked for by name and cannot run.
+        TypeError, ValueError: an argument is not a tensor, or has a wrong dtype, shape or device; the message names it.
+        BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check.check_x(h, "h")

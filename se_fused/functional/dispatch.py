@@ -1,4 +1,5 @@
-"""Which backend takes a call: its kernels, or plain PyTorch, which says so once where that was not asked for."""
+"""Choice between a backend's kernels and plain PyTorch for a call. An unrequested use of plain PyTorch warns once per
+device type and dtype."""
 
 import warnings
 
@@ -23,15 +24,15 @@ def _are_transforms_active() -> bool:
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of one of the tensors may be asked for."""
+    """Whether autograd records a gradient for one of the tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _is_for_onnx() -> bool:
-    """Whether an ONNX exporter records the call: its file has standard operators alone.
+    """Whether an ONNX exporter records the call; its file can contain only standard operators.
 
     Raises:
-        RuntimeError: torch.jit.trace records it.
+        RuntimeError: torch.jit.trace records the call.
     """
     if torch.onnx.is_in_onnx_export():
         return True
@@ -44,24 +45,24 @@ def _is_for_onnx() -> bool:
 
 
 def backend_for(x: Tensor) -> Backend | None:
-    """The backend whose kernels take this call; None: plain PyTorch, with a warning where that was not asked for."""
+    """The backend whose kernels run this call, or None for plain PyTorch, with a warning if that was not requested."""
     backend, reason = find(x.device.type, x.dtype)
     if backend is not None:
         compiling = torch.compiler.is_compiling()
         if (compiling or torch._C._is_tracing()) and _is_for_onnx():
             return None
         if not compiling and _are_transforms_active():
-            backend, reason = None, "kernels know neither torch.func's transforms nor forward-mode derivatives"
+            backend, reason = None, "the kernels support neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
-        # An empty map has no elements to read, and its means (0/0) are what PyTorch makes of them.
+        # An empty map has no elements to read. PyTorch defines its means (0/0).
         return backend if x.numel() else None
-    # float64 is documented to go this way, and on the meta device nothing runs
-    expected = reason == "asked for" or x.dtype == torch.float64 or x.device.type == "meta"
+    # No warning for float64, which is documented to run in plain PyTorch, nor on the meta device, where nothing runs.
+    expected = reason == "requested" or x.dtype == torch.float64 or x.device.type == "meta"
     if not expected and not torch.compiler.is_compiling() and (x.device.type, x.dtype) not in _warned:
         _warned.add((x.device.type, x.dtype))
         warnings.warn(
             f"se_fused has no kernel for {x.dtype} on {x.device.type} here and runs plain PyTorch ({reason}); "
-            "se_fused.use_backend('reference') asks for that without this warning",
+            "se_fused.use_backend('reference') selects plain PyTorch without this warning",
             stacklevel=3,
         )
     return None
@@ -71,12 +72,12 @@ def plain_is_faster(backend: Backend, x: Tensor, fc1_weight: Tensor, *others: Te
     """Whether ``auto`` runs plain PyTorch because it is faster: see :attr:`Backend.plain_from`.
 
     Args:
-        backend: whose kernels would take the call.
+        backend: the backend whose kernels would run the call.
         x: (N, C, *spatial).
         fc1_weight: (R, C).
-        others: the other tensors that a gradient may be asked for.
+        others: the other tensors that may require a gradient.
     """
-    # A graph keeps its kernels: asking for sizes would compile it for them alone.
+    # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
     if torch.compiler.is_compiling() or x.numel() != x.shape[0] * x.shape[1] or forced() != "auto":
         return False
     least = backend.plain_from.get((wants_gradient(x, fc1_weight, *others), x.dtype))
@@ -84,6 +85,6 @@ def plain_is_faster(backend: Backend, x: Tensor, fc1_weight: Tensor, *others: Te
 
 
 def left_to_the_compiler(training: bool) -> bool:
-    """Whether torch.compile gets batch norm and activation as plain PyTorch: in inference it needs one pass as well,
-    and fuses them with the operations around them (SE-ResNet50, 2 cores: 144 ms instead of 151)."""
+    """Whether batch norm and activation are left to torch.compile as plain PyTorch. In inference its code needs one
+    pass as well, and is fused with the operations around it (SE-ResNet50, 2 cores: 144 ms instead of 151)."""
     return torch.compiler.is_compiling() and not training and not torch.is_grad_enabled() and forced() == "auto"

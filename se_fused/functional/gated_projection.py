@@ -1,6 +1,7 @@
-"""Squeeze-excite between an activation and a 1x1 projection: the two halves around the excitation.
+"""Squeeze-excite between an activation and a 1x1 projection: the fused operations before and after the excitation.
 
-EfficientNet, MobileNetV3 and RegNetY: ``y = act(BN(x))``, ``s = gate(fc2(act(fc1(mean y))))``, ``out = proj(s * y)``.
+EfficientNet, MobileNetV3 and RegNetY have blocks of this form: ``y = act(BN(x))``,
+``s = gate(fc2(act(fc1(mean y))))``, ``out = proj(s * y)``.
 """
 
 from torch import Tensor
@@ -33,30 +34,30 @@ def batch_norm_act_squeeze(
 
     Equivalent to ``y = out_act(F.batch_norm(x, ...)); y, y.mean((2, 3))``, differentiable in both results.
 
-    Passes over the map: inference 2 (x read, y written), where PyTorch has 5 (batch norm 2, activation 2, mean 1);
-    training forward 3 (x is read once more for its statistics, which the map needs) and backward 6 (dy, x -> dr; dr, x
-    -> dx), where PyTorch has 6 and 10 (sum of the two gradients 2, activation 3, batch norm 5). The gradient of the
-    squeeze is one number per sample and channel: the pass that applies the activation's derivative adds it. Kept for
-    the backward pass: x and (N, C) vectors, no mask.
+    Passes over the map in inference: 2 (x read, y written); PyTorch has 5 (batch norm 2, activation 2, mean 1). In
+    training: forward 3 (one more read of x, for the batch statistics) and backward 6 (dy, x -> dr; dr, x -> dx);
+    PyTorch has 6 and 12 (sum of the two gradients 4, activation 3, batch norm 5). The gradient of the squeeze is one
+    number per sample and channel, which the pass that applies the activation's derivative adds. x and (N, C) vectors
+    are saved for the backward pass, and no mask.
 
     Args:
-        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Taken as
-            it is in the contiguous and the channels_last order; other strides are made contiguous once.
-        running_mean, running_var: (C,), or None. With ``training`` they are moved, without it they are used.
+        x: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch). Contiguous
+            and channels_last memory is used without a copy; other strides are made contiguous once.
+        running_mean, running_var: (C,), or None. They are updated if ``training``, and used for normalisation if not.
         bn_weight, bn_bias: gamma and beta (C,), or None for 1 and 0.
-        training: normalise by the batch's statistics.
+        training: normalise by the batch's statistics, and update the running ones.
         momentum: share of the batch in the running statistics, in [0, 1]. For a cumulative average pass
             1 / num_batches_tracked, as ``torch.nn.BatchNorm2d(momentum=None)`` does.
         eps: added to the variance.
         out_act: None, relu, silu or hard_swish.
 
     Returns:
-        y of x's shape, dtype and memory format, as :func:`batch_norm_act` gives it; and squeezed (N, C), float32
+        y of x's shape, dtype and memory format, the result of :func:`batch_norm_act`; and squeezed (N, C), float32
         (float64 for float64): the mean of y's values before they are rounded to x's dtype.
 
     Raises:
-        TypeError: not a tensor, or a dtype that is not taken. ValueError: a wrong shape, device or name.
-        BackendUnavailable: the backend asked for by :func:`se_fused.use_backend` cannot take the call.
+        TypeError: an argument is not a tensor, or has an unsupported dtype. ValueError: a wrong shape, device or name.
+        BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     bn = (running_mean, running_var, bn_weight, bn_bias)
     check.check_x(x)
@@ -71,18 +72,20 @@ def batch_norm_act_squeeze(
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution of ``gate * y``; in inference the scaled map is not written where that moves less memory.
+    """A 1x1 convolution of ``gate * y``. In inference the scaled map is not stored if that moves less memory.
 
-    Equivalent to ``conv(gate[:, :, None, None] * y)``. On a GPU with y in channels_last (4-D, 5-D) Triton's 1x1 product
-    multiplies what it has loaded: no pass. The product is rounded to y's dtype, because tensor cores take no other,
-    which is what a scaled map in memory would be rounded to. The first call of a shape measures it against the
-    following. Elsewhere the weights of each sample take the gate, for one batched product, where that moves less
-    memory than a pass over y: without a bias, where D is less than S (:func:`se_fused.ops.gated_conv1x1.scales_weight`
-    has the count); else y does, in one pass.
+    Equivalent to ``conv(gate[:, :, None, None] * y)``. There are three implementations in inference:
 
-    With a gradient wanted: y is scaled (2 passes forward, 4 backward; PyTorch has 2 and 6) and convolved. With
-    :func:`batch_norm_act_squeeze` before it the middle of a block is 5 passes forward and 10 backward in training,
-    where PyTorch has 8 and 16. Under autocast as well: the convolution casts what it casts.
+    - On a GPU with y in channels_last (4-D, 5-D), Triton's 1x1 product multiplies the loaded values by the gate, which
+      needs no extra pass. gate * y is rounded to y's dtype, because tensor cores need it, and because a scaled map in
+      memory would be rounded the same way. The first call of a shape times it against the following two.
+    - The gate is multiplied into the weights of each sample, for one batched product, if that moves less memory than a
+      pass over y: without a bias, if D < S (:func:`se_fused.ops.gated_conv1x1.scales_weight` has the count).
+    - Otherwise y is scaled in one pass, and convolved.
+
+    If gradients are recorded, y is scaled (2 passes forward, 4 backward; PyTorch has 2 and 6) and convolved; so it is
+    under autocast, which then casts the convolution's arguments. With :func:`batch_norm_act_squeeze` before it, the
+    middle of a block takes 5 passes forward and 10 backward in training, where PyTorch has 8 and 18.
 
     Args:
         y: (N, C, *spatial) with 1 to 3 spatial sizes; float32, bfloat16, float16 (float64 in plain PyTorch).
@@ -94,8 +97,8 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
         (N, D, *spatial), y's dtype and memory format.
 
     Raises:
-        TypeError, ValueError: an argument is no tensor, or of the wrong dtype, shape or device; the message names it.
-        BackendUnavailable: a backend was asked for by name and cannot run.
+        TypeError, ValueError: an argument is not a tensor, or has a wrong dtype, shape or device; the message names it.
+        BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     check.check_x(y, "y")
     check.check_tensor(gate, "gate")

@@ -1,4 +1,4 @@
-"""What is installed, built and chosen on this machine, and what the compiled kernels say of themselves."""
+"""Information about the installation: versions, machine, build, chosen backends, and the compiled kernels."""
 
 from .environment import commit, info, versions
 

@@ -1,6 +1,6 @@
-"""What is installed, built and chosen here, and why not the rest: :func:`se_fused.info`, ``python -m se_fused info``.
+"""Report of versions, machine, build and chosen backends: :func:`se_fused.info` and ``python -m se_fused info``.
 
-Needs nothing but torch, and never fails because something is missing: that is what it is there to say.
+It needs only torch. Missing packages and load errors are part of the report and never make it fail.
 """
 
 import os
@@ -32,7 +32,7 @@ def _version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, the packages beneath, and the CUDA that torch is for; None of what is not there."""
+    """Versions of Python, of the packages that se_fused uses, and of torch's CUDA; None for what is not installed."""
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     return found | {"torch": torch.__version__, "cuda": torch.version.cuda}
 
@@ -48,7 +48,7 @@ def _cpu_model() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package runs from; None for an installed wheel."""
+    """The git commit of the source tree that this package runs from; None for an installed wheel and in a worktree."""
     head = Path(__file__).parents[2] / ".git" / "HEAD"
     try:
         text = head.read_text().strip()
@@ -67,7 +67,7 @@ def commit() -> str | None:
 
 
 def _build() -> dict[str, Any]:
-    """What setup.py recorded, and how the running torch relates to the one that it saw."""
+    """The build record of setup.py, and how the running torch relates to the one of the build."""
     built = recorded()
     wanted = built.get("torch")
     if wanted is not None:
@@ -109,7 +109,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _choices() -> list[dict[str, Any]]:
-    """Per op, device and dtype: what ``auto`` takes, and the reason of each other backend."""
+    """For each op, device and dtype: the backend that ``auto`` chooses, and the reason against each other one."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     choices = []
     for op in _OPS:
@@ -118,7 +118,7 @@ def _choices() -> list[dict[str, Any]]:
                 reasons = {name: backends.why_not(b, device, dtype) for name, b in backends.BACKENDS.items()}
                 able = [name for name, reason in reasons.items() if reason is None]
                 auto = able[0] if able else "reference"
-                why_not = {name: reason or f"auto takes {auto} before it" for name, reason in reasons.items()}
+                why_not = {name: reason or f"auto chooses {auto} first" for name, reason in reasons.items()}
                 why_not.pop(auto, None)
                 choices.append(
                     {"op": op, "device": device, "dtype": str(dtype).removeprefix("torch."), "auto": auto,
@@ -128,9 +128,10 @@ def _choices() -> list[dict[str, Any]]:
 
 
 def info() -> dict[str, Any]:
-    """Versions, machine, what was built for which torch, and which backend each op takes here and why not the others.
+    """Reports versions, the machine, the build, and for each op the backend that it uses here and why not the others.
 
-    Every value can be written as JSON. Load errors stand in ``backends`` as they came.
+    Returns:
+        A dictionary whose values can all be written as JSON. ``backends`` contains load errors unchanged.
     """
     return {
         "se_fused": __version__,

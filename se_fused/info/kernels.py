@@ -1,7 +1,7 @@
-"""What the compiled kernels are made of: registers, spills, shared memory, blocks of a multiprocessor.
+"""Attributes of the compiled kernels: registers, spills, shared memory, resident blocks per multiprocessor.
 
-Read through ``se_fused._introspect`` (csrc/introspect.cpp), which is built for one Python, where pybind11 is installed.
-Everything but this file works without it.
+They are read through ``se_fused._introspect`` (csrc/introspect.cpp), which is built if pybind11 is installed, and works
+with one Python version. Nothing outside this file needs it.
 """
 
 from collections.abc import Iterable
@@ -21,15 +21,15 @@ Kernels = list[dict[str, Any]]
 
 
 def _module() -> ModuleType | str:
-    """The module, or the reason why it is not there."""
+    """The module, or the reason why it is not available."""
     try:
         return find_module("_introspect")
     except ImportError as error:
-        return f"se_fused._introspect is not there ({error}): install pybind11 and build se_fused again"
+        return f"se_fused._introspect is not available ({error}): install pybind11 and build se_fused again"
 
 
 def cpu_instructions() -> str | None:
-    """The instruction set that the CPU kernels use; None where they are not loaded."""
+    """The instruction set that the CPU kernels use, or None if they are not loaded."""
     backend = cast(CpuBackend, BACKENDS["cpu"])
     if backend.load_error is not None:
         return None
@@ -41,11 +41,11 @@ def cpu_instructions() -> str | None:
 
 
 def cuda_kernels() -> Kernels | str:
-    """Each instance of the CUDA kernels on the current device, or one line that says why there is none to ask.
+    """Attributes of each CUDA kernel instance on the current device, or one line with the reason why there are none.
 
-    An entry has ``name``, ``threads`` (of a block), ``shared_bytes`` (None: the map's shape decides) and either
-    ``error`` or ``max_threads``, ``registers``, ``local_bytes`` (spills), ``constant_bytes`` and
-    ``blocks_per_multiprocessor``.
+    An entry has ``name``, ``threads`` (per block), ``shared_bytes`` (per block; None if it depends on the map's shape)
+    and either ``error`` or ``max_threads``, ``registers`` (per thread), ``local_bytes`` (spills, per thread),
+    ``constant_bytes`` and ``blocks_per_multiprocessor``.
     """
     module, backend = _module(), cast(CudaBackend, BACKENDS["cuda"])
     if isinstance(module, str):
@@ -66,7 +66,8 @@ def _span(values: Iterable[int | None]) -> str:
 
 
 def summary(kernels: Kernels) -> list[tuple[str, ...]]:
-    """A row for each kernel under a row of headings: the least and the most of its instances, and those that spill."""
+    """A table with a row of headings and a row per kernel: minimum and maximum over its instances, and those that
+    spill."""
     rows: list[tuple[str, ...]] = [
         ("kernel", "instances", "threads", "registers", "shared bytes", "blocks per SM", "spilled bytes", "where")
     ]

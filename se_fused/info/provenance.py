@@ -1,7 +1,7 @@
-"""What results say of how they came about, in words that hold on another machine: no folder of this one.
+"""Provenance that results record: command, versions and machine, without absolute paths of this machine.
 
-Whatever stands under the checkout (of an installed package: under the folder of packages) or the working directory is
-told relative to it, every other absolute path by its last name.
+A path under the checkout (of an installed package: under the folder of packages) or the working directory is made
+relative to it. Any other absolute path is replaced by its last component.
 """
 
 import os
@@ -17,7 +17,7 @@ from .environment import info
 __all__ = ["command", "environment", "place", "portable", "this_command"]
 
 _CHECKOUT = Path(__file__).parents[2]
-# Not the rest of a longer word: of a relative path, a ratio, a URL.
+# A path must not start inside a longer word: a relative path, a ratio or a URL.
 _START = r"(?<![\w.)\]}/~+-])(?:file://)?"
 _PATH = re.compile(_START + r"(?:/[\w.@+~-]+)+/?")
 _INTERPRETER = re.compile(r"python[\d.]*")
@@ -29,7 +29,7 @@ def _bases() -> list[str]:
 
 
 def place(path: str | os.PathLike[str]) -> str:
-    """A path as results name it; a relative one as it is."""
+    """A path as results record it; a relative path is unchanged."""
     given = os.fspath(path)
     if not os.path.isabs(given):
         return given
@@ -44,8 +44,8 @@ def place(path: str | os.PathLike[str]) -> str:
 
 
 def _text(text: str, shortest: int) -> str:
-    """Paths of so many names or more are told."""
-    for base in _bases():  # which may have blanks in their names
+    """The text with its absolute paths replaced as by :func:`place`, if they have at least ``shortest`` components."""
+    for base in _bases():  # their names may contain blanks
         text = re.sub(_START + re.escape(base) + r"(/|(?![\w.@+~-]))", lambda match: "" if match[1] else ".", text)
 
     def told(match: re.Match[str]) -> str:
@@ -56,9 +56,9 @@ def _text(text: str, shortest: int) -> str:
 
 
 def portable(value: Any) -> Any:
-    """The same for every text within dictionaries and lists."""
+    """A value with the absolute paths in all its texts replaced, also within dictionaries and lists."""
     if isinstance(value, str):
-        return _text(value, 2)  # one name behind a slash may be a unit
+        return _text(value, 2)  # a single name after a slash may be a unit
     if isinstance(value, Mapping):
         return {key: portable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -68,26 +68,26 @@ def portable(value: Any) -> Any:
 
 def _word(word: str) -> str:
     before, value = re.fullmatch(r"([^/]*=|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-    file, colons, test = value.partition("::")  # pytest's address of a test
+    file, colons, test = value.partition("::")  # a pytest node id
     return before + (place(file) if os.path.isabs(file) else _text(file, 1)) + colons + test
 
 
 def command(words: Sequence[str]) -> str:
-    """A command as one would type it."""
+    """A command line in shell syntax, without absolute paths."""
     return shlex.join(map(_word, words))
 
 
 def this_command() -> str:
-    """The command that started this process."""
+    """The command line that started this process."""
     first, *rest = sys.orig_argv
-    # A script that pip made lies beside the interpreter, which is named in its first line and not by its caller.
+    # A script installed by pip is in the interpreter's folder. Its first line names the interpreter, not the user.
     made = bool(rest) and os.path.dirname(os.path.abspath(rest[0])) == os.path.dirname(sys.executable)
     words = [Path(rest[0]).name, *rest[1:]] if made else ["python", *rest]
     return command(words if _INTERPRETER.fullmatch(Path(first).name) else [first, *rest])
 
 
 def environment() -> dict[str, Any]:
-    """What :func:`se_fused.info` tells of versions, machine, build and backends."""
+    """The versions, machine, build and backends from :func:`se_fused.info`, without absolute paths."""
     about = info()
     del about["choices"], about["path"]
     told: dict[str, Any] = portable(about)

@@ -1,10 +1,10 @@
 """The operator of batch norm, activation and the mean of the activated map: ``se_fused::batch_norm_act_squeeze``.
 
-    y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b batch norm's
+    y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b: the coefficients of batch norm
 
-Passes of a backend with the arithmetic of :mod:`.excitation` between them, like the operator put together in
-:mod:`.batch_norm_squeeze_excite`. The operators mutate nothing: the batch's statistics are returned, and
-:func:`squeeze` moves the running ones.
+It is composed of a backend's passes, with the arithmetic of :mod:`.excitation` between them, like the composed operator
+in :mod:`.batch_norm_squeeze_excite`. The operators mutate nothing: they return the batch's statistics, and
+:func:`squeeze` updates the running ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ _library.define(
 
 
 def _map(bn: BatchNorm, n: int) -> tuple[Tensor, Tensor]:
-    """scale and shift (N, C)."""
+    """Batch norm's coefficients as scale and shift (N, C)."""
     return bn.a.expand(n, -1).contiguous(), bn.b.expand(n, -1).contiguous()
 
 
@@ -62,7 +62,7 @@ def compose_squeeze(
         assert running_mean is not None and running_var is not None
         given = (running_mean.to(wide), running_var.to(wide))
         bn = batch_norm(None, None, positions(x), given, bn_weight, bn_bias, eps)
-        # any centre does for the backward pass: the sums that it enters are moved to bn.mean
+        # Any centre is right for the backward pass, which converts the sums around it to bn.mean.
         m = given[0].repeat(x.shape[0], 1)
     y, squeezed = passes.scale_shift_act_mean(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
     return y, squeezed, m, torch.stack([bn.mean, bn.var])
@@ -126,7 +126,7 @@ def _backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: A
 
 # ---- the operators from eager mode and from a graph
 def _forward(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, ...]:
-    """The operator's results. ``running`` is moved before they are returned."""
+    """The operator's results. ``running`` is updated before they are returned."""
     if through_dispatcher():
         output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze(*args)
     else:
@@ -143,7 +143,7 @@ def _backward(backend: backends.Backend, *args: Any) -> tuple[Tensor, ...]:
     return compose_squeeze_backward(backend, *args)
 
 
-# ---- autograd, used twice: behind the operator, and as a Function for eager mode
+# ---- autograd, used by the operator's registration and by the Function for eager mode
 _TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
 
 
@@ -186,14 +186,14 @@ class _Squeeze(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor) -> tuple[Tensor | None, ...]:
-        # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
+        # With create_graph=True use the operator, whose autograd formula raises an error for second derivatives.
         eager = partial(_backward, ctx.backend)
         run = torch.ops.se_fused.batch_norm_act_squeeze_backward if torch.is_grad_enabled() else eager
         return (*_gradients(ctx, dy, dsqueezed, run), None)
 
 
 def squeeze(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, Tensor]:
-    """y and squeezed of ``batch_norm_act_squeeze``, differentiable; ``running`` is moved on the way."""
+    """y and squeezed of ``batch_norm_act_squeeze``, differentiable. Also updates ``running``."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if wants_grad and not torch.compiler.is_compiling():
         y, squeezed = _Squeeze.apply(*args, (backend, running))

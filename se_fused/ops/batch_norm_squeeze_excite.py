@@ -1,12 +1,12 @@
-"""The operator that PyTorch sees: y = out_act(d * SE(BN(x)) + residual), with batch norm and squeeze-excite optional.
+"""The main operator: y = out_act(d * SE(BN(x)) + residual), with batch norm and squeeze-excite optional.
 
 Two operators, ``se_fused::batch_norm_squeeze_excite_forward`` and ``se_fused::batch_norm_squeeze_excite_backward``, are
-the boundary for ``torch.compile`` and export; which backend runs is decided below them. A backend that has the whole op
-takes it in one call; from one that has only the passes it is put together here, with the arithmetic of
-:mod:`se_fused.ops.excitation` between them.
+the boundary for ``torch.compile`` and export; the backend is chosen inside them. A backend with the whole operator runs
+it in one call. For a backend with only the passes it is composed here, with the arithmetic of
+:mod:`se_fused.ops.excitation` between the passes.
 
-The operators mutate nothing: the batch's statistics are returned, and :func:`batch_norm_squeeze_excite` moves the
-running ones. In inference, eager mode may write y over x where the caller permits it.
+The operators mutate nothing: they return the batch's statistics, and :func:`batch_norm_squeeze_excite` updates the
+running ones. In inference, eager mode may write y over x if the caller permits it.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor.contiguous()
 
 
-# ---- put together from passes (a backend's, or the definitions in this package)
+# ---- composed of passes (a backend's, or the definitions in this package)
 def compose_forward(
     passes: Any,
     x: Tensor,
@@ -168,7 +168,7 @@ def _call_forward(
 
 
 def _call_backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dy = dense_like(dy, x)  # a gradient may come in any strides: expanded by a sum, transposed by a loss
+    dy = dense_like(dy, x)  # a gradient may have any strides: expanded by a sum, transposed by a loss
     if backend.batch_norm_squeeze_excite_backward is None:
         return compose_backward(backend, dy, x, *args)
     *rest, act, gate, out_act, want_dr = args
@@ -181,7 +181,7 @@ def _call_backward(backend: backends.Backend, dy: Tensor, x: Tensor, *args: Any)
 # ---- the operators' implementations
 def _batch_norm_squeeze_excite_forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     y, *others = _call_forward(backends.select(x.device.type, x.dtype), x, *args)
-    # What is absent is one empty tensor several times over; an operator's results must be different tensors.
+    # Absent results may share one empty tensor, but an operator's results must be distinct tensors.
     return (y, *(t if t.numel() else t.new_empty(0) for t in others))
 
 
@@ -264,7 +264,7 @@ def _batch_norm_squeeze_excite_backward_fake(
 
 # ---- the operators from eager mode and from a graph
 def _forward(backend: backends.Backend, *args: Any, running: backends.Running | None = None) -> tuple[Tensor, ...]:
-    """The results of ``batch_norm_squeeze_excite_forward``. ``running`` is moved before they are returned."""
+    """The results of ``batch_norm_squeeze_excite_forward``. ``running`` is updated before they are returned."""
     by_kernels = None
     if through_dispatcher():
         output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_squeeze_excite_forward(*args)
@@ -285,21 +285,21 @@ def _backward(backend: backends.Backend, *args: Any) -> tuple[Tensor, ...]:
     return _call_backward(backend, *args)
 
 
-# ---- autograd, written once and used twice: behind the operator, and as a Function for eager mode
-# Leading tensor arguments of the forward operator; a gradient is returned for each but the statistics and d.
+# ---- autograd, used by the operator's registration and by the Function for eager mode
+# Number of leading tensor arguments of the forward operator. All but the statistics and d have a gradient.
 _TENSORS = 11
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], saved: Sequence[Tensor]) -> None:
-    """Save what the backward pass needs: x, and of the results all but y."""
+    """Saves tensors and options for the backward pass: x, and all results but y."""
     (x, residual, _, _, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale,
      batch_stats, eps, act, gate, out_act) = inputs[: _TENSORS + 5]  # fmt: skip
     ctx.set_materialize_grads(False)
-    # only what is computed again in the backward pass needs the residual
+    # Only activations that the backward pass recomputes need the residual.
     saved_residual = residual if recomputed(OUT_ACT_CODES[out_act]) else None
     ctx.save_for_backward(x, saved_residual, *saved, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale)
     ctx.options = (batch_stats, eps, act, gate, out_act)
-    # what a gradient is cast and shaped to: the kernels return (R, C) in float32
+    # Shapes and dtypes of the gradients: the kernels may return a matrix (R, C), and float32.
     ctx.like = [
         None if t is None else (t.shape, t.dtype)
         for t in (bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -316,14 +316,15 @@ def _shaped(gradient: Tensor, like: tuple[torch.Size, torch.dtype] | None) -> Te
 
 
 def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
-    """The gradients of all seventeen arguments, by ``run``, which is batch_norm_squeeze_excite_backward."""
+    """The gradients of all 17 arguments, computed by ``run``, an implementation of
+    batch_norm_squeeze_excite_backward."""
     if dy is None:
         return (None,) * (_TENSORS + 6)
     x, residual, mask, mean, factor, hidden, stats, *parameters = ctx.saved_tensors
     want_dr = ctx.needs_input_grad[1]
     dx, dr, *others = run(dy, x, residual, mask, mean, factor, hidden, stats, *parameters, *ctx.options, want_dr)
     if ctx.options[-1] == "none":
-        dr = dy  # the sum hands its gradient on unchanged
+        dr = dy  # without an activation the residual's gradient is dy
     return (dx, dr if want_dr else None, None, None, *map(_shaped, others, ctx.like), *(None,) * 7)
 
 
@@ -331,7 +332,7 @@ def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
     if not inputs[-1]:
         raise RuntimeError(
             "se_fused::batch_norm_squeeze_excite_forward was called with save=False on inputs that require a gradient: "
-            "what was exported under torch.no_grad() runs under torch.no_grad() too"
+            "a program exported under torch.no_grad() must also run under torch.no_grad()"
         )
     _keep(ctx, inputs, output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -348,13 +349,14 @@ torch.library.register_autograd("se_fused::batch_norm_squeeze_excite_backward", 
 
 
 class _BatchNormSqueezeExcite(torch.autograd.Function):
-    """The operator for eager mode: no dispatcher, no second autograd node in the backward pass. 60 us a call less, and
-    several times that in a network, whose convolutions leave no Python in the caches."""
+    """The operator for eager mode, without the dispatcher and without a second autograd node in the backward pass. It
+    saves 60 us per call, and several times that in a network, whose convolutions evict Python's data from the
+    caches."""
 
-    # setup_context would be needed for torch.func alone, and costs an inspect.signature per call
+    # setup_context is needed only for torch.func, and costs an inspect.signature per call.
     @staticmethod
     def forward(ctx: Any, *args_and_backend: Any) -> Tensor:
-        # the backend stands where the operator has ``save``, so that both paths return their gradients alike
+        # (backend, running) takes the place of the operator's ``save``, so that both paths return the same gradients.
         *args, (ctx.backend, running) = args_and_backend
         y, *saved = _forward(ctx.backend, *args, True, running=running)
         _keep(ctx, args, saved)
@@ -362,7 +364,7 @@ class _BatchNormSqueezeExcite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Gradients of gradients are recorded: by the operator, which refuses them when they are asked for.
+        # With create_graph=True use the operator, whose autograd formula raises an error for second derivatives.
         run = (
             torch.ops.se_fused.batch_norm_squeeze_excite_backward
             if torch.is_grad_enabled()
@@ -374,12 +376,12 @@ class _BatchNormSqueezeExcite(torch.autograd.Function):
 def batch_norm_squeeze_excite(
     backend: backends.Backend, inplace: bool, running: backends.Running | None, *args: Any
 ) -> Tensor:
-    """y of ``batch_norm_squeeze_excite_forward`` without its last argument, differentiable.
+    """y of ``batch_norm_squeeze_excite_forward``, differentiable. args: its arguments without ``save``, which is
+    whether a gradient is recorded.
 
-    ``save`` is whether a gradient can be asked for. In eager mode the operator's wrapper is left out, and ``backend``
-    is called; a graph, and whoever looks on by a dispatch mode, has the operator, which looks for its own. ``inplace``
-    permits y to be x's memory, in inference. ``running`` is moved on the way: by the kernels where they can, else by
-    PyTorch, in a graph behind the operator.
+    Eager mode calls ``backend`` directly, without the operator's wrapper. Graphs and dispatch modes use the operator,
+    which selects a backend itself. ``inplace`` permits y to share x's memory in inference. ``running`` is updated: by
+    the kernels if they can, else by PyTorch, in a graph after the operator.
     """
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
     if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient

@@ -1,10 +1,11 @@
-"""Any gate over the channel means, y = out_act(s * x + residual) with s = gate(mean(x)): two passes each way.
+"""Channel gate with any function of the channel means: y = out_act(s * x + residual) with s = gate(mean(x)).
 
-The gate is the caller's and runs in PyTorch on (N, C), so the op is two differentiable functions around it. Taken
-alone, each would return a gradient of x of its own, and adding the two would cost three more passes over the map.
-Instead the first function returns x together with a carrier (N, C) whose value is not used. In the backward pass the
-second function returns dr through x and the factor s through the carrier, and the first writes dx = s * dr + dz / S at
-once. The values returned through x and carrier are not their gradients; no other code may use these tensors.
+Forward and backward read the map twice each. The caller's gate runs in PyTorch on (N, C) tensors, so the operator is
+two differentiable functions around it. As independent functions, each would return a gradient of x, and adding the two
+would cost three more passes over the map. Instead the first function returns x together with a carrier (N, C) whose
+value is not used. In the backward pass the second function returns dr through x and the factor s through the carrier,
+and the first writes dx = s * dr + dz / S at once. The values returned through x and carrier are not their gradients; no
+other code may use these tensors.
 
 Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 """
@@ -65,7 +66,7 @@ def _rescale_backward(
     factor: Tensor,
     out_act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dr is empty without an activation: it is dy."""
+    """dr, P and Q. dr is empty without an activation, where it equals dy."""
     code = OUT_ACT_CODES[out_act]
     dr, p, q = backend.moments_backward(
         dense_like(dy, x), x, residual, mask, mean, factor, torch.zeros_like(factor), code, writes_dr(code, True)
@@ -125,8 +126,8 @@ for _name in ("squeeze_backward", "rescale_backward"):
 
 
 def _runner(name: str, backend: backends.Backend) -> Callable[..., Any]:
-    """The operator where somebody looks on, and in a backward pass that is itself recorded (it refuses to be
-    differentiated); otherwise its implementation, without the dispatcher."""
+    """The operator in graphs and under dispatch modes, and in a backward pass with create_graph=True, where its
+    autograd formula raises an error; otherwise its implementation, without the dispatcher."""
     if through_dispatcher() or (name.endswith("backward") and torch.is_grad_enabled()):
         return getattr(torch.ops.se_fused, name)
     return partial(_IMPLEMENTATIONS[name], backend)
@@ -143,7 +144,7 @@ class _Squeeze(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor | None, dr: Tensor | None, factor: Tensor | None) -> tuple[Tensor | None, None]:
-        if dr is None or factor is None:  # the gate's value was used and the rescaled map was not
+        if dr is None or factor is None:  # only the gate's value was used, not the rescaled map
             if dz is None:
                 return None, None
             spread = (dz / ctx.positions).to(ctx.dtype).reshape(*dz.shape, *(1,) * (len(ctx.shape) - 2))
@@ -167,7 +168,7 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.out_act = backend, out_act
         y, mask = _runner("rescale", backend)(x, residual, factor, out_act, True)
-        # only what is computed again in the backward pass needs the residual
+        # Only activations that the backward pass recomputes need the residual.
         ctx.save_for_backward(x, residual if recomputed(OUT_ACT_CODES[out_act]) else None, mask, mean, factor)
         return y
 
@@ -183,11 +184,11 @@ class _Rescale(torch.autograd.Function):
 
 
 def squeeze(backend: backends.Backend, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The channel means of a dense x (N, C, *spatial), and what :func:`rescale` takes in x's place.
+    """The channel means of a dense x (N, C, *spatial), and the tensors to pass to :func:`rescale`.
 
     Returns:
-        mean (N, C), differentiable; x, to be given to :func:`rescale` and to nothing else; the carrier, or None where
-        x has no gradient.
+        mean (N, C), differentiable; x, which may only be passed to :func:`rescale`; the carrier, or None if x needs no
+        gradient.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         mean, x, carrier = _Squeeze.apply(x, backend)

@@ -1,12 +1,11 @@
-"""The operator of squeeze-excite behind a 1x1 convolution: ``se_fused::conv1x1_squeeze_excite``, for inference.
+"""The operator of a 1x1 convolution followed by squeeze-excite: ``se_fused::conv1x1_squeeze_excite``, for inference.
 
     y = out_act(s * (W3 h + b3) + residual),   s = gate(W2 act(Wf mean(h) + bf) + b2)
 
-with Wf = W1 W3 and bf = W1 b3 + b1, which the caller has folded (``se_fused.functional.fold_squeeze``). A backend that
-has ``conv1x1_squeeze_excite`` may compute it so, and one that has ``packed_conv1x1_squeeze_excite`` does where the
-caller has packed W3 for it (``se_fused.functional.pack_conv1x1``); with any other, and in the contiguous order, the
-convolution runs first and the block of :mod:`.batch_norm_squeeze_excite` after it, on the convolution's output and in
-its place.
+with Wf = W1 W3 and bf = W1 b3 + b1, which the caller has folded (``se_fused.functional.fold_squeeze``). For h in
+channels_last, a backend's ``conv1x1_squeeze_excite`` may compute it in this form, and a backend's
+``packed_conv1x1_squeeze_excite`` does if the caller has packed W3 (``se_fused.functional.pack_conv1x1``). In all other
+cases the convolution runs first, and then the block of :mod:`.batch_norm_squeeze_excite`, in place on its output.
 """
 
 from typing import Any
@@ -50,14 +49,15 @@ def _run(
     *,
     inplace: bool = False,
 ) -> Tensor:
-    # one channel or one position: both orders are the same memory, and only the library knows which it will return
+    # With one channel or one position both orders are the same memory, and the convolution decides which one it
+    # returns.
     rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
     codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
     if packed is not None and backend.packed_conv1x1_squeeze_excite is not None and rows_of_channels:
         given = residual
         if residual is not None:
             residual = _like_result(residual)
-        # the residual's memory if the caller gives it away; a copy of it is ours anyway
+        # Write over the residual if the caller permits it, or if it is a copy made here.
         y = _new_result(h, conv_weight) if residual is None or (residual is given and not inplace) else residual
         backend.packed_conv1x1_squeeze_excite(
             h, packed, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, *codes, y
@@ -84,7 +84,7 @@ def _channels_last(x: Tensor) -> torch.memory_format:
 
 
 def _like_result(residual: Tensor) -> Tensor:
-    """The residual in channels_last: itself where it is."""
+    """The residual in channels_last; not copied if it already is."""
     return residual.contiguous(memory_format=_channels_last(residual))
 
 
@@ -106,9 +106,10 @@ def _conv1x1_squeeze_excite_fake(h: Tensor, conv_weight: Tensor, conv_bias: Tens
 
 
 def conv1x1_squeeze_excite(backend: backends.Backend, *args: Any, inplace: bool) -> Tensor:
-    """The operator: through the dispatcher where somebody looks on, else straight to ``backend``. Not differentiable.
+    """The operator: through the dispatcher in graphs and under dispatch modes, else directly on ``backend``. Not
+    differentiable.
 
-    ``inplace``: the result may be written over the residual; a graph keeps its own account of memory.
+    ``inplace`` permits writing the result over the residual. It has no effect in a graph, which plans its own memory.
     """
     if through_dispatcher():
         y: Tensor = torch.ops.se_fused.conv1x1_squeeze_excite(*args)

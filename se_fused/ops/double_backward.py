@@ -1,4 +1,4 @@
-"""What every operator's gradient says when it is to be differentiated itself."""
+"""The error of all operators for second derivatives."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["no_second_derivative"]
 
 
 def no_second_derivative(ctx: Any, *_: Any) -> None:
-    """The autograd formula of a backward operator.
+    """The autograd formula of every backward operator, which always raises.
 
     Raises:
         RuntimeError: always.

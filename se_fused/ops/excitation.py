@@ -1,5 +1,6 @@
-"""Excitation, the (N, C) arithmetic between the passes, in readable PyTorch. It is the definition of what every backend
-computes, and what runs where a backend has passes but no excitation kernel of its own.
+"""Excitation, the (N, C) arithmetic between the passes, in readable PyTorch.
+
+It defines what every backend computes, and runs if a backend has passes but no excitation kernel.
 
 Symbols: N batch, C channels, S positions, R squeezed channels. m: (N, C) means of x; v: (N, C) sums of (x - m)^2;
 u = a x + b is the normalised map, a and b: (C,); d: (N,) drop-path factor; s: (N, C) the gate's value.
@@ -27,7 +28,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
-# grad, value before, value after -> grad before
+# (gradient of the activation's output, its input) -> gradient of its input
 _ACT_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda g, p: g,
     "relu": lambda g, p: aten.threshold_backward(g, p, 0),
@@ -43,14 +44,14 @@ _ACT_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _gate_backward(gate: str, grad: Tensor, s: Tensor) -> Tensor:
-    """From the gate's own value, which is saved; hard sigmoid has slope 0 at its corners, as in PyTorch."""
+    """Gradient of the gate's input from its saved value s. Hard sigmoid has slope 0 at its corners, as in PyTorch."""
     if gate == "sigmoid":
         return grad * s * (1 - s)
     return grad * ((s > 0) & (s < 1)) / 6
 
 
 class BatchNorm(NamedTuple):
-    """u = a x + b, from statistics that are the batch's or given."""
+    """Batch norm as u = a x + b, and the statistics that it uses: the batch's or given ones."""
 
     mean: Tensor  # (C,)
     var: Tensor  # (C,) biased
@@ -68,12 +69,13 @@ def batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> BatchNorm:
-    """Batch norm as an affine map. Statistics of the batch come from its samples' by Chan's merge: nothing cancels.
+    """Batch norm as an affine map. The batch statistics are merged from the samples' by Chan's formula, without
+    cancellation.
 
     Args:
-        m, v: (N, C) of pass 1; not needed where ``given`` is there.
+        m, v: (N, C) from pass 1; None if ``given`` is not None.
         positions: S.
-        given: mean and biased variance (C,), else they are the batch's.
+        given: mean and biased variance (C,) to use; None for the batch's.
         weight, bias: gamma and beta (C,), or None for 1 and 0.
     """
     if given is not None:
@@ -109,7 +111,8 @@ class Coefficients(NamedTuple):
 
 
 def excitation(m: Tensor, bn: BatchNorm | None, layers: ExcitationLayers | None, d: Tensor | None) -> Coefficients:
-    """z = a m + b is the squeeze of u without reading it; s = gate(W2 act(W1 z + b1) + b2); y = d s u."""
+    """Scale and shift of pass 2. z = a m + b is the squeeze of u, computed without reading u;
+    s = gate(W2 act(W1 z + b1) + b2); pass 2 then computes d s u = scale x + shift."""
     factor = hidden = None
     if layers is not None:
         z = m if bn is None else bn.a * m + bn.b
@@ -126,7 +129,7 @@ def excitation(m: Tensor, bn: BatchNorm | None, layers: ExcitationLayers | None,
 
 
 class ExcitationGradients(NamedTuple):
-    """Result of :func:`excitation_backward`; None where there is no such parameter."""
+    """Result of :func:`excitation_backward`; the gradient of an absent parameter is None."""
 
     k1: Tensor  # (N, C): dx = k1 dr + k2 (x - m) + k3
     k2: Tensor
@@ -153,9 +156,10 @@ def excitation_backward(
 ) -> ExcitationGradients:
     """All gradients but dr, from P = sum dr and Q = sum dr (x - m), both (N, C).
 
-    ds = d (a Q + z P); through the gate to dz and the weights; g1 = d s P + dz and g2 = d s Q are the sums of du and of
-    du (x - m); d beta = sum_n g1, d gamma = rstd sum_n (g2 + (m - mu) g1). Statistics of the batch depend on x, given
-    ones do not: then k2 is zero.
+    ds = d (a Q + z P), where the left side is the gradient of the gate's value s. Through the gate and the two layers
+    it gives dz and the weights' gradients. g1 = d s P + dz and g2 = d s Q are the sums of du and of du (x - m); dbeta =
+    sum_n g1, dgamma = rstd sum_n (g2 + (m - mu) g1). Batch statistics depend on x. Given statistics do not, and k2 is
+    then zero.
     """
     one = torch.ones_like(m)
     a, b = (one[0], torch.zeros_like(m[0])) if bn is None else (bn.a, bn.b)

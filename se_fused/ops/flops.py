@@ -1,9 +1,9 @@
-"""FLOPs of the operators for ``torch.utils.flop_counter``, counted as PyTorch counts its own: two for each product of
-a matrix product or a convolution, none for what is done element by element.
+"""FLOP formulas of the operators for ``torch.utils.flop_counter``.
 
-An operator counts what it stands for, so that a model has the same total before and after ``convert`` and
-``optimize_for_inference``: a convolution, and the excitation's two layers, 2 N R C each. Which products a kernel spares
-(the folded layer of :mod:`.conv1x1_squeeze_excite` has fewer) is its own business.
+As in PyTorch's formulas, each multiplication of a matrix product or a convolution counts two, and elementwise
+operations count zero. An operator counts the operations that it replaces: a convolution, and the excitation's two
+layers, 2 N R C each. A model thus has the same total before and after ``convert`` and ``optimize_for_inference``.
+Products that a kernel saves (the folded layer of :mod:`.conv1x1_squeeze_excite` has fewer) are not subtracted.
 """
 
 import sys
@@ -32,7 +32,8 @@ def _batch_norm_squeeze_excite_forward(x: Shape, *args: Any, **_: Any) -> int:
 
 def _batch_norm_squeeze_excite_backward(dy: Shape, *args: Any, **_: Any) -> int:
     fc1_weight, fc2_weight = args[9:11]
-    return 2 * (_layer(dy[0], fc1_weight) + _layer(dy[0], fc2_weight))  # one product for each of a layer's factors
+    # Two products per layer: one for the weight's gradient and one for the input's.
+    return 2 * (_layer(dy[0], fc1_weight) + _layer(dy[0], fc2_weight))
 
 
 def _conv1x1_squeeze_excite(h: Shape, weight: Shape, bias: Shape | None, *args: Any, **_: Any) -> int:
@@ -45,9 +46,9 @@ def _gated_conv1x1(y: Shape, gate: Shape, weight: Shape, *_: Any, **__: Any) -> 
 
 
 def _convolution_pointwise(x: Shape, *args: Any, out_shape: Shape, **_: Any) -> int:
-    """oneDNN's convolution with what it does to the sum. The weight, which in oneDNN's own order still has its shape
-    (C, K / groups, *kernel), comes after x or, in the binary overload, after another map: it is the last with x's
-    number of sizes."""
+    """oneDNN's convolution with a fused elementwise operation. The weight keeps its shape (C, K / groups, *kernel) in
+    oneDNN's memory order. It comes after x or, in the binary overload, after another map, so it is the last of the two
+    with x's number of dimensions."""
     weight = [t for t in args[:2] if t is not None and len(t) == len(x)][-1]
     return _layer(out_shape[0] * prod(out_shape[2:]), weight)
 
@@ -57,11 +58,12 @@ FORMULAS: dict[tuple[str, str], Callable[..., int]] = {
     ("se_fused", "batch_norm_squeeze_excite_backward"): _batch_norm_squeeze_excite_backward,
     ("se_fused", "conv1x1_squeeze_excite"): _conv1x1_squeeze_excite,
     ("se_fused", "gated_conv1x1"): _gated_conv1x1,
-    # PyTorch's, which optimised models call and for which it has no formula (2.11 to 2.14)
+    # PyTorch's operators that optimised models call and that have no formula in PyTorch 2.11 to 2.14
     ("mkldnn", "_convolution_pointwise"): _convolution_pointwise,
     ("mkldnn", "_convolution_pointwise_"): _convolution_pointwise,
 }
-"""By namespace and name of the operator. Shapes stand for tensors, as in ``register_flop_formula``."""
+"""FLOP formulas by namespace and name of the operator. Tensor arguments are passed as shapes, as in
+``register_flop_formula``."""
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -74,7 +76,8 @@ def _register(registry: MutableMapping[Any, Any], decorate: Callable[..., Any]) 
 
 
 class _WhenImported(MetaPathFinder):
-    """Registers when somebody imports the counter. To import it ourselves would import Triton with it, for 80 ms."""
+    """An import hook that registers the formulas when the counter is imported. Importing the counter here would also
+    import Triton, which takes 80 ms."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != _COUNTER:
@@ -93,7 +96,7 @@ class _WhenImported(MetaPathFinder):
 
 
 def register() -> None:
-    """Give the formulas to PyTorch's counter: now if it has been imported, else when it is."""
+    """Register the formulas with PyTorch's FLOP counter: now if it is imported, else when it is imported."""
     counter = sys.modules.get(_COUNTER)
     if counter is not None:
         _register(counter.flop_registry, counter.register_flop_formula)

@@ -2,8 +2,8 @@
 
     out = W (s * y) + b,   s: one factor per sample and channel of y
 
-A backend that has ``gated_conv1x1`` multiplies what it has loaded, and the scaled map never exists. Elsewhere W takes
-the gate, or y does; see :func:`scales_weight`.
+A backend's ``gated_conv1x1`` multiplies the loaded values by the gate, so the scaled map is never stored. Otherwise the
+gate is multiplied into W or into y; see :func:`scales_weight`.
 """
 
 import torch
@@ -22,8 +22,8 @@ _library.define("gated_conv1x1(Tensor y, Tensor gate, Tensor weight, Tensor? bia
 
 
 def _order(y: Tensor) -> str | None:
-    """Memory order of y (N, C, *spatial) and of the convolution's result; None where both orders are the same memory,
-    and only the library knows which one it returns, and for a 3-D y that is not contiguous."""
+    """Memory order of y (N, C, *spatial) and of the convolution's result. None if both orders are the same memory,
+    where the convolution decides which one it returns, and for a 3-D y that is not contiguous."""
     if y.shape[1] == 1 or positions(y) == 1:
         return None
     if y.is_contiguous():
@@ -32,14 +32,15 @@ def _order(y: Tensor) -> str | None:
 
 
 def scales_weight(c: int, d: int, s: int, with_bias: bool) -> bool:
-    """Whether W s[n] for each sample moves less memory than s * y, in elements of a sample.
+    """Whether scaling W for each sample moves less memory than scaling y. Counts are elements per sample.
 
-    Scaled weights are written and read once more than the product anyway does: 2 D C; a batched product has no place
-    for a bias, which goes into the result first, to be read again: 2 D S. A scaled map is written, and y read for it: 2
-    C S. Without a bias the weights win where D < S: in all but the last stages of an EfficientNet.
+    Scaled weights cost one more write and read of W than the product alone: 2 D C. A batched product has no bias
+    argument, so the bias is first written to the result and read again: 2 D S. A scaled map costs a read and a write of
+    y: 2 C S. Without a bias scaling W is cheaper if D < S, which holds in all but the last stages of an EfficientNet.
 
     Args:
-        c, d: channels before and after the convolution. s: positions.
+        c, d: channels before and after the convolution.
+        s: positions.
     """
     return d * (c + (s if with_bias else 0)) < c * s
 
@@ -98,7 +99,8 @@ def _gated_conv1x1_fake(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | 
 
 
 def gated_conv1x1(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The operator: through the dispatcher where somebody looks on, else straight to ``backend``. Not differentiable.
+    """The operator: through the dispatcher in graphs and under dispatch modes, else directly on ``backend``. Not
+    differentiable.
 
     y: (N, C, *spatial), dense; gate: (N, C), float32, contiguous; weight: (D, C[, 1, ...]), bias: (D,), y's dtype.
     """

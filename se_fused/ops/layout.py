@@ -1,8 +1,9 @@
-"""Memory formats that kernels take as they are, and the bit mask that follows them.
+"""The memory formats that kernels use without a copy, and the layout of the bit mask.
 
-A tensor (N, C, *spatial) is dense in one of two orders: contiguous (positions run fastest) or channels_last (channels
-do). A "row" is a run of contiguous elements: (n, c) with its S positions, or (n, s) with its C channels. The mask of a
-ReLU holds one bit per element, each row padded to whole bytes, lowest bit first.
+A tensor (N, C, *spatial) is dense in one of two orders: contiguous (adjacent elements are positions) or channels_last
+(adjacent elements are channels). A "row" is a run of contiguous elements: (n, c) with its S positions, or (n, s) with
+its C channels. The mask of a ReLU has one bit per element, in the map's memory order, with each row padded to whole
+bytes, lowest bit first.
 """
 
 import torch
@@ -22,7 +23,7 @@ def positions(x: Tensor) -> int:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x (N, C, *spatial) is dense with channels running fastest; true of 3-D tensors too."""
+    """Whether x (N, C, *spatial) is dense and adjacent elements are channels; also for 3-D tensors."""
     memory_format = _FORMATS.get(x.dim())
     if memory_format is not None:
         return x.is_contiguous(memory_format=memory_format)
@@ -35,21 +36,21 @@ def dense(x: Tensor) -> Tensor:
 
 
 def dense_like(t: Tensor, x: Tensor) -> Tensor:
-    """t in the memory order of x: itself where it has it already."""
+    """t in the memory order of x; not copied if it already has that order."""
     if t.stride() == x.stride() or (t.is_contiguous() if x.is_contiguous() else is_channels_last(t)):
         return t
     return torch.empty_like(x, dtype=t.dtype).copy_(t)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
-    """(number of rows, elements of a row) of a dense x."""
+    """(number of rows, elements per row) of a dense x."""
     n, c, s = x.shape[0], x.shape[1], positions(x)
-    # One position: both orders are the same memory, and kernels take it by rows of C.
+    # With one position both orders are the same memory, and the kernels use rows of C elements.
     return (n * c, s) if s != 1 and x.is_contiguous() else (n * s, c)
 
 
 def mask_numel(x: Tensor) -> int:
-    """Bytes of the mask that belongs to a dense x."""
+    """Bytes of the mask of a dense x."""
     rows, length = _rows(x)
     return rows * ((length + 7) // 8)
 

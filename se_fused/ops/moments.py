@@ -1,4 +1,4 @@
-"""Pass 1: what is summed per sample and channel. Definitions in plain PyTorch; backends replace them.
+"""Pass 1: sums per sample and channel. Definitions in plain PyTorch, which backends replace with kernels.
 
 Symbols: N batch, C channels, S positions; x, dy, residual, dr: (N, C, *spatial); everything else (N, C), in float32
 (float64 for float64 inputs).
@@ -20,11 +20,11 @@ FROM_SUM: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
     OUT_ACT_CODES["silu"]: torch.ops.aten.silu_backward,
     OUT_ACT_CODES["hard_swish"]: torch.ops.aten.hardswish_backward,
 }
-"""g * out_act'(t) by the activation's number."""
+"""g * out_act'(t) as a function of (g, t), by the activation's number."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums: float32, float64 for float64."""
+    """The dtype of sums: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -53,8 +53,8 @@ def moments_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dr = dy * out_act'(t) with t = scale * x + shift + residual; P = sum dr; Q = sum dr * (x - mean).
 
-    ReLU's derivative is the mask; SiLU's and hard-swish's are computed again from t. dr is in x's dtype, and empty
-    unless wanted: it is the residual's gradient, and what pass 2 reads.
+    ReLU's derivative is the mask; SiLU's and hard-swish's are computed from t, which is recomputed. dr has x's dtype
+    and is empty unless ``want_dr``: it is the residual's gradient, and pass 2 reads it.
     """
     wide = x.to(mean.dtype)
     g = dy.to(mean.dtype)
@@ -63,7 +63,7 @@ def moments_backward(
     elif recomputed(out_act):
         t = per_channel(scale, x) * wide + per_channel(shift, x)
         g = FROM_SUM[out_act](g, t if residual is None else t + residual)
-        g = g.to(x.dtype).to(mean.dtype)  # pass 2 reads the rounded dr: the sums must be of the same numbers
+        g = g.to(x.dtype).to(mean.dtype)  # pass 2 reads the rounded dr, so the sums must be of the same numbers
     p = g.flatten(2).sum(2)
     q = (g * (wide - per_channel(mean, x))).flatten(2).sum(2)
     dr = torch.empty_like(x).copy_(g) if want_dr else x.new_empty(0, dtype=mean.dtype)

@@ -1,8 +1,8 @@
-"""x times a factor per sample and channel, differentiable in both, by the passes that are there.
+"""x times a factor per sample and channel, differentiable in both, built from existing passes.
 
-Passes over the map: forward 2 (``scale_shift_act``), backward 2 for the factor's gradient (the sum Q of
-``moments_backward`` with mean 0) and 2 for x's (``scale_shift_act``), where ``x * factor`` in PyTorch has 2 and 6: it
-writes the product whose sum the factor's gradient is.
+Passes over the map: forward 2 (``scale_shift_act``); backward 2 for the factor's gradient (the sum Q of
+``moments_backward`` with mean 0) and 2 for x's (``scale_shift_act``). ``x * factor`` in PyTorch has 2 and 6, because it
+stores the product dy * x before it sums it for the factor's gradient.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class _Rescale(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, factor = ctx.saved_tensors
         wants_dx, wants_dfactor, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients: PyTorch's own operations have them
+        if torch.is_grad_enabled():  # second derivatives: use PyTorch's operations, which support them
             dx = dy * per_channel(factor, x).to(x.dtype) if wants_dx else None
             return dx, (dy.to(factor.dtype) * x).flatten(2).sum(2) if wants_dfactor else None, None
         dy = dense_like(dy, x)
@@ -47,8 +47,11 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(backend: backends.Backend | None, x: Tensor, factor: Tensor) -> Tensor:
-    """x: (N, C, *spatial), dense; factor: (N, C). Plain PyTorch without a backend, in a graph, whose compiler fuses a
-    product with its sum, and for a dispatch mode: there is no operator of it to be seen."""
+    """x * factor. x: (N, C, *spatial), dense; factor: (N, C).
+
+    Runs plain PyTorch without a backend; in a graph, whose compiler fuses the product with its sum; and under a
+    dispatch mode, because no operator is registered for it.
+    """
     if backend is None or through_dispatcher():
         return x * per_channel(factor, x).to(x.dtype)
     y: Tensor = _Rescale.apply(x, factor.float().contiguous(), backend)

@@ -1,4 +1,5 @@
-"""Pass 2: one multiply-add per element. Definitions in plain PyTorch; backends replace them.
+"""Pass 2: one multiply-add per element, with residual and activation. Definitions in plain PyTorch, which backends
+replace with kernels.
 
 Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, k1, k2, k3: (N, C).
 """
@@ -19,9 +20,9 @@ _ACTIVATE = {OUT_ACT_CODES[name]: function for name, function in OUT_ACTIVATIONS
 def scale_shift_act(
     x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, out_act: int, save_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """y = out_act(scale * x + shift + residual), rounded once; and where ReLU lets the gradient through.
+    """y = out_act(scale * x + shift + residual), rounded once, and the mask of ReLU's gradient.
 
-    The mask is set where the sum is positive or NaN, as in PyTorch's ReLU; it is empty unless ``save_mask``.
+    The mask is set where the sum is positive or NaN, as in PyTorch's ReLU. It is empty unless ``save_mask``.
     """
     t = per_channel(scale, x) * x.to(scale.dtype) + per_channel(shift, x)
     if residual is not None:
@@ -35,9 +36,10 @@ def scale_shift_act(
 def scale_shift_act_backward(
     dr: Tensor, x: Tensor | None, mask: Tensor, mean: Tensor, k1: Tensor, k2: Tensor, k3: Tensor
 ) -> Tensor:
-    """dx = k1 * dr + k2 * (x - mean) + k3; no x where k2 is zero; a mask that is not empty is applied to dr first.
+    """dx = k1 * dr + k2 * (x - mean) + k3. x may be None if k2 is zero. A mask that is not empty is applied to dr
+    first.
 
-    x is centred, because k2 * x alone would cancel against k3 where the mean is large beside the deviation.
+    x is centred, because k2 * x alone would cancel against k3 if the mean is large compared with the deviation.
     """
     g = dr.to(k1.dtype)
     if mask.numel():

@@ -1,1 +1,1 @@
-"""Whether results are right: derived error bounds, and the check of every function against float64."""
+"""Verification of results: derived error bounds, and a check of every function against float64."""

@@ -1,9 +1,9 @@
-"""How far a result may be from the truth: derived, not chosen (DESIGN section 3).
+"""Error bounds of results, derived from the formulas (DESIGN section 3).
 
-The forward bound carries rounding errors through the op's own formulas, in float64: a sum of n float32 numbers may err
-by eps * sqrt(n) of its terms' magnitude (the usual model of independent roundings), a product or sum of two by eps, and
-the result by 4 units in the last place of its dtype. Gradients may err twice as much as eager PyTorch itself does on
-the same inputs in the same dtype.
+The forward bound propagates rounding errors through the op's formulas, in float64. A sum of n float32 numbers may have
+an error of eps * sqrt(n) times its terms' magnitude (the usual model of independent rounding errors), a product or sum
+of two numbers an error of eps, and the result 4 units in the last place of its dtype. Gradients may have twice the
+error of eager PyTorch on the same inputs in the same dtype.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,16 @@ __all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_err
 
 EPS = torch.finfo(torch.float32).eps
 GRADIENT_FLOOR = 8 * EPS
-"""Relative error that a gradient may have where eager's happens to be smaller: its last sums, in another order."""
+"""Relative error that a gradient may always have, even if eager PyTorch's error happens to be smaller, because its last
+sums run in another order."""
 
-_SLOPE = 1.13  # the steepest slope of an activation (GELU); all but hard-swish stay under it
+_SLOPE = 1.13  # the steepest slope of an activation (GELU); only hard-swish exceeds it
 _STEEPEST = {"hard_swish": 1.5}
 _GATE_SLOPE = {"sigmoid": 1 / 4, "hard_sigmoid": 1 / 6}
 
 
 def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Distance between neighbours of dtype at y (float64)."""
+    """Distance between adjacent numbers of ``dtype`` at y (float64)."""
     info = torch.finfo(dtype)
     exponent = torch.floor(torch.log2(y.abs().clamp_min(info.tiny)))
     return torch.exp2(exponent) * info.eps
@@ -44,9 +45,10 @@ def relative_error(mine: Tensor, truth: Tensor) -> float:
 def _gate_bound(
     given: Mapping[str, Any], z: Tensor, error_z: Tensor, magnitude: Tensor, terms: float
 ) -> tuple[Tensor, Tensor]:
-    """The gate's factor (N, C) and its largest error, from the squeeze z (N, C) and its.
+    """The gate's factor (N, C) and its largest error, from the squeeze z (N, C) and its error ``error_z``.
 
-    ``magnitude`` is that of the terms which z was summed of, ``terms`` the root of how many the first layer adds.
+    ``magnitude`` is the magnitude of the terms of z's sum, and ``terms`` the square root of the number of terms that
+    the first layer adds.
     """
     w1, w2 = given["fc1_weight"].flatten(1), given["fc2_weight"].flatten(1)
     b1 = 0 if given.get("fc1_bias") is None else given["fc1_bias"]
@@ -62,14 +64,14 @@ def _gate_bound(
 
 
 def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Largest error that an element of the result may have.
+    """The largest error that each element of the result may have, in y's shape.
 
     Args:
         given: the op's arguments by name, in float64: x, residual, running_mean, running_var, bn_weight, bn_bias,
             fc1_weight (R, C), fc1_bias, fc2_weight (C, R), fc2_bias, drop_path_scale, training, eps, act, gate,
             out_act.
-        y: the truth, float64, x's shape.
-        dtype: of the result.
+        y: the exact result, float64, x's shape.
+        dtype: the dtype of the result.
     """
     x: Tensor = given["x"]
     n, c = x.shape[:2]
@@ -91,7 +93,8 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
             error_mu, relative_var = torch.zeros_like(mu), 2 * EPS
         a = gamma * (var + given["eps"]).rsqrt()
         b = beta - a * mu
-        # centred on mu, u = a (x - mu) + beta: an error of mu moves b by a * error_mu, one of a turns about mu
+        # With u = a (x - mu) + beta, an error of mu changes b by a * error_mu, and an error of a changes the slope
+        # about mu.
         error_a = a.abs() * (relative_var / 2 + 2 * EPS)
         error_b = EPS * beta.abs() + error_a * mu.abs() + a.abs() * error_mu + EPS * (a * mu).abs()
     factor = torch.ones_like(m)
@@ -113,8 +116,8 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
 
 
 def squeeze_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Largest errors that the results of ``batch_norm_act_squeeze`` may have, (N, C, *spatial) and (N, C): of y's
-    elements, and of their mean, which is one of S values with float32's errors alone, whatever y's dtype is.
+    """The largest errors that the results of ``batch_norm_act_squeeze`` may have: of y's elements (N, C, *spatial), and
+    of their mean (N, C). The mean is over S values with float32's errors only, whatever y's dtype.
 
     Args:
         given, y, dtype: as in :func:`forward_bound`.
@@ -125,16 +128,17 @@ def squeeze_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> tu
 
 
 def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_eps: float, stored: bool) -> Tensor:
-    """Largest error that an element of ``conv1x1_squeeze_excite`` may have.
+    """The largest error that each element of ``conv1x1_squeeze_excite`` may have, in y's shape.
 
-    The squeeze is a sum of S and then of K numbers, or of K and then of S; the larger of the two bounds holds for both.
+    The squeeze sums S and then K numbers, or K and then S; the larger of the two bounds holds for both.
 
     Args:
         given: the op's arguments by name, in float64: h, conv_weight (C, K), conv_bias, the gate's parameters,
             residual, act, gate, out_act.
-        y: the truth, float64, (N, C, *spatial).
-        dtype: of the result.
-        product_eps: relative rounding of a factor in the convolution's products: 0 but for TF32, which keeps 11 bits.
+        y: the exact result, float64, (N, C, *spatial).
+        dtype: the dtype of the result.
+        product_eps: relative rounding error of a factor in the convolution's products: 0, except for TF32, which keeps
+            11 bits.
         stored: whether the convolution's result may be rounded to dtype before squeeze-excite.
     """
     h, weight = given["h"].flatten(2), given["conv_weight"].flatten(1)
@@ -146,7 +150,7 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
     if stored:
         error_u = error_u + ulp(u, dtype) / 2
     error_m = error_u.mean(2) + EPS * s**0.5 * size.mean(2)
-    # folded weights are rounded to float32, and multiply means that were not summed over C first
+    # The folded weights are rounded to float32, and multiply means that are not summed over C first.
     terms = k**0.5 + u.shape[1] ** 0.5
     factor, error_factor = _gate_bound(given, u.mean(2), error_m, size.mean(2), terms)
     carried = error_factor[:, :, None] * u.abs() + factor[:, :, None] * (error_u + 2 * EPS * u.abs())

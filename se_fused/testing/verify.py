@@ -1,9 +1,9 @@
-"""Every op × dtype × layout of this machine against float64: ``se-fused verify``, and the tests' op contract.
+"""Checks of every op × dtype × layout against float64, for ``se-fused verify`` and the tests.
 
-A case is drawn from a seed, run through :mod:`se_fused.functional`, through plain PyTorch in the same dtype, and
-through plain PyTorch in float64, which is the truth. The forward error is held to a derived bound, element by element;
-each gradient to twice the error that eager PyTorch has, as the median of several draws: where a sum cancels, one draw
-compares luck with luck.
+The arguments of a case are drawn from a seed. The case runs through :mod:`se_fused.functional`, through plain PyTorch
+in the same dtype, and through plain PyTorch in float64, which is the truth. The forward error must be within a derived
+bound, element by element. Each gradient may have twice the error of eager PyTorch. Gradients are compared by the median
+over several draws, because errors of a single draw are random where a sum cancels.
 """
 
 import itertools
@@ -35,7 +35,7 @@ def to_layout(x: Tensor, layout: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One call, but for its numbers."""
+    """One call without its numbers: op, shape, dtype, layout, device and options."""
 
     op: str
     shape: tuple[int, ...] = (4, 24, 7, 5)  # an odd number of positions, more channels than one vector step
@@ -48,14 +48,14 @@ class Case:
     gate: str = "sigmoid"
     out_act: str | None = "relu"
     residual: bool = True
-    residual_grad: bool = True  # False: nobody asks for the residual's gradient
+    residual_grad: bool = True  # whether the residual requires a gradient
     drop_path: bool = True
     absent: tuple[str, ...] = ()  # parameters that are None
     parameter_dtype: torch.dtype | None = None  # None: float32 for batch norm, x's for the layers
-    mean: float = 1.0  # of x, in standard deviations: how much there is to cancel
+    mean: float = 1.0  # of x, in standard deviations; a large mean causes cancellation
 
     def draw(self, seed: int) -> dict[str, Any]:
-        """The call's arguments by name; tensors that can have a gradient require it."""
+        """The call's arguments by name, with numbers drawn from ``seed``. Differentiable tensors require a gradient."""
         generator = generator_on(self.device, seed)
         n, c = self.shape[:2]
 
@@ -105,29 +105,29 @@ def _double(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy(given: dict[str, Any]) -> dict[str, Any]:
-    """The same numbers, for a run of its own: running statistics are written to."""
+    """The same arguments with copies of the running statistics, because a run writes to them."""
     return {k: v.clone() if k.startswith("running") and v is not None else v for k, v in given.items()}
 
 
 @dataclass
 class Result:
-    """Errors of one case. Forward: largest error over its bound. Gradients and statistics: (error, bound)."""
+    """Errors of one case. Forward: the largest ratio of error and bound. Gradients and statistics: (error, bound)."""
 
     case: Case
     backend: str
-    forward: float = 0.0  # error / bound, largest element and draw
+    forward: float = 0.0  # error / bound, maximum over elements and draws
     forward_error: float = 0.0  # relative, median of draws
     eager_error: float = 0.0
     gradients: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (error, bound)
 
     @property
     def ok(self) -> bool:
-        """Every error within its bound; NaN is not."""
+        """Whether every error is within its bound; a NaN is not."""
         return self.forward <= 1 and all(error <= bound for error, bound in self.gradients.values())
 
     @property
     def worst_gradient(self) -> tuple[str, float, float]:
-        """(name, error, bound) of the gradient nearest to its bound."""
+        """(name, error, bound) of the gradient with the largest ratio of error and bound."""
         name = max(self.gradients, key=lambda k: self.gradients[k][0] / self.gradients[k][1])
         return (name, *self.gradients[name])
 
@@ -146,7 +146,7 @@ def _run(case: Case, module: ModuleType, given: dict[str, Any], seed: int) -> tu
 
 
 def check(case: Case, seeds: Sequence[int] = (0, 1, 2)) -> Result:
-    """Run one case on the backend in force."""
+    """Run one case on the current backend, with one draw per seed."""
     backend, _ = backends.find(case.device, case.dtype)
     result = Result(case, "reference" if backend is None else backend.name)
     errors: dict[str, list[tuple[float, float]]] = {}
@@ -178,11 +178,11 @@ def cases(devices: Sequence[str] = ("cpu",)) -> Iterator[Case]:
 
 
 def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> list[Result]:
-    """Check every case on every backend that can take it.
+    """Check every case on every backend that can run it.
 
     Args:
         devices: device types; None for all that this machine has.
-        progress: called with (done, of).
+        progress: called with (number of finished checks, number of all checks).
     """
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -221,7 +221,8 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def verify_command(as_json: bool) -> int:
-    """What ``se-fused verify`` does: a table (or JSON) of every case; returns the exit code, 1 on a failure."""
+    """The command ``se-fused verify``: prints a table (or JSON) of all cases and returns the exit code, 1 on a
+    failure."""
     import json
 
     from rich import box

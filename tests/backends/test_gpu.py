@@ -1,7 +1,7 @@
-"""On a real GPU: what neither Triton's interpreter nor the shim of the CUDA kernels can show. The backends' other tests
-run there too, on the device.
+"""Tests that need a real GPU: what neither Triton's interpreter nor the CPU shim for CUDA kernels can show.
 
-Those marked ``sanitizer`` are small; ``python3 -m benchmarks.gpu right`` runs them under compute-sanitizer's memcheck.
+The other tests of the backends run on the GPU too. Tests marked ``sanitizer`` are small; ``python3 -m benchmarks.gpu
+right`` runs them under compute-sanitizer's memcheck.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ TRITON_ONLY = ("test_l2_grouped_inference", "test_convolution", "test_autotuning
 
 @pytest.fixture(autouse=True, params=["cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend that a GPU has; one that is built and cannot run there is a failure."""
+    """Run the test with each GPU backend; a backend that is built but cannot run on this GPU fails."""
     name = request.param
     if name != "triton" and request.node.originalname in TRITON_ONLY:
         pytest.skip("of the Triton backend")
@@ -44,7 +44,7 @@ def weights(c: int, r: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [(torch.randn(*size) * c**-0.5).to("cuda", dtype) for size in sizes]
 
 
-# ---- small: also under compute-sanitizer
+# ---- small tests, which also run under compute-sanitizer
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(5, 70, 9, 7), (3, 16, 14, 14)], ids=str)
@@ -56,7 +56,7 @@ def test_training(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_l2_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many programs, more than run at once, that wait for each other."""
+    """Programs that wait for each other give the right result, also when there are more than can run at once."""
     from se_fused.backends.triton import batch_norm_squeeze_excite
 
     monkeypatch.setattr(batch_norm_squeeze_excite, "l2_grouped_config", l2_grouped_config_of(512, 32, 3))
@@ -83,7 +83,7 @@ def test_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(13, 64, 9, 7), (9, 96, 28, 28), (40, 256, 14, 14)], ids=str)
 def test_inference(shape: tuple[int, ...], layout: str) -> None:
-    """Clusters of one and several samples, the last one not full."""
+    """The result is right with clusters of one and of several samples, and with an incomplete last cluster."""
     c = shape[1]
     for dtype in (torch.float32, torch.bfloat16):
         x = to_layout(torch.randn(shape), layout).to("cuda", dtype)
@@ -93,11 +93,11 @@ def test_inference(shape: tuple[int, ...], layout: str) -> None:
             torch.testing.assert_close(infer(x, *fc), truth.to(dtype))
 
 
-# ---- large
+# ---- large tests
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 512, 28, 28), (128, 1024, 14, 14), (128, 2048, 7, 7)])
 def test_stages_of_resnet50(shape: tuple[int, ...], layout: str) -> None:
-    """The launch shapes that benchmarks run with, against eager PyTorch in float32."""
+    """The launch shapes that the benchmarks use give the results of eager PyTorch in float32."""
     x = to_layout(torch.randn(shape, device="cuda"), layout)
     c = shape[1]
     fc = weights(c, c // 16, torch.float32)
@@ -111,8 +111,8 @@ def test_stages_of_resnet50(shape: tuple[int, ...], layout: str) -> None:
         )
         return y
 
-    # Where ReLU's argument is zero to rounding, two right answers may differ in its derivative, and one such element of
-    # N already moves dx by 2 / sqrt(N) of its norm: no gradient is sent there.
+    # Where ReLU's argument is zero up to rounding, two correct results may differ in its derivative, and one such
+    # element of N already changes dx by 2 / sqrt(N) of its norm. The incoming gradient is zero there.
     with torch.no_grad():
         t = forward(reference, None)
         dy = (t.abs() > 8 * torch.finfo(t.dtype).eps * t.abs().max()).to(t.dtype)
@@ -128,8 +128,8 @@ def test_stages_of_resnet50(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_elements_than_an_int32_counts(layout: str) -> None:
-    """2^31 + elements: the last sample lies beyond every 32-bit offset."""
-    torch.cuda.empty_cache()  # what an earlier test has left is free
+    """With more than 2^31 elements the last sample is right, although it lies beyond every 32-bit offset."""
+    torch.cuda.empty_cache()  # frees the memory that earlier tests left in the cache
     if torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free GPU memory")
     n, c, h, w = 3, 768, 1024, 1024
@@ -146,14 +146,14 @@ def test_more_elements_than_an_int32_counts(layout: str) -> None:
     running = (torch.zeros(c, device="cuda"), torch.ones(c, device="cuda"))
     with torch.no_grad():
         y = functional.batch_norm_act(x, *running, None, None, training=True)
-    assert (y[-1].float().mean() - 0.3989).abs() < 1e-2  # of relu of a standard normal
+    assert (y[-1].float().mean() - 0.3989).abs() < 1e-2  # the mean of relu of a standard normal
 
 
 # ---- streams, graphs, devices
 def test_cuda_graph() -> None:
     for shape in ((8, 64, 14, 14), (64, 256, 56, 56)):
         x, fc = torch.randn(shape, device="cuda"), weights(shape[1], 16, torch.float32)
-        infer(x, *fc)  # compiles, which a capture cannot
+        infer(x, *fc)  # compiles the kernels, which is not possible during a capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -165,7 +165,7 @@ def test_cuda_graph() -> None:
 
 
 def on_two_streams(call: Callable[[], list[torch.Tensor]], times: int) -> list[list[torch.Tensor]]:
-    """The results of so many calls on each of two streams at once. Counters, that programs wait for, are a call's."""
+    """Return the results of ``times`` calls on each of two concurrent streams; each call has its own counters."""
     streams = [torch.cuda.Stream() for _ in range(2)]
     results = []
     torch.cuda.synchronize()
@@ -185,8 +185,10 @@ def test_streams_do_not_disturb_each_other() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_on_two_streams(layout: str) -> None:
-    """Training always takes the excitation's launches, whose programs take tickets and wait for each other, each
-    way."""
+    """Two concurrent streams give the results of one, forward and backward.
+
+    Training always launches the excitation kernels, whose programs take tickets and wait for each other.
+    """
     given = [to_layout(torch.randn(32, 256, 56, 56, device="cuda"), layout), *weights(256, 16, torch.float32)]
     residual = given[0].flip(0)
     for t in given:
@@ -204,7 +206,7 @@ def test_training_on_two_streams(layout: str) -> None:
 
 
 def test_groups_of_samples(backend: str) -> None:
-    """Inference that keeps groups of samples in L2, as the rule plans it, alone and on two streams."""
+    """Inference with the planned groups of samples in L2 is right on one and on two streams."""
     n, c, s, r = 16, 256, 112, 16
     x = to_layout(torch.randn(n, c, s, s, device="cuda"), "channels_last").bfloat16()
     fc = weights(c, r, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The benchmark suite: wrong results are not timed, missing packages are named, presets hold what they say."""
+"""Tests of the benchmark suite: wrong results are not timed, missing packages are named, presets are complete."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def load(name: str):
-    """A file of benchmarks/, which is no package."""
+    """A module from a file in benchmarks/, which is not a package."""
     spec = spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,12 +40,12 @@ KNOWN = {
 
 
 def suite(tmp_path: Path, *arguments: str, plugin: str = "") -> tuple[subprocess.CompletedProcess, dict | None]:
-    """Runs a part of the suite in a process of its own, with a plugin that changes the library."""
+    """Run a part of the suite as a process, with a plugin that changes the library; returns process and results."""
     (tmp_path / "changed.py").write_text(plugin)
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--benchmark-only", "--preset", "smoke", "-q", "-p",
                "no:cacheprovider", "-p", "changed", f"--benchmark-json={results}", *arguments]  # fmt: skip
-    # pytest-xdist's variables would make pytest-benchmark switch itself off
+    # With pytest-xdist's variables, pytest-benchmark would disable itself.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["PYTHONPATH"] = f"{tmp_path}:{BENCHMARKS.parent}"
     done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, env=environment)
@@ -53,7 +53,7 @@ def suite(tmp_path: Path, *arguments: str, plugin: str = "") -> tuple[subprocess
     return done, json.loads(results.read_text()) if written else None
 
 
-# ---- what there is
+# ---- cases
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("preset", cases.PRESETS)
 @pytest.mark.parametrize("test", TESTS)
@@ -67,7 +67,7 @@ def test_rows(test: str, preset: str, device: str):
 
 
 def test_rows_of_one_workload_stand_together():
-    """A workload is built, and its float64 truth computed, once."""
+    """The rows of one workload follow each other, so that it is built, and its float64 truth computed, only once."""
     for test, about in (("test_block", 4), ("test_network", 5), ("test_convert", 6), ("test_scaling", 4)):
         for preset in cases.PRESETS:
             keys = [row[:about] for row in cases.cases(test, preset, "cpu")[1]]
@@ -101,7 +101,7 @@ def test_full_holds_what_was_asked_for():
     assert ends == {"batch": (1, 512), "image": (64, 1024), "channels": (16, 4096), "positions": (1, 1_000_000)}
 
 
-# ---- what it does
+# ---- results
 BLOCK = ("-k", "test_block and 2x64x14x14 and se-infer and channels_last and not bn_se and (eager or se_fused)")
 
 
@@ -154,13 +154,14 @@ def test_a_missing_baseline_is_named(tmp_path):
 def test_a_gpu_that_is_not_there(tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU")
     done, _ = suite(tmp_path, "--device", "cuda")
     assert done.returncode != 0 and "torch sees no GPU here" in done.stdout + done.stderr
 
 
+@pytest.mark.nightly
 def test_two_runs_are_compared(tmp_path):
-    """By pytest-benchmark itself: names and parameters are the same words in every run and commit."""
+    """pytest-benchmark itself compares two runs: names and parameters are the same in every run and commit."""
     store = f"--benchmark-storage=file://{tmp_path}/store"
     first, _ = suite(tmp_path, *BLOCK, store, "--benchmark-save=first")
     second, _ = suite(tmp_path, *BLOCK, store, "--benchmark-compare=0001")

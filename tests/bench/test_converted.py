@@ -1,4 +1,4 @@
-"""Models of other libraries as workloads: what is converted computes what the original does."""
+"""Tests of other libraries' models as workloads: a converted model computes what the original does."""
 
 import sys
 
@@ -35,7 +35,6 @@ def test_inference(name: str, library: str, dtype: torch.dtype) -> None:
     assert bytes_moved > working_set / 2 > 0 and workload.flops() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "library"), SMALL)
 def test_training(name: str, library: str) -> None:
     workload = built(name, library, "train")
@@ -43,14 +42,13 @@ def test_training(name: str, library: str) -> None:
     assert_agrees(workload, "converted", tuple(LAYOUTS), "original")
 
 
-@pytest.mark.slow
 def test_monai() -> None:
     assert_agrees(built("seresnet50", "monai", "infer"), "converted", tuple(LAYOUTS), "original")
 
 
 @pytest.mark.parametrize(("name", "library"), SMALL)
 def test_training_is_deterministic(name: str, library: str) -> None:
-    """No dropout, no stochastic depth; no block is an identity whose SE would not matter."""
+    """There is no dropout or stochastic depth, and no block is an identity, for which SE would not matter."""
     pytest.importorskip(library)
     model = library_model(name, library, 10).train()
     x = torch.randn(2, 3, 64, 64)

@@ -1,7 +1,7 @@
-"""benchmarks/cublaslt.py as far as it can be tested without a GPU: numbers, layouts, descriptors, messages.
+"""Tests of benchmarks/cublaslt.py without a GPU: numbers, layouts, descriptors, messages.
 
-cuBLASLt is emulated by what its manual says it does: D = op(A) op(B) + beta C + bias on column-major views of memory,
-strided over the batch. A layout that describes other memory than the op's gives another result, or leaves the tensor.
+cuBLASLt is emulated as in its manual: D = op(A) op(B) + beta C + bias on column-major views of memory, strided over the
+batch. A layout that describes other memory than the op's gives another result, or reads outside the tensor.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ needs_headers = pytest.mark.skipif(HEADERS is None, reason="cublasLt.h is not in
 def load() -> Any:
     path = ROOT / "benchmarks" / "cublaslt.py"
     spec = spec_from_file_location("cublaslt", path)
-    module = sys.modules["cublaslt"] = module_from_spec(spec)  # dataclasses look their module up
+    module = sys.modules["cublaslt"] = module_from_spec(spec)  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -46,9 +46,9 @@ except RuntimeError as error:
 needs_library = pytest.mark.skipif(no_library is not None, reason=str(no_library))
 
 
-# ---- against NVIDIA's headers
+# ---- comparison with NVIDIA's headers
 def enumerators() -> dict[str, int]:
-    """Every ``NAME = value`` of the three headers; a value may be numbers and earlier names joined by |."""
+    """Every ``NAME = value`` of the three headers; a value consists of numbers and earlier names joined by |."""
     known: dict[str, int] = {}
     for header in ("library_types.h", "cublas_api.h", "cublasLt.h"):
         text = re.sub(r"/\*.*?\*/|//[^\n]*", "", (HEADERS / header).read_text(errors="replace"), flags=re.S)
@@ -65,7 +65,7 @@ def enumerators() -> dict[str, int]:
 def test_numbers_are_those_of_the_headers() -> None:
     mine = {k: v for k, v in vars(cublaslt).items() if re.match(r"CUBLAS|CUDA_R_", k)}
     theirs = enumerators()
-    assert len(mine) == 22  # 21 numbers would mean that one is spelled so that it is not compared
+    assert len(mine) == 22  # fewer would mean that a misspelled name is not compared
     assert mine == {name: theirs.get(name) for name in mine}
     assert theirs["CUBLASLT_EPILOGUE_RELU_BIAS"] == theirs["CUBLASLT_EPILOGUE_RELU"] | theirs["CUBLASLT_EPILOGUE_BIAS"]
     first = theirs["CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES"]
@@ -87,12 +87,12 @@ def test_result_structure_is_that_of_the_header() -> None:
     }
     expected = [(name, types[kind] if many == 1 else types[kind] * many) for kind, name, many in fields]
     assert [tuple(field) for field in cublaslt.HeuristicResult._fields_] == expected
-    assert ctypes.sizeof(cublaslt.HeuristicResult) == 96  # as a C compiler says
+    assert ctypes.sizeof(cublaslt.HeuristicResult) == 96  # the size given by a C compiler
 
 
 # ---- layouts
 def view(memory: Tensor, matrix: Any, batch: int) -> Tensor:
-    """The batch (batch, rows, cols) that a column-major description finds in memory, which it must not leave."""
+    """The matrices (batch, rows, cols) of a column-major description in memory; it must not exceed the memory."""
     assert matrix.ld >= matrix.rows, "cuBLASLt refuses that"
     assert (batch - 1) * matrix.batch_stride + (matrix.cols - 1) * matrix.ld + matrix.rows <= memory.numel()
     return memory.as_strided((batch, matrix.rows, matrix.cols), (matrix.batch_stride, 1, matrix.ld), 0)
@@ -150,7 +150,7 @@ def draw(shape: tuple, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def gate(given: dict[str, Tensor | None]) -> Tensor:
-    """s (N, C) from the means of h, as the kernels find it, but in h's dtype."""
+    """The gate s (N, C) from the means of h, computed as the kernels do, but in h's dtype."""
     names = ("conv_weight", "conv_bias", "fc1_weight", "fc1_bias")
     weight, bias = (t.to(given["h"].dtype) for t in functional.fold_squeeze(*(given[name] for name in names)))
     hidden = torch.relu(given["h"].mean((2, 3)) @ weight.T + bias)
@@ -158,7 +158,7 @@ def gate(given: dict[str, Tensor | None]) -> Tensor:
 
 
 def difference(given: dict[str, Tensor], relu: bool = True, drop: str | None = None) -> float:
-    """Relative error of cublaslt_conv1x1 on the emulation, against the reference in float64."""
+    """Relative error of cublaslt_conv1x1 with the emulation, against the reference in float64."""
     given = {name: None if name == drop else t for name, t in given.items()}
     wide = {name: None if t is None else t.double() for name, t in given.items()}
     scale = gate(wide)
@@ -183,7 +183,7 @@ def test_described_product_is_the_op(
 def test_rounded_scaled_weights_pass_the_benchmark(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bound: float
 ) -> None:
-    """What the benchmark asks for before it times (1e-2 in bfloat16), where weights are rounded after the gate."""
+    """With weights rounded after the gate, errors meet the benchmark's limit for timing (1e-2 in bfloat16)."""
     monkeypatch.setattr(cublaslt, "multiply", emulate)
     assert difference(draw((2, 64, 256, 16, (14, 14)), dtype)) < bound
 
@@ -209,10 +209,10 @@ def test_a_wrong_layout_is_seen(monkeypatch: pytest.MonkeyPatch, wrong: str) -> 
     monkeypatch.setattr(cublaslt, "multiply", emulate)
     monkeypatch.setattr(cublaslt, "layout_of_problem", lambda *sizes: WRONG[wrong](right(*sizes)))
     given = draw(SHAPES["odd"], torch.float64)
-    assert gate(given).std(0).max() > 0.1  # samples differ in their gates, or strides of 0 would not be seen
+    assert gate(given).std(0).max() > 0.1  # gates differ between samples; otherwise strides of 0 would not matter
     try:
         error = difference(given)
-    except (AssertionError, RuntimeError):  # it leaves the memory, or the matrices do not fit each other
+    except (AssertionError, RuntimeError):  # outside the memory, or mismatched sizes
         return
     assert error > 1e-2
 
@@ -225,10 +225,10 @@ def test_counted_bytes() -> None:
     one_kernel = 2 * parts["h"] + parts["conv_weight"] + 2 * parts["residual"]
     assert cublaslt.bytes_moved(n, c, k, s, 2, scaled_weights=False) == one_kernel
     assert cublaslt.bytes_moved(n, c, k, s, 2) == one_kernel + 2 * scaled.nbytes
-    assert scaled.dtype == torch.bfloat16  # though the gate is float32
+    assert scaled.dtype == torch.bfloat16  # although the gate is float32
 
 
-# ---- the library itself: descriptors need no GPU
+# ---- the library: descriptors need no GPU
 def attribute(kind: str, descriptor: ctypes.c_void_p, number: int, like: type) -> int | None:
     value, written = like(), ctypes.c_size_t()
     cublaslt.call(
@@ -254,7 +254,7 @@ def test_descriptors_say_what_was_planned(dtype: torch.dtype, tf32: bool, number
     problem = cublaslt.layout_of_problem(3, 24, 5, 63)
     operation, *layouts = cublaslt.descriptors(problem, dtype, bias, relu, tf32)
     i32, u32, i64, u64 = ctypes.c_int32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint64
-    # 0 CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, 1 _SCALE_TYPE, 2 _POINTER_MODE (0: host), then those that were set
+    # 0 CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, 1 _SCALE_TYPE, 2 _POINTER_MODE (0: host), then those that are set
     asked = ((0, i32), (1, i32), (2, i32), (3, i32), (4, i32), (7, u32), (10, i64))
     epilogue = ("DEFAULT", "RELU", "BIAS", "RELU_BIAS")[relu + 2 * bias]
     assert [attribute("MatmulDesc", operation, *one) for one in asked] == [
@@ -271,7 +271,10 @@ def test_descriptors_say_what_was_planned(dtype: torch.dtype, tf32: bool, number
 @needs_library
 @pytest.mark.parametrize("with_residual", [True, False])
 def test_operands_go_where_the_header_has_them(monkeypatch: pytest.MonkeyPatch, with_residual: bool) -> None:
-    """The call of cublasLtMatmul itself, on tensors that only claim to be on a GPU: nothing is multiplied."""
+    """The arguments of cublasLtMatmul are in the header's order.
+
+    The call itself is intercepted; its tensors only claim to be on a GPU, and nothing is multiplied.
+    """
 
     class Claim:
         dtype, is_cuda, device = torch.bfloat16, True, torch.device("cpu")
@@ -296,7 +299,7 @@ def test_operands_go_where_the_header_has_them(monkeypatch: pytest.MonkeyPatch, 
     cublaslt.multiply(problem, weight, h, bias, residual if with_residual else None, y, True, False)
     assert calls[0] == (256,) * 5
     name, *given = calls[1]
-    plain = [getattr(a, "_obj", a) for a in given]  # what byref refers to
+    plain = [getattr(a, "_obj", a) for a in given]  # the objects that byref refers to
     c = residual if with_residual else y
     assert name == "cublasLtMatmul" and len(plain) == 16
     # handle, operation, alpha, A, layout, B, layout, beta, C, layout, D, layout, algorithm, workspace, its size, stream
@@ -308,7 +311,7 @@ def test_operands_go_where_the_header_has_them(monkeypatch: pytest.MonkeyPatch, 
     assert attribute("MatmulDesc", operation, 8, ctypes.c_void_p) == bias.address
 
 
-# ---- what it says
+# ---- messages
 def arguments(dtype: torch.dtype = torch.float32) -> tuple:
     given = draw(SHAPES["odd"], dtype)
     return given["h"], given["conv_weight"], given["conv_bias"], torch.ones(3, 24), given["residual"]
@@ -342,7 +345,7 @@ def test_says_that_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_library
 def test_says_which_call_failed() -> None:
     operation = cublaslt.create("cublasLtMatmulDescCreate", cublaslt.CUBLAS_COMPUTE_32F, cublaslt.CUDA_R_32F)
-    with pytest.raises(RuntimeError) as error:  # four bytes for a stride of eight
+    with pytest.raises(RuntimeError) as error:  # four bytes, but the stride has eight
         cublaslt.put("MatmulDesc", operation, cublaslt.CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, ctypes.c_int32(1))
     assert said(error) == "cublasLtMatmulDescSetAttribute: CUBLAS_STATUS_INVALID_VALUE (7)"
 

@@ -1,4 +1,4 @@
-"""device_limits: caches, rotations, copies and products, with sizes and seconds that are known beforehand."""
+"""Tests of device_limits: caches, rotations, copies and products, with sizes and seconds that are known."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @pytest.fixture
 def cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a machine's caches: (CPU, index, level, size, CPUs that share it)."""
+    """Write the files that describe a machine's caches: (CPU, index, level, size, CPUs that share it)."""
 
     def write(*caches: tuple[int, int, int, str, str]) -> None:
         monkeypatch.setattr(device_limits, "_CPUS", tmp_path)
@@ -39,7 +39,7 @@ def use_cpus(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> None:
 
 
 def test_last_level_caches_add_up(cpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two dies with 32 MiB each, whose caches the first two and the last CPU use; level 2 is not counted."""
+    """Last-level caches of all usable CPUs are added once each; here two dies with 32 MiB, without level 2."""
     third = [(0, 3, 3, "32768K", "0-1"), (1, 3, 3, "32768K", "0-1"), (2, 3, 3, "32M", "2")]
     cpus(*third, *((cpu, 2, 2, "1024K", str(cpu)) for cpu in range(3)))
     use_cpus(monkeypatch, 0, 1, 2)
@@ -64,7 +64,7 @@ def test_larger_than_cache(monkeypatch: pytest.MonkeyPatch, last: int, expected:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch):
-    """A device whose caches 1000 bytes do not fit into, with so much free memory."""
+    """A device whose caches do not hold 1000 bytes, with the given free memory."""
 
     def free(nbytes: int | None) -> None:
         monkeypatch.setattr(device_limits, "larger_than_cache", lambda device: 1000)
@@ -74,7 +74,7 @@ def small(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_rotation(small) -> None:
-    """1000 bytes of the others go by between two uses of one."""
+    """Between two uses of one set, the others of the rotation have at least 1000 bytes."""
     small(10**9)
     assert [rotation(n, "cpu") for n in (1, 100, 300, 999, 1000, 5000)] == [1001, 11, 5, 3, 2, 2]
     small(None)
@@ -104,17 +104,17 @@ def test_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_copier_copies() -> None:
     state = torch.random.get_rng_state()
     target = copier("cpu", 8000)()
-    assert target.nbytes == 4000 and target.min() >= 0 and target.std() > 0.1  # neither zeros nor one number
+    assert target.nbytes == 4000 and target.min() >= 0 and target.std() > 0.1  # neither zeros nor a single value
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Copies take as many seconds as there are pairs to rotate among; returns the numbers of pairs."""
+    """Let copies take as many seconds as the rotation has pairs; returns these numbers of pairs."""
     found: list[int] = []
 
     def sampler(fns, device):
-        pairs = {fn().data_ptr() for fn in fns}  # all alive: as many pairs as addresses
+        pairs = {fn().data_ptr() for fn in fns}  # all are alive, so each pair has its own address
         found.append(len(pairs))
         return lambda: float(len(pairs))
 
@@ -125,7 +125,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_copy_bandwidth(small, seconds: list[int]) -> None:
     small(10**9)
     assert copy_bandwidth("cpu", 400) == 400
-    assert copy_bandwidth("cpu", 400, cold=True) == 100  # 4 pairs of 400: 1200 bytes of the others
+    assert copy_bandwidth("cpu", 400, cold=True) == 100  # 4 pairs of 400: the others have 1200 bytes
     assert copy_bandwidth("cpu") == 1000  # larger than the caches
     assert seconds == [1, 4, 1]
 
@@ -141,7 +141,7 @@ def test_copy_limits(small, seconds: list[int]) -> None:
 
 
 def test_warm_copies_follow_a_copy_of_their_own(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured in turn with cold ones, which empty the caches."""
+    """Each warm copy is preceded by another warm one, because the cold copies in between empty the caches."""
     small(10**9)
     calls = []
 
@@ -163,13 +163,13 @@ def test_copies_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flops_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 n^3, of the largest n that is expected to take no longer than a fifth of a second."""
+    """A product has 2 n^3 operations, with the largest n expected to take at most a fifth of a second."""
     sizes = []
 
     def sampler(fn, device):
         out = fn()
         n = out.shape[0]
-        assert out.dtype == torch.float64 and out.std() > 0.5 * n**0.5  # of normal numbers, not zeros
+        assert out.dtype == torch.float64 and out.std() > 0.5 * n**0.5  # normal numbers, not zeros
         sizes.append(n)
         return lambda: 2 * n**3 / 1e10
 

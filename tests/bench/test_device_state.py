@@ -1,4 +1,4 @@
-"""device_state with a fake NVML, with files in place of /proc and /sys, and on this CPU."""
+"""Tests of device_state with a fake NVML, with files that replace /proc and /sys, and on this CPU."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class NVMLError(Exception):
 
 
 class FakeNVML:
-    """Two GPUs. ``missing`` holds functions that the driver does not know."""
+    """An NVML with two GPUs. ``missing`` contains functions that the driver does not support."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
@@ -86,7 +86,7 @@ class FakeNVML:
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch):
-    """torch counts the GPUs the other way round, as after CUDA_VISIBLE_DEVICES=1,0."""
+    """A fake NVML; torch numbers its GPUs in reverse, as after CUDA_VISIBLE_DEVICES=1,0."""
     fake = FakeNVML()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(
@@ -97,7 +97,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_theoretical_bandwidth(nvml: FakeNVML) -> None:
-    """At 2619 MHz, 5120 bits give an H100 SXM's data sheet: 3.35 TB/s."""
+    """At 2619 MHz, a bus of 5120 bits has the 3.35 TB/s of an H100 SXM's data sheet."""
     assert theoretical_bandwidth("cuda:1") == pytest.approx(2619e6 * 6144 * 2 / 8)
     assert theoretical_bandwidth("cuda:0") == pytest.approx(405e6 * 384 * 2 / 8)
     nvml.gpus["GPU-aa"]["width"] = 5120
@@ -165,7 +165,7 @@ def test_a_part_of_a_gpu(nvml: FakeNVML) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes files of /proc and /sys; others are not there."""
+    """Write files of /proc and /sys; all others are missing."""
     monkeypatch.setattr(device_state, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(device_state, "_SYS", tmp_path / "sys")
 

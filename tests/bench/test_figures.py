@@ -1,4 +1,4 @@
-"""What the pictures show: the numbers drawn, and that their texts can be read."""
+"""Tests of the figures: the numbers that are drawn, and the legibility of their texts."""
 
 import dataclasses
 import itertools
@@ -25,11 +25,11 @@ def small():
 
 
 def texts(figure):
-    """Every text that is seen, drawn once so that it has a place."""
+    """Every visible text, after drawing, so that it has a position."""
     from matplotlib.text import Text
 
     figure.canvas.draw()
-    beyond = set()  # a tick beyond its axis' limits has a label with a place too, which is not drawn
+    beyond = set()  # labels of ticks outside the axis' limits have a position too, but are not drawn
     for axis in itertools.chain.from_iterable((axes.xaxis, axes.yaxis) for axes in figure.axes):
         low, high = sorted(axis.get_view_interval())
         beyond |= {
@@ -41,7 +41,7 @@ def texts(figure):
 
 
 def assert_legible(figure):
-    """No text is under 8 points, cut off by the picture's edge, or crosses another."""
+    """Check that no text is smaller than 8 points, cut off by the figure's edge, or overlaps another."""
     seen = texts(figure)
     assert seen and all(t.get_fontsize() >= 8 for t in seen)
     shown = [(t.get_text(), box) for t in seen if (box := t.get_window_extent()).width > 0]
@@ -138,7 +138,7 @@ def test_roofline_points(small):
     assert ours.flops_per_second == pytest.approx(ours.bytes_per_second)
     plain = sum(m.plain for m in small.measurements)
     networks = [m for m in small.measurements if m.kind == "network" and m.candidate != "openvino"]
-    assert sum(p.kind == "network" for p in found) == len(networks) - plain + 1  # openvino's plain one is no point
+    assert sum(p.kind == "network" for p in found) == len(networks) - plain + 1  # no point: openvino's plain one
     assert roofline.points(small, "cuda") == []
 
 
@@ -152,7 +152,7 @@ def test_roofs():
 def test_roofline_is_drawn(small):
     figure = roofline.draw_roofline(small, "t")
     left, right = figure.axes
-    # three bandwidths and two products; copy warm and cold
+    # left: three bandwidths and two products; right: copies, warm and cold
     assert len(left.lines) == 5 and len(right.lines) == 2
     ridge = {line.get_label(): line.get_xydata() for line in left.lines}
     cold, product = ridge["copy_, cold, largest set"], ridge["matrix product, bfloat16"]
@@ -214,7 +214,7 @@ def test_images_per_second(whole):
 
 
 def test_close_values_share_no_tick(whole):
-    """Of values nearer to each other than their texts are wide only some are written; the ends always are."""
+    """Of values that are closer than the width of their texts only some get a tick; the ends always do."""
     (batch,) = (s for s in studies(whole) if s.axis == "batch")
     points = tuple((value, batch.points[0][1]) for value in (16, 18, 100, 110, 128, 1024))
     axes = style.new_figure(4.6, 3.3).subplots()

@@ -1,7 +1,8 @@
-"""A window on a GPU, rehearsed without one: benchmarks/gpu with the same runner, steps and programs on the CPU.
+"""Tests of benchmarks/gpu on the CPU: a rehearsal with the runner, steps and programs that a GPU would use.
 
-The CUDA kernels' source runs in cuda_shim, Triton's in its interpreter, at tiny sizes; ncu and compute-sanitizer are
-scripts in gpu_tools that run their program and print what the real ones print. Steps go wrong on purpose.
+At tiny sizes, the CUDA kernels' source runs in cuda_shim and Triton's kernels in its interpreter; ncu and
+compute-sanitizer are scripts in gpu_tools that run their program and print what the real tools print. Some steps fail
+on purpose.
 """
 
 import errno
@@ -26,7 +27,7 @@ from support.paths import ROOT
 
 from se_fused import backends
 
-sys.path.insert(0, str(ROOT))  # where this checkout's benchmarks are a package
+sys.path.insert(0, str(ROOT))  # this checkout's benchmarks are a package there
 
 from benchmarks.gpu import keep, pack, steps, tables
 from benchmarks.gpu.__main__ import main
@@ -55,12 +56,12 @@ def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, dict[str
 # ---- the rehearsal
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """All three commands, within a budget."""
+    """The folder and the output of a rehearsal of all three commands, within a budget."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: rehearse elsewhere")
     if (reason := shim_library.why_not()) is not None:
         pytest.skip(reason)
-    shim_library.library()  # compiled before the clock runs
+    shim_library.library()  # compiled before the time of the budget starts
     folder = tmp_path_factory.mktemp("window")
     return folder, window("all", "--rehearse", "--budget", "600", "--output", str(folder), timeout=900)
 
@@ -69,7 +70,7 @@ DRILLS = {"drill hang": "killed", "drill fail": "failed", "drill wrong": "wrong"
           "drill too long": "left out"}  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", steps.COMMANDS)
 def test_rehearsal(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], command: str) -> None:
     folder, said = rehearsed
@@ -93,14 +94,14 @@ def test_rehearsal(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], com
     assert not re.search(r"(?<![\w.])/(?:work|tmp|root|home|usr)/", (folder / f"{command}.jsonl").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rehearsal_leaves_few_files(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """At most eight travel back."""
+    """A rehearsal leaves at most eight files to copy back."""
     names = {path.name for path in rehearsed[0].iterdir()}
     assert names == {f"{command}.{kind}" for command in steps.COMMANDS for kind in ("jsonl", "tar.gz")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     right, where, claims = (read(rehearsed[0], command)[2] for command in steps.COMMANDS)
     checked = {(row["what"], row.get("backend")) for row in right if row.get("ok") and "share" in row}
@@ -135,7 +136,7 @@ def test_rehearsal_finds_what_a_window_is_for(rehearsed: tuple[Path, subprocess.
     assert skipped and all("needs a GPU" in row["skipped"] for row in skipped)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_came_back_is_kept(rehearsed: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shutil.copy(ROOT / "benchmarks" / "results" / keep.TABLE, tmp_path)
@@ -162,7 +163,7 @@ ROW = 'print(\'@row {"what": "x", "ok": true}\', flush=True)'
 
 
 def finish(given: list[Step], folder: Path, budget: float = 60.0, jobs: int = 2) -> tuple[dict[str, Done], list[str]]:
-    """(what became of each, events in their order)"""
+    """(Done by step, events in their order)."""
     events: list[str] = []
     done = run(
         given, budget=budget, jobs=jobs, root=ROOT, logs=folder, environment={},
@@ -173,7 +174,7 @@ def finish(given: list[Step], folder: Path, budget: float = 60.0, jobs: int = 2)
 
 
 def test_a_step_that_hangs_costs_itself_alone(tmp_path: Path) -> None:
-    """Deaf to SIGTERM, and with a child that would outlive it."""
+    """A step that ignores SIGTERM is killed, with its child process, and the next step runs."""
     code = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']); "
@@ -196,7 +197,7 @@ def test_a_step_that_hangs_costs_itself_alone(tmp_path: Path) -> None:
             break
         state = Path(f"/proc/{child}/stat")
         if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
-            break  # dead, and nobody has asked for its status
+            break  # a zombie: dead, but its parent has not read its status
         time.sleep(0.1)
     else:
         pytest.fail("the child outlives its step")
@@ -221,7 +222,7 @@ def test_verdicts(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_ends_in_the_middle(tmp_path: Path) -> None:
-    """What runs at its end is ended, what is left is named; what was found stays."""
+    """At the end of the budget the running step is killed, the remaining steps are listed, and results are saved."""
     given = [
         python(ROW, "first"),
         python(f"{ROW}; import time; time.sleep(60)", "second"),
@@ -271,7 +272,7 @@ def test_a_window_that_is_cut_off_leaves_what_it_found(tmp_path: Path, sign: sig
         assert any("drill-wrong" in name for name in tar.getnames())
     if sign == signal.SIGTERM:
         assert "drill wrong" in rest, "the table is printed"
-    subprocess.run(["pkill", "-f", "benchmarks.gpu.work.drill"], check=False)  # SIGKILL leaves no time to end steps
+    subprocess.run(["pkill", "-f", "benchmarks.gpu.work.drill"], check=False)  # after SIGKILL it cannot end steps
 
 
 def test_ratios_to_ours_are_told_only_where_ours_is_right(
@@ -309,7 +310,7 @@ def test_the_build_that_is_noted_is_that_of_the_pack(tmp_path: Path, monkeypatch
     assert read(tmp_path, "right")[0]["build"] == {"mode": "of the pack"}
 
 
-# ---- what it reads
+# ---- readers of the programs' output
 def test_reads_pytest() -> None:
     broken = "FAILED tests/backends/cuda/test_contract.py::test_shapes[odd] - AssertionError: error 2"
     text = f"..F\n{broken}\n1 failed, 7 passed, 2 skipped in 3.2s"
@@ -361,7 +362,7 @@ def test_a_profile_has_what_is_read_of_it() -> None:
     assert launches_in(recorded, torch.autograd.DeviceType.CUDA) == {}
 
 
-# ---- refusals: one line that says what to do
+# ---- refusals: one line that names the remedy
 def refusal(*arguments: str) -> str:
     said = window(*arguments, timeout=120)
     assert said.returncode not in (0, None)
@@ -402,7 +403,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 # ---- the pack
 @pytest.fixture
 def packed(tmp_path: Path) -> Iterator[Path]:
-    """A pack with stand-ins for the libraries, as ``pack.build`` leaves it."""
+    """A pack with stand-ins for the libraries, as ``pack.build`` creates it."""
     folder = tmp_path / "gpu-pack"
     folder.mkdir()
     (folder / "_C_cuda.abi3.so").write_bytes(b"machine code")
@@ -459,7 +460,7 @@ def test_no_pack(tmp_path: Path) -> None:
 
 
 def test_libraries_come_from_the_folders_that_are_named(tmp_path: Path) -> None:
-    """A process takes another build of a library, and what is not in its folder from the package."""
+    """A process loads libraries from the folders in SE_FUSED_LIBRARIES, and the others from the package."""
     built = Path(backends.BACKENDS["cpu"].library)  # type: ignore[attr-defined]
     if not built.exists():
         pytest.skip("the C++ library is not built")
@@ -473,7 +474,7 @@ def test_libraries_come_from_the_folders_that_are_named(tmp_path: Path) -> None:
     assert Path(cpu) == (tmp_path / built.name).resolve() and Path(cuda).parent.name == "se_fused"
 
 
-# ---- keeping
+# ---- saving results
 def claims_of_the_table() -> list[str]:
     text = (ROOT / "benchmarks" / "results" / keep.TABLE).read_text()
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][1:]
@@ -482,7 +483,7 @@ def claims_of_the_table() -> list[str]:
 
 
 def test_the_table_names_steps_that_there_are() -> None:
-    """And each step that measures or checks something settles a claim."""
+    """Each step in the table exists, and each step that measures or checks something settles a claim."""
     there = [f"{command}: {step.name}" for command in steps.COMMANDS for step in steps.steps(command, rehearse=False)]
     named = claims_of_the_table()
     assert [name for name in named if not fnmatch.filter(there, name)] == []

@@ -1,4 +1,4 @@
-"""Memory, counted traffic and times in turn, against quantities that are known beforehand."""
+"""Tests of memory, counted traffic and alternating times, against known quantities."""
 
 import itertools
 import time
@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 class Clock:
-    """A clock that only moves when a function says so."""
+    """A clock that is advanced by functions only."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -40,12 +40,12 @@ def test_candidates_are_timed_in_turn_and_warm(monkeypatch):
     times = timed_together(fns, repeats=5, warmup=2, tick=lambda: ticks.append(clock.now))
     assert "".join(clock.calls) == "ab" * 7
     assert len(ticks) == 7
-    assert times["a"] == Timing(median=3, q1=2, q3=4, n=5)  # the two hundreds were warming up
+    assert times["a"] == Timing(median=3, q1=2, q3=4, n=5)  # the two hundreds are warm-up
     assert times["b"] == Timing(7, 7, 7, 5)
 
 
 def test_time_holds_the_wait_for_the_device(monkeypatch):
-    """What is still under way when the call returns belongs to it; what was under way before does not."""
+    """Work that the call leaves running counts as its time; work that was already running does not."""
     clock = Clock(monkeypatch)
     pending = [50.0]
 
@@ -71,7 +71,7 @@ def test_no_measurement():
 
 
 def known_allocations(device: str) -> torch.Tensor:
-    """4 MiB at its highest: 1 + 3, then 3 + 1."""
+    """Allocate at most 4 MiB at a time: 1 + 3, then 3 + 1."""
     a = torch.empty(MIB, dtype=torch.uint8, device=device)
     b = torch.empty(3 * MIB, dtype=torch.uint8, device=device)
     del a
@@ -80,7 +80,7 @@ def known_allocations(device: str) -> torch.Tensor:
 
 
 def test_peak_memory():
-    before = torch.empty(8 * MIB, dtype=torch.uint8)  # is there already: not counted
+    before = torch.empty(8 * MIB, dtype=torch.uint8)  # already allocated, so not counted
     for _ in range(2):
         assert 4 * MIB <= peak_memory(lambda: known_allocations("cpu"), "cpu") <= 4 * MIB + 256
     assert peak_memory(lambda: before.max(), "cpu") < 256
@@ -100,16 +100,16 @@ def test_peak_memory_on_gpu():
 def test_saved_bytes():
     x = torch.randn(1000, requires_grad=True)
     weight = torch.randn(1000, requires_grad=True)
-    assert saved_bytes(lambda: x.exp()) == 4000  # its result
+    assert saved_bytes(lambda: x.exp()) == 4000  # the result of exp
     assert saved_bytes(lambda: x * weight) == 8000
     assert saved_bytes(lambda: x * weight, without=[weight]) == 4000
-    # Two views of one storage count once and whole.
+    # Two views of one storage count once, with the whole storage.
     assert saved_bytes(lambda: (x[:10] * weight[:10], x[500:] * weight[500:]), without=[weight]) == 4000
     assert saved_bytes(lambda: x + 1) == 0
 
 
 def test_saved_bytes_of_a_block():
-    """x, the mask and (N, C) vectors: less than half of what eager keeps."""
+    """A block saves x, the mask and (N, C) vectors: less than half of what eager saves."""
     n, c, h, w = 2, 16, 12, 12
     x, residual = (torch.randn(n, c, h, w, requires_grad=True) for _ in range(2))
     norm = [torch.zeros(c), torch.ones(c), *(torch.ones(c, requires_grad=True) for _ in range(2))]
@@ -127,12 +127,12 @@ def test_saved_bytes_of_a_block():
 
 
 def test_passes_are_the_budget():
-    """DESIGN's table."""
+    """The numbers of passes are those of the table of DESIGN section 4."""
     training = counted_passes(training=True)
     assert (training.forward, training.forward_masks) == (4, 1)
     assert (training.backward, training.backward_masks) == (6, 1)
     assert (training.passes, training.masks) == (10, 2)
-    forward = training.forward_only()  # x for the moments; x and residual in, y and the mask out
+    forward = training.forward_only()  # x for the moments; x and residual in, y and mask out
     assert (forward.passes, forward.masks) == (4, 1)
     assert counted_bytes((1, 8), torch.float32, forward) == 4 * 32 + 1
     inference = counted_passes(training=False)
@@ -142,7 +142,7 @@ def test_passes_are_the_budget():
 def test_passes_of_other_blocks():
     alone = counted_passes(training=True, residual=False)  # x x y | dy x, dy x dx, and the mask with each dy
     assert (alone.forward, alone.backward, alone.forward_masks, alone.backward_masks) == (3, 5, 1, 2)
-    linear = counted_passes(training=True, relu=False)  # dr is dy itself: not written
+    linear = counted_passes(training=True, relu=False)  # dr is dy, so it is not written
     assert (linear.forward, linear.backward, linear.masks) == (4, 5, 0)
     gate = counted_passes(training=True, batch_norm=False)  # no x in the second backward pass
     assert (gate.forward, gate.backward) == (4, 5)

@@ -1,4 +1,4 @@
-"""Providers: every one that can run here computes what float64 does in plain PyTorch; every other says why not."""
+"""Tests of the providers: those that can run here agree with float64, and the others give the reason."""
 
 import subprocess
 import sys
@@ -37,10 +37,10 @@ def installed(name: str) -> None:
 @pytest.mark.parametrize(("mode", "batch_norm"), FORMS)
 @pytest.mark.parametrize("name", ["se_fused", *LIBRARIES])
 def test_block(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch.dtype) -> None:
-    """Results, gradients and running statistics, under the names that all candidates have."""
+    """Results, gradients and running statistics are right, and have the same names for every candidate."""
     installed(name)
     workload = BlockWorkload(SHAPE, dtype, layout, mode, "cpu", batch_norm)
-    for seed in (0, 1):  # the second numbers reach the candidate too, which shares the memory
+    for seed in (0, 1):  # the second draw reaches the candidate too, because it shares the memory
         candidate = workload.candidate(name, layout)
         workload.draw(seed)
         truth = workload.truth()
@@ -48,7 +48,7 @@ def test_block(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch
         gradients = {f"d{k}" for k, t in workload.given.items() if not k.startswith("running")}
         assert truth.keys() == {"y"} | running | (gradients if mode == "train" else set())
         eager = errors(workload, "eager", layout, truth)
-        candidate.run()  # leaves other running statistics behind, which the next results must not start from
+        candidate.run()  # changes the running statistics, which must not affect the next results
         results = candidate.results()
         assert results.keys() == truth.keys()
         for key, t in truth.items():
@@ -63,7 +63,7 @@ def test_block(name: str, mode: str, batch_norm: bool, layout: str, dtype: torch
 
 @pytest.mark.parametrize(("mode", "batch_norm"), FORMS)
 def test_forms(mode: str, batch_norm: bool) -> None:
-    """What each form is called and counts, and what its run returns."""
+    """Title, counted traffic and operations, and the result of a run are right for each form of the block."""
     workload = BlockWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", batch_norm)
     what = {"infer": "inference", "forward": "forward", "train": "forward+backward"}[mode]
     assert workload.title == ("BN+" if batch_norm else "") + f"SE+add+ReLU {what}"
@@ -88,7 +88,7 @@ def test_forms(mode: str, batch_norm: bool) -> None:
 
 @pytest.mark.parametrize(("mode", "depends"), [("infer", True), ("forward", False), ("train", False)])
 def test_bound_goes_by_the_statistics_that_count(mode: str, depends: bool) -> None:
-    """The batch's in training, the running ones in inference."""
+    """The error bound uses the batch's statistics in training, and the running ones in inference."""
     workload = BlockWorkload(SHAPE, torch.float32, "contiguous", mode, "cpu", True)
     before = workload.bound("y")
     workload.given["running_var"].mul_(9)
@@ -126,7 +126,7 @@ def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
     own = registry.PROVIDERS[name].layout
     candidate = workload.candidate(name, "contiguous")
     assert candidate.layout == (own or "contiguous")
-    workload.draw(7)  # the candidate sees the new images
+    workload.draw(7)  # the candidate uses the new images
     assert relative_error(candidate.results()["logits"], workload.truth()["logits"]) <= 0.3
     assert_agrees(workload, name, tuple(LAYOUTS) if own is None else (own,))
 
@@ -140,7 +140,7 @@ def test_network_training(network: str) -> None:
 
 
 def test_engines_follow_float64_closely() -> None:
-    """Allowances are for the largest network in 16 bits; in float32 an engine errs as PyTorch does."""
+    """In float32, engines err like PyTorch; their allowances are for the largest network in 16 bits."""
     workload = ModelWorkload("seresnet18", "infer", torch.float32, "cpu", batch=4, size=64, num_classes=10)
     truth = workload.truth()
     for name in engines.ENGINES:
@@ -150,13 +150,13 @@ def test_engines_follow_float64_closely() -> None:
 
 
 def test_operations_are_counted() -> None:
-    """torchvision's documentation has 4.089 G products for ResNet-50 at 224 x 224; PyTorch counts two each."""
+    """ResNet-50 has 4.089 G products at 224 x 224, as in torchvision's documentation; PyTorch counts two each."""
     from se_fused import create_model
 
     model = create_model("resnet50", device="meta")
     forward = network.network_flops(model, (1, 3, 224, 224), "infer")
     assert abs(forward / 2 / 4.089e9 - 1) < 1e-3
-    # Backward computes each product twice more, but for the gradient of the images.
+    # Backward computes each product twice more, except for the gradient of the images.
     stem = 2 * 64 * 3 * 49 * 112 * 112
     assert network.network_flops(model, (1, 3, 224, 224), "train") == 3 * forward - stem
 
@@ -184,7 +184,7 @@ def test_bytes_are_counted() -> None:
 
 # ---- the compiler
 class Counting:
-    """A compiler that counts what it compiles, and the calls of it."""
+    """A compiler backend that counts compilations and calls."""
 
     def __init__(self) -> None:
         self.graphs = self.calls = 0
@@ -200,7 +200,7 @@ class Counting:
 
 
 def test_compiled_networks_live_side_by_side() -> None:
-    """More of one class than Dynamo compiles of one code object, each with a shape of its own, called in turn."""
+    """More models of one class than Dynamo's limit per code object, each with its own shape, compile only once each."""
     backend = Counting()
     models = [nn.Sequential(nn.Conv2d(1, c, 1), nn.ReLU()).eval() for c in range(1, 13)]
     graphs = [torch_compile.compiled(m, backend=backend) for m in models]
@@ -219,7 +219,7 @@ def test_compiled_networks_live_side_by_side() -> None:
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of ten shapes and a network with its plain twin: each candidate compiles once and keeps what it has."""
+    """Each candidate compiles only once: blocks of ten shapes, and a network with and without SE."""
     backend, right = Counting(), torch_compile.compiled
 
     def spy(what, **options):
@@ -246,7 +246,6 @@ def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.Mo
     assert backend.graphs == first and backend.calls == 3 * calls
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_compiled_block(mode: str) -> None:
     assert_agrees(BlockWorkload(SHAPE, torch.float32, "channels_last", mode, "cpu"), "compile", ("channels_last",))
@@ -274,7 +273,6 @@ def test_freezing_is_set_for_the_first_call_only(monkeypatch: pytest.MonkeyPatch
     assert seen == [True, True, False, False]
 
 
-@pytest.mark.slow
 def test_frozen_weights_are_constants() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval()
     x = torch.randn(2, 2, 4, 4)
@@ -287,7 +285,7 @@ def test_frozen_weights_are_constants() -> None:
         assert torch.equal(frozen(x), y)
 
 
-# ---- who can run, and why not
+# ---- refusals and their reasons
 REFUSED = [
     ("se_fused optimized", "cpu", torch.float32, "train", "se_fused optimized computes inference only"),
     ("compile freezing", "cuda", torch.float32, "infer", "compile freezing is compared in inference on CPUs only"),

@@ -1,4 +1,4 @@
-"""Whether two runs differ: simulated runs whose true change is known."""
+"""Tests of the comparison of two runs, on simulated runs whose true change is known."""
 
 import dataclasses
 import math
@@ -33,12 +33,12 @@ def keep(run, wanted):
     ],
 )
 def test_students_quantiles(freedom, p, table):
-    """Against the table in Abramowitz & Stegun, 26.10."""
+    """Quantiles agree with the table in Abramowitz & Stegun, 26.10."""
     assert student_quantile(p, freedom) == pytest.approx(table, rel=3e-3)
 
 
 def test_the_error_of_a_median():
-    """Against medians of simulated samples: quartiles of n = 41 normal values, 4000 times."""
+    """The estimated error of a median agrees with simulated medians of n = 41 normal values, 4000 times."""
     draw, n = random.Random(1), 41
     medians, told = [], []
     for _ in range(4000):
@@ -52,30 +52,30 @@ def test_the_error_of_a_median():
 
 
 def test_the_threshold_holds_its_level():
-    """One new value and many: the threshold is exceeded by any of them about once in 20 times, or less."""
+    """The probability that any new value exceeds the threshold is about 1 in 20 or less, for one value and for many."""
     draw = random.Random(2)
     for judged in (1, 30):
         alarms = 0
         for _ in range(600):
             noise = Noise([draw.gauss(0, 1) for _ in range(60)], judged)
             alarms += any(abs(draw.gauss(0, 1)) > noise.threshold for _ in range(judged))
-        # 600 tries of 5 %: 30 ± 5.3; the robust scale's own error makes the tail a little uncertain
+        # 5 % of 600 tries are 30 ± 5.3; the error of the robust scale makes the tail slightly uncertain.
         assert 8 <= alarms <= 30 + 3 * 5.4, (judged, alarms)
 
 
 def test_few_controls_are_too_few():
     assert not Noise([0.01] * (FEWEST - 1), 1).enough and Noise([0.01] * FEWEST, 1).enough
     assert Noise([0.01] * (FEWEST - 1), 1).threshold == math.inf
-    # with the fewest, 95 % is the largest of all
+    # With the fewest controls, the 95 % threshold is the largest of them.
     assert Noise([0.5] + [0.0] * (FEWEST - 1), 1).threshold == 0.5
 
 
 # ---- simulated runs
 def test_noise_alone_is_no_change():
-    """Groups drift by 20 %, each benchmark moves by 3 %: in 5 % of runs anything at all may be called changed."""
+    """Without a true change at most 5 % of runs report one, if groups drift by 20 % and benchmarks vary by 3 %."""
     found = [changes(RUN, shaken(RUN, seed)) for seed in range(40)]
     alarming = sum(any(c.verdict != "within noise" for c in run.judged) for run in found)
-    # 40 runs of 5 %: 2 ± 1.4
+    # 5 % of 40 runs are 2 ± 1.4.
     assert alarming <= 6
     flagged = statistics.fmean(run.flagged_controls / run.controls for run in found)
     assert flagged < 0.01
@@ -84,7 +84,10 @@ def test_noise_alone_is_no_change():
 
 @pytest.mark.parametrize("factor", [1.1, 1 / 1.1])
 def test_a_tenth_is_found(factor):
-    """1 % of noise: log 1.1 is nine of it, so nearly all blocks that changed are found, and nothing else."""
+    """A change of a tenth is found in nearly all changed blocks and nowhere else: log 1.1 is nine times the noise.
+
+    The noise is 1 %.
+    """
     hits = wrong = 0
     for seed in range(5):
         after = shaken(RUN, seed, lambda m: factor if m.ours and m.kind == "block" else 1.0, noise=0.01)
@@ -98,7 +101,7 @@ def test_a_tenth_is_found(factor):
 
 
 def test_the_drift_of_the_own_group_is_taken_off():
-    """All of a group became twice as slow, ours with it: that is the machine."""
+    """If a whole group became twice as slow, the cause is the machine, and its drift is subtracted."""
     slow = next(m.group for m in RUN.measurements if m.kind == "block")
     after = shaken(RUN, 3, lambda m: 2.0 if m.group == slow else 1.0, noise=0.01, drift=0.0)
     found = changes(RUN, after)
@@ -115,7 +118,7 @@ def test_the_drift_of_the_own_group_is_taken_off():
 
 
 def test_an_uncertain_median_is_no_change():
-    """Of ours alone the quartiles lie far apart: what noise allows its own medians do not."""
+    """A change within the quartiles of our own times is not reported, even if it exceeds the noise."""
     wide = [dataclasses.replace(m, seconds=Spread(m.seconds.median, 0.7 * m.seconds.median, 1.3 * m.seconds.median, 9))
             if m.ours else m for m in RUN.measurements]  # fmt: skip
     run = dataclasses.replace(RUN, measurements=tuple(wide))
@@ -148,7 +151,7 @@ def test_few_controls_take_no_drift_off():
     assert all(c.drift == 1.0 for c in found.judged)
 
 
-# ---- what else there is to say
+# ---- other information
 def test_lost_and_new():
     names = [m.fullname for m in RUN.measurements]
     before, after = keep(RUN, lambda m: m.fullname != names[0]), keep(RUN, lambda m: m.fullname not in names[-2:])

@@ -1,4 +1,4 @@
-"""Reading the suite's JSON, pairing ours with the baselines, and the document."""
+"""Tests of reading the suite's JSON, of pairing our measurements with baselines, and of the report."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ def small():
 
 
 def of(run, kind, **fields):
-    """The one measurement with these fields."""
+    """The only measurement with these fields."""
     (found,) = (
         m
         for m in run.measurements
@@ -63,7 +63,7 @@ def test_absent_fields_are_no_error():
     assert run.commit == "" and run.limits == {} and run.machine == ("unknown CPU", ())
     text = markdown(run)
     assert "## Blocks" in text and "## Machine" not in text and "## Memory" not in text
-    assert "2.10×" in text  # the quotient of the medians, where no ratio was measured in turn
+    assert "2.10×" in text  # the quotient of medians, where no alternating ratio was measured
 
 
 def change(path: str, value):
@@ -171,7 +171,7 @@ def test_no_file_is_refused():
         load_all([])
 
 
-# ---- ours beside the baselines
+# ---- pairs of our measurements and baselines
 def test_quotients_prefer_what_was_measured_in_turn():
     run = made_up(small=True)
     ours = of(run, "block", candidate="se_fused", mode="infer", layout="contiguous")
@@ -190,7 +190,10 @@ def test_quotients_prefer_what_was_measured_in_turn():
 
 
 def test_networks_are_held_against_our_fastest_way():
-    """The reference is ours in channels_last; optimised it takes 0.8 of that, so eager's 1.3 becomes 1.3 / 0.8."""
+    """Networks are compared with our fastest variant.
+
+    The reference is ours in channels_last; optimised it takes 0.8 of that, so eager's 1.3 becomes 1.3 / 0.8.
+    """
     run = made_up(small=True)
     infer, train = comparisons(run, "network")
     assert (infer.ours.candidate, infer.ours.layout) == ("se_fused optimized", "channels_last")
@@ -202,13 +205,13 @@ def test_networks_are_held_against_our_fastest_way():
 
 
 def test_what_se_costs():
-    """From the plain network's ratio to the same candidate with SE: 1 / ratio - 1."""
+    """The cost of SE is computed from the plain network's ratio to the same candidate with SE: 1 / ratio - 1."""
     infer = comparisons(made_up(small=True), "network")[0]
     shares = {name: infer.cost(name).share for name in ("se_fused", "eager", "compile", "openvino")}
     assert shares == pytest.approx({"se_fused": 0.05, "eager": 0.22, "compile": 0.18, "openvino": 0.12})
     cost = infer.cost("eager")
     assert cost.low == pytest.approx(1.22 / 1.015 - 1) and cost.high == pytest.approx(1.22 / 0.985 - 1)
-    # ours: the fastest way that was measured without SE as well, not the fastest of all
+    # For the cost, the fastest of our variants that was measured without SE too, not the fastest of all.
     assert infer.cost("se_fused").of.candidate == "se_fused" and infer.ours.candidate == "se_fused optimized"
     assert infer.cost("tensorrt") is None
     bare = tuple(dataclasses.replace(m, ratio=None) for m in infer.measurements)
@@ -236,7 +239,7 @@ def test_studies():
     assert all(w.ours.axis == "" for w in comparisons(made_up(), "network"))
 
 
-# ---- words
+# ---- formats
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1234.5, "1230"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.0123"), (9.999, "10.0"),
@@ -260,7 +263,7 @@ def test_tables_leave_out_empty_columns():
     assert lines == ["| a | c |", "| --- | ---: |", "| x\\|y | 1 |", "| z | 2 |"]
 
 
-# ---- the document
+# ---- the report
 def test_the_document_answers():
     text = markdown(made_up())
     headings = re.findall(r"^## (.*)$", text, re.M)

@@ -1,4 +1,4 @@
-"""se_fused.bench.measure.timing, with a fake clock and a fake GPU."""
+"""Tests of se_fused.bench.measure.timing with a fake clock and a fake GPU."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from se_fused.bench.measure.timing import Timing, device_seconds, in_turn, prime
 
 
 class Clock:
-    """What ``taking`` returns moves it; so does sleep."""
+    """A clock that sleep and the functions of ``taking`` advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -33,17 +33,17 @@ class Clock:
 
 
 class Result:
-    """Something that a weak reference can point to."""
+    """An object that supports weak references."""
 
 
-# ---- in turn
+# ---- alternating measurements
 def test_each_round_starts_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     ticks = []
     samplers = {name: clock.taking(name, *seconds) for name, *seconds in (("a", 9, 1, 2, 3), ("b", 9, 4), ("c", 5))}
     seconds = in_turn(samplers, rounds=3, warmup=1, tick=lambda: ticks.append(len(clock.calls)))
     assert "".join(clock.calls) == "abc" + "bca" + "cab" + "abc"
-    assert seconds == {"a": [1, 2, 3], "b": [4, 9, 4], "c": [5, 5, 5]}  # without the round of warming up
+    assert seconds == {"a": [1, 2, 3], "b": [4, 9, 4], "c": [5, 5, 5]}  # without the warm-up round
     assert ticks == [3, 6, 9, 12]
 
 
@@ -67,7 +67,7 @@ def test_primed_measures_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratio_of_the_same_rounds() -> None:
-    """A machine that slows down tenfold changes no quotient; the medians' quotient would be 10."""
+    """Ratios are taken within a round, so a tenfold slowdown does not change them; the medians' ratio would be 10."""
     assert ratio([2, 20, 200], [1, 10, 100]) == Timing(2, 2, 2, 3)
     assert ratio([1, 2, 6], [1, 1, 2]) == Timing(median=2, q1=1.5, q3=2.5, n=3)
     with pytest.raises(ValueError, match="same rounds, got 2 and 1"):
@@ -95,7 +95,7 @@ def test_a_rotation_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_samplers_that_share_buffers_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None finds in the caches what the one before it has just read."""
+    """Samplers with shared buffers also share the rotation, so that none finds in the caches what another just read."""
     clock = Clock(monkeypatch)
     turn = itertools.count()
     samplers = {name: sampler([clock.taking(f"{name}{i}", 1) for i in range(3)], "cpu", turn=turn) for name in "xy"}
@@ -104,7 +104,10 @@ def test_samplers_that_share_buffers_share_a_turn(monkeypatch: pytest.MonkeyPatc
 
 
 def test_results_are_dropped_outside_the_measured_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One's at once, a rotation's before its member's next turn: they are in other memory, as the inputs are."""
+    """Results are dropped outside the measured time: a single function's at once, a rotation's before its next turn.
+
+    So the results of a rotation are in different memory, like its inputs.
+    """
     clock = Clock(monkeypatch)
     alive: list[weakref.ref] = []
     others: list[int] = []
@@ -124,7 +127,7 @@ def test_results_are_dropped_outside_the_measured_time(monkeypatch: pytest.Monke
     sample = sampler([fn, fn], "cpu")
     assert [sample() for _ in range(5)] == [1] * 5
     assert [ref() is not None for ref in alive] == [False, False, False, True, True]
-    assert others == [0, 1, 1, 1, 1]  # the one before it of its member is gone
+    assert others == [0, 1, 1, 1, 1]  # its previous result has been dropped
 
 
 def test_sampler_refuses() -> None:
@@ -135,13 +138,13 @@ def test_sampler_refuses() -> None:
 
 
 def test_device_seconds_is_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two warm up."""
+    """The median excludes the first two measurements, which are warm-up."""
     assert device_seconds(Clock(monkeypatch).taking("a", 100, 100, 1, 7, 3), "cpu", repeats=3) == 3
 
 
-# ---- GPU: its logic, with a device that is none
+# ---- GPU: the logic, with a fake device
 class FakeCuda:
-    """A GPU with one stream, in order, whose time passes as the calls of ``taking`` say; replays repeat a capture."""
+    """A GPU with one in-order stream; the functions of ``taking`` advance its time, and replays repeat a capture."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0  # ms
@@ -184,7 +187,7 @@ class FakeCuda:
                     fake.now += milliseconds
 
         class Capture:
-            """As torch.cuda.graph: where the end of the capture raises, its stream stays current."""
+            """Like torch.cuda.graph: if the end of the capture raises an error, its stream stays current."""
 
             def __init__(self, graph: Graph, stream: Stream, **options: object) -> None:
                 self.graph, self.stream, fake.options = graph, stream, options
@@ -202,7 +205,7 @@ class FakeCuda:
                 fake.stream_now = self.before
 
         class Streams:
-            """As torch.cuda.stream."""
+            """Like torch.cuda.stream."""
 
             def __init__(self, which: Stream) -> None:
                 self.which = which
@@ -245,10 +248,10 @@ class FakeCuda:
 def test_a_graph_holds_the_rotation_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
     sample = sampler([cuda.taking("a", 3), cuda.taking("b", 5)], "cuda", replays=2)
-    assert "".join(cuda.calls) == "ababab" + "ab"  # three to warm up, and a first replay
+    assert "".join(cuda.calls) == "ababab" + "ab"  # three warm-up rounds and a first replay
     assert cuda.options == {"capture_error_mode": "thread_local"}
     cuda.calls.clear()
-    assert sample() == pytest.approx(4e-3)  # of one call: 16 ms over two replays of two
+    assert sample() == pytest.approx(4e-3)  # per call: 16 ms for two replays of two calls
     assert "".join(cuda.calls) == "abab"
     assert (sample.how, sample.why, sample.replays, cuda.captures) == ("graph replay", "", 2, 1)
     assert cuda.stream_now == "default"
@@ -281,7 +284,7 @@ def test_what_cannot_be_captured_runs_between_events(monkeypatch: pytest.MonkeyP
 
 
 def test_an_empty_graph_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that works on a stream of its own is not in the graph; its replay would take no time."""
+    """An empty graph is not used: a library with its own stream is not captured, and a replay would take no time."""
     cuda = FakeCuda(monkeypatch)
 
     def elsewhere() -> None:
@@ -294,7 +297,7 @@ def test_an_empty_graph_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_capture_gives_each_result_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held until the capture's end, dropped then: the graph keeps the memory."""
+    """Each result has its own memory until the capture ends; then it is dropped, and the graph holds the memory."""
     cuda = FakeCuda(monkeypatch)
     alive: list[weakref.ref] = []
     most = []

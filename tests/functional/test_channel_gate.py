@@ -1,4 +1,4 @@
-"""functional.channel_gate: any gate over the means, held to the bounds of squeeze_excite with the same gate."""
+"""Tests of functional.channel_gate, against the error bounds of squeeze_excite with the same gate."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ CASE = Case("squeeze_excite", training=False)
 
 
 def through_gate(module, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, *, act, gate, **options):
-    """squeeze_excite with the gate spelled out as a callable."""
+    """squeeze_excite, with its gate passed to channel_gate as a callable."""
 
     def factor(mean: Tensor) -> Tensor:
         hidden = reference.ACTIVATIONS[act](F.linear(mean.to(fc1_weight.dtype), fc1_weight, fc1_bias))
@@ -31,7 +31,7 @@ def through_gate(module, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual
 
 @pytest.fixture
 def gated(monkeypatch):
-    """verify.check of squeeze_excite calls channel_gate in its place; its truth stays squeeze_excite in float64."""
+    """Make verify.check of squeeze_excite call channel_gate instead; the truth is still squeeze_excite in float64."""
     monkeypatch.setattr(functional, "squeeze_excite", partial(through_gate, functional))
 
 
@@ -39,7 +39,7 @@ def gated(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("out_act", [None, "relu", "silu", "hard_swish"], ids=str)
 def test_against_float64(gated, out_act, dtype, layout):
-    # parameters in float32, so that the gate's arithmetic is the one that the bound was derived for
+    # The bound was derived for the arithmetic of a gate with float32 parameters.
     case = dataclasses.replace(CASE, out_act=out_act, dtype=DTYPES[dtype], layout=layout, parameter_dtype=torch.float32)
     result = check(case)
     assert result.backend == "cpu"
@@ -73,7 +73,7 @@ def gradients(names, given, function=through_gate):
 
 @pytest.mark.parametrize("frozen", ["x", "residual", "gate"])
 def test_partly_frozen(frozen):
-    """What needs no gradient changes no other's."""
+    """A tensor that needs no gradient does not change the gradients of the others."""
     given = CASE.draw(0)
     names = [k for k, v in given.items() if isinstance(v, Tensor) and v.requires_grad]
     dropped = [n for n in names if n == frozen or (frozen == "gate" and n.startswith("fc"))]
@@ -85,7 +85,7 @@ def test_partly_frozen(frozen):
 
 
 def test_gate_that_others_see():
-    """A gate whose value is part of the loss as well, and one that ignores the means."""
+    """Gradients are right if the gate's value is also part of the loss, and if the gate ignores the means."""
     x = torch.randn(3, 5, 4, 4, requires_grad=True)
     seen = []
 

@@ -1,4 +1,4 @@
-"""torch.compile, export and the operators' own contract with PyTorch."""
+"""Tests of torch.compile, torch.export, and of the operators with PyTorch's own operator checks."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def forward_arguments(out_act="relu", training=True, dtype=torch.float32, layout
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
 def test_opcheck(out_act, training, layout):
-    """Schema, fake, autograd registration and AOT dispatch, as PyTorch checks them."""
+    """The operators pass PyTorch's checks of schema, fake implementation, autograd registration and AOT dispatch."""
     arguments = forward_arguments(out_act, training, layout=layout)
     torch.library.opcheck(torch.ops.se_fused.batch_norm_squeeze_excite_forward.default, arguments)
     with torch.no_grad():
@@ -48,7 +48,10 @@ def test_opcheck(out_act, training, layout):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_results_without_saving_are_distinct_tensors(training):
-    """PyTorch refuses operators whose results are one another; what is absent shares one tensor below the operator."""
+    """Absent results are separate tensors, because PyTorch refuses operators that return one tensor twice.
+
+    Below the operator they are one shared tensor.
+    """
     arguments = (*forward_arguments(training=training)[:-1], False)
     arguments = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
     torch.library.opcheck(torch.ops.se_fused.batch_norm_squeeze_excite_forward.default, arguments)
@@ -59,7 +62,7 @@ def test_results_without_saving_are_distinct_tensors(training):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fullgraph_with_backward(op, layout):
-    """No graph break, same values, same gradients, same strides, running statistics moved once."""
+    """A compiled function has no graph break, eager's results and strides, and updates running statistics once."""
     case = Case(op, layout=layout, training="batch_norm" in op)
     counter = CompileCounter()
     compiled = torch.compile(getattr(functional, op), fullgraph=True, backend=counter)
@@ -76,7 +79,10 @@ def test_fullgraph_with_backward(op, layout):
 
 
 def test_batch_norm_and_activation_in_inference_are_left_to_the_compiler():
-    """They cost it one pass too. With a gradient, in training, with SE, or a backend asked for, they are ours."""
+    """In inference, batch norm and activation stay PyTorch operators, which the compiler fuses into one pass as well.
+
+    The operator is called if there is a gradient, in training, with SE, or if a backend is requested.
+    """
 
     def operators(op, training=False, grad=False):
         torch._dynamo.reset()
@@ -102,7 +108,7 @@ def test_batch_norm_and_activation_in_inference_are_left_to_the_compiler():
 
 
 def test_inductor_and_dynamic_batch():
-    """The real compiler, another batch size without a new graph break, and a change of backend noticed."""
+    """Inductor's code is right for another batch size without a new graph break, and follows a change of backend."""
     torch._dynamo.reset()
     w1, w2 = torch.randn(3, 6, requires_grad=True), torch.randn(6, 3)
 

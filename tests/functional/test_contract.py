@@ -28,6 +28,8 @@ def passes(case, **options):
     contract.passes(case, "cpu", "cpu", **options)
 
 
+@pytest.mark.quick
+@pytest.mark.grid(test=3, quick=2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -41,11 +43,11 @@ def test_shapes(op, shape, dtype, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("out_act", ["relu", "silu"])
 def test_large_results(dtype, layout, out_act):
-    """Above 4 MB results are stored past the caches."""
+    """Results above 4 MB, which are stored past the caches, are right."""
     passes(Case("batch_norm_squeeze_excite", (2, 64, 160, 112), dtype, layout, out_act=out_act), seeds=[0])
 
 
-# beside the contract's: a large mean in 16 bits too, and more channels and samples than a chunk of work holds
+# In addition to the contract: a large mean in 16 bits too, and more channels and samples than a chunk of work holds.
 OPTIONS = contract.OPTIONS | {
     "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12)},
     "wide-hidden": {"hidden": 37, "shape": (6, 70, 4, 4)},
@@ -53,6 +55,7 @@ OPTIONS = contract.OPTIONS | {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -67,7 +70,7 @@ def test_activations(act):
 
 @pytest.mark.parametrize("act", reference.ACTIVATIONS)
 def test_slopes_at_corners(act):
-    """Hidden values that are exactly -3, 0, 3, 6: PyTorch's choice of slope, which no random draw would show."""
+    """At hidden values of exactly -3, 0, 3 and 6 the slope is PyTorch's; random draws would not reach these values."""
     corners = torch.tensor([-3.0, 0.0, 3.0, 6.0])
     x, w1, w2 = torch.zeros(2, 5, 3, 3), torch.randn(4, 5), torch.randn(5, 4)
     gradients = []
@@ -86,7 +89,7 @@ def test_every_instruction_set(dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_does_not_depend_on_threads_or_luck(layout):
-    """Bit-identical from run to run and for any number of threads: no sum is split by thread."""
+    """Results are bit-identical in every run and for any number of threads: no sum is split by thread."""
     case = Case("batch_norm_squeeze_excite", (6, 64, 25, 25), layout=layout, hidden=16)
     before = torch.get_num_threads()
     results = []
@@ -110,7 +113,7 @@ def test_memory_format_is_kept_and_nothing_is_copied(shape, layout):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = case.call(functional, given)
     assert y.stride() == given["x"].stride()
-    assert any(t.data_ptr() == given["x"].data_ptr() for t in kept)  # x itself, not a copy of it
+    assert any(t.data_ptr() == given["x"].data_ptr() for t in kept)  # x itself is saved, not a copy
 
 
 @pytest.mark.parametrize("view", ["sliced", "transposed", "expanded"])
@@ -125,7 +128,7 @@ def test_other_strides(view):
         mine = functional.squeeze_excite(x, w1, None, w2, None, fill, out_act="relu")
         truth = reference.squeeze_excite(x, w1, None, w2, None, fill, out_act="relu")
         torch.testing.assert_close(mine, truth)
-        for dy in (torch.randn_like(truth), torch.ones(()).expand_as(truth)):  # a sum's gradient is expanded
+        for dy in (torch.randn_like(truth), torch.ones(()).expand_as(truth)):  # the gradient of a sum is expanded
             (a,), (b,) = (torch.autograd.grad(y, x, dy, retain_graph=True) for y in (mine, truth))
             torch.testing.assert_close(a, b)
 
@@ -142,7 +145,7 @@ def test_empty(op, shape):
 
 
 def test_running_statistics_follow_pytorch():
-    """Several steps, with the unbiased variance; momentum 1 and 0 too."""
+    """Running statistics equal PyTorch's over several steps, with the unbiased variance, also for momentum 1 and 0."""
     torch.manual_seed(0)
     for momentum in (0.1, 0.0, 1.0):
         ours = [torch.zeros(6), torch.ones(6)]
@@ -156,7 +159,7 @@ def test_running_statistics_follow_pytorch():
 
 
 def test_saved_for_backward_is_x_the_mask_and_vectors():
-    """DESIGN section 2: never batch norm's output, never the scaled map."""
+    """For backward, only x, the mask and vectors are saved (DESIGN section 2.3): no batch norm output or scaled map."""
     n, c, s, r = 4, 32, 28 * 28, 8
     case = Case("batch_norm_squeeze_excite", (n, c, 28, 28), hidden=r)
     given = case.draw(0)
@@ -207,7 +210,7 @@ def test_float64_goes_through_the_reference():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(x_dtype, layout):
-    """Result dtypes are eager's: x's, or the promoted one where residual differs; parameters stay float32."""
+    """Under autocast, y has x's dtype, or the promoted one if residual differs, as in eager; parameters are float32."""
     given = Case("batch_norm_squeeze_excite", parameter_dtype=torch.float32, layout=layout, drop_path=False).draw(0)
     given["x"] = given["x"].detach().to(x_dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""conv1x1_squeeze_excite: on the CPU's backend, in plain PyTorch, and as one product in Triton, against float64."""
+"""Tests of conv1x1_squeeze_excite against float64: CPU backend, plain PyTorch, and one product in Triton."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
 BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]
 Given = dict[str, Any]
 
-# (N, K, C, R, spatial): odd everything, one of each, several tiles of each
+# (N, K, C, R, spatial): odd spatial sizes, each size one, several tiles in each dimension
 SHAPES = {
     "odd": (3, 5, 24, 3, (9, 7)),
     "ones": (1, 1, 1, 1, (1, 1)),
@@ -51,11 +51,11 @@ def double(given: Given) -> Given:
 
 
 def error(given: Given, y: Tensor, stored: bool = True, **options: Any) -> float:
-    """Largest error over its bound."""
+    """Largest ratio of error to bound."""
     wide = double(given)
     truth = reference.conv1x1_squeeze_excite(**wide, **options)
     names = {"act": "relu", "gate": "sigmoid", **options}
-    # cuDNN and our kernel multiply float32 in TF32 unless PyTorch's settings say otherwise; CPUs do not
+    # On GPUs, cuDNN and our kernel multiply float32 in TF32 unless PyTorch's settings forbid it.
     tf32 = 2.0**-11 if DEVICE == "cuda" and y.dtype == torch.float32 else 0.0
     bound = conv_bound({**wide, **names}, truth, y.dtype, tf32, stored)
     return ((y.double() - truth).abs() / bound).max().item()
@@ -81,7 +81,10 @@ def test_against_float64(shape: tuple, dtype: torch.dtype, layout: str, backend:
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
 @pytest.mark.parametrize("shape", [SHAPES["odd"], SHAPES["5-D"]], ids=["odd", "5-D"])
 def test_the_result_is_in_hs_order(shape: tuple, dtype: torch.dtype, layout: str) -> None:
-    """However it is computed, and whatever the weight's order is: no CPU convolves volumes in float64 by oneDNN."""
+    """The result has h's memory order on every path and for every order of the weight.
+
+    No CPU convolves volumes in float64 by oneDNN, so that case takes another path.
+    """
     given = draw(shape, dtype, layout)
     memory_format = torch.channels_last if given["h"].dim() == 4 else torch.channels_last_3d
     given["conv_weight"] = given["conv_weight"].to(memory_format=memory_format)
@@ -111,7 +114,7 @@ ABSENT = {"all": (), "no-residual": ("residual",), "no-biases": ("conv_bias", "f
 @pytest.mark.parametrize("absent", ABSENT.values(), ids=ABSENT)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself, whatever is faster: three launches, and the convolution's result is never rounded."""
+    """Triton's product kernel, forced, takes three launches and never rounds the convolution's result."""
     from se_fused.backends.triton.launch import recording
 
     monkeypatch.setattr("se_fused.backends.triton.conv1x1_squeeze_excite.fastest", lambda key, ways, device: "product")
@@ -168,7 +171,7 @@ def packed(given: Given) -> Given:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_packed_against_float64(shape: tuple, dtype: torch.dtype, instructions: None) -> None:
-    """The convolution's result is never rounded to h's dtype: held to the bound of the one product."""
+    """With packed weights, the convolution's result is never rounded to h's dtype, as one product's bound requires."""
     given = draw(shape, dtype, "channels_last")
     one_product = given["h"].dim() > 3 and not given["h"].is_contiguous()
     with torch.no_grad():
@@ -207,7 +210,7 @@ def test_packed_over_the_residual() -> None:
         assert torch.equal(given["residual"], kept)
         over = conv1x1_squeeze_excite(**given, out_act="relu", inplace=True)
         assert over.data_ptr() == given["residual"].data_ptr() and torch.equal(over, y)
-        # in another order it is copied, and the copy is ours: nothing of the caller's is written
+        # A residual in another order is copied; the result is written to the copy, not to the caller's tensor.
         other = given | {"residual": kept.contiguous()}
         assert torch.equal(conv1x1_squeeze_excite(**other, out_act="relu"), y)
         assert torch.equal(other["residual"], kept)

@@ -1,4 +1,4 @@
-"""Where ``auto`` leaves a call to plain PyTorch, because that was measured to be faster (benchmarks/NOTES.md)."""
+"""Tests of the calls that ``auto`` leaves to plain PyTorch, which was faster when measured (benchmarks/NOTES.md)."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_auto_leaves_it_to_plain_pytorch(monkeypatch, shape, dtype, grad: bool, 
     y = call()
     assert bool(called) == plain
     called.clear()
-    with use_backend("cpu"):  # asked for by name, it is taken
+    with use_backend("cpu"):  # a backend requested by name is always used
         forced = call()
     assert not called
     eps = 8 * torch.finfo(dtype).eps  # plain PyTorch rounds every step to dtype

@@ -1,4 +1,4 @@
-"""Bad input: the error names the argument and what is wanted, and nothing has happened yet."""
+"""Tests of bad input: the error names the argument and what is required, and nothing has been changed."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_bad_argument(name, value, error, message):
     running = given["running_mean"]
     with pytest.raises(error, match=message):
         functional.batch_norm_squeeze_excite(**(given | {name: value}))
-    assert torch.equal(running, torch.zeros(C))  # nothing had been moved
+    assert torch.equal(running, torch.zeros(C))  # running statistics are unchanged
 
 
 def test_eval_without_running_statistics():
@@ -79,12 +79,12 @@ def test_unknown_backend_and_unavailable_backend():
     x, w1, w2 = torch.randn(2, 4, 3, 3), torch.randn(2, 4), torch.randn(4, 2)
     with (
         backends.use_backend("cuda"),
-        pytest.raises(se_fused.BackendUnavailable, match=r"'cuda' was asked for.*not on cpu"),
+        pytest.raises(se_fused.BackendUnavailable, match=r"'cuda' was requested.*not on cpu"),
     ):
         functional.squeeze_excite(x, w1, None, w2, None)
     with backends.use_backend("cpu"), pytest.raises(se_fused.BackendUnavailable, match="not float64"):
         functional.squeeze_excite(x.double(), w1.double(), None, w2.double(), None)
-    functional.squeeze_excite(x, w1, None, w2, None)  # the setting ended with the block
+    functional.squeeze_excite(x, w1, None, w2, None)  # outside the block, the setting no longer applies
 
 
 def test_use_backend_as_a_function_and_nested():
@@ -101,7 +101,7 @@ def test_use_backend_as_a_function_and_nested():
 
 
 def test_falling_back_says_so_once(monkeypatch):
-    """No kernel for a call that could have one: a warning with the reason, not silence."""
+    """A call without a usable kernel warns once, with the reason."""
     cpu = backends.BACKENDS["cpu"]
     monkeypatch.setattr(cpu, "load_error", "the C++ library is not built: for this test")
     monkeypatch.setattr(functional.dispatch, "_warned", set())
@@ -117,7 +117,7 @@ def test_falling_back_says_so_once(monkeypatch):
 
 @pytest.mark.parametrize("op", ["batch_norm_squeeze_excite_forward", "moments"])
 def test_kernels_refuse_what_python_would_not_send(op):
-    """The last line of defence: a wrong shape is an error, not a wild pointer."""
+    """Kernels check shapes themselves, so that a wrong shape is an error and not an invalid memory access."""
     x = torch.randn(2, 4, 6, 6)[:, :, ::2]
     with pytest.raises(RuntimeError, match="x must be dense"):
         if op == "moments":

@@ -1,4 +1,4 @@
-"""batch_norm_act_squeeze and gated_conv1x1: on the CPU's backend, in plain PyTorch and in Triton, against float64."""
+"""Tests of batch_norm_act_squeeze and gated_conv1x1 against float64: CPU backend, plain PyTorch and Triton."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_either_result_alone_has_its_gradient(uses: str, layout: str) -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="two threads of a CPU")
 @each_layout
 def test_threads_and_chunks_change_no_bit(layout: str) -> None:
-    """More positions than a chunk has, and rows for two threads."""
+    """Results are bit-identical for one and two threads, with more positions than a chunk and rows for two threads."""
     given = draw(Case("batch_norm_act", (2, 40, 40, 41), layout=layout, out_act="silu"), 0)
     results, threads = [], torch.get_num_threads()
     try:
@@ -78,7 +78,7 @@ def test_threads_and_chunks_change_no_bit(layout: str) -> None:
 @each_layout
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_large_results(dtype: torch.dtype, layout: str) -> None:
-    """Above 4 MB the CPU stores results past its caches."""
+    """Results above 4 MB, which the CPU stores past its caches, are right."""
     passes(Case("batch_norm_act", (2, 64, 160, 112), dtype, layout, DEVICE, out_act="silu"), "auto", seeds=1)
 
 
@@ -153,7 +153,7 @@ def test_autocast_is_eager_modes() -> None:
     assert [t.dtype for t in mine] == [t.dtype for t in eager] == [torch.bfloat16, torch.float32]
 
 
-# ---- gated_conv1x1. (N, C, D, spatial): scaled weights where D < S, a scaled map where not, and where orders coincide
+# ---- gated_conv1x1. (N, C, D, spatial): the weights are scaled if D < S, otherwise the map; some have both orders
 GATED = {
     "weights": (3, 20, 6, (9, 7)),
     "map": (3, 20, 40, (5, 3)),
@@ -183,12 +183,12 @@ def gated(shape: tuple, dtype: torch.dtype, layout: str, bias: bool = True) -> G
 
 
 def excess(given: Given, out: Tensor) -> float:
-    """Largest error over its bound: one rounding of each product's factors to the dtype, C float32 additions."""
+    """Largest ratio of error to bound: one rounding of each product's factors to the dtype, C float32 additions."""
     wide = {k: None if v is None else v.double() for k, v in given.items()}
     truth = reference.gated_conv1x1(**wide)
     magnitudes = {k: None if v is None else v.abs() for k, v in wide.items()}
     c = given["y"].shape[1]
-    tf32 = 2.0**-11 if DEVICE == "cuda" and out.dtype == torch.float32 else 0.0  # cuDNN's, as PyTorch is set up
+    tf32 = 2.0**-11 if DEVICE == "cuda" and out.dtype == torch.float32 else 0.0  # cuDNN's default
     terms = (torch.finfo(out.dtype).eps / 2 + 2 * tf32 + EPS * (c**0.5 + 2)) * reference.gated_conv1x1(**magnitudes)
     return ((out.double() - truth).abs() / (terms + 4 * ulp(truth, out.dtype))).max().item()
 
@@ -214,7 +214,10 @@ def test_gated_convolution(shape: tuple, dtype: torch.dtype, layout: str, backen
 @pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=[*DTYPES, "float64"])
 @pytest.mark.parametrize("shape", ["weights", "map", "5-D"])
 def test_the_gated_convolution_keeps_the_order(shape: str, dtype: torch.dtype, layout: str) -> None:
-    """However it is computed, and whatever the weight's order is: no CPU convolves volumes in float64 by oneDNN."""
+    """The result has y's memory order on every path and for every order of the weight.
+
+    No CPU convolves volumes in float64 by oneDNN, so that case takes another path.
+    """
     given = gated(GATED[shape], dtype, layout)
     memory_format = torch.channels_last if given["y"].dim() == 4 else torch.channels_last_3d
     given["weight"] = given["weight"].to(memory_format=memory_format)
@@ -228,7 +231,7 @@ def test_the_gated_convolution_keeps_the_order(shape: str, dtype: torch.dtype, l
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_weights_are_scaled_where_that_moves_less(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By count: elements written and read beyond the convolution's own."""
+    """The weights are scaled instead of the map where that reads and writes fewer elements."""
     for c, d, s in ((96, 24, 12544), (1152, 320, 49), (20, 15, 15), (7, 5, 9)):
         weights = 2 * d * c + (2 * d * s if with_bias else 0)
         assert scales_weight(c, d, s, with_bias) == (weights < 2 * c * s)

@@ -1,4 +1,4 @@
-"""Inference: means alone in the first pass, results stored at whole lines, and y written over x where it may be."""
+"""Tests of inference: the first pass computes means only, results are stored in whole lines, and y may overwrite x."""
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from se_fused.nn import is_own
 from se_fused.testing.verify import to_layout
 
 CPU = backends.BACKENDS["cpu"]
-# Rows of 4, 16, 25, 49 and 9 positions, channels below, at and off a vector step; the last passes the caches (10 MB)
+# Rows of 4, 16, 25, 49 and 9 positions; channels below, at and not a multiple of a vector step. The last shape exceeds
+# the caches (10 MB).
 SHAPES = [(1, 5, 2, 2), (3, 16, 4, 4), (2, 24, 5, 5), (3, 40, 7, 7), (2, 33, 3, 3), (2, 19, 1, 1), (8, 300, 33, 33)]
 SHAPE_IDS = ["x".join(map(str, shape)) for shape in SHAPES]
 
@@ -32,7 +33,10 @@ def parameters(n: int, c: int, r: int = 4) -> tuple[Tensor, ...]:
 def test_inference_gives_the_bits_of_training(
     shape: tuple[int, ...], dtype: torch.dtype, layout: str, with_residual: bool
 ) -> None:
-    """What is saved for a backward pass takes the other kernels; they are held against their definition elsewhere."""
+    """Inference without saving gives the same bits as the forward pass that saves, which uses other kernels.
+
+    Those are tested against their definition elsewhere.
+    """
     x = to_layout(torch.randn(shape).to(dtype), layout)
     residual = to_layout(torch.randn(shape).to(dtype), layout) if with_residual else None
     tensors = (x, residual, *parameters(*shape[:2]))
@@ -68,7 +72,7 @@ def test_inplace_is_taken_in_inference_alone(op: str) -> None:
     wanted, x = call(op, fresh(), False), fresh()
     y = call(op, x, True)
     assert y is x and torch.equal(y, wanted)
-    strided = fresh().transpose(2, 3)  # neither order: the copy that is made is what may be overwritten
+    strided = fresh().transpose(2, 3)  # neither memory order, so x is copied, and only the copy may be overwritten
     before = strided.clone()
     call(op, strided, True)
     assert torch.equal(strided, before)
@@ -86,7 +90,7 @@ def test_inplace_is_taken_in_inference_alone(op: str) -> None:
 
 @pytest.mark.parametrize("where", ["module", "everywhere"])
 def test_what_a_hook_has_seen_stays(where: str) -> None:
-    """A feature extractor keeps a convolution's output by reference; it must not turn into the block's."""
+    """A convolution's output that a hook saved by reference is not overwritten by the block."""
     model = se_fused.SEResNet18(num_classes=3, zero_init_last=False).eval()
     image = torch.randn(2, 3, 64, 64)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -120,7 +124,7 @@ def test_is_own_trusts_plain_convolutions_alone() -> None:
 
 
 def test_a_block_whose_convolution_was_removed_leaves_its_input_alone() -> None:
-    """nn.Identity returns its input, which is the shortcut too."""
+    """A block whose convolution is nn.Identity does not overwrite its input, which is also the shortcut."""
     block = se_fused.models.se_resnet.BasicBlock(8, 8).eval()
     block.conv1 = torch.nn.Identity()
     x = torch.randn(2, 8, 5, 5)
@@ -135,7 +139,7 @@ def test_a_block_whose_convolution_was_removed_leaves_its_input_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore:se_fused has no kernel")
 def test_torch_func_and_forward_mode() -> None:
-    """No kernel has a tangent or a batching rule: such calls take plain PyTorch, and say why."""
+    """torch.func and forward mode are right, in plain PyTorch: kernels have no tangents or batching rules."""
     x, tangent = torch.randn(2, 24, 7, 7), torch.randn(2, 24, 7, 7)
     mean, var, gamma, beta, w1, b1, w2, b2, _ = parameters(2, 24)
 
@@ -155,6 +159,6 @@ def test_torch_func_and_forward_mode() -> None:
 
 def test_torch_func_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional.dispatch, "_warned", set())
-    with pytest.warns(UserWarning, match=r"runs plain PyTorch \(kernels know neither torch.func's transforms"):
+    with pytest.warns(UserWarning, match=r"runs plain PyTorch \(the kernels support neither torch.func's transforms"):
         w1, w2 = torch.randn(2, 4), torch.randn(4, 2)
         torch.func.vmap(lambda t: functional.squeeze_excite(t, w1, None, w2, None))(torch.randn(2, 1, 4, 3, 3))

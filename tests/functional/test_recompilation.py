@@ -1,7 +1,7 @@
 """A batch of another size, such as an epoch's last one, needs no other compiled kernels.
 
-recompilation_worker.py lists, without compiling, what launches at each batch size would be compiled for: signature,
-constants, and what Triton specialises arguments by (a value of 1, divisibility by 16).
+recompilation_worker.py lists, without compiling, what each launch at each batch size would be compiled for: signature,
+constants, and the properties by which Triton specialises arguments (a value of 1, divisibility by 16).
 """
 
 import json
@@ -36,7 +36,7 @@ def answers() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 @pytest.fixture(params=LAYOUTS)
 def keys(request: pytest.FixtureRequest, answers: dict) -> dict[str, Keys]:
-    """By call: batch size -> what is to be compiled."""
+    """For each call, a dictionary from batch size to the keys of the kernels to compile."""
     return {
         call: {int(n): set(found) for n, found in answers[f"{call} {request.param == 'channels_last'}"]["ours"].items()}
         for call in ("train", "infer", "squeeze")
@@ -48,7 +48,7 @@ def names(found: set[str]) -> set[str]:
 
 
 def test_training_compiles_once(keys: dict[str, Keys]) -> None:
-    """Of 16 samples and fewer the excitation's kernels have smaller tiles; nothing else changes with the batch."""
+    """Training needs the same kernels at every batch size, except smaller excitation tiles for 16 samples and fewer."""
     train = keys["train"]
     assert len(train[FULL]) > 40
     assert not set().union(*(train[n] for n in PARTIAL)) - train[FULL]
@@ -59,7 +59,7 @@ def test_training_compiles_once(keys: dict[str, Keys]) -> None:
 
 
 def test_inference_compiles_once_each_way(keys: dict[str, Keys]) -> None:
-    """Samples go in groups where x does not stay in L2, which depends on their number; each way is compiled once."""
+    """Inference compiles each path once; samples are grouped where x does not stay in L2, which depends on N."""
     infer = keys["infer"]
     assert not (infer[255] | infer[251]) - infer[FULL]
     ways = set().union(*(infer[n] for n in (FULL, *PARTIAL)))
@@ -71,7 +71,7 @@ def test_inference_compiles_once_each_way(keys: dict[str, Keys]) -> None:
 
 
 def test_triton_specialises_as_we_say(answers: dict) -> None:
-    """Launches that share a key of ours share one of Triton's own launcher, and the other way round."""
+    """Two launches have the same key of ours if and only if they have the same key of Triton's launcher."""
     for call, found in answers.items():
         pairs = {
             (ours, theirs)

@@ -1,4 +1,4 @@
-"""The paper's baselines: torchvision's ResNet and DenseNet with our interface, and the U-Net classifier."""
+"""Tests of the paper's baselines: torchvision's ResNet and DenseNet with our interface, and the U-Net classifier."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ def images(n: int = 2, size: int = 64, chans: int = 3) -> Tensor:
 
 
 def small(name: str, num_classes: int = 5, in_chans: int = 3, **options: Any) -> nn.Module:
-    """A model of the class behind the name, small enough to train here; nothing is at its neutral value."""
+    """A model of the named class, small enough to train here, without neutral values."""
     if name == "densenet121":
         model: nn.Module = DenseNet(8, (2, 2, 2, 2), 16, num_classes, in_chans, **options)
     else:
@@ -34,7 +34,7 @@ def small(name: str, num_classes: int = 5, in_chans: int = 3, **options: Any) ->
     return model
 
 
-# the same function as torchvision
+# ---- equality with torchvision
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_densenet_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         DenseNet121()
 
 
-# the U-Net
+# ---- the U-Net
 
 
 def unet_in_plain_pytorch(model: nn.Module, x: Tensor) -> Tensor:
-    """Ronneberger's Figure 1, written out: four levels down, four up, each with the encoder's map in front."""
+    """Ronneberger's Figure 1: four levels down, four up, each with the encoder's map concatenated in front."""
     p = dict(model.named_modules())
 
     def double(name: str, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def test_unet_is_the_papers(size: tuple[int, int]) -> None:
 
 
 def test_unet_has_the_papers_widths() -> None:
-    """64 to 1024 channels, 23 convolutions less the last one, which gives the segmentation."""
+    """The U-Net has 64 to 1024 channels and 22 convolutions: the paper's 23 less the last, for the segmentation."""
     model = UNet(device="meta")
     assert [m.conv2.out_channels for m in model.encoder] == [64, 128, 256, 512, 1024]
     assert [m.conv1.in_channels for m in model.decoder] == [1024, 512, 256, 128]
@@ -157,7 +157,7 @@ def test_unet_refuses() -> None:
         UNet(width=0)
 
 
-# one interface
+# ---- the common interface
 
 
 @pytest.mark.filterwarnings("ignore:se_fused has no kernel")
@@ -212,7 +212,7 @@ def test_every_parameter_learns_and_copies_are_equal(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["densenet121", "unet"])
 def test_kernels_and_layouts_agree(name: str) -> None:
-    """Float32 in both memory formats against the same model in float64."""
+    """Float32 results in both memory formats agree with the same model in float64."""
     model = small(name).eval()
     truth = copy.deepcopy(model).double()
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""load_pretrained on files with more than tensors in them, and on files that are none: one line with the remedy."""
+"""load_pretrained on files with other content than tensors, and on files that are not checkpoints: errors of one line.
+
+Each error names the remedy.
+"""
 
 import argparse
 import collections
@@ -32,11 +35,11 @@ class Colour(enum.Enum):
 
 
 class Settings(dict):  # type: ignore[type-arg]
-    """A dict of a class of its own, as yacs, addict and EasyDict have."""
+    """A subclass of dict, as in yacs, addict and EasyDict."""
 
 
 class Recorder:
-    """Notes in a file that its code ran."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -57,7 +60,7 @@ def record(path: str) -> None:
 
 
 def extras(folder: Path) -> dict[str, Any]:
-    """What people save beside the weights."""
+    """Objects that training scripts save beside the weights."""
     history: collections.defaultdict[str, list[Any]] = collections.defaultdict(list)
     history["loss"].append(np.float32(0.1))
     return {
@@ -72,12 +75,12 @@ def extras(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_stands_beside_the_weights_is_not_unpickled(zipped: bool, tmp_path: Path) -> None:
-    """All of it at once, and each alone, in both formats of torch.save; none of its code runs."""
+    """No object beside the weights is unpickled, all together or each alone, in both formats of torch.save."""
     theirs = made(lambda: SEResNet18(5, **NARROW))
     allowed = set(torch.serialization.get_safe_globals())
     beside = extras(tmp_path)
     if not zipped:
-        del beside["criterion"]  # of modules that format keeps the source, under a tensor's operation
+        del beside["criterion"]  # that format stores the source of modules, by an operation of tensors
     cases = {**{key: {key: value} for key, value in beside.items()}, "all": beside}
     for name, case in cases.items():
         content = {**case, "state_dict": theirs.state_dict(), "after": case}
@@ -90,12 +93,12 @@ def test_what_stands_beside_the_weights_is_not_unpickled(zipped: bool, tmp_path:
         assert "not unpickled: " in str(report), name
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "a.pth", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so the file could have run it
+    assert (tmp_path / "ran").exists()  # shows that the file could run code
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 def test_a_state_dict_of_a_class_of_its_own(tmp_path: Path) -> None:
-    """A dict of another class, such as defaultdict or yacs' CfgNode, is read as the dict that it is."""
+    """A state_dict of another class, such as defaultdict or yacs' CfgNode, is read as a dict."""
     theirs = made(lambda: SEResNet18(5, **NARROW))
     shared = collections.defaultdict(list, theirs.state_dict())
     for content in (shared, {"model": shared}, Settings(model=Settings(theirs.state_dict()), epoch=3)):
@@ -133,7 +136,7 @@ class Net(nn.Sequential):
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, str]]:
-    """The bytes of files that cannot be loaded, and what is said."""
+    """The bytes of files that cannot be loaded, and the expected error messages."""
     state = SEResNet18(5).state_dict()
     whole, old = saved(state), saved(state, _use_new_zipfile_serialization=False)
     save_file(state, folder / "whole")

@@ -1,4 +1,4 @@
-"""load_pretrained on files that do not fit, that wrap a state_dict, or that are none: nothing is changed."""
+"""load_pretrained on files that do not fit, that wrap a state_dict, or that are not checkpoints: nothing is changed."""
 
 import argparse
 import copy
@@ -43,7 +43,7 @@ def test_keys_that_do_not_fit_are_counted_and_named(tmp_path: Path) -> None:
         assert wanted in message, wanted
     odd = {key: torch.zeros(()) for key in model.state_dict()}
     torch.save(odd, tmp_path / "odd.pth")
-    wrong = len(odd)  # of those without a dimension the type is another
+    wrong = len(odd)  # scalars differ in dtype, not in shape
     message = refused(
         model, tmp_path / "odd.pth", rf"loaded: {wrong} of another shape or type: .* and {wrong - 3} more\."
     )
@@ -61,7 +61,7 @@ def one(**options: Any) -> nn.Module:
     return SEResNet(Bottleneck, ONE, 5, **options)
 
 
-# The file's model, ours, and what the refusal says.
+# The file's model, our model, and the expected error message.
 MISFITS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
     "classes": (
         lambda: SEResNet18(7), lambda: SEResNet18(5),
@@ -120,7 +120,7 @@ def test_what_does_not_fit_says_what_to_do(case: str, tmp_path: Path) -> None:
     refused(model(), write(tmp_path / "a.pth", build()), message)
 
 
-# A network's file, another of ours, and what is said of depths; None: nothing that would mend it is known.
+# The file's network, another one of ours, and the message about depths; None: no remedy is known.
 WRONG: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str | None]] = {
     "other blocks": (
         lambda: timm.create_model("resnet50", num_classes=7), lambda: create_model("resnet18", num_classes=5),
@@ -158,7 +158,7 @@ def test_a_wholly_wrong_file_is_one_readable_line(case: str, tmp_path: Path) -> 
     ):
         torch.save(content, tmp_path / "a.pth")
         message = refused(model(), tmp_path / "a.pth", "does not fit the model, and nothing was loaded: ")
-        # 600 characters, and the file's name.
+        # 600 characters plus the file's name.
         assert len(message) <= 600 + len(str(tmp_path / "a.pth")), message
         to_do = message.partition(" To do: ")[2]
         for hint in ("rd_channels", "rd_divisor", "se_bias", "global_pool", "in_chans"):
@@ -177,7 +177,7 @@ def test_long_keys_are_shortened(tmp_path: Path) -> None:
     assert len(message) <= 600 + len(str(tmp_path))
 
 
-# options
+# ---- options
 
 
 def test_skip_classifier_and_adapt_in_chans(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_skip_classifier_and_adapt_in_chans(tmp_path: Path) -> None:
     grey = images(1)
     with torch.no_grad():
         theirs.reset_classifier(0)
-        # timm sums in float32
+        # timm sums the colours in float32
         torch.testing.assert_close(model(grey), theirs(grey.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
         wrong = SEResNet18(5, 3).double().eval()
         load_pretrained(wrong, path, skip_classifier=True, adapt_in_chans=True)
@@ -211,7 +211,7 @@ def test_weights_are_converted_to_the_models_dtype(tmp_path: Path) -> None:
     assert torch.equal(model.conv1.weight, theirs.conv1.weight.bfloat16())
 
 
-# files
+# ---- files
 
 
 def test_files_and_what_wraps_a_state_dict(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_files_and_what_wraps_a_state_dict(tmp_path: Path) -> None:
 
 
 def test_training_checkpoints(tmp_path: Path) -> None:
-    """timm's: arguments beside the weights, and an average beside them, which is asked about."""
+    """A file of timm's training script holds two models, weights and their average, so ``entry`` is required."""
     first, second = (made(lambda: SEResNet18(5), seed) for seed in (1, 2))
     content = {"args": argparse.Namespace(lr=0.1), "arch": "seresnet18", "state_dict": first.state_dict()}
     torch.save({**content, "state_dict_ema": second.state_dict()}, tmp_path / "a.pth")
@@ -287,7 +287,7 @@ def test_arguments(tmp_path: Path) -> None:
 
 
 def test_monais_late_blocks_are_loaded(tmp_path: Path) -> None:
-    """MONAI's own loader leaves out blocks from the tenth on, whose keys have two digits."""
+    """Blocks after the tenth are loaded; MONAI's own loader omits them, because their keys have two digits."""
     build = lambda: legacy("SEResNetBottleneck", (1, 1, 12, 1), groups=1)  # noqa: E731
     theirs, model = made(build), SEResNet(Bottleneck, (1, 1, 12, 1), 5, variant="caffe").double().eval()
     load_pretrained(model, write(tmp_path / "a.pth", theirs))

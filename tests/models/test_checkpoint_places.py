@@ -1,4 +1,4 @@
-"""load_pretrained finds the model inside a training run's file: its entry, its prefix; it asks where two fit."""
+"""load_pretrained finds the model in a training run's file, by entry and prefix, and asks for a choice if two fit."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def lightning(state: dict[str, Any]) -> dict[str, Any]:
-    """What Lightning writes beside a state_dict."""
+    """The content of a Lightning checkpoint with this state_dict."""
     return {
         "epoch": 3, "global_step": 100, "pytorch-lightning_version": "2.5.0", "state_dict": state,
         "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {"ModelCheckpoint{'monitor': 'val'}": {"best": 0.5}},
@@ -37,7 +37,7 @@ def lightning(state: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# The library's model and ours: each zoo has names of its own, which are known only behind the prefix.
+# The library's model and ours. Each library has its own names, which are recognised only after the prefix.
 NAMES: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "timm": (lambda: timm.create_model("seresnet18", num_classes=5), lambda: SEResNet18(5)),
     "torchvision": (
@@ -77,7 +77,7 @@ def test_the_prefix_is_found_and_the_rest_is_named(zoo: str, tmp_path: Path) -> 
     rest = {"criterion.pos_weight": torch.ones(5), "val_auc.preds": torch.zeros(7), "val_auc.seen": [torch.zeros(2)]}
     with torch.no_grad():
         wanted = theirs(images())
-    # Each zoo has marks that `backbone.` could hide; the rest is the same for all.
+    # `backbone.` could hide each library's marks; the other prefixes work alike for all.
     for prefix in PREFIXES if zoo == "timm" else ("model.", "backbone."):
         torch.save(lightning({**under(prefix, theirs.state_dict()), **rest}), tmp_path / "a.ckpt")
         model = ours().double().eval()
@@ -90,7 +90,7 @@ def test_the_prefix_is_found_and_the_rest_is_named(zoo: str, tmp_path: Path) -> 
 
 
 def test_wrappers_inside_a_model(tmp_path: Path) -> None:
-    """torch.compile, FSDP and activation checkpointing around parts of a model leave names in the middle of keys."""
+    """Names that torch.compile, FSDP and activation checkpointing insert in the middle of keys are removed."""
     theirs = made(lambda: small(5))
     state = {
         key.replace("layer1.", "layer1._orig_mod.")
@@ -124,7 +124,10 @@ def test_two_prefixes_that_fit_are_asked_about(tmp_path: Path) -> None:
 
 
 def test_nothing_is_asked_where_one_of_two_fits(tmp_path: Path) -> None:
-    """A teacher of more blocks has all the names of its student; the same weights twice are no question."""
+    """No choice is required if only one of two models fits, or if both have the same weights.
+
+    A teacher with more blocks has all the names of its student.
+    """
     student, teacher = (
         made(lambda: small(5)),
         made(lambda: small(5, "seresnet34")),
@@ -156,7 +159,7 @@ def test_nothing_is_asked_where_one_of_two_fits(tmp_path: Path) -> None:
 
 
 def test_a_copy_inside_the_model_is_asked_about_too(tmp_path: Path) -> None:
-    """A module that is the network itself and keeps an average as an attribute: the average has the only prefix."""
+    """A choice is required if the model holds an averaged copy as an attribute: then only the average has a prefix."""
     first, second = (made(lambda: small(5), seed) for seed in (1, 2))
     model = small(5).double()
     for one, other in (("", "ema."), ("model.", "model.ema.module.")):
@@ -180,7 +183,7 @@ def test_a_copy_inside_the_model_is_asked_about_too(tmp_path: Path) -> None:
 
 
 def test_an_encoder_alone(tmp_path: Path) -> None:
-    """segmentation_models.pytorch: no classifier, and a decoder beside the encoder."""
+    """A file of segmentation_models.pytorch (an encoder without a classifier, a decoder) needs skip_classifier=True."""
     theirs = made(lambda: small(0))
     rest = {"decoder.blocks.0.conv1.weight": torch.zeros(4), "segmentation_head.0.weight": torch.zeros(2)}
     model = small(5).double()
@@ -194,7 +197,10 @@ def test_an_encoder_alone(tmp_path: Path) -> None:
 
 
 def test_backbone_may_be_mmpretrains(tmp_path: Path) -> None:
-    """A module's own `backbone` without a classifier has the keys of mmpretrain's two styles: both ways are named."""
+    """For keys under `backbone.` without a classifier, the error names both remedies: a style or the prefix.
+
+    Such keys may be of either of mmpretrain's two styles, or of a module with an attribute `backbone`.
+    """
     theirs = made(lambda: timm.create_model("resnet50", num_classes=0))
     torch.save(
         lightning({**under("backbone.", theirs.state_dict()), "head.weight": torch.zeros(2, 2)}), tmp_path / "a.ckpt"
@@ -212,7 +218,7 @@ def test_backbone_may_be_mmpretrains(tmp_path: Path) -> None:
 
 
 def test_entries(tmp_path: Path) -> None:
-    """timm's and torchvision's scripts, MONAI, fastai, mmengine: the entry with the model's keys is found."""
+    """The entry with the model's keys is found in files of timm, torchvision, MONAI, fastai and mmengine."""
     first, second = (made(lambda: small(5), seed) for seed in (1, 2))
     state, other = first.state_dict(), second.state_dict()
     optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}

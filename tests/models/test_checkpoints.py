@@ -1,4 +1,7 @@
-"""load_pretrained: every library's checkpoints give that library's outputs, or are refused and change nothing."""
+"""load_pretrained on each library's checkpoints: the outputs are that library's, or the file is refused.
+
+A refusal changes nothing.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +33,7 @@ from se_fused import create_model, load_pretrained
 from se_fused.models import SEResNet, SEResNet18
 from se_fused.models.se_resnet import BasicBlock, Bottleneck
 
-# The library's model, ours, what the report calls the library, and arguments.
+# The library's model, our model, the library's name in the report, and arguments.
 GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, dict[str, Any]]] = {
     **{
         f"timm-{name}": (lambda name=name: timm.create_model(name, num_classes=5), ours(name), "timm, torchvision", {})
@@ -100,7 +103,10 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, d
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_outputs_are_the_librarys(case: str, tmp_path: Path) -> None:
-    """In float64, where both are plain PyTorch: what differs is the order of sums in SE's two matrices."""
+    """Outputs equal the library's in float64, where both are plain PyTorch.
+
+    Only the sums in SE's two matrix products have another order.
+    """
     build, build_ours, source, arguments = GOLDEN[case]
     theirs, model = made(build), build_ours().double().eval()
     report = load_pretrained(model, write(tmp_path / "file.pth", theirs), **arguments)
@@ -113,7 +119,7 @@ def test_outputs_are_the_librarys(case: str, tmp_path: Path) -> None:
     assert set(report.kept) <= {"caffe_order"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_senet154(tmp_path: Path) -> None:
     theirs = timm.create_model("legacy_senet154", num_classes=5).eval()
     randomise(theirs)
@@ -126,8 +132,10 @@ def test_a_whole_senet154(tmp_path: Path) -> None:
 
 
 def test_the_orders_differ(tmp_path: Path) -> None:
-    """The weights fit both orders by name and shape once renamed; the outputs are not the same, so the tests above can
-    fail, and a renamed file gives the right ones only if its source is named."""
+    """A renamed file fits both orders by name and shape, but only its own gives the right outputs.
+
+    So the tests above can fail, and a renamed file is loaded correctly only if its source is named.
+    """
     theirs = made(lambda: legacy("SEResNetBottleneck", ONE, groups=1))
     renamed, right = (SEResNet(Bottleneck, ONE, 5, variant="caffe").double().eval() for _ in range(2))
     wrong = SEResNet(Bottleneck, ONE, 5).double().eval()
@@ -148,7 +156,7 @@ def test_the_orders_differ(tmp_path: Path) -> None:
 
 
 def test_each_difference_of_the_orders_counts(tmp_path: Path) -> None:
-    """Pooling alone (SE-ResNeXt), and the ReLU before SE (18): the wrong order is another function each time."""
+    """Each difference of the orders changes the outputs: pooling alone (SE-ResNeXt), and the ReLU before SE (18)."""
     for block, options in ((Bottleneck, dict(cardinality=32, base_width=4)), (BasicBlock, {})):
         caffe = made(lambda b=block, o=options: SEResNet(b, ONE, 5, variant="caffe", **o))
         other = SEResNet(block, ONE, 5, rd_divisor=1, **options).double().eval()
@@ -161,7 +169,7 @@ def test_each_difference_of_the_orders_counts(tmp_path: Path) -> None:
         assert same is (block is Bottleneck)
 
 
-# refused
+# ---- refusals
 
 
 def test_other_orders_are_refused(tmp_path: Path) -> None:
@@ -182,7 +190,7 @@ def test_monais_order_is_refused(tmp_path: Path) -> None:
 
 
 def test_mmpretrains_style_is_asked_for(tmp_path: Path) -> None:
-    """Its two styles have the same keys and shapes, and give other outputs."""
+    """mmpretrain's two styles have the same keys and shapes but different outputs, so ``style`` is required."""
     styles = [made(lambda s=s: zoo_models.MMPretrain(ONE, 5, style=s)) for s in ("pytorch", "caffe")]
     styles[1].load_state_dict(styles[0].state_dict())
     with torch.no_grad():
@@ -209,10 +217,10 @@ def test_mmpretrains_basic_blocks_have_one_style(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50", "resnetblur18"])
 def test_lookalikes_are_refused(name: str, tmp_path: Path) -> None:
-    """timm's models with a plain ResNet's keys and another function, where the file says that it is one."""
+    """timm's models with the keys of a plain ResNet but another function are refused if the file names them."""
     theirs = timm.create_model(name, num_classes=5)
     model = create_model("resnet18" if "18" in name else "resnet50", num_classes=5)
-    model.load_state_dict(theirs.state_dict())  # by keys and shapes alone it fits
+    model.load_state_dict(theirs.state_dict())  # the keys and shapes alone fit
     for path in (write(tmp_path / f"{name}.pth", theirs), write(tmp_path / "a.pth", theirs, arch=name)):
         refused(model, path, rf"seems to be of timm's {name}.*another function; if it is not, say source='timm'")
     load_pretrained(model, tmp_path / "a.pth", source="timm")

@@ -1,4 +1,4 @@
-"""torch.export, AOTInductor, ONNX, and what TorchScript is told."""
+"""Tests of torch.export, AOTInductor and ONNX, and of TorchScript's error messages."""
 
 import copy
 import operator
@@ -31,7 +31,7 @@ def converted(name: str) -> nn.Module:
 
 
 def gates() -> nn.Module:
-    """A layer whose gate is no SE: a 1-D convolution over the channels."""
+    """A layer with a gate other than SE: a 1-D convolution over the channels."""
     timm = pytest.importorskip("timm")
     return se_fused.convert(nn.Sequential(nn.Conv2d(3, 8, 1), timm.layers.EcaModule(8), nn.Conv2d(8, 3, 1)))
 
@@ -66,11 +66,11 @@ SLOW: dict[str, Callable[[], nn.Module]] = {
         lambda: pytest.importorskip("timm").create_model("mobilenetv3_small_050", num_classes=3)
     ),
 }
-EVERY = [*BUILD, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+EVERY = [*BUILD, *(pytest.param(name, marks=pytest.mark.nightly) for name in SLOW)]
 
 
 def built(name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The model in eval mode, with weights that hide no term; an input to export with, and another batch."""
+    """(model in eval mode, input to export with, input of another batch size); no weight is neutral."""
     torch.manual_seed(0)
     model = (BUILD | SLOW)[name]()
     if "optimized" not in name:
@@ -84,14 +84,14 @@ def exported(model: nn.Module, x: Tensor, strict: bool = False) -> torch.export.
 
 
 def operators(program: torch.export.ExportedProgram) -> set[str]:
-    """The operators of the graph and of the graphs inside it: "aten.conv2d.default", ..."""
+    """The operators in the graph and its inner graphs: "aten.conv2d.default", ..."""
     graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     nodes = [node for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
     return {str(node.target) for node in nodes if node.target is not operator.getitem}
 
 
 def assert_is(result: Tensor, model: nn.Module, x: Tensor) -> None:
-    """As close to the float64 truth as the model is that was exported."""
+    """Check that a result is as close to the float64 truth as that of the exported model."""
     with torch.no_grad():
         plain = copy.deepcopy(model).double() if not isinstance(model, torch.fx.GraphModule) else None
         ours = model(x)
@@ -163,7 +163,7 @@ def test_plain_programs_need_no_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["caffe", "efficientnet", "gates"])
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 def test_programs_can_be_trained(name: str, strict: bool) -> None:
-    """Exported with gradients enabled: the same result, and a gradient for each parameter."""
+    """A program exported with gradients enabled gives the same result and a gradient for each parameter."""
     model, x, other = built(name)
     program = exported(model, x, strict)
     module = program.module()
@@ -186,10 +186,10 @@ def test_a_program_for_inference_says_so_when_a_gradient_is_wanted() -> None:
         program.module()(torch.randn(2, 8, 4, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_aot_inductor(backend: str, tmp_path: Path) -> None:
-    """A package with our operators asks Python for them; one of plain operators needs nobody."""
+    """A package with our operators needs se_fused in Python; one with plain operators does not."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -224,7 +224,7 @@ def run_onnx(path: Path, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_onnx(name: str, tmp_path: Path) -> None:
-    """torch.onnx.export as it is: standard operators alone, any batch, ONNX Runtime as close to the truth as we are."""
+    """torch.onnx.export gives standard operators only, for any batch; ONNX Runtime is as exact as the model."""
     pytest.importorskip("onnxscript")
     model, x, other = built(name)
     path = tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""The legacy order of SE-ResNets against timm's legacy_* models, and the options of SE."""
+"""Tests of the legacy order of SE-ResNets against timm's legacy_* models, and of the options of SE."""
 
 import copy
 
@@ -23,7 +23,7 @@ def in_our_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pair(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
-    """Ours of the legacy order and timm's, with the same random weights."""
+    """Our model with the legacy order and timm's, with the same random weights."""
     theirs = timm.create_model(f"legacy_{name}", num_classes=10, **options)
     ours = create_model(name, num_classes=10, variant="caffe", **options)
     randomise(theirs)
@@ -31,7 +31,7 @@ def pair(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
     return ours, theirs
 
 
-# meta computes shapes only, which no kernel is needed for
+# meta only computes shapes, for which no kernel is needed
 @pytest.mark.filterwarnings("ignore:se_fused has no kernel")
 @pytest.mark.parametrize(
     "name",
@@ -54,7 +54,7 @@ def test_shapes_are_those_of_timms_legacy_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50", "seresnext26_32x4d"])
 def test_eval_outputs_are_those_of_timms_legacy_models(name: str) -> None:
-    """With the kernels, in float32; at 40 x 40 the maps have odd sizes, where ceil mode shows."""
+    """Float32 kernels give the outputs of timm's legacy models; 40 x 40 gives odd sizes, where ceil mode matters."""
     ours, theirs = (m.eval() for m in pair(name))
     truth = copy.deepcopy(theirs).double()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_eval_outputs_are_those_of_timms_legacy_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50", "seresnext26_32x4d"])
 def test_training_is_that_of_timms_legacy_models(name: str) -> None:
-    """Gradients and running statistics, in float64 to the last digits, in float32 up to rounding."""
+    """Gradients and running statistics agree in float64 to the last digits, and in float32 up to rounding."""
     ours, theirs = (m.train() for m in pair(name, drop_rate=0.0))
     results = []
     for model in (ours, theirs, copy.deepcopy(ours).double(), copy.deepcopy(theirs).double()):
@@ -94,7 +94,7 @@ def test_initial_values_are_those_of_timms_legacy_models(name: str) -> None:
 
 
 def test_calls_of_a_block_with_the_early_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch norm and ReLU, then SE with addition, drop path and ReLU: two calls where other blocks end in one."""
+    """A block with the early ReLU ends in two calls: batch norm with ReLU; SE with addition, drop path and ReLU."""
     names = spy_on_functional(monkeypatch)
     block = BasicBlock(8, 8, se_layer=SqueezeExcite, caffe=True, drop_path=0.5)
     block(torch.randn(2, 8, 5, 5))
@@ -113,19 +113,19 @@ def test_the_early_relu_compiles_in_one_graph(training: bool) -> None:
 
 
 def test_drop_path_of_the_early_relu() -> None:
-    """A dropped sample keeps the shortcut, through the last ReLU."""
+    """A dropped sample still passes through the shortcut and the last ReLU."""
     block = SEResNet(BasicBlock, (2, 1, 1, 1), variant="caffe", drop_path_rate=0.9).layer1[1].train()
     block.drop_path.drop_prob = 1.0
     x = torch.randn(2, 64, 6, 6)
     assert torch.equal(block(x), x.relu())
 
 
-# checkpoints of one order in the other
+# ---- checkpoints of one order loaded into the other
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 def test_the_orders_refuse_each_other(strict: bool) -> None:
-    """They have parameters of the same shapes: only the mark tells."""
+    """A model refuses the other order's state_dict: shapes are equal, but only one has the key caffe_order."""
     models = {v: SEResNet50(5, variant=v) for v in ("timm", "caffe")}
     states = {v: copy.deepcopy(m.state_dict()) for v, m in models.items()}
     assert states["caffe"].keys() - states["timm"].keys() == {"caffe_order"}
@@ -149,7 +149,7 @@ def test_the_mark_goes_everywhere_with_the_model() -> None:
     assert not any("caffe" in key for key, _ in model.named_parameters())
 
 
-# options
+# ---- options
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""se_fused.models by name, the checkpoints they refuse, and the arguments they refuse."""
+"""Tests of se_fused.models by name, and of checkpoints and arguments that they refuse."""
 
 import copy
 
@@ -39,7 +39,10 @@ def test_registry() -> None:
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not-strict"])
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "whole"])
 def test_legacy_checkpoints_are_refused(strict: bool, nested: bool) -> None:
-    """Nothing is loaded from them: most of their keys exist here, and would be silently wrong."""
+    """Loading a legacy checkpoint is an error and changes nothing; most of its keys exist in the model.
+
+    Without the error, these weights would be wrong without notice.
+    """
     legacy = timm.create_model("legacy_seresnet50", num_classes=10).state_dict()
     model = SEResNet50(num_classes=10)
     assert legacy["layer1.0.conv1.weight"].shape == model.state_dict()["layer1.0.conv1.weight"].shape

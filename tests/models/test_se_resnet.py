@@ -1,4 +1,4 @@
-"""se_fused.models against timm's models of the same name, with the same weights."""
+"""Tests of se_fused.models against timm's models of the same name, with the same weights."""
 
 import copy
 import io
@@ -34,7 +34,7 @@ def images(n: int = 2, size: int = 32, chans: int = 3, seed: int = 0) -> Tensor:
 
 
 def pair(name: str, **arguments: object) -> tuple[nn.Module, nn.Module]:
-    """timm's model with random weights, and ours with the same; loaded strictly in both directions."""
+    """(ours, timm's) with the same random weights, loaded strictly in both directions."""
     torch.manual_seed(0)
     arguments = {"num_classes": 10, **arguments}
     theirs = timm.create_model(name, **arguments)
@@ -47,17 +47,17 @@ def pair(name: str, **arguments: object) -> tuple[nn.Module, nn.Module]:
 
 @pytest.fixture(scope="module")
 def small() -> SEResNet:
-    """A SEResNet18 with 5 classes; tests that change it take a copy."""
+    """A SEResNet18 with 5 classes; a test that changes it must copy it."""
     torch.manual_seed(0)
     model = SEResNet18(num_classes=5)
     randomise(model)
     return model.eval()
 
 
-# the same function as timm
+# ---- equality with timm
 
 
-# "meta" computes shapes only, which no kernel is needed for.
+# "meta" only computes shapes, for which no kernel is needed.
 @pytest.mark.filterwarnings("ignore:se_fused has no kernel")
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_and_shapes_are_timms(name: str) -> None:
@@ -99,7 +99,7 @@ def test_eval_outputs_are_timms(name: str) -> None:
 
 
 def test_eval_outputs_of_the_senet_layout_are_timms() -> None:
-    """SENet154's stem, shortcuts and narrow first convolutions, one block per stage."""
+    """SENet154's stem, shortcuts and narrow first convolutions, with one block per stage, give timm's outputs."""
     theirs = timm.models.resnet.ResNet(
         timm.models.resnet.Bottleneck, (1, 1, 1, 1), num_classes=4, cardinality=8, base_width=8, stem_type="deep",
         down_kernel_size=3, block_reduce_first=2, block_args=dict(attn_layer="se"),
@@ -124,7 +124,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50", "seresnext50_32x4d"])
 def test_gradients_are_timms(name: str, training: bool) -> None:
-    """In float64 to the last digits, which tells every wrong connection; in float32 up to rounding."""
+    """Gradients agree in float64 to the last digits, which reveals wrong connections, and in float32 up to rounding."""
     ours, theirs = (m.train(training) for m in pair(name))
     x = images(4, 48)
     truth = gradients(copy.deepcopy(theirs).double(), x.double())
@@ -137,11 +137,11 @@ def test_gradients_are_timms(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param("seresnet18", marks=pytest.mark.isa), "seresnet50"])
 def test_training_steps_are_timms(name: str) -> None:
-    """Three steps of SGD: logits, running statistics, counters, parameters.
+    """Logits, running statistics, counters and parameters are timm's in three steps of SGD.
 
-    Each step starts from float64's state, rounded. What a step computes on its way forward is continuous, so no flip
-    excuses it. A flip changes the update: left to themselves for three steps, three of ten seeds' networks of ours and
-    one of timm's had a loss 1e-3 to 6e-2 off.
+    Each step starts from the float64 state, rounded. The results of the forward pass are continuous, so no flip is
+    allowed for. A flip changes the update: without the common state, after three steps three of ten seeds' networks of
+    ours and one of timm's had a loss that was 1e-3 to 6e-2 off.
     """
     ours, theirs = pair(name)
     truth = copy.deepcopy(theirs).double()
@@ -170,7 +170,7 @@ def test_training_steps_are_timms(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50"])
 def test_drop_path_and_dropout_are_timms(name: str) -> None:
-    """The same seed drops the same samples in the same blocks, and the same features before the classifier."""
+    """As in timm, a seed drops the same samples in the same blocks, and the same features before the classifier."""
     ours, theirs = pair(name, drop_path_rate=0.5, drop_rate=0.3)
     rates = [m.drop_prob for m in theirs.modules() if type(m).__name__ == "DropPath"]
     assert rates and rates == [m.drop_prob for m in ours.modules() if type(m).__name__ == "DropPath"]
@@ -180,7 +180,7 @@ def test_drop_path_and_dropout_are_timms(name: str) -> None:
     for model in (ours.train(), theirs.train(), truth):
         torch.manual_seed(11)
         with pytest.MonkeyPatch.context() as patch:
-            # A draw in float64 takes other numbers from the generator than one in float32.
+            # A float64 draw takes other numbers from the generator than a float32 draw.
             patch.setattr(Tensor, "bernoulli_", lambda t, p: t.copy_(bernoulli(torch.empty(t.shape), p)))
             patch.setattr(nn.functional, "dropout", lambda t, p, training: t * bernoulli(torch.empty(t.shape), 1 - p))
             outs.append(model(x.double() if model is truth else x))
@@ -201,7 +201,7 @@ def test_one_call_per_block(se: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_channels_are_timms() -> None:
-    """timm's keyword: the same keys, shapes and outputs for a narrow network; its stem stays 64 wide there."""
+    """With timm's keyword ``channels``, keys, shapes and outputs of a narrow network are timm's; its stem has 64."""
     channels = (8, 16, 24, 32)
     theirs = timm.create_model("seresnet50", num_classes=3, channels=channels).eval()
     ours = create_model("seresnet50", num_classes=3, channels=channels).eval()
@@ -235,7 +235,7 @@ def test_plain_resnet_is_torchvisions() -> None:
         assert_as_close(ours(images()), theirs(images()), copy.deepcopy(theirs).double()(images().double()))
 
 
-# head and stem
+# ---- head and stem
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
@@ -283,7 +283,7 @@ def test_reset_classifier(small: SEResNet) -> None:
         model.reset_classifier(4)
 
 
-# what users do with a model
+# ---- typical uses of a model
 
 
 def test_channels_last(small: SEResNet) -> None:
@@ -325,7 +325,7 @@ def test_bfloat16(small: SEResNet) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_grad_checkpointing(training: bool, small: SEResNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same gradients, drop path included, and each block's forward pass runs twice."""
+    """Gradient checkpointing gives the same gradients, also with drop path, and runs each block's forward twice."""
     plain = SEResNet18(num_classes=5, drop_path_rate=0.4)
     plain.load_state_dict(small.state_dict())
     plain.train(training)

@@ -1,4 +1,4 @@
-"""se_fused.nn's block end against the modules it stands in for, called one after another."""
+"""Tests of the fused block end in se_fused.nn against the modules that it replaces."""
 
 import copy
 
@@ -13,7 +13,7 @@ from se_fused.nn import DropPath, SqueezeExcite, bn_act, fused_block_end
 
 
 class BlockEnd(nn.Module):
-    """The modules of a block's end, called one after another: what fused_block_end replaces."""
+    """The modules of a block's end, called one after another; fused_block_end replaces them."""
 
     def __init__(self, bn: nn.Module, se: nn.Module | None = None, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ NORMS = {
 @pytest.mark.parametrize("settings", NORMS)
 @pytest.mark.parametrize("with_se", [True, False], ids=["se", "no-se"])
 def test_tail_is_its_modules(dims: int, settings: str, with_se: bool, calls: list[str]) -> None:
-    """Three training steps and one in eval mode: outputs, gradients, running statistics, number of batches."""
+    """Outputs, gradients, statistics and batch counts are the modules', in three training steps and in eval mode."""
     norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
     theirs = BlockEnd(norm(16, **NORMS[settings]), SqueezeExcite(16, rd_channels=4) if with_se else None, drop_path=0.4)
     randomise(theirs)
@@ -67,7 +67,7 @@ def test_tail_is_its_modules(dims: int, settings: str, with_se: bool, calls: lis
             end.train(step < 3)
             dtype = torch.float64 if end is truth else torch.float32
             given = [t.to(dtype, copy=True).requires_grad_() for t in (x, residual)]
-            # The dropped samples must be the same three times, and the draw depends on the dtype.
+            # The dropped samples must be the same in the three runs, and the draw depends on the dtype.
             drawn = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0], dtype=dtype)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Tensor, "bernoulli_", lambda t, p, _d=drawn: t.copy_(_d.reshape(t.shape)))
@@ -95,7 +95,7 @@ def test_tail_is_its_modules(dims: int, settings: str, with_se: bool, calls: lis
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_tail_with_tracking_switched_off_later(training: bool) -> None:
-    """The idiom bn.track_running_stats = False: training leaves the buffers alone, eval mode uses them."""
+    """After bn.track_running_stats = False, training does not update the buffers, and eval mode uses them."""
     theirs = BlockEnd(nn.BatchNorm2d(8)).train(training)
     randomise(theirs)
     theirs.bn.track_running_stats = False
@@ -144,7 +144,7 @@ def test_tail_calls_norms_that_do_more(touch: str, with_se: bool, calls: list[st
 
 
 def test_tail_calls_foreign_se_and_drop_path(calls: list[str]) -> None:
-    """timm's own modules, and a hook on ours: each is called with its usual input, and what it returns is used."""
+    """Modules of timm and our own with a hook are called with their usual input, and what they return is used."""
     x, residual = batch(6, 8), batch(6, 8, seed=1)
     bn, hooked = nn.BatchNorm2d(8).eval(), SqueezeExcite(8)
     seen: list[Tensor] = []
@@ -162,7 +162,7 @@ def test_tail_calls_foreign_se_and_drop_path(calls: list[str]) -> None:
 @pytest.mark.parametrize("world", [None, 1, 2])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_sync_batch_norm(world: int | None, training: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused unless statistics are to be exchanged; then the module is called, and the rest follows in one call."""
+    """SyncBatchNorm is fused unless statistics are exchanged; then it is called, and the rest follows in one call."""
     sync = nn.SyncBatchNorm(8)
     end = BlockEnd(sync, SqueezeExcite(8)).train(training)
     randomise(end)
@@ -172,7 +172,8 @@ def test_sync_batch_norm(world: int | None, training: bool, calls: list[str], mo
     if world is not None:
         monkeypatch.setattr(dist, "is_initialized", lambda: True)
         monkeypatch.setattr(dist, "get_world_size", lambda group=None: world)
-        # On several processes the real one needs their devices; here it stands for "the module itself was called".
+        # With several processes, the real forward needs their devices; this one only records that the module was
+        # called.
         stand_in = nn.BatchNorm2d(8).train(training)
         stand_in.load_state_dict(sync.state_dict())
         monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda m, x: (called.append(m), stand_in(x))[1])

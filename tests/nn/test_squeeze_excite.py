@@ -1,4 +1,4 @@
-"""se_fused.nn's modules against timm's: SqueezeExcite for SEModule, DropPath for DropPath."""
+"""Tests of the modules in se_fused.nn against timm's: SqueezeExcite with SEModule, DropPath with DropPath."""
 
 import copy
 import functools
@@ -97,7 +97,7 @@ def test_squeeze_excite_loads_matrices() -> None:
 
 @pytest.mark.parametrize("touch", ["hook", "prune", "parametrize", "linear", "wrapped"])
 def test_squeeze_excite_respects_its_layers(touch: str, calls: list[str]) -> None:
-    """A layer that does more than hold a weight is called; one that is only held differently is not."""
+    """A layer that does more than store a weight is called; one that only stores it differently is not."""
     se = SqueezeExcite(16, rd_channels=4)
     randomise(se)
     seen: list[int] = []
@@ -189,7 +189,7 @@ def test_squeeze_excite_repr_and_factory() -> None:
     assert {(p.device.type, p.dtype) for p in se.parameters()} == {("meta", torch.bfloat16)}
 
 
-# drop path
+# ---- DropPath
 
 
 @pytest.mark.parametrize("drop_prob", [0.0, 0.3, 1.0])

@@ -1,4 +1,4 @@
-"""``torch.utils.flop_counter`` counts of our models what it counts of plain ones; dispatch modes see our operators."""
+"""Tests of ``torch.utils.flop_counter``, which counts converted models like plain ones, and of dispatch modes."""
 
 import copy
 import subprocess
@@ -61,7 +61,7 @@ def test_own_models_count_as_plain_pytorch(ours: Any) -> None:
     assert found == wanted[0]
 
 
-# ---- each function. N, C, K, R: different primes, so that no product of them is another's
+# ---- each function. N, C, K, R are different primes, so that no two products of them are equal
 N, C, K, R = 2, 5, 7, 3
 
 
@@ -72,9 +72,7 @@ def _leaf(*shape: int) -> Tensor:
 BN = (torch.zeros(C), torch.ones(C), _leaf(C), _leaf(C))
 SE = (_leaf(R, C), _leaf(R), _leaf(C, R, 1, 1), None)
 WEIGHT = torch.ones(C, K)
-PREPARED = dict(
-    folded=functional.fold_squeeze(WEIGHT, None, SE[0].detach(), None)
-)  # a call without counts what it folds
+PREPARED = dict(folded=functional.fold_squeeze(WEIGHT, None, SE[0].detach(), None))  # else folding is counted too
 INFERENCE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "conv1x1_squeeze_excite": lambda x, h: functional.conv1x1_squeeze_excite(h, WEIGHT, None, *SE, x, **PREPARED),
     "packed": lambda x, h: functional.conv1x1_squeeze_excite(
@@ -117,7 +115,7 @@ def test_functions_count_as_plain_pytorch(name: str, backend: str, layout: str) 
 
 # ---- dispatch modes
 class Seen(TorchDispatchMode):
-    """The names of the operators that are called."""
+    """Records the names of the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +142,7 @@ OURS = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", BOTH)
 def test_a_mode_sees_operators_and_changes_nothing(name: str, backend: str) -> None:
-    """The same numbers, gradients and statistics; one name for an operator, whichever backend runs."""
+    """A dispatch mode changes no number, gradient or statistic, and operator names do not depend on the backend."""
     x, h = arguments("channels_last")
 
     def run() -> list[Tensor]:
@@ -180,7 +178,7 @@ def test_fake_tensors(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_operators_do_not_call_themselves(name: str) -> None:
-    """A mode can be on the stack while dispatch to it is off: then an operator's kernel is what runs."""
+    """Operators run their kernels if a mode is on the stack while dispatch to it is off."""
     with torch.no_grad(), Seen() as mode, torch._C._DisableTorchDispatch():
         BOTH[name](*arguments("channels_last"))
     assert not mode.names
@@ -189,7 +187,7 @@ def test_operators_do_not_call_themselves(name: str) -> None:
 # ---- registration
 @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "se_fused"])
 def test_order_of_imports(first: str) -> None:
-    """Formulas are there whichever is imported first; ours does not import the counter, which imports Triton."""
+    """Formulas are registered in either order of imports; se_fused does not import the counter: it imports Triton."""
     code = f"""
 import sys, {first}
 assert {first == "se_fused"} == ("torch.utils.flop_counter" not in sys.modules)
@@ -206,5 +204,5 @@ assert not [finder for finder in sys.meta_path if type(finder).__module__.starts
 def test_a_formula_of_pytorchs_own_stays() -> None:
     packet = torch.ops.mkldnn._convolution_pointwise
     theirs = flop_registry[packet]
-    flops.register()  # PyTorch refuses a second formula
+    flops.register()  # must not register a second formula, which PyTorch refuses
     assert flop_registry[packet] is theirs

@@ -1,4 +1,4 @@
-"""Running statistics under gradient checkpointing: as often moved, and to the same values, as in plain PyTorch."""
+"""Under gradient checkpointing, running statistics are updated as often as in plain PyTorch, to the same values."""
 
 import copy
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def test_statistics_move_as_in_pytorch(name: str, momentum: float | None, kind: 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_statistics_with_strides(name: str, backend: str) -> None:
-    """Kernels move contiguous statistics; others are moved by PyTorch, at the same point of the forward pass."""
+    """Kernels update contiguous statistics; PyTorch updates others at the same point of the forward pass."""
     modules = trio(name, 0.1)
     bn = modules[0].bn
     for key in ("running_mean", "running_var"):
@@ -51,7 +51,7 @@ def test_statistics_with_strides(name: str, backend: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_statistics_where_a_dispatch_mode_looks_on(name: str, kind: str, backend: str) -> None:
-    """The operators mutate nothing: PyTorch moves the statistics, at the same point."""
+    """Under a dispatch mode the operators mutate nothing, and PyTorch updates the statistics at the same point."""
 
     modules = trio(name, 0.1)
     with se_fused.use_backend(backend), FlopCounterMode(display=False):
@@ -62,7 +62,7 @@ def test_statistics_where_a_dispatch_mode_looks_on(name: str, kind: str, backend
 @pytest.mark.parametrize("outside", [False, True], ids=["compiled-around", "compiled-within"])
 @pytest.mark.parametrize(("name", "kind"), [*zip(FUNCTIONS, KINDS, strict=True), (FUNCTIONS[0], "early-stop")])
 def test_statistics_of_compiled_modules(name: str, kind: str, outside: bool) -> None:
-    """A graph around the checkpoint moves them once a step, a graph that is recomputed twice, ours as PyTorch's."""
+    """A graph around the checkpoint updates statistics once per step, a recomputed graph twice, as PyTorch's does."""
 
     class Checkpointed(nn.Module):
         def __init__(self, module: nn.Module) -> None:
@@ -84,7 +84,7 @@ def test_statistics_of_compiled_modules(name: str, kind: str, outside: bool) -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_hook_that_raises_leaves_a_whole_step(name: str, backend: str) -> None:
-    """Whoever stops the forward pass when tensors are saved finds count and statistics of the same batch."""
+    """If a hook stops the forward pass at the first saved tensor, count and statistics are both of the new batch."""
 
     def refuse(t: torch.Tensor) -> torch.Tensor:
         raise InterruptedError
@@ -94,7 +94,7 @@ def test_a_hook_that_raises_leaves_a_whole_step(name: str, backend: str) -> None
     with se_fused.use_backend(backend):
         ours = modules[0].bn
         versions = ours.running_mean._version, ours.running_var._version
-        modules[0].conv.requires_grad_(False)  # nothing is saved before batch norm
+        modules[0].conv.requires_grad_(False)  # so that nothing is saved before batch norm
         with torch.autograd.graph.saved_tensors_hooks(refuse, lambda t: t), pytest.raises(InterruptedError):
             modules[0](x)
         assert ours.running_mean._version > versions[0] and ours.running_var._version > versions[1]

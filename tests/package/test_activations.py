@@ -1,4 +1,4 @@
-"""No number of an activation or a gate decides anything outside se_fused/activations.py, and C++ numbers them alike."""
+"""Only se_fused/activations.py uses the numbers of activations and gates, and the C++ enums have the same numbers."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mas
 HEADER = ROOT / "csrc" / "enums.h"
 FILES = [*sorted((ROOT / "se_fused").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
-# What holds such a number, whatever its case: out_act, OUT_ACT, act, gate ...
+# Names of such numbers in any case: out_act, OUT_ACT, act, gate ...
 CODE = re.compile(r"(.*_)?(act|gate|code)", re.IGNORECASE)
 ACTIVATION = re.compile(f"(out_|act_|gate_)?({'|'.join(ACT_CODES | GATE_CODES | OUT_ACT_CODES)})", re.IGNORECASE)
 
@@ -75,7 +75,7 @@ def _is_number(node: ast.AST | None) -> bool:
 
 
 def _bound(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
-    """(name, value) of what an assignment, a signature or a call gives a value to."""
+    """(name, value) of each value that an assignment, a default, or a keyword argument gives to a name."""
     if isinstance(node, ast.Assign | ast.AnnAssign):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
@@ -90,7 +90,7 @@ def _bound(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
 
 
 def numbers(source: str) -> Iterator[int]:
-    """Lines in which a number stands for an activation or a gate: compared, looked up in a table, given or named."""
+    """Lines in which a number stands for an activation or a gate: in a comparison, a table, a call or an assignment."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
             sides = (node.left, *node.comparators)
@@ -109,7 +109,7 @@ def numbers(source: str) -> Iterator[int]:
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
 def test_no_number_stands_for_an_activation(path: Path) -> None:
     lines = sorted(set(numbers(path.read_text())))
-    assert not lines, f"{path.relative_to(ROOT)}: ask se_fused/activations.py instead, in lines {lines}"
+    assert not lines, f"{path.relative_to(ROOT)}: use se_fused/activations.py instead, in lines {lines}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What setup.py promises: each SE_FUSED_BUILD does what it says or tells what is missing, and what a wheel holds."""
+"""Tests of setup.py: each SE_FUSED_BUILD builds what it should or reports what is missing; contents of wheels."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ from se_fused.backends import BACKENDS
 SCRIPTS = ["setup.py", "build_backend.py", "build_cuda.py"]
 NEEDED = [*SCRIPTS, "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "se_fused"]
 COMPILER = shutil.which("c++") or shutil.which("g++")
-# The real kernels take minutes to compile and were compiled to run this suite; here a small library stands for them.
+# The real kernels take minutes to compile, and are compiled to run this suite. A small library replaces them here.
 REGISTER_CPP = """
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="runs f
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the package, without what was built in place, and small C++ sources."""
+    """A copy of the package, without libraries built in place, with small C++ sources."""
     return copy_sources(tmp_path / "tree")
 
 
@@ -68,20 +68,20 @@ def copy_sources(to: Path) -> Path:
 
 
 def hide_torch(folder: Path) -> dict[str, str]:
-    """An environment in which torch is not installed."""
+    """Environment variables with which torch is not installed."""
     (folder / "torch").mkdir(parents=True)
     (folder / "torch/__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
     return {"PYTHONPATH": str(folder)}
 
 
 def hide_compiler(folder: Path) -> dict[str, str]:
-    """An environment in which no compiler is found."""
+    """Environment variables with which no compiler is found."""
     folder.mkdir()
     return {"PATH": str(folder), "CXX": ""}
 
 
 def run(command: list[str], cwd: Path, mode: str | None = None, **env: str) -> tuple[int, str]:
-    """(exit status, all that was printed) of a command under SE_FUSED_BUILD=mode."""
+    """(exit status, all output) of a command with SE_FUSED_BUILD=mode."""
     ours = ("SE_FUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     environment |= {"SE_FUSED_BUILD": mode} if mode else {}
@@ -119,7 +119,7 @@ def test_unknown_mode_names_the_known_ones(tree: Path) -> None:
 
 
 def test_none_needs_neither_compiler_nor_torch(tree: Path, tmp_path: Path) -> None:
-    # What earlier builds and an installation in place have left behind must not slip in.
+    # Files of earlier builds and of an installation in place must not enter the wheel.
     (tree / "build/lib/se_fused").mkdir(parents=True)
     (tree / "build/lib/se_fused/removed_long_ago.py").touch()
     (tree / "se_fused/_C_cpu.abi3.so").touch()
@@ -164,14 +164,14 @@ def test_auto_without_compiler_warns_and_installs_python(tree: Path, tmp_path: P
     assert "without compiled kernels" in warning
     archive = only_wheel(tree)
     assert archive.filename.endswith("-py3-none-any.whl")
-    # pip hides the warning unless it is asked with -v, so the reason is kept for `se-fused info`.
+    # pip hides the warning without -v, so the reason is saved for `se-fused info`.
     assert "apt-get install g++" in str(build_info(archive.read("se_fused/_build_info.py").decode())["note"])
 
 
 def test_a_named_compiler_that_is_not_there_is_named(tree: Path) -> None:
     status, said = wheel(tree, "cpu", CXX="/nowhere/g++")
     assert status != 0
-    assert "/nowhere/g++ is not there" in said
+    assert "/nowhere/g++ was not found" in said
 
 
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
@@ -206,8 +206,8 @@ def test_cuda_says_why_it_cannot_be_built(tree: Path, tmp_path: Path) -> None:
         ("auto", [(9, 0), (8, 0), (9, 0)], "", (13, 0), "8.0;9.0"),
         ("auto", [(7, 5)], "", (13, 0), ""),
         ("auto", [(7, 5), (8, 6)], "", (13, 0), "8.6"),
-        ("auto", [(8, 7), (10, 3)], "", (13, 0), "8.6;10.0"),  # whose machine code they run
-        ("auto", [(9, 0), (10, 0)], "", (12, 6), "8.0;8.6;8.9;9.0+PTX"),  # a toolkit older than the GPU
+        ("auto", [(8, 7), (10, 3)], "", (13, 0), "8.6;10.0"),  # they run machine code of these
+        ("auto", [(9, 0), (10, 0)], "", (12, 6), "8.0;8.6;8.9;9.0+PTX"),  # the toolkit is older than the GPU
         ("auto", [], "9.0", (13, 0), "9.0"),
         ("auto", [(8, 0)], "9.0;12.0+PTX", (13, 0), "9.0;12.0+PTX"),
         ("cuda", [], "", (13, 0), "8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
@@ -225,7 +225,7 @@ def test_architectures_are_those_in_sight_or_asked_for(
     assert found == chosen
     assert bool(reason) != bool(chosen)
     if reason:
-        assert reason.startswith("the GPU in sight is older than sm_80; " if gpus else "no GPU was in sight; ")
+        assert reason.startswith("the GPU is older than sm_80; " if gpus else "no GPU was found; ")
         assert "SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST=9.0 compiles CUDA kernels" in reason and "\n" not in reason
 
 
@@ -234,7 +234,7 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_nvcc
 def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
@@ -245,11 +245,10 @@ def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> 
     assert [name for name in archive.namelist() if name.endswith(".so")] == ["se_fused/_C_cpu.abi3.so"]
     built = build_info(archive.read("se_fused/_build_info.py").decode())
     assert (built["mode"], built["requested"], built["arch_list"]) == ("cpu", "auto", None)
-    assert str(built["note"]).startswith("no GPU was in sight; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST")
+    assert str(built["note"]).startswith("no GPU was found; SE_FUSED_BUILD=cuda or TORCH_CUDA_ARCH_LIST")
     assert f"se_fused: CPU kernels; no CUDA kernels: {built['note']}\n" in said
 
 
-@pytest.mark.slow
 @needs_nvcc
 def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
@@ -267,7 +266,7 @@ def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cpu_wheels(tmp_path_factory: pytest.TempPathFactory) -> list[zipfile.ZipFile]:
-    """A wheel with a CPU library, built in two different folders."""
+    """Wheels with a CPU library, built in two different folders."""
     wheels = []
     for folder in ("one", "a/longer/path with blanks"):
         tree = copy_sources(tmp_path_factory.mktemp("wheel") / folder)
@@ -277,7 +276,6 @@ def cpu_wheels(tmp_path_factory: pytest.TempPathFactory) -> list[zipfile.ZipFile
     return wheels
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 class TestCpuWheel:
     def test_one_wheel_for_every_python(self, cpu_wheels: list[zipfile.ZipFile]) -> None:
@@ -310,7 +308,7 @@ class TestCpuWheel:
         assert re.search(r"RuntimeError: twice, csrc/cpu/twice\.cpp:\d+, x is not contiguous", said), said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 def test_introspection_rides_in_the_wheel_for_every_python(tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("pybind11")
@@ -320,7 +318,7 @@ def test_introspection_rides_in_the_wheel_for_every_python(tree: Path, tmp_path:
     assert status == 0, said
     archive = only_wheel(tree)
     assert re.search(r"-cp311-abi3-linux_\w+\.whl$", archive.filename or "")
-    ours = f"se_fused/_introspect{sysconfig.get_config_var('EXT_SUFFIX')}"  # another Python does not see it
+    ours = f"se_fused/_introspect{sysconfig.get_config_var('EXT_SUFFIX')}"  # Python of another version does not find it
     assert sorted(name for name in archive.namelist() if name.endswith(".so")) == ["se_fused/_C_cpu.abi3.so", ours]
     library = Path(archive.extract(ours, tmp_path))
     assert str(tree).encode() not in library.read_bytes()
@@ -340,7 +338,7 @@ def test_introspection_rides_in_the_wheel_for_every_python(tree: Path, tmp_path:
 
 
 def check_stable(library: str) -> None:
-    """The library calls libtorch's stable C functions and nothing that changes from one torch or Python to the next."""
+    """Check that the library uses libtorch's stable C functions, and nothing that changes with torch or Python."""
     if not shutil.which("readelf"):
         pytest.skip("needs binutils")
     _, symbols = run(["readelf", "-W", "--dyn-syms", library], ROOT)

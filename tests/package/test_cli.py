@@ -1,4 +1,4 @@
-"""The command line: each command, its exit codes, its one-line errors, and what it leaves on disk."""
+"""Tests of the command line: each command, its exit codes, its errors of one line, and the files that it writes."""
 
 import json
 import os
@@ -27,9 +27,9 @@ PNG = b"\x89PNG"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No copy of gigabytes, no rounds for the clock's sake: these tests look at everything but the times.
+    """Skip large copies and repetitions, which only times need; these tests check everything except the times.
 
-    One thread: two on a busy machine wait for each other ten times as long as they work.
+    Run on one thread: on a busy machine, two wait for each other ten times as long as they work.
     """
     monkeypatch.setattr(compare, "copy_bandwidth", lambda device: 1e10)
     monkeypatch.setattr(compare, "_ROUNDS", (1, 1))
@@ -73,7 +73,7 @@ def test_info_json():
     assert choice["squeeze_excite", "cpu", "float64"]["auto"] == "reference"
     assert set(choice["squeeze_excite", "cpu", "float64"]["why_not"]) == set(backends.BACKENDS)
     for c in about["choices"]:
-        if c["device"] == "cpu":  # what it says is what happens
+        if c["device"] == "cpu":  # the choice is the one that find() makes
             x = torch.ones(1, 2, 3, dtype=getattr(torch, c["dtype"]))
             backend, _ = backends.find("cpu", x.dtype)
             assert c["auto"] == ("reference" if backend is None else backend.name)
@@ -101,7 +101,7 @@ def test_info_tells_another_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "se_fused._build_info", types.SimpleNamespace(BUILD=built))
     against = se_fused.info()["build"]["against"]
     assert "2.11.0+cpu" in against and torch.__version__ in against and "2.10" in against
-    monkeypatch.setitem(sys.modules, "se_fused._build_info", None)  # the import then fails
+    monkeypatch.setitem(sys.modules, "se_fused._build_info", None)  # makes the import fail
     assert "_build_info" in se_fused.info()["build"]["note"]
 
 
@@ -114,7 +114,7 @@ def test_without_cli_packages():
     assert done.stderr.count("\n") == 1 and 'pip install "se_fused[cli]"' in done.stderr
 
 
-# ---- verify is se_fused.testing.verify's
+# ---- verify: the command for se_fused.testing.verify
 @pytest.mark.parametrize("as_json", [False, True])
 def test_verify(as_json: bool, monkeypatch):
     asked = []
@@ -124,7 +124,7 @@ def test_verify(as_json: bool, monkeypatch):
     assert asked == [as_json]
 
 
-# ---- wrong usage
+# ---- invalid arguments
 WRONG = [
     (["compare", "resnet51"], "TARGET", "seresnet50"),
     (["compare", "8,256,56"], "TARGET", "N,C,H,W"),
@@ -166,7 +166,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], option: str, says: str, c
 
 
 def test_applications_are_imported_when_they_are_asked_for():
-    """info, verify and compare know no application; an application's command, and help, import it."""
+    """info, verify and compare import no application; the commands of an application, and help, do."""
     code = """
 import sys
 from importlib.metadata import entry_points
@@ -212,7 +212,7 @@ def test_compare_a_block(tmp_path):
         if row["workload"]["mode"] == "train":
             assert 0 < ours["saved_bytes"] < eager["saved_bytes"]
             assert ours["errors"].keys() >= {"y", "dx", "dresidual", "dbn_weight", "dfc1_weight", "running_var"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.json", "speed.png"]  # no temporary file stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.json", "speed.png"]  # no temporary file is left
 
 
 def test_compare_json_on_stdout_is_json_alone(capfd):
@@ -272,7 +272,7 @@ def test_compare_goes_on_without_a_compiler(monkeypatch):
 
 
 class Jumping(Workload):
-    """Ours is right but for the inputs drawn first."""
+    """A workload whose fused candidate is wrong for the first inputs only."""
 
     title, mode, layout, shape, dtype, device = "t", "infer", "both", (1,), torch.float32, torch.device("cpu")
     baseline, layouts, seconds, seed = "", ("contiguous",), 1.0, 0
@@ -300,7 +300,7 @@ def test_agreement_draws_again(draws: int, ok: bool):
 
 
 def test_compare_a_model_without_timm(monkeypatch):
-    """Our own model under the reference backend is the baseline then, and the table says so."""
+    """Without timm, the baseline is our model with the reference backend, and the table reports it."""
     monkeypatch.setitem(sys.modules, "timm", None)
     seen = set()
     right = network.use_backend
@@ -370,7 +370,7 @@ def test_changes(tmp_path, capfd):
     assert "AFTER.json" in told and "Other CPU" in told and told.count("\n") == 1
 
 
-# ---- files
+# ---- written files
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     _atomic_write.write_text(file, "old")

@@ -1,4 +1,4 @@
-"""What every test run rests on: how processes share the tests, and what is set before CUDA starts."""
+"""Tests of conftest.py: how processes share the tests, and the settings made before CUDA starts."""
 
 import itertools
 import os
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from support.paths import ROOT
 
 SHARDS = 3
@@ -20,9 +19,11 @@ def collected(shard: str) -> list[str]:
     return [line for line in said.stdout.splitlines() if "::" in line]
 
 
-@pytest.mark.slow
 def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
-    """Four maps of 2^31 elements take 17 GB each: never at once."""
+    """The shards contain each test once, and the four tests with 2^31 elements are in one shard.
+
+    Each of them takes 17 GB, so they must not run at the same time.
+    """
     whole = collected("")
     shards = [collected(f"{i}/{SHARDS}") for i in range(SHARDS)]
     assert sorted(itertools.chain(*shards)) == sorted(whole) and len(set(whole)) == len(whole)
@@ -32,12 +33,12 @@ def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
 
 
 def test_cublas_is_told_to_be_deterministic() -> None:
-    """conftest.py turns deterministic algorithms on; cuBLAS warns where this is not set."""
+    """conftest.py enables deterministic algorithms, so it must set this variable, or cuBLAS would warn."""
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
 
 
 def test_compiled_code_is_kept_by_instruction_set() -> None:
-    """torch.compile's own cache gives one set's code to another (conftest.py)."""
+    """Each instruction set has its own cache, because torch.compile's does not distinguish them (conftest.py)."""
     found = set()
     for cap in ("default", "avx2"):
         environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
@@ -50,9 +51,8 @@ def test_compiled_code_is_kept_by_instruction_set() -> None:
     assert len(found) == 2
 
 
-@pytest.mark.slow
 def test_a_cap_of_the_run_stays(tmp_path: Path) -> None:
-    """ATEN_CPU_CAPABILITY holds for our kernels in every test, not in the first alone."""
+    """ATEN_CPU_CAPABILITY limits our kernels in every test, not only in the first."""
     (tmp_path / "test_caps.py").write_text(
         "import pytest\nfrom se_fused import backends\n\n\n@pytest.mark.parametrize('i', range(2))\n"
         "def test_cap(i):\n    assert backends.BACKENDS['cpu'].capability() == 'default'\n"

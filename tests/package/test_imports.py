@@ -1,4 +1,4 @@
-"""The house's order: imports point one way, files stay small, and the package needs nothing but its core."""
+"""Tests of the package's structure: imports have one direction, files are small, and only the core is required."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "se_fused"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# From top to bottom: a module imports from its own folder and from what stands below it (CONTRIBUTING.md).
+# From top to bottom: a module imports from its own folder and from those below it (CONTRIBUTING.md).
 ORDER = {
     "": [
         "__main__", "apps", "cli", "bench", "testing", "__init__", "info", "models", "nn", "functional", "ops",
@@ -52,7 +52,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imports(path):
-    """Modules of the package that a file imports, at any depth of its code."""
+    """Modules of the package that a file imports, anywhere in its code."""
     package = path.relative_to(PACKAGE.parent).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -69,7 +69,7 @@ GRAPH = {name: {other for other in imports(path) if other != name} for name, pat
 
 
 def place(module, folder):
-    """The part of a folder that a module belongs to; None if it is not in it."""
+    """The part of a folder that contains a module, or None if the module is outside the folder."""
     inside = ["se_fused", *filter(None, folder.split("/"))]
     parts = module.split(".")
     if parts[: len(inside)] != inside:
@@ -78,7 +78,7 @@ def place(module, folder):
 
 
 def upward(graph, folder, order):
-    """The imports inside a folder that point up."""
+    """The imports inside a folder that go from a lower to a higher part."""
     for module, others in graph.items():
         for other in others:
             here, there = place(module, folder), place(other, folder)
@@ -99,7 +99,7 @@ def test_every_part_has_its_place():
 
 def test_contributing_says_the_same_order():
     line = next(s for s in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if s.startswith("apps → "))
-    named = line.split(" → ")[:-1]  # csrc is no package
+    named = line.split(" → ")[:-1]  # csrc is not a package
     assert named == [part for part in ORDER[""] if part in named] and len(named) > 8
 
 
@@ -117,7 +117,7 @@ def test_the_checks_see_what_is_wrong():
 
 
 def test_applications_are_strangers():
-    """Nothing but an application's own files names it: not the library, its command line, or the benchmarks."""
+    """Only an application's own files contain its name: not the library, its command line, or the benchmarks."""
     names = [folder.name for folder in (PACKAGE / "apps").iterdir() if (folder / "__init__.py").exists()]
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         if "apps" not in path.relative_to(ROOT).parts:
@@ -130,7 +130,7 @@ def test_files_stay_small(path):
 
 
 def test_import_needs_the_core_only():
-    """torch and numpy are enough to import and to call; nothing else is even looked at."""
+    """torch and numpy suffice to import and call the package; no other package is imported, even if it is installed."""
     code = """
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -149,9 +149,9 @@ print(se_fused.info()["se_fused"])
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
-# ---- the tests themselves: a missing package skips what needs it, and stops nothing else
+# ---- the tests: a missing package skips the tests that need it, and no others
 OURS = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
-# The core's dependencies, pytest, and what a machine with a GPU and PyTorch for training has besides.
+# The core's dependencies, pytest, and packages that a machine with a GPU and PyTorch for training has.
 EVERYWHERE = {
     "torch", "numpy", "triton", "pytest", "pytest_benchmark", "timm", "torchvision", "matplotlib", "typer", "rich",
     "lightning", "torchmetrics", "PIL", "yaml", "sklearn", "tensorboard", "safetensors", "onnx", "onnxruntime",
@@ -160,7 +160,7 @@ KNOWN = EVERYWHERE | set(sys.stdlib_module_names) | {"se_fused", "benchmarks", "
 
 
 def executed(statements):
-    """What runs when a module is imported: not the insides of functions, but those of if, try, with and classes."""
+    """Statements that run when a module is imported: outside functions, but inside if, try, with and classes."""
     for node in statements:
         yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -171,7 +171,7 @@ def executed(statements):
 
 
 def unguarded(source):
-    """Packages that a file needs to be imported and does not ask for first."""
+    """Packages that a file needs to be imported, without a previous importorskip."""
     asked = set()
     for node in executed(ast.parse(source).body):
         if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
@@ -196,7 +196,6 @@ def test_the_check_sees_what_is_missing():
     assert not list(unguarded("def f():\n    import monai\nfrom . import x"))
 
 
-@pytest.mark.slow
 def test_collection_needs_no_optional_package():
     command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "support.missing_modules"]
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))

@@ -1,4 +1,4 @@
-"""What the compiled kernels tell of themselves, and that nothing misses the module that asks them."""
+"""Tests of the attributes that compiled kernels report, and of the package without the module that reads them."""
 
 import io
 import subprocess
@@ -15,8 +15,7 @@ from se_fused import backends
 from se_fused.info import kernels as introspect
 
 CPU, CUDA = backends.BACKENDS["cpu"], backends.BACKENDS["cuda"]
-# Instances of a launch: dtypes x ways in which vectors lie x variants (l2_grouped: with weights of x's dtype or
-# float32).
+# Instances of a kernel: dtypes x alignments of vectors x variants (l2_grouped: weights in x's dtype or float32).
 INSTANCES = {
     "moments": 3 * 5 * 2,
     "moments_backward": 3 * 5 * 2,
@@ -43,7 +42,7 @@ def made(name, **attributes):
 
 # ---- without the module
 def test_everything_works_without_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "se_fused._introspect", None)  # the import then fails
+    monkeypatch.setitem(sys.modules, "se_fused._introspect", None)  # makes the import fail
     about = se_fused.info()
     assert "se_fused._introspect" in about["kernels"] and "pybind11" in about["kernels"]
     assert "\n" not in about["kernels"]
@@ -78,7 +77,7 @@ def test_reasons_in_the_order_of_what_is_missing(monkeypatch):
     assert introspect.cuda_kernels() == []
 
 
-# ---- what people read
+# ---- the printed text
 def test_summary_spans_instances_and_names_those_that_spill():
     kernels = [
         made("moments float32 rows", registers=40),
@@ -130,7 +129,6 @@ def test_a_function_that_is_not_there_is_named(module):
         module.cuda_kernels(str(CPU.library))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 def test_every_instance_of_the_kernels_is_listed_once(module):
     kernels = module.cuda_kernels(str(shim_library.library()))
@@ -138,7 +136,7 @@ def test_every_instance_of_the_kernels_is_listed_once(module):
     assert len(set(names)) == len(names)
     listed = [name.partition(" ")[0] for name in names]
     assert {name: listed.count(name) for name in listed} == INSTANCES
-    assert {kernel["error"] for kernel in kernels} == {"compiled for the CPU"}  # by the shim, which has no attributes
+    assert {kernel["error"] for kernel in kernels} == {"compiled for the CPU"}  # the shim has no attributes
     for kernel in kernels:
         assert (kernel["shared_bytes"] is None) == kernel["name"].startswith("cluster_fused")
         assert kernel["threads"] == (384 if kernel["name"].startswith("cluster_fused") else 256)
@@ -155,6 +153,4 @@ def test_attributes_on_a_gpu(module):
         assert "error" not in kernel, kernel
         assert 0 < kernel["registers"] <= 255 and kernel["max_threads"] >= kernel["threads"]
         assert kernel["blocks_per_multiprocessor"] >= 1, kernel
-        assert kernel["local_bytes"] == 0, (
-            kernel
-        )  # as tests/backends/cuda/test_compiled_code.py finds in the compiler's report
+        assert kernel["local_bytes"] == 0, kernel  # tests/backends/cuda/test_compiled_code.py finds the same

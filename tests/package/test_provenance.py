@@ -1,4 +1,4 @@
-"""Results name no folder of the machine they come from: the recorder, and what is kept in benchmarks/results."""
+"""Results name no folder of the machine that made them: tests of the recorder and of benchmarks/results."""
 
 import json
 import re
@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with a blank in its name, and beside it the working directory, ``project``."""
+    """A checkout with a blank in its name, and next to it the working directory ``project``."""
     folder, project = tmp_path / "check out", tmp_path / "project"
     for made in (folder, project):
         made.mkdir()

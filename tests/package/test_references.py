@@ -1,4 +1,4 @@
-"""Source files that comments and documents name exist."""
+"""Source files that are named in comments and documents exist."""
 
 import io
 import re
@@ -13,7 +13,7 @@ SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if 
 SOURCES = sorted(path for path in SOURCES if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".inl"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "NOTES.md"]
 KNOWN = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *ROOT.glob("*.py")]}
-# Of other projects, and what setup.py writes.
+# Files of other projects, and one that setup.py writes.
 FOREIGN = {
     "cublasLt.h", "cublas_api.h", "library_types.h", "malloc.h", "nvml.h", "_build_info.py",
     "networks/blocks/squeeze_and_excitation.py",
@@ -22,7 +22,7 @@ NAME = re.compile(r"(?<![\w./<\-])((?:[\w-]+/)*[\w-]+\.(?:py|h|cpp|cu|cuh|inl))\
 
 
 def prose(path: Path) -> str:
-    """What a file says to people: its comments and docstrings, or what a document has in backticks and links."""
+    """The text of a file that is written for people: comments and docstrings, or a document's backticks and links."""
     text = path.read_text()
     if path.suffix == ".md":
         return "\n".join(" ".join(found) for found in re.findall(r"`([^`]+)`|\]\(([^)]+)\)", text))
@@ -33,7 +33,7 @@ def prose(path: Path) -> str:
 
 
 def unknown(text: str) -> list[str]:
-    """The file names in a text that are the end of no path of this repository."""
+    """The file names in a text that do not match the end of any path in this repository."""
     names = set(NAME.findall(text)) - FOREIGN
     return sorted(n for n in names if not any(f"/{path}".endswith(f"/{n}") for path in KNOWN) and "torch/" not in n)
 

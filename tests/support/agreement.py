@@ -1,4 +1,4 @@
-"""Whether a candidate of a workload agrees with float64."""
+"""Comparison of a workload's candidate with float64."""
 
 import pytest
 import torch
@@ -18,7 +18,10 @@ def errors(workload: Workload, name: str, layout: str, truth: dict[str, torch.Te
 
 
 def assert_agrees(workload: Workload, name: str, layouts: tuple[str, ...] = tuple(LAYOUTS), baseline="eager") -> None:
-    """As in se_fused.bench.accuracy: twice the baseline's error, or the provider's allowance, on one of the inputs."""
+    """Check a candidate by the rule of se_fused.bench.accuracy, on at least one of the inputs.
+
+    The rule allows twice the baseline's error or the provider's allowance.
+    """
     for seed in range(workload.draws):
         workload.draw(seed)
         truth = workload.truth()

@@ -1,4 +1,4 @@
-"""The layers and blocks that convert knows, small, and the comparison of a converted one with its original."""
+"""Small attention layers and blocks that convert recognises, and their comparison with the converted ones."""
 
 import copy
 from functools import partial
@@ -21,7 +21,7 @@ def monai(name, *arguments, **options):
     return getattr(module, name)(*arguments, **options)
 
 
-# layer of C = 16, what runs in its place, dimensions of x
+# layer with C = 16, the function that replaces it, dimensions of x
 LAYERS = {
     "timm": (partial(SEModule, 16), "squeeze_excite", 2),
     "timm-no-bias": (partial(SEModule, 16, bias=False, rd_channels=3), "squeeze_excite", 2),
@@ -65,7 +65,7 @@ def _torchvision_regnet(**options):
 
 TAIL, PLAIN, SE = "batch_norm_squeeze_excite", "batch_norm_act", "squeeze_excite"
 MIDDLE = ["batch_norm_act_squeeze", "gated_conv1x1"]
-# block from 16 channels, and the calls in its place, in their order
+# block with 16 input channels, and the functions that replace it, in the order of their calls
 BLOCKS = {
     "legacy": (lambda: senet.SEResNetBottleneck(16, 8, 1, 4, 2, _downsample()), [PLAIN, PLAIN, TAIL], 2),
     "legacy-next": (lambda: senet.SEResNeXtBottleneck(16, 8, 2, 4, 2, _downsample(), 16), [PLAIN, PLAIN, TAIL], 2),
@@ -109,12 +109,15 @@ def run(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def compare(build, calls, dims, monkeypatch, training=True):
-    """In float64 to the last digits, in float32 against the original's own error; and the calls that were made."""
+    """Compare a converted module with its original, and check the calls that it makes.
+
+    In float64 they agree to the last digits; in float32 the error is compared with the original's own.
+    """
     plain = build().train(training)
     randomise(plain)
     fused, truth = copy.deepcopy(plain), copy.deepcopy(plain).double()
     for module in (*plain.modules(), *fused.modules(), *truth.modules()):
-        if hasattr(module, "inplace"):  # in place behind a batch norm, MONAI's and timm's own gradients are refused
+        if hasattr(module, "inplace"):  # after a batch norm, PyTorch refuses in-place gradients
             module.inplace = False
     se_fused.convert(fused)
     x = batch(4, 16, dims)
@@ -129,7 +132,7 @@ def compare(build, calls, dims, monkeypatch, training=True):
         assert seen == calls
     largest = max(map(rms, exact))
     for a, b, c in zip(ours, theirs, exact, strict=True):
-        if rms(c) < 1e-12:  # a bias before a batch norm: the sum of a map's gradients cancels, and roundings are left
+        if rms(c) < 1e-12:  # the gradient of a bias before a batch norm cancels to rounding errors
             assert rms(a) <= EPS * x.numel() ** 0.5 * largest
         else:
             assert_as_close(a, b, c)

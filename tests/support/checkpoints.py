@@ -1,4 +1,4 @@
-"""What the tests of load_pretrained share: small models of every zoo, their files, and what a refusal leaves alone."""
+"""Small models of every supported library, their checkpoint files, and a check of refusals."""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def made(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 
 def refused(model: nn.Module, path: Path, message: str, **arguments: Any) -> str:
-    """What the refusal says; the model is as before."""
+    """Check that loading is refused and the model unchanged, and return the error message."""
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message) as info:
         load_pretrained(model, path, **arguments)

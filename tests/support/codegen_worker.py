@@ -1,7 +1,7 @@
-"""Compiles what calls would launch, for GPUs that are not there, and prints what came out as JSON
-(tests/backends/triton/test_compiled_code.py).
+"""Compile what calls would launch for GPUs that need not be present, and print the results as JSON.
 
-A process of its own, because the tests' process interprets kernels instead of compiling them.
+Used by tests/backends/triton/test_compiled_code.py. It is a separate process, because the tests' process interprets
+kernels instead of compiling them. Arguments: how many processes at a time, then architectures (none: all).
 """
 
 import json
@@ -21,7 +21,7 @@ MI300 = launch_configs.Device(multiprocessors=304, l2_bytes=32 * 2**20, is_nvidi
 
 @dataclass(frozen=True)
 class Job:
-    """One call, compiled for one architecture."""
+    """One call to compile for one architecture."""
 
     architecture: int | str
     dtype: str
@@ -105,6 +105,7 @@ def compiled(job: Job) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    todo = jobs()
+    architectures = sys.argv[2:]  # none: all
+    todo = [job for job in jobs() if not architectures or str(job.architecture) in architectures]
     with ProcessPoolExecutor(int(sys.argv[1])) as pool:
         print(json.dumps([row for rows in pool.map(compiled, todo) for row in rows]))

@@ -1,4 +1,4 @@
-"""The op contract as every backend's tests hold it: which shapes and options, and how far off a result may be."""
+"""The op contract that every backend's tests check: shapes, options, and error bounds."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ SHAPES: dict[str, Shape] = {
     "5-D": (2, 10, 3, 2, 5),
 }
 
-# Every closing activation × what is known of the residual: each op decides from both what it keeps and what it writes.
+# Every closing activation with each kind of residual: each op decides from both what it saves and what it writes.
 _RESIDUALS: dict[str, dict[str, Any]] = {
     "residual": {},
     "residual-without-gradient": {"residual_grad": False},
@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = CLOSINGS | {
 
 
 def passes(case: Case, backend: str, device: str, seeds: Sequence[int] = (0, 1, 2)) -> None:
-    """Forward and gradients within their bounds, from the backend that is meant."""
+    """Check that y and the gradients are within their bounds and come from the requested backend."""
     result = check(dataclasses.replace(case, device=device), seeds=seeds)
     assert result.backend == backend
     assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
@@ -75,7 +75,7 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
 
 
 def keeps_order(y: Tensor, x: Tensor) -> bool:
-    """Whether y is in a memory order of x; of one channel or one position, x has both."""
+    """Whether y has a memory order of x. With one channel or one position, x has both orders."""
     return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))
 
 

@@ -1,4 +1,4 @@
-"""What the tests of convert and revert share: a small model of each family, and what must not change."""
+"""A small model of each family for the tests of convert and revert, and the results that must not change."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ MODELS: dict[str, Build] = {
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """A model whose numbers are not neutral anywhere."""
+    """A model without neutral values: no bias, statistic or weight is 0 or 1."""
     model = MODELS[name]()
     randomise(model, seed)
     return model
@@ -62,9 +62,9 @@ def classes(model: nn.Module) -> list[type]:
 
 
 def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and by name the gradients of the input and of all parameters and the buffers afterwards."""
+    """(output, by name: gradients of the input and of all parameters, and the buffers afterwards)."""
     x = x.clone().requires_grad_()
-    torch.manual_seed(7)  # dropout and stochastic depth
+    torch.manual_seed(7)  # for dropout and stochastic depth
     y = model(x)
     y.logsumexp(1).mean().backward()
     results = {"input": x.grad} | {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
@@ -72,16 +72,17 @@ def step(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def trio(model: nn.Module) -> Iterator[nn.Module]:
-    """The model, an untouched copy, and one in float64."""
+    """The model, an untouched copy, and a copy in float64."""
     return iter((model, copy.deepcopy(model), copy.deepcopy(model).double()))
 
 
 def cancelled_sizes(model: nn.Module) -> dict[str, float]:
-    """By name, after the next backward pass, how large the terms are whose sum is the gradient of a bias before a norm.
+    """By name, the size of the cancelling terms in the gradient of each bias before a batch norm.
 
-    That sum is zero: a batch norm subtracts the mean, so no constant before it changes anything. Its terms are
-    gradient * weight / sigma, each rounded; and what the norm subtracts of them, in proportion to its result, does not
-    sum to zero where the mean is rounded, by eps * mean / sigma.
+    The next backward pass fills the returned dictionary. Their sum is zero: a batch norm subtracts the mean, so no
+    constant before it changes anything. Each term is gradient * weight / sigma, rounded. The norm subtracts a part in
+    proportion to its result, and the sum of these parts is not zero, by eps * mean / sigma, because the mean is
+    rounded.
     """
     sizes: dict[str, float] = {}
 

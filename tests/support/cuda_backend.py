@@ -1,4 +1,4 @@
-"""The CUDA backend as its tests have it: on a GPU where there is one, else the kernels' own source on the CPU."""
+"""Fixtures of the CUDA backend's tests: on a GPU if there is one, otherwise with the kernels' source on the CPU."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ A100 = (80, 108, 40 << 20, 166912)
 
 @pytest.fixture(scope="module", name="backend")
 def given_backend() -> CudaBackend:
-    given = os.environ.get("SE_FUSED_SHIM")  # the sanitized one, from test_contract.py
+    given = os.environ.get("SE_FUSED_SHIM")  # built with sanitizers; set by test_contract.py
     return CudaBackend() if DEVICE == "cuda" else on_cpu(Path(given or shim_library.library()))
 
 
@@ -43,8 +43,11 @@ def cuda_alone(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def stand_in(device: tuple[int, ...] = H200) -> None:
-    """Which device the rules see, and none of the launches so far. A fifth number says up to which shared memory of a
-    block it can place clusters of 16; it can place all without."""
+    """Set the device that the launch rules see, and clear the list of launches.
+
+    The fifth number is the largest shared memory per block with which the device can place clusters of 16 blocks;
+    without it, the device can place them all.
+    """
     if DEVICE == "cpu":
         torch.ops.se_fused_cuda_shim.stand_in(*device)
         torch.ops.se_fused_cuda_shim.launched()
@@ -56,7 +59,7 @@ def launched() -> list[str]:
 
 @pytest.fixture(params=["forwards", "backwards"] if DEVICE == "cpu" else ["gpu"], name="order")
 def order_of_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The order in which the shim runs threads and blocks: a missing barrier shows in one of them."""
+    """Set the order in which the shim runs threads and blocks; a missing barrier shows in one of the two orders."""
     if DEVICE == "cpu":
         torch.ops.se_fused_cuda_shim.reverse(request.param == "backwards")
     yield

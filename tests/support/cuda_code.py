@@ -1,23 +1,28 @@
-"""What nvcc and ptxas make of csrc/cuda/*.cu, for GPUs that need not be there.
+"""Compiles csrc/cuda/*.cu with nvcc and ptxas for GPUs that need not be present, and reads the results.
 
 ``python tests/support/cuda_code.py [90 100 ...]`` prints registers, stack, spills and shared memory of every kernel.
 """
 
+import functools
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import compiled as compiled_files
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "csrc" / "cuda"
 SOURCES = {path.stem: path for path in sorted(FOLDER.glob("*.cu"))}
 NVCC = shutil.which("nvcc")
-AT_ONCE = 2  # a compiler of one file takes up to 1 GB
+AT_ONCE = 2  # the compiler of one file takes up to 1 GB
 
 
 def architectures() -> list[int]:
@@ -25,7 +30,7 @@ def architectures() -> list[int]:
 
 
 def modes() -> list[str]:
-    """By their numbers in template arguments."""
+    """Names of the modes, in the order of their numbers in template arguments."""
     found = re.search(r"enum class Mode : int \{ (.*?) \}", (FOLDER / "kernel_params.h").read_text())
     assert found, "enum Mode is not where it was"
     return found.group(1).split(", ")
@@ -33,20 +38,20 @@ def modes() -> list[str]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instance, or a device function that was not inlined."""
+    """One kernel instance, or a device function that was not inlined."""
 
     mangled: str
     label: str  # demangled, without namespaces
     is_entry: bool = True
     registers: int = 0
-    stack: int = 0  # bytes per thread, spills included
+    stack: int = 0  # bytes per thread, including spills
     spill_stores: int = 0
     spill_loads: int = 0
-    shared: int = 0  # without the dynamic, which is all that our kernels have
+    shared: int = 0  # static bytes; our kernels use dynamic shared memory only
 
     def _name_and_arguments(self) -> tuple[str, str]:
-        # _ZN8se_fused4cuda22scale_shift_act_kernelIfLNS0_4ModeE4EEEvNS0_13ScaleShiftActE
-        # each name stands after its length
+        # Example: _ZN8se_fused4cuda22scale_shift_act_kernelIfLNS0_4ModeE4EEEvNS0_13ScaleShiftActE. A name's length
+        # precedes it.
         found = re.match(r"_ZN\d+se_fused4cuda(\d+)(\w+)", self.mangled)
         if not found:
             return self.mangled, ""
@@ -59,7 +64,7 @@ class Kernel:
 
     @property
     def item_bytes(self) -> int:
-        """Of the first template argument, the map's type."""
+        """Bytes of the first template argument, which is the map's element type."""
         return 4 if self._name_and_arguments()[1].startswith("If") else 2
 
     @property
@@ -69,7 +74,7 @@ class Kernel:
 
     @property
     def flag(self) -> bool:
-        """The template argument that is a bool."""
+        """Whether the Boolean template argument is true."""
         return "Lb1E" in self._name_and_arguments()[1]
 
 
@@ -91,7 +96,7 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def parsed(log: str) -> list[Kernel]:
-    """From what ptxas -v says."""
+    """Parse the output of ptxas -v."""
     number = r"(\d+) bytes "
     found: dict[str, dict[str, int]] = {}
     entry = function = ""
@@ -111,18 +116,34 @@ def parsed(log: str) -> list[Kernel]:
     return [Kernel(name, label, **of) for (name, of), label in zip(found.items(), labels, strict=True)]
 
 
-def compiled(source: Path, architecture: int, folder: Path, *flags: str) -> Code:
-    """With setup.py's flags, as far as they concern code for the device."""
+@functools.cache
+def _headers_and_compiler() -> str:
+    """A hash of nvcc's version and of the headers, which every source may include."""
+    key = hashlib.sha256(subprocess.run([str(NVCC), "--version"], check=True, capture_output=True).stdout)
+    for header in sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h"), *FOLDER.parent.glob("*.h")]):
+        key.update(header.name.encode() + header.read_bytes())
+    return key.hexdigest()
+
+
+def compiled(source: Path, architecture: int, *flags: str) -> Code:
+    """Compile with those flags of setup.py that affect device code."""
     assert NVCC, "nvcc is not installed"
-    cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
     command = [NVCC, "-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
-    run = subprocess.run([*command, source, "-o", cubin], capture_output=True, text=True)
-    assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
-    return Code(source, architecture, parsed(run.stderr), cubin)
+    key = hashlib.sha256("\0".join([_headers_and_compiler(), *command, source.name, source.read_text()]).encode())
+    name = f"{source.stem}.sm_{architecture}.{key.hexdigest()[:24]}"
+    report, cubin = (compiled_files.cache("cubins") / f"{name}.{kind}" for kind in ("txt", "cubin"))
+
+    def write_both(path: Path) -> None:
+        run = subprocess.run([*command, source, "-o", path], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
+        report.write_text(run.stderr)
+
+    compiled_files.stored(cubin, write_both)
+    return Code(source, architecture, parsed(report.read_text()), cubin)
 
 
 def machine_code(code: Code) -> dict[str, str]:
-    """SASS by the kernel's mangled name. nvcc alone has no disassembler; Triton's package brings one."""
+    """SASS by the kernel's mangled name. nvcc alone has no disassembler, so the one in Triton's package is used."""
     from se_fused.backends.triton import compiled_code
 
     command = [compiled_code._tool("cuobjdump"), "-sass", code.cubin]
@@ -134,8 +155,8 @@ def machine_code(code: Code) -> dict[str, str]:
 def print_table(archs: list[int]) -> None:
     jobs = [(source, arch) for arch in archs for source in SOURCES.values()]
     print(f"{'arch':6}{'registers':>10}{'stack':>7}{'stores':>7}{'loads':>6}{'shared':>7}  kernel (bytes; of spills)")
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(AT_ONCE) as pool:
-        for code in pool.map(lambda job: compiled(*job, Path(folder)), jobs):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for code in pool.map(lambda job: compiled(*job), jobs):
             for k in sorted(code.kernels, key=lambda k: k.label):
                 numbers = f"{k.registers:10}{k.stack:7}{k.spill_stores:7}{k.spill_loads:6}{k.shared:7}"
                 print(f"sm_{code.architecture:<3}{numbers}  {k.label}", flush=True)

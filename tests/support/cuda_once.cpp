@@ -1,4 +1,4 @@
-// csrc/cuda/once.h: each kernel and device is prepared once, whoever comes, and again after a failure.
+// Test of csrc/cuda/once.h: each kernel and device is prepared once, from any thread, and again after a failure.
 #include "../../csrc/cuda/once.h"
 
 #include <cstdio>
@@ -13,13 +13,13 @@ static void check_line(bool good, const char* what, int line) {
 }
 #define check(condition) check_line(condition, #condition, __LINE__)
 
-constexpr int kKernels = 70, kDevices = 65;  // more of both than there is room for
+constexpr int kKernels = 70, kDevices = 65;  // more than once.h has room for
 static char kernels[16 * kKernels];
 
-// Threads that call with all kernels and devices at once: nobody goes on before it is prepared.
+// Threads call with all kernels and devices at once: no call returns before its pair is prepared.
 static void test_threads() {
   static OncePerKernel once;
-  static int prepared[kKernels][kDevices];  // no atomics: the lock is to be enough, ThreadSanitizer watches
+  static int prepared[kKernels][kDevices];  // not atomic: the lock must suffice, and ThreadSanitizer checks it
   std::atomic<int> early{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t)
@@ -38,7 +38,7 @@ static void test_threads() {
   check(early == 0);
 }
 
-// What was prepared is there for a thread that finds it prepared and has it from nowhere else.
+// A thread that finds a pair prepared sees what the preparing thread wrote, without other synchronisation.
 static void test_later_threads_see_it() {
   OncePerKernel once;
   int prepared = 0;
@@ -59,7 +59,7 @@ static void test_failures_are_tried_again() {
   check(once(kernels, 0, prepare) == 0);
   check(once(kernels, 0, prepare) == 0 && calls == 3);
   check(once(kernels, 1, prepare) == 0 && calls == 4);       // another device
-  check(once(kernels + 16, 0, prepare) == 0 && calls == 5);  // another kernel, and one that shares its place
+  check(once(kernels + 16, 0, prepare) == 0 && calls == 5);  // another kernel; below, one that shares its slot
   check(once(kernels + 16 * 64, 0, prepare) == 0 && calls == 6);
   check(once(kernels + 16 * 64, 0, prepare) == 0 && once(kernels, 0, prepare) == 0 && calls == 6);
 }

@@ -1,15 +1,15 @@
-"""Tiny data sets as their publishers lay them out, and DICOM files: written by the tests, nothing is shipped."""
+"""Tiny data sets in their publishers' layouts, and DICOM files, all written by the tests."""
 
 from pathlib import Path
 
 import numpy as np
 
 SECRET = "DOE^JOHN"
-"""The patient's name in every DICOM file: it must turn up nowhere."""
+"""The patient's name in every DICOM file; it must not appear in any output."""
 
 
 def picture(path: Path, seed: int = 0, bits: int = 8, size: tuple[int, int] = (12, 9)) -> Path:
-    """A noisy grey PNG or JPEG of a few pixels."""
+    """Write a noisy grey PNG or JPEG of a few pixels."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,10 +25,12 @@ def text(path: Path, content: str, bom: bool = False) -> Path:
 
 
 def write_dicom(path: Path, pixels: np.ndarray | None, bits: int = 0, syntax: str = "", compress: str = "", **elements):
-    """A DX image with those stored values ((H, W), (frames, H, W) or (H, W, 3)), or a file without an image.
+    """Write a DX image with the given stored values ((H, W), (frames, H, W) or (H, W, 3)), or a file without an image.
 
-    bits: stored, of 8 or 16 allocated; by default those of the array's type. syntax, compress: UIDs of the transfer
-    syntax to write as, or to compress with (RLE and JPEG 2000 have encoders). elements: by keyword; None removes one.
+    Args:
+        bits: bits stored, of 8 or 16 allocated; by default those of the array's type.
+        syntax, compress: UIDs of the transfer syntax to write, or to compress with (RLE and JPEG 2000 have encoders).
+        elements: DICOM elements by keyword; None removes one.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -68,7 +70,7 @@ def write_dicom(path: Path, pixels: np.ndarray | None, bits: int = 0, syntax: st
 
 
 def lut(entries, first: int, bits: int, words: bool = False):
-    """The sequence of a modality or VOI LUT; `words`: as OW bytes in place of US numbers."""
+    """The sequence of a modality or VOI LUT; `words`: stored as OW bytes instead of US numbers."""
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence
 
@@ -80,14 +82,14 @@ def lut(entries, first: int, bits: int, words: bool = False):
 
 
 def pictures(root: Path, *names: str, bits: int = 8) -> Path:
-    """Different pictures under those names below a folder."""
+    """Write different pictures under these names below a folder."""
     for seed, name in enumerate(names):
         picture(root / name, seed, bits)
     return root
 
 
 def fracatlas(root: Path) -> Path:
-    """Two fractured images, two not, one without its file, one in the wrong folder; no patients."""
+    """Write two fractured images, two others, one without a file and one in the wrong folder; there are no patients."""
     names = "image_id,hand,leg,hip,shoulder,mixed,hardware,multiscan,fractured,fracture_count,frontal,lateral,oblique"
     rows = [
         "IMG0000001.jpg,1,0,0,0,0,0,0,1,1,1,0,0",
@@ -106,7 +108,7 @@ def fracatlas(root: Path) -> Path:
 
 
 def mura(root: Path) -> Path:
-    """Two regions, three patients (one in both), four studies with an image or two; one study without its folder."""
+    """Write two regions, three patients (one in both), four studies of one or two images, and one without a folder."""
     studies = {
         "train/XR_HUMERUS/patient00001/study1_positive": 2,
         "train/XR_HUMERUS/patient00002/study1_negative": 1,
@@ -137,11 +139,11 @@ GRAZ_CODES = {
     "0008_0000000008_01_WRI-R1_F012": ("1", "22-D/4.1", ""),
     "0009_0000000009_01_WRI-R1_F012": ("2", "", "1"),
 }
-"""{filestem: (projection, AO codes, fracture_visible)}; the last has no file."""
+"""{filestem: (projection, AO codes, fracture_visible)}; the last one has no file."""
 
 
 def grazpedwri(root: Path) -> Path:
-    """16-bit images in two folders, and the table with its byte order mark and empty flags."""
+    """Write 16-bit images in two folders, and the table with a byte order mark and empty flags."""
     names = (
         "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,"
         "diagnosis_uncertain,osteopenia,fracture_visible,metal,pixel_spacing,device_manufacturer"
@@ -158,7 +160,7 @@ def grazpedwri(root: Path) -> Path:
 
 
 def hbfmid(root: Path) -> Path:
-    """YOLO boxes of three classes and Healthy, one image each of what is left out."""
+    """Write YOLO boxes of three classes and Healthy, and one image for each reason to skip an image."""
     text(root / "data.yaml", "train: ../train/images\nnc: 3\nnames: ['Comminuted', 'Healthy', 'Oblique Displaced']\n")
     images = {
         "train/a1_jpg.rf.0001": "0 .5 .5 .1 .1",
@@ -180,7 +182,7 @@ def hbfmid(root: Path) -> Path:
 
 
 def dicoms(root: Path) -> Path:
-    """Two classes, three patients, four studies; a report, a film of frames and a damaged file beside them."""
+    """Write two classes, three patients and four studies, and a report, a multi-frame film and a damaged file."""
     pixels = (np.arange(48, dtype=np.uint16) * 80).reshape(8, 6)
     for name, patient, study, view in (
         ("fracture/IM2", "HOSPITAL-A", "1.2.1", "AP"),

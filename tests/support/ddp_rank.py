@@ -1,4 +1,4 @@
-"""One rank of the test of DistributedDataParallel, for a process of its own, which imports this module by name."""
+"""One rank of the test of DistributedDataParallel. Each rank is a process that imports this module by name."""
 
 import os
 
@@ -10,7 +10,7 @@ from se_fused import SEResNet18
 
 def small_model():
     torch.manual_seed(0)
-    return SEResNet18(num_classes=3, zero_init_last=False).eval()  # eval: statistics that do not depend on the rank
+    return SEResNet18(num_classes=3, zero_init_last=False).eval()  # eval: the statistics do not depend on the rank
 
 
 def small_images():

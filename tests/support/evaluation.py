@@ -20,7 +20,7 @@ SIZE = 32
 
 
 def table(labels, probabilities, patients=None, views=None, classes=None, paths=None):
-    """Predictions from plain lists; patient None: no patients known."""
+    """Predictions from plain lists; without patients, all are unknown."""
     labels, probabilities = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     n, k = probabilities.shape
     return Predictions(
@@ -35,7 +35,7 @@ def table(labels, probabilities, patients=None, views=None, classes=None, paths=
 
 
 def drawn_table(n=120, k=3, skill=0.5, seed=0, images=2, ties=False, **options):
-    """Random predictions of n images, `images` of each patient, which are of one class; better with more skill."""
+    """Random predictions of n images, `images` for each patient, all of one class; `skill` makes them better."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.random.default_rng(99).integers(0, k, -(-n // images)), images)[:n]
     scores = rng.dirichlet(np.ones(k), n)
@@ -48,12 +48,12 @@ def drawn_table(n=120, k=3, skill=0.5, seed=0, images=2, ties=False, **options):
 
 
 def tables_from(said, labels, k=3, **options):
-    """Predictions that say `said` for sure."""
+    """Predictions with probability 1 for the classes in `said`."""
     return table(labels, np.eye(k)[said], **options)
 
 
 def write_images(folder, patients=12, classes=3, size=(24, 32), damaged=()):
-    """Two views of each patient as PNG files, the class being a bright band's place; returns the saved manifest."""
+    """Write two views of each patient as PNG files, where a band's place is the class; return the saved manifest."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def write_images(folder, patients=12, classes=3, size=(24, 32), damaged=()):
 
 
 def narrow(name="seresnet50", classes=3, seed=0, **about):
-    """An untrained classifier of few channels; its batch norms have seen noise, so that nothing is constant."""
+    """An untrained classifier with few channels; its batch norms have seen noise, so that no output is constant."""
     torch.manual_seed(seed)
     model = create_model(name, num_classes=classes, in_chans=1, **NARROW[name])
     with torch.no_grad():

@@ -1,11 +1,13 @@
-"""Triton's interpreter, made to round as GPUs do."""
+"""A correction of Triton's interpreter: it rounds to bfloat16 as GPUs do."""
 
 import torch
 
 
 def round_bfloat16() -> None:
-    """The interpreter cuts float32 to bfloat16 off (triton 3.6 to 3.8, ``_convert_float`` with no rounding mode); every
-    GPU rounds to nearest even, and so does PyTorch, which does it here instead."""
+    """Make the interpreter round float32 to bfloat16 to nearest even, as GPUs and PyTorch do; PyTorch does it here.
+
+    The interpreter truncates (triton 3.6 to 3.8, ``_convert_float`` without a rounding mode).
+    """
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -1,4 +1,4 @@
-"""Each pass of a backend against its definition in se_fused.ops: for each backend's tests."""
+"""Comparisons of a backend's passes with their definitions in se_fused.ops, for the tests of each backend."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ from se_fused.testing.verify import to_layout
 Shape = tuple[int, ...]
 NONE = OUT_ACT_CODES["none"]
 CORNERS = {OUT_ACT_CODES["relu"]: (0.0,), OUT_ACT_CODES["hard_swish"]: (-3.0, 3.0)}
-"""Where derivatives jump."""
+"""Activation code -> the points at which its derivative jumps."""
 ACTIVATED = [(code, True) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
-"""(out_act, with a residual) of pass 2: what is added is the same code for all activations."""
+"""(out_act, with a residual) of pass 2. The addition is the same code for all activations, so one is tested without."""
 DERIVED = [(code, writes_dr(code, True)) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
-"""(out_act, whether dr is wanted) of the backward's pass 1, as the ops ask for it."""
+"""(out_act, whether dr is wanted) of the backward's pass 1, in the combinations that the ops request."""
 
 shares: list[float] = []
-"""The share of its bound that each comparison took so far; benchmarks/gpu tells the largest."""
+"""Error / bound of each comparison so far; benchmarks/gpu reports the largest."""
 
 
 def draw(shape: Shape, dtype: torch.dtype, layout: str, device: str, mean: float = 0.0) -> Tensor:
@@ -32,7 +32,7 @@ def draw(shape: Shape, dtype: torch.dtype, layout: str, device: str, mean: float
 
 
 def per_sample(shape: Shape, device: str) -> Tensor:
-    """Numbers for each (n, c)."""
+    """Random numbers of shape (N, C)."""
     return torch.randn(shape[:2], device=device)
 
 
@@ -42,7 +42,7 @@ def bits(shape: Shape, layout: str, device: str) -> Tensor:
 
 
 def close(mine: Tensor, truth: Tensor, dtype: torch.dtype, terms: Tensor | float) -> None:
-    """Within 4 units in the last place of dtype and a few float32 roundings of the terms' magnitude."""
+    """Check an error against 4 units in the last place of dtype plus 8 float32 roundings of the terms' magnitude."""
     bound = 4 * ulp(truth, dtype) + 8 * EPS * terms
     excess = ((mine.double() - truth).abs() / bound).max().item()
     shares.append(excess)
@@ -50,12 +50,12 @@ def close(mine: Tensor, truth: Tensor, dtype: torch.dtype, terms: Tensor | float
 
 
 def check_moments(backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str = "cpu") -> None:
-    x = draw(shape, dtype, layout, device, mean=30.0)  # a mean that would cancel in E[x^2] - E[x]^2
+    x = draw(shape, dtype, layout, device, mean=30.0)  # E[x^2] - E[x]^2 would cancel with this mean
     mean, m2 = backend.moments(x)
     true_mean, true_m2 = moments_definition.moments(x.double())
     s = x[0, 0].numel()
     close(mean, true_mean, torch.float32, s**0.5 * true_mean.abs())
-    # a rounding of the mean moves every difference: eps |mean| sum |x - mean| <= eps |mean| sqrt(S m2)
+    # An error of the mean changes every difference: eps |mean| sum |x - mean| <= eps |mean| sqrt(S m2).
     close(m2, true_m2, torch.float32, s**0.5 * true_m2 + true_mean.abs() * (s * true_m2).sqrt())
 
 
@@ -76,7 +76,7 @@ def check_scale_shift_act(
     if save_mask:
         assert mask.numel() == mask_numel(x)
         different = unpack_mask(mask, x) != unpack_mask(true_mask, x)
-        # only where the sum is zero to rounding may float32 and float64 disagree on its sign
+        # float32 and float64 may disagree on the sign of the sum only where it is zero up to rounding.
         t, _ = scale_shift_act_definition.scale_shift_act(x.double(), wide, scale.double(), shift.double(), NONE, False)
         assert t[different].abs().max().item() < 1e-5 if different.any() else True
 
@@ -96,9 +96,9 @@ def check_moments_backward(
         assert dr.stride() == x.stride()
     else:
         assert dr.numel() == 0
-    # the sums are of dr as it is stored: rounded
+    # The sums use dr as it is stored, rounded to dtype.
     stored = dr.double() if want_dr else true_dr.to(dtype).double()
-    # without dr, its own error counts: of terms that cancel where the slope is zero, and of dtype's rounding
+    # If dr is not stored, add its own error: of terms that cancel where the slope is zero, and of rounding to dtype.
     own = 0 if want_dr or not recomputed(out_act) else (4 + torch.finfo(dtype).eps / EPS) * 3 * dy.double().abs()
     s = x[0, 0].numel()
     wide = x.double() - mean.double().reshape(mean.shape + (1,) * (x.dim() - 2))
@@ -111,7 +111,7 @@ def check_scale_shift_act_mean(
     backend: Any, shape: Shape, dtype: torch.dtype, layout: str, out_act: int, device: str = "cpu"
 ) -> None:
     x = draw(shape, dtype, layout, device)
-    scale, shift = per_sample(shape, device), per_sample(shape, device) + 2  # the mean is of the positive side mostly
+    scale, shift = per_sample(shape, device), per_sample(shape, device) + 2  # so that most values are positive
     y, mean = backend.scale_shift_act_mean(x, scale, shift, out_act)
     truth, true_mean = scale_shift_act_mean_definition.scale_shift_act_mean(
         x.double(), scale.double(), shift.double(), out_act
@@ -120,7 +120,7 @@ def check_scale_shift_act_mean(
     close(y, truth, dtype, error_terms)
     assert y.dtype == dtype and y.stride() == x.stride() and mean.dtype == torch.float32
     assert mean.shape == shape[:2] and mean.is_contiguous()
-    # of the values before they are rounded to dtype: float32's error alone, in every dtype
+    # The mean is computed before y is rounded to dtype, so its error is that of float32 for every dtype.
     s = x[0, 0].numel()
     close(mean, true_mean, torch.float32, error_terms.flatten(2).mean(2) + s**0.5 * truth.abs().flatten(2).mean(2))
 
@@ -134,7 +134,7 @@ def check_scale_shift_act_mean_backward(
     wide = [t.double() for t in (dy, added, x, mean, scale, shift)]
     true_dr, _, _ = scale_shift_act_mean_definition.scale_shift_act_mean_backward(*wide, out_act)
     t, _ = scale_shift_act_definition.scale_shift_act(wide[2], None, wide[4], wide[5], NONE, False)
-    # where a derivative jumps, float32 and float64 may take different sides of the corner
+    # At a jump of the derivative, float32 and float64 may be on different sides.
     at_corner = torch.zeros_like(t, dtype=torch.bool)
     for corner in CORNERS.get(out_act, ()):
         at_corner |= (t - corner).abs() < 1e-5

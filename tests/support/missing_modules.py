@@ -1,5 +1,7 @@
-"""A pytest plugin (``-p support.missing_modules``): optional packages that a machine rented for its GPU does not
-have are not found, as if they were not installed."""
+"""A pytest plugin (``-p support.missing_modules``) that hides optional packages, as if they were not installed.
+
+They are those that a rented GPU machine does not have.
+"""
 
 import sys
 from importlib.abc import MetaPathFinder
@@ -12,7 +14,7 @@ MISSING = {
 
 
 class Without:
-    """A finder that does not find them."""
+    """A finder that does not find the packages in MISSING."""
 
     def __init__(self, finder: MetaPathFinder) -> None:
         self.finder = finder

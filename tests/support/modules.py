@@ -1,4 +1,4 @@
-"""What the tests of modules and models share: inputs, weights that hide no term, the measure of closeness, a spy."""
+"""Helpers for the tests of modules and models: inputs, non-neutral weights, a measure of closeness, a spy on calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,18 +13,18 @@ SPACES = {1: (10,), 2: (5, 4), 3: (2, 3, 4)}
 
 EPS = torch.finfo(torch.float32).eps
 FLIPS = 0.05
-"""Share of a gradient's size by which it may be off because one unit is on the other side of its ReLU.
+"""Share of a gradient's size by which it may differ because one unit is on the other side of its ReLU.
 
-The smallest map of the tests' networks has 4 * 512 * 2 * 2 elements, of which ReLU leaves half a gradient. One of
-them, three times as large as most, is 3 / sqrt(4096) of the norm, and of all that is upstream. seresnet18's steps from
-one state (30 of timm's, 30 of ours, float32 on AVX2 against float64): two of each had a flip, which was 0.007 to 0.020
-of a gradient; the others were off by at most 6e-5.
+The smallest map of the tests' networks has 4 * 512 * 2 * 2 elements, and ReLU leaves a gradient for half of them. One
+of them, three times as large as most, is 3 / sqrt(4096) of the norm, here and in all earlier layers. In seresnet18's
+steps from one state (30 of timm's, 30 of ours, float32 on AVX2 against float64), two of each had such a flip, which was
+0.007 to 0.020 of a gradient; the others differed by at most 6e-5.
 """
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """On a shared CPU, maps this small take one thread a fiftieth of the time of two that wait for each other."""
+    """Run on one thread: two that wait for each other on a shared CPU take fifty times as long for maps this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,13 +39,13 @@ def rms(x: Tensor) -> float:
 def assert_as_close(
     ours: Tensor, theirs: Tensor, truth: Tensor, flips: float = 0.0, terms: int = 100, size: float = 0.0
 ) -> None:
-    """Ours errs at most twice as much as theirs against the float64 truth, plus a floor, plus ``flips``.
+    """Check that our error against float64 is at most twice theirs, plus a floor, plus ``flips``.
 
-    The floor is 4 ulp and what a sum of ``terms`` rounded numbers is expected to be off by; without it, a tensor of
-    four elements would fail whenever theirs are exact by luck.
-    ``flips`` is for gradients of a whole network: rounding takes an activation next to zero to the other side of a ReLU
-    in one of the two float32 models and not in the other, and that element's gradient is then off by all of itself.
-    ``size`` is that of the summed numbers where they cancel: their rounding is what is left, and theirs is one draw.
+    The floor is 4 ulp plus the expected error of a sum of ``terms`` rounded numbers; without it, a tensor of four
+    elements would fail whenever theirs are exact by luck. ``flips`` is for gradients of a whole network: rounding may
+    move an activation next to zero to the other side of a ReLU in only one of the two float32 models, and then that
+    element's gradient is wrong by its full size. ``size`` is the size of the summed numbers where they cancel: only
+    their rounding errors remain, and theirs are a single sample of such errors.
     """
     assert ours.shape == truth.shape
     floor = EPS * (4 + terms**0.5) * max(rms(truth), size)
@@ -54,7 +54,7 @@ def assert_as_close(
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """As after some training: no bias, statistic or zero-initialised weight is neutral, and signals keep their size."""
+    """Set weights as after some training: no bias, statistic or weight is neutral, and signals keep their size."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and tensor.dim() > 1:
@@ -63,7 +63,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
             draw = torch.rand(tensor.shape, generator=generator)
             if name.endswith(("running_var", "bn.weight", "bn1.weight", "bn2.weight")):
                 draw += 0.5
-            elif name.endswith("weight"):  # what is added to another branch: small, or deep networks overflow
+            elif name.endswith("weight"):  # small, because branches are added and deep networks would overflow
                 draw = draw / 2 + 0.25
             else:
                 draw -= 0.5
@@ -71,7 +71,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 def batch(n: int, c: int, dims: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(n, c, *SPACES[dims]), the same values in every dtype."""
+    """A random tensor of shape (n, c, *SPACES[dims]), with the same values in every dtype."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, c, *SPACES[dims], generator=generator, dtype=torch.float64).to(dtype)
 
@@ -81,7 +81,7 @@ FUNCTIONS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "c
 
 
 def spy_on_functional(monkeypatch: pytest.MonkeyPatch, functions: Sequence[str] = FUNCTIONS) -> list[str]:
-    """A list that receives the names of the functional's functions, in the order of their calls from here on."""
+    """A list that receives the names of called functions of se_fused.functional, in the order of the calls."""
     names: list[str] = []
     for name in functions:
         function: Callable[..., Any] = getattr(F_se, name)

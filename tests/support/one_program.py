@@ -1,4 +1,4 @@
-"""One program of a Triton launch, for a process of its own: such a process imports this module by name."""
+"""One program of a Triton launch. It runs in its own process, which imports this module by name."""
 
 from typing import Any
 
@@ -16,5 +16,5 @@ def one_program(kernel: str, arguments: dict[str, Any], start: Any) -> None:
         "backward": excitation_backward.excitation_backward_kernel,
         "l2_grouped": l2_grouped.l2_grouped_kernel,
     }
-    start.wait(120)  # all have imported PyTorch: nobody is done before the others begin
+    start.wait(120)  # wait until all have imported PyTorch, so that no program ends before the others begin
     kernels[kernel][(1,)](**arguments)

@@ -1,4 +1,4 @@
-"""What the tests of optimize_for_inference share: small models, and the comparison with what they were made of."""
+"""Small models for the tests of optimize_for_inference, and the comparison of results before and after."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import se_fused
 from support.modules import randomise
 
-CLOSE = dict(rtol=1e-5, atol=5e-5)  # float32, numbers of about 1, tens of layers; optimize's own check is by float64
+CLOSE = dict(rtol=1e-5, atol=5e-5)  # float32 values of about 1 after tens of layers; optimize's own check uses float64
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -24,7 +24,7 @@ def images(*shape: int, seed: int = 1) -> Tensor:
 
 
 def optimized_and_same(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """The optimised model, which gives the model's results for these arguments, and leaves them as they are."""
+    """The optimised model, after checks that it gives the model's results and does not change its arguments."""
     example = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else kwargs or args
     kept = copy.deepcopy((args, kwargs))
     fast = se_fused.optimize_for_inference(model, example)

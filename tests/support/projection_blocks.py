@@ -1,4 +1,4 @@
-"""The blocks that rescale before their projection, small: EfficientNet, MobileNetV3, RegNetY of two libraries."""
+"""Small blocks that rescale before their projection: EfficientNet, MobileNetV3 and RegNetY of two libraries."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What no result may hold, told apart without the recorder's help."""
+"""A check for texts that no saved result may contain, independent of the recorder's code."""
 
 import re
 
@@ -6,7 +6,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.)\]}/-])/[\w.-]+/[\w.-]+")
 
 
 def naming_folders(value: object) -> list[str]:
-    """The texts within JSON's objects and lists that name a folder of a machine."""
+    """The texts in JSON's objects and lists that name a folder of a machine."""
     if isinstance(value, dict):
         return [text for inner in value.values() for text in naming_folders(inner)]
     if isinstance(value, list):

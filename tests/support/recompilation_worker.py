@@ -1,6 +1,6 @@
-"""The compiled kernels that training and inference at each batch size need, as JSON (test_recompilation.py).
+"""Print, as JSON, the compiled kernels that training and inference need at each batch size (test_recompilation.py).
 
-A process of its own, because kernels that are interpreted do not know what they are compiled for. Nothing is compiled.
+It is a separate process, because interpreted kernels do not know their compiled variants. Nothing is compiled.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from se_fused.backends.triton import compiled_code
 from se_fused.backends.triton.launch import Launch
 
-# The norms of ResNet-50 with SE: (C, positions a side, R). Those inside of the blocks have no squeeze-excite.
+# The norms of ResNet-50 with SE: (C, height and width, R). Those inside the blocks have no squeeze-excite.
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))
 NORMS = ((64, 112, None), (64, 56, None), (128, 28, None), (256, 14, None), (512, 7, None), *STAGES)
 NARROW = ((24, 56, 6), (40, 28, 10))  # N * C is a multiple of 16 for some N only
@@ -31,7 +31,7 @@ def launches(n: int, call: str, channels_last: bool) -> list[Launch]:
 
 
 def as_triton_sees_it(launch: Launch) -> str:
-    """Triton's own answer, from what its launcher calls."""
+    """The key that Triton itself computes, from the function that its launcher calls."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature

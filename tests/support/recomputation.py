@@ -1,4 +1,4 @@
-"""What the tests of gradient checkpointing share: its kinds, and one step of a module under each of them."""
+"""Kinds of gradient checkpointing for the tests, and steps of a module under each of them."""
 
 import contextlib
 import copy
@@ -13,11 +13,15 @@ from se_fused import functional
 from support.modules import assert_as_close, randomise
 
 KINDS = ("reentrant", "early-stop", "no-early-stop")
-"""What recomputes: the whole forward pass in a backward pass of its own; the forward pass up to the last tensor that
-the backward pass needs, stopped by an exception out of the hook that is given it; the same to its end."""
+"""Kinds of recomputation.
+
+reentrant: the whole forward pass, in a nested backward pass. early-stop: the forward pass up to the last tensor that
+the backward pass needs, stopped by an exception in the hook that saves it. no-early-stop: the same, but to the end of
+the forward pass.
+"""
 
 FUNCTIONS = ("batch_norm_squeeze_excite", "batch_norm_act", "batch_norm_act_squeeze")
-"""Those of :mod:`se_fused.functional` that move running statistics."""
+"""Functions of :mod:`se_fused.functional` that update running statistics."""
 
 
 @contextlib.contextmanager
@@ -32,9 +36,9 @@ def checkpointed(kind: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 class Block(nn.Module):
-    """A convolution, and batch norm with what follows it by one function, counted as PyTorch's module counts.
+    """A convolution, then batch norm and what follows it in one function; it counts batches as PyTorch's module does.
 
-    Nothing comes after the function: the last tensors that the backward pass needs are its own.
+    Nothing follows the function, so the last tensors that the backward pass needs are those of the function.
     """
 
     def __init__(self, name: str, momentum: float | None) -> None:
@@ -56,7 +60,7 @@ class Block(nn.Module):
 
 
 class Plain(Block):
-    """The same with ``nn.BatchNorm2d`` called as a module and plain PyTorch behind it."""
+    """The same with the module ``nn.BatchNorm2d``, followed by plain PyTorch."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = nn.functional.silu(self.bn(self.conv(x)))
@@ -64,7 +68,7 @@ class Plain(Block):
 
 
 def trio(name: str, momentum: float | None) -> tuple[Block, Block, Block]:
-    """Ours, theirs, and theirs in float64, of the same numbers."""
+    """Our block, PyTorch's, and PyTorch's in float64, with the same weights."""
     ours, theirs = Block(name, momentum), Plain(name, momentum)
     randomise(ours)
     theirs.load_state_dict(ours.state_dict())
@@ -72,17 +76,17 @@ def trio(name: str, momentum: float | None) -> tuple[Block, Block, Block]:
 
 
 def take_steps(modules: tuple[nn.Module, ...], run: Callable[[nn.Module, Tensor], Any], shape: tuple[int, ...]) -> None:
-    """Two steps of each module on the same numbers."""
+    """Run two steps of each module on the same numbers."""
     for seed in range(2):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + seed
         for module in modules:
-            given = x.to(next(module.parameters())).requires_grad_()  # its dtype and device
+            given = x.to(next(module.parameters())).requires_grad_()  # the module's dtype and device
             outputs = run(module, given)
             sum(y.square().mean() for y in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
 
 
 def assert_same_statistics(ours: nn.Module, theirs: nn.Module, truth: nn.Module) -> None:
-    """Counts are equal, means and variances as close to the float64 truth as PyTorch's own."""
+    """Check that counts are equal, and means and variances as close to the float64 truth as PyTorch's."""
     buffers = [dict(m.named_buffers()) for m in (ours, theirs, truth)]
     assert buffers[0].keys() == buffers[1].keys() and buffers[0]
     for name, found in buffers[0].items():

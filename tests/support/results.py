@@ -1,4 +1,4 @@
-"""A made-up run of the benchmark suite: plausible times, no meaning. The fields are those of the suite's JSON."""
+"""A made-up run of the benchmark suite, with plausible but meaningless times, in the fields of the suite's JSON."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from se_fused.bench.report.records import Run, Spread
 from se_fused.bench.workloads.block import STAGES
 
 SIZES = {"float32": 4, "bfloat16": 2}
-# Time over that of ours.
+# Time divided by our time.
 BLOCK = {"se_fused": 1.0, "eager": 2.1, "timm": 2.2, "torchvision": 2.4, "monai": 2.6, "compile": 1.35}
 WAYS = {
     "infer": {**BLOCK, "compile max-autotune": 1.3},
@@ -70,7 +70,7 @@ class _Writer:
         if "counted_bytes" in info:
             info["gb_per_second"] = info["counted_bytes"] / seconds / 1e9
             info["share_of_copy"] = {"warm": info["counted_bytes"] / seconds / 26e9, "cold": 0.9}
-        if candidate == "convolution":  # its group is that of ours, its title is not
+        if candidate == "convolution":  # the group has the title of ours, this entry has not
             info["title"] = "convolution"
         elements = "" if kind in ("network", "convert") else layout
         self.entries.append(
@@ -94,7 +94,7 @@ def _block(
     gain: float = 1.0,
     **more: Any,
 ) -> None:
-    """gain: times all that ours is faster by; below 1 it falls behind."""
+    """Add the entries of a block. ``gain``: how many times as fast ours is; below 1 it is slower."""
     counted = PASSES[mode] * _elements(shape) * SIZES[dtype]
     for name, factor in WAYS[mode].items():
         if names is not None and name not in names:
@@ -135,12 +135,12 @@ def document(
     gpu: str = "",
     cpu: str = "Imaginary CPU 9000",
 ) -> dict[str, Any]:
-    """The whole JSON.
+    """The whole JSON document.
 
     Args:
-        seed, noise: standard deviation of the logarithm of each time.
+        seed, noise: seed, and standard deviation of the logarithm of each time.
         small: one stage, one dtype, batch 1, no studies.
-        commit, cpu, gpu: who and where.
+        commit, cpu, gpu: the recorded commit and hardware.
     """
     to = _Writer(seed, noise)
     stages, dtypes = (STAGES[:1], ("float32",)) if small else (STAGES, tuple(SIZES))
@@ -225,10 +225,10 @@ def written(path: Path, **how: Any) -> Path:
 def shaken(
     run: Run, seed: int, factor: Callable[[Any], float] = lambda m: 1.0, noise: float = 0.03, drift: float = 0.2
 ) -> Run:
-    """The run once more: each group slower or faster as a whole, each benchmark a little by itself.
+    """A copy of the run with changed times: each group faster or slower as a whole, and each benchmark by a little.
 
     Args:
-        factor: what a measurement's time really changes by.
+        factor: the true change of a measurement's time.
         noise, drift: standard deviations of the logarithm, per benchmark and per group.
     """
     draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source as a library for the CPU (tests/support/cuda_shim), compiled once and kept in build/."""
+"""Builds the CUDA kernels' source as a library for the CPU (tests/support/cuda_shim) and caches it."""
 
 import fcntl
 import hashlib
@@ -7,70 +7,62 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import compiled
+from support.compiled import COMPILER
+from support.paths import ROOT, SUPPORT
+
 SOURCES = ROOT / "csrc"
-SHIM = ROOT / "tests" / "support" / "cuda_shim"
-COMPILER = next(iter(shlex.split(os.environ.get("CXX", ""))), None) or shutil.which("g++") or shutil.which("c++")
+SHIM = SUPPORT / "cuda_shim"
 SANITIZERS = ("address", "alignment")
 
+# -g1: stack traces and sanitizers name lines; -g takes a quarter longer. Debuggers: SE_FUSED_SHIM_FLAGS="-O0 -g".
 FLAGS = (
-    "-std=c++20 -O1 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-parameter "
+    "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-parameter "
     "-Wno-missing-field-initializers -DSE_CUDA_SHIM -DTORCH_TARGET_VERSION=0x020a000000000000"
-).split()
+).split() + shlex.split(os.environ.get("SE_FUSED_SHIM_FLAGS", ""))
 
 
 def why_not() -> str | None:
-    """None if the shim can be built here."""
+    """The reason why the shim cannot be built here, or None."""
     if not SOURCES.exists() or COMPILER is None:
         return "needs the sources and a C++ compiler"
     return None
 
 
 def library(sanitized: bool = False) -> Path:
-    """The kernels as a shared library; with AddressSanitizer and checks of alignment if ``sanitized``."""
-    assert COMPILER is not None
+    """Build the kernels as a shared library, with AddressSanitizer and alignment checks if ``sanitized``."""
     files = sorted([*(SOURCES / "cuda").glob("*"), *SOURCES.glob("*.h"), SHIM / "cuda_shim.h", Path(__file__)])
-    key = hashlib.sha256(torch.__version__.encode() + sysconfig.get_platform().encode())
+    key = hashlib.sha256(f"{torch.__version__} {sysconfig.get_platform()} {COMPILER} {FLAGS}".encode())
     for file in files:
         key.update(file.name.encode() + file.read_bytes())
-    folder = ROOT / "build" / "cuda_shim" / (key.hexdigest()[:16] + ("-sanitized" if sanitized else ""))
-    folder.mkdir(parents=True, exist_ok=True)
-    built = folder / "libse_fused_cuda_shim.so"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share it
-        if not built.exists():
-            _build(folder, built, sanitized)
+    # This key is quick to compute; the cache below it compiles only what differs from any other library.
+    name = f"libse_fused_cuda_shim-{key.hexdigest()[:16]}{'-sanitized' * sanitized}"
+    built = compiled.cache("linked") / f"{name}.so"
+    with built.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share the folder
+        if not compiled.find(built):
+            partial = built.with_suffix(".partial")
+            shutil.copy(_build(sanitized), partial)
+            partial.rename(built)
     return built
 
 
-def _build(folder: Path, built: Path, sanitized: bool) -> None:
+def _build(sanitized: bool) -> Path:
     home = Path(torch.__file__).parent
     extra = ["-fsanitize=" + ",".join(SANITIZERS), "-fno-sanitize-recover=alignment"] if sanitized else []
-    flags = [*FLAGS, *extra, f"-I{SHIM}", f"-I{home}/include"]
+    flags = [*FLAGS, *extra, f"-I{SHIM.relative_to(ROOT)}", f"-I{home}/include"]
     sources = [f for f in sorted((SOURCES / "cuda").glob("*")) if f.suffix in (".cpp", ".cu")]
-
-    def compile_one(source: Path) -> str:
-        target = str(folder / f"{source.name}.o")
-        subprocess.run([str(COMPILER), *flags, "-x", "c++", "-c", str(source), "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(max_workers=int(os.environ.get("MAX_JOBS", "2"))) as pool:
-        objects = list(pool.map(compile_one, sources))
-    partial = folder / "partial.so"
-    torch_libraries = [f"-L{home}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-    subprocess.run([str(COMPILER), "-shared", *extra, "-o", str(partial), *objects, *torch_libraries], check=True)
-    partial.rename(built)
+    return compiled.build(sources, flags, ["-shared", *extra, f"-L{home}/lib", "-ltorch", "-ltorch_cpu", "-lc10"])
 
 
 def sanitizer_runtime() -> str | None:
-    """What must be loaded before everything else, or None where the compiler has no AddressSanitizer.
+    """Libraries for LD_PRELOAD, or None if the compiler has no AddressSanitizer.
 
-    libstdc++ as well: its __cxa_throw is looked for once, at the start, when Python has not loaded it yet.
+    libstdc++ is one of them: AddressSanitizer looks up its __cxa_throw once, at the start, before Python loads it.
     """
     found = []
     for name in ("libasan.so", "libstdc++.so"):

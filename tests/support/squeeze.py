@@ -1,4 +1,4 @@
-"""batch_norm_act_squeeze against float64: for each backend's tests."""
+"""Comparison of batch_norm_act_squeeze with float64, for the tests of each backend."""
 
 import statistics
 from typing import Any
@@ -26,7 +26,7 @@ def double(given: Given) -> Given:
 
 
 def run(module: Any, given: Given, case: Case, seed: int, uses: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """y, squeezed, and the gradients of a sum over those that are used; and moved statistics."""
+    """(y, squeezed, gradients of a sum over the outputs in ``uses`` and, in training, the updated statistics)."""
     given = {k: v.clone() if k.startswith("running") and v is not None else v for k, v in given.items()}
     y, squeezed = module.batch_norm_act_squeeze(**given)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -43,7 +43,7 @@ def run(module: Any, given: Given, case: Case, seed: int, uses: str) -> tuple[Te
 
 
 def passes(case: Case, backend: str, uses: str = "both", seeds: int = 3) -> None:
-    """y within its bound and squeezed within its own, gradients within twice eager PyTorch's error."""
+    """Check y and squeezed against their bounds, and gradients against twice the error of eager PyTorch."""
     errors: dict[str, list[tuple[float, float]]] = {}
     for seed in range(seeds):
         given = draw(case, seed)

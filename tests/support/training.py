@@ -1,4 +1,4 @@
-"""A small set of phantoms as files, a run small enough for two cores, and the command line in processes of its own."""
+"""A small set of phantom images, a training run small enough for two cores, and the command line in child processes."""
 
 import os
 import subprocess
@@ -39,12 +39,12 @@ evaluate = outcome.finish
 
 @pytest.fixture(autouse=True)
 def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The evaluation has tests of its own, and takes longer than these runs; the processes of `start` have it."""
+    """Skip the evaluation, which takes longer than these runs and is tested elsewhere; processes of `start` run it."""
     monkeypatch.setattr(outcome, "finish", lambda *_: {})
 
 
 def write_phantoms(folder: Path, patients: int = 24, size: int = 32, seed: int = 0) -> Path:
-    """Two images of each patient, classes in turn, and the manifest.csv whose path is returned."""
+    """Write two images of each patient, with alternating classes, and return the path of manifest.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = phantoms(2 * patients, size, seed)
     records = []
@@ -60,13 +60,13 @@ def write_phantoms(folder: Path, patients: int = 24, size: int = 32, seed: int =
 
 
 def small_config(manifest: Path, output: Path, **values: object) -> Config:
-    """`values` with "__" for the dot of a key."""
+    """A small configuration; names in `values` have "__" for the dots of keys."""
     named = {name.replace("__", "."): value for name, value in values.items()}
     return Config().with_values({**SETTINGS, "data.path": str(manifest), "output": str(output), **named})
 
 
 def start(*arguments: object, module: tuple[str, ...] = (), **environment: str) -> "subprocess.Popen[str]":
-    """``se-fused fracture ...`` in a process of its own; `module`: the module that starts it, with its arguments."""
+    """Start ``se-fused fracture ...`` as a process; `module` starts it, if given, with its arguments."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""Triton's kernels where the rule would not choose them: for the tests, and for benchmarks/gpu."""
+"""Forced launch configurations of Triton kernels, for the tests and for benchmarks/gpu."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,14 @@ from typing import Any
 def l2_grouped_config_of(
     elements: int, channels: int, group: int, programs: int | None = None
 ) -> Callable[[Any, Any], Any]:
-    """What stands for ``l2_grouped_config`` and groups the samples of every map.
+    """A replacement for ``l2_grouped_config`` that groups the samples of every map.
 
     Args:
-        elements: of a tile.
-        channels: of them along the channel axis, at most.
-        group: samples of a group, at most.
-        programs: of the launch; None: eight for each multiprocessor, more than run at once, which wait for each other.
+        elements: elements of a tile.
+        channels: largest number of them along the channel axis.
+        group: largest number of samples in a group.
+        programs: programs of the launch. None: eight for each multiprocessor, which is more than run at once, so that
+            they wait for each other.
     """
     from se_fused.backends.triton import launch_configs
 

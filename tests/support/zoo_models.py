@@ -1,6 +1,6 @@
-"""SE-ResNets of libraries that the tests do not install, built anew to the order that their sources document.
+"""SE-ResNets of libraries that the tests do not install, rebuilt in the order that their sources document.
 
-Plain PyTorch with their names of parameters, for the checkpoint loader's tests. The sources are named in
+Plain PyTorch with the libraries' parameter names, for the checkpoint loader's tests. The sources are listed in
 ``se_fused/models/_zoos.py``.
 """
 
@@ -21,7 +21,7 @@ def projection(c: int, d: int, stride: int) -> nn.Sequential | None:
 
 
 class Block(nn.Module):
-    """The bottleneck of all three: ReLU behind the first two batch norms, ``rescale`` behind the third, sum, ReLU."""
+    """The bottleneck of all three: ReLU after the first two batch norms, ``rescale`` after the third, sum, ReLU."""
 
     def __init__(self, c: int, width: int, d: int, stride: int, groups: int = 1, stride_in_1x1: bool = False) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class NvidiaBlock(Block):
 
 
 class Nvidia(nn.Module):
-    """``se-resnext101-32x4d`` with ``groups=32, squeeze=16``, ``resnet50`` without both; stages ``layers.0`` to 3."""
+    """``se-resnext101-32x4d`` with ``groups=32, squeeze=16``, ``resnet50`` without them; stages ``layers.0`` to 3."""
 
     def __init__(self, depths: tuple[int, ...], classes: int, groups: int = 1, squeeze: int | None = None) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class MoskomuleSE(nn.Module):
 
 
 class MoskomuleBottleneck(torchvision.models.resnet.Bottleneck):
-    """torchvision's, strided in the 3x3 convolution, with SE behind the last batch norm."""
+    """torchvision's bottleneck, strided in the 3x3 convolution, with SE after the last batch norm."""
 
     def __init__(self, inplanes: int, planes: int, *args: object, **kwargs: object) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
@@ -157,7 +157,7 @@ class MoskomuleBottleneck(torchvision.models.resnet.Bottleneck):
 
 
 class MoskomuleBasicBlock(torchvision.models.resnet.BasicBlock):
-    """torchvision's, with SE behind the last batch norm."""
+    """torchvision's basic block, with SE after the last batch norm."""
 
     def __init__(self, inplanes: int, planes: int, *args: object, **kwargs: object) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
@@ -170,6 +170,6 @@ class MoskomuleBasicBlock(torchvision.models.resnet.BasicBlock):
 
 
 def moskomule(depths: tuple[int, ...], classes: int, bottleneck: bool = True) -> nn.Module:
-    """torchvision's ResNet with blocks of its own, as ``se_resnet18`` and ``se_resnet50``."""
+    """torchvision's ResNet with moskomule's blocks, as ``se_resnet18`` and ``se_resnet50``."""
     block = MoskomuleBottleneck if bottleneck else MoskomuleBasicBlock
     return torchvision.models.ResNet(block, list(depths), num_classes=classes)

@@ -1,7 +1,7 @@
-"""The Triton backend: the same passes on any GPU that Triton compiles for, and in its interpreter without one.
+"""The Triton backend: the same kernels for any GPU that Triton supports, and for Triton's interpreter on the CPU.
 
-Nothing here imports Triton before a call needs it. With ``TRITON_INTERPRET=1`` in the environment when that happens,
-kernels run in Triton's interpreter on tensors on the CPU: slowly, and for tests alone, so ``auto`` never chooses it.
+Triton is imported only when a call needs it. If ``TRITON_INTERPRET=1`` is then set in the environment, the kernels run
+in Triton's interpreter on CPU tensors. That is slow and only for tests, so ``auto`` never chooses it.
 """
 
 import os
@@ -18,12 +18,12 @@ from ..base import OPERATIONS, LazyBackend, dtype_reason
 __all__ = ["TritonBackend"]
 
 _MODULES = ("passes", "batch_norm_squeeze_excite", "conv1x1_squeeze_excite")
-_MINIMUM = (8, 0)  # bfloat16 and 16-byte asynchronous copies; Triton itself supports nothing older
+_MINIMUM = (8, 0)  # has bfloat16 and 16-byte asynchronous copies; Triton supports nothing older
 
 
 @lru_cache(maxsize=64)
 def _gpu_reason(index: int) -> str | None:
-    """None if this GPU can be used, else why not."""
+    """None if the GPU of this index can be used, else the reason why not."""
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < _MINIMUM:
         have = ".".join(map(str, torch.cuda.get_device_capability(index)))
         return f"it needs compute capability 8.0 or later; {torch.cuda.get_device_name(index)} has {have}"
@@ -31,12 +31,13 @@ def _gpu_reason(index: int) -> str | None:
 
 
 def _asks_for_interpreter() -> bool:
-    """What Triton itself reads from the environment when its kernels are imported."""
+    """Whether TRITON_INTERPRET is set, by the rule that Triton applies when kernels are imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def _interpreter_reason() -> str | None:
-    """None if Triton's interpreter works with this numpy, else why not (loops with bounds of run time fail)."""
+    """None if Triton's interpreter works with the installed numpy, else the reason why not. With an unsuitable numpy,
+    loops whose bounds are only known at run time fail."""
 
     def version(package: str) -> tuple[int, ...]:
         return tuple(int(part) for part in metadata.version(package).split(".")[:2])
@@ -47,7 +48,7 @@ def _interpreter_reason() -> str | None:
 
 
 class TritonBackend(LazyBackend):
-    """The passes, excitation and the whole op in Triton: float32, bfloat16, float16."""
+    """The passes, excitation and the whole operator in Triton, for float32, bfloat16 and float16."""
 
     name = "triton"
     offered = (*OPERATIONS, "batch_norm_squeeze_excite_forward", "conv1x1_squeeze_excite", "gated_conv1x1")
@@ -59,12 +60,12 @@ class TritonBackend(LazyBackend):
         self._interprets = False
 
     def load(self) -> str | None:
-        """Import Triton and the kernels, once. Returns None, or the reason why they are not there."""
+        """Import Triton and the kernels, once. Returns None, or the reason why the import failed."""
         if not self._modules and self._error is None:
             try:
                 self._interprets = _asks_for_interpreter()
                 self._modules = tuple(import_module(f".{name}", __name__) for name in _MODULES)
-            except Exception as error:  # a driver too old, a half-installed package: Triton raises all sorts
+            except Exception as error:  # Triton raises many types, for example for an old driver or a broken install
                 self._error = f"Triton does not load: {type(error).__name__}: {error}"
         return self._error
 
@@ -78,7 +79,7 @@ class TritonBackend(LazyBackend):
         if self._error is not None:
             return self._error
         if not (self._interprets if self._modules else _asks_for_interpreter()):
-            return "on the CPU it runs in Triton's interpreter alone, which is for tests (TRITON_INTERPRET=1)"
+            return "on the CPU it runs only in Triton's interpreter, which is for tests (TRITON_INTERPRET=1)"
         return self.load() or _interpreter_reason()
 
     def describe(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Scalar functions of the kernels, in float32. Activations by their number in se_fused/activations.py.
+"""Elementwise float32 functions of the kernels: activations by their number in se_fused/activations.py, gates, batch
+norm.
 
-Nothing from libdevice: it is NVIDIA's alone, and the interpreter does not have it. Python floats in here take the dtype
-of the tensor beside them; a test reads the compiled code for float64.
+libdevice is not used, because it exists only for NVIDIA GPUs and not in the interpreter. Python floats take the dtype
+of the tensor operand; a test checks that the compiled code has no float64.
 """
 
 import triton
@@ -9,7 +10,7 @@ import triton.language as tl
 
 from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 
-# Kernels may read a global only if it is a constexpr. What is in none of these branches is the identity.
+# Kernels may read a global only if it is a constexpr. A number without a branch below is the identity.
 OUT_RELU = tl.constexpr(OUT_ACT_CODES["relu"])
 OUT_SILU = tl.constexpr(OUT_ACT_CODES["silu"])
 OUT_HARD_SWISH = tl.constexpr(OUT_ACT_CODES["hard_swish"])
@@ -54,7 +55,7 @@ def hard_swish_slope(x):
 
 @triton.jit
 def out_activate(t, OUT_ACT: tl.constexpr):
-    """What closes a block, by its number in OUT_ACT_CODES. Comparisons are such that NaN passes, as in PyTorch."""
+    """The activation at the end of a block, by its number in OUT_ACT_CODES. NaN propagates, as in PyTorch."""
     if OUT_ACT == OUT_RELU:
         t = tl.where(t <= 0, 0.0, t)
     if OUT_ACT == OUT_SILU:
@@ -66,7 +67,7 @@ def out_activate(t, OUT_ACT: tl.constexpr):
 
 @triton.jit
 def out_slope(gradient, t, OUT_ACT: tl.constexpr):
-    """gradient * its derivative at t, in float32."""
+    """gradient * out_act'(t), in float32."""
     if OUT_ACT == OUT_RELU:
         gradient = tl.where(t <= 0, 0.0, gradient)
     if OUT_ACT == OUT_SILU:
@@ -78,7 +79,8 @@ def out_slope(gradient, t, OUT_ACT: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """1 - 2 / (exp(2x) + 1) cancels near zero: there, the series (its next term is below 1e-8 of it)."""
+    """tanh as 1 - 2 / (exp(2x) + 1). For |x| < 0.25, where that cancels, the power series; the first term that is left
+    out is below 1e-8 of the result."""
     square = x * x
     series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
     return tl.where(tl.abs(x) < 0.25, series, 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0))
@@ -86,7 +88,7 @@ def tanh(x):
 
 @triton.jit
 def tanh_softplus(x):
-    """tanh(log(1 + e)) with e = exp(x), as a ratio: nothing cancels, and above 20 it is 1 to rounding."""
+    """tanh(log(1 + e)) with e = exp(x), as a ratio, so that nothing cancels. Above x = 20 it rounds to 1."""
     e = tl.exp(tl.minimum(x, 20.0))
     u = e * (e + 2.0)
     return tl.where(x > 20.0, 1.0, u / (u + 2.0))
@@ -95,7 +97,7 @@ def tanh_softplus(x):
 @triton.jit
 def activate(x, ACT: tl.constexpr):
     """The activation between the two layers."""
-    if ACT == RELU:  # comparisons are such that NaN passes, as in PyTorch
+    if ACT == RELU:  # comparisons are written so that NaN propagates, as in PyTorch
         x = tl.where(x <= 0, 0.0, x)
     elif ACT == RELU6:
         x = tl.where(x <= 0, 0.0, tl.where(x >= 6, 6.0, x))
@@ -118,7 +120,7 @@ def activate(x, ACT: tl.constexpr):
 
 @triton.jit
 def activate_slope(x, ACT: tl.constexpr):
-    """Its derivative, with PyTorch's values at the corners."""
+    """The derivative of ``activate``, with PyTorch's values at the corners."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if ACT == RELU:
         slope = tl.where(x <= 0, 0.0, slope)
@@ -156,7 +158,7 @@ def open_gate(q, GATE: tl.constexpr):
 
 @triton.jit
 def gate_slope(s, GATE: tl.constexpr):
-    """From the gate's own value; hard sigmoid has slope 0 at its corners, as in PyTorch."""
+    """d gate / d q from the gate's value s. Hard sigmoid has slope 0 at its corners, as in PyTorch."""
     if GATE == SIGMOID:
         return s * (1.0 - s)
     else:
@@ -165,7 +167,7 @@ def gate_slope(s, GATE: tl.constexpr):
 
 @triton.jit
 def norm_parameters(rstd, weight, bias, channel, exists):
-    """a and beta (channels,), from rstd; weight and bias (C,) may be None."""
+    """a = weight * rstd and beta = bias of some channels; weight and bias (C,) may be None."""
     a = rstd
     if weight is not None:
         a *= tl.load(weight + channel, mask=exists, other=0).to(tl.float32)
@@ -177,7 +179,7 @@ def norm_parameters(rstd, weight, bias, channel, exists):
 
 @triton.jit
 def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
-    """mu, rstd, a, beta (channels,) of batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
+    """mu, rstd, a, beta of some channels, for batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
     mu = tl.load(mean + channel, mask=exists, other=0).to(tl.float32)
     rstd = tl.rsqrt(tl.load(var + channel, mask=exists, other=1).to(tl.float32) + eps)
     a, beta = norm_parameters(rstd, weight, bias, channel, exists)
@@ -188,7 +190,8 @@ def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
 def map_coefficients(
     scale, shift, factor, mean, var, bn_weight, bn_bias, drop, vector, exists, channels, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The affine map of some pairs (n, c) at offsets ``vector`` of (N, C): given, or made of d, s, a, b."""
+    """(scale, shift) at the offsets ``vector`` of (N, C): loaded from scale and shift, or if these are None, computed
+    as d s a and d s b from batch norm (mean, var, bn_weight, bn_bias), the gate's factor s and drop path d."""
     if scale is not None:
         a = tl.load(scale + vector, mask=exists, other=0)
         b = tl.load(shift + vector, mask=exists, other=0)

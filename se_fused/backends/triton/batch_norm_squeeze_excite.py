@@ -1,4 +1,4 @@
-"""The whole op on the host's side: three launches a direction, or two.
+"""The whole operator in Triton, host code: three launches each for forward and backward; in inference one to three.
 
 Argument order and results are those of the operators in se_fused/ops/batch_norm_squeeze_excite.py.
 """
@@ -35,18 +35,18 @@ __all__ = [
 
 
 def parameters_of(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Parameters as kernels read them."""
+    """The parameters made contiguous, as the kernels need them; None stays None."""
     return [t if t is None else t.contiguous() for t in tensors]
 
 
 def _programs(device: torch.device, *phases: int) -> int:
-    """Programs of a launch that walks through phases of so many tiles: one per multiprocessor at most."""
+    """Number of programs for a launch whose phases have these numbers of tiles: at most one per multiprocessor."""
     return max(min(device_of(device).multiprocessors, max(phases)), 1)
 
 
 @dataclass
 class Coefficients:
-    """What the first two launches leave; stats, factor and hidden may be None."""
+    """Results of the first two launches; stats, factor and hidden may be None."""
 
     scale: Tensor  # (N, C)
     shift: Tensor  # (N, C)
@@ -68,7 +68,11 @@ def coefficients(
     out_bias: Tensor | None = None,
     running: Running | None = None,
 ) -> Coefficients:
-    """Pass 1 and excitation: two launches. Channels come out as many as fc2_weight has, where there is one."""
+    """Pass 1 and excitation in two launches.
+
+    With squeeze-excite, scale and shift have the channels of fc2_weight, which differ from x's if x is the input of a
+    convolution (conv1x1_squeeze_excite.py).
+    """
     running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop = parameters
     counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
     parts, squares, config = launch_moments(x, m, batch_stats, counters)
@@ -116,7 +120,7 @@ def batch_norm_squeeze_excite_forward(
     save: bool,
     running: Running | None = None,
 ) -> tuple[Tensor, ...]:
-    """Three launches: pass 1, excitation (which moves ``running``), pass 2."""
+    """The forward pass in three launches: pass 1, excitation (which also updates ``running``), pass 2."""
     m = map_of(x)
     parameters = parameters_of(
         running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale
@@ -179,8 +183,11 @@ def batch_norm_squeeze_excite_inference(
     out_act: int,
     y: Tensor,
 ) -> None:
-    """Into y, which may be x. Without squeeze-excite one launch; else three, or where x is larger than L2 two:
-    counters, and everything (l2_grouped.py)."""
+    """Inference, written into y, which may be x.
+
+    One launch without squeeze-excite, else three. If l2_grouped.py applies, because x does not stay in L2, two
+    launches: one zeroes the counters, the other does everything else.
+    """
     m = map_of(x)
     parameters = parameters_of(
         running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop_path_scale
@@ -219,7 +226,7 @@ def batch_norm_squeeze_excite_backward(
     out_act: int,
     want_dr: bool,
 ) -> tuple[Tensor, ...]:
-    """Three launches: pass 1, excitation, pass 2."""
+    """The backward pass in three launches: pass 1, excitation, pass 2."""
     m = map_of(x)
     bn_weight, bn_bias, fc1_weight, fc2_weight, drop = parameters_of(
         bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale
@@ -236,7 +243,7 @@ def batch_norm_squeeze_excite_backward(
     k1, k3 = floats(x, m.n, m.c), floats(x, m.n, m.c)
     k2 = floats(x, m.n, m.c) if batch_stats else None
     r = fc1_weight.shape[0] if fc1_weight is not None else 0
-    # in the parameters' dtypes: a cast would be a launch more for each
+    # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
     dbn = [floats(x, m.c if has_bn else 0) if t is None else torch.empty_like(t) for t in (bn_weight, bn_bias)]
     fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
     shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4

@@ -1,7 +1,9 @@
-"""What the compiler makes of a launch, for any GPU and without one: registers, spills, shared memory, access widths.
+"""Compiles Triton launches for any GPU, without having one, and reports registers, spills, shared memory and the widths
+of memory accesses.
 
-``python -m se_fused.backends.triton.compiled_code`` prints it for the blocks of ResNet-50's stages. The launches are
-those that the backend itself would do: it is called with tensors on the ``meta`` device and nothing is launched.
+``python -m se_fused.backends.triton.compiled_code`` prints a table for the blocks of ResNet-50's stages. The launches
+are
+those of the backend: it is called with tensors on the ``meta`` device, and nothing is launched.
 """
 
 import re
@@ -73,7 +75,7 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tup
 
 
 def key_of(launch: Launch) -> str:
-    """What Triton compiles a kernel for: launches with the same key share one compiled kernel."""
+    """The key of Triton's specialisation: launches with the same key share one compiled kernel."""
     types, constants, attributes = _signature(launch)
     return repr((launch.name, types, constants, sorted(attributes), sorted(launch.options.items())))
 
@@ -85,7 +87,7 @@ def _tool(name: str) -> str:
 
 
 def _widths(sass: str, instruction: str) -> Counter[int]:
-    """Bits per thread of each such instruction; LDGSTS is a load that goes on into shared memory."""
+    """Count of the matching instructions by their bits per thread. LDGSTS loads from global into shared memory."""
     found: Counter[int] = Counter()
     for suffixes in re.findall(rf"\b(?:{instruction})\.E([.\w]*)", sass):
         width = re.search(r"\.(128|64|U?8|[US]?16)\b", suffixes)
@@ -94,14 +96,14 @@ def _widths(sass: str, instruction: str) -> Counter[int]:
 
 
 def compiled(launch: Launch, architecture: int | str) -> Code:
-    """Compile what a launch would run.
+    """Compile the kernel of a launch.
 
     Args:
         launch: from :func:`recording <se_fused.backends.triton.launch.recording>`.
-        architecture: NVIDIA's compute capability (90 for 9.0), or AMD's name of one ("gfx942").
+        architecture: an NVIDIA compute capability (90 for 9.0), or the name of an AMD architecture ("gfx942").
 
     Raises:
-        RuntimeError: Triton's interpreter is on in this process; it replaces what would be compiled.
+        RuntimeError: Triton's interpreter is on in this process, so kernels cannot be compiled.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -138,7 +140,8 @@ def _nvidia(kernel: Any) -> Code:
 
 
 def _amd(kernel: Any) -> Code:
-    """The assembler's text has it all. Widths are in its mnemonics' suffixes: global_load_dwordx4, _ushort, _ubyte."""
+    """Code statistics from AMD's assembly text. The suffixes of its mnemonics give the widths: global_load_dwordx4,
+    _ushort, _ubyte."""
     text = kernel.asm["amdgcn"]
     bits = {"dwordx4": 128, "dwordx2": 64, "dword": 32, "short": 16, "ushort": 16, "byte": 8, "ubyte": 8}
 
@@ -164,12 +167,12 @@ def launches_of_block(
     out_act: str = "relu",
     act: str = "relu",
 ) -> list[Launch]:
-    """What ``batch_norm_squeeze_excite`` of that shape would launch, forward and (in training) backward.
+    """The launches of ``batch_norm_squeeze_excite`` for a shape, forward and (in training) backward.
 
     Args:
         shape: (N, C, *spatial).
         hidden: R; None without squeeze-excite.
-        out_act, act: their names.
+        out_act, act: names of the activations.
     """
     c = shape[1]
     x = _meta(*shape, dtype=dtype)
@@ -194,7 +197,8 @@ def launches_of_block(
 
 
 def launches_of_conv1x1_squeeze_excite(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
-    """What a 1x1 convolution with squeeze-excite to (N, C, *spatial) would launch, from C / 4 channels, R = C / 16."""
+    """The launches of a 1x1 convolution with squeeze-excite from C / 4 channels to ``shape`` (N, C, *spatial), R = C /
+    16."""
     n, c = shape[:2]
     k, r = c // 4, c // 16
 
@@ -213,7 +217,7 @@ def launches_of_conv1x1_squeeze_excite(shape: tuple[int, ...], dtype: torch.dtyp
 def launches_of_scale_shift_act_mean(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, out_act: str
 ) -> list[Launch]:
-    """What pass 2 with the mean of its result, and the first half of its backward pass, would launch."""
+    """The launches of pass 2 with the mean of its result, and of the first half of its backward pass."""
     x = _meta(*shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -225,7 +229,7 @@ def launches_of_scale_shift_act_mean(
 
 
 def launches_of_gated_conv1x1(shape: tuple[int, ...], dtype: torch.dtype) -> list[Launch]:
-    """What a projection of a gated (N, C, *spatial) to C / 4 channels, with a bias, would launch."""
+    """The launches of a gated 1x1 convolution from ``shape`` (N, C, *spatial) to C / 4 channels, with a bias."""
     n, c = shape[:2]
     y = _meta(*shape, dtype=dtype).to(memory_format=torch.channels_last)
     with recording(dry=True) as launches:
@@ -240,10 +244,10 @@ def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def narrow_offsets(ttir: str) -> int:
-    """How many tiles of addresses are made of 32-bit products alone: offsets of rows must be 64-bit.
+    """Number of two-dimensional address computations with 32-bit offsets in Triton's intermediate code.
 
-    In Triton's intermediate code a two-dimensional offset is the sum of a row's and a column's. It may overflow where
-    neither is 64-bit.
+    Such an offset is the sum of a row's and a column's. It may overflow unless the row's offset is 64-bit, so the
+    number should be zero.
     """
     return len(re.findall(r"tt\.addptr [^\n]*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>", ttir))
 

@@ -1,13 +1,13 @@
-"""A 1x1 convolution that ends in squeeze-excite, as one matrix product (inference, channels_last).
+"""A 1x1 convolution followed by squeeze-excite, as one matrix product with an epilogue (inference, channels_last).
 
 Averaging commutes with a 1x1 convolution, so the squeeze of u = W3 h + b3 comes from the mean of h, which has fewer
-channels, and with FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product
-starts:
+channels. With FC1 folded into W3 (``se_fused.functional.fold_squeeze``) the gate is known before the product starts:
 
     s = gate(W2 act((W1 W3) mean(h) + (W1 b3 + b1)) + b2),   y = out_act(s * (W3 h + b3) + residual)
 
-Three launches: means of h, excitation, product. Beside the convolution's own traffic that is one read of h: a quarter
-of a pass over u in ResNet's bottlenecks, where the fused block after the convolution moves three to five.
+There are three launches: means of h, excitation, product. In addition to the convolution's traffic they read h once: a
+quarter of a pass over u in ResNet's bottlenecks, compared with three to five passes for the fused block after the
+convolution.
 """
 
 from collections.abc import Callable
@@ -39,14 +39,14 @@ def conv1x1_kernel(
 ):  # fmt: skip
     """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
 
-    With a gate (N, K) the sum is of gate[n, k] h[n, p, k] weight[c, k], the first product in float32 and rounded to h's
-    dtype: tensor cores take no other, and it is what a scaled map in memory would hold. scale and shift may be None;
-    bias (C,) is then what is added.
+    With a gate (N, K) the sum is of gate[n, k] h[n, p, k] weight[c, k]. The product gate * h is computed in float32 and
+    rounded to h's dtype, because tensor cores need it, and because a scaled map in memory would hold the same values.
+    scale and shift may be None; bias (C,) is then added instead.
 
-    A tile's rows are positions of one sample, so that scale and shift are vectors. Tiles of the same positions follow
-    each other: they read the same h, and the whole weight (2 MB at most in ResNet-50) stays in L2.
+    A tile's rows are positions of one sample, so scale and shift are vectors. Consecutive tiles have the same positions
+    and read the same h, while the whole weight (2 MB at most in ResNet-50) stays in L2.
 
-    WIDEN: multiply in float32, for the interpreter, whose product of bfloat16 is wrong.
+    WIDEN: multiply in float32, because the interpreter's bfloat16 product is wrong.
     """
     k_count = inner_k * ALIGN_K
     channels = inner_c * ALIGN_C
@@ -92,7 +92,8 @@ def conv1x1_kernel(
 
 
 def _conv_precision() -> str:
-    """ "tf32" or "ieee": what PyTorch's float32 convolutions may do, with its settings' order of inheritance."""
+    """The precision that PyTorch's settings allow float32 convolutions, "tf32" or "ieee", in PyTorch's order of
+    inheritance."""
     cudnn: Any = torch.backends.cudnn
     for level in (cudnn.conv, cudnn, torch.backends):
         if level.fp32_precision != "none":
@@ -111,7 +112,7 @@ def _launch(
     shift: Tensor | None = None,
     out_act: int = OUT_ACT_CODES["none"],
 ) -> Tensor:
-    """The product alone, of h in channels_last, 4-D or 5-D."""
+    """Launches the matrix product alone. h: channels_last, 4-D or 5-D."""
     c, k = conv_weight.shape[:2]
     y = torch.empty(
         (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
@@ -142,7 +143,7 @@ def product(
     gate: int,
     out_act: int,
 ) -> Tensor:
-    """Three launches: means of h, excitation, product."""
+    """conv1x1_squeeze_excite in three launches: means of h, excitation, product."""
     m = map_of(h)
     parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
     (bias,) = parameters_of(conv_bias)
@@ -168,11 +169,11 @@ def conv1x1_squeeze_excite(
     block: Any = batch_norm_squeeze_excite_inference,
     block_name: str = "triton",
 ) -> Tensor:
-    """y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D. Arguments as in
-    se_fused/ops/conv1x1_squeeze_excite.py.
+    """A 1x1 convolution with squeeze-excite: y (N, C, *spatial) from h (N, K, *spatial), channels_last, 4-D or 5-D.
+    Arguments as in se_fused/ops/conv1x1_squeeze_excite.py.
 
-    The product, or cuDNN's convolution and the fused block after it: whichever was faster when this shape was first
-    seen. ``block`` is that block's function, of the backend ``block_name``.
+    Runs the product above, or cuDNN's convolution followed by the fused block: whichever was faster when this shape was
+    first seen. ``block`` is the function of the fused block, of the backend ``block_name``.
     """
 
     def as_product() -> Tensor:
@@ -196,17 +197,17 @@ def conv1x1_squeeze_excite(
 
 
 def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One launch."""
+    """gated_conv1x1 in one launch, the product with a gate."""
     return _launch(y, map_of(y), weight, gate, None if bias is None else bias.contiguous())
 
 
 def gated_conv1x1(
     y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Tensor]
 ) -> Tensor:
-    """(N, D, *spatial) from y (N, C, *spatial), channels_last, 4-D or 5-D, and the gate (N, C). Arguments as in
-    se_fused/ops/gated_conv1x1.py.
+    """A 1x1 convolution of a gated map: (N, D, *spatial) from y (N, C, *spatial), channels_last, 4-D or 5-D, and the
+    gate (N, C). Arguments as in se_fused/ops/gated_conv1x1.py.
 
-    The product, or what ``otherwise`` does: whichever was faster when this shape was first seen.
+    Runs the product above or ``otherwise``: whichever was faster when this shape was first seen.
     """
     ways = {"product": lambda: gated_product(y, gate, weight, bias), "otherwise": otherwise}
     key = (

@@ -1,14 +1,15 @@
 """Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 
-1. coefficients: per channel block, all samples. Splits are merged (Chan), the batch's statistics follow, and batch norm
-   as u = a (x - mu) + beta = a x + b. Without squeeze-excite, scale and shift too.
-2. hidden: per block of samples and of squeezed channels, W1 z + b1 with z = a (m - mu) + beta: a m + b would cancel
-   where the mean is large beside the deviation.
-3. excite: per block of samples and of channels, s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
+1. coefficients: one tile per block of channels, over all samples. Merges the splits (Chan), computes the batch
+   statistics,
+   and batch norm as u = a (x - mu) + beta = a x + b. Without squeeze-excite it also writes scale and shift.
+2. hidden: one tile per block of samples and of squeezed channels: W1 z + b1 with z = a (m - mu) + beta, because a m + b
+   would cancel if the mean is large compared with the deviation.
+3. excite: one tile per block of samples and of channels: s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
 
-Each phase needs all of the one before it; tickets order them (tiles.py). se_fused/ops/excitation.py is the definition.
-``PRECISION`` is tl.dot's: three TF32 products for one, which keeps 21 bits or more of float32's 24 and runs on tensor
-cores, on NVIDIA's; plain float32 elsewhere.
+Each phase needs all results of the one before it; tickets order them (tiles.py). se_fused/ops/excitation.py has the
+definition. ``PRECISION`` is tl.dot's: on NVIDIA GPUs three TF32 products in place of one, which keeps at least 21 of
+float32's 24 bits and runs on tensor cores; elsewhere plain float32.
 """
 
 import triton
@@ -20,7 +21,8 @@ from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, w
 
 @triton.jit
 def add_means(mean, parts, at, stride, exists, shift, begin, end, span, position_count, UNROLL: tl.constexpr):
-    """mean + the share of splits begin..end in it, as differences from ``shift``; UNROLL are loaded at once."""
+    """mean + sum over the splits [begin, end) of their weighted differences from ``shift``; UNROLL splits are loaded at
+    once."""
     for k0 in range(begin, end, UNROLL):
         for j in tl.static_range(UNROLL):
             k = k0 + j
@@ -34,7 +36,7 @@ def add_means(mean, parts, at, stride, exists, shift, begin, end, span, position
 def add_squares(
     m2, parts, mean_parts, at, stride, exists, mean, begin, end, span, position_count, UNROLL: tl.constexpr
 ):  # fmt: skip
-    """m2 + that of splits begin..end around ``mean``."""
+    """m2 + the sum of squares around ``mean`` of the splits [begin, end)."""
     for k0 in range(begin, end, UNROLL):
         for j in tl.static_range(UNROLL):
             k = k0 + j
@@ -46,13 +48,16 @@ def add_squares(
 
 @triton.jit
 def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
-    """(mean, m2) of the splits' [samples, channels] at offset ``at``: each has ``span`` positions, the last the rest.
+    """(mean, m2) of [samples, channels] at the offsets ``at``, merged from the splits. A split has ``span`` positions,
+    the last one the rest.
 
-    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded sixteen at a time, four, and one: each load
-    would wait for L2. How many there are depends on the batch, so no constant does. The first is there already.
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded 16 at a time, then 4, then 1, because each
+    separate load would wait for L2. Their number depends on the batch, so it is not a compile-time constant. The first
+    split is loaded before the loops.
     """
     first = tl.load(mean_parts + at, mask=exists, other=0)
-    # differences from the first: rounding is of their spread; not from infinity, which is to stay what it is
+    # Sums of differences from the first split's mean, so that the rounding error scales with their spread. If it is
+    # infinite the shift is 0, so that an infinite mean stays infinite.
     shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
     by_16, by_4 = unrolled(splits)
     mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
@@ -71,7 +76,7 @@ def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, posit
 
 @triton.jit
 def move(pointer, to, momentum, exists):
-    """old + momentum (to - old), as torch.lerp rounds it: exact at both ends."""
+    """Updates a running statistic: old + momentum (to - old), rounded like torch.lerp, which is exact at both ends."""
     old = tl.load(pointer, mask=exists, other=0).to(tl.float32)
     new = tl.where(momentum < 0.5, old + momentum * (to - old), to - (to - old) * (1.0 - momentum))
     tl.store(pointer, new.to(pointer.dtype.element_ty), mask=exists)
@@ -85,22 +90,23 @@ def coefficients_tile(
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
-    Batch statistics are wanted where m2_parts is not None; given ones are running_mean and running_var (C,), or None
-    without batch norm. mean (N, C) is written where splits were merged (one split is its own mean: the same memory),
-    stats (2, C) unless None, scale and shift (N, C) unless None. moved_mean and moved_var (C,) are the running
-    statistics that the batch's are to move, by momentum and with the variance times ``unbias``; None: not here.
+    If m2_parts is not None, batch statistics are computed; otherwise running_mean and running_var (C,) are used, which
+    are None without batch norm. mean (N, C) is written if there are several splits (one split shares its memory), stats
+    (2, C) unless None, scale and shift (N, C) unless None. moved_mean and moved_var (C,) are the running statistics to
+    update by momentum, with the variance times ``unbias``; None if they are not updated here.
     """
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < channels
     stride = samples.to(tl.int64) * channels
     if m2_parts is not None:
-        # Means are summed as differences from the first sample's first split: rounding is of their spread.
+        # Means are summed as differences from the first sample's first split, so that the rounding error scales with
+        # their spread.
         shift_by = tl.load(mean_parts + channel, mask=in_c, other=0)
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
     walked = samples
     if m2_parts is None:
-        walked = tl.where(splits > 1, samples, 0)  # one split is its own mean
+        walked = tl.where(splits > 1, samples, 0)  # with one split, mean already is that split's
     for n in range(0, walked, BLOCK_M):
         sample = n + tl.arange(0, BLOCK_M)
         exists = (sample < samples)[:, None] & in_c[None, :]
@@ -120,7 +126,7 @@ def coefficients_tile(
             m, v = merged_moments(mean_parts, None, at, stride, exists, splits, span, position_count)
             away = tl.where(exists, m - mu[None, :], 0.0)
             between += tl.sum(away * away, axis=0)
-        # two divisions: the product of the counts may be more than an int32 holds
+        # Two divisions, because the product of the counts may not fit in an int32.
         var = (within / position_count + between) / samples.to(tl.float32)
         if moved_mean is not None:
             move(moved_mean + channel, mu, momentum, in_c)
@@ -158,7 +164,7 @@ def hidden_tile(
 
     norm_mean: None without batch norm.
 
-    What other programs of the same launch wrote is read past L1 (.cg).
+    Values that other programs of the same launch wrote are read past L1 (.cg).
     """
     sample = first_n + tl.arange(0, BLOCK_N)
     in_n = sample < end_n
@@ -187,9 +193,9 @@ def excite_tile(
     factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Phase 3: s = gate(W2 act(hidden) + b2), into factor unless it is None; scale = d s a and shift = d s b.
+    """Phase 3: s = gate(W2 act(hidden) + b2), written to factor unless it is None; scale = d s a and shift = d s b.
 
-    out_bias (C,): b where there is no batch norm but a convolution's bias; None: 0.
+    out_bias (C,): a convolution's bias, which takes the place of b if there is no batch norm; may be None.
     """
     sample = first_n + tl.arange(0, BLOCK_N)
     in_n = sample < end_n
@@ -201,7 +207,7 @@ def excite_tile(
         in_r = r < squeezed
         h = load_fresh(hidden, sample, r, squeezed, in_n, in_r)
         w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
-        # no activation maps 0 to anything but 0: what lies beyond R adds nothing
+        # Every activation maps 0 to 0, so elements past R add nothing.
         total = tl.dot(activate(h, ACT), tl.trans(w), total, input_precision=PRECISION)
     if fc2_bias is not None:
         total += tl.load(fc2_bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
@@ -232,9 +238,9 @@ def excitation_kernel(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three phases; without fc1_weight the first alone. counters: int32 (4,), zeroed by pass 1.
+    """All three phases; without fc1_weight only the first. counters: int32 (4,), zeroed by pass 1.
 
-    ``out_channels`` is C but where the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
+    ``out_channels`` is C, unless the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
     """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     n_tiles = tl.cdiv(samples, BLOCK_N)

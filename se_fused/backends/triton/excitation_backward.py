@@ -1,11 +1,11 @@
 """The backward pass of excitation, in one launch of three phases: from P and Q, (splits, N, C), to the coefficients of
-dx and all parameters' gradients. The formulas are those of ``excitation_backward`` in se_fused/ops/excitation.py.
+dx and the gradients of all parameters. ``excitation_backward`` in se_fused/ops/excitation.py has the formulas.
 
-1. merge: per block of samples and channels, the splits of P and Q are added up; dq = gate'(s) d (a Q + z P).
-2. dhidden: per block of samples and of squeezed channels, act'(hidden) (dq W2).
-3. Two kinds of tiles that do not depend on each other. channels: per block of channels, all samples: dz = dhidden W1,
-   d gamma and d beta, then k1, k2, k3. weights: per block of channels and of squeezed channels, all samples: dW1, dW2
-   and the biases' gradients.
+1. merge: one tile per block of samples and channels. Adds up the splits of P and Q; dq = gate'(s) d (a Q + z P).
+2. dhidden: one tile per block of samples and of squeezed channels: act'(hidden) (dq W2).
+3. Two kinds of tiles that do not depend on each other. channels: one tile per block of channels, over all samples:
+   dz = dhidden W1, dgamma and dbeta, then k1, k2, k3. weights: one tile per block of channels and of squeezed channels,
+   over all samples: dW1, dW2 and the biases' gradients.
 
 No sum over samples is split between programs, so none needs an atomic.
 """
@@ -27,7 +27,7 @@ def add_parts(total, parts, at, stride, exists, begin, end, UNROLL: tl.constexpr
 
 @triton.jit
 def merged_sum(parts, at, stride, exists, splits):
-    """The splits of a sum, added up in order; sixteen loads at a time, four, and one, as in ``merged_moments``."""
+    """The sum of the splits, added in order; loaded 16 at a time, then 4, then 1, as in ``merged_moments``."""
     by_16, by_4 = unrolled(splits)
     total = tl.load(parts + at, mask=exists, other=0)
     total = add_parts(total, parts, at, stride, exists, 1, by_16, 16)
@@ -37,7 +37,7 @@ def merged_sum(parts, at, stride, exists, splits):
 
 @triton.jit
 def norm_map(stats, bn_weight, bn_bias, channel, channels, in_c, eps, BLOCK_C: tl.constexpr):
-    """mu, rstd, a, beta of batch norm from stats (2, C); without batch norm (None) those of the identity."""
+    """mu, rstd, a, beta of batch norm from stats (2, C); those of the identity if stats is None."""
     mu = tl.zeros((BLOCK_C,), tl.float32)
     rstd = tl.full((BLOCK_C,), 1.0, tl.float32)
     a, beta = rstd, mu
@@ -51,7 +51,7 @@ def merge_tile(
     first_n, first_c, p_parts, q_parts, p, q, mean, factor, dq, stats, bn_weight, bn_bias, drop, samples, channels,
     splits, eps, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Phase 1. p and q may be the parts' own memory, if there is one split; factor and dq: None without
+    """Phase 1 for one block. With one split, p and q may share the memory of the parts. factor and dq are None without
     squeeze-excite."""
     sample = first_n + tl.arange(0, BLOCK_N)
     channel = first_c + tl.arange(0, BLOCK_C)
@@ -105,7 +105,7 @@ def channels_tile(
 ):  # fmt: skip
     """Phase 3: k1, k2, k3 (N, C) of dx = k1 dr + k2 (x - m) + k3, and batch norm's gradients (C,).
 
-    dz waits in k3 between the two walks over the samples.
+    dz is stored in k3 between the two loops over the samples.
     """
     channel = first_c + tl.arange(0, BLOCK_C)
     in_c = channel < channels
@@ -141,7 +141,7 @@ def channels_tile(
         dgamma *= rstd
         tl.store(dbn_weight + channel, dgamma, mask=in_c)
         tl.store(dbn_bias + channel, dbeta, mask=in_c)
-        # (N * S) in two steps: the product may be more than an int32 holds
+        # Divided by S and by N in two steps, because N * S may not fit in an int32.
         by_x = -a * rstd * dgamma / position_count / samples.to(tl.float32)
         constant = dbeta / position_count / samples.to(tl.float32)
     tl.debug_barrier()  # dz was written by other threads of this program
@@ -191,7 +191,7 @@ def weights_tile(
         at_r = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
         exists_c = in_n[:, None] & in_c[None, :]
         exists_r = in_n[:, None] & in_r[None, :]
-        # gradients are 0 beyond the samples, so what they are multiplied by need not be, as long as it is finite
+        # Gradients are 0 past the last sample, so z and h there add nothing as long as they are finite.
         z = (tl.load(mean + at_c, mask=exists_c, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
         h = activate(tl.load(hidden + at_r, mask=exists_r, other=0), ACT)
         by_q = tl.load(dq + at_c, mask=exists_c, other=0, cache_modifier=".cg")
@@ -217,7 +217,7 @@ def excitation_backward_kernel(
     BATCH_STATS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All phases; without squeeze-excite (fc1_weight None) merging and channels.
+    """All phases; without squeeze-excite (fc1_weight None) only merge and channels.
 
     counters: int32 (4,), zeroed by pass 1.
     """

@@ -1,20 +1,20 @@
 """Inference of the block in three passes over memory: x is read, the residual is read, y is written.
 
-With one launch per step, a map larger than L2 is read twice from memory: four passes. Here one launch takes the samples
-in groups, so that pass 2 of a group comes soon after its pass 1 and finds x in L2. Programs take tickets
-(tiles.py); the tickets of round k are
+With one launch per step, a map larger than L2 is read twice from memory, which makes four passes. Here one launch
+processes the samples in groups, so that pass 2 of a group follows soon after its pass 1 and finds x in L2. Programs
+take tickets (tiles.py). The tickets of round k are, in this order,
 
     hidden(k - 1)   pass 1 (k)   excite(k - 1)   pass 2 (k - 2)
 
-so that what a tile waits for lies a whole pass behind it: with as many tiles in a pass of a group as there are
-programs, nobody waits for long. Between its two passes a group sees two more go by, so three groups of x are to lie in
-L2, beside the residual and y, which are marked evict_first. ``l2_grouped_config`` in launch_configs.py sizes them. The
-last tile of a sample's positions merges the means of the others; counts of tiles decide which is the last, never what
-the sum is.
+so that a whole pass lies between a tile and the tiles it waits for. A pass of a group has as many tiles as there are
+programs, so no program waits long. Two more groups are read between the two passes of a group, so three groups of x
+must fit in L2, beside the residual, which is marked evict_first, and y. ``l2_grouped_config`` in launch_configs.py
+chooses the group's size. The tile of a sample that finishes last merges the means of all its tiles. The counters decide
+which tile that is, but the order of the sum is fixed.
 
-Bytes, bfloat16, N = 128, 256 x 56 x 56: a pass is 205.5 MB, three are 617 MB, four 822 MB: 143 and 191 us at the 4.3
-TB/s that a copy reaches on an H200. The means of the splits, written and read once through L2, are 1.6 % of a pass; the
-weights (16 KB in stage 1, 256 KB in stage 3) are read once per group and 16 samples.
+Bytes for bfloat16, N = 128, 256 x 56 x 56: one pass is 205.5 MB, three are 617 MB and four 822 MB, which take 143 and
+191 us at the 4.3 TB/s that a copy reaches on an H200. The means of the splits, written and read once through L2, are
+1.6 % of a pass. The weights (16 KB in stage 1, 256 KB in stage 3) are read once per group and 16 samples.
 """
 
 import triton
@@ -29,7 +29,8 @@ from .tiles import done, sizes, split_count, take, tile_place, wait
 @triton.jit
 def merge_means(mean_parts, mean, counter, sample, first, samples, channels, span, position_count,
                 SPLITS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):  # fmt: skip
-    """Count a tile of pass 1; the last of SPLITS makes mean (N, C) of their parts, in their order."""
+    """Counts a finished tile of pass 1. The last of the SPLITS tiles computes mean (N, C) from their parts, in
+    order."""
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
         tl.debug_barrier()
@@ -53,8 +54,11 @@ def l2_grouped_kernel(
     BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """counters: int32, zero: tickets; per group the tiles done of pass 1, hidden, excite; per sample and block of
-    channels the tiles done of pass 1."""
+    """Inference of the block in one launch, as the module's docstring describes.
+
+    counters: int32, zero before the launch: one for tickets; per group, the finished tiles of pass 1, hidden and
+    excite; per sample and block of channels, the finished tiles of pass 1.
+    """
     channels, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     groups = tl.cdiv(samples, group)
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)

@@ -1,4 +1,5 @@
-"""Every launch of a Triton kernel goes through here, so that launches can be counted, listed and compiled elsewhere."""
+"""Launching and recording of Triton kernels. All launches use :func:`launch`, so that they can be counted, listed and
+compiled for other GPUs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ __all__ = ["Launch", "launch", "recording"]
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: what ``kernel[grid](**arguments, **options)`` takes."""
+    """One launch: the parts of the call ``kernel[grid](**arguments, **options)``."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -30,11 +31,11 @@ _recorders: list[tuple[list[Launch], bool]] = []
 
 @contextmanager
 def recording(dry: bool = False) -> Iterator[list[Launch]]:
-    """Notes all launches of this process until the end of the block.
+    """Records all launches of this process until the end of the block.
 
     Args:
-        dry: leaves the launching out: results are then whatever memory was allocated for them. With tensors on the
-            ``meta`` device this says, without a GPU, what a call would launch there.
+        dry: record without launching; results are then uninitialised memory. With tensors on the ``meta`` device, this
+            lists what a call would launch on a GPU, without one.
     """
     launches: list[Launch] = []
     _recorders.append((launches, dry))

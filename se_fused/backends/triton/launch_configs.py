@@ -1,14 +1,14 @@
-"""How many elements, programs and warps a launch gets: frozen records, chosen by rule from the shape and the device.
+"""Launch shapes (elements, programs, warps) as frozen records, chosen by rule from the map's shape and the device.
 
-The rules are reasoned, not measured yet (benchmarks/results/UNMEASURED.md). The reasoning, for an H200:
+The rules are derived, not yet measured (benchmarks/results/UNMEASURED.md). The derivation, for an H200:
 
-- In flight. 4.3 TB/s at a latency of 0.7 us or so are 3 MB on their way at any time: 23 KB for each of 132
-  multiprocessors. A thread of a 16-bit pass has two or more 16-byte loads under way; with the 8 programs of 128
-  threads that registers permit, that is 32 KB.
+- Bytes in flight. 4.3 TB/s at a latency of about 0.7 us need 3 MB in flight: 23 KB for each of 132 multiprocessors. A
+  thread of a 16-bit pass has at least two 16-byte loads in flight. Registers permit 8 programs of 128 threads per
+  multiprocessor, which makes 32 KB.
 - Columns. 128 bytes of a row are one cache line; channels_last tiles take that much of each position. Contiguous tiles
-  take as much of a row as wastes the fewest lanes (56 x 56 = 12.25 x 256).
-- Programs. At least eight per multiprocessor if the map has that much to do, so that the last round of programs that
-  fills the device only in part is short; fewer where a program would then have less than two steps.
+  take the part of a row that leaves the fewest lanes idle (56 x 56 = 12.25 x 256).
+- Programs. At least eight per multiprocessor if the map is large enough, so that the last round of programs, which
+  fills only part of the device, is short; fewer if a program would otherwise have less than two steps.
 """
 
 import itertools
@@ -45,13 +45,13 @@ def cdiv(a: int, b: int) -> int:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is not below n."""
+    """The smallest power of two >= n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the rules ask of a device."""
+    """The device properties that the rules use."""
 
     multiprocessors: int
     l2_bytes: int
@@ -64,8 +64,8 @@ _stand_in = H200
 
 @contextmanager
 def standing_in(device: Device) -> Iterator[None]:
-    """What the rules take for the device of tensors that are on none: in the interpreter, and on ``meta``, where
-    kernels are compiled for another machine. An H200 unless this says otherwise."""
+    """Sets, until the end of the block, the device that the rules assume for tensors on no GPU: in the interpreter, and
+    on ``meta``, where kernels are compiled for another machine. The default is an H200."""
     global _stand_in
     before, _stand_in = _stand_in, device
     try:
@@ -81,13 +81,13 @@ def _gpu(index: int) -> Device:
 
 
 def device_of(device: torch.device) -> Device:
-    """The device of a tensor."""
+    """The properties of a tensor's device; without a GPU, those of the stand-in."""
     return _gpu(device.index or 0) if device.type == "cuda" else _stand_in
 
 
 @dataclass(frozen=True)
 class Map:
-    """A dense (N, C, *spatial) as kernels see it (tiles.py)."""
+    """Sizes and memory order of a dense (N, C, *spatial) tensor, in the terms of tiles.py."""
 
     n: int
     c: int
@@ -102,7 +102,7 @@ class Map:
 
     @property
     def samples(self) -> int:
-        """Separate runs of the channel axis."""
+        """Number of channel axes: N in channels_last, 1 in contiguous order, where the axis has N * C channels."""
         return self.n if self.channels_last else 1
 
     @property
@@ -117,28 +117,28 @@ class Map:
 
     @property
     def vector(self) -> int:
-        """Elements of 16 bytes."""
+        """Elements in 16 bytes."""
         return 16 // self.itemsize
 
     @property
     def window(self) -> int:
-        """Elements that hold a row and the whole vectors at its ends, a power of two."""
+        """Elements of the whole vectors that cover any row, rounded up to a power of two."""
         return power_of_two(self.s + self.vector - 1)
 
     @property
     def unaligned(self) -> bool:
-        """Whether rows are contiguous, short, and start anywhere: unaligned.py's case."""
+        """Whether the kernels of unaligned.py apply: rows are contiguous, short, and not aligned to whole vectors."""
         if self.channels_last or self.s % self.vector == 0 or self.s < self.vector:
             return False
         return self.window <= 1024 and self.n * self.c * self.s % self.vector == 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the map: one pass."""
+        """Bytes of the map, which are those of one pass."""
         return self.n * self.c * self.s * self.itemsize
 
     def arguments(self, per_sample: bool = False) -> dict[str, int | bool]:
-        """Those that every pass takes; ``per_sample``: with C as the channel axis in both orders."""
+        """The size arguments of every pass kernel; with ``per_sample`` the channel axis is C in both memory orders."""
         outer = self.s if self.channels_last else self.c if per_sample else self.channel_count
         along = 1 if self.channels_last else gcd(self.c, 16)
         return {
@@ -152,16 +152,16 @@ class PassConfig:
     """Launch shape of a pass."""
 
     channels: int  # BLOCK_CHANNELS, along the channel axis
-    positions: int  # BLOCK_POSITIONS, of one step
-    span: int  # positions of a program: a multiple of ``positions``
+    positions: int  # BLOCK_POSITIONS, per step
+    span: int  # positions per program, a multiple of ``positions``
     warps: int
 
     def splits(self, m: Map) -> int:
-        """Programs that share a sum."""
+        """Number of programs that share a sum."""
         return cdiv(m.s, self.span)
 
     def programs(self, m: Map) -> int:
-        """All programs of a launch."""
+        """Number of programs of a launch."""
         return m.samples * cdiv(m.channel_count, self.channels) * self.splits(m)
 
     def blocks(self) -> dict[str, int]:
@@ -174,7 +174,7 @@ class PassConfig:
 
 
 def tile_shape(m: Map, elements: int) -> tuple[int, int]:
-    """(channels, positions) of a tile of about so many elements."""
+    """(channels, positions) of a tile of about ``elements`` elements."""
     if m.channels_last:
         columns = min(max(power_of_two(m.c), 8), max(128 // m.itemsize, 32))
         return columns, min(max(elements // columns, 1), power_of_two(m.s))
@@ -190,16 +190,16 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
 
     Args:
         m: the map.
-        device: where.
-        tensors: maps that a step reads, each of which takes registers.
-        sums: whether the kernel sums over positions. If so a program walks far; if not, four steps are enough to
-            spread the cost of its coefficients.
+        device: the device that it runs on.
+        tensors: number of maps that a step reads; each takes registers.
+        sums: whether the kernel sums over positions. If so a program processes many steps; otherwise four steps are
+            enough to amortise loading its coefficients.
     """
     warps = 4
     if m.unaligned:
         rows = max(warps * 32 * (32 if tensors == 1 else 16) // m.itemsize // m.window, 1)
         return PassConfig(min(rows, power_of_two(m.channel_count)), m.window, m.window, warps)
-    # narrow accesses take a register each: fewer of them
+    # Each narrow access takes a register, so a thread has fewer of them.
     bytes_per_thread = min(64 if tensors == 1 else 32, max(4 * m.align * m.itemsize, 16))
     elements = warps * 32 * bytes_per_thread // m.itemsize
     channels, positions = tile_shape(m, elements)
@@ -212,11 +212,12 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
 
 
 def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:
-    """Launch shapes around the rule's, for autotuning: tiles of half and twice the size, each way, and other warps."""
+    """Launch shapes near ``config``, for autotuning: half, the same and twice its tile size along each axis, 4 or 8
+    warps."""
     found = []
     for channels, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
         columns = config.channels if m.channels_last else config.positions
-        if m.unaligned and positions != 1:  # the window is what it is
+        if m.unaligned and positions != 1:  # the window's size is fixed
             continue
         a, b = int(config.channels * channels), int(config.positions * positions)
         if min(a, b) < 1 or (a if m.channels_last else b) < min(columns, 8) or not 512 <= a * b <= 16384:
@@ -227,7 +228,7 @@ def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:
 
 @dataclass(frozen=True)
 class L2GroupedConfig:
-    """Launch shape of inference that keeps a group of samples in L2."""
+    """Launch shape of the l2_grouped inference kernel, which keeps groups of samples in L2."""
 
     passes: PassConfig
     group: int  # samples
@@ -235,19 +236,19 @@ class L2GroupedConfig:
 
 
 def l2_grouped_config(m: Map, device: Device) -> L2GroupedConfig | None:
-    """How to group the samples, or None where separate launches are as good: x survives in L2 between the passes, or
-    not even three samples fit.
+    """The launch shape of the l2_grouped kernel, or None if separate launches are as good: x stays in L2 between the
+    passes, three groups do not fit in L2, or there are too few samples.
 
-    Four programs of 128 threads per multiprocessor, each with 64 bytes a thread under way, are 32 KB: enough in flight.
-    A tile is two such steps, 16 KB, so that its ticket (a round trip to L2, 1 us or less) is a third of its time and
-    not most of it; a group is as many tiles as there are programs: 8.7 MB on an H200, three of them 26 of its 60 MB of
-    L2.
+    Four programs of 128 threads per multiprocessor, with 64 bytes in flight per thread, have 32 KB in flight, which is
+    enough. A tile is two such steps, 16 KB, so that taking its ticket (a round trip to L2, at most 1 us) is a third of
+    its time and not most of it. A group has as many tiles as there are programs: 8.7 MB on an H200; three groups take
+    26 of its 60 MB of L2.
     """
     if m.nbytes <= device.l2_bytes // 2 or m.n < 4:
         return None
     programs = 4 * device.multiprocessors
     channels, positions = tile_shape(m, 4 * 32 * min(64, max(4 * m.align * m.itemsize, 16)) // m.itemsize)
-    if not m.channels_last:  # groups are of whole samples, and tiles must not straddle two
+    if not m.channels_last:  # groups are whole samples, so a tile must not span two
         channels = min(channels, power_of_two(m.c))
     steps = min(cdiv(m.s, positions), 2)
     passes = PassConfig(channels, positions, steps * positions, 4)
@@ -262,14 +263,14 @@ def l2_grouped_config(m: Map, device: Device) -> L2GroupedConfig | None:
 class ExcitationConfig:
     """Launch shape of the excitation's kernels."""
 
-    n: int  # BLOCK_N: samples of a tile; 16 is the least that tensor cores take
-    m: int  # BLOCK_M: samples of a step, where a tile walks over all of them
-    c: int  # BLOCK_C: channels of a tile
-    r: int  # BLOCK_R: squeezed channels of a tile
-    k: int  # BLOCK_K: channels of a step
-    q: int  # BLOCK_Q: squeezed channels of a step
+    n: int  # BLOCK_N: samples per tile; tensor cores need at least 16
+    m: int  # BLOCK_M: samples per step, in tiles that loop over all samples
+    c: int  # BLOCK_C: channels per tile
+    r: int  # BLOCK_R: squeezed channels per tile
+    k: int  # BLOCK_K: channels per step
+    q: int  # BLOCK_Q: squeezed channels per step
     warps: int
-    registers: int  # at most so many per thread
+    registers: int  # per thread, at most
 
     def blocks(self) -> dict[str, int]:
         """Constants of the kernel."""
@@ -284,14 +285,15 @@ class ExcitationConfig:
 def excitation_config(n: int, c: int, r: int, kernel: str) -> ExcitationConfig:
     """The launch shape of excitation in kernel "forward", "backward" or "l2_grouped".
 
-    There are 2 * N * C * R products in all (67 M at N = 128, C = 2048), nothing for the tensor cores: what counts is
-    that each phase has a tile for every multiprocessor and few steps, because each step waits for L2, 0.7 us or so. So
-    tiles are small, and steps as long as registers permit: with k = 256 forward or 128 backward, and with loads laid
-    down in shared memory ahead of their use (two stages or more), the kernels spill
+    There are 2 * N * C * R products in all (67 M at N = 128, C = 2048), which is little for tensor cores. The time
+    depends on having a tile for every multiprocessor in each phase, and few steps, because each step waits about 0.7 us
+    for L2. So tiles are small, and steps are as long as registers permit. With k = 256 forward or 128 backward, or with
+    loads staged in shared memory ahead of their use (two stages or more), the kernels spill
     (tests/backends/triton/test_compiled_code.py).
 
-    Registers are free forward and backward, with one program per multiprocessor: 255, or ptxas stops at 128 or 168 of
-    them and spills a few bytes. Four programs of the l2_grouped kernel are to share a multiprocessor: 128.
+    Forward and backward run one program per multiprocessor, so registers are free and the limit is 255; without it
+    ptxas stops at 128 or 168 and spills a few bytes. Four programs of the l2_grouped kernel share a multiprocessor, so
+    its limit is 128.
     """
     most = {
         "forward": {"m": 64, "c": 32, "r": 16, "k": 128, "q": 64, "warps": 8, "registers": 255},
@@ -300,7 +302,8 @@ def excitation_config(n: int, c: int, r: int, kernel: str) -> ExcitationConfig:
     }[kernel]
     sizes = {"c": c, "r": r, "k": c, "q": r}
     blocks = {name: max(min(power_of_two(size), most[name]), 16) for name, size in sizes.items()}
-    # few samples or many, and nothing between: an epoch's last batch is a part of one, and is not to compile anew
+    # Only two values, for few samples or many, so that the smaller last batch of an epoch rarely needs a new
+    # compilation.
     blocks["m"] = 16 if n <= 16 else most["m"]
     return ExcitationConfig(16, **blocks, warps=most["warps"], registers=most["registers"])
 
@@ -325,15 +328,16 @@ class Product:
 
 
 def product_config(s: int, c: int, k: int, itemsize: int, exact: bool) -> Product:
-    """The launch shape of the matrix product: S positions of a sample, C channels from K.
+    """The launch shape of the matrix product for S positions per sample and C channels from K.
 
-    128 x 128 outputs of 8 warps are what tensor cores of sm_80 and later are fed well with; fewer rows where a sample
-    has fewer. float32 in full precision has no tensor cores: smaller tiles, or sums do not fit into registers.
+    Tiles of 128 x 128 outputs with 8 warps keep the tensor cores of sm_80 and later busy; samples with few positions
+    get fewer rows. float32 in full precision (``exact``) runs without tensor cores and needs smaller tiles, because its
+    sums would not fit into registers.
     """
     rows = 128 if s > 64 else 64
     if exact:
         return Product(32, 64, 32, 4, 2)
-    # 64 columns of float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes)
+    # 64 columns in float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes).
     columns = max(min(power_of_two(c), 128 if itemsize == 2 else 64), 16)
     depth = max(min(power_of_two(k), 128 // itemsize), 16)
     return Product(rows, columns, depth, 8 if rows * columns >= 16384 else 4, 3)

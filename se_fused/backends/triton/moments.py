@@ -1,8 +1,8 @@
 """Pass 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 
-A program sums one or more positions' span for BLOCK_CHANNELS pairs (n, c). Where the map is too large for that to keep
-the device busy, the positions are split, and whoever reads the sums merges the splits, in a fixed order: no atomics on
-floats, the same bits in every run.
+A program sums a span of positions for BLOCK_CHANNELS pairs (n, c). If there are too few programs to keep the device
+busy, the positions are split into several spans, and the kernel that reads the sums merges the splits in a fixed order.
+There are no atomics on floats, so results are bit-identical in every run.
 """
 
 import triton
@@ -29,10 +29,10 @@ def moments_tile(
 ):  # fmt: skip
     """mean and, unless it is None, m2 = sum (x - mean)^2 of one tile: at [split, sample, channel] of (splits, N * C).
 
-    Each lane runs Welford's update over its own positions, with the running sum in place of the running mean (one
-    array less, and a sum knows infinity), and the lanes are merged by Chan's formula. A sum of squares around a first
-    element would be one multiply-add less, but only as good as that element; the kernel waits for memory either way
-    (7 instructions an element of about 15).
+    Each lane runs Welford's update over its positions, with the running sum in place of the running mean (one array
+    less, and a sum propagates infinity). The lanes are merged by Chan's formula. A sum of squares around the first
+    element would take one multiply-add less, but its accuracy would depend on that element. The kernel is limited by
+    memory either way: it uses 7 of the about 15 instructions per element that fit.
     """
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
@@ -63,7 +63,8 @@ def moments_tile(
         counts = tl.maximum(stop - begin - lane + BLOCK_POSITIONS - 1, 0) // BLOCK_POSITIONS
         counts = along_positions(counts, CHANNELS_LAST).to(tl.float32)
         away = tl.where(counts > 0, total / tl.maximum(counts, 1.0) - along_channels(centre, CHANNELS_LAST), 0.0)
-        # once more, of small differences: rounding is then of the spread, not of the size; infinity keeps its sum
+        # The mean is corrected by the mean of the small differences from it, so that the rounding error scales with the
+        # spread and not with the magnitude. If that is NaN, because the sum is infinite, the sum is kept.
         exact = centre + sum_positions(away * counts, CHANNELS_LAST) / count
         squares = sum_positions(squares + counts * away * away, CHANNELS_LAST)
         squares -= count * (exact - centre) * (exact - centre)
@@ -77,7 +78,7 @@ def moments_kernel(
     x, mean, m2, counters, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile. Zeroes ``counters`` for the excitation's launch, unless it is None."""
+    """Pass 1 forward, one program per tile. Zeroes ``counters`` for the excitation's launch, unless it is None."""
     if counters is not None:
         clear(counters, COUNTERS)
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
@@ -95,12 +96,12 @@ def moments_backward_kernel(
     CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """dr = dy * out_act'(t), written unless it is None; p = sum dr, q = sum dr * (x - mean), at [split, sample,
-    channel].
+    """Pass 1 backward: dr = dy * out_act'(t), written unless it is None; p = sum dr and q = sum dr * (x - mean), at
+    [split, sample, channel].
 
-    The derivative is the mask's, unless that is None; or, FROM_SUM, it is computed from t = scale * x + shift +
-    residual, with scale and shift given or made of what the forward pass saved; and dr is rounded before it is summed,
-    because pass 2 reads the rounded one. ``added`` (N, C), unless None, is added to dy: only FROM_SUM.
+    The derivative is the mask, unless that is None. With FROM_SUM it is computed from t = scale * x + shift + residual,
+    where scale and shift are arguments or computed from what the forward pass saved; dr is then rounded before it is
+    summed, because pass 2 reads the rounded dr. ``added`` (N, C), unless None, is added to dy, only with FROM_SUM.
     """
     if counters is not None:
         clear(counters, COUNTERS)
@@ -121,7 +122,7 @@ def moments_backward_kernel(
         b = along_channels(b, CHANNELS_LAST)
     if added is not None:
         more = along_channels(tl.load(added + vector, mask=in_channels, other=0), CHANNELS_LAST)
-    if WHOLE:  # one step: without a loop, it needs half of the registers where accesses are narrow
+    if WHOLE:  # a single step: without a loop it needs half of the registers if accesses are narrow
         split = 0
         begin = 0
         stop = tl.minimum(BLOCK_POSITIONS, position_count)
@@ -150,14 +151,14 @@ def moments_backward_kernel(
             if residual is not None:
                 t += tl.load(residual + offsets, mask=valid, other=0).to(tl.float32)
             wide = gradient.to(tl.float32)
-            if added is not None:  # beyond the map dy is 0 and this is not
+            if added is not None:  # outside the map dy is 0, but `added` is not
                 wide += tl.where(valid, more, 0.0)
             gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
         if dr is not None:
             tl.store(dr + offsets, gradient, mask=valid)
         wide = gradient.to(tl.float32)
         p_lanes += wide
-        # beyond the map x is 0 and x - mean is not; the gradient is 0 there
+        # Outside the map x is 0 and x - mean is not, but the gradient is 0 there.
         q_lanes += wide * (value - centre)
     at = (split * samples + sample).to(tl.int64) * channel_count + channel
     tl.store(p + at, sum_positions(p_lanes, CHANNELS_LAST), mask=in_channels)

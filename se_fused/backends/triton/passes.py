@@ -1,4 +1,4 @@
-"""The host's side of the passes: launch shapes, memory, launches; and the four passes of se_fused/ops."""
+"""The passes in Triton, host code: launch shapes, allocation and launches, and the passes that se_fused/ops defines."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,35 +30,36 @@ __all__ = [
 ]
 
 COUNTERS = 4
-"""int32 of the excitation's launch, zeroed by pass 1: tickets, and tiles done in two phases (a power of two)."""
+"""Number of int32 counters of the excitation's launch, zeroed by pass 1: one for tickets and one for the finished tiles
+of each of two phases, rounded up to a power of two."""
 
 
 def map_of(x: Tensor) -> Map:
-    """x (N, C, *spatial), dense in one of the two orders."""
+    """The :class:`Map` of x (N, C, *spatial), which must be dense in one of the two orders."""
     n, c = x.shape[:2]
     s = x[0, 0].numel()
-    # one position: both orders are the same memory, and rows of C are the longer ones
+    # With one position both orders are the same memory; channels_last has the longer rows, of C elements.
     return Map(n, c, s, s == 1 or not x.is_contiguous(), x.element_size())
 
 
 def floats(like: Tensor, *shape: int) -> Tensor:
-    """Memory for float32 on the device of ``like``."""
+    """An uninitialised float32 tensor on the device of ``like``."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
 def mask_like(x: Tensor, m: Map) -> Tensor:
-    """Memory for the mask of x."""
+    """An uninitialised mask for x."""
     rows = m.n * m.s if m.channels_last else m.channel_count
     return torch.empty(rows * cdiv(m.length, 8), dtype=torch.uint8, device=x.device)
 
 
 def precision(device: torch.device) -> str:
-    """tl.dot's, for float32 that must stay float32 (excitation.py)."""
+    """The input precision of tl.dot that keeps float32 accuracy (excitation.py)."""
     return "tf32x3" if device_of(device).is_nvidia else "ieee"
 
 
 def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[PassConfig], Any]) -> PassConfig:
-    """The rule's launch shape or, where autotuning is asked for, the fastest of it and its neighbours."""
+    """The rule's launch shape or, with autotuning on, the fastest of it and its neighbours."""
     default = pass_config(m, device_of(x.device), tensors, sums)
     if not (autotunes() and can_measure(x.device)):
         return default
@@ -68,8 +69,8 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
 
 
 def _geometry(m: Map, config: PassConfig, sums: bool = False) -> dict[str, Any]:
-    """A pass's arguments that say how it walks over the map. How a sum is split depends on the batch: its span comes
-    as a number of steps, so that it is known to be a multiple of one."""
+    """The arguments of a pass that describe its tiles. The span of a summing pass depends on the batch, so it is passed
+    as a number of steps; the compiler then knows that it is a multiple of a step."""
     if m.unaligned:
         return {
             "rows": m.channel_count,
@@ -86,7 +87,7 @@ def _geometry(m: Map, config: PassConfig, sums: bool = False) -> dict[str, Any]:
 def launch_moments(
     x: Tensor, m: Map, with_m2: bool, counters: Tensor | None
 ) -> tuple[Tensor, Tensor | None, PassConfig]:
-    """The splits' mean and m2 (splits, N, C), and the launch shape, which says what a split is."""
+    """Launches pass 1 forward. Returns mean and m2 (splits, N, C), and the launch shape, which defines the splits."""
 
     def run(config: PassConfig) -> tuple[Tensor, Tensor | None, PassConfig]:
         splits = config.splits(m)
@@ -105,7 +106,8 @@ def launch_moments(
 def launch_scale_shift_act(
     x: Tensor, residual: Tensor | None, y: Tensor, mask: Tensor | None, out_act: int, m: Map, **vectors: Any
 ) -> None:
-    """Into y, which may be x. ``vectors``: scale and shift (N, C), or batch norm's running statistics and eps."""
+    """Launches pass 2 forward, which writes into y; y may be x. ``vectors``: scale and shift (N, C), or batch norm's
+    running statistics, weight, bias and eps, and drop path."""
     given: dict[str, Any] = dict.fromkeys(
         ("scale", "shift", "running_mean", "running_var", "bn_weight", "bn_bias", "drop")
     )
@@ -119,7 +121,7 @@ def launch_scale_shift_act(
             **words, **_geometry(m, config),
         )  # fmt: skip
 
-    # measured into other memory: y may be x, which must not be scaled more than once
+    # Timing writes into other memory, because y may be x, which must not be scaled more than once.
     run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, torch.empty_like(y))), y)
 
 
@@ -135,7 +137,9 @@ def launch_moments_backward(
     counters: Tensor | None,
     **vectors: Any,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dr, and the splits' P and Q (splits, N, C). ``vectors``: what the map is made of, and perhaps ``added`` to dy."""
+    """Launches pass 1 backward. Returns dr (None unless wanted), and P and Q (splits, N, C). ``vectors``: scale and
+    shift (N, C) or the saved tensors that they are computed from, and optionally ``added`` (N, C), which is added to
+    dy."""
     given: dict[str, Any] = dict.fromkeys(
         ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
     )
@@ -166,7 +170,7 @@ def launch_moments_backward(
 def launch_scale_shift_act_backward(
     dr: Tensor, x: Tensor | None, mask: Tensor | None, mean: Tensor, k1: Tensor, k2: Tensor | None, k3: Tensor, m: Map
 ) -> Tensor:
-    """dx."""
+    """Launches pass 2 backward. Returns dx."""
 
     def run(config: PassConfig) -> Tensor:
         dx = torch.empty_like(dr)
@@ -182,7 +186,7 @@ def launch_scale_shift_act_backward(
 
 # ---- the passes alone
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """mean and m2, (N, C)."""
+    """Pass 1 forward: mean and m2, (N, C)."""
     m = map_of(x)
     parts, squares, config = launch_moments(x, m, True, None)
     assert squares is not None
@@ -198,7 +202,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def scale_shift_act(
     x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, out_act: int, save_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """y and the mask, empty unless wanted."""
+    """Pass 2 forward: y, and the mask, which is empty unless ``save_mask``."""
     m = map_of(x)
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save_mask else None
@@ -217,7 +221,7 @@ def moments_backward(
     out_act: int,
     want_dr: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dr (empty unless wanted), P and Q (N, C)."""
+    """Pass 1 backward: dr (empty unless ``want_dr``), P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
         dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift
     )
@@ -225,7 +229,8 @@ def moments_backward(
 
 
 def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
-    """y, and the mean (N, C) of what is rounded to it: one launch, and one that adds up splits where there are any."""
+    """Pass 2 with the mean of its result: y, and the mean (N, C) of y before it is rounded. One launch, and a second
+    one that adds up the splits if there are several."""
     m = map_of(x)
 
     def run(config: PassConfig) -> tuple[Tensor, Tensor]:
@@ -238,7 +243,8 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
         )  # fmt: skip
         return y, parts
 
-    # as for two maps read: what is written is in registers beside the sums (134 of them on sm_100 with twice as much)
+    # The launch shape is that of two maps read, because the result takes registers beside the sums. With twice as many
+    # elements the kernel needs 134 registers on sm_100.
     y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 2, True, run))
     return y, _joined(parts)
 
@@ -246,7 +252,7 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
 def scale_shift_act_mean_backward(
     dy: Tensor, added: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, out_act: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dr, P and Q (N, C)."""
+    """The backward pass of scale_shift_act_mean up to scale * x + shift: dr, P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
         dy, x, None, mean, mean, out_act, True, map_of(x), None, scale=scale, shift=shift, added=added
     )
@@ -261,5 +267,5 @@ def _joined(parts: Tensor) -> Tensor:
 def scale_shift_act_backward(
     dr: Tensor, x: Tensor | None, mask: Tensor, mean: Tensor, k1: Tensor, k2: Tensor, k3: Tensor
 ) -> Tensor:
-    """dx."""
+    """Pass 2 backward: dx."""
     return launch_scale_shift_act_backward(dr, x, mask if mask.numel() else None, mean, k1, k2, k3, map_of(dr))

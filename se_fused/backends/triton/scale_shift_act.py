@@ -1,6 +1,6 @@
-"""Pass 2: one multiply-add per element, with residual and activation; and dx in the backward pass.
+"""Pass 2: y from x and the residual by one multiply-add per element and the activation; dx in the backward pass.
 
-Pass 1 has just read x from front to back, so what is left of it in L2 is its end: programs here start from there.
+Pass 1 has just read x from front to back, so L2 holds its end. Programs here therefore start from the end.
 """
 
 import triton
@@ -24,10 +24,10 @@ def scale_shift_act_tile(
     x, residual, y, mask, a, b, sample, first, begin, stop, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
     OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """y = out_act(a * x + b + residual) for positions begin..stop; y may be x. a, b: along the channel axis.
+    """y = out_act(a * x + b + residual) for the positions [begin, stop); y may be x. a, b: along the channel axis.
 
-    x is read for the last time and y is for the next operator, so neither should push out of L2 what pass 2 has yet
-    to read: evict_first.
+    x and the residual are not read again, so they are marked evict_first: they must not evict data that pass 2 has yet
+    to read.
     """
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
@@ -56,8 +56,9 @@ def scale_shift_act_kernel(
     outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile, the last tile first. scale and shift (N, C); where they are None, batch norm's from its
-    running statistics (C,), so that batch norm and activation are one launch in inference."""
+    """Pass 2 forward, one program per tile, the last tile first. scale and shift: (N, C). If they are None, they are
+    computed from batch norm's running statistics (C,), so that batch norm and activation are one launch in
+    inference."""
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
@@ -79,7 +80,8 @@ def scale_shift_act_backward_kernel(
     dr, x, mask, mean, k1, k2, k3, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """dx = k1 * dr + k2 * (x - mean) + k3, the last tile first; no x: no second term; a mask is applied to dr."""
+    """Pass 2 backward, the last tile first: dx = k1 * dr + k2 * (x - mean) + k3. Without x the second term is left out.
+    A mask that is not None is applied to dr first."""
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)

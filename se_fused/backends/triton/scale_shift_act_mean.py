@@ -1,6 +1,6 @@
-"""Pass 2 and the mean of its result, in one read of x and one write of y.
+"""Pass 2 fused with the per-channel mean of its result, in one read of x and one write of y.
 
-Splits of a sum leave their part of the mean, and whoever launched adds the parts up, in a fixed order.
+Each split writes its part of the mean; the caller adds the parts up, in a fixed order.
 """
 
 import triton
@@ -17,7 +17,8 @@ def scale_shift_act_mean_kernel(
     ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """y = out_act(scale * x + shift); sum of a split's y before it is rounded, over S, at [split, sample, channel]."""
+    """y = out_act(scale * x + shift), and mean_parts at [split, sample, channel]: the sum of a split's y before it is
+    rounded, divided by S."""
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
@@ -39,7 +40,7 @@ def scale_shift_act_mean_kernel(
         value = tl.load(x + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
         t = out_activate(a * value + b, OUT_ACT)
         tl.store(y + offsets, t.to(y.dtype.element_ty), mask=valid)
-        lanes += tl.where(valid, t, 0.0)  # beyond the map x is 0 and t is not
+        lanes += tl.where(valid, t, 0.0)  # outside the map x is 0, but t is not
     at = (split * samples + sample).to(tl.int64) * channel_count + channel
     tl.store(mean_parts + at, sum_positions(lanes, CHANNELS_LAST) / position_count, mask=in_channels)
 
@@ -49,7 +50,7 @@ def scale_shift_act_mean_unaligned_kernel(
     x, scale, shift, y, mean_parts, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """The same for contiguous rows that start anywhere: see unaligned.py."""
+    """The same for contiguous rows that are not aligned to whole vectors: see unaligned.py."""
     row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
     a_own, a_next = vector_pair(scale, row, rows)
     b_own, b_next = vector_pair(shift, row, rows)

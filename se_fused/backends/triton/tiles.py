@@ -1,25 +1,26 @@
-"""How kernels see a map, and how programs of one launch wait for each other.
+"""Indexing of tiles in a map, the bit mask, and synchronisation between the programs of one launch.
 
-A dense map (N, C, *spatial) is ``rows`` of ``length`` contiguous elements: (n, c) with its S positions in contiguous
-order, (n, s) with its C channels in channels_last. A tile is [rows, columns]; coefficients and sums belong to (n, c),
-so they lie along the tile's rows in the one order and along its columns in the other. A sum runs along the *reduced
-axis*, the S positions; the other one is the *channel axis*:
+A dense map (N, C, *spatial) consists of ``rows`` of ``length`` contiguous elements: one (n, c) with its S positions in
+contiguous order, one (n, s) with its C channels in channels_last. A tile is [rows, columns]. Coefficients and sums
+belong to (n, c), so they lie along the tile's rows in contiguous order and along its columns in channels_last. A sum
+runs along the *reduced axis*, the S positions; the other one is the *channel axis*:
 
     contiguous:     channel = n * C + c of 1 sample, or c of N;  tile [channels, positions]
     channels_last:  channel = c of N samples;                    tile [positions, channels]
 
-So ``channel_count``, the length of the channel axis, is C or N * C; an argument ``channels`` is always C. Whatever the
-order, the coefficient of a channel lies at sample * channel_count + channel.
+So ``channel_count``, the length of the channel axis, is C or N * C; an argument ``channels`` is always C. In both
+orders, the coefficient of a channel is stored at sample * channel_count + channel.
 
-``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two: the product tells the compiler that
-rows start at multiples of ALIGN elements, which it must know for 16-byte accesses (it looks by itself only at whether
-an argument is a multiple of 16, and 14 x 14 is none). ``outer`` is the other axis divided by ``ALIGN_OUTER``, a factor
-of C where it is N * C long: coefficients are loaded along it. Offsets of rows are 64-bit.
+``inner`` is the length of the contiguous axis divided by ``ALIGN``, a power of two. The product inner * ALIGN tells the
+compiler that rows start at multiples of ALIGN elements, which it must know for 16-byte accesses; on its own it only
+checks whether an argument is a multiple of 16, and 14 x 14 = 196 is not. ``outer`` is the length of the other axis
+divided by ``ALIGN_OUTER``, a factor of C if the axis has N * C channels, because coefficients are loaded along it.
+Offsets of rows are 64-bit.
 
-Triton compiles a kernel again where an argument becomes 1 or ceases to be a multiple of 16. What follows from the
-batch's size (``outer``, ``rows``, ``samples``, ``splits``, the ``steps`` of a split) must not do that in the middle of
-an epoch, whose last batch is a part of one: ``do_not_specialize`` says so, and nothing that accesses are aligned by
-is among it. (Besides, a constant 1 has no dtype: ``samples.to`` would not compile.)
+Triton recompiles a kernel if an argument becomes 1 or is no longer a multiple of 16. Arguments that depend on the batch
+size (``outer``, ``rows``, ``samples``, ``splits``, the ``steps`` of a split) must not cause that at the end of an
+epoch, whose last batch is smaller. They are therefore listed in ``do_not_specialize``; the alignment of accesses
+depends on none of them. (Also, a constant 1 has no dtype, so ``samples.to`` would not compile.)
 """
 
 import triton
@@ -28,7 +29,7 @@ import triton.language as tl
 
 @triton.jit
 def along_channels(vector, CHANNELS_LAST: tl.constexpr):
-    """A vector over the channel axis, to be broadcast over a tile."""
+    """Reshapes a vector over the channel axis so that it broadcasts over a tile."""
     if CHANNELS_LAST:
         return vector[None, :]
     else:
@@ -37,7 +38,7 @@ def along_channels(vector, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def along_positions(vector, CHANNELS_LAST: tl.constexpr):
-    """A vector over the positions, to be broadcast over a tile."""
+    """Reshapes a vector over the positions so that it broadcasts over a tile."""
     if CHANNELS_LAST:
         return vector[:, None]
     else:
@@ -46,7 +47,7 @@ def along_positions(vector, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
-    """Tile -> vector over the channel axis."""
+    """Sums a tile over its positions: a vector over the channel axis."""
     if CHANNELS_LAST:
         return tl.sum(tile, axis=0)
     else:
@@ -55,7 +56,7 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """(channel_count, position_count) from the contiguous axis' and the other one's length."""
+    """(channel_count, position_count) from ``inner`` and ``outer``."""
     if CHANNELS_LAST:
         return inner * ALIGN, outer * ALIGN_OUTER
     else:
@@ -64,7 +65,7 @@ def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS
 
 @triton.jit
 def tile_place(tile, channel_count, splits, BLOCK_CHANNELS: tl.constexpr):
-    """(sample, first channel, split) of a pass's tile: neighbours in memory are neighbours in time."""
+    """(sample, first channel, split) of a pass's tile. Consecutive tiles are neighbours in memory."""
     channel_blocks = tl.cdiv(channel_count, BLOCK_CHANNELS)
     rest = tile // channel_blocks
     return rest // splits, (tile % channel_blocks) * BLOCK_CHANNELS, rest % splits
@@ -72,20 +73,21 @@ def tile_place(tile, channel_count, splits, BLOCK_CHANNELS: tl.constexpr):
 
 @triton.jit
 def split_count(split, span, position_count):
-    """Positions of a split: ``span``, the last one's rest, none beyond it."""
+    """Number of positions of a split: ``span``, the rest for the last split, 0 past it."""
     return tl.maximum(tl.minimum(span, position_count - split * span), 0).to(tl.float32)
 
 
 @triton.jit
 def unrolled(splits):
-    """Where the splits from the second on are no longer taken sixteen, and no longer four at a time."""
+    """(by_16, by_4), the ends of the unrolled loops over the splits from the second on: [1, by_16) are loaded 16 at a
+    time, [by_16, by_4) 4 at a time, and the rest singly."""
     by_16 = 1 + (splits - 1) // 16 * 16
     return by_16, by_16 + (splits - by_16) // 4 * 4
 
 
 @triton.jit
 def element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST: tl.constexpr):
-    """Offsets of a tile's elements."""
+    """Offsets of a tile's elements, 64-bit."""
     if CHANNELS_LAST:
         rows = sample.to(tl.int64) * position_count + position
         return rows[:, None] * channel_count + channel[None, :]
@@ -97,14 +99,15 @@ def element_offsets(sample, channel, position, channel_count, position_count, CH
 # ---- matrices of the excitation: (N, C), (N, R) and weights
 @triton.jit
 def load_weight(weight, row, column, width, in_row, in_column):
-    """[rows, columns] of a weight whose rows have ``width`` elements, in float32; zero outside of it."""
+    """[rows, columns] of a weight whose rows have ``width`` elements, in float32; zero outside the weight."""
     exists = in_row[:, None] & in_column[None, :]
     return tl.load(weight + row[:, None] * width + column[None, :], mask=exists, other=0).to(tl.float32)
 
 
 @triton.jit
 def load_fresh(matrix, row, column, width, in_row, in_column):
-    """The same of a float32 matrix with a row per sample. Other programs of the launch wrote it: read past L1 (.cg)."""
+    """The same for a float32 matrix with one row per sample. Other programs of this launch wrote it, so L1 is bypassed
+    (.cg)."""
     exists = in_row[:, None] & in_column[None, :]
     offsets = row.to(tl.int64)[:, None] * width + column[None, :]
     return tl.load(matrix + offsets, mask=exists, other=0, cache_modifier=".cg")
@@ -116,7 +119,7 @@ def mask_offsets(
     sample, first_channel, first_position, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """(offsets of a tile's mask bytes [rows, columns / 8], which of them exist)."""
+    """(offsets of a tile's mask bytes [rows, columns / 8], whether each of them exists)."""
     if CHANNELS_LAST:
         position = first_position + tl.arange(0, BLOCK_POSITIONS)
         row = sample.to(tl.int64) * position_count + position
@@ -133,7 +136,8 @@ def mask_offsets(
 
 @triton.jit
 def pack_bits(bits):
-    """[rows, columns] of 0 and 1 -> bytes [rows, columns / 8]. A thread that holds 8 neighbours sums registers."""
+    """[rows, columns] of 0 and 1 -> bytes [rows, columns / 8]. If a thread holds 8 neighbours, it sums only
+    registers."""
     rows: tl.constexpr = bits.shape[0]
     columns: tl.constexpr = bits.shape[1]
     eights = tl.reshape(bits.to(tl.int32), (rows, columns // 8, 8))
@@ -149,26 +153,27 @@ def unpack_bits(packed):
     return tl.reshape(bits, (rows, columns)) != 0
 
 
-# ---- one launch, several phases
-# Programs take tickets, in order. A tile that depends on others comes after them, so whoever waits waits for programs
-# that run already: no deadlock, however few programs the device holds at once. (In the interpreter, where programs run
-# one after another, the first one takes every ticket and never waits.) What is waited for is a count of finished tiles.
+# ---- several phases in one launch
+# Programs take tickets in order, and a tile comes after the tiles it depends on. A program therefore waits only for
+# programs that already run, so there is no deadlock however few programs are resident. (In the interpreter, where
+# programs run one after another, the first one takes every ticket and never waits.) A program waits for a number of
+# finished tiles.
 @triton.jit
 def take(counters):
-    """The next tile of this launch. counters: int32, zero at first."""
+    """Returns the next tile of this launch. counters: int32, zero before the launch."""
     return tl.atomic_add(counters, 1, sem="relaxed")
 
 
 @triton.jit
 def done(counter):
-    """Say that a tile's results are written: all threads' stores first, then the count."""
+    """Signals that a tile's results are written. The barrier orders all threads' stores before the count."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release")
 
 
 @triton.jit
 def wait(counter, count):
-    """Wait until ``count`` tiles are done; what they wrote can then be read."""
+    """Waits until ``count`` tiles are done. Their results can then be read."""
     seen = tl.atomic_add(counter, 0, sem="acquire")
     while seen < count:
         seen = tl.atomic_add(counter, 0, sem="acquire")
@@ -177,6 +182,6 @@ def wait(counter, count):
 
 @triton.jit
 def clear(counters, COUNTERS: tl.constexpr):
-    """Zero the counters of the next launch: by one program of the launch before it, instead of a launch of its own."""
+    """Zeroes the counters of the next launch. One program of the preceding launch does it, which saves a launch."""
     if tl.program_id(0) == 0:
         tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))

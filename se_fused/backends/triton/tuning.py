@@ -1,8 +1,9 @@
-"""Measured choices, remembered: launch shapes where that is asked for, and how a convolution with squeeze-excite runs.
+"""Measured choices and their cache: launch shapes (opt-in), and how a convolution with squeeze-excite runs.
 
-Launch shapes come from a rule (launch_configs.py). ``SE_FUSED_AUTOTUNE=1`` measures alternatives at the first call of
-each shape instead. Results are kept in ``$SE_FUSED_CACHE`` (default ``~/.cache/se_fused``), one JSON file per device
-and version of Triton. Nothing is measured at import, in the interpreter, or while a CUDA graph is captured.
+By default a rule gives the launch shapes (launch_configs.py). With ``SE_FUSED_AUTOTUNE=1`` alternatives are timed at
+the first call of each shape instead. Results are saved in ``$SE_FUSED_CACHE`` (default ``~/.cache/se_fused``), one JSON
+file per device and version of Triton. Nothing is timed at import, in the interpreter, or while a CUDA graph is
+captured.
 """
 
 import json
@@ -21,23 +22,23 @@ __all__ = ["Cache", "autotunes", "can_measure", "fastest", "folder"]
 
 
 def autotunes() -> bool:
-    """Whether launch shapes are to be measured."""
+    """Whether launch shapes are chosen by measurement (``SE_FUSED_AUTOTUNE=1``)."""
     return os.environ.get("SE_FUSED_AUTOTUNE", "0") == "1"
 
 
 def folder() -> Path:
-    """Where measured choices are kept."""
+    """The folder in which measured choices are saved."""
     return Path(os.environ.get("SE_FUSED_CACHE") or Path.home() / ".cache" / "se_fused")
 
 
 def can_measure(device: torch.device) -> bool:
-    """Whether a kernel may be timed here and now."""
+    """Whether a kernel can be timed now: on a GPU, and while no CUDA graph is captured."""
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
 class Cache:
-    """Choices by key, in memory and in a file that several processes may write. What cannot be read or written costs a
-    warning and a measurement, never a call."""
+    """Choices by key, in memory and in a file that several processes may write. A file that cannot be read or written
+    causes a warning and a new measurement, never an error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,16 +52,17 @@ class Cache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            warnings.warn(f"{self.path} is not readable and will be written anew: {error}", stacklevel=2)
+            warnings.warn(f"{self.path} is not readable and will be overwritten: {error}", stacklevel=2)
             return {}
         return found
 
     def get(self, key: str) -> str | None:
-        """The choice for that key, if one was measured."""
+        """The measured choice for a key, or None."""
         return self._choices.get(key)
 
     def put(self, key: str, choice: str) -> None:
-        """Remember a choice: in a temporary file that then takes the other's name, with what others have written."""
+        """Save a choice, together with those that other processes have saved. The file is written under a temporary
+        name and then renamed."""
         self._choices = self._read() | self._choices | {key: choice}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +95,15 @@ def fastest(
     cache: Cache | None = None,
     measure: Callable[[Callable[[], Any]], float] | None = None,
 ) -> str:
-    """The name of the fastest candidate: remembered, else measured now, else (nothing can be measured) the first.
+    """The name of the fastest candidate: from the cache, else measured now, else (if nothing can be measured) the
+    first.
 
     Args:
-        key: what was chosen between, with everything that the answer depends on.
-        candidates: calls by name, all with the same result. One that fails is left out.
-        device: where they run.
-        cache: where answers are kept; None: the device's file.
-        measure: milliseconds of a call; None: Triton's benchmark, where the device can be asked.
+        key: identifies the choice; it must contain everything that the result depends on.
+        candidates: calls by name, all with the same result. A candidate that fails is skipped with a warning.
+        device: the device that they run on.
+        cache: the cache of choices; None for the device's file.
+        measure: returns the milliseconds of a call; None for Triton's benchmark, if the device can be timed.
     """
     cache = cache or (_cache(device.index or 0) if device.type == "cuda" else None)
     known = cache.get(key) if cache is not None else None

@@ -1,13 +1,15 @@
-"""The passes for contiguous rows that start anywhere: 7 x 7 and 14 x 14 maps in 16 bits, odd maps in any dtype.
+"""The passes for contiguous rows that are not aligned to 16 bytes: 7 x 7 and 14 x 14 maps in 16 bits, maps of an odd
+number of positions in any dtype.
 
-Row r has its S elements at r * S, which is no multiple of a 16-byte VECTOR. A tile's row is a window of whole vectors
-from the one that holds the row's first element to the one that holds its last; position p of the row lies at p + off in
-it, and elements of the rows before and after surround them. Sums read the window and count the row's own positions.
-Results are stored by whole vectors: a row stores those that *start* in it, so each is stored once, and the elements of
-the next row at the end of its last vector are computed with the next row's coefficients (S >= VECTOR, so there is one
-next row at most). Only the mask needs all of a row's positions, also those in a vector that the row before stores.
+Row r has its S elements at r * S, which is in general not a multiple of VECTOR, the elements in 16 bytes. A tile's row
+is a window of whole vectors, from the vector of the row's first element to that of its last. Position p of the row is
+at p + off in the window, surrounded by elements of the previous and the next row. Sums read the window and count only
+the row's positions. Results are stored in whole vectors. A row stores the vectors that *start* in it, so each vector is
+stored once. Elements of the next row at the end of its last vector are computed with the next row's coefficients
+(S >= VECTOR, so at most one next row). Only the mask needs all positions of a row, including those in a vector that the
+previous row stores.
 
-The whole window is one step; N * C * S is a multiple of VECTOR, so the last vector ends where the map does.
+The whole window is one step. N * C * S is a multiple of VECTOR, so the last vector ends where the map ends.
 """
 
 import triton
@@ -19,7 +21,8 @@ from .tiles import clear
 
 @triton.jit
 def window(tile, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr):
-    """(row [BLOCK_ROWS], position p, element offsets, vectors that the row touches, those that start in it)."""
+    """(row [BLOCK_ROWS], position p, element offsets, whether the element is in a vector that overlaps the row, whether
+    that vector starts in the row)."""
     row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     start = row.to(tl.int64) * length
     base = start // VECTOR * VECTOR
@@ -33,19 +36,19 @@ def window(tile, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, W
 
 @triton.jit
 def of_two_rows(own, following, p, length):
-    """A row's coefficient, and the next row's from position S on."""
+    """A row's coefficient for positions before S, and the next row's from S on."""
     return tl.where(p >= length, following[:, None], own[:, None])
 
 
 @triton.jit
 def vector_pair(pointer, row, rows):
-    """Numbers of each row and of the row after it."""
+    """The values of a (rows,) vector for each row and for the row after it."""
     return tl.load(pointer + row, mask=row < rows, other=0), tl.load(pointer + row + 1, mask=row + 1 < rows, other=0)
 
 
 @triton.jit
 def mask_bits(mask, row, p, length, touched):
-    """The mask's bits at a window's positions, of this row and the next; a byte each, from L1."""
+    """The mask's bits at a window's positions, in this row and the next. One byte is loaded per bit, mostly from L1."""
     following = p >= length
     rows = row.to(tl.int64)[:, None] + tl.where(following, 1, 0)
     p = tl.where(following, p - length, p)
@@ -59,7 +62,8 @@ def moments_unaligned_kernel(
     x, mean, m2, counters, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """moments_kernel: mean and, unless it is None, m2 (N, C). The row lies in registers: two passes over them."""
+    """moments_kernel for unaligned rows: mean and, unless it is None, m2 (N, C). The row is in registers, so mean and
+    m2 are computed one after the other."""
     if counters is not None:
         clear(counters, COUNTERS)
     row, p, offsets, touched, _owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
@@ -67,7 +71,8 @@ def moments_unaligned_kernel(
     value = tl.where(valid, tl.load(x + offsets, mask=touched, other=0).to(tl.float32), 0.0)
     centre = tl.sum(value, axis=1) / length
     if m2 is not None:
-        # of small differences: rounding is of the spread, not of the size; infinity keeps its sum
+        # The mean is corrected by the mean of the small differences from it, so that the rounding error scales with the
+        # spread and not with the magnitude. If that is NaN, because the sum is infinite, the sum is kept.
         exact = centre + tl.sum(tl.where(valid, value - centre[:, None], 0.0), axis=1) / length
         centre = tl.where(exact == exact, exact, centre)
         away = tl.where(valid, value - centre[:, None], 0.0)
@@ -81,9 +86,10 @@ def scale_shift_act_unaligned_kernel(
     length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS:
     tl.constexpr,
 ):  # fmt: skip
-    """scale_shift_act_kernel. y may be x where there is no mask: then only vectors that are stored here are read here.
+    """scale_shift_act_kernel for unaligned rows. y may be x if there is no mask, because then a program reads only the
+    vectors that it stores.
 
-    Bits of the mask are summed into WORDS of 64: position p is bit p, wherever the row starts.
+    Bits of the mask are summed into WORDS words of 64 bits: position p is bit p, wherever the row starts.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row, p, offsets, touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
@@ -123,7 +129,7 @@ def moments_backward_unaligned_kernel(
     counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """moments_backward_kernel: dr unless it is None, P and Q (N, C)."""
+    """moments_backward_kernel for unaligned rows: dr unless it is None, P and Q (N, C)."""
     if counters is not None:
         clear(counters, COUNTERS)
     row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
@@ -163,7 +169,7 @@ def scale_shift_act_backward_unaligned_kernel(
     dr, x, mask, mean, k1, k2, k3, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """scale_shift_act_backward_kernel."""
+    """scale_shift_act_backward_kernel for unaligned rows."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row, p, offsets, _touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
     g = tl.load(dr + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)

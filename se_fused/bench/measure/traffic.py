@@ -11,9 +11,9 @@ __all__ = ["PassCounts", "counted_bytes", "counted_passes"]
 class PassCounts:
     """Reads and writes of the big tensor (N, C, *spatial), in whole passes, and of the mask of one bit per element.
 
-    x, residual, y, dy, dr and dx count once per pass that reads or writes them (DESIGN.md), and so does the mask. Not
-    counted: vectors of (N, C) and smaller, parameters, and whatever an implementation does beyond that. So the time
-    that these bytes take is a floor of this design, not a model of an implementation.
+    x, residual, y, dy, dr and dx count once per pass that reads or writes them (DESIGN section 4), and so does the
+    mask. Not counted: vectors of (N, C) and smaller, parameters, and whatever an implementation does beyond that. So
+    the time that these bytes take is a floor of this design, not a model of an implementation.
     """
 
     forward: int
@@ -32,12 +32,12 @@ class PassCounts:
         return self.forward_masks + self.backward_masks
 
     def forward_only(self) -> "PassCounts":
-        """The forward pass alone: in training, 4 passes of DESIGN's 4 + 6, and the mask that it writes."""
+        """The forward pass alone: in training, 4 of the 4 + 6 passes of DESIGN section 4, and the mask."""
         return PassCounts(forward=self.forward, backward=0, forward_masks=self.forward_masks)
 
 
 def counted_passes(*, training: bool, batch_norm: bool = True, residual: bool = True, relu: bool = True) -> PassCounts:
-    """The passes of DESIGN's budget: 4 + mask forward and 6 + mask backward in training, 3 in inference.
+    """The passes of DESIGN section 4: 4 + mask forward and 6 + mask backward in training, 3 in inference.
 
     Args:
         training: forward and backward with the batch's statistics (:meth:`PassCounts.forward_only`: the forward pass

@@ -106,8 +106,8 @@ def print_rows(rows: Sequence["Row"], memory_copy: dict[str, float], to: "Consol
     if blocks and memory_copy:
         for device, speed in memory_copy.items():
             to.print(
-                f"× copy: our time over that of the counted bytes (DESIGN's passes) at the speed of copy_ on as many "
-                f"bytes as the op touches;\nin memory: at that of a copy far larger than the caches, here "
+                f"× copy: our time over that of the counted bytes (DESIGN.md section 4) at the speed of copy_ on as "
+                f"many bytes as the op touches;\nin memory: at that of a copy far larger than the caches, here "
                 f"{speed / 1e9:.1f} GB/s read and written on {device}."
                 + ("\nThe C library keeps freed memory, for all alike." if device == "cpu" else ""),
                 markup=False,

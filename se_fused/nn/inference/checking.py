@@ -103,7 +103,7 @@ class _Distances:
 
     @property
     def bound(self) -> float:
-        """Twice the model's own distance (DESIGN, tolerances), and the rounding of weights and results."""
+        """Twice the model's own distance (DESIGN section 3), and the rounding of weights and results."""
         return 2 * self.models + 4 * torch.finfo(self.dtype).eps
 
     def allowed(self) -> bool:

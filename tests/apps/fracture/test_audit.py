@@ -1,4 +1,4 @@
-"""The audit, and the commands prepare and audit: leaks, damage and contradictions are found, named and not drowned."""
+"""Tests of the audit and of the commands prepare and audit: leaks, damage and contradictions are found and named."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def save(path, grey):
 
 @pytest.fixture
 def folder(pictures, tmp_path):
-    """Two classes, 18 patients, each with a mirrored copy."""
+    """A folder with two classes and 18 patients, each with a mirrored copy."""
     for i, grey in enumerate(pictures):
         save(tmp_path / "set" / ("none", "oblique")[i % 2] / f"{i}.png", grey)
         save(tmp_path / "set" / ("none", "oblique")[i % 2] / f"{i}-flipped.png", grey[:, ::-1])
@@ -40,7 +40,7 @@ def folder(pictures, tmp_path):
 
 
 def records(folder, pictures, *rows):
-    """(number of a picture, change, label, patient, split) each."""
+    """A manifest of rows (number of a picture, change, label, patient, split)."""
     made = []
     for place, (number, change, label, patient, split) in enumerate(rows):
         grey = pictures[number][:, ::-1] if change else pictures[number]
@@ -63,9 +63,9 @@ def test_a_sound_data_set_is_ok(pictures, tmp_path):
 def test_leaks_and_contradictions_are_found(pictures, tmp_path):
     manifest = records(
         tmp_path, pictures,
-        (0, False, "a", "p0", "train"), (0, True, "b", "p0", "test"),  # one patient in two splits, two labels
-        (1, False, "a", "p1", "train"), (1, False, "a", "p2", "valid"),  # one file, two patients
-        (2, False, "a", "p3", "train"), (2, True, "a", "p3", "train"),  # a copy that harms nobody
+        (0, False, "a", "p0", "train"), (0, True, "b", "p0", "test"),  # a patient in two splits with two labels
+        (1, False, "a", "p1", "train"), (1, False, "a", "p2", "valid"),  # a file of two patients
+        (2, False, "a", "p3", "train"), (2, True, "a", "p3", "train"),  # a harmless copy
         (3, False, "b", "p4", "test"), (4, False, "", "p5", "valid"),
     )  # fmt: skip
     seen = audit(manifest)
@@ -116,7 +116,7 @@ def test_damaged_missing_and_flat_files_are_named(pictures, tmp_path):
 
 
 def test_a_shift_of_the_classes_is_told(pictures, tmp_path):
-    """Against scipy's own chi-squared test."""
+    """A difference in class shares between splits is reported, with the p-value of scipy's chi-squared test."""
     stats = pytest.importorskip("scipy.stats")
     rows = [(i % 18, False, "a" if i < 20 else "b", f"p{i}", "train" if i < 24 else "test") for i in range(36)]
     manifest = records(tmp_path, pictures, *rows)

@@ -1,11 +1,11 @@
-"""The cluster bootstrap and the tests of pairs: against metrics of real copies of rows, by hand, by simulation."""
+"""Tests of the cluster bootstrap and of paired tests: against metrics of copied rows, by hand, by simulation."""
 
 import numpy as np
 import pytest
 from support.evaluation import drawn_table, table, tables_from
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused._errors import InputError
 from se_fused.apps.fracture.evaluation import aligned, holm, intervals, mcnemar, metrics, over_seeds, paired, statistics
@@ -77,7 +77,7 @@ def test_interval_is_of_percentiles():
     assert interval(values) == pytest.approx([25, 975])
     assert interval(values, 0.5) == pytest.approx([250, 750])
     assert interval(np.full(9, np.nan)) is None
-    assert interval(np.array([1.0, np.nan, np.nan])) is None  # what most draws do not have has no interval
+    assert interval(np.array([1.0, np.nan, np.nan])) is None  # a figure that most draws lack has no interval
 
 
 def test_without_patients_images_are_drawn_and_it_is_said():
@@ -88,10 +88,10 @@ def test_without_patients_images_are_drawn_and_it_is_said():
 
 
 def test_coverage():
-    """Patients of four images that share their fate: intervals over patients hold the truth, those over images do not.
+    """Intervals over patients cover the truth if a patient's four images share their outcome; those over images do not.
 
-    Of 150 simulated test sets a 95 % interval misses 7.5; binomial limits of 5 deviations, and some for 50 patients
-    being few. Over images the interval is half as wide, and misses about a third.
+    In 150 simulated test sets a 95 % interval misses the truth 7.5 times; the limit is 5 binomial deviations, with some
+    margin because 50 patients are few. Intervals over images are half as wide and miss it about a third of the time.
     """
     rng = np.random.default_rng(0)
     truth, held = 0.7, {"patients": 0, "images": 0}
@@ -120,7 +120,7 @@ def test_over_seeds():
     alone = over_seeds(tables[:1], 300)["accuracy"]
     assert alone["sd"] is None
     assert alone["interval"] == alone["interval_seeds"] == intervals(tables[0], 300)["figures"]["accuracy"]
-    # The mean of three varies less over patients than one does.
+    # Over patients, the mean of three varies less than one.
     assert np.ptp(row["interval"]) < np.ptp(alone["interval"])
 
 
@@ -159,7 +159,7 @@ def test_a_model_does_not_differ_from_itself():
 
 
 def test_pairing_is_sharper_than_two_intervals():
-    """Two models that err on the same images but for a few: their difference is known far better than either is."""
+    """For two models with nearly the same errors, the paired interval is far narrower than the interval of either."""
     first = drawn_table(300, 3, skill=0.8, seed=5)
     scores = first.probabilities.copy()
     wrong = np.flatnonzero(first.predicted != first.labels)[:12]

@@ -1,4 +1,4 @@
-"""The local page in a real browser: `se-fused fracture serve` in a process of its own, Chromium without a window."""
+"""Tests of the local page in a real browser: `se-fused fracture serve` as a process, and headless Chromium."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 SHOTS = os.environ.get("SE_FUSED_SCREENSHOTS")
-"""A folder for pictures of the page; none are kept without it."""
+"""Folder for screenshots of the page; without it, none are saved."""
 WAIT = 60
 
 
@@ -38,14 +38,14 @@ def _missing() -> str | None:
 
 _WHY = _missing()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(_WHY is not None and not REQUIRED, reason=_WHY or ""),
 ]
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two radiographs, tall and wide, one of 16 bits; and what is none."""
+    """Two radiographs, one tall with 16 bits and one wide, and a text file."""
     import numpy as np
     from PIL import Image
 
@@ -59,9 +59,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The page's address, and the process."""
+    """The page's address, and the server process."""
     assert _WHY is None, _WHY
-    model = os.environ.get("SE_FUSED_SERVED_MODEL")  # for screenshots of a model that has learnt something
+    model = os.environ.get("SE_FUSED_SERVED_MODEL")  # for screenshots of a trained model
     if model is None:
         from support.classifier import classifier
 
@@ -145,13 +145,13 @@ def shot(browser, name: str, width: int, height: int, scheme: str = "light") -> 
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        time.sleep(0.6)  # bars grow
+        time.sleep(0.6)  # the bars are animated
         browser.save_screenshot(str(Path(SHOTS, f"{name}-{width}-{scheme}.png")))
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def pixels(browser, canvas: str) -> tuple[int, int, int]:
-    """Width and height of a canvas, and the largest alpha in it."""
+    """Width and height of a canvas, and its largest alpha value."""
     return tuple(
         browser.execute_script(
             "const c = document.querySelector(arguments[0]);"
@@ -284,13 +284,13 @@ def test_nothing_is_fetched_from_elsewhere_and_nothing_is_refused(browser, serve
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    sent = [a["request"]["url"] for a in asked if not a["documentURL"].startswith("chrome:")]  # its own first tab
+    sent = [a["request"]["url"] for a in asked if not a["documentURL"].startswith("chrome:")]  # not its first tab
     assert len(sent) >= 5 and all(url.startswith(address) for url in sent), sent
     assert not any("tall" in url for url in sent), "no file's name leaves the page"
 
 
 def test_the_server_ends_at_a_signal_and_says_counts_only(served, films) -> None:
-    """The last test: nobody needs the server after it."""
+    """The server ends at a signal and prints only counts. This must be the last test, because it ends the server."""
     address, process = served
     with urllib.request.urlopen(urllib.request.Request(f"{address}predict", films["tall.png"].read_bytes())) as answer:
         assert answer.status == 200

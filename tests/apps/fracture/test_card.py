@@ -1,4 +1,4 @@
-"""The model card: everything in it is in the run's files, and what is not there is said to be missing."""
+"""Tests of the model card: all its content is from the run's files, and missing content is reported as missing."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 
 for module in ("PIL", "torchmetrics", "sklearn", "yaml", "lightning"):
     pytest.importorskip(module)
-# ruff: noqa: E402 (what may be missing is asked for first)
+# ruff: noqa: E402 (optional packages are checked first)
 from support.classifier import CLASSES, classifier
 
 from se_fused._errors import InputError
@@ -28,7 +28,7 @@ HEADINGS = [
 
 
 def records(patients: bool = True, source: str = "hospital") -> tuple[Record, ...]:
-    """60 images of 30 patients, two thirds to train, the rest in halves."""
+    """60 images of 30 patients, half of them for training, a quarter each for validation and test."""
     rows = []
     for i in range(60):
         patient = f"p{i // 2}" if patients else ""
@@ -39,7 +39,7 @@ def records(patients: bool = True, source: str = "hospital") -> tuple[Record, ..
 
 
 def figures(rows: tuple[Record, ...]) -> dict[str, Any]:
-    """What write_evaluation returns, of made-up predictions of the test split."""
+    """The result of write_evaluation for made-up predictions of the test split."""
     rows = tuple(r for r in rows if r.split == "test")
     labels = np.array([CLASSES.index(r.label) for r in rows], np.int64)
     noise = np.random.default_rng(0).random((len(rows), 3)) + 0.8 * np.eye(3)[labels]

@@ -1,6 +1,6 @@
-"""Comparisons of models: tables, figures and words; runs that are trained, kept, resumed; compare-models.
+"""Tests of model comparisons: tables, figures and text; trained, saved and resumed runs; the command compare-models.
 
-The networks are untrained and the predictions drawn: what is compared is known beforehand.
+The networks are untrained and the predictions are random, so the correct results are known.
 """
 
 import csv
@@ -12,9 +12,9 @@ import pytest
 import torch
 from support.evaluation import NAMES, NARROW, narrow, table, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
-pytest.importorskip("PIL", reason="Pillow is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
+pytest.importorskip("PIL", reason="Pillow is in the extra se_fused[train]")
 
 from se_fused.__main__ import main
 from se_fused._errors import InputError
@@ -28,7 +28,7 @@ from se_fused.apps.fracture.predictions import Predictions
 
 
 def said_of(manifest, skill, seed):
-    """Predictions of the test split, right more often with more skill."""
+    """Random predictions of the test split; `skill` makes them more accurate."""
     part = manifest.where("test").records
     rng = np.random.default_rng(seed)
     labels = np.array([NAMES.index(r.label) for r in part])
@@ -39,7 +39,7 @@ def said_of(manifest, skill, seed):
 
 
 def write_run(folder, name, seed, manifest, skill):
-    """What a finished run leaves."""
+    """Write the files of a finished run."""
     (folder / "predictions").mkdir(parents=True)
     narrow(name, seed=seed).save(folder / "model.pt")
     manifest.save(folder / "manifest.csv")
@@ -53,7 +53,7 @@ SKILLS = {"seresnet50": 8.0, "resnet50": 0.2, "unet": 0.5, "densenet121": 0.5}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two trainings of each of the four systems, SE-ResNet far better than the others."""
+    """Two trainings of each of the four systems, where SE-ResNet is far better than the others."""
     root = tmp_path_factory.mktemp("comparison")
     manifest = write_images(root / "data", 36)
     for name, skill in SKILLS.items():
@@ -152,7 +152,7 @@ def test_parts_and_baselines(written):
     _, content = written
     assert content["models"]["unet"]["parts"]["AP"]["images"] == 9
     assert content["models"]["unet"]["parts"]["patients"]["images"] == 9
-    assert content["baselines"]["logistic"]["accuracy"] == 1  # thumbnails show the bands
+    assert content["baselines"]["logistic"]["accuracy"] == 1  # the thumbnails show the bands
 
 
 def test_speed_of_all_both_ways(written):
@@ -167,7 +167,7 @@ def test_speed_of_all_both_ways(written):
 
 
 def test_what_differs_is_not_timed(monkeypatch):
-    """A network whose kernels compute something else: said, not timed; the other one is."""
+    """A network whose kernels give wrong results is reported and not timed; the other one is timed."""
     from se_fused.backends import forced
 
     wrong = narrow("resnet50")
@@ -182,9 +182,9 @@ def test_what_differs_is_not_timed(monkeypatch):
     assert rows["b"]["differs"] == "" and "fused" in rows["b"]
 
 
-# ---- words
+# ---- text
 def changed(content, accuracy, p, low, high):
-    """The content with another difference of SE-ResNet and ResNet."""
+    """The content with another difference between SE-ResNet and ResNet."""
     made = json.loads(json.dumps(content))
     made["models"]["seresnet50"]["figures"]["accuracy"]["mean"] = 0.5 + accuracy
     made["models"]["resnet50"]["figures"]["accuracy"]["mean"] = 0.5
@@ -235,7 +235,7 @@ def test_small_p_values():
     assert p_value(0.0004) == "< 0.001" and p_value(0.0316) == "0.032"
 
 
-# ---- what is refused
+# ---- refusals
 def test_runs_of_different_test_sets_are_refused_by_name(runs, tmp_path):
     manifest = Manifest.load(runs / "unet-seed0" / "manifest.csv")
     fewer = Manifest(tuple(r for r in manifest.records if not r.path.name.startswith("p11")))
@@ -275,11 +275,11 @@ def test_missing_predictions_are_made(runs, tmp_path):
     assert len(found.predictions) == 18 and (run / "predictions" / "test.csv").is_file()
 
 
-# ---- training what is missing
+# ---- training of missing runs
 @pytest.fixture
 def trained(monkeypatch):
-    """Stands for training: notes what was asked for and leaves a finished run, or dies."""
-    pytest.importorskip("lightning", reason="Lightning is of the extra se_fused[train]")
+    """A replacement for training, which records its calls and writes a finished run, or stops with an error."""
+    pytest.importorskip("lightning", reason="Lightning is in the extra se_fused[train]")
     from se_fused.apps.fracture.training import run as training
 
     calls = []
@@ -382,10 +382,10 @@ def test_wrong_options_are_one_line(options, said, capsys, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_real_trainings_and_their_comparison(tmp_path, capsys):
-    """From images to a report with nothing replaced: one epoch each."""
-    pytest.importorskip("lightning", reason="Lightning is of the extra se_fused[train]")
+    """From images to a report with real trainings of one epoch each."""
+    pytest.importorskip("lightning", reason="Lightning is in the extra se_fused[train]")
     torch.manual_seed(0)
     write_images(tmp_path / "data", 24)
     models = {name: NARROW[name] for name in ("resnet50", "seresnet50")}

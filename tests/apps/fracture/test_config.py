@@ -1,4 +1,4 @@
-"""The configuration: round trip, overrides, and one line for each mistake."""
+"""Tests of the configuration: saving and loading, overrides, and an error of one line for each mistake."""
 
 import pytest
 from support.paths import ROOT
@@ -81,7 +81,7 @@ def test_bad_settings(setting, message):
 
 
 def test_yaml_spellings():
-    """YAML reads 32 as a number, 1e-3 as a text, and none as a text; null is refused."""
+    """YAML reads 32 as a number, and 1e-3 and none as texts; null is an error."""
     made = Config().overridden(["training.precision=32", "training.class_weights=none", "training.weight_decay=1e-3"])
     assert made.training.precision == "32" and made.training.weight_decay == 0.001
     with pytest.raises(InputError, match=r"model\.name must be a string; got None"):

@@ -1,4 +1,4 @@
-"""Decoding with a cache, augmentation, order and loaders."""
+"""Tests of decoding with a cache, augmentation, order and loaders."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def test_decoded_images_are_the_files(manifest, tmp_path, kind):
     found = decode_all(manifest, 32, cache=kind, folder=tmp_path)
     for record in manifest.records:
         wanted = load_radiograph(record.path, 32)
-        # kept as 16 bits: half a step of 65535
+        # saved with 16 bits: an error of half a step of 65535
         assert (found.image(record.path) - wanted).abs().max() <= (0 if kind == "none" else 0.51 / 65535)
     pixels = torch.stack([load_radiograph(r.path, 32) for r in manifest.records]).double()
     mean, std = found.mean_std([r.path for r in manifest.records])
@@ -43,7 +43,7 @@ def test_decoded_images_are_the_files(manifest, tmp_path, kind):
 
 
 def test_16_bit_radiograph_keeps_its_greys(tmp_path):
-    """Neither white, as Pillow's convert makes it, nor rounded to 8 bits."""
+    """A 16-bit radiograph becomes neither white, as with Pillow's convert, nor rounded to 8 bits."""
     grey = np.arange(20000, 20000 + 32 * 32, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(grey).save(tmp_path / "deep.png")
     manifest = Manifest((Record(tmp_path / "deep.png", "none"),))
@@ -77,7 +77,7 @@ def test_cache_on_disk_is_found_again_and_only_if_nothing_changed(manifest, tmp_
     assert len(calls) == 12 and torch.equal(changed.image(records[0].path), changed.image(records[1].path))
     os.utime(records[0].path, (1, 1))
     decode_all(mine, 32, cache="disk", folder=tmp_path / "kept")
-    assert len(calls) == 16, "as long, but of another time"
+    assert len(calls) == 16, "the same size, but another modification time"
 
 
 def _decode(arguments):
@@ -88,7 +88,7 @@ def _decode(arguments):
 
 
 def test_processes_share_one_cache(manifest, tmp_path):
-    """Ranks that start together: one decodes, the other waits, both see whole images."""
+    """Of ranks that start together, one decodes and the other waits, and both get complete images."""
     with multiprocessing.get_context("fork").Pool(2) as pool:
         sums = pool.map(_decode, [(manifest, tmp_path)] * 2, chunksize=1)
     assert sums[0][0] == sums[1][0] > 0 and sorted(worked for _, worked in sums) == [False, True]
@@ -144,7 +144,7 @@ def test_damaged_and_missing_files_are_named_and_left_out(folder, tmp_path, kind
     kinds = ["cut", "empty", "missing", "dicom"]
     manifest = damaged_set(folder, tmp_path, kinds)
     config = small_config(folder, tmp_path / "run", data__cache=kind, data__max_damaged=0.2).data
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second time, the cache is used
         sources = read_sources(manifest, config, 0, tmp_path / "kept")
         assert [record.path.name for record, _ in sources.damaged] == ["bad0.png", "bad1.png", "bad2.png", "bad3.dcm"]
         assert all(reason and "\n" not in reason for _, reason in sources.damaged)
@@ -174,7 +174,7 @@ def test_class_of_damaged_images_only(folder, tmp_path):
         read_sources(Manifest(records), config, 0, tmp_path)
 
 
-# ---- what a manifest must have
+# ---- requirements of a manifest
 def record(label="none", patient="p", split="train", name="a"):
     from pathlib import Path
 
@@ -254,7 +254,7 @@ def test_batches_depend_on_seed_and_epoch_alone():
 
 @pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
 def test_processes_share_the_batches_of_one(sampling):
-    """Two processes with batches of 4 see, step by step, what one with batches of 8 sees."""
+    """Two processes with batches of 4 get, step by step, the images of one process with batches of 8."""
     labels = [i % 3 for i in range(43)]
     whole = list(Batches(labels, 8, 1, lambda: 2, sampling))
     parts = [list(Batches(labels, 4, 1, lambda: 2, sampling, rank, 2)) for rank in (0, 1)]
@@ -286,7 +286,7 @@ class Slow(torch.utils.data.Dataset):
 def test_waiting_is_measured():
     loader = Loader(Slow(), batch_size=1, collate_fn=collate)
     for _ in loader:
-        time.sleep(0.05)  # a step
+        time.sleep(0.05)  # the time of a step
     assert 0.2 <= loader.waited < 0.35
     assert json.dumps(loader.waited)
 

@@ -1,4 +1,4 @@
-"""The demo: an SE-ResNet on radiographs, through the kernels and through plain PyTorch."""
+"""Tests of the demo: an SE-ResNet on radiographs, with the kernels and with plain PyTorch."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from se_fused import __main__, cli, functional
 from se_fused.bench import compare
 
-# The demo judges its losses by their median over the steps: one step is one draw of rounding against another.
+# The demo compares losses by their median over the steps, because one step is a single sample of rounding errors.
 DEMO = ["fracture", "demo", "--model", "seresnet18", "--size", "32", "--batch", "2", "--steps", "3", "--no-compile"]
 PNG = b"\x89PNG"
 WRONG = [
@@ -20,7 +20,7 @@ WRONG = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No rounds for the clock's sake: these tests look at everything but the times."""
+    """Skip the repetitions for timing; these tests check everything except the times."""
     monkeypatch.setattr(compare, "_ROUNDS", (1, 1))
 
 

@@ -1,4 +1,4 @@
-"""DICOM radiographs, from files that the tests write themselves."""
+"""Tests of DICOM radiographs, with files that the tests write."""
 
 import logging
 import sys
@@ -82,7 +82,10 @@ def test_monochrome1_is_turned_once(tmp_path):
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_voi_lut_goes_before_the_window(tmp_path, bits, words):
-    """The table of 8 bits has 4096 entries: pydicom's own function wraps its places."""
+    """A VOI LUT is applied before the window.
+
+    The table of 8 bits has 4096 entries, for which pydicom's own function wraps the indices.
+    """
     values = twelve()
     table = np.sqrt(np.arange(4096) / 4095) * (2**bits - 1)
     sequence = lut(np.rint(table), 0, bits, words)
@@ -97,7 +100,7 @@ def test_a_lut_holds_its_ends(tmp_path):
         write_dicom(tmp_path / "x.dcm", values, 12, VOILUTSequence=sequence), np.clip(values - 1000.0, 0, 1023) / 1023
     )
     signed = values.astype(np.int16) - 2048
-    for first in (-2048, 65536 - 2048):  # as SS, and as files write it into US
+    for first in (-2048, 65536 - 2048):  # as SS, and as files store it in US
         path = write_dicom(tmp_path / "y.dcm", signed, 12, VOILUTSequence=lut(np.arange(4096), first, 12))
         close(path, values / 4095)
 
@@ -113,13 +116,13 @@ def test_a_modality_lut_comes_before_the_window(tmp_path):
 
 def test_without_a_window_the_percentiles_are_black_and_white(tmp_path):
     values = np.arange(10000, dtype=np.uint16).reshape(100, 100)
-    values[0, 0], values[-1, -1] = 0, 60000  # a hot pixel does not darken the picture
+    values[0, 0], values[-1, -1] = 0, 60000  # a hot pixel must not darken the image
     path = write_dicom(tmp_path / "x.dcm", values)
     black, white = np.percentile(values, (0.1, 99.9))
     close(path, np.clip((values - black) / (white - black), 0, 1))
     flat = np.full((4, 4), 7, np.uint8)
     assert decode(write_dicom(tmp_path / "flat.dcm", flat)).max() == 0
-    close(write_dicom(tmp_path / "w.dcm", values, WindowCenter=5, WindowWidth=0), decode(path))  # no width, no window
+    close(write_dicom(tmp_path / "w.dcm", values, WindowCenter=5, WindowWidth=0), decode(path))  # no width: no window
 
 
 def test_padding_is_black_and_counts_for_nothing(tmp_path):
@@ -138,7 +141,7 @@ def test_padding_is_black_and_counts_for_nothing(tmp_path):
 
 
 def test_bits_above_those_stored_are_not_the_image(tmp_path):
-    path = write_dicom(tmp_path / "x.dcm", twelve() | 0xA000, 12, **FULL12)  # where old files keep overlays
+    path = write_dicom(tmp_path / "x.dcm", twelve() | 0xA000, 12, **FULL12)  # older files store overlays there
     close(path, twelve() / 4095)
 
 
@@ -264,10 +267,13 @@ def test_the_header(tmp_path):
 
 
 def test_a_header_s_values_are_neither_warned_of_nor_logged_nor_raised(tmp_path, caplog, capfd):
-    """pydicom warns of an invalid UID, date or number with its value."""
+    """Invalid header values appear in no warning, log or error.
+
+    pydicom warns of an invalid UID, date or number with its value.
+    """
     good = write_dicom(tmp_path / "x.dcm", twelve(), 12, StudyInstanceUID="1.2.3.4.5.6", WindowCenter="1.5E+1")
     content = good.read_bytes()
-    # 1.5E+1 cannot be part of a UID, and the file holds random ones.
+    # 1.5E+1 cannot be part of a UID; the file also contains random UIDs.
     bad = {"uid": (b"1.2.3.4.5.6\0", b"SECRET^NAME\0"), "number": (b"1.5E+1", b"SECRET")}
     expected = {"uid": None, "number": "damaged|cannot be applied"}
     caplog.set_level(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Images that are the same are found whatever was done to them; different patients are not; and why it matters."""
+"""Tests of finding duplicates: changed copies of an image are found, different patients are not confused."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ DISTINCT = 24
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Different patients, all of them straight bones: the hardest to tell apart."""
+    """Straight bones of different patients, which are the hardest to distinguish."""
     return [np.rint(draw(11, i, SIZE)[0] * 255).astype(np.uint8) for i in range(DISTINCT)]
 
 
@@ -103,7 +103,7 @@ def test_different_patients_are_not_the_same(pictures, tmp_path):
 HARD = {
     "turn 12": 0.75, "turn -12, flip": 0.75, "zoom": 0.9, "crop": 0.8, "gamma": 0.85, "white border": 0.9, "noise": 0.9,
 }  # fmt: skip
-"""Shares that are found even so; straight bones have nothing that tells how far along them a copy was moved."""
+"""Share of copies that must be found for these changes; along a straight bone, a shift of the copy is hard to see."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -199,7 +199,7 @@ def test_two_known_patients_with_one_image_are_told(pictures, tmp_path):
 
 
 def test_named_patients_take_more_to_be_the_same(pictures, tmp_path, monkeypatch):
-    """What is likely enough among images without patients is not between two whom the data set tells apart."""
+    """A similarity that suffices for images without patients does not suffice for images of two different patients."""
     value = (SAME + SURE) / 2
     monkeypatch.setattr(
         "se_fused.apps.fracture.duplicates.confirm",
@@ -232,7 +232,7 @@ def test_damaged_images_are_named_and_left_out(pictures, tmp_path):
         with_groups(Manifest(tuple(map(Record, bad))))
 
 
-# ---- what registration rests on
+# ---- parts of the registration
 def test_singular_values_are_bounded():
     maps = torch.randn(500, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, stretch, v = torch.linalg.svd(maps)
@@ -251,12 +251,12 @@ def test_registration_finds_the_map(pictures):
     found = similarity._register(*level, similarity._register(*level, start, 10, 0.2), 20, 0.05)
     after, before = (similarity._seen(still, moving, maps, 2.0) for maps in (found, start))
     assert (after > before + 0.1).all() and (after > 0.99).sum() >= 5
-    # Along a straight bone nothing holds the map, so not all come out alike; most do.
+    # Along a straight bone the map is not determined, so most agree, but not all.
     assert ((found - true).abs().amax((1, 2)) < 0.03).sum() >= 4
 
 
 def test_a_pair_found_from_either_side_has_the_same_pose():
-    """_unique turns poses of (j, i) round; seeing i in the turned pose undoes seeing j in the pose."""
+    """_unique converts poses of (j, i) to those of (i, j), which is the inverse pose."""
     poses = similarity.poses()
     for number in range(len(poses)):
         pairs, back = similarity._unique(
@@ -267,10 +267,15 @@ def test_a_pair_found_from_either_side_has_the_same_pose():
         assert torch.allclose(product, torch.eye(2), atol=1e-6) or torch.allclose(product, -torch.eye(2), atol=1e-6)
 
 
-# ---- why all this
+# ---- the effect on a split
+@pytest.mark.nightly
 def test_splitting_by_images_leaks_and_by_groups_does_not(tmp_path):
-    """40 patients with four changed copies each and labels that mean nothing: nobody can score above chance on new
-    patients. The nearest neighbour does, if the split is by images; and falls back to chance if it is by groups."""
+    """A split by images leaks copies of training images into the test, and a split by groups does not.
+
+    The set has 40 patients, four changed copies each, and labels without meaning, so that no score above chance is
+    possible on new patients. The nearest neighbour exceeds chance if the split is by images, and not if it is by
+    groups.
+    """
     rng, originals, labels = np.random.default_rng(0), {}, {}
     for person in range(40):
         grey = np.rint(draw(21, person, 96)[0] * 255).astype(np.uint8)
@@ -286,7 +291,7 @@ def test_splitting_by_images_leaks_and_by_groups_does_not(tmp_path):
         right = 0
         for record in test:
             seen = thumbnails[record.path]
-            views = [seen, seen[:, ::-1]]  # a network learns as much from flipped training images
+            views = [seen, seen[:, ::-1]]  # a network also learns from flipped training images
             far = [min(np.abs(view - thumbnails[r.path]).mean() for view in views) for r in train]
             right += train[int(np.argmin(far))].label == record.label
         return right / len(test)
@@ -299,7 +304,7 @@ def test_splitting_by_images_leaks_and_by_groups_does_not(tmp_path):
         people = [{r.path.name[:2] for r in each.where(name).records} for name in ("train", "valid", "test")]
         assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
     assert np.mean([score(each) for each in by_image]) > 0.85
-    assert np.mean([score(each) for each in by_group]) < 0.7  # about 100 images of 25 patients, a standard error of .1
+    assert np.mean([score(each) for each in by_group]) < 0.7  # about 100 images of 25 patients: a standard error of .1
 
 
 def test_with_real_files_through_a_manifest(pictures, tmp_path):

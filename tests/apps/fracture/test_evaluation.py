@@ -1,4 +1,4 @@
-"""From images to a report: predicting, parts and patients, baselines, what a run's folder gets."""
+"""Tests of evaluation from images to a report: predictions, groups and patients, baselines, files in a run's folder."""
 
 import json
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.evaluation import NAMES, SIZE, drawn_table, narrow, table, tables_from, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
-pytest.importorskip("PIL", reason="Pillow is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
+pytest.importorskip("PIL", reason="Pillow is in the extra se_fused[train]")
 
 from se_fused.__main__ import main
 from se_fused._errors import InputError
@@ -42,7 +42,7 @@ def test_predictions_are_the_networks(tmp_path):
     classifier.model.eval()
     images = torch.stack([load_radiograph(r.path, SIZE) for r in manifest.records])
     expected = classifier.probabilities(images).double()
-    # Batches of another size add up in another order.
+    # Batches of another size sum in another order.
     np.testing.assert_allclose(found.probabilities, expected / expected.sum(1, keepdim=True), rtol=0, atol=1e-5)
     assert found.probabilities.sum(1) == pytest.approx(1, abs=1e-12)
     assert found.paths == tuple(str(r.path) for r in manifest.records)
@@ -93,7 +93,7 @@ def test_labels_outside_the_list_are_refused(tmp_path):
         predict_manifest(narrow(), Manifest(()))
 
 
-# ---- parts
+# ---- groups
 def test_patients_are_the_mean_of_their_images():
     predictions = table(
         [0, 0, 1, 1, 1, 0],
@@ -101,7 +101,7 @@ def test_patients_are_the_mean_of_their_images():
         ["a", "a", "b", "b", "", "b"],
     )
     found, conflicting = by_patient(predictions)
-    assert found.patients == ("a",) and conflicting == 1  # b has two labels; the image without a patient is in neither
+    assert found.patients == ("a",) and conflicting == 1  # b has two labels; an image without a patient counts in none
     assert found.probabilities[0] == pytest.approx([0.55, 0.45]) and found.predicted[0] == 0
     assert len(by_study(predictions)[0]) == 0
     found, conflicting = by_patient(predictions.take(np.arange(4)))
@@ -114,7 +114,7 @@ def test_groups_do_not_say_the_same_twice():
     predictions = drawn_table(20)
     found = groups(predictions)
     assert list(found) == ["patients"] and found["patients"]["count"] == 10
-    assert groups(drawn_table(20, images=1)) == {}  # one image each
+    assert groups(drawn_table(20, images=1)) == {}  # one image for each
     assert groups(tables_from([0, 1], [0, 1])) == {}
 
 
@@ -176,7 +176,7 @@ def test_evaluate_is_plain_json():
     found = evaluate(predictions, draws=50)
     json.dumps(found, allow_nan=False)
     assert found["metrics"] == metrics(predictions) and list(found["views"]) == ["AP", "lateral"]
-    # One patient only, and classes without images: nothing to draw from, and still figures.
+    # With one patient and classes without images there are no draws, but still figures.
     odd = evaluate(tables_from([0, 0, 1], [0, 0, 0], patients=["a"] * 3), draws=50)
     json.dumps(odd, allow_nan=False)
     assert odd["intervals"]["figures"]["accuracy"] == pytest.approx([2 / 3, 2 / 3])
@@ -190,7 +190,7 @@ def test_percent_as_the_paper_prints_it():
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run: its images beside it, one of them damaged."""
+    """A finished run with its images, one of them damaged."""
     manifest = write_images(tmp_path / "data", 12, damaged=["p10_AP.png"])
     rows = ["path,x0,y0,x1,y1,visible,hairline"]
     rows += [f"images/{r.path.name}," + ("8,10,24,14,1,0" if r.label != "none" else ",,,,,") for r in manifest.records]

@@ -1,4 +1,4 @@
-"""Exported classifiers: the same probabilities elsewhere, without se_fused, and what the files say of themselves."""
+"""Tests of exported classifiers: the same probabilities without se_fused, and the information stored in the files."""
 
 import copy
 import json
@@ -75,7 +75,7 @@ def small(name: str) -> Classifier:
 
 
 def tiny(**about: object) -> Classifier:
-    """As a classifier's file cannot hold it: one convolution."""
+    """A model that a classifier's file cannot store: one convolution."""
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     return Classifier(model, CLASSES, Preprocessing(SIZE, 0.4, 0.2), "tiny", {"stem_channels": 8}, dict(about))
 
@@ -87,7 +87,7 @@ def truth(ours: Classifier, images: Tensor) -> Tensor:
 
 
 def elsewhere(kind: str, path: Path, ours: Classifier) -> None:
-    """In a process that cannot import us, on a batch of another size; and what it says of itself."""
+    """Check the file and its information in a process that cannot import se_fused, with another batch size."""
     images = torch.rand(5, 1, SIZE, SIZE)
     expected = truth(ours, images)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def elsewhere(kind: str, path: Path, ours: Classifier) -> None:
     [
         ("seresnet18", "program"),
         ("unet", "onnx"),
-        *(pytest.param(name, "onnx", marks=pytest.mark.slow) for name in ("seresnet50", "resnet50", "densenet121")),
+        *(pytest.param(name, "onnx", marks=pytest.mark.nightly) for name in ("seresnet50", "resnet50", "densenet121")),
     ],
 )
 def test_the_file_gives_the_same_probabilities_without_us(name: str, kind: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_file_gives_the_same_probabilities_without_us(name: str, kind: str, 
     elsewhere(kind, path, ours)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_aot_inductor(tmp_path: Path) -> None:
     ours = small("seresnet18")
     ours.about["source"] = "synthetic"

@@ -1,4 +1,4 @@
-"""Grad-CAM against the definition, on all four systems; boxes on letterboxed images; scores of heat by hand."""
+"""Tests of Grad-CAM: against its definition on all four systems, boxes on letterboxed images, scores by hand."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from support.evaluation import NARROW, SIZE, narrow, tables_from, write_images
 
-pytest.importorskip("sklearn", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+pytest.importorskip("sklearn", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused import use_backend
 from se_fused._errors import InputError
@@ -26,9 +26,9 @@ from se_fused.models._classifier import ImageClassifier
 
 
 def by_definition(model, images, classes):
-    """Selvaraju's equations 1 and 2, one image after the other, with slopes through the whole network.
+    """Selvaraju's equations 1 and 2, for one image after another, with gradients through the whole network.
 
-    The choice of the layer and the laying over the image are test_heat.py's.
+    test_heat.py tests the choice of the layer and the position over the image.
     """
     layer, maps = _chosen_layer(model, images), []
     for image, wanted in zip(images, classes, strict=True):
@@ -56,7 +56,7 @@ def test_every_system_as_defined(name):
     assert found.shape == (3, 2 * SIZE, 2 * SIZE) and found.dtype == torch.float32
     assert found.min() >= 0 and ((found.amax((1, 2)) == 1) | (found.amax((1, 2)) == 0)).all()
     assert found.amax() == 1
-    # Enlarged and divided in float32.
+    # The map is enlarged and divided in float32.
     torch.testing.assert_close(found, by_definition(model, images, [0, 2, 1]), rtol=0, atol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_fused_kernels_give_the_same_maps(name):
 
 
 class Corners(ImageClassifier):
-    """Class 0 looks at the image's bright places, class 1 at its dark ones, class 2 at nothing."""
+    """Class 0 depends on the image's bright places, class 1 on its dark ones; no place supports class 2."""
 
     def __init__(self):
         super().__init__(1, 0.0)
@@ -95,7 +95,7 @@ def test_heat_lies_where_the_class_was_seen():
     assert found[0].argmax() == 0 and found[0, 16:].sum() == 0
     row, column = divmod(int(found[1].argmax()), 32)
     assert row >= 28 and 16 <= column < 24 and found[1, :16].sum() == 0
-    # The predicted class where none is given; nothing speaks for class 2, which is all zeros and not NaN.
+    # Without `classes`, the predicted class is used. No feature supports class 2, so its map is zero, not NaN.
     assert torch.equal(grad_cam(model, images)[0], found[0])
     assert grad_cam(model, images, [2, 2]).abs().sum() == 0
 
@@ -121,21 +121,21 @@ def test_boxes_lie_where_the_letterbox_puts_them(tmp_path, shape):
     picture = load_radiograph(tmp_path / "a.png", 64)[0].numpy()
     rows, columns = (np.flatnonzero(picture.max(axis) > 0.5) for axis in (1, 0))
     found = box_on(box, height, width, 64)
-    # The picture's edges are whole pixels; a box's are not.
+    # The image's edges are whole pixels, but those of a box are not.
     assert found == pytest.approx((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), abs=1.01)
 
 
 def test_pointing_game_and_energy_by_hand():
     heat = np.zeros((4, 8, 8), np.float32)
-    heat[0, 2, 3], heat[0, 7, 7] = 1.0, 0.5  # the hottest pixel is in the box
-    heat[1, 2, 3], heat[1, 7, 7] = 0.5, 1.0  # it is not
-    heat[2] = 0.7  # points nowhere
+    heat[0, 2, 3], heat[0, 7, 7] = 1.0, 0.5  # the maximum is in the box
+    heat[1, 2, 3], heat[1, 7, 7] = 0.5, 1.0  # the maximum is outside
+    heat[2] = 0.7  # no maximum
     boxes = [(3, 2, 5, 4)] * 4
     assert pointing_game(heat, boxes).tolist() == [True, False, False, False]
     energy = energy_in_box(heat, boxes)
     assert energy[:3] == pytest.approx([2 / 3, 1 / 3, 4 / 64]) and np.isnan(energy[3])
     assert pointing_game(heat[2:3], [(0, 0, 8, 8)]).tolist() == [False]
-    # A box within one pixel is that pixel.
+    # A box inside one pixel is that pixel.
     assert pointing_game(heat[:1], [(3.6, 2.6, 3.9, 2.9)]).tolist() == [True]
 
 
@@ -163,10 +163,10 @@ def test_localisation_of_a_set_with_boxes(tmp_path):
     found = localisation(classifier, predictions, cracks)
     seen = [i for i, r in enumerate(manifest.records) if r.label != "none" and i % 4 != 0]
     assert found["images"] == len(seen)
-    # 16 by 4 pixels of 32 by 32.
+    # 16 by 4 of 32 by 32 pixels.
     assert found["box_share"] == pytest.approx(64 / 1024)
     _, heat = heat_maps(classifier, [predictions.paths[i] for i in seen], predictions.labels[seen].tolist(), batch=3)
-    boxes = [(8, 8, 24, 12)] * len(seen)  # 24 rows of 32: 4 rows of black above
+    boxes = [(8, 8, 24, 12)] * len(seen)  # 24 rows of 32: 4 black rows above
     assert found["pointing_game"] == pytest.approx(pointing_game(heat.numpy(), boxes).mean())
     assert found["energy_in_box"] == pytest.approx(np.nanmean(energy_in_box(heat.numpy(), boxes)))
     assert found["right"]["images"] == 0 and found["right"]["pointing_game"] is None

@@ -1,4 +1,4 @@
-"""Loading radiographs from files that the tests write themselves."""
+"""Tests of loading radiographs, with files that the tests write."""
 
 import sys
 
@@ -12,7 +12,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
-    """An 8-bit picture without symmetry, from black to white."""
+    """An 8-bit image without symmetry, from black to white."""
     y, x = np.mgrid[0:height, 0:width]
     return np.round(255 * (0.75 * x / (width - 1) + 0.25 * (y / (height - 1)) ** 2)).astype(np.uint8)
 
@@ -53,7 +53,7 @@ def test_32_bit_integers_and_floats(tmp_path):
         loaded = load_radiograph(save(tmp_path / f"{name}.tif", array), 60)[0, 10:50]
         torch.testing.assert_close(loaded, expected, atol=1e-6, rtol=0, msg=name)
     dim = load_radiograph(save(tmp_path / "dim.tif", eight.astype(np.float32) / 510), 60)[0, 10:50]
-    torch.testing.assert_close(dim, expected / 2, atol=1e-6, rtol=0)  # floats in [0, 1] are not stretched
+    torch.testing.assert_close(dim, expected / 2, atol=1e-6, rtol=0)  # floats in [0, 1] are not scaled
     holes = eight.astype(np.float32)
     holes[3, 3] = np.nan
     with pytest.raises(ValueError, match=r"holes\.tif.*NaN"):
@@ -61,7 +61,7 @@ def test_32_bit_integers_and_floats(tmp_path):
 
 
 def test_deep_white_is_zero_tiffs_are_turned_positive(tmp_path):
-    """Pillow inverts such TIFFs of 8 bits, not those of 16."""
+    """TIFFs where zero is white are inverted; Pillow inverts those with 8 bits, but not those with 16."""
     for array in (ramp(), ramp().astype(np.uint16) * 257):
         path = save(tmp_path / f"{array.dtype}.tif", array)
         expected = 1 - load_radiograph(path, 60)[0, 10:50]
@@ -150,7 +150,7 @@ def test_letterbox_keeps_the_proportions(tmp_path, height, width):
 def test_resizing_averages_and_stays_in_float(tmp_path):
     snow = np.random.default_rng(0).integers(0, 2, (200, 200), np.uint8) * 255
     grey = load_radiograph(save(tmp_path / "snow.png", snow), 20)
-    assert abs(grey.mean() - 0.5) < 0.02 and grey.std() < 0.08  # 0.25 where it takes four pixels of each hundred
+    assert abs(grey.mean() - 0.5) < 0.02 and grey.std() < 0.08  # 0.25 if it used four pixels of each hundred
     faint = np.tile(np.linspace(30000, 30100, 200).round().astype(np.uint16), (200, 1))
     assert len(load_radiograph(save(tmp_path / "faint.png", faint), 50)[0, 25].unique()) > 40
 

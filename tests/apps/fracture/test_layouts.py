@@ -1,4 +1,4 @@
-"""Each data set as it is shipped, in tiny, becomes the manifest that it should."""
+"""Tests of each data set's layout: a tiny copy becomes the right manifest."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def table(manifest, *columns):
 
 
 def named(manifest, *columns):
-    """{file name: (columns...)}; every path exists."""
+    """{file name: (columns...)}, after a check that every path exists."""
     assert all(record.path.is_absolute() and record.path.is_file() for record in manifest.records)
     rows = table(manifest, *columns)
     return {r.path.name: row[0] if len(columns) == 1 else row for r, row in zip(manifest.records, rows, strict=True)}
@@ -61,7 +61,7 @@ def test_folders_without_splits(tmp_path):
 
 
 def test_folders_with_splits(tmp_path):
-    """As the multi-region set has them: val, a space in a name, and here two spellings."""
+    """Folders with splits are read as in the multi-region set: val, a space in a name, and here two spellings."""
     root = pictures(tmp_path, "train/fractured/1.png", "train/not fractured/2.png", "val/Fractured/3.png")
     pictures(root, "test/fractured/4.jpg", "extra/5.png", "train/6.png")
     (root / "val" / "not fractured").mkdir()
@@ -340,7 +340,7 @@ def test_hbfmid(tmp_path):
         "1 left out, without a label file: test/images/e2_jpg.rf.0008.jpg",
     }
     text(root / "data.yaml", "names: {0: Comminuted, 1: Spiral, 2: Oblique}\n")
-    other = layouts.read(root)  # no class that means none
+    other = layouts.read(root)  # no class stands for no fracture
     assert "1 left out, without a box: valid/images/d2_jpg.rf.0006.jpg" in other.notes
     label = text(root / "train" / "labels" / "a1_jpg.rf.0001.txt", "3 .5 .5 .1 .1")
     refused(r"a1_jpg\.rf\.0001\.txt: line 1: class must be 0 to 2; got '3'", root)
@@ -371,7 +371,7 @@ def test_dicom_folders(tmp_path):
     )
     assert not any(word in str(found) for word in ("HOSPITAL", "SECRET", "DOE", "1.2.1"))
     picture(root / "none" / "x.png")
-    refused("the class has no images", root, "folders")  # fracture holds none of the kind
+    refused("the class has no images", root, "folders")  # fracture/ has no such file
     picture(root / "fracture" / "y.png")
     refused("matches the layouts folders and dicom; choose one with --layout", root)
     assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out; --layout folders reads them"

@@ -1,4 +1,4 @@
-"""Losses against their definitions, in float64."""
+"""Tests of the losses against their definitions, in float64."""
 
 import math
 
@@ -14,7 +14,7 @@ from se_fused.apps.fracture.training.losses import make_loss
 
 
 def definition(logits, labels, gamma, alpha, smoothing):
-    """Lin et al.'s equation 5, term by term."""
+    """Lin et al.'s equation 5, written term by term."""
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         top = max(row)
@@ -33,7 +33,7 @@ def test_focal_loss_is_its_definition(gamma, smoothing):
     labels = torch.tensor([0, 3, 2, 1, 1, 0, 3])
     alpha = torch.tensor([0.5, 1.0, 2.0, 0.25], dtype=torch.float64)
     wanted = definition(logits, labels, gamma, alpha.tolist(), smoothing)
-    # 28 terms, each a handful of float64 roundings
+    # 28 terms, each with a few float64 roundings.
     assert focal_loss(logits, labels, gamma, alpha, smoothing).item() == pytest.approx(wanted, rel=1e-13)
 
 
@@ -52,7 +52,7 @@ def test_focal_gradient(gamma):
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_focal_loss_of_certainty(gamma):
-    """p = 1 to the last bit: no NaN out of 0 ** gamma's slope."""
+    """The focal loss has finite gradients if p is exactly 1, where the slope of 0 ** gamma could give NaN."""
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
     loss = focal_loss(logits, torch.tensor([0, 0]), gamma)
     loss.backward()
@@ -72,7 +72,7 @@ def test_class_weights_are_their_formulas():
 
 
 def test_weighted_loss_is_a_mean_over_images():
-    """Of batches together as of each: F.cross_entropy's own weighted mean is not."""
+    """The weighted loss of a batch is the mean of the losses of its parts, unlike F.cross_entropy's weighted mean."""
     logits, labels = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     for kind in ("cross_entropy", "focal"):

@@ -1,4 +1,4 @@
-"""Metrics of predictions, by hand and against scikit-learn; the paper's figures against what averages can be."""
+"""Tests of the metrics by hand and against scikit-learn, and of the paper's figures against bounds of averages."""
 
 import json
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.evaluation import drawn_table, table, tables_from
 
-sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is of the extra se_fused[train]")
-pytest.importorskip("torchmetrics", reason="torchmetrics is of the extra se_fused[train]")
+sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra se_fused[train]")
+pytest.importorskip("torchmetrics", reason="torchmetrics is in the extra se_fused[train]")
 
 from se_fused._errors import InputError  # noqa: E402
 from se_fused.apps.fracture.evaluation import (  # noqa: E402
@@ -18,7 +18,7 @@ from se_fused.apps.fracture.evaluation import (  # noqa: E402
 )
 from se_fused.apps.fracture.evaluation.metrics import BINS  # noqa: E402
 
-# torchmetrics counts exactly and divides in float32: a few roundings.
+# torchmetrics counts exactly and divides in float32, with a few roundings.
 CLOSE = 1e-6
 
 
@@ -28,7 +28,7 @@ def test_by_hand():
     found = metrics(tables_from(said, labels))
     assert found["confusion"] == [[3, 1, 1], [1, 2, 0], [0, 0, 2]]
     assert found["accuracy"] == 0.7
-    # One against the rest: 3, 2 and 1 images are wrong of 10 in the three two-class problems.
+    # One against the rest: in the three two-class problems 3, 2 and 1 of 10 images are wrong.
     assert found["accuracy_one_vs_rest"] == pytest.approx((0.7 + 0.8 + 0.9) / 3)
     rows = found["per_class"]
     precision, recall = (3 / 4, 2 / 3, 2 / 3), (3 / 5, 2 / 3, 1)
@@ -41,7 +41,7 @@ def test_by_hand():
     assert found["recall_weighted"] == pytest.approx(found["accuracy"], abs=CLOSE)
     assert found["balanced_accuracy"] == found["recall_macro"]
     assert found["any_fracture"]["sensitivity"] == 4 / 5 and found["any_fracture"]["specificity"] == 3 / 5
-    assert found["brier"] == pytest.approx(0.6)  # of each wrong one 2
+    assert found["brier"] == pytest.approx(0.6)  # 2 for each wrong one
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
@@ -77,7 +77,7 @@ def test_calibration_error_by_bins():
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
     assert metrics(predictions)["calibration_error"] == pytest.approx(expected, abs=CLOSE)
-    # Sure and always right; sure and right half of the time.
+    # Certain and always right; certain and right half of the time.
     assert metrics(tables_from([0, 1], [0, 1]))["calibration_error"] == pytest.approx(0, abs=CLOSE)
     assert metrics(tables_from([0, 1], [0, 2]))["calibration_error"] == pytest.approx(0.5, abs=CLOSE)
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_judged_is_refused():
 
 
 def matrices(count=400):
-    """Confusion matrices of all kinds: even, sparse, skewed."""
+    """Even, sparse and skewed confusion matrices."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         size = int(rng.integers(2, 8))
@@ -138,12 +138,15 @@ def test_one_vs_rest_accuracy_is_a_function_of_accuracy():
     for matrix in matrices():
         accuracy = np.trace(matrix) / matrix.sum()
         assert accuracy_one_vs_rest(matrix) == pytest.approx(1 - 2 * (1 - accuracy) / len(matrix))
-    # Always one class of six balanced ones: 1/6 right, and yet 72 %.
+    # One class for all images of six balanced classes: 1/6 is right, but this accuracy is 72 %.
     assert accuracy_one_vs_rest(np.array([[10, 0, 0, 0, 0, 0]] * 6)) == pytest.approx(0.7222, abs=1e-4)
 
 
 def test_no_confusion_matrix_has_an_f1_above_precision_and_recall():
-    """Averaged over classes in any of the ways, F1 stays at or below the larger: so two rows of the paper cannot be."""
+    """F1, averaged over classes in any way, is at most the larger of precision and recall.
+
+    So two rows of the paper are impossible.
+    """
     tried = 0
     for matrix in matrices(80):
         labels, said = rows_of(matrix)

@@ -1,4 +1,4 @@
-"""The synthetic phantoms: reproducible, in range, and telling their class by the fracture alone."""
+"""Tests of the synthetic phantoms: reproducible, in range, and different between classes by the fracture only."""
 
 import sys
 
@@ -26,7 +26,7 @@ def test_every_class_is_a_finite_grey_picture(name, size):
     for index in range(2):
         image, _ = draw(5, index, size, name)
         assert image.shape == (size, size) and image.dtype == np.float32 and image.flags.c_contiguous
-        assert 0 <= image.min() < 0.1 and 0.7 < image.max() <= 1  # NaN fails these too
+        assert 0 <= image.min() < 0.1 and 0.7 < image.max() <= 1  # also fails for NaN
         assert image.std() > 0.1
 
 
@@ -36,7 +36,7 @@ def test_an_image_depends_on_seed_and_index_alone():
     np.random.default_rng().random()
     again, same_label = draw(3, 7, 64)
     assert np.array_equal(image, again) and label == same_label
-    for seed, index in ((3, 8), (4, 7)):  # another limb, not just another noise
+    for seed, index in ((3, 8), (4, 7)):  # another limb, not only other noise
         assert np.abs(image - draw(seed, index, 64, label)[0]).mean() > 0.08
 
 
@@ -79,7 +79,7 @@ def test_classes_differ_from_each_other():
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_nothing_but_the_fracture_knows_the_class(name, monkeypatch):
-    """With a fracture that takes nothing away, every class is the same picture to the last bit."""
+    """With a fracture that changes nothing, the images of all classes are bit-identical."""
     monkeypatch.setattr(drawing, "fracture", lambda kind, *_: fractures.Fracture(kind))
     for index in range(6):
         assert np.array_equal(draw(1, index, 64, name)[0], draw(1, index, 64, "none")[0])
@@ -100,13 +100,13 @@ def test_every_image_has_a_fracture_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_surroundings_do_not_depend_on_the_class(name):
-    """Off the moved bone collimator, soft tissue, noise and marker are bit-equal; little of it moves at the border."""
+    """Outside the moved bone, collimator, soft tissue, noise and marker are bit-identical; the border hardly moves."""
     border = []
     for index in range(8):
         same = draw(1, index, 96, name)[0] == draw(1, index, 96, "none")[0]
         assert same.mean() > 0.5, index
         corners = same[:6, :6], same[:6, -6:], same[-6:, :6], same[-6:, -6:]
-        assert sum(corner.all() for corner in corners) >= 3, index  # an inclined bone may leave through one corner
+        assert sum(corner.all() for corner in corners) >= 3, index  # an inclined bone may reach one corner
         border.append(np.concatenate([same[:, :4].ravel(), same[:, -4:].ravel()]).mean())
     assert np.mean(border) > 0.9
 
@@ -136,7 +136,7 @@ def test_segments_are_filled_as_by_a_fine_sum():
 
 @pytest.mark.parametrize("kind", ["plane", "helix"])
 def test_two_closed_halves_make_the_whole_bone(kind):
-    """A cut takes nothing away: the path lengths of both sides add up to the uncut tube's."""
+    """A cut removes nothing: the path lengths of both halves add up to those of the uncut tube."""
     rng = np.random.default_rng(4)
     radius = 12.0
     bone = bones.Bone(radius, 0.3, 1.05, (2.0, 1.0), 64.0, 90.0, 0.6, np.array([0.1, 2.0, 4.0]))
@@ -157,7 +157,10 @@ def test_two_closed_halves_make_the_whole_bone(kind):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_lengths_are_those_of_a_fine_sum_along_the_rays(name):
-    """Rays that a fragment's centre line seems to settle, and five nodes a wall, miss nothing of the surfaces."""
+    """Path lengths agree with fine sums along the rays.
+
+    The shortcut for rays that a fragment's centre line seems to settle, and five nodes per wall, miss no surface.
+    """
     radius, turn = 12.0, 0.6
     bone = bones.Bone(radius, 0.3, 1.0, (0.0, 0.0), 64.0, 400.0, 0.6, np.array([0.1, 2.0, 4.0]))
     y, x = (np.mgrid[0:96, 0:64] - [[[47.5]], [[31.5]]]).astype(np.float32)
@@ -170,7 +173,7 @@ def test_lengths_are_those_of_a_fine_sum_along_the_rays(name):
         found = bones.project(bone, turn, x, y, [bones.Fragment(part.solid)], broken.zone)
         expected = (np.clip(part.solid(p, q, s + 0 * p) + 0.5, 0, 1).mean(0) * 2 * half).reshape(x.shape)
         error = np.abs(found.compact + found.marrow - expected)
-        # Nodes are 0.15 radii apart at most (0.7·2/10); at each of two ends a bump may hide between a pair of them.
+        # Nodes are at most 0.15 radii apart (0.7·2/10); at each of two ends, a bump may hide between two of them.
         assert error.max() < 0.3 * radius and error.mean() < 0.004 * radius, (error.max(), error.mean())
 
 

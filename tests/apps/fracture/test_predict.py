@@ -1,4 +1,4 @@
-"""Prediction: which files are taken, what comes out for them, and what the command leaves behind."""
+"""Tests of prediction: the files that are read, the results, and the files that the command writes."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def invoke(*arguments: object):
     return CliRunner().invoke(cli.app, ["fracture", *map(str, arguments)])
 
 
-# ---- which files
+# ---- the files that are read
 def test_folders_files_and_manifests_name_images_once_in_natural_order(tmp_path: Path) -> None:
     for name in ("10.png", "2.png", "b/1.png", ".hidden.png", "__MACOSX/3.png", ".git/4.png"):
         picture(tmp_path / "in" / name)
@@ -57,9 +57,9 @@ def test_folders_files_and_manifests_name_images_once_in_natural_order(tmp_path:
     assert (first.label, first.patient, first.study) == ("spiral", "p1", "s1")
 
 
-# ---- what comes out
+# ---- the results
 def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
-    """Batches, readers and the optimised network change nothing; a damaged file is named, in its place nothing."""
+    """Predictions are the network's for any batch, reader and optimisation; damaged files are named and left out."""
     pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     paths = [picture(tmp_path / f"{i}.png", i) for i in range(5)]
     (tmp_path / "3.png").write_bytes(paths[3].read_bytes()[:300])
@@ -91,7 +91,7 @@ def test_prediction_and_evaluation_agree(tmp_path: Path) -> None:
     for tta in (False, True):
         theirs = predict_manifest(ours, Manifest(records), batch=2, tta=tta)
         mine = Predictor(ours, batch=2, tta=tta, optimize=False).predict(tmp_path / "set.csv")
-        # the mean of two is taken in float32 there, in float64 here
+        # evaluation takes the mean of two in float32, prediction in float64
         np.testing.assert_allclose(mine.probabilities, theirs.probabilities, rtol=0, atol=EPS if tta else 0)
         assert (mine.labels == theirs.labels).all() and mine.patients == theirs.patients and mine.studies
 
@@ -106,7 +106,7 @@ def test_an_ensemble_is_the_mean_and_keeps_each_preprocessing(tmp_path: Path) ->
     alone = [Predictor(m, optimize=False).predict(path).probabilities for m in members]
     together = Predictor(files, optimize=False).predict(path).probabilities
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
-    np.testing.assert_allclose(together, (alone[0] + alone[1]) / 2, rtol=0, atol=EPS)  # rows of float32 sum to 1 nearly
+    np.testing.assert_allclose(together, (alone[0] + alone[1]) / 2, rtol=0, atol=EPS)  # rows of float32 sum nearly to 1
     with pytest.raises(InputError, match=r"its classes are a, b.*but the first classifier's are none, oblique, spiral"):
         Predictor([members[0], classifier(classes=("a", "b"))])
 
@@ -119,7 +119,7 @@ def test_mirror_images_are_averaged(tmp_path: Path) -> None:
     plain = Predictor(ours, optimize=False).predict([path, tmp_path / "b.png"]).probabilities
     both = Predictor(ours, optimize=False, tta=True).predict([path, tmp_path / "b.png"]).probabilities
     assert np.abs(plain[0] - plain[1]).max() > 1e-3
-    # letterboxing mirrors with the picture up to the order of its sums
+    # letterboxing commutes with mirroring, except for the order of its sums
     np.testing.assert_allclose(both[0], plain.mean(0), atol=100 * EPS)
     np.testing.assert_allclose(both[0], both[1], atol=100 * EPS)
 
@@ -169,7 +169,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
 
 # ---- heat maps
 def test_heat_lies_where_the_picture_lies() -> None:
-    """A spot of the picture, letterboxed as the network sees it, comes back to its own pixels; wide and tall."""
+    """A spot in a letterboxed image is mapped back to its own pixels, for wide and tall images."""
     for shape, spot in (((40, 80), (10, 60)), ((80, 40), (60, 10)), ((33, 50), (30, 5))):
         grey = np.zeros(shape, np.float32)
         grey[spot[0] - 2 : spot[0] + 3, spot[1] - 2 : spot[1] + 3] = 1

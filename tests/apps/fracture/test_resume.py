@@ -1,4 +1,4 @@
-"""Runs that are stopped: killed, out of disk, with a damaged checkpoint. What goes on must end as an unbroken run."""
+"""Tests of interrupted runs: killed, with a full disk, a damaged checkpoint. A resumed run ends like a whole one."""
 
 import csv
 import errno
@@ -48,9 +48,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         ).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
-    """SIGKILL in the middle, in processes of their own, with all that has a state: EMA, dropout, workers, balance."""
+    """A run killed by SIGKILL and resumed ends like an uninterrupted one, with all kinds of state.
+
+    The killed and the resumed run are processes, with EMA, dropout, workers and balanced sampling.
+    """
     values = {"training__epochs": 5, "model__options__drop_rate": 0.2, "data__sampling": "balanced",
               "training__patience": 4, "training__accumulate": 2, "data__workers": 1}  # fmt: skip
     whole = train(small_config(manifest, tmp_path / "whole", **values))
@@ -59,7 +62,7 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
 
     broken = start(*command)
     history = tmp_path / "broken" / "logs" / "metrics.csv"
-    while not history.exists() or len(history.read_text().splitlines()) < 3:  # two epochs are over
+    while not history.exists() or len(history.read_text().splitlines()) < 3:  # until two epochs are over
         assert broken.poll() is None, broken.communicate()
         time.sleep(0.002)
     broken.send_signal(signal.SIGKILL)
@@ -71,12 +74,12 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
 
     code, out, err = finish(start(*command, "--resume"))
     assert code == 0, err
-    assert "resumed" in out and "epoch   1/5" not in err, "it went on, and did not begin anew"
+    assert "resumed" in out and "epoch   1/5" not in err, "the run was resumed, not started anew"
     assert_same_run(whole, tmp_path / "broken")
 
 
 def interrupted(config, monkeypatch, epoch: int) -> None:
-    """Train until `epoch` ends, and stop as at a plug that is pulled: right after its checkpoint."""
+    """Train until `epoch` ends, and stop right after its checkpoint, as in a power failure."""
 
     class Pulled(Exception):
         pass
@@ -96,7 +99,7 @@ def interrupted(config, monkeypatch, epoch: int) -> None:
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_resumed_after_any_epoch(manifest, tmp_path, monkeypatch, epoch):
-    """Also after the last one, where nothing is left but the results."""
+    """A run can be resumed after any epoch, also after the last one, when only the results are missing."""
     kept = train(small_config(manifest, tmp_path / "whole", training__epochs=3))
     config = small_config(manifest, tmp_path / "broken", training__epochs=3)
     interrupted(config, monkeypatch, epoch)
@@ -107,7 +110,7 @@ def test_resumed_after_any_epoch(manifest, tmp_path, monkeypatch, epoch):
 
 
 def test_early_stop_is_remembered(manifest, tmp_path, monkeypatch):
-    """Killed between the stop and the results, a run does not train on."""
+    """A run that was killed between its early stop and its results does not continue training."""
     values = {"training__epochs": 9, "training__patience": 1, "training__learning_rate": 1e-9, "training__ema": 0.0}
     kept = train(small_config(manifest, tmp_path / "whole", **values))
     stopped = len(rows(kept))
@@ -126,7 +129,7 @@ def test_resume_refuses_another_run(manifest, tmp_path, monkeypatch):
     assert prepare_run(config.with_values({"data.workers": 0, "data.cache": "none"}), resume=True) is not None
     image = sorted(manifest.parent.glob("*.png"))[0]
     content = image.read_bytes()
-    try:  # another training image under the same name
+    try:  # another training image with the same name
         image.write_bytes(sorted(manifest.parent.glob("*.png"))[-1].read_bytes())
         with pytest.raises(InputError, match=r"last.ckpt: the run's images have changed since it began"):
             train(config, resume=True)
@@ -136,7 +139,7 @@ def test_resume_refuses_another_run(manifest, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "other"])
 def test_corrupt_checkpoint_is_named(manifest, tmp_path, monkeypatch, damage):
-    """And never passed over in silence by beginning anew."""
+    """A damaged checkpoint is an error that names the file, and the run is not started anew."""
     config = small_config(manifest, tmp_path / "run", training__epochs=2)
     interrupted(config, monkeypatch, 0)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""The local page's server: what it answers, what it refuses, and that it keeps nothing."""
+"""Tests of the local page's server: its answers, its refusals, and that it stores nothing."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 Image = pytest.importorskip("PIL.Image")
-# ruff: noqa: E402 (what may be missing is asked for first)
+# ruff: noqa: E402 (optional packages are checked first)
 from starlette.testclient import TestClient
 from support.classifier import CLASSES, classifier
 
@@ -36,7 +36,7 @@ STATIC = Path(serving.__file__).parent / "static"
 
 
 def png(seed: int = 0, shape: tuple[int, int] = (60, 40)) -> bytes:
-    """A 16-bit radiograph of noise."""
+    """A 16-bit radiograph of noise, as PNG."""
     values = np.random.default_rng(seed).integers(0, 65536, shape).astype(np.uint16)
     out = io.BytesIO()
     Image.fromarray(values).save(out, "PNG")
@@ -80,7 +80,7 @@ def opened(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-# ---- what it answers
+# ---- answers
 def test_a_radiograph_gets_probabilities_a_preview_and_a_heat_map(client: TestClient, predictor: Predictor) -> None:
     content = png()
     answer = client.post("/predict", content=content).json()
@@ -153,7 +153,7 @@ def test_the_page_s_files_are_in_the_package() -> None:
     assert {path.name for path in STATIC.iterdir()} == {"app.js", "icon.svg", "index.html", "style.css"}
 
 
-# ---- what it refuses
+# ---- refusals
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -183,7 +183,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     chunks = [len(c[4:]).to_bytes(4) + c + zlib.crc32(c).to_bytes(4) for c in (header, data, b"IEND")]
     bomb = client.post("/predict", content=b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     assert bomb.status_code == 422
-    # Pillow's own limit speaks first where the picture is far above it
+    # for much larger images, Pillow's own limit applies first
     assert re.search(r"900 million pixels|decompression bomb", bomb.json()["detail"])
     large = client.post("/predict", content=png(shape=(1, 100_001))[:5000])
     assert "million pixels; the limit is 0.1 million" in large.json()["detail"]
@@ -212,7 +212,7 @@ def test_too_large_is_refused_by_what_is_announced_and_while_it_arrives(client: 
 
 
 class _Stream:
-    """A request whose parts are counted as they are taken."""
+    """A request that counts the parts that were read."""
 
     def __init__(self, parts: int, pause: float = 0.0) -> None:
         self.headers: dict[str, str] = {}
@@ -236,7 +236,7 @@ def test_who_asks_before_sending_too_much_is_told_at_once() -> None:
 
 @pytest.fixture
 def address(predictor: Predictor) -> Iterator[str]:
-    """Of the application behind a real socket, which takes 60 kB."""
+    """The address of the application on a real socket, with a limit of 60 kB."""
     app = create_app(predictor, max_bytes=60_000)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -251,7 +251,10 @@ def address(predictor: Predictor) -> Iterator[str]:
 
 @pytest.mark.parametrize("size", [60_001, 119_999])
 def test_the_refusal_arrives_at_a_client_that_sends_before_it_listens(size: int, address: str) -> None:
-    """A browser does; closed too early, its connection is reset, and the page can only say a number."""
+    """A client that sends everything before it reads, as browsers do, receives the refusal.
+
+    If the connection were closed too early it would be reset, and the page could not show the reason.
+    """
     host, port = address.removeprefix("http://").split(":")
     for _ in range(20):
         with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -277,7 +280,7 @@ def test_an_upload_is_cut_off_at_the_limit_and_not_read_to_its_end() -> None:
     request = _Stream(100)
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(request, 5000, 10))  # type: ignore[arg-type]
-    assert error.value.status_code == 413 and request.taken == 11, "read away: as much again as is taken"
+    assert error.value.status_code == 413 and request.taken == 11, "as much again as the limit is read and discarded"
     with pytest.raises(upload.HTTPException) as error:
         asyncio.run(upload.read_body(_Stream(100, 0.02), 500_000, 0.1))  # type: ignore[arg-type]
     assert error.value.status_code == 408
@@ -347,7 +350,7 @@ def test_every_answer_is_guarded(address: str, client: TestClient) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-# ---- what it keeps: nothing
+# ---- nothing is stored
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_no_file_is_left_and_only_this_user_could_read_it(
     in_memory: bool, client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -373,7 +376,7 @@ def test_no_file_is_left_and_only_this_user_could_read_it(
 
 
 def test_one_computes_and_the_others_wait(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight at once, of which four may wait: never two in the network, and whoever waits gets his answer."""
+    """Of five requests at once, four are computed one after another, and the fifth is refused; max_waiting is 4."""
     inside, most, gate = [0], [0], threading.Lock()
     go, full = threading.Event(), threading.Barrier(5)
     answer = serving._answer
@@ -395,7 +398,7 @@ def test_one_computes_and_the_others_wait(predictor: Predictor, monkeypatch: pyt
         def send() -> None:
             full.wait(20)
             statuses.append(client.post("/predict", content=png()).status_code)
-            go.set()  # the first answer is the refusal: the others are held
+            go.set()  # the refusal comes first, because the other requests wait
 
         senders = [threading.Thread(target=send) for _ in range(5)]
         for sender in senders:

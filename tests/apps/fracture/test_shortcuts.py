@@ -1,10 +1,10 @@
-"""Nothing but the crack tells the class of a synthetic phantom: a forest that cannot see cracks stays at chance.
+"""Tests that a synthetic phantom's class shows in the crack only: a forest that cannot see cracks is at chance.
 
-Classes are balanced and patients are parted in the folds, so chance is 1/6, and the hits among N patients are binomial.
-The forest gets what a network could cheat with: the histogram of greys, the picture's border, and an 8×8 thumbnail. In
-a cell of that, an eighth of the picture wide, a crack of 0.12 to 0.24 radii is at most 3 % of the picture, so at most
-0.03/0.125 of the cell; a displaced end, up to 0.9 radii, could show, and so could an angulated bone, were it not that
-other bones have healed crooked and that the fracture may lie and move in any direction.
+Classes are balanced and patients are separated by the folds, so chance is 1/6, and the number of hits among N patients
+is binomial. The forest gets the features by which a network could cheat: the histogram of greys, the image's border,
+and an 8×8 thumbnail. In one of its cells, an eighth of the image wide, a crack of 0.12 to 0.24 radii is at most 3 % of
+the image, so at most 0.03/0.125 of the cell. A displaced end, up to 0.9 radii, or an angulated bone could show; but
+other bones have healed crooked, and the fracture may lie and move in any direction.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from se_fused.apps.fracture.synth.drawing import class_of
 
 pytest.importorskip("sklearn", reason="the forest is scikit-learn's")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 PATIENTS, SIZE, FOLDS = 420, 64, 5
 SURE = 3.09  # standard deviations; chance exceeds them once in a thousand times
@@ -39,26 +39,26 @@ def greys(images):
 
 
 def border(images, width=4):
-    """Means along the four edges, 16 of each, (N, 64)."""
+    """Means along the four edges, 16 for each, (N, 64)."""
     rows, columns = (images[:, :width], images[:, -width:]), (images[..., :width], images[..., -width:])
     edges = [part.mean(1) for part in rows] + [part.mean(2) for part in columns]
     return np.concatenate([edge.reshape(len(images), 16, -1).mean(2) for edge in edges], 1)
 
 
 def thumbnail(images):
-    """(N, 64)."""
+    """Means of 8×8 cells, (N, 64)."""
     cell = SIZE // 8
     return images.reshape(-1, 8, cell, 8, cell).mean((2, 4)).reshape(-1, 64)
 
 
 def audit(features):
-    """Share of patients whose class a forest tells, and AUROC of "none" against the rest; folds part patients."""
+    """Share of patients whose class a forest predicts, and AUROC of "none" against the rest, in folds of patients."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.metrics import roc_auc_score
 
     told = np.zeros((PATIENTS, len(CLASSES)))
     for fold in range(FOLDS):
-        held = np.arange(PATIENTS) % FOLDS == fold  # classes are spread evenly over six in a row, so over folds too
+        held = np.arange(PATIENTS) % FOLDS == fold  # each six in a row have all classes, so folds do too
         forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=fold)
         forest.fit(features[np.repeat(~held, 2)], np.repeat(LABELS[~held], 2))
         scores = forest.predict_proba(features[np.repeat(held, 2)])
@@ -67,7 +67,7 @@ def audit(features):
 
 
 def limits():
-    """What chance exceeds once in a thousand times: binomial hits, and Mann and Whitney's U."""
+    """Limits that chance exceeds once in a thousand times: of binomial hits, and of Mann and Whitney's U."""
     p, whole = 1 / len(CLASSES), (LABELS == 0).sum()
     deviation = np.sqrt((PATIENTS + 1) / (12 * whole * (PATIENTS - whole)))
     return p + SURE * np.sqrt(p * (1 - p) / PATIENTS), 0.5 + SURE * deviation

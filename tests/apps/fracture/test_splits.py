@@ -1,4 +1,4 @@
-"""Splits: no patient in two, the classes' shares kept, the same for the same seed, and one line for what cannot be."""
+"""Tests of the splits: no patient in two, equal class shares, reproducible by the seed, and errors of one line."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CLASSES = ("none", "transverse", "oblique", "spiral")
 
 
 def made(patients=120, seed=0, weights=(0.5, 0.3, 0.15, 0.05), mixed=False):
-    """Patients with 1 to 6 images; all of one class, or each image of its own."""
+    """Patients with 1 to 6 images, all of one class or, if `mixed`, each with its own."""
     rng, records = np.random.default_rng(seed), []
     for person in range(patients):
         label = rng.choice(CLASSES, p=weights)
@@ -39,14 +39,17 @@ def test_no_patient_is_parted_and_the_shares_are_kept(seed, mixed):
     counts = manifest.counts()
     for name in CLASSES:
         total = sum(counts[part][name] for part in SPLITS)
-        largest = 6  # images of one patient: nothing smaller can be moved
+        largest = 6  # images of one patient: no smaller part can be moved
         for part, share in zip(SPLITS, (0.7, 0.15, 0.15), strict=True):
             assert counts[part][name] > 0
             assert abs(counts[part][name] - share * total) <= largest / 2, (name, part)
 
 
 def test_better_balanced_than_sklearns():
-    """Why the split is our own: StratifiedGroupKFold knows no fractions but 1/k, and leaves the shares further off."""
+    """Class shares are at least as well balanced as those of sklearn's StratifiedGroupKFold.
+
+    That splitter only supports the fractions 1/k, so the application has its own.
+    """
     selection = pytest.importorskip("sklearn.model_selection")
     ours, theirs = [], []
     for seed in range(4):

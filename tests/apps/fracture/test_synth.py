@@ -1,4 +1,4 @@
-"""Sets of synthetic phantoms: patients with two views, where their cracks are, and what is written to disk."""
+"""Tests of sets of synthetic phantoms: patients with two views, positions of their cracks, and files on disk."""
 
 import csv
 import json
@@ -35,13 +35,13 @@ BROKEN = CLASSES[1:]
 
 
 def contents(folder):
-    """{name: bytes} of all files below, hidden ones too."""
+    """{name: bytes} of all files in a folder, including hidden ones."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
 def unmoved(monkeypatch):
-    """Fractures whose parts stay where they were, so that a picture changes at the crack only."""
+    """Make fractures without displacement, so that an image changes at the crack only."""
 
     def still(*arguments):
         broken = fractures.fracture(*arguments)
@@ -60,8 +60,8 @@ def test_a_patient_has_one_fracture_in_two_views():
             for name in ("radius", "gap", "displacement", "angulation", "tilt", "hairline"):
                 one, other = getattr(front.crack, name), getattr(side.crack, name)
                 assert one == other or (math.isnan(one) and math.isnan(other)), name
-            # The pose is 6 degrees off in each view (one deviation), so the parts of a vector are 20 at most from
-            # a right angle: |cos + sin| of what is left over moves the sum by sin(20°) at most.
+            # Each view's pose is 6 degrees off (one deviation), so the parts of a vector are at most 20 degrees from a
+            # right angle: the remaining |cos + sin| changes the sum by at most sin(20°).
             for name in ("displacement", "angulation"):
                 whole = getattr(front.crack, name)
                 parts = math.hypot(getattr(front.crack, name + "_seen"), getattr(side.crack, name + "_seen"))
@@ -89,7 +89,7 @@ def test_an_oblique_plane_is_a_line_edge_on_and_an_ellipse_en_face():
         broken = replace(broken, fragments=tuple(replace(f, shift=(0, 0, 0), lean=(0, 0)) for f in broken.fragments))
         cut = [exposure.expose(patient, broken, view, 0, index, 96, 0.0).cut.sum() for view in (0, 1)]
         ratios.append(cut[1] / cut[0])
-    # Edge-on only roughness and gap spread the rays that cross; en face it is the section's area times the tilt.
+    # Edge-on, only roughness and gap spread the crossing rays; en face, it is the section's area times the tilt.
     assert min(ratios) > 1.5 and np.median(ratios) > 2
 
 
@@ -103,10 +103,10 @@ def test_boxes_hold_what_the_fracture_changes(kind, unmoved):
             x0, y0, x1, y1 = broken.crack.box
             assert 0 <= x0 < x1 <= 96 and 0 <= y0 < y1 <= 96
             inside = changed[y0:y1, x0:x1]
-            # Unsharp masking's halo reaches further, but is small.
+            # The halo of unsharp masking reaches further, but is small.
             assert np.delete(changed.ravel(), np.ravel_multi_index(np.mgrid[y0:y1, x0:x1], (96, 96))).max() < 0.02
             rows, columns = np.flatnonzero((inside > 0.004).any(1)), np.flatnonzero((inside > 0.004).any(0))
-            if len(rows) and broken.crack.visible:  # and they are not larger than that, up to the 3 pixels of the edge
+            if len(rows) and broken.crack.visible:  # boxes are no larger, up to 3 pixels at each edge
                 sure += 1
                 assert np.ptp(rows) + 1 >= 0.6 * (y1 - y0) - 6 and np.ptp(columns) + 1 >= 0.6 * (x1 - x0) - 6
     assert sure >= 10
@@ -144,7 +144,7 @@ def test_difficulty_lowers_contrast_and_hides_more():
         if difficulty == 0:
             assert min(crack.radius / 96 for crack in cracks) >= 0.09
             assert min(crack.gap / crack.radius for crack in cracks) >= 0.10
-    assert contrast[0] > 1.1 * contrast[1] > 1.1 * 1.1 * contrast[2]  # of the same patients
+    assert contrast[0] > 1.1 * contrast[1] > 1.1 * 1.1 * contrast[2]  # for the same patients
     assert gaps[0] > 1.3 * gaps[1] > 1.3 * 1.3 * gaps[2] > 0
     assert visible[0] >= visible[1] > visible[2] and hairlines[0] < hairlines[2]
 
@@ -159,12 +159,15 @@ def test_names_of_difficulties():
 
 
 def test_a_seed_draws_what_it_drew_before():
-    """Whoever changes these figures changes the sets that others name by a seed: add one to GENERATOR too."""
+    """A seed gives the same images in every version: a change of these figures must add one to GENERATOR.
+
+    Otherwise sets that others identify by a seed would change.
+    """
     assert sets.GENERATOR == 1
     means = [
         draw(*what)[0].mean() for what in ((0, 0, 64, 0, 0), (0, 1, 64, 3, 0), (7, 5, 64, 4, 0.5), (9, 2, 64, 2, 1))
     ]
-    np.testing.assert_allclose(means, [0.2410, 0.3319, 0.3619, 0.2206], atol=2e-4)  # as printed; elsewhere, rounding
+    np.testing.assert_allclose(means, [0.2410, 0.3319, 0.3619, 0.2206], atol=2e-4)  # 4 digits; rounding elsewhere
 
 
 # ---- sets on disk
@@ -220,10 +223,10 @@ def test_splits_part_patients_and_keep_classes(written):
         counts = Counter(split for split, value in zip(splits, classes, strict=True) if value == label)
         assert counts["valid"] == counts["test"] == 10 and counts["train"] in (46, 47)  # of 66 or 67
     assert splits != sets._splits(classes, 1)
-    assert set(sets._splits([0, 0, 1, 1], 0)) == {"train"}  # too few to part
+    assert set(sets._splits([0, 0, 1, 1], 0)) == {"train"}  # too few to split
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_set_depends_on_its_settings_alone(written, tmp_path):
     folder, _, _ = written
     other = tmp_path / "one"
@@ -250,8 +253,8 @@ def test_an_interrupted_set_goes_on_where_it_stopped(written, tmp_path, monkeypa
         write_set(tmp_path / "one", 24, 40, seed=3, workers=1)
     left = contents(tmp_path / "one")
     assert not {"manifest.csv", "cracks.csv"} & set(left)
-    assert all(contents(folder)[name] == data for name, data in left.items())  # what is there is whole
-    (tmp_path / "one/images/.00009-AP.77.part.png").write_bytes(b"half")  # a kill leaves this
+    assert all(contents(folder)[name] == data for name, data in left.items())  # existing files are complete
+    (tmp_path / "one/images/.00009-AP.77.part.png").write_bytes(b"half")  # a file that a killed process leaves
     (tmp_path / "one/images/00002-AP.png").write_bytes(b"no image")
     write_set(tmp_path / "one", 24, 40, seed=3, workers=1)
     assert contents(tmp_path / "one") == contents(folder)
@@ -270,7 +273,7 @@ def test_other_settings_replace_a_set(tmp_path):
     write_set(tmp_path / "x", 4, 32, seed=1)
     write_set(tmp_path / "y", 4, 32, seed=1)
     replaced, fresh = contents(tmp_path / "x"), contents(tmp_path / "y")
-    assert replaced.pop("images/mine.png") == b"kept"  # whatever is not ours stays
+    assert replaced.pop("images/mine.png") == b"kept"  # other files are not touched
     assert json.loads(replaced.pop("about.json"))["command"].split()[3] == "x"
     del fresh["about.json"]
     assert replaced == fresh
@@ -303,7 +306,7 @@ def test_sixteen_bits_hold_what_eight_round(tmp_path):
         truth = draw_patient(0, k // 2, 48)[k % 2].image
         assert np.abs(values / 65535 - truth).max() <= 0.5 / 65535 + 1e-7
         assert np.abs(coarse / 255 - truth).max() <= 0.5 / 255 + 1e-7
-        assert len(np.unique(values % 257)) > 100  # not eight bits spread
+        assert len(np.unique(values % 257)) > 100  # not 8 bits spread over 16
         np.testing.assert_allclose(load_radiograph(a.path, 48)[0], truth, atol=1e-4)
 
 
@@ -339,7 +342,7 @@ def test_a_full_disk_leaves_no_manifest(tmp_path, monkeypatch):
     assert len(write_set(tmp_path / "x", 2, 32)) == 4
 
 
-# ---- sheets and the command line
+# ---- contact sheets and the command line
 def test_the_sheet_marks_cracks(written, tmp_path):
     pytest.importorskip("matplotlib")
     folder, _, _ = written

@@ -1,4 +1,4 @@
-"""The tables and the file that the parts of the application hand to each other."""
+"""Tests of the tables and the file by which the parts of the application exchange data."""
 
 import errno
 import re
@@ -38,7 +38,7 @@ def refused(call, *words):
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     manifest = Manifest(records(tmp_path), ("a note",))
     manifest.save(tmp_path / "m.csv")
-    assert Manifest.load(tmp_path / "m.csv") == manifest  # notes do not count
+    assert Manifest.load(tmp_path / "m.csv") == manifest  # notes are not compared
     lines = (tmp_path / "m.csv").read_text(encoding="utf-8").splitlines()
     assert lines[1].startswith("images/a 1.png,Spiral,p1") and lines[3].startswith("/elsewhere/c.png,,p3")
 
@@ -62,7 +62,7 @@ def test_the_digest_tells_any_change_but_that_of_order(tmp_path):
 
 
 def test_a_manifest_of_a_spreadsheet(tmp_path):
-    """Byte order mark, other order, more columns, blanks around."""
+    """A manifest from a spreadsheet is read: byte order mark, other order, more columns, surrounding blanks."""
     (tmp_path / "m.csv").write_text("\ufefflabel,extra,path\n spiral ,1, a.png\nnone,2,sub/b.png\n", encoding="utf-8")
     manifest = Manifest.load(tmp_path / "m.csv")
     assert [(r.path, r.label, r.patient) for r in manifest.records] == [
@@ -166,7 +166,7 @@ def test_bad_predictions_are_refused_in_one_line(tmp_path):
 def a_classifier():
     torch.manual_seed(0)
     model = se_fused.create_model("seresnet18", num_classes=3, in_chans=1, **NARROW).eval()
-    model = model.to(memory_format=torch.channels_last)  # as load() has it: another layout rounds otherwise
+    model = model.to(memory_format=torch.channels_last)  # as load() does: another layout rounds differently
     about = {"run": "r", "seed": 3, "parameters": 5}
     return Classifier(model, ("none", "b", "c"), Preprocessing(40, 0.4, 0.2), "seresnet18", NARROW, about)
 

@@ -1,4 +1,4 @@
-"""Whole runs on a handful of phantoms: what they write, what they compute, what they refuse."""
+"""Tests of whole runs on a few phantoms: the files they write, the values they compute, the input they refuse."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def run_cli(capsys, *arguments: object) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-# ---- what a run leaves
+# ---- files of a run
 def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
     written, lines = [], []
     real = _atomic_write.write_whole
@@ -92,14 +92,14 @@ def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
         assert table.paths == tuple(str(r.path) for r in records)
         assert [table.classes[i] for i in table.labels] == [r.label for r in records]
         images = torch.stack([load_radiograph(r.path, 32) for r in records])
-        # 16-bit pixels, 1 / 131070 off at most, through a network that is no amplifier
+        # 16-bit pixels are at most 1 / 131070 off, and the network does not magnify this
         assert abs(made.probabilities(images).numpy() - table.probabilities).max() < 1e-4
     accuracy = (Predictions.load(folder / "predictions" / "valid.csv").predicted == table.labels).mean()
     assert math.isfinite(accuracy)
 
 
 def test_validation_is_that_of_the_kept_weights(manifest, tmp_path):
-    """The best epoch's figures are those of model.pt, which holds the average of weights."""
+    """The best epoch's figures are those of model.pt, which contains the averaged weights."""
     folder = train(small_config(manifest, tmp_path / "run", training__epochs=3))
     facts = json.loads((folder / "metrics.json").read_text())["training"]
     table = Predictions.load(folder / "predictions" / "valid.csv")
@@ -117,7 +117,7 @@ def test_average_of_weights_is_its_definition(manifest, tmp_path, monkeypatch):
     )
     folder = train(small_config(manifest, tmp_path / "run", training__epochs=4, training__ema=0.6))
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    # Called before each step: the weights that a step leaves are those that the next one finds; the last are kept.
+    # The hook runs before each step, so a step's result is what the next one sees; the last is in the checkpoint.
     steps = [*seen[1:], {k: kept["current_model_state"][f"model.{k}"].double() for k in seen[0]}]
     assert len(steps) == 12
     average = steps[0]
@@ -165,7 +165,7 @@ def test_plain_pytorch_gives_the_same_run(manifest, tmp_path, monkeypatch):
         folder = train(small_config(manifest, tmp_path / str(fused), model__fused=fused, training__epochs=1))
         histories.append(rows(folder)[0])
     assert set(asked[:3]) == {"auto"} and set(asked[3:]) == {"reference"} and backends.forced() == "auto"
-    # three steps of AdamW, in float32: the loss of the epoch before its weights drift apart
+    # three steps of AdamW in float32; this is the loss of the epoch before its weights diverge
     assert histories[0]["train/loss"] == pytest.approx(histories[1]["train/loss"], rel=1e-3)
 
 
@@ -179,7 +179,7 @@ def test_run_is_repeatable_and_goes_by_its_seed(manifest, tmp_path):
 
 
 def test_folder_of_images_is_prepared(manifest, tmp_path, capsys):
-    """A folder for each class, no patients, one file damaged: groups and splits are made, the file is named."""
+    """A folder per class without patients, with one damaged file: groups and splits are made, and the file is named."""
     for record in Manifest.load(manifest).records:
         (tmp_path / "set" / record.label).mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / record.label / record.path.name).write_bytes(record.path.read_bytes())
@@ -203,7 +203,7 @@ def test_one_patient_only(manifest, tmp_path):
 
 
 def test_damaged_files_of_a_run(manifest, tmp_path, capsys):
-    """A manifest whose splits are given, and a file that broke since."""
+    """In a manifest with splits, a file that was damaged later is named and left out."""
     given = Manifest.load(manifest)
     bad = tmp_path / "bad.png"
     bad.write_bytes(given.records[0].path.read_bytes()[:99])
@@ -219,7 +219,7 @@ def test_damaged_files_of_a_run(manifest, tmp_path, capsys):
     assert facts["damaged"] == 1 and facts["images"]["train"] == 23
 
 
-# ---- pieces
+# ---- parts of a run
 def test_rate_rises_and_falls():
     rates = [rate(i, 100, 0.1, 0.01) for i in range(100)]
     assert rates[0] == 1 / 11 and rates[10] == 1 and max(rates) == 1
@@ -278,7 +278,7 @@ def test_what_a_checkpoint_leaves_open_is_answered_in_the_configuration(tmp_path
         config.with_values({"model.checkpoint_options": {"entri": "state_dict"}}).check()
 
 
-# ---- what is refused
+# ---- refusals
 def test_bad_model_option_is_said_before_decoding(manifest, tmp_path):
     config = small_config(manifest, tmp_path / "run", model__options={"chanels": [8]})
     with pytest.raises(InputError, match=r"model.options: .*chanels"):
@@ -382,9 +382,9 @@ def test_interrupted_command(manifest, tmp_path, capsys, monkeypatch):
 
 
 # ---- several processes
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes(manifest, tmp_path):
-    """torchrun's and Lightning's own: the same run, written once, and resumed."""
+    """torchrun and Lightning's own launcher give the same run, written once."""
     launchers = {"torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "lightning": ()}
     for name, launcher in launchers.items():
         config = small_config(manifest, tmp_path / name, training__devices=2, training__batch=4, data__cache="disk")
@@ -401,7 +401,7 @@ def test_two_processes(manifest, tmp_path):
     ]
     tables = [(tmp_path / name / "predictions" / "test.csv").read_text() for name in launchers]
     assert tables[0] == tables[1]
-    # What both processes validated is all of the split, each image once.
+    # Both processes together validated the whole split, each image once.
     table = Predictions.load(tmp_path / "torchrun" / "predictions" / "valid.csv")
     facts = json.loads((tmp_path / "torchrun" / "metrics.json").read_text())["training"]
     assert facts["best"]["valid/accuracy"] == pytest.approx((table.predicted == table.labels).mean(), abs=1e-6)

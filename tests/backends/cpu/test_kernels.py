@@ -1,6 +1,7 @@
-"""Each pass of the CPU backend against its definition in se_fused.ops, on every instruction set.
+"""Tests of the CPU backend's passes against their definitions in se_fused.ops, on every instruction set.
 
-Row lengths go through all the kernels' cases: shorter than a vector step, exact multiples, and a rest that overlaps.
+Row lengths cover all cases of the kernels: shorter than a vector step, exact multiples, and a remainder handled by an
+overlapping step.
 """
 
 import itertools
@@ -38,7 +39,11 @@ CASES = [
     for shape in SHAPES
 ]
 
+# Three parameters at a time decide which code runs: a row's end in steps of a dtype's width with or without a residual,
+# an activation in a layout's loop over channels.
 pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.grid(test=3, quick=2),
     pytest.mark.usefixtures("instructions"),
     pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),

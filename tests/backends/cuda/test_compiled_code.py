@@ -1,9 +1,9 @@
-"""What the compiler makes of the CUDA kernels, read from ptxas's report and from machine code: needs nvcc, no GPU.
+"""Checks of the CUDA kernels' compiled code, from ptxas's report and the machine code. Needs nvcc, but no GPU.
 
-Held here: nothing spills and no thread has a stack; passes move 128 bits per access; nothing is computed in float64;
-no atomics on floats; blocks that wait for each other have no fence but their releases; the cluster_fused kernel is made
-of bulk copies and cluster barriers, and is empty before sm_90. SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make
-cuda-all`) compiles for others than sm_90.
+They check that nothing spills and no thread has a stack; that passes move 128 bits per access; that nothing is computed
+in float64; that there are no atomics on floats; that blocks that wait for each other use no fence except their
+releases; and that the cluster_fused kernel uses bulk copies and cluster barriers and is empty before sm_90.
+SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make cuda-all`) compiles for other architectures than sm_90.
 """
 
 import re
@@ -17,18 +17,18 @@ import pytest
 from support import cuda_code
 from support.cuda_code import Code, Kernel
 
-# map kernel -> tensors of the map's kind that it reads and writes; a third one is read where the flag says so
+# map kernel -> how many maps it reads and writes; it reads one more if its flag is set
 PASSES = {
     "moments_kernel": (1, 0),
     "scale_shift_act_kernel": (2, 1),
-    "moments_backward_kernel": (2, 1),  # flag: from the sum, reads the residual
-    "scale_shift_act_backward_kernel": (1, 1),  # flag: reads x
+    "moments_backward_kernel": (2, 1),  # flag: derivative from the sum; reads the residual
+    "scale_shift_act_backward_kernel": (1, 1),  # flag: x is read
     "scale_shift_act_mean_kernel": (1, 1),
 }
 WIDE = ("rows", "rows_unaligned", "cols")
 ARCHITECTURES = cuda_code.architectures()
 FLOAT64 = r"\bD(?:ADD|MUL|FMA|SETP|MMA|MNMX)\b|\w+(?:\.\w+)*\.F64\b"
-# CAS: in shared memory an addition of floats is a loop of compare-and-swap
+# CAS: an addition of floats in shared memory is a compare-and-swap loop
 FLOAT_ATOMICS = r"\b(?:RED|ATOM)\w*\.[\w.]*(?:F16|F32|F64|CAS)"
 BULK_COPY, ARRIVE, WAIT = r"\bUBLKCP\b", r"\bUCGABAR_ARV\b", r"\bUCGABAR_WAIT\b"
 FENCE, FULL_FENCE, GPU_FENCE = r"\bMEMBAR\b", r"\bMEMBAR\.SC\b", r"\bMEMBAR[.\w]*\.GPU\b"
@@ -36,7 +36,6 @@ GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not cuda_code.NVCC, reason="nvcc is not installed"),
 ]
 needs_disassembler = pytest.mark.skipif(find_spec("triton") is None, reason="Triton, which has cuobjdump, is missing")
@@ -64,18 +63,12 @@ cluster_fused_source = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="session")
-def compiling(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Job, Future[Code]]]:
-    """What the selected tests ask for, and no more, on its way while the first of them run."""
-    folder = tmp_path_factory.mktemp("cubins")
+def compiling(request: pytest.FixtureRequest) -> Iterator[dict[Job, Future[Code]]]:
+    """Background compilations of the kernels that the selected tests need."""
     calls = (getattr(item, "callspec", None) for item in request.session.items)
     wanted = dict.fromkeys(call.params["code"] for call in calls if call and "code" in call.params)
     pool = ThreadPoolExecutor(cuda_code.AT_ONCE)
-    yield {
-        (source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch, folder)
-        for source, arch in wanted
-    }
+    yield {(source, arch): pool.submit(cuda_code.compiled, cuda_code.SOURCES[source], arch) for source, arch in wanted}
     pool.shutdown(cancel_futures=True)
 
 
@@ -98,7 +91,7 @@ def sass(code: Code, disassembled: dict[Path, dict[str, str]]) -> list[tuple[Ker
 
 
 def widths(sass: str) -> tuple[Counter[int], Counter[int]]:
-    """(loads, stores) of global memory by bits."""
+    """Counts of global memory accesses, (loads, stores), by width in bits."""
     from se_fused.backends.triton.compiled_code import _widths
 
     return _widths(sass, "LDG"), _widths(sass, "STG")
@@ -114,7 +107,7 @@ def spills(kernels: list[Kernel]) -> list[str]:
 
 @every_source
 def test_every_kernel_was_compiled(code: Code) -> None:
-    """What the other tests look through is all there is."""
+    """The tests of this file see every kernel and every instance in the source."""
     written = set(re.findall(r"^(?:__global__ void )?(\w+_kernel)\(.*\) \{", code.source.read_text(), re.MULTILINE))
     assert {kernel.name for kernel in code.kernels if kernel.is_entry} == written
     for name in written & PASSES.keys():
@@ -127,7 +120,7 @@ def test_every_kernel_was_compiled(code: Code) -> None:
 
 @every_source
 def test_nothing_spills(code: Code) -> None:
-    """Nor is any array indexed at run time, which has a stack without spilling."""
+    """No kernel spills or has a stack; an array with run-time indices would need a stack even without spilling."""
     found = spills(code.kernels)
     assert not found, f"{code.source.name} for sm_{code.architecture}:\n" + "\n".join(found)
 
@@ -135,7 +128,7 @@ def test_nothing_spills(code: Code) -> None:
 @every_source
 @needs_disassembler
 def test_no_float64_and_no_float_atomics(sass: list[tuple[Kernel, str]]) -> None:
-    """A literal without f must not widen; sums must not depend on who comes first."""
+    """No literal without the suffix f widens to float64, and no sum depends on the order of atomic additions."""
     found = [(k.label, sorted(set(re.findall(f"{FLOAT64}|{FLOAT_ATOMICS}", text)))) for k, text in sass]
     assert not [(label, instructions) for label, instructions in found if instructions]
 
@@ -143,9 +136,12 @@ def test_no_float64_and_no_float_atomics(sass: list[tuple[Kernel, str]]) -> None
 @pass_sources
 @needs_disassembler
 def test_passes_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
-    """In rows, rows_unaligned and cols each of the maps has at least the 128-bit accesses of one vector of eight: two
-    in float32, one in 16 bits. In rows and cols no map is also stored narrower. Narrower loads are parameters' and the
-    mask's, and in rows_unaligned those of a memory's last elements: they are not counted."""
+    """Kernels in the modes rows, rows_unaligned and cols access maps with 128 bits.
+
+    Each map has at least the 128-bit accesses of one vector of eight: two in float32, one in 16 bits. In rows and cols,
+    no map has narrower stores. Narrower loads are not counted: they read parameters, the mask and, in rows_unaligned,
+    the last elements of a tensor's memory.
+    """
     checked = 0
     for kernel, text in sass:
         if kernel.name not in PASSES or kernel.mode not in WIDE:
@@ -158,15 +154,15 @@ def test_passes_move_128_bits(sass: list[tuple[Kernel, str]]) -> None:
         assert stores[128] >= per_vector * written, (kernel.label, stores)
         if kernel.mode != "rows_unaligned":
             assert not stores[16], (kernel.label, stores)
-            # 32 bits are sums in moments and means; elsewhere they could be an element of a float32 map only
+            # Stores of 32 bits are sums in moments and means; elsewhere they could only be elements of a float32 map.
             assert not stores[32] or "moments" in kernel.name or "mean" in kernel.name, (kernel.label, stores)
-    assert checked >= 9  # with test_every_kernel_was_compiled: every instance
+    assert checked >= 9  # test_every_kernel_was_compiled checks that no instance is missing
 
 
 @ticket_sources
 @needs_disassembler
 def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
-    """Blocks hand their results on by releases, one fence each; taking a ticket orders nothing."""
+    """Blocks publish their results by releases with one fence each; taking a ticket needs no fence."""
     for kernel, text in sass:
         assert not re.findall(FULL_FENCE, text), kernel.label
         releases = len(re.findall(GLOBAL_ADD, text)) - 1
@@ -177,8 +173,10 @@ def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
 @cluster_fused_source
 @needs_disassembler
 def test_cluster_fused_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
-    """Its residual and result are passes like the others; its slice of x is read as shared memory, not through
-    addresses that could be anything."""
+    """cluster_fused uses bulk copies, cluster barriers and 128-bit accesses.
+
+    It reads its slice of x by shared-memory loads, not by generic ones.
+    """
     assert len(sass) == 3 * len(WIDE)
     for kernel, text in sass:
         if code.architecture < 90:
@@ -188,7 +186,7 @@ def test_cluster_fused_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass
             assert re.findall(instruction, text), kernel.label
         loads, stores = widths(text)
         assert min(loads[128], stores[128]) >= kernel.item_bytes // 2, (kernel.label, loads, stores)
-        # the last of four barriers keeps memory alive and orders nothing; sm_120 has some code twice
+        # Three of four barriers need a fence; the last one only keeps memory alive. sm_120 has some code twice.
         assert 4 * len(re.findall(GPU_FENCE, text)) == 3 * len(re.findall(ARRIVE, text)), kernel.label
         assert re.findall(r"\bLDS\.128\b", text), kernel.label
         assert not re.findall(r"\bLD\.E[\w.]*\.128\b", text), kernel.label
@@ -235,10 +233,10 @@ __global__ void copies_one_by_one(volatile short* p) {
 @needs_disassembler
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
 def test_the_checks_see_what_they_look_for(architecture: int, tmp_path: Path) -> None:
-    """The compiler's words for it change from one architecture to the next."""
+    """The patterns find each fault in kernels that contain it; instruction names change between architectures."""
     source = tmp_path / "bad.cu"
     source.write_text(BAD)
-    code = cuda_code.compiled(source, architecture, tmp_path)
+    code = cuda_code.compiled(source, architecture)
     text = cuda_code.machine_code(code)
     assert {kernel.name for kernel in code.kernels} == text.keys() and len(text) == 9
     of = {kernel.name: kernel for kernel in code.kernels}

@@ -1,7 +1,7 @@
-"""The CUDA backend under the op contract: on a GPU where there is one, else the kernels' own source on the CPU.
+"""Tests of the CUDA backend against the op contract: on a GPU if there is one, otherwise on the CPU.
 
-The shim (cuda_shim/cuda_shim.h) runs every thread as a fiber, in both orders; what it cannot show is how blocks race.
-What the compiler makes of the kernels is held by test_compiled_code.py.
+The shim (cuda_shim/cuda_shim.h) runs the kernels' own source with every thread as a fiber, in both orders; it cannot
+show races between blocks. test_compiled_code.py checks the compiled code of the same kernels.
 """
 
 import itertools
@@ -48,14 +48,15 @@ from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.testing.verify import OPS, Case, to_layout
 
-# ---- the passes. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: below a vector, off
-# it, whole; 264 are more channels than a block has side by side
+# ---- the passes. S: 1, 13, 16, 35, 36, 70 (rows that share vectors), 4270 (several rounds); C: less than a vector, not
+# a multiple of one, a multiple; 264 are more channels than a block processes side by side
 PASS_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
 PASS_SHAPES += [(1, 5, 3, 3, 4), (1, 3, 70, 61), (2, 264, 5, 5)]
 
 
 def everywhere(test: Any) -> Any:
     for mark in (
+        pytest.mark.quick,
         pytest.mark.parametrize("layout", LAYOUTS),
         pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
         pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
@@ -86,11 +87,12 @@ def test_moments_backward(backend: CudaBackend, shape: Shape, dtype: torch.dtype
         check_scale_shift_act_mean_backward(backend, shape, dtype, layout, out_act, DEVICE)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("out_act", reference.OUT_ACTIVATIONS)
 def test_squeeze_behind_an_activation(out_act: str, dtype: torch.dtype, layout: str) -> None:
-    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):  # one is split
+    for shape, training in (((4, 24, 7, 5), True), ((1, 3, 70, 61), True), ((3, 16, 4, 4), False)):  # 2nd is split
         squeeze_passes(Case("batch_norm_act", shape, dtype, layout, DEVICE, training, out_act=out_act), "cuda")
 
 
@@ -110,7 +112,7 @@ def test_nan_and_infinity_flow_as_in_pytorch(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: str) -> None:
-    """A view that starts anywhere takes the same numbers another way."""
+    """A view at an unaligned address gives the same numbers as aligned memory, through other kernels."""
     shape = (2, 16, 5, 8)
     memory = torch.randn(1 + 2 * 16 * 40).to(DEVICE, dtype)
     x = memory[1:].view(2, 16, 5, 8) if layout == "contiguous" else memory[1:].view(2, 5, 8, 16).movedim(3, 1)
@@ -127,6 +129,7 @@ def passes(case: Case) -> None:
     contract.passes(case, "cuda", DEVICE)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -135,6 +138,7 @@ def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
     passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
@@ -142,6 +146,7 @@ def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
     passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
 
 
+@pytest.mark.grid(test=1)  # the order of threads alternates
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options(options: dict[str, Any]) -> None:
@@ -161,7 +166,7 @@ def test_activations(act: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
 def test_split_sums(options: dict[str, Any], layout: str) -> None:
-    """Sums of one row or channel come from several blocks, and excitation merges them."""
+    """Sums of one row or channel are computed by several blocks, and the excitation kernels merge them."""
     shape = (1, 16, 70, 61) if layout == "contiguous" else (1, 72, 26, 26)
     for op in ("batch_norm_squeeze_excite", "batch_norm_act"):
         passes(Case(op, shape, layout=layout, **options))
@@ -180,10 +185,11 @@ def test_same_bits_in_every_run(layout: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-# ---- inference: which way it goes, and that each way is right
+# ---- inference: the choice of the path, and the result of each
 INFERENCE_SHAPES = [(3, 24, 7, 5), (4, 24, 6, 8), (9, 16, 7, 7), (1, 64, 4, 4)]
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_squeeze_excite"])
@@ -204,7 +210,7 @@ def test_inference(shape: Shape, dtype: torch.dtype, op: str, layout: str) -> No
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
-    """Samples share a cluster where weights weigh more than maps; the last cluster is not full; blocks go empty."""
+    """Samples share a cluster where the weights are larger than the maps; the last cluster has idle blocks."""
     for shape, hidden in (((13, 64, 3, 3), 64), ((11, 40, 4, 4), 40), ((9, 8, 3, 4), 100)):
         stand_in((90, 2, 60 << 20, 232448))
         said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 4, hidden)
@@ -217,7 +223,7 @@ def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16)], ids=str)
 def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout: str) -> None:
-    """A sample that needs several blocks' shared memory, and one that is spread because it is alone."""
+    """Several blocks process one sample: because it needs their shared memory, or because it is the only one."""
     stand_in((90, 8, 60 << 20, 40000))
     said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 2, 6)
     assert int(said.split("sample(s) in ")[1].split()[0]) > 2, said
@@ -230,12 +236,13 @@ def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout:
 
 
 @on_shim
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", [(12, 48, 21, 23), (11, 72, 24, 24), (9, 264, 13, 11)], ids=str)
 def test_l2_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    """Groups that do not divide N, several tiles of a sample, blocks that wait for each other."""
+    """The result is right if groups do not divide N, samples have several tiles, and blocks wait for each other."""
     n, c, h, w = shape
     stand_in((80, 1, 2 * n * c * h * w * dtype.itemsize - 2, 166912))
     for parameter_dtype in (None, torch.float32):
@@ -246,7 +253,7 @@ def test_l2_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
 
 @on_shim
 def test_paths_of_resnet50(backend: CudaBackend) -> None:
-    """One pass over x in all four stages on an H200, with weights (out of L2) of half the maps' bytes at most."""
+    """On an H200 all four stages read x once, and weights (from L2) are at most half the bytes of x, residual and y."""
     for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)):
         for channels_last in (True, False):
             for n in (1, 64, 128):
@@ -262,7 +269,7 @@ def test_paths_of_resnet50(backend: CudaBackend) -> None:
 
 @on_shim
 def test_launches() -> None:
-    """Three forward, three backward; batch norm and activation in inference are one."""
+    """Three kernels are launched forward and three backward; inference of batch norm and activation is one launch."""
     for op, out_act in itertools.product(OPS, ("relu", "silu", None)):
         training = "batch_norm" in op
         given = Case(op, (3, 16, 4, 3), training=training, out_act=out_act).draw(0)
@@ -289,7 +296,7 @@ def test_compiles_without_a_break() -> None:
 
 @on_shim
 def test_convolutions_take_the_product_of_another_backend(backend: CudaBackend) -> None:
-    """With this backend's own block as what it is measured against."""
+    """A backend with its own product is used for convolutions; the CUDA backend's block is its alternative."""
     calls: list[dict[str, Any]] = []
 
     class Product:
@@ -325,7 +332,7 @@ def test_says_why_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @on_shim
 def test_a_gpu_that_cannot_be_used_is_one_line() -> None:
-    """Here there is no driver at all: what CUDA says then, made a reason."""
+    """Without a driver, CUDA's error becomes a reason of one line."""
     built = CudaBackend().library
     if not built.exists() or not torch.version.cuda:
         pytest.skip(str(CudaBackend().load()))
@@ -341,9 +348,9 @@ def test_says_which_dtypes(backend: CudaBackend) -> None:
 
 # ---- memory
 @on_shim
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_access_outside_of_memory() -> None:
-    """Part of this file again with AddressSanitizer and checks of alignment in the kernels."""
+    """Part of this file runs again with AddressSanitizer and alignment checks in the kernels."""
     runtime = shim_library.sanitizer_runtime()
     if runtime is None:
         pytest.skip("the compiler has no AddressSanitizer")

@@ -1,6 +1,6 @@
-"""Which way the CUDA backend's inference goes on a device that cannot place every cluster, or where a path is forced.
+"""The path of the CUDA backend's inference if the device cannot place every cluster, or if a path is forced.
 
-Which one the rule takes elsewhere, and that each is right, is held by test_contract.py.
+test_contract.py tests the choice on other devices and the result of each path.
 """
 
 from typing import Any
@@ -33,13 +33,13 @@ from se_fused.testing.verify import Case
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_clusters_that_the_device_cannot_place(backend: CudaBackend, layout: str) -> None:
-    """A sample that needs 16 blocks with a multiprocessor each, and one whose 16 blocks leave room for others."""
+    """A sample may need a multiprocessor for each of its 16 blocks, or leave room for other blocks."""
     of_two = (40000 + 1024) // 2 - 1024
     for positions, alone in ((26, True), (24, False)):
         case = Case("squeeze_excite", (2, 128, positions, positions), layout=layout, training=False, hidden=8)
         given = (2, 128, positions**2, layout == "channels_last", 4, 8)
         if not alone and layout == "channels_last":
-            continue  # the sums of its columns fill the other half
+            continue  # in this layout, column sums fill the other half
         stand_in((90, 8, 60 << 20, 40000))
         placed = backend.plan(*given)
         assert "1 sample(s) in 16 block(s)" in placed
@@ -58,7 +58,7 @@ def test_clusters_that_the_device_cannot_place(backend: CudaBackend, layout: str
 
 @on_shim
 def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
-    """Float32 in stage 1 of ResNet-50 alone needs 16 multiprocessors side by side."""
+    """Of ResNet-50's stages, only stage 1 in float32 needs clusters on 16 multiprocessors."""
     plans = {}
     for large in (232448, 115712, 0):
         stand_in((*H200, large))
@@ -73,7 +73,7 @@ def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
         assert large or "in 16 block(s)" not in said
 
 
-# ---- a path by name
+# ---- forced paths
 PATHS = {"cluster_fused": ["cluster_fused"], "l2_grouped": ["l2_grouped"], "separate": SEPARATE}
 
 
@@ -82,7 +82,7 @@ PATHS = {"cluster_fused": ["cluster_fused"], "l2_grouped": ["l2_grouped"], "sepa
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("path", PATHS)
 def test_forced_plans(backend: CudaBackend, path: str, dtype: torch.dtype, layout: str) -> None:
-    """Each path takes maps for which the rule's path is cluster_fused, down to a single sample."""
+    """Each path can be forced for maps that the rule sends to cluster_fused, down to a single sample."""
     for shape in ((3, 24, 7, 5), (4, 24, 6, 8), (1, 64, 4, 4)):
         case = Case("batch_norm_squeeze_excite", shape, dtype, layout, DEVICE, training=False)
         given = (shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", dtype.itemsize, 6)
@@ -97,7 +97,7 @@ def test_forced_plans(backend: CudaBackend, path: str, dtype: torch.dtype, layou
             with backend.forced_plan(""):
                 assert backend.plan(*given) == rule
         assert backend.plan(*given) == rule
-        infer(case, ["cluster_fused"])  # which is the rule's on the shim
+        infer(case, ["cluster_fused"])  # the rule's choice on the shim
 
 
 @on_shim
@@ -134,7 +134,7 @@ def test_a_forced_plan_is_refused_with_its_reason(backend: CudaBackend) -> None:
 @on_shim
 def test_the_environment_forces_a_plan(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("squeeze_excite", (4, 24, 6, 8), training=False)
-    with backend.forced_plan(""):  # for the time after
+    with backend.forced_plan(""):  # restores the rule afterwards
         monkeypatch.setenv("SE_FUSED_CUDA_PLAN", "separate")
         assert on_cpu(backend.library).load() is None
         infer(case, SEPARATE)

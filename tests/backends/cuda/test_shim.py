@@ -1,21 +1,18 @@
-"""The shim that runs CUDA kernels on the CPU: right kernels in both orders, and each fault that it is there to find."""
+"""Tests of the shim that runs CUDA kernels on the CPU: correct kernels pass in both orders, and each fault is found."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
-from support import shim_library
+from support import compiled, shim_library
 
 pytestmark = pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("shim") / "selftest"
-    source = shim_library.SHIM / "selftest.cpp"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{shim_library.SHIM}"]
-    subprocess.run([str(shim_library.COMPILER), *flags, "-o", str(target), str(source)], check=True)
-    return target
+def program() -> Path:
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror"]
+    return compiled.build([shim_library.SHIM / "selftest.cpp"], flags)
 
 
 @pytest.mark.parametrize("what", ["ok", "faults"])

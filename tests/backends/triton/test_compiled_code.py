@@ -1,18 +1,25 @@
-"""What the compiler makes of the Triton kernels, read from machine code, for GPUs that need not be there.
+"""Checks of the Triton kernels' machine code, compiled for GPUs that need not be present.
 
-codegen_worker.py compiles what calls would launch for sm_80, sm_90, sm_100 and AMD's gfx942. Held here: nothing spills;
-passes move 128 bits per access; offsets of maps are 64-bit; nothing is computed in float64; no atomics on
-floats; what one program waits for is acquired and what it leaves is released; products run on tensor cores.
+codegen_worker.py compiles what calls would launch for sm_90, and in `make nightly` for sm_80, sm_100 and AMD's gfx942
+too. These tests check that nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit;
+that nothing is computed in float64; that there are no atomics on floats; that results passed between programs are
+released and acquired; and that products run on tensor cores.
 """
 
+import ast
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support import compiled
 from support.paths import ROOT, SUPPORT
 
 PASSES = (
@@ -22,25 +29,43 @@ PASSES = (
     "scale_shift_act_backward_kernel",
     "scale_shift_act_mean_kernel",
 )
-ONE_MAP = ("moments_kernel", "scale_shift_act_mean_kernel")  # that they read
-UNALIGNED = tuple(name.replace("kernel", "unaligned_kernel") for name in PASSES)  # contiguous rows off 16 bytes
+ONE_MAP = ("moments_kernel", "scale_shift_act_mean_kernel")  # these kernels read one map
+UNALIGNED = tuple(name.replace("kernel", "unaligned_kernel") for name in PASSES)  # rows not aligned to 16 bytes
 NVIDIA = (80, 90, 100)
 Row = dict[str, Any]
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
 ]
 
 
+def cached_file(tier: str) -> Path:
+    """Where the rows of these kernels are stored: under the syntax trees of all files that decide the launches."""
+    folders = [ROOT / "se_fused" / name for name in ("backends", "functional", "ops")]
+    files = [*(f for folder in folders for f in folder.rglob("*.py")), *(ROOT / "se_fused").glob("*.py")]
+    key = hashlib.sha256(f"{version('triton')} {torch.__version__} {tier}".encode())
+    for file in sorted([*files, SUPPORT / "codegen_worker.py"]):
+        key.update(f"{file.name} {ast.dump(ast.parse(file.read_text()))}".encode())
+    return compiled.cache("triton") / f"{key.hexdigest()[:24]}.json"
+
+
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def rows(request: pytest.FixtureRequest) -> list[Row]:
+    """What was compiled: for every architecture in `make nightly`, for sm_90 alone in `make test`."""
+    tier = "nightly" if request.config.getoption("tier") == "nightly" else "test"
+    stored = compiled.stored(cached_file(tier), lambda path: path.write_text(json.dumps(compiled_rows(tier))))
+    found: list[Row] = json.loads(stored.read_text())
+    return found
+
+
+def compiled_rows(tier: str) -> list[Row]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "TRITON_CACHE_DIR": str(compiled.cache("triton") / "kernels"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
-    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8))]
+    architectures = () if tier == "nightly" else ("90",)
+    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8)), *architectures]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     found: list[Row] = json.loads(run.stdout)
@@ -74,7 +99,10 @@ def test_nothing_spills(rows: list[Row]) -> None:
 
 
 def test_resources_let_enough_programs_run(rows: list[Row]) -> None:
-    """A multiprocessor has 65536 registers and (sm_80) 163 KB of shared memory: four programs of a pass, or one."""
+    """Registers (65536) and shared memory (163 KB on sm_80) of a multiprocessor suffice for four programs of a pass.
+
+    The other kernels need room for one program.
+    """
     for row in rows:
         if row["architecture"] not in NVIDIA:
             continue
@@ -84,8 +112,10 @@ def test_resources_let_enough_programs_run(rows: list[Row]) -> None:
 
 
 def test_passes_move_128_bits(rows: list[Row]) -> None:
-    """Rows of ResNet-50's first stage, and all channels_last maps. The big tensors' loads are 128-bit, whatever else is
-    there: per kernel and step x, residual, dy or dr, and no access of the maps' own dtype is narrower."""
+    """Passes access large tensors with 128 bits, in rows of ResNet-50's first stage and in all channels_last maps.
+
+    Per kernel and step these are x, residual, dy or dr; no access in the maps' own dtype is narrower.
+    """
     checked = 0
     for row in rows:
         aligned = row["shape"] == "256x56x56" or (row["layout"] == "channels_last" and "x" in row["shape"])
@@ -95,7 +125,7 @@ def test_passes_move_128_bits(rows: list[Row]) -> None:
         assert row["loads"].get("128", 0) >= (
             2 if row["kernel"] in ONE_MAP or row["architecture"] not in NVIDIA else 4
         ), name(row)
-        if row["kernel"] != "moments_kernel":  # which writes sums
+        if row["kernel"] != "moments_kernel":  # moments_kernel writes sums
             assert row["stores"].get("128", 0) >= (2 if row["architecture"] in NVIDIA else 1), name(row)
         if row["dtype"] != "float32":  # 16-bit accesses would be single elements of a map
             assert not row["loads"].get("16") and not row["stores"].get("16"), name(row)
@@ -103,7 +133,7 @@ def test_passes_move_128_bits(rows: list[Row]) -> None:
 
 
 def test_rows_that_start_anywhere_move_128_bits_too(rows: list[Row]) -> None:
-    """Contiguous 14 x 14 and 7 x 7 in bfloat16: rows start at multiples of 8 and of 2 bytes."""
+    """Contiguous 14 x 14 and 7 x 7 maps in bfloat16 (rows start at multiples of 8 and 2 bytes) use 128-bit accesses."""
     found = [row for row in rows if row["kernel"] in UNALIGNED and row["dtype"] == "bfloat16"]
     found = [row for row in found if row["architecture"] in NVIDIA]
     assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 20
@@ -114,7 +144,7 @@ def test_rows_that_start_anywhere_move_128_bits_too(rows: list[Row]) -> None:
 
 
 def test_no_float64_and_no_float_atomics(rows: list[Row]) -> None:
-    """A Python float beside a tensor must not widen it; sums must not depend on who comes first."""
+    """A Python float does not widen a tensor to float64, and no sum depends on the order of atomic additions."""
     assert not [name(row) for row in rows if row["float64"]]
     assert not [name(row) for row in rows if row["float_atomics"]]
 
@@ -124,7 +154,10 @@ def test_offsets_of_maps_are_64_bit(rows: list[Row]) -> None:
 
 
 def test_phases_acquire_and_release(rows: list[Row]) -> None:
-    """Machine code of sm_80 and later: an acquire drops the multiprocessor's L1, a release is a GPU-wide fence."""
+    """Each phase acquires what it waits for and releases its results, in the machine code of sm_80 and later.
+
+    An acquire invalidates the multiprocessor's L1; a release is a GPU-wide fence.
+    """
     for row in rows:
         if row["architecture"] not in NVIDIA or row["kernel"] not in (
             "excitation_kernel",
@@ -138,7 +171,7 @@ def test_phases_acquire_and_release(rows: list[Row]) -> None:
             "excitation_backward_kernel": 1 if not row["tensor_cores"] else 2,
             "l2_grouped_kernel": 3,
         }
-        if without_excitation:  # one phase
+        if without_excitation:  # a single phase
             assert row["acquires"] == 0, name(row)
             continue
         assert row["acquires"] >= waits[row["kernel"]], name(row)

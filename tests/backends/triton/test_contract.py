@@ -1,8 +1,8 @@
-"""The Triton backend under the op contract: on a GPU where there is one, else in Triton's interpreter on small shapes.
+"""Tests of the Triton backend against the op contract: on a GPU if there is one, otherwise in Triton's interpreter.
 
-Interpreted programs cost milliseconds each, so shapes are few and small; they go through odd, prime and single C, S and
-R, rows of each alignment, splits of a sum, several tiles each way, and samples in groups. What the compiler makes of
-the same kernels is held by tests/backends/triton/test_compiled_code.py.
+Interpreted programs take milliseconds each, so shapes are few and small. They cover odd, prime and single C, S and R,
+rows of each alignment, split sums, several tiles in each direction, and groups of samples.
+tests/backends/triton/test_compiled_code.py checks the compiled code of the same kernels.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def triton() -> Iterator[None]:
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles so small that every shape has several each way, and every sum of more than 16 positions is split."""
+    """Use tiles so small that every shape has several in each direction and sums of over 16 positions are split."""
 
     def small(
         m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool
@@ -64,7 +64,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
         return launch_configs.PassConfig(channels, positions, 2 * positions, 4)
 
     monkeypatch.setattr("se_fused.backends.triton.passes.pass_config", small)
-    monkeypatch.setattr(launch_configs.Map, "unaligned", False)  # those rows are one step each
+    monkeypatch.setattr(launch_configs.Map, "unaligned", False)  # the unaligned kernels process a row in one step
 
 
 # ---- the passes: S = 1, 13, 16, 35 (odd), 36 (rows aligned to 4); C = 3, 5, 8, 20, 33. Contiguous rows of 7 x 5 with
@@ -72,6 +72,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
 PASS_SHAPES = [(2, 5, 1, 1), (1, 3, 13), (2, 8, 4, 4), (2, 33, 7, 5), (2, 20, 7, 5), (1, 20, 6, 6), (2, 12, 10, 7)]
 PASS_SHAPES += [(1, 5, 3, 3, 4)]
 passes_everywhere = [
+    pytest.mark.quick,
     pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES),
     pytest.mark.parametrize("shape", PASS_SHAPES, ids=["x".join(map(str, s)) for s in PASS_SHAPES]),
@@ -138,6 +139,7 @@ def passes(case: Case, seeds: int = 3) -> None:
     contract.passes(case, "triton", DEVICE, range(seeds))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -145,6 +147,7 @@ def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
     passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
@@ -179,7 +182,7 @@ def scalar_kernel(x, value, slope, CODE: tl.constexpr, IS_GATE: tl.constexpr, BL
 
 @pytest.mark.parametrize("name", [*ACT_CODES, *GATE_CODES])
 def test_scalar_functions(name: str) -> None:
-    """Values and slopes from -30 to 30, at the corners (0, 3, 6), near zero, and NaN, where PyTorch's come out."""
+    """Values and slopes equal PyTorch's from -30 to 30, at the corners (0, 3, 6) and near zero; NaN gives NaN."""
     special = torch.tensor([0.0, -3.0, 3.0, 6.0, -6.0, 1e-6, -1e-6, 0.2499, 0.2501, 20.0, 20.1, 25.0, -25.0, -30.0])
     x = torch.cat([torch.linspace(-12, 12, 512 - len(special)), special]).to(DEVICE)
     value, slope = torch.empty_like(x), torch.empty_like(x)
@@ -190,7 +193,7 @@ def test_scalar_functions(name: str) -> None:
     wide = x.double().requires_grad_()
     truth = function(wide)
     (true_slope,) = torch.autograd.grad(truth.sum(), wide)
-    # PyTorch's float64 hard sigmoid has a float32 1/6 for its slope
+    # PyTorch's float64 hard sigmoid uses a float32 1/6 as its slope.
     close(value, truth.detach(), torch.float32, 1 + x.double().abs())
     close(slope, true_slope, torch.float32, 1 + x.double().abs())
     x.fill_(float("nan"))
@@ -202,17 +205,17 @@ def test_scalar_functions(name: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
 def test_split_sums(options: dict[str, Any], layout: str) -> None:
-    """Splits are merged by the excitation's kernels."""
+    """The excitation kernels merge the parts of split sums."""
     passes(Case("batch_norm_squeeze_excite", (3, 12, 7, 5), layout=layout, **options))
     if "mean" not in options:
         passes(Case("batch_norm_act", (3, 12, 7, 5), layout=layout, **options))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(("shape", "unaligned"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
 def test_rows_that_start_anywhere(shape: Shape, unaligned: bool | None, dtype: torch.dtype) -> None:
-    """Contiguous rows off 16 bytes take the kernels that share vectors between rows, where the map ends with a
-    vector."""
+    """Rows not aligned to 16 bytes use the kernels whose rows share vectors, if the map is a multiple of a vector."""
     m = map_of(torch.empty(shape, dtype=dtype))
     assert m.unaligned == (dtype.itemsize == 2 if unaligned is None else unaligned)
     with recording() as launches:
@@ -223,7 +226,7 @@ def test_rows_that_start_anywhere(shape: Shape, unaligned: bool | None, dtype: t
 
 @pytest.mark.parametrize("inplace", [True, False])
 def test_rows_that_share_vectors_in_place(inplace: bool) -> None:
-    """y over x: a row's first elements lie in a vector that the row before reads and writes."""
+    """Writing y over x is safe although neighbouring rows read and write the same vectors."""
     for op in OPS:
         case = Case(op, (5, 24, 7, 7), torch.bfloat16, "contiguous", DEVICE, training=False)
         error, launches, x, y = infer(case, inplace)
@@ -245,6 +248,7 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, list[Launch], torch
     return error, launches, x, y
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -256,11 +260,12 @@ def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
         assert len(launches) == (1 if op == "batch_norm_act" else 3)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)
 def test_l2_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that do and do not divide N, one tile and several, whatever the rule would say."""
+    """The result is right for groups that divide N or not, with one or several tiles per sample."""
     monkeypatch.setattr(batch_norm_squeeze_excite, "l2_grouped_config", l2_grouped_config_of(256, 64, group, 3))
     for op, dtype in (("squeeze_excite", torch.float32), ("batch_norm_squeeze_excite", torch.bfloat16)):
         case = Case(op, shape, dtype, layout, DEVICE, training=False, out_act="silu" if group == 2 else "relu")
@@ -291,7 +296,7 @@ def test_no_hidden_copies() -> None:
 
 
 def test_compiles_without_a_break() -> None:
-    """The operator is one node, and kernels run below it."""
+    """torch.compile sees the operator as one node, and the kernels run inside it."""
     given = Case("batch_norm_squeeze_excite", (3, 8, 4, 3), device=DEVICE).draw(0)
     call = torch.compile(functional.batch_norm_squeeze_excite, fullgraph=True, backend="aot_eager")
     with recording() as launches:
@@ -304,7 +309,7 @@ def test_compiles_without_a_break() -> None:
 
 
 def test_views_and_odd_addresses() -> None:
-    """Rows that start at no multiple of 16 bytes: a slice of a larger buffer is dense all the same."""
+    """A slice whose rows are not aligned to 16 bytes gives the right result; it is dense all the same."""
     x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
     w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
     truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")

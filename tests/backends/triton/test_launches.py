@@ -1,4 +1,4 @@
-"""The Triton backend from outside its kernels: how often it launches, when it refuses, how programs wait."""
+"""Tests of the Triton backend around its kernels: number of launches, refusals, and waiting between programs."""
 
 import multiprocessing
 import os
@@ -29,14 +29,14 @@ FORWARD = ["moments_kernel", "excitation_kernel", "scale_shift_act_kernel"]
 BACKWARD = ["moments_backward_kernel", "excitation_backward_kernel", "scale_shift_act_backward_kernel"]
 
 
-# ---- launches, counted with tensors that have no memory
+# ---- launches, counted with tensors without memory
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("out_act", OUT_ACT_CODES)
 @pytest.mark.parametrize("hidden", [16, None], ids=["se", "no-se"])
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
 def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, channels_last: bool) -> None:
-    """At most three forward and four backward; ours are three and three, whatever is split."""
+    """Training launches three kernels forward and three backward, also for split sums (at most 3 + 4 are allowed)."""
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     launches = launches_of_block(shape, torch.bfloat16, channels_last, True, hidden, out_act)
@@ -46,8 +46,10 @@ def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, ch
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 def test_launches_of_inference(channels_last: bool) -> None:
-    """At most three: one without squeeze-excite; three where x stays in L2; where it does not, one and the zeroing of
-    counters."""
+    """Inference takes one launch without squeeze-excite and three where x stays in L2.
+
+    Otherwise it takes one launch and the zeroing of counters.
+    """
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     def names(shape: tuple, hidden: int | None) -> list[str]:
@@ -64,7 +66,7 @@ def test_launches_of_inference(channels_last: bool) -> None:
 
 @needs_triton
 def test_bytes_of_a_training_step() -> None:
-    """DESIGN's passes, counted from the launches' own arguments: 4 + 1/16 forward, 6 + 1/16 backward."""
+    """The bytes in the launches' arguments are those of DESIGN section 4: 4 + 1/16 maps forward, 6 + 1/16 backward."""
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     shape = (128, 256, 56, 56)
@@ -81,7 +83,7 @@ def test_bytes_of_a_training_step() -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Notes PyTorch's own operators that compute: each would be a launch. Views and allocations are none."""
+    """Records the PyTorch operators that compute, each of which would be a launch; views and allocations do not."""
 
     FREE = ("empty", "new_empty", "view", "reshape", "detach", "select", "alias", "as_strided", "unbind", "split")
 
@@ -100,14 +102,14 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running statistics are moved in the excitation's launch, gradients written in their parameters' dtypes, none
-    copied.
+    """Only the kernels of this library are launched.
 
-    The kernels themselves are left out: the interpreter would use operators of its own.
+    The excitation kernel updates running statistics, gradients are written in their parameters' dtypes, and nothing is
+    copied. The kernels do not run here, because the interpreter would use PyTorch operators for them.
     """
     from se_fused.backends.triton.launch import recording
 
-    # what runs when nobody looks on: for the mode below it would be our operators
+    # A call without a mode does this. Under the mode below, the call would go through our operators and record them.
     monkeypatch.setattr(operators, "through_dispatcher", lambda: False)
     training = "batch_norm" in op
     for options in ({"training": training}, {"training": False}, {"training": training, "out_act": "silu"}):
@@ -128,7 +130,10 @@ def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, mon
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
 def test_running_statistics(momentum: float) -> None:
-    """Several steps, exact at both ends, in the buffers' dtype and as a change that autograd notices."""
+    """Running statistics equal PyTorch's over several steps, in the buffers' dtype, also at momentum 0 and 1.
+
+    Autograd notices the update.
+    """
     for dtype in (torch.float32, torch.bfloat16):
         ours = [torch.zeros(6, dtype=dtype), torch.ones(6, dtype=dtype)]
         theirs = [t.clone() for t in ours]
@@ -143,7 +148,7 @@ def test_running_statistics(momentum: float) -> None:
                 buffer.lerp_(to.to(dtype), momentum)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
-    apart = torch.zeros(6, 2)[:, 0]  # no kernel's business: moved by PyTorch
+    apart = torch.zeros(6, 2)[:, 0]  # a strided buffer, which PyTorch updates
     with backends.use_backend("triton"):
         functional.batch_norm_act(x, apart, torch.ones(6), None, None, training=True, momentum=1.0)
     torch.testing.assert_close(apart, x.mean((0, 2, 3)))
@@ -159,7 +164,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.BACKENDS, "triton", absent)
     with (
         backends.use_backend("triton"),
-        pytest.raises(BackendUnavailable, match=r"'triton' was asked for.*pip install"),
+        pytest.raises(BackendUnavailable, match=r"'triton' was requested.*pip install"),
     ):
         se_fused.SqueezeExcite(8)(torch.zeros(1, 8, 2, 2))
     assert any(row["why_not"].get("triton") == reason for row in se_fused.info()["choices"])
@@ -201,13 +206,13 @@ def test_float64_is_refused_by_name() -> None:
 
 
 def test_auto_never_takes_the_interpreter() -> None:
-    """TRITON_INTERPRET=1 may be set for somebody else's kernels."""
+    """TRITON_INTERPRET=1 may be set for other Triton kernels of a program, so "auto" never selects the interpreter."""
     backend, _ = backends.find("cpu", torch.float32)
     assert backend is not None and backend.name == "cpu"
     refusal = backends.why_not(TRITON, "cpu", torch.float32)
     assert refusal is not None
     if TRITON.can_use("cpu", torch.float32) is None:
-        assert "asked for by name" in refusal
+        assert "requested by name" in refusal
 
 
 def test_importing_se_fused_does_not_import_triton_kernels() -> None:
@@ -225,8 +230,11 @@ def test_importing_se_fused_does_not_import_triton_kernels() -> None:
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
 @pytest.mark.parametrize("kernel", ["excitation", "backward", "l2_grouped"])
 def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs programs one after another, and the first does everything. Here each of three programs is a
-    process of its own on the same memory, so that tickets, counters and waiting are put to use."""
+    """Programs on the same memory wait for each other, and give the result of a single one.
+
+    The interpreter runs programs one after another, and the first does everything. Here each of three programs is its
+    own process, so that tickets, counters and waiting are exercised.
+    """
     from se_fused.backends.triton import batch_norm_squeeze_excite, launch_configs
     from se_fused.backends.triton.launch import Launch, recording
 
@@ -265,7 +273,7 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
         "l2_grouped": "l2_grouped_kernel",
     }[kernel]
     (launch,) = (found for found in launches if found.name == wanted)
-    # what the launch has written, and the same memory again, shared and spoilt
+    # The launch's results, and the same arguments in shared memory with results and scratch set to NaN.
     results = {
         "excitation": ("mean", "stats", "hidden", "factor", "scale", "shift"),
         "backward": (
@@ -292,7 +300,7 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
                 value.fill_(float("nan"))
             shared[name] = value.share_memory_()
     if launch.arguments["mean"].data_ptr() == launch.arguments.get("mean_parts", x).data_ptr():
-        shared["mean"] = shared["mean_parts"][0]  # one split is its own mean
+        shared["mean"] = shared["mean_parts"][0]  # the mean of one split is the mean
     shared["counters"].zero_()
     context = multiprocessing.get_context("spawn")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -306,4 +314,4 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
     assert [program.exitcode for program in programs] == [0, 0, 0]
     for name in results:
         assert torch.equal(shared[name], alone[name]), name
-    assert shared["counters"][0] > 3  # tickets were taken from one counter
+    assert shared["counters"][0] > 3  # all programs took tickets from one counter

@@ -1,4 +1,4 @@
-"""Measured choices: made once, remembered in a file, never in the way of a call."""
+"""Tests of measured launch choices: measured once and saved in a file, whose faults never stop a call."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_the_fastest_is_taken_and_remembered(tmp_path: Path) -> None:
     measure = timer(dict(zip(calls.values(), (3.0, 1.0, 2.0), strict=True)))
     assert tuning.fastest("key", calls, CPU, tuning.Cache(path), measure) == "b"
     assert called == ["a", "b", "c"]
-    # another process, another timing: the file decides
+    # The file decides, although another process measures other times.
     again = timer(dict(zip(calls.values(), (1.0, 3.0, 2.0), strict=True)))
     assert tuning.fastest("key", calls, CPU, tuning.Cache(path), again) == "b"
     assert called == ["a", "b", "c"]
@@ -65,7 +65,7 @@ def test_two_processes_keep_each_others_choices(tmp_path: Path) -> None:
 def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, text: str) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text)
-    with pytest.warns(UserWarning, match=r"gpu\.json is not readable and will be written anew"):
+    with pytest.warns(UserWarning, match=r"gpu\.json is not readable and will be overwritten"):
         cache = tuning.Cache(path)
     with pytest.warns(UserWarning, match="not readable"):
         cache.put("key", "a")
@@ -85,7 +85,7 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     cache.path = tmp_path / "cache" / "gpu.json"
     with pytest.warns(UserWarning, match=r"was not saved in .*gpu\.json|not readable"):
         cache.put("key", "a")
-    assert cache.get("key") == "a"  # this process knows it all the same
+    assert cache.get("key") == "a"  # the choice still holds in this process
 
 
 def test_a_candidate_that_fails_is_left_out(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_without_a_device_the_rule_decides() -> None:
 
 
 def test_launch_shapes_are_measured_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule is one of the candidates, and what is chosen is what is launched."""
+    """With SE_FUSED_AUTOTUNE the candidates include the rule's shape, and the fastest one is launched."""
     asked: list[tuple[str, list[str]]] = []
 
     def fastest(key: str, candidates: dict[str, Any], device: torch.device) -> str:
@@ -150,7 +150,7 @@ MAPS = [
 @pytest.mark.parametrize("sums", [True, False])
 @pytest.mark.parametrize("tensors", [1, 2])
 def test_rules_make_sense_for_any_map(tensors: int, sums: bool) -> None:
-    """Powers of two, whole bytes of the mask, every position covered once, and neighbours that could run."""
+    """Tile sizes are powers of two and whole mask bytes, splits cover each position once, and neighbours can run."""
     for m in MAPS:
         rule = launch_configs.pass_config(m, launch_configs.H200, tensors, sums)
         for shape in (rule, *launch_configs.neighbours(rule, m)):
@@ -167,7 +167,7 @@ def test_rules_make_sense_for_any_map(tensors: int, sums: bool) -> None:
 
 @pytest.mark.parametrize("device", [launch_configs.H200, Device(108, 40 * 2**20), Device(16, 4 * 2**20)])
 def test_groups_fit_into_l2(device: Device) -> None:
-    """Three of them and room to spare; as many tiles as programs, so that nobody waits for the pass before."""
+    """Three groups fit into 75 % of L2, and a group has as many tiles as programs or more, so that none waits."""
     grouped = 0
     for m in MAPS:
         plan = launch_configs.l2_grouped_config(m, device)
@@ -181,8 +181,8 @@ def test_groups_fit_into_l2(device: Device) -> None:
 
 
 def test_the_stages_of_resnet50_are_grouped_where_they_pass_l2() -> None:
-    """bfloat16, N = 128, on an H200: 206, 103, 51 MB are grouped; 26 MB stay in L2 between two launches."""
+    """On an H200, bfloat16 stages with N = 128 of 206, 103 and 51 MB are grouped; 26 MB stay in L2 between launches."""
     stages = [Map(128, c, s, True, 2) for c, s in ((256, 3136), (512, 784), (1024, 196), (2048, 49))]
     plans = [launch_configs.l2_grouped_config(m, launch_configs.H200) for m in stages]
     assert [plan and plan.group for plan in plans] == [6, 10, 17, None]
-    assert PassConfig(64, 64, 128, 4) == plans[0].passes  # 128 bytes of a row; 16 KB a tile
+    assert PassConfig(64, 64, 128, 4) == plans[0].passes  # 128 bytes of a row; 16 KB per tile

@@ -1,4 +1,4 @@
-"""Every layer and block class that convert knows, alone, in its variants, against itself unconverted."""
+"""Every layer and block class that convert recognises, in its variants, compared with the unconverted one."""
 
 import copy
 
@@ -30,7 +30,7 @@ def test_blocks(name, training, monkeypatch):
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "maxpool" not in n])
 def test_layers_with_hooks_inside(name):
-    """A hook on any part of a layer sees what it saw, and its answer counts."""
+    """A hook on any part of a layer sees the same values as before, and its return value is used."""
     build, _, dims = LAYERS[name]
     parts = [n for n, _ in build().named_modules()]
     for part in parts:
@@ -49,7 +49,7 @@ def test_layers_with_hooks_inside(name):
 
 @pytest.mark.parametrize("name", ["timm", "torchvision", "effective", "eca", "monai-2d", "monai-3d"])
 def test_shapes_that_are_not_a_batch_of_maps(name):
-    """What the original makes of them, be it an answer or an error."""
+    """For inputs that are not a batch of maps, the result or the type of error is that of the original."""
     layer = LAYERS[name][0]()
     fused = se_fused.convert(copy.deepcopy(layer))
     for shape in ((16, 4, 4), (2, 16, 4), (2, 16, 2, 4, 4), (2, 16)):
@@ -65,7 +65,10 @@ def test_shapes_that_are_not_a_batch_of_maps(name):
 
 @pytest.mark.parametrize("name", ["timm", "legacy"])
 def test_mixed_dtypes_end_as_before(name):
-    """Under autocast a float32 shortcut meets a bfloat16 branch: timm's ResNet adds into it, its legacy promotes."""
+    """The result dtype is unchanged if, under autocast, a float32 shortcut meets a bfloat16 branch.
+
+    timm's ResNet adds into the branch, its legacy ResNet promotes.
+    """
     build = {
         "timm": lambda: timm.models.resnet.BasicBlock(16, 16, attn_layer="se"),
         "legacy": lambda: senet.SEResNetBottleneck(16, 4, 1, 4),
@@ -116,7 +119,7 @@ def test_report_says_what_a_tail_is():
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", [n for n, (_, _, dims) in BLOCKS.items() if dims == 2])
 def test_blocks_keep_the_memory_format(name, training):
-    """Strides are the plain block's for both orders of x: a head that views the map works, or is refused, as before."""
+    """Strides are the plain block's for both memory orders of x, so that a view of the map works or fails as before."""
     plain = BLOCKS[name][0]().train(training)
     fused = se_fused.convert(copy.deepcopy(plain))
     for order in (torch.contiguous_format, torch.channels_last):

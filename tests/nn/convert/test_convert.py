@@ -1,4 +1,4 @@
-"""How convert changes a model: in place, reversibly, unseen by hooks, pickle, copies, optimisers, DDP, compilers."""
+"""convert changes a model in place and reversibly; hooks, pickle, copies, optimisers, DDP and compilers still work."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ from se_fused.nn.convert.class_swap import Fused
 
 
 def bottleneck(attention: str = "se") -> Bottleneck:
-    """A block with everything in it."""
+    """A bottleneck block with every optional part."""
     block = Bottleneck(
         16, 4, stride=2, downsample=downsample_conv(16, 16, 1, stride=2), attn_layer=attention, drop_path=DropPath(0.4)
     )
@@ -53,7 +53,7 @@ PARTS = [name for name, _ in bottleneck().named_modules()]
 @pytest.mark.parametrize("part", PARTS, ids=lambda p: p or "block")
 @pytest.mark.parametrize("kind", ["forward", "pre", "backward", "changing"])
 def test_hooks_fire_as_before(part, kind):
-    """Each part of a block, watched or changed by a hook: same calls with the same values, same results."""
+    """A hook on any part of a block, even one that changes the output, is called as before, with the same results."""
     if (part, kind) == ("drop_path", "backward"):
         pytest.skip("timm adds in place behind it, which PyTorch refuses there")
     records = []
@@ -101,7 +101,7 @@ def test_hooks_fire_as_before(part, kind):
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_replaced_parts(part, replacement, when):
-    """A part that was exchanged, before or after the conversion, is what runs; random numbers come in timm's order."""
+    """A part that was replaced before or after the conversion is used; random numbers are drawn in timm's order."""
     records = []
     for convert in (True, False):
         block = bottleneck()
@@ -161,7 +161,7 @@ def test_pickle_and_copies(tmp_path):
 
 
 def test_optimiser_keeps_its_parameters():
-    """Converted between two steps: the momentum goes on with the same tensors."""
+    """An optimiser's momentum continues with the same tensors if the model is converted between two steps."""
     results = []
     for convert in (True, False):
         model = build("timm-seresnet18").double().train()
@@ -187,7 +187,7 @@ def process_group(tmp_path):
 
 @pytest.mark.parametrize("when", ["inside", "through"])
 def test_ddp(process_group, when):
-    """Converted before the wrapping or through it; the reducer finds the parameters that it knows."""
+    """A model may be converted before it is wrapped in DDP or through the wrapper; DDP's reducer has its parameters."""
     torch.manual_seed(0)
     block, plain = bottleneck(), bottleneck()
     if when == "inside":
@@ -206,14 +206,13 @@ def test_ddp(process_group, when):
     assert type(wrapped.module) is Bottleneck
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["se", "eca"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compile(attention, training):
-    """One graph with its backward pass; a conversion after the compilation takes effect in the next call."""
+    """torch.compile gives one graph with its backward pass, and a later conversion takes effect in the next call."""
     torch._dynamo.reset()
     block = bottleneck(attention).train(training)
-    block.drop_path.drop_prob = 0.0  # compiled random numbers are others
+    block.drop_path.drop_prob = 0.0  # compiled code draws other random numbers
     x = x16()
     graphs: list[str] = []
 
@@ -265,7 +264,7 @@ class Other(SEModule):
 
 
 class Same(SEModule):
-    """Its own name and keys, timm's forward."""
+    """A class with its own name and parameter keys, and timm's forward."""
 
 
 class SCSEModule(nn.Module):
@@ -311,7 +310,7 @@ def test_wrong_models(function):
 
 
 def test_class_changed_since():
-    """A parametrization makes a class of its own: the module works, is reported, and revert says what is in its way."""
+    """A parametrization changes a block's class: the model works, the report names it, and revert gives the reason."""
     model = nn.Sequential(bottleneck().eval())
     y = model(x16())
     se_fused.convert(model)

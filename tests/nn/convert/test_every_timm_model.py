@@ -1,8 +1,8 @@
-"""convert and revert on every timm architecture with SE by its name. It takes long and runs only when asked for:
+"""convert and revert on every timm architecture whose name implies SE. This takes long and runs only on request:
 
 SE_FUSED_TEST_TIMM='*' pytest tests/nn/convert/test_every_timm_model.py        all of them
 SE_FUSED_TEST_TIMM='*1/8' ...                                     the second of eight parts
-SE_FUSED_TEST_TIMM='regnety_*' ...                                those that match
+SE_FUSED_TEST_TIMM='regnety_*' ...                                all that match the pattern
 """
 
 import copy
@@ -26,7 +26,7 @@ NAMES = fnmatch.filter(NAMES, ASKED) if ASKED else []
 LARGEST = 60_000_000  # parameters: a float64 model, its copy and their gradients then take 2 GB
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(not NAMES, reason="every architecture only with SE_FUSED_TEST_TIMM='*'"),
 ]
 
@@ -50,7 +50,7 @@ def test_architecture(name):
     print(se_fused.conversion_report(model))
     with torch.no_grad():
         exact = truth(x.double())
-        # up to several thousand terms in a sum, layer after layer
+        # sums of up to several thousand terms in each of many layers
         assert_as_close(model(x), original(x), exact, terms=10_000)
     wide = se_fused.convert(copy.deepcopy(truth))
     for training in (False, True):

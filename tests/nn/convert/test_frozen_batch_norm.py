@@ -1,4 +1,4 @@
-"""convert on models whose batch norms are frozen: torchvision's FrozenBatchNorm2d, timm's FrozenBatchNormAct2d."""
+"""convert on models with frozen batch norms: torchvision's FrozenBatchNorm2d and timm's FrozenBatchNormAct2d."""
 
 import copy
 from functools import partial
@@ -30,7 +30,7 @@ MODELS = [
 
 
 def undropped(module: nn.Module) -> nn.Module:
-    """Without dropout and stochastic depth, whose draws depend on the dtype."""
+    """Set dropout and stochastic depth to zero, because their draws depend on the dtype."""
     for part in module.modules():
         for name in ("p", "drop_prob"):
             if hasattr(part, name):
@@ -39,7 +39,7 @@ def undropped(module: nn.Module) -> nn.Module:
 
 
 def frozen(make) -> nn.Module:
-    """A block with its batch norms frozen, with numbers that are not neutral and an eps of its own."""
+    """A block with frozen batch norms, without neutral values, and with another eps than the default."""
     block = freeze_batch_norm_2d(make())
     randomise(block)
     for module in block.modules():
@@ -51,7 +51,7 @@ def frozen(make) -> nn.Module:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", FLAT)
 def test_blocks(name, training, monkeypatch):
-    """The plain block's values and gradients in both modes, in the calls of batch norms that learn."""
+    """Values and gradients are the plain block's in both modes, through the functions used for trainable norms."""
     make, calls = FLAT[name]
     compare(partial(frozen, make), calls, 2, monkeypatch, training)
 
@@ -75,7 +75,7 @@ def test_blocks_that_rescale_before_their_projection(name, monkeypatch):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_before_or_after_convert(name, training, monkeypatch):
-    """The same answer and the same report either way, in the calls of the model that learns, to which it comes back."""
+    """Results, report and calls are equal if norms are frozen before or after convert, and unfreezing is possible."""
     learning = undropped(build(name)).train(training)
     ours = freeze_batch_norm_2d(copy.deepcopy(learning)).train(training)
     theirs, truth = copy.deepcopy(ours), copy.deepcopy(ours).double()
@@ -113,7 +113,7 @@ BUILT = {
 
 @pytest.mark.parametrize("name", BUILT)
 def test_built_with_frozen_norms(name, monkeypatch):
-    """torchvision's norm_layer=FrozenBatchNorm2d: converted as with batch norms, and no function is left out."""
+    """A model built with norm_layer=FrozenBatchNorm2d is converted as with batch norms, and all its functions run."""
     model = BUILT[name](norm_layer=FrozenBatchNorm2d).eval()
     randomise(model)
     theirs, truth = copy.deepcopy(model), copy.deepcopy(model).double()
@@ -127,7 +127,7 @@ def test_built_with_frozen_norms(name, monkeypatch):
 
 
 def detector() -> nn.Module:
-    """What fasterrcnn_resnet50_fpn is with pretrained weights: frozen norms, of eps 0, and a part that learns."""
+    """A detector like fasterrcnn_resnet50_fpn with pretrained weights: frozen norms with eps 0, trainable layers."""
     backbone = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=2
     )
@@ -138,7 +138,7 @@ def detector() -> nn.Module:
 
 
 def test_detector(monkeypatch):
-    """A detection backbone in training: losses and gradients, none in what is frozen, and its maps in eval mode."""
+    """A detection backbone has eager's maps and gradients, none for frozen parameters; training gives finite losses."""
     plain = detector()
     generator = torch.Generator().manual_seed(0)
     image, boxes = torch.rand(3, 96, 120, generator=generator), torch.tensor([[8.0, 8.0, 60.0, 70.0]])
@@ -169,8 +169,11 @@ def test_detector(monkeypatch):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ["regnet", "tresnet-basic", "torchvision-bottleneck", "legacy", "monai-no-act"])
 def test_autocast(name, training):
-    """A frozen norm's float32 buffers make its result float32: dtypes are the plain block's, and over some draws, of
-    which each may take a unit to the other side of its ReLU, no error is larger."""
+    """Under autocast, dtypes are the plain block's, and errors over ten draws are no larger than 1.3 times eager's.
+
+    A frozen norm's float32 buffers make its result float32. Several draws are used because rounding may move a unit to
+    the other side of its ReLU.
+    """
     plain = undropped(frozen(FLAT[name][0])).train(training)
     ours, truth = se_fused.convert(copy.deepcopy(plain)), copy.deepcopy(plain).double()
     errors = []
@@ -215,7 +218,7 @@ def test_dtypes_and_channels_last(name, dtype):
 
 @pytest.mark.parametrize("part", ["bn1", "bn2", "bn3"])
 def test_hooks_see_a_frozen_norm(part):
-    """A watched or changed frozen norm is called, and what its hook returns is used."""
+    """A frozen norm with a hook is called, and the hook's return value is used."""
     outputs = []
     for convert in (True, False):
         block = frozen(partial(torchvision.models.resnet.Bottleneck, 16, 4)).eval()
@@ -247,7 +250,7 @@ def test_what_is_a_frozen_batch_norm():
 
 
 def test_activations_that_have_to_be_called():
-    """An unknown activation or a dropout inside timm's frozen norm is not left out."""
+    """An unknown activation or a dropout inside timm's frozen norm is applied."""
     for options in (dict(act_layer=nn.ELU), dict(act_layer=nn.ReLU6), dict(drop_layer=partial(nn.Dropout, 0.5))):
         plain = PROJECTED["timm-mbconv"]()
         plain.bn1, plain.bn2 = (FrozenBatchNormAct2d(16, **options) for _ in range(2))
@@ -260,7 +263,7 @@ def test_activations_that_have_to_be_called():
 
 @pytest.mark.parametrize("with_se", [True, False], ids=["se", "no-se"])
 def test_own_tail(with_se, monkeypatch):
-    """fused_block_end takes one as well, for our own models after timm's freeze_batch_norm_2d."""
+    """fused_block_end accepts a frozen norm, because timm's freeze_batch_norm_2d creates them in our models too."""
     bn, se = FrozenBatchNorm2d(8), SqueezeExcite(8, rd_channels=4) if with_se else None
     randomise(bn)
     x, residual = batch(3, 8).requires_grad_(), batch(3, 8, seed=1)
@@ -273,7 +276,6 @@ def test_own_tail(with_se, monkeypatch):
     torch.testing.assert_close(*(torch.autograd.grad(t.square().sum(), x)[0] for t in (y, wanted)))
 
 
-@pytest.mark.slow
 def test_compiles_without_a_break():
     block = se_fused.convert(undropped(frozen(FLAT["regnet"][0])))
     torch.testing.assert_close(

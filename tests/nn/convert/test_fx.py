@@ -1,4 +1,4 @@
-"""torch.fx on converted models and on our own: the plain graph, its names as usual, or the kernels as leaf modules."""
+"""torch.fx traces converted models and our own to plain graphs with the usual names, or to kernels as leaf modules."""
 
 import copy
 
@@ -14,7 +14,7 @@ import se_fused
 from se_fused.nn import DropPath, SqueezeExcite
 
 LEAVES = {"leaf_modules": [se_fused.nn.Fused]}
-# what people ask for: a stage, and nodes inside a block
+# typical requests: a stage, and nodes inside a block
 NODES = {
     "timm-seresnet18": (["layer1", "layer3.1"], "layer2.0.bn2"),
     "timm-mobilenetv3_small_050": (["blocks.2", "blocks.4"], "blocks.1.0.conv_pwl"),
@@ -53,7 +53,7 @@ def test_the_plain_graph_keeps_its_names_and_values(name):
         maps = [extractor.train(training)(x) for extractor in (ours, theirs)]
         assert maps[0].keys() == maps[1].keys() == {*stages, inner}
         for key, value in maps[0].items():
-            # torchvision's SE is a leaf of its tracer, and rounds as our kernel does
+            # torchvision's SE is a leaf of its tracer, and rounds like our kernel.
             torch.testing.assert_close(value, maps[1][key], rtol=1e-4, atol=1e-4)
     for key, value in ours.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[key], rtol=1e-4, atol=1e-4, msg=key)
@@ -62,8 +62,10 @@ def test_the_plain_graph_keeps_its_names_and_values(name):
 
 @pytest.mark.parametrize("name", NODES)
 def test_leaf_modules_keep_the_kernels(name, monkeypatch):
-    """As often called as by the converted model itself, in both modes of one extractor; names of blocks and stages
-    stay, gradients come back, running statistics move."""
+    """With leaf modules, the kernels are called as in the converted model, in both modes of one extractor.
+
+    Names of blocks and stages are unchanged, gradients are computed, and running statistics are updated.
+    """
     stages, _ = NODES[name]
     model = still(name)
     converted, truth = se_fused.convert(copy.deepcopy(model)), copy.deepcopy(model).double()

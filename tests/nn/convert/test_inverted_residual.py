@@ -1,5 +1,7 @@
-"""fused_gate_projection, and convert on the blocks that rescale before their projection: EfficientNet, MobileNetV3 and
-RegNetY of two libraries."""
+"""Tests of fused_gate_projection, and of convert on blocks that rescale before their projection.
+
+The blocks are EfficientNet's, MobileNetV3's and RegNetY's of two libraries.
+"""
 
 import copy
 import itertools
@@ -29,7 +31,7 @@ C, D = 12, 5
 
 
 class Middle(nn.Module):
-    """What stands between a block's convolutions; called, its modules one after the other."""
+    """The modules between a block's convolutions; forward calls them one after another."""
 
     def __init__(self, bn: nn.Module, act: nn.Module | None, se: nn.Module, projection: nn.Module) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("gate", GATES)
 def test_it_is_its_modules(norm: str, gate: str, calls: list[str]) -> None:
-    """Two training steps, one in eval mode and one without gradients: outputs, gradients, statistics."""
+    """Outputs, gradients and statistics are the modules', in two training steps, eval mode and without gradients."""
     theirs = Middle(*NORMS[norm](), GATES[gate](), nn.Conv2d(C, D, 1, bias=gate == "ours"))
     randomise(theirs)
     ours, truth, wide = (copy.deepcopy(theirs) for _ in range(3))
@@ -103,7 +105,7 @@ def test_it_is_its_modules(norm: str, gate: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("grad", [True, False])
 def test_every_hook_is_called_once(norm: str, gate: str, grad: bool, calls: list[str]) -> None:
-    """On each module in turn, and what it sees is what the module is given."""
+    """A hook on any module is called once, with the input and output of the plain module."""
     theirs = Middle(*NORMS[norm](), GATES[gate](), nn.Conv2d(C, D, 1))
     randomise(theirs)
     x = batch(3, C)
@@ -118,7 +120,7 @@ def test_every_hook_is_called_once(norm: str, gate: str, grad: bool, calls: list
     for module in plain.modules():
         module._forward_hooks.clear()
     truth = theirs(x)
-    # our own layer computes its activations itself, and a module's children run where it runs
+    # Only modules that were called are in `wanted`: our own layer computes its activations without calling modules.
     names = [n for n, _ in plain.named_modules() if n in wanted]
     for name in names:
         middle = copy.deepcopy(plain)
@@ -134,7 +136,7 @@ def test_every_hook_is_called_once(norm: str, gate: str, grad: bool, calls: list
 
 
 def test_what_no_kernel_has_is_called(calls: list[str]) -> None:
-    """The modules' own results: of all where batch norm must be called, of SE where only that must be."""
+    """Modules without a kernel are called: all of them if batch norm must be called, or only SE."""
     silu = NORMS["silu"]
     conv = nn.Conv2d(C, D, 1)
     cases = {
@@ -192,7 +194,7 @@ def test_compiles_without_a_break() -> None:
 # ---- blocks
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str, calls: list[str]) -> None:
-    """Two training steps, one in eval mode and one without gradients, against float64 and against the original."""
+    """Two training steps, eval mode, and inference agree with float64 and with the original block."""
     theirs = BLOCKS[name]()
     randomise(theirs)
     ours, truth, exact = (copy.deepcopy(theirs) for _ in range(3))
@@ -230,7 +232,7 @@ def test_blocks(name: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in WITHOUT_SE])
 @pytest.mark.parametrize("training", [True, False])
 def test_hooks_see_what_they_saw(name: str, training: bool) -> None:
-    """A hook on any one module of a converted block is called as often and on the same map as before."""
+    """A hook on any module of a converted block is called as often as before, and on the same map."""
     block = BLOCKS[name]().train(training)
     randomise(block)
     for part, module in block.named_modules():
@@ -251,7 +253,7 @@ def test_hooks_see_what_they_saw(name: str, training: bool) -> None:
 
 
 def test_feature_hooks_before_the_projection() -> None:
-    """timm's feature extractors hook the projection's input."""
+    """A hook on the projection's input, as timm's feature extractors use it, sees the plain block's map."""
     block = se_fused.convert(BLOCKS["timm-mbconv"]().eval())
     seen = []
     block.conv_pwl.register_forward_pre_hook(lambda m, i: seen.append(i[0]))
@@ -261,7 +263,6 @@ def test_feature_hooks_before_the_projection() -> None:
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm-mobilenetv3_small_050", "timm-regnety_002", "timm-efficientnet_b0",
                                   "torchvision-mobilenet_v3_small", "torchvision-regnet_y_400mf"])  # fmt: skip
 def test_whole_networks(name: str) -> None:

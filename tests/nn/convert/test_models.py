@@ -1,4 +1,4 @@
-"""convert and revert on one small model of each family: same keys, same tensors, same answers, same training step."""
+"""convert and revert on a small model of each family: the keys, tensors, results and training step are unchanged."""
 
 import copy
 
@@ -11,7 +11,7 @@ import se_fused
 from se_fused.nn.convert.class_swap import Fused
 
 PROJECTED = "BN + act + squeeze, gate in the projection, BN + add"
-# what must be converted, by class: a family that silently stays as it was would pass everything else
+# The expected conversions, by class: without them, a family that is not converted would pass all tests.
 EXPECTED = {
     "timm-seresnet18": {"BN + SE + add + act": 8, "squeeze-excite": 8},
     "timm-seresnet18-drop-path": {"BN + SE + add + act": 8, "squeeze-excite": 8},
@@ -43,7 +43,7 @@ def test_every_family_is_expected():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_converts_and_reverts(name, monkeypatch):
-    """Everything that is known is converted, in inference nothing falls back, and revert is exact."""
+    """Every recognised layer is converted and runs fused in inference, and revert restores the model exactly."""
     model = build(name).eval()
     before, parameters = classes(model), dict(model.named_parameters())
     original, _, truth = trio(model)
@@ -76,12 +76,11 @@ def test_converts_and_reverts(name, monkeypatch):
         assert torch.equal(model(x), theirs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.isa) if n == "timm-rexnetr_200" else n for n in MODELS]
 )
 def test_training_step(name):
-    """Output, gradients and running statistics: in float64 to the last digits, in float32 up to rounding."""
+    """Output, gradients and running statistics agree in float64 to the last digits, and in float32 up to rounding."""
     model, original, truth = trio(build(name).train())
     x = images(name, 4)
     ours64 = step(se_fused.convert(copy.deepcopy(truth)), x.double())
@@ -104,7 +103,7 @@ def test_training_step(name):
 @pytest.mark.parametrize("name", ["timm-seresnet18", "timm-regnety_002", "timm-ecaresnet26t"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_and_channels_last(name, dtype):
-    """At least as near to the truth as the original is, and in its memory format."""
+    """Errors are at most 1.1 times the original's, plus 4 eps, and the memory format is unchanged."""
     model = build(name).eval().to(dtype).to(memory_format=torch.channels_last)
     original, truth = copy.deepcopy(model), copy.deepcopy(model).double()
     x = images(name).to(dtype).to(memory_format=torch.channels_last)
@@ -133,7 +132,7 @@ def test_autocast(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_alone(name):
-    """On the meta device, which has no autocast, as timm asks for its models' shapes."""
+    """Converted models work on the meta device, which has no autocast; timm uses it to compute shapes."""
     model, original = build(name).to("meta"), build(name).to("meta")
     x = images(name).to("meta")
     with torch.no_grad():
@@ -153,7 +152,7 @@ def test_own_models_are_left_as_they_are():
 
 
 def test_left_alone():
-    """skresnet has no SE: its blocks are named in the report, and nothing is touched."""
+    """A model without SE, skresnet, is not changed, and the report names its blocks."""
     import timm
 
     model = timm.create_model("skresnet18", num_classes=3)

@@ -1,4 +1,4 @@
-"""How a model may be called, copied and watched when it is optimised, and how what cannot be is refused."""
+"""Tests of optimize_for_inference: arguments, copies and hooks of optimised models, and refusals with their reasons."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ import se_fused
 
 # ---- arguments
 class Speech(nn.Module):
-    """wespeaker, speechbrain: lengths beside the features, switches behind them."""
+    """A speech model, as in wespeaker and speechbrain: lengths after the features, then options."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class Speech(nn.Module):
 
 
 class Tabular(nn.Module):
-    """An image and a table."""
+    """A model with two inputs, an image and a table."""
 
     def __init__(self) -> None:
         super().__init__()
         self.meta = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
-        # names that a GraphModule, or the layers that an optimised model adds, have too
+        # these names are also attributes of a GraphModule or of the layers that optimisation adds
         self.graph, self.cast_input, self.cast_output = block(), nn.Conv2d(8, 8, 1), nn.Linear(16, 3)
         self.code = nn.Parameter(torch.randn(3))
 
@@ -98,12 +98,12 @@ def test_arguments_that_do_not_fit() -> None:
         se_fused.optimize_for_inference(ready(block()), images(2, 4, 6, 6))
 
 
-# ---- what runs while a model is optimised
+# ---- code that runs during the optimisation
 def test_hooks_are_neither_run_nor_carried_over() -> None:
     model, seen = ready(block()), []
 
     def record(module: nn.Module, args: Any, y: Tensor) -> None:
-        seen.append(float(y.sum()) if y.sum() > 0 else 0.0)  # what a proxy cannot decide
+        seen.append(float(y.sum()) if y.sum() > 0 else 0.0)  # a proxy cannot be compared
 
     handles = [m.register_forward_hook(record) for m in model.modules()]
     handles += [m.register_full_backward_hook(lambda *a: seen.append(a)) for m in list(model)[:2]]
@@ -112,7 +112,7 @@ def test_hooks_are_neither_run_nor_carried_over() -> None:
     fast(images(2, 3, 6, 6))
     assert not seen and norms(fast) == 0
     model.requires_grad_(False)(images(2, 3, 6, 6))
-    assert len(seen) == 6  # the model's own are where they were
+    assert len(seen) == 6  # the model's own hooks are still there
     for handle in handles:
         handle.remove()
 
@@ -133,7 +133,7 @@ def test_weights_that_are_computed(norm: Any, called: bool) -> None:
     model = ready(block())
     norm(model[0])
     x = images(2, 3, 6, 6)
-    if called:  # the weight is the result of a computation then, which copy.deepcopy refuses
+    if called:  # then the weight is a non-leaf tensor, which copy.deepcopy refuses
         model.train()(x)
         model.eval()
     keys = list(model.state_dict())
@@ -143,13 +143,13 @@ def test_weights_that_are_computed(norm: Any, called: bool) -> None:
 
 def test_a_recorded_map_is_no_obstacle() -> None:
     model = ready(block())
-    model.last = model(images(2, 3, 6, 6))  # as hooks and losses keep it; copy.deepcopy refuses it
+    model.last = model(images(2, 3, 6, 6))  # hooks and losses store maps like this; copy.deepcopy refuses it
     optimized_and_same(model, images(2, 3, 6, 6))
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "efficientnet_b0"])
 def test_feature_extractors(name: str) -> None:
-    """torchvision's graph modules have a graph for each mode, and copies of them are in training."""
+    """torchvision's feature extractors, with a graph per mode and copies in training mode, can be optimised."""
     torchvision = pytest.importorskip("torchvision")
     model = ready(torchvision.models.get_model(name, num_classes=5))
     nodes = {"features.denseblock1": "a"} if name == "densenet121" else {}
@@ -177,7 +177,7 @@ def test_wrapped_models() -> None:
 
 # ---- layers that torch.fx cannot trace
 class Swish(torch.autograd.Function):
-    """As in the winners' code of SIIM-ISIC 2020."""
+    """A function as in the winning code of SIIM-ISIC 2020."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class SwishModule(nn.Module):
 
 
 class Counts(nn.Module):
-    """Decides by values, and by the layout of its input."""
+    """A module that branches on values and depends on its input's memory layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view(x.size(0), -1, 2).flatten(1) if float(x.sum()) > -1e9 else -x
@@ -213,7 +213,7 @@ class Breaks(nn.Module):
         x = self.inner(x)
         if self.how == "values":
             return x if x.mean() > -9 else -x
-        if self.how == "type":  # MONAI's BasicUNet; a proxy is no tensor
+        if self.how == "type":  # as in MONAI's BasicUNet; a proxy is not a tensor
             return x * 2 if isinstance(x, Tensor) else x
         if self.how == "type and shape":
             return self.inner[3](torch.cat([x, x], 1)[:, 4:12] if isinstance(x, Tensor) else x[:, 4:])
@@ -248,12 +248,12 @@ def test_refusals_in_one_line(how: str, match: str) -> None:
 
 class Uncopied:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise NotImplementedError  # without a message
+        raise NotImplementedError  # an error without a message
 
 
 def test_refuses_what_it_cannot_copy_and_what_has_no_shape() -> None:
     model = ready(block())
-    model.handle = iter(())  # what copy.deepcopy cannot copy
+    model.handle = iter(())  # copy.deepcopy cannot copy it
     model.lock = __import__("threading").Lock()
     with pytest.raises(ValueError, match=r"model cannot be copied.*copy\.deepcopy\(model\) must work"):
         se_fused.optimize_for_inference(model, images(2, 3, 6, 6))

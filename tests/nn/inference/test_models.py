@@ -1,4 +1,4 @@
-"""optimize_for_inference on models as people write them: views, vectors, padding, writes in place, frozen norms."""
+"""optimize_for_inference on typical models: views, vectors, padding, in-place writes, frozen norms."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ import se_fused
 from se_fused.nn.inference import folding, layers
 from se_fused.nn.inference.casts import CastInput
 
-# ---- numbers that are not finite
+# ---- values that are not finite
 NOT_FINITE = {
     "timm-seresnet50": lambda: timm_model("seresnet50"),
     "timm-seresnet18": lambda: timm_model("seresnet18"),
@@ -52,7 +52,7 @@ def test_what_is_not_finite_goes_through(build: Any, value: float, pixels: str, 
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("act", ["none", "relu", "silu", "hard_swish"])
 def test_a_layers_own_nan(act: str, with_residual: bool) -> None:
-    """Both ways of the sum: into memory of its own, and over the residual."""
+    """NaN propagates as in the convolution, if the sum goes into new memory and if it overwrites the residual."""
     conv = nn.Conv2d(3, 20, 3, padding=1)
     x = CastInput(torch.float32)(images(2, 3, 9, 9))
     x[1, 1, 4, 4] = math.nan
@@ -82,7 +82,7 @@ def test_a_rewriting_that_hides_a_nan_is_refused(value: float, monkeypatch: pyte
 
 # ---- views of maps
 class Viewed(nn.Module):
-    """A head as of InsightFace, LeNet, lc0: ``view`` in one of its spellings."""
+    """A head as in InsightFace, LeNet and lc0, with one of the ways to call ``view``."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_a_view_means_what_it_means_in_the_models_own_layout(how: str) -> None:
 
 # ---- batch norm of vectors
 class Neck(nn.Module):
-    """Re-identification and ArcFace necks, and a table beside the image."""
+    """A head with vector norms, as in re-identification and ArcFace, and a table beside the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_batch_norm_of_vectors_goes_into_the_linear_layer() -> None:
 
 
 class Sequence(nn.Module):
-    """(N, L, C) behind a linear layer: the norm's channels are L."""
+    """A norm of (N, L, C) after a linear layer, whose channels are L."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def test_vectors_in_16_bits(dtype: torch.dtype) -> None:
 
 # ---- writes in place
 class InPlace(nn.Module):
-    """Activations that write to a tensor which others read, in all their spellings."""
+    """Activations that write to a tensor with other readers, by module, function, method and operator."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class InPlace(nn.Module):
             x *= 2
             return torch.relu(s), x
         if how == "module":
-            self.act(x)  # its result is not read, x is
+            self.act(x)  # its result is unused; x is read
             return self.branch(x) + self.shortcut(x)
         if how == "function":
             F.relu(x, inplace=True)
@@ -261,9 +261,9 @@ def test_a_write_through_a_view_is_right_or_refused() -> None:
         se_fused.optimize_for_inference(ready(InPlace("view of the input")), images(2, 3, 6, 6))
 
 
-# ---- convolutions that pad by themselves
+# ---- convolutions that pad their input
 class StaticSame(nn.Conv2d):
-    """As efficientnet_pytorch's: the image size is known, the padding a module."""
+    """The convolution of efficientnet_pytorch for a known image size; the padding is a module."""
 
     def __init__(self, c: int, d: int, k: int, stride: int, border: tuple[int, ...], **options: Any) -> None:
         super().__init__(c, d, k, stride, **options)
@@ -275,7 +275,7 @@ class StaticSame(nn.Conv2d):
 
 
 class Conv2dDynamicSamePadding(nn.Conv2d):
-    """As efficientnet_pytorch's: the padding follows from the image size."""
+    """The convolution of efficientnet_pytorch whose padding depends on the image size."""
 
     def forward(self, x: Tensor) -> Tensor:
         border: list[int] = []
@@ -287,7 +287,7 @@ class Conv2dDynamicSamePadding(nn.Conv2d):
 
 
 class Standardised(nn.Conv2d):
-    """A subclass that is no convolution with its own weight."""
+    """A subclass of a convolution that computes its weight in forward."""
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -316,7 +316,7 @@ def test_batch_norm_goes_into_convolutions_that_pad(
     model = ready(nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)))
     fast = optimized_and_same(model, images(2, 3, *size))
     assert norms(fast) == 0 and sum(type(m).__name__ == "ConvAct" for m in fast.modules()) == 1
-    with torch.no_grad():  # the padding is of the size at hand, not of the example's
+    with torch.no_grad():  # the padding follows the size of this input, not of the example
         x = images(3, 3, 11, 10)
         torch.testing.assert_close(fast(x), model(x), **CLOSE)
 
@@ -334,7 +334,7 @@ def test_convolutions_with_a_forward_of_their_own_say_why() -> None:
 
 
 def layers_of(model: nn.Module) -> Counter:
-    """Kinds of layers, and functions between them."""
+    """Number of layers by class, and of the functions between them."""
     functions = [n.target for n in model.graph.nodes if n.op in ("call_function", "call_method")]
     return Counter([type(m).__name__ for m in model.children()]) + Counter(map(str, functions))
 
@@ -350,9 +350,9 @@ def test_frozen_batch_norm_is_folded() -> None:
         assert layers_of(optimized_and_same(model.eval(), x)) == wanted
 
 
-# ---- what the result is compared with
+# ---- the comparison with the original model
 class Magnifies(nn.Module):
-    """The mean difference of nearly equal maps: rounding errors, a hundred thousand times as large, in one number."""
+    """A model that magnifies rounding errors a hundred thousand times: the mean difference of nearly equal maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,7 +368,10 @@ class Magnifies(nn.Module):
 
 
 def test_an_ill_conditioned_model_is_not_refused_by_luck() -> None:
-    """Its own error may be small by chance: measured by that alone, 17 of 60 such models were refused."""
+    """An ill-conditioned model is never refused, although its own error may be small by chance.
+
+    With that error as the only measure, 17 of 60 such models were refused.
+    """
     for seed in range(40):
         torch.manual_seed(seed)
         se_fused.optimize_for_inference(Magnifies().eval(), torch.randn(1, 3, 5, 5))

@@ -1,4 +1,4 @@
-"""optimize_for_inference: the same answers from fewer, larger layers, and nothing of the caller's touched."""
+"""optimize_for_inference gives the same results from fewer, larger layers, and changes nothing of the caller's."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ from se_fused.ops.layout import is_channels_last
 
 
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """With the statistics and weights of norms that a trained network has: none of them 0 or 1."""
+    """Set norms to values as in a trained network, with no statistic or weight of 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, NORMS):
@@ -61,7 +61,7 @@ MODELS = {
 
 
 def errors(model: nn.Module, optimized: nn.Module, x: Tensor) -> tuple[float, float]:
-    """(ours, the model's own): root mean square distance from float64, relative to the truth's size."""
+    """(ours, the model's own): root mean square errors against float64, relative to the truth's size."""
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(x.double())
         results = optimized(x), copy.deepcopy(model).to(x.dtype)(x)
@@ -76,7 +76,7 @@ def test_same_answers(build: Any) -> None:
     model = trained(build())
     before = copy.deepcopy(model.state_dict())
     optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
-    x = images(3, 3, 96, 64)  # neither the batch nor the size that it was checked with
+    x = images(3, 3, 96, 64)  # another batch and another size than in optimize's check
     kept = x.clone()
     ours, theirs = errors(model, optimized, x)
     assert ours <= 2 * theirs + 4 * torch.finfo(torch.float32).eps
@@ -94,7 +94,7 @@ def test_nothing_is_left_between_the_layers() -> None:
     assert not any(isinstance(m, (*NORMS, nn.Conv2d, nn.ReLU)) for m in optimized.modules())
     functions = [n.target for n in optimized.graph.nodes if n.op == "call_function"]
     assert not any("relu" in str(f) or "add" in str(f) for f in functions)
-    # every block's residual is the last use of a tensor that one of our layers has made
+    # Each block's residual is last used there and was made by one of our layers, so it may be overwritten.
     given_away = [not m.keeps_residual for m in optimized.modules() if isinstance(m, ConvSqueezeExcite)]
     assert all(given_away)
 
@@ -105,19 +105,21 @@ def test_layers_of_other_blocks(name: str) -> None:
     found = kinds(se_fused.optimize_for_inference(model, images(2, 3, 64, 64)))
     assert not found["BatchNorm2d"]
     if name == "timm-legacy-18":
-        assert found["Rescale"] == 8  # behind 3x3 convolutions and their ReLU
+        assert found["Rescale"] == 8  # after 3x3 convolutions and their ReLU
     if name == "timm-efficientnet":
-        assert found["GatedConvAct"] == 16  # its gates go into the projections
+        assert found["GatedConvAct"] == 16  # its gates are applied in the projections
     if name == "densenet":
-        assert found["NormAct"] > 50  # norms that stand before their convolution
+        assert found["NormAct"] > 50  # norms before their convolution
 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("inside", ["chosen", "same"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways: in the dtype itself, as a model from a GPU or from a file may ask of a CPU whose oneDNN has no such
-    convolution, and in float32 where the processor is faster there."""
+    """16-bit models are right if computed in their dtype, and in float32 where the processor is faster there.
+
+    The dtype itself may be required, by a model from a GPU or a file, on a CPU whose oneDNN has no such convolution.
+    """
     if inside == "same":
         monkeypatch.setattr(optimize, "compute_dtype", lambda dtype, device: dtype)
     model = trained(create_model("seresnet18", num_classes=7)).to(dtype)
@@ -133,7 +135,10 @@ def test_16_bits(dtype: torch.dtype, inside: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_16_bits_need_amx_and_a_onednn_that_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN is held back by an environment variable, of which the processor's own flags say nothing."""
+    """16 bits are used if the processor has AMX and oneDNN is allowed to use it.
+
+    An environment variable can restrict oneDNN, which the processor's flags do not show.
+    """
     cpu = torch.device("cpu")
     for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: True)
@@ -147,7 +152,10 @@ def test_16_bits_need_amx_and_a_onednn_that_may_use_it(monkeypatch: pytest.Monke
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_maps_between_the_layers_are_channels_last(dtype: torch.dtype) -> None:
-    """Volumes too, which PyTorch itself convolves in 16 bits where oneDNN cannot: contiguous results."""
+    """Maps between the layers are channels_last, also volumes.
+
+    PyTorch convolves those in 16 bits itself where oneDNN cannot, with contiguous results.
+    """
     for conv in (nn.Conv2d(3, 8, 3, stride=2), nn.Conv3d(3, 8, 3, padding=1)):
         x = images(2, 3, *(9,) * (conv.weight.dim() - 2)).to(dtype)
         ordered = CastInput(dtype)(x)
@@ -180,7 +188,7 @@ def test_another_dtype_than_the_models() -> None:
 
 @pytest.mark.parametrize("name", ["ours-50", "densenet", "timm-efficientnet"])
 def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the library's convolution, and what follows it in one pass."""
+    """Without oneDNN, as on a GPU, the library's convolution runs, followed by one pass for the rest."""
     monkeypatch.setattr(ConvAct, "packable", lambda self, x: False)
     model = trained(MODELS[name]())
     optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
@@ -190,7 +198,7 @@ def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Toy(nn.Module):
-    """One residual block around which a test builds what may go wrong."""
+    """A model with one residual block, which tests extend with problematic parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +234,7 @@ class InputIsResidual(Toy):
 
 
 class ResidualIsInput(Toy):
-    """The 1x1 convolution reads what would be written over."""
+    """A block whose 1x1 convolution reads the tensor that would be overwritten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +260,7 @@ def test_what_is_still_wanted_is_not_written_over(kind: type[Toy]) -> None:
 
 
 class Twice(Toy):
-    """A convolution with two batch norms in turn: folding would change one of the two calls."""
+    """A convolution followed by two batch norms in turn; folding either would change the other call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +272,7 @@ class Twice(Toy):
 
 
 class Mirrored(nn.Module):
-    """Convolutions with padding by name, and of another mode, which is left alone."""
+    """A convolution with padding by name, which is fused, and one with another padding mode, which is not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +298,7 @@ def test_convolutions_that_stay(kind: type[nn.Module]) -> None:
 
 
 class Broadcasts(Toy):
-    """What is added to the block's map has another shape: one value per channel, made by a layer of ours."""
+    """A block whose residual has another shape: one value per channel, computed by one of our layers."""
 
     def __init__(self) -> None:
         super().__init__()

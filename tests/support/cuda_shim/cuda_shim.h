@@ -1,7 +1,8 @@
-// Runs CUDA kernels on the CPU: g++ compiles their own source, and every CUDA thread is a fiber. For tests alone.
-// Blocks run in waves: a cluster at a time, or the whole grid (resident). The threads of a wave take turns, each until
-// it has to wait, from the first one on or, reversed (SE_SHIM_REVERSE=1), from the last: what is right in one order
-// only lacks a barrier. Errors end the process with a line that says where. Memory ordering is not modelled.
+// Runs CUDA kernels on the CPU, for tests only: g++ compiles the kernels' source, and every CUDA thread is a fiber.
+// Blocks run in waves: one cluster, or the whole grid (resident). The threads of a wave run in turn, each until it has
+// to wait: from the first to the last or, reversed (SE_SHIM_REVERSE=1), from the last to the first. A kernel that is
+// right in one order only lacks a barrier. An error ends the process with a line that names the place. Memory ordering
+// is not modelled.
 #pragma once
 
 #include <malloc.h>
@@ -56,13 +57,13 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #endif
 #if defined(__x86_64__) && !defined(SE_SHIM_UCONTEXT)
 using Context = void**;  // the stack pointer
-// swapcontext does a system call, ret would be mispredicted. noipa: callers must not learn what this does not clobber.
+// swapcontext makes a system call; ret would be mispredicted. noipa: callers must not infer which registers survive.
 __attribute__((naked, noipa)) inline void switch_stacks(Context*, const Context*) {
   asm("push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp, (%rdi);"
       "mov (%rsi), %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; pop %rcx; jmp *%rcx");
 }
 inline void prepare(Context& context, char* stack, void (*entry)()) {
-  void* const frame[8] = {0, 0, 0, 0, 0, 0, reinterpret_cast<void*>(entry), 0};  // what switch_stacks takes up
+  void* const frame[8] = {0, 0, 0, 0, 0, 0, reinterpret_cast<void*>(entry), 0};  // popped by switch_stacks
   context = static_cast<void**>(std::memcpy(stack + kStackBytes - sizeof frame, frame, sizeof frame));
 }
 #else
@@ -82,35 +83,35 @@ struct Block {
   dim3 index;
   Block* first;  // of the cluster; it has the cluster's barrier
   Barrier barrier, cluster_barrier;
-  std::shared_ptr<void> shared;  // of the exact size: AddressSanitizer shall see its end
+  std::shared_ptr<void> shared;  // of the exact size, so that AddressSanitizer detects its end
 };
 struct Fiber {
-  alignas(16) char stack[kStackBytes];  // what follows keeps stacks from all lying in the same cache sets
-  const void* bottom = stack;  // this and the next two: for AddressSanitizer, which also tells them of the host
+  alignas(16) char stack[kStackBytes];  // the members below keep stacks out of the same cache sets
+  const void* bottom = stack;           // this and the next two are for AddressSanitizer; it also sets the host's
   size_t size = kStackBytes;
   void* fake_stack = nullptr;
   Context context;
   Block* block;
   dim3 thread;
-  std::unique_ptr<Fiber>* warp;  // its fibers; the first one has its alive and waiting lanes
+  std::unique_ptr<Fiber>* warp;  // its fibers; the first one stores the alive and waiting lanes
   unsigned lane, seen, cluster_generation, alive, waiting;
-  unsigned mask, source, answered;  // of the collective it waits in, as are the next two
+  unsigned mask, source, answered;  // this and the next two: of the collective in which it waits
   uint64_t value, answer;
-  const char* where;        // it waits
-  const unsigned* watched;  // it goes on once this is not `seen`
+  const char* where;        // the function in which it waits
+  const unsigned* watched;  // it continues when this differs from `seen`
   bool done, in_cluster_barrier;
 };
 using BulkBarrier = uint64_t;  // kBulkMagic
 struct Bulk {
   int arrivals, pending, phase;
-  int64_t bytes;  // expected and not yet there
+  int64_t bytes;  // expected, but not yet copied
   std::vector<std::function<void()>> copies;
 };
 constexpr uint64_t kStackEnd = 0x5ac4e4d0f57ac4e4, kBulkMagic = 0xb01cba221e5ca1e5;
-constexpr unsigned kBallot = ~0u, kIdle = 4 << 20;  // threads resumed, until it is a deadlock that nothing has moved
+constexpr unsigned kBallot = ~0u, kIdle = 4 << 20;  // it is a deadlock after so many resumed threads without progress
 inline Fiber host, *current;
-inline std::vector<std::unique_ptr<Fiber>> fibers;  // pooled: each loops over kernels for ever
-inline std::vector<Block> blocks;                   // of the wave, as are the barriers
+inline std::vector<std::unique_ptr<Fiber>> fibers;  // pooled: each runs one kernel after another
+inline std::vector<Block> blocks;                   // of the wave, like the barriers
 inline std::map<const BulkBarrier*, Bulk> bulks;
 inline std::function<void()> kernel;
 inline dim3 grid_dim, block_dim;
@@ -121,7 +122,7 @@ inline bool reversed = std::getenv("SE_SHIM_REVERSE") && *std::getenv("SE_SHIM_R
 inline void report(const Fiber& f, const char* what, auto... args) {
   const dim3 b = f.block->index, t = f.thread;
   fprintf(stderr, "cuda_shim: %s block %u,%u,%u thread %u,%u,%u: ", names.back().data(), b.x, b.y, b.z, t.x, t.y, t.z);
-  fprintf(stderr, what, args..., 0), fputs("\n", stderr);  // 0: never a format alone, of which g++ would warn
+  fprintf(stderr, what, args..., 0), fputs("\n", stderr);  // 0: g++ warns of a format without arguments
 }
 inline void require(bool good, const char* what, auto... args) {
   if (!good) report(*current, what, args...), std::abort();
@@ -135,7 +136,7 @@ inline void wait_while(const unsigned& word, unsigned seen, const char* where) {
   current->where = where, current->watched = &word, current->seen = seen, moved = true;
   if (word == seen) switch_to(*current, host);
 }
-// ---- warps. complete: hands out the answers if all lanes of the mask that still live wait for them.
+// ---- warps. complete: sets the answers if all lanes of the mask that have not exited wait for them.
 inline void complete(std::unique_ptr<Fiber>* warp, unsigned mask) {
   const unsigned lanes = mask & warp[0]->alive;
   if ((warp[0]->waiting & lanes) != lanes) return;
@@ -156,7 +157,7 @@ inline uint64_t collective(const char* op, unsigned mask, uint64_t value, unsign
   require(mask >> f.lane & 1, "%s by lane %u, not in its mask 0x%08x", op, f.lane, mask);
   for (unsigned rest = (*f.warp)->waiting & mask, each = 0; rest && !each; rest &= rest - 1) {
     const Fiber& other = *f.warp[std::countr_zero(rest)];
-    each = other.mask >> f.lane & 1;  // waits for the other: then it must be the same collective
+    each = other.mask >> f.lane & 1;  // the other waits for this lane: both must be in the same collective
     require(!each || (other.mask == mask && !std::strcmp(other.where, op)),
             "%s, mask 0x%08x, while lane %u is at %s, mask 0x%08x", op, mask, other.lane, other.where, other.mask);
   }
@@ -168,7 +169,7 @@ inline uint64_t collective(const char* op, unsigned mask, uint64_t value, unsign
 inline auto shuffle(const char* op, unsigned mask, auto v, unsigned source, int width) {
   using Bits = std::conditional_t<sizeof v == 4, uint32_t, uint64_t>;
   require(width > 0 && width <= 32 && std::has_single_bit(unsigned(width)), "%s with width %d", op, width);
-  if (source > (current->lane | (width - 1))) source = current->lane;  // beyond the lane's group: itself
+  if (source > (current->lane | (width - 1))) source = current->lane;  // beyond the lane's group: the lane itself
   return std::bit_cast<decltype(v)>(Bits(collective(op, mask, std::bit_cast<Bits>(v), source)));
 }
 // ---- blocks and grids
@@ -190,7 +191,7 @@ inline void end_thread(Fiber& f) {
   if (b.barrier.alive) return;
   for (const auto& [barrier, bulk] : bulks)
     require(!in_shared(barrier, 8) || bulk.copies.empty(), "the block ends with a bulk copy that nobody waited for");
-  std::memset(dynamic_shared(), 0xff, shared_bytes), b.shared.reset();  // if another block still reads here
+  std::memset(dynamic_shared(), 0xff, shared_bytes), b.shared.reset();  // 0xff, in case another block still reads it
 }
 inline void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &host.bottom, &host.size);
@@ -233,7 +234,7 @@ inline void run_wave(size_t begin, size_t count) {
     std::abort();
   }
 }
-// Clusters of more than 8 blocks are placed if their blocks have no more than so many bytes: a test says how many.
+// The largest shared memory per block with which clusters of more than 8 blocks can be placed. Tests set it.
 inline size_t large_cluster_bytes = 232448;
 inline bool can_place(size_t cluster, size_t bytes) { return cluster <= 8 || bytes <= large_cluster_bytes; }
 inline const char* run_grid(const char* name, bool resident) {
@@ -250,7 +251,7 @@ inline const char* run_grid(const char* name, bool resident) {
   for (size_t i = 0; i < count; i += wave) run_wave(reversed ? count - wave - i : i, wave);
   return nullptr;
 }
-// ---- what hosts use. launch: null, or why CUDA would refuse.
+// ---- functions for hosts. launch: null, or the reason why CUDA would refuse.
 inline void set_reverse(bool reverse) { reversed = reverse; }
 inline int launches() { return launch_count; }
 inline std::vector<std::string>& launch_names() { return names; }
@@ -261,7 +262,7 @@ const char* launch(const char* name, void (*f)(Args), dim3 grid, dim3 block, siz
   kernel = [f, &args] { f(args); };
   return run_grid(name, resident);
 }
-// ---- what kernels use
+// ---- functions for kernels
 inline void spin(const char* where = "a spin-wait") { current->where = where, switch_to(*current, host); }
 inline unsigned cluster_size() { return cluster_blocks; }
 inline unsigned cluster_rank() { return current->block - current->block->first; }
@@ -280,8 +281,8 @@ inline auto* map_shared(auto* p, unsigned rank) {
   require(&to == current->block || to.barrier.alive == block_threads, "map_shared: threads of rank %u are gone", rank);
   return (decltype(p))((uintptr_t)to.shared.get() + ((uintptr_t)p - (uintptr_t)dynamic_shared()));
 }
-// cp.async.bulk with an mbarrier. Copies come as late as they may, when a thread waits for their phase; until then the
-// destination holds 0xff: neither early data nor those of the stage before can be read there.
+// cp.async.bulk with an mbarrier. Copies are made as late as allowed, when a thread waits for their phase. Until then
+// the destination holds 0xff, so that neither early data nor the previous stage's data can be read there.
 inline Bulk& find(const BulkBarrier* b) {
   require(in_shared(b, 8) && bulks.count(b) && *b == kBulkMagic, "no bulk barrier of this block, or overwritten");
   return moved = true, bulks[b];

@@ -1,9 +1,9 @@
-// The shim's own test.
-//   selftest ok      what must work, in both orders
-//   selftest faults  that every faulty kernel is caught, each in a process of its own
-//   selftest NAME    one faulty kernel, to see its message
-//   selftest cost    what a barrier costs
-// Each kernel takes one struct of pointers; `check` reports by line and the process then ends with 1.
+// Test of the shim.
+//   selftest ok      run correct kernels in both orders
+//   selftest faults  check that every faulty kernel is caught, each in its own process
+//   selftest NAME    run one faulty kernel and show its message
+//   selftest cost    measure barriers, shuffles and empty threads
+// Each kernel takes one struct of pointers. `check` reports the line of a failure, and the process then exits with 1.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,13 +37,13 @@ static bool run(Kernel kernel, dim3 grid, dim3 block, const Args& args, size_t s
   return !error;
 }
 
-// ---- what must work
+// ---- correct kernels
 __global__ static void __launch_bounds__(1024) indices(const Args a) {
   const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
   const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   const int at = block * int(blockDim.x * blockDim.y * blockDim.z) + thread;
   if (at < a.n) atomicAdd(&a.counts[at], 1);
-  if (a.x) a.x[0] = float(at);  // the last one stays
+  if (a.x) a.x[0] = float(at);  // the last thread's value remains
 }
 static void test_indices() {
   for (const dim3 block : {dim3(1), dim3(5, 3, 2), dim3(16, 64), dim3(33)})
@@ -74,12 +74,12 @@ __global__ static void collectives(const Args a) {
   }
   want(__ballot_sync(~0u, lane % 3) == 0xb6db6db6u);
   want(__any_sync(~0u, lane == 7) && !__any_sync(~0u, 0));
-  // two halves at once, each for itself, and one lane that comes late
+  // two independent halves at once, then a collective without one lane
   const unsigned half = lane < 16 ? 0xffffu : 0xffff0000u;
   for (int i = 0; i < (lane < 16 ? 3 : 1); ++i) want(__ballot_sync(half, 1) == half);
   if (lane != 5) want(__shfl_sync(~(1u << 5), lane, 31) == 31);
   __syncwarp();
-  // lanes that have left need not come
+  // a collective does not wait for lanes that have exited
   if (lane < 8) {
     __shfl_sync(0xffu, lane, 0);
     if (!good) atomicAdd(a.counts, 1);
@@ -94,7 +94,7 @@ static void test_collectives() {
   check(wrong == 0);
 }
 
-// y[block] = sum of x over a block; a thread beyond n leaves before the first barrier
+// y[block] = sum of x over a block; a thread beyond n exits before the first barrier
 __global__ static void sum(const Args a) {
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x), lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   float* const partial = shared_floats();
@@ -119,7 +119,7 @@ static void test_sum() {
   }
 }
 
-// Without its barrier this is right in one order only.
+// Without the barrier, 63 of 64 threads read too early in one order, and 1 in the other.
 template <bool with_barrier>
 __global__ void next_neighbour(const Args a) {
   shared_floats()[threadIdx.x] = a.x[threadIdx.x];
@@ -163,11 +163,11 @@ __global__ static void cluster_ring(const Args a) {
     const unsigned block = blockIdx.x / size * size + (rank + 1) % size;
     if (*there != float(block * 100 + threadIdx.x + round) || rank != blockIdx.x % size) atomicAdd(a.counts, 1);
     se_shim::cluster_arrive();
-    if (round == 2 && threadIdx.x == 3) __threadfence();  // between the two halves anything may happen
+    if (round == 2 && threadIdx.x == 3) __threadfence();  // other code is allowed between arrive and wait
     se_shim::cluster_wait();
   }
   if (__ballot_sync(~0u, 1) != (threadIdx.x < 32 ? ~0u : 0xffffu)) atomicAdd(a.counts, 1);
-  // some leave, with and without having arrived; the others still wait for each other
+  // some threads exit, with and without having arrived; the others still wait for each other
   if (threadIdx.x % 4 == 1) se_shim::cluster_arrive();
   if (threadIdx.x % 2) return;
   int* const here = &a.counts[1 + (blockIdx.y * gridDim.x + blockIdx.x) / size];
@@ -185,7 +185,7 @@ static void test_cluster() {
     }
 }
 
-// counts: tickets, arrived. A barrier over the grid, after which every block reads what its neighbour wrote.
+// A barrier over the grid, after which every block reads what its neighbour wrote. counts: errors, arrivals.
 __global__ static void grid_barrier(const Args a) {
   for (int round = 1; round <= 3; ++round) {
     if (threadIdx.x == 0) {
@@ -200,7 +200,7 @@ __global__ static void grid_barrier(const Args a) {
     __syncthreads();
   }
 }
-// A chain along which one thread at a time moves on, and only by plain stores.
+// A chain of blocks, of which one at a time continues, signalled by plain stores only.
 __global__ static void chain(const Args a) {
   for (int round = 0; round < a.n; ++round) {
     const int turn = round * int(gridDim.x) + int(blockIdx.x);
@@ -289,7 +289,7 @@ static int run_ok() {
   return failures != 0;
 }
 
-// ---- what must be caught
+// ---- faulty kernels
 static BulkBarrier* start_bulk(uint32_t expected) {
   BulkBarrier* const full = reinterpret_cast<BulkBarrier*>(se_shim::dynamic_shared() + 256);
   se_shim::bulk_init(full, 1);
@@ -376,7 +376,7 @@ static const Fault kFaults[] = {
      2},
     {"map_rank", "out of bounds", [](Args) { se_shim::map_shared(se_shim::dynamic_shared(), 2); }, 2, 32, 512, 2},
     {"map_exited", "are gone",
-     [](Args) {  // the other one leaves before this block looks, whatever the order
+     [](Args) {  // in both orders, the other block exits before this one maps its memory
        if (se_shim::cluster_rank() == 1) return;
        for (int i = 0; i < 3; ++i) __syncthreads();
        se_shim::map_shared(se_shim::dynamic_shared(), 1);
@@ -432,7 +432,7 @@ static const Fault kFaults[] = {
     {"bulk_early", "poison seen",
      [](Args a) {
        float* const to = shared_floats();
-       to[0] = 3.f;  // what the stage before has left there
+       to[0] = 3.f;  // stale data of the previous stage
        BulkBarrier* const full = start_bulk(16);
        se_shim::bulk_copy(to, a.x, 16, full);
        __syncthreads();
@@ -441,7 +441,7 @@ static const Fault kFaults[] = {
        if (std::isnan(early) && to[0] == a.x[0]) std::fputs("poison seen\n", stderr), std::abort();
      },
      1, 1},
-    {"stack_overflow", "",  // of AddressSanitizer, or the shim's own
+    {"stack_overflow", "",  // the message is AddressSanitizer's or the shim's
      [](Args) {
        volatile char big[se_shim::kStackBytes - 100];
        for (size_t i = 0; i < sizeof big; ++i) big[i] = 1;
