@@ -1,1 +1,1 @@
-"""Applications of the library. Nothing outside this folder imports them."""
+"""Applications built on the library. No module outside this folder imports them."""

@@ -1,6 +1,7 @@
-"""The application: classifying fractures of long bones on radiographs. Research code, no medical device.
+"""Application: classification of long-bone fractures on radiographs. Research code, not a medical device.
 
-Needs numpy; image files need Pillow and contact sheets matplotlib, both of the extra ``se_fused[train]``.
+Requires numpy. Reading image files requires Pillow and contact sheets require matplotlib; both are in the extra
+``se_fused[train]``.
 """
 
 from .images import load_folder, load_radiograph

@@ -1,4 +1,4 @@
-"""What is wrong with a data set before anything is trained on it: leaks between splits above all."""
+"""Audit of a data set before training: leaks between splits, conflicting labels, damaged files."""
 
 import json
 import math
@@ -22,34 +22,36 @@ __all__ = ["Audit", "audit", "draw_pairs"]
 Progress = Callable[[str, float], None]
 Row = tuple[str, str, str, str, str, float | None]
 
-_FLAT = 0.01  # standard deviation, of the range from black to white, below which a picture shows nothing
-_SHOWN = 8  # of a list on the screen
-_DRAWN = 24  # pairs of a picture
+_FLAT = 0.01  # images with a smaller standard deviation (black is 0, white is 1) are blank
+_SHOWN = 8  # entries of a list printed
+_DRAWN = 24  # pairs drawn on a sheet
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found. Paths are relative to `folder` where they lie below it.
+    """Findings of `audit`. Paths of images are relative to `folder`.
 
     Attributes:
-        folder: the deepest one that holds all images.
-        images, patients, unlabelled: how many; patients count groups that were derived too.
-        damaged: {path: why it cannot be read}.
-        across_splits: pairs that are the same in two splits, (one, its split, other, its split, kind, similarity);
-            kind as in :class:`se_fused.apps.fracture.duplicates.Pair`, or "chain" (through images that have no split).
-        patients_across_splits: {patient: splits}.
-        across_patients: pairs that are the same of two patients, as above with patients' numbers in this data set
-            instead of splits.
-        conflicting: pairs that are the same with two labels, as above with labels instead of splits.
-        copies, clusters: images that have a copy, and in how many clusters.
-        largest_cluster: how many images.
+        folder: the deepest folder that contains all images.
+        images, patients, unlabelled: numbers of images, of patients (including derived groups) and of images without
+            a label.
+        damaged: {path: reason} of the images that cannot be read.
+        across_splits: duplicates in two splits as (one, its split, other, its split, kind, similarity); kind as in
+            :class:`se_fused.apps.fracture.duplicates.Pair`, or "chain" (connected through images without a split).
+        patients_across_splits: {patient: splits} of patients in several splits.
+        across_patients: duplicates of two patients, as above with "patient N" (N counts the patients of this data set)
+            instead of the split.
+        conflicting: duplicates with two labels, as above with the label instead of the split.
+        copies, clusters: number of images with a duplicate, and of the clusters that they form.
+        largest_cluster: number of images of the largest cluster.
         counts: {split: {label: images}}.
         split_patients: {split: patients}.
         images_per_patient: {least, median, most}.
-        sizes: {least, most} of height and width; bits: {bits per pixel: images}.
-        flat: pictures that show nothing.
-        shift: test of whether the classes' shares differ between splits, {chi2, degrees, p}; None with one split.
-        notes: of whoever made the manifest.
+        sizes: {least, most} of height and width in pixels; bits: {bits per pixel: images}.
+        flat: blank images.
+        shift: test for differing class shares between splits, {chi2, degrees, p}; None with fewer than two splits or
+            classes.
+        notes: notes of the manifest.
     """
 
     folder: str
@@ -75,15 +77,15 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing leaks between splits and every image can be read."""
+        """Whether no image or patient leaks between splits and every image can be read."""
         return not (self.across_splits or self.patients_across_splits or self.damaged)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All findings as JSON-compatible values."""
         return {"ok": self.ok, **json.loads(json.dumps(asdict(self)))}
 
     def text(self) -> str:
-        """All of it, to read."""
+        """The findings as text for the terminal."""
         return "\n".join(_lines(self)) + "\n"
 
 
@@ -112,12 +114,12 @@ def _lines(found: Audit) -> list[str]:
     )
     if found.copies:
         out.append(
-            f"{found.copies} images have a copy (the same, or turned, mirrored, cropped, regreyed): "
-            f"{found.clusters} clusters, the largest of {found.largest_cluster}"
+            f"{found.copies} images have duplicates (equal, or rotated, mirrored, cropped, changed in grey levels): "
+            f"{found.clusters} clusters; images in the largest cluster: {found.largest_cluster}"
         )
     if found.shift is not None:
-        differ = "differ more than chance explains" if found.shift["p"] < 0.01 else "differ no more than by chance"
-        out.append(f"shares of the classes {differ} between splits (chi-squared p = {found.shift['p']:.2g})")
+        differ = "differ more than by chance" if found.shift["p"] < 0.01 else "differ no more than by chance"
+        out.append(f"class shares {differ} between splits (chi-squared p = {found.shift['p']:.2g})")
     out.append("")
 
     def section(title: str, entries: Sequence[str]) -> None:
@@ -130,30 +132,30 @@ def _lines(found: Audit) -> list[str]:
     def pairs(rows: Sequence[Row]) -> list[str]:
         return [f"{one} ({a}) = {other} ({b}): {_KINDS[kind]}{_value(kind, v)}" for one, a, other, b, kind, v in rows]
 
-    section("LEAK: the same image in two splits", pairs(found.across_splits))
+    section("LEAK: duplicate images in two splits", pairs(found.across_splits))
     section(
-        "LEAK: patient in two splits",
+        "LEAK: patients in two splits",
         [f"{patient}: {', '.join(where)}" for patient, where in found.patients_across_splits.items()],
     )
-    section("DAMAGED", [f"{path}: {why}" for path, why in found.damaged.items()])
-    section("the same image of two patients", pairs(found.across_patients))
-    section("the same image with two labels", pairs(found.conflicting))
-    section("pictures that show nothing", found.flat)
+    section("DAMAGED FILES", [f"{path}: {why}" for path, why in found.damaged.items()])
+    section("duplicate images of two patients", pairs(found.across_patients))
+    section("duplicate images with two labels", pairs(found.conflicting))
+    section("blank images", found.flat)
     if found.unlabelled:
-        out.append(f"images without label: {found.unlabelled}")
+        out.append(f"images without a label: {found.unlabelled}")
     unsplit = "" in found.counts
     if not found.ok:
-        remedy = "se-fused fracture prepare makes splits without leaks and leaves out damaged files"
+        remedy = "se-fused fracture prepare writes splits without leaks and leaves out damaged files"
         out.append(f"NOT OK: {remedy}")
     elif unsplit:
-        out.append("OK: no damaged files; not split yet: se-fused fracture prepare does that")
+        out.append("OK: no damaged files; images have no split yet: run se-fused fracture prepare")
     else:
-        out.append("OK: no leak between splits, no damaged files")
+        out.append("OK: no leaks between splits, no damaged files")
     return out
 
 
-_KINDS = {"file": "the same file", "pixels": "the same pixels", "near": "a changed copy", "name": "one source picture",
-          "chain": "through a chain of images that are the same"}  # fmt: skip
+_KINDS = {"file": "equal files", "pixels": "equal pixels", "near": "modified copy", "name": "same source image by name",
+          "chain": "connected through a chain of duplicates"}  # fmt: skip
 
 
 def _value(kind: str, value: float | None) -> str:
@@ -161,7 +163,7 @@ def _value(kind: str, value: float | None) -> str:
 
 
 def _shift(counts: dict[str, Counter[str]]) -> dict[str, float] | None:
-    """Pearson's test of homogeneity over splits and labels."""
+    """Pearson's chi-squared test of homogeneity of the class shares over the splits."""
     splits = [name for name in SPLITS if counts.get(name)]
     labels = sorted({label for name in splits for label in counts[name] if label})
     if len(splits) < 2 or len(labels) < 2:
@@ -173,26 +175,26 @@ def _shift(counts: dict[str, Counter[str]]) -> dict[str, float] | None:
     expected = seen.sum(1, keepdims=True) * seen.sum(0, keepdims=True) / seen.sum()
     chi2 = float(((seen - expected) ** 2 / expected).sum())
     degrees = (len(seen) - 1) * (len(labels) - 1)
-    # The chi-squared distribution's upper tail is the regularised upper incomplete gamma function.
+    # The upper tail of the chi-squared distribution is the regularised upper incomplete gamma function.
     p = float(torch.special.gammaincc(torch.tensor(degrees / 2).double(), torch.tensor(chi2 / 2).double()))
     return {"chi2": chi2, "degrees": degrees, "p": p}
 
 
 def audit(manifest: Manifest, found: Duplicates | None = None) -> Audit:
-    """Look for what makes scores on a data set wrong.
+    """Check a data set for faults that falsify test scores.
 
     Args:
         manifest: the data set; patients, splits and labels may be missing.
-        found: what :func:`se_fused.apps.fracture.duplicates.find` says of it, if it has been asked already.
+        found: result of :func:`se_fused.apps.fracture.duplicates.find` for this manifest, if it is available.
 
     Returns:
-        What was found; no image is changed, and damaged ones are listed.
+        The findings. No file is changed; damaged images are listed.
 
     Raises:
         InputError: the manifest is empty.
     """
     if not manifest.records:
-        raise InputError("the manifest holds no images; make one with se-fused fracture prepare")
+        raise InputError("the manifest contains no images; make one with se-fused fracture prepare")
     if found is None:
         found = duplicates.find(manifest)
     records = {record.path: record for record in manifest.records}
@@ -259,8 +261,11 @@ def audit(manifest: Manifest, found: Duplicates | None = None) -> Audit:
 
 
 def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -> list[Pair]:
-    """The pairs of a cluster that differ in a column, both filled in: those that were measured, and where a cluster
-    differs though no measured pair does (it hangs together through images without a value), one for it."""
+    """Pairs of duplicates that differ in a column of the manifest in which both have a value.
+
+    These are the measured pairs. Where no measured pair of a cluster differs but two of its images do (they are
+    connected through images without a value), one pair of kind "chain" represents the cluster.
+    """
     direct = [pair for pair in found.pairs if pair.one in records and pair.other in records]
 
     def values(paths: Sequence[Path]) -> list[str]:
@@ -279,18 +284,18 @@ def _connected(found: Duplicates, records: dict[Path, Record], attribute: str) -
 
 
 def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[str]) -> int:
-    """Draw pairs of images that are the same, those in two splits first, the least similar of them first; 24 at most.
+    """Draw up to 24 pairs of duplicates side by side: pairs in two splits first, near duplicates by rising similarity.
 
     Args:
         manifest: the data set.
-        found: what :func:`se_fused.apps.fracture.duplicates.find` says of it.
-        path: a .png, .pdf or .svg, which appears whole or not at all.
+        found: result of :func:`se_fused.apps.fracture.duplicates.find` for this manifest.
+        path: a .png, .pdf or .svg, written atomically.
 
     Returns:
-        How many pairs there are; without any, no file is written.
+        Number of pairs. Without any pair, no file is written.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
     records = {record.path: record for record in manifest.records}
     pairs = [pair for pair in found.pairs if pair.one in records and pair.other in records]
@@ -310,7 +315,7 @@ def draw_pairs(manifest: Manifest, found: Duplicates, path: str | os.PathLike[st
             where = records[one].split or "no split"
             titles.append(f"{_cut(one.name)}\n{where}{', ' + more if more else ''}")
     shown = f"{len(pairs)} pairs" if len(pairs) <= _DRAWN else f"{_DRAWN} of {len(pairs)} pairs"
-    images.save_sheet(np.stack(pictures), titles, path, f"images that are the same: {shown}, side by side")
+    images.save_sheet(np.stack(pictures), titles, path, f"duplicate images: {shown}, side by side")
     return len(pairs)
 
 

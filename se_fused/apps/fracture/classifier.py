@@ -1,4 +1,4 @@
-"""A trained network with all that is needed to use it: classes, preprocessing, how it was built. And its file."""
+"""Classifier: a trained network with its classes, preprocessing and options, and its file format."""
 
 import io
 import os
@@ -22,35 +22,35 @@ _FORMAT = 1
 
 
 def read_saved(path: Path, remedy: str) -> dict[str, Any]:
-    """A dictionary that ``torch.save`` wrote: tensors and plain values alone; no code of the file is run.
+    """Load a dictionary of tensors and plain values written by ``torch.save``; no code from the file is executed.
 
     Args:
         path: the file.
-        remedy: what the user can do where it cannot be read.
+        remedy: advice for the user, appended to the error message.
 
     Raises:
-        InputError: no such file, or damaged, or another kind of file.
+        InputError: there is no such file, it is damaged, or it is of another kind.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip raises RuntimeError, EOFError, UnpicklingError, anything
-        raise InputError(f"{path}: damaged, or no file of ours ({type(error).__name__}); {remedy}") from None
+    except Exception as error:  # a damaged file raises any exception, e.g. RuntimeError, EOFError, UnpicklingError
+        raise InputError(f"{path}: damaged, or not a file of se_fused ({type(error).__name__}); {remedy}") from None
     return content if isinstance(content, dict) else {}
 
 
 @dataclass
 class Classifier:
-    """A network for radiographs of one channel.
+    """A trained network for one-channel radiographs, with its classes and preprocessing.
 
     Attributes:
-        model: (N, 1, S, S) -> (N, K) logits; in evaluation mode when it was loaded.
+        model: (N, 1, S, S) -> (N, K) logits; :meth:`load` returns it in evaluation mode.
         classes: K names, in the order of the logits.
-        preprocessing: what its images went through.
-        name: of the model, for :func:`se_fused.create_model`.
-        options: its keywords, without num_classes and in_chans.
-        about: whatever else is worth keeping: run, seed, epoch, digest of the manifest, metrics. Plain values only.
+        preprocessing: preprocessing of its input images.
+        name: name of the model for :func:`se_fused.create_model`.
+        options: keyword arguments of that function, without num_classes and in_chans.
+        about: further information such as run, seed, epoch and digest of the manifest. Plain values only.
     """
 
     model: nn.Module
@@ -62,13 +62,13 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, 1, S, S) in [0, 1] -> (N, K) float32 on the CPU, rows that sum to 1."""
+        """Class probabilities of images (N, 1, S, S) in [0, 1]: (N, K) float32 on the CPU; each row sums to 1."""
         place = next(self.model.parameters())
         x = self.preprocessing.normalize(images.to(place.device, place.dtype))
         return self.model(x.contiguous(memory_format=torch.channels_last)).float().softmax(1).cpu()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all; tensors and plain values only, no code."""
+        """Write the file atomically. It contains tensors and plain values only, no code."""
         content = {
             "se_fused_classifier": _FORMAT,
             "se_fused": __version__,
@@ -79,17 +79,17 @@ class Classifier:
             "about": self.about,
             "state_dict": {k: v.detach().cpu() for k, v in self.model.state_dict().items()},
         }
-        # In memory first: torch.save into a file on a full disk raises an error of its own that hides the reason.
+        # In memory first: on a full disk, torch.save to a file raises another error that hides the reason.
         file = io.BytesIO()
         torch.save(content, file)
         write_bytes(Path(path), file.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "Classifier":
-        """Read a file of :meth:`save`, or the ``model.pt`` of a run's folder.
+        """Read a file written by :meth:`save`, or the ``model.pt`` of a run's folder.
 
         Raises:
-            InputError: no such file, damaged, or no classifier of ours.
+            InputError: there is no such file, it is damaged, or it is not a classifier of se_fused.
         """
         path = Path(path)
         path = path / "model.pt" if path.is_dir() else path
@@ -104,6 +104,6 @@ class Classifier:
             preprocessing, about = Preprocessing(**content["preprocessing"]), dict(content["about"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: does not hold what it says: {reason}; {remedy}") from None
+            raise InputError(f"{path}: its contents are inconsistent: {reason}; {remedy}") from None
         model = model.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(model, classes, preprocessing, content["name"], options, about)

@@ -1,6 +1,7 @@
-"""``se-fused fracture demo``: an SE-ResNet on radiographs, inference and training, ours and plain PyTorch.
+"""``se-fused fracture demo``: compares an SE-ResNet on radiographs with and without the library's kernels.
 
-Both sides have the same weights and images. What they compute is held against float64 first; then they are timed.
+Inference and training run with se_fused and with plain PyTorch, from the same weights and images. Both results are
+first compared with float64 and then timed.
 """
 
 import copy
@@ -40,7 +41,7 @@ _SKIPPED_SHOWN = 8
 
 @dataclass(frozen=True)
 class Data:
-    """Radiographs: images (N, 1, S, S) in [0, 1], labels (N,), and where they are from."""
+    """Radiographs of the demo: images (N, 1, S, S) in [0, 1], labels (N,), and their source."""
 
     images: Tensor
     labels: Tensor
@@ -51,7 +52,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run."""
+    """Settings of the demo."""
 
     model: str = "seresnet50"
     batch: int = 8
@@ -64,29 +65,32 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step from the same weights: losses, and errors relative to float64 by result."""
+    """One training step of se_fused, eager PyTorch and float64 from the same weights.
+
+    Errors are relative to float64, by the name of the result ("loss" and gradients).
+    """
 
     losses: dict[str, float]  # "se_fused", "eager", "float64"
-    errors: dict[str, float]
-    eager_errors: dict[str, float]  # the larger one of its two layouts
+    errors: dict[str, float]  # of se_fused
+    eager_errors: dict[str, float]  # of eager PyTorch, the larger of its two memory layouts
 
 
 @dataclass
 class Outcome:
-    """What was computed and measured."""
+    """Results and measurements of the demo."""
 
     inference: Row
     steps: list[Step]
     training: Row
 
     def loss_errors(self, dtype: torch.dtype) -> tuple[float, float]:
-        """(ours, what ours may be) relative to float64, medians of the steps."""
+        """(error of se_fused, allowed error) of the loss relative to float64; medians over the steps."""
         mine = statistics.median(step.errors["loss"] for step in self.steps)
         eager = statistics.median(step.eager_errors["loss"] for step in self.steps)
         return mine, 2 * eager + least_error(torch.zeros(()), dtype)
 
     def agreement(self, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
-        """(error, what it may be) of ours by what was computed, in the layout that is nearer to its limit."""
+        """{result: (error of se_fused, allowed error)}, in the memory layout whose error is nearer to its limit."""
         found: dict[str, tuple[float, float]] = {}
         for row in (self.inference, self.training):
             ours = [r for r in row.results if r.name == "se_fused"]
@@ -97,22 +101,22 @@ class Outcome:
         return {**found, "training: loss of the steps above": self.loss_errors(dtype)}
 
     def ok(self, dtype: torch.dtype) -> bool:
-        """Whether all agreed; NaN never does.
+        """Whether all results agree with float64; NaN never agrees.
 
-        Gradients are judged where the training step is compared, which draws again where a ReLU's argument happens to
-        cross zero (:func:`se_fused.bench.accuracy.agreement`); the steps are judged by their losses.
+        The comparison of the training step checks the gradients; it draws new data where a ReLU's input crosses zero
+        (:func:`se_fused.bench.accuracy.agreement`). Of the training steps, only the losses are checked.
         """
         mine, allowed = self.loss_errors(dtype)
         return self.inference.ok and self.training.ok and mine <= allowed
 
 
 def load(folder: str | os.PathLike[str] | None, size: int, count: int) -> Data:
-    """Radiographs of a folder, or drawn phantoms.
+    """Load the radiographs of a folder, or draw synthetic phantoms.
 
     Args:
-        folder: one sub-folder of images for each class, or images only; None: phantoms.
+        folder: a folder with one sub-folder of images for each class, or a folder of images; None: phantoms.
         size: height and width S in pixels.
-        count: at most so many.
+        count: maximum number of images.
 
     Raises:
         OSError, ValueError, ImportError: from :func:`se_fused.apps.fracture.load_folder`.
@@ -125,7 +129,7 @@ def load(folder: str | os.PathLike[str] | None, size: int, count: int) -> Data:
 
 
 def _batch(data: Data, images: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """The step's images and labels; they go round in a fixed mixed order, so that a batch holds several classes."""
+    """Images and labels of a step, from a fixed shuffled order that repeats, so that a batch has several classes."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     places = order[torch.arange(step * size, (step + 1) * size) % len(images)]
     return images[places], data.labels[places]
@@ -134,10 +138,10 @@ def _batch(data: Data, images: Tensor, step: int, size: int) -> tuple[Tensor, Te
 def _train(
     data: Data, images: Tensor, settings: Settings, start: nn.Module, num_classes: int, progress: Progress
 ) -> list[Step]:
-    """Train ours with SGD; at each step plain PyTorch takes the same step from the same weights, and float64 too.
+    """Train se_fused with SGD; plain PyTorch and float64 repeat each step from the same weights.
 
-    Left alone, any two float32 runs part within a few steps, PyTorch's own two memory layouts as well: where a ReLU's
-    argument crosses zero, the gradient jumps. So each step is compared by itself.
+    Independent float32 runs diverge within a few steps, even plain PyTorch in its two memory layouts, because the
+    gradient jumps where a ReLU's input crosses zero. Therefore each step is compared separately.
     """
     ours = copy.deepcopy(start).to(settings.device).train()
     optimizer = torch.optim.SGD(ours.parameters(), LEARNING_RATE, momentum=MOMENTUM)
@@ -160,7 +164,7 @@ def _train(
                 {k: max(relative_error(e[k], t) for e in eager) for k, t in truth.items()},
             )
         )
-        # kept holds the candidate's parameters and then its buffers, after this forward pass.
+        # candidate.kept: the candidate's parameters, then its buffers, after this forward pass.
         theirs = dict(zip((*ours.parameters(), *ours.buffers()), candidate.kept, strict=True))
         with torch.no_grad():
             for parameter in ours.parameters():
@@ -172,7 +176,7 @@ def _train(
 
 
 def run(data: Data, settings: Settings, progress: Progress = lambda *_: None) -> Outcome:
-    """Check and measure; takes minutes with a large model."""
+    """Check the results and measure the speed. Takes minutes with a large model."""
     images = (data.images - data.images.mean()) / data.images.std().clamp_min(1e-6)
     num_classes = max(len(data.classes), 2)
     first, labels = _batch(data, images, 0, settings.batch)
@@ -213,9 +217,9 @@ def _show_data(data: Data, settings: Settings, to: "Console") -> None:
 
 
 def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> None:
-    """Print what data, what agreed, and the comparison."""
+    """Print the data, the agreement of the results and the speed comparison."""
     _show_data(data, settings, to)
-    columns = ("se_fused", "PyTorch", "float64", "difference", "error of gradients", "PyTorch's")
+    columns = ("se_fused", "PyTorch", "float64", "difference", "gradient error", "PyTorch's gradient error")
     steps = table(("step",), columns)
     for i, step in enumerate(outcome.steps):
         gradients = (max(v for k, v in e.items() if k != "loss") for e in (step.errors, step.eager_errors))
@@ -230,10 +234,10 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
     for name, (mine, allowed) in outcome.agreement(DTYPES[settings.dtype]).items():
         verdict = "agrees" if mine <= allowed else "[red]DIFFERS"
         agreed.add_row(name, f"{mine:.1e}", f"{allowed:.1e}", verdict)
-    print_table("Agreement with float64: relative error, and what it may be", agreed, to)
+    print_table("Agreement with float64: relative error and allowed error", agreed, to)
     print_rows([outcome.inference, outcome.training], {}, to)
     if not outcome.ok(DTYPES[settings.dtype]):
-        to.print("The results do NOT agree: nothing above may be relied on.", style="bold red")
+        to.print("The results do NOT agree: do not rely on the figures above.", style="bold red")
         return
     baseline = outcome.inference.workload["baseline"]
     said = []
@@ -241,14 +245,14 @@ def show(data: Data, settings: Settings, outcome: Outcome, to: "Console") -> Non
         gains = [f"{times(v)} as fast as {style(k)[0]}" for k, v in row.speedups.items()]
         said.append(f"{name} {' and '.join(gains)}")
     to.print(
-        f"The results agree. With se_fused, against {baseline}, each in its better layout: {'; '.join(said)}.",
+        f"The results agree. se_fused against {baseline}, each in its faster memory layout: {'; '.join(said)}.",
         markup=False,
         soft_wrap=True,
     )
 
 
 def draw(data: Data, settings: Settings, outcome: Outcome, path: str | os.PathLike[str]) -> None:
-    """Images, losses and speed-ups as one picture; see :func:`se_fused.bench.report.plots.draw_training`."""
+    """Plot images, losses and speed-ups as one figure; see :func:`se_fused.bench.report.plots.draw_training`."""
     losses = {
         "se_fused": [step.losses["se_fused"] for step in outcome.steps],
         "plain PyTorch": [step.losses["eager"] for step in outcome.steps],

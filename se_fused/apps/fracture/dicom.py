@@ -1,7 +1,7 @@
-"""Radiographs in DICOM files as grey pictures, as a viewer would show them. Needs pydicom (``se_fused[train]``).
+"""Read DICOM radiographs as grey images, as a viewer shows them. Requires pydicom (``se_fused[train]``).
 
-The order is that of DICOM PS3.3 C.11: modality LUT or rescale, then VOI LUT or window, then MONOCHROME1 is inverted.
-No value of a header reaches a message, a log or a warning: they name the file, and nothing that was in it.
+The steps follow DICOM PS3.3 C.11: modality LUT or rescale, then VOI LUT or window, then inversion of MONOCHROME1.
+Messages, logs and warnings name the file but never contain a value of its header, because headers identify patients.
 """
 
 import logging
@@ -24,10 +24,10 @@ __all__ = ["SUFFIXES", "Header", "guarded", "is_dicom", "read", "read_header"]
 Array = NDArray[np.float32]
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
-"""Names that are taken for DICOM without a look inside."""
+"""File name suffixes that identify a DICOM file without reading it."""
 
 PERCENTILES = (0.1, 99.9)
-"""What becomes black and white where a file names no window: of the pixels without padding."""
+"""Percentiles of the pixel values (without padding) that become black and white in a file without LUT and window."""
 
 _EXTRA = 'pip install "se_fused[train]"'
 _VIEWS = {"LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral", "ML": "lateral", "LM": "lateral"}
@@ -38,16 +38,16 @@ _QUIET = threading.Lock()
 
 @dataclass(frozen=True)
 class Header:
-    """What a data set needs of a DICOM header. "" where it says nothing.
+    """The fields of a DICOM header that a data set needs; "" where a field is missing.
 
     Attributes:
-        patient, study, instance: keys to tell patients, studies and images apart. They are the file's own identifiers:
-            make pseudonyms of them, and never print, log or store them. Without a PatientID, the study stands for the
-            patient. ``repr`` leaves them out.
+        patient, study, instance: keys that distinguish patients, studies and images. They contain the identifiers of
+            the file: replace them by pseudonyms and never print, log or store them. Without a PatientID, the study
+            replaces the patient. ``repr`` omits them.
         view: "AP", "PA", "lateral", ... or another ViewPosition in capitals.
         laterality: "L", "R" or "B".
         body_part: e.g. "FOREARM".
-        frames: how many pictures it holds; 0 for a report and other files without one.
+        frames: number of images in the file; 0 for a report and other files without an image.
     """
 
     patient: str = field(repr=False)
@@ -60,7 +60,7 @@ class Header:
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is named as DICOM, or has the DICOM mark behind a preamble of 128 bytes."""
+    """Whether a file has a DICOM suffix, or the DICOM prefix "DICM" after a preamble of 128 bytes."""
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
         return True
@@ -73,9 +73,9 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def guarded(path: Path, failure: str) -> Iterator[None]:
-    """Turn whatever pydicom raises into `failure`, and keep its warnings and its log to itself: they quote values.
+    """Replace any exception of pydicom by an InputError with the text `failure`, and suppress its warnings and log.
 
-    One thread at a time, since the filters of warnings belong to the process.
+    pydicom's messages quote header values. One thread at a time, because warning filters are global to the process.
     """
     log = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
@@ -95,12 +95,12 @@ def _dataset(path: Path, **options: Any) -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise ImportError(f"reading DICOM needs pydicom: {_EXTRA}") from error
+        raise ImportError(f"reading DICOM files requires pydicom: {_EXTRA}") from error
     try:
         return pydicom.dcmread(path, **options)
     except pydicom.errors.InvalidDicomError:
         kind = f"named {path.suffix} but " if path.suffix else ""
-        raise InputError(f"{path}: {kind}no DICOM file, or damaged at its start; remove or replace it") from None
+        raise InputError(f"{path}: {kind}not a DICOM file, or its start is damaged; remove or replace it") from None
 
 
 def _header(dataset: Any) -> Header:
@@ -122,12 +122,12 @@ def _header(dataset: Any) -> Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read a file's header alone.
+    """Read the header of a DICOM file without its pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it is no DICOM file, or its header is damaged.
-        ImportError: pydicom is missing.
+        InputError: the file is not DICOM, or its header is damaged.
+        ImportError: pydicom is not installed.
     """
     path = Path(path)
     with guarded(path, "its DICOM header is damaged; remove or replace the file"):
@@ -135,10 +135,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _look_up(item: Any, values: NDArray[Any], signed: bool, little: bool) -> tuple[NDArray[np.float64], int]:
-    """Values through a LUT of DICOM, and the highest value that its depth allows.
+    """Apply a DICOM LUT to pixel values; returns the result and the highest value of the LUT's bit depth.
 
-    pydicom's apply_voi_lut is not used: it keeps places in the type of the table's entries, and they wrap around where
-    12-bit pixels meet a table of 8 bits.
+    pydicom's apply_voi_lut is not used: it stores table indices in the dtype of the table's entries, so the indices of
+    12-bit pixels overflow for a table of 8-bit entries.
     """
     entries, first, bits = (int(value) for value in item.LUTDescriptor)
     entries, first = entries or 65536, first - 65536 if signed and first > 32767 else first
@@ -148,13 +148,13 @@ def _look_up(item: Any, values: NDArray[Any], signed: bool, little: bool) -> tup
     else:
         table = np.asarray(data)
     if not (len(table) >= entries and 8 <= bits <= 16):
-        raise ValueError("a table shorter than its descriptor says")
+        raise ValueError("the LUT has fewer entries than its descriptor states, or an unsupported bit depth")
     places = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.int64)
     return table[:entries].astype(np.float64)[places], 2**bits - 1
 
 
 def _window(dataset: Any) -> Any:
-    """The first window as a dataset that gives [0, 255] from pydicom's apply_windowing; None without a usable one."""
+    """The first window, as a dataset with which pydicom's apply_windowing returns [0, 255]; None if none is usable."""
     from pydicom.dataset import Dataset
     from pydicom.multival import MultiValue
 
@@ -173,7 +173,7 @@ def _window(dataset: Any) -> Any:
 
 
 def _grey(dataset: Any, values: NDArray[Any]) -> Array:
-    """(H, W) stored values of a MONOCHROME image -> float32 in [0, 1]."""
+    """Convert the stored values (H, W) of a MONOCHROME image to float32 in [0, 1]."""
     from pydicom.pixels.processing import apply_windowing
 
     signed, little = bool(dataset.get("PixelRepresentation")), bool(dataset.original_encoding[1])
@@ -202,7 +202,7 @@ def _grey(dataset: Any, values: NDArray[Any]) -> Array:
     if not np.isfinite(shown).all():
         raise ValueError("NaN or infinite values")
     shown = np.clip(shown, 0, 1)
-    # MONOCHROME1 images state INVERSE as well; that is one inversion said twice (PS3.3 C.8.11.1.1.2).
+    # MONOCHROME1 images also state INVERSE; both mean the same single inversion (PS3.3 C.8.11.1.1.2).
     inverse = str(dataset.get("PresentationLUTShape") or "").strip().upper() == "INVERSE"
     if dataset.PhotometricInterpretation == "MONOCHROME1" or inverse:
         shown = 1 - shown
@@ -214,14 +214,14 @@ def _check(dataset: Any, path: Path, header: Header) -> None:
     from pydicom.uid import UID
 
     if "PixelData" not in dataset or header.frames == 0:
-        raise InputError(f"{path}: holds no image (a report, a presentation state or the like); leave it out")
+        raise InputError(f"{path}: contains no image (e.g. a report or a presentation state); leave it out")
     if header.frames > 1:
-        raise InputError(f"{path}: holds {header.frames} frames; a radiograph is one image, so export one as a file")
+        raise InputError(f"{path}: contains {header.frames} frames; a radiograph is one image: export a single frame")
     if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise InputError(f"{path}: is coloured by a palette, which is no radiograph; leave it out or convert it to PNG")
+        raise InputError(f"{path}: is a palette colour image, not a radiograph; leave it out or convert it to PNG")
     syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID") or ""))
     if not syntax:
-        raise InputError(f"{path}: does not say how its pixels are stored (no transfer syntax); export it again")
+        raise InputError(f"{path}: does not state how its pixels are stored (no transfer syntax); export it again")
     if syntax.is_encapsulated:
         name = syntax.name if syntax.name != str(syntax) else "an unknown method"
         try:
@@ -230,7 +230,7 @@ def _check(dataset: Any, path: Path, header: Header) -> None:
             raise InputError(f"{path}: its pixels are compressed with {name}; export it uncompressed") from None
         if not ready:
             raise InputError(
-                f"{path}: its pixels are compressed with {name}, which no installed library reads: {_EXTRA}, "
+                f"{path}: its pixels are compressed with {name}, which no installed library decodes: {_EXTRA}, "
                 "or export it uncompressed"
             )
 
@@ -238,28 +238,29 @@ def _check(dataset: Any, path: Path, header: Header) -> None:
 def read(path: str | os.PathLike[str]) -> tuple[Array, Header]:
     """Read a DICOM radiograph: one frame, MONOCHROME1, MONOCHROME2 or colours (which become luma), 1 to 16 bits.
 
-    Black and white are those of the VOI LUT or of the first window (LINEAR, LINEAR_EXACT, SIGMOID); a file with both is
-    seen through the LUT. Without either (or with a window of no width) they are the `PERCENTILES` of the image. White
-    is dense bone: MONOCHROME1 and PresentationLUTShape INVERSE are turned. Pixels of PixelPaddingValue count for
-    nothing and become black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000) need the decoders of ``se_fused[train]``.
+    The VOI LUT or, without one, the first window (LINEAR, LINEAR_EXACT, SIGMOID) defines black and white. Without
+    either, or with a window of width 0, the `PERCENTILES` of the image define them. Dense bone is white: MONOCHROME1
+    and PresentationLUTShape INVERSE are inverted. Pixels in the range of PixelPaddingValue are ignored and become
+    black. Compressed pixels (JPEG, JPEG-LS, JPEG 2000) need the decoders of ``se_fused[train]``.
 
     Returns:
         (H, W) float32 in [0, 1], and the header.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: no DICOM file; no image or several frames in it; damaged or cut off; a compression without decoder.
-        ImportError: pydicom is missing.
+        InputError: the file is not DICOM, contains no image or several frames, is damaged or truncated, or has a
+            compression without an installed decoder.
+        ImportError: pydicom is not installed.
     """
     path = Path(path)
     with guarded(path, "its DICOM header is damaged; remove or replace the file"):
         dataset = _dataset(path)
         header = _header(dataset)
         _check(dataset, path, header)
-    with guarded(path, "its DICOM pixel data are damaged or cut off; remove or replace the file"):
+    with guarded(path, "its DICOM pixel data are damaged or truncated; remove or replace the file"):
         values = dataset.pixel_array
     with guarded(path, "its DICOM grey scale (LUT, rescale or window) cannot be applied; export it as PNG"):
-        if values.ndim == 3:  # pydicom has turned YBR into RGB; ITU-R BT.601 luma, as for pictures
+        if values.ndim == 3:  # pydicom has converted YBR to RGB; ITU-R BT.601 luma, as for other image files
             luma = values.astype(np.float64) @ (0.299, 0.587, 0.114)
             return np.clip(luma / (2 ** int(dataset.BitsStored) - 1), 0, 1).astype(np.float32), header
         return _grey(dataset, values), header

@@ -1,8 +1,9 @@
-"""Images that are the same but for the file: copies, and copies that were turned, mirrored, cropped or regreyed.
+"""Search for duplicate images: exact copies, and copies that were rotated, mirrored, cropped or changed in grey levels.
 
-Public fracture sets are full of them (in HBFMID 40 of 64 test images have a copy among the training images), often
-made by augmentation before the split, and a network that has seen one knows the other. So where a data set names no
-patients, images that are the same become one group, which no split may part.
+Public fracture data sets contain many of them (in HBFMID, 40 of 64 test images have a copy in the training split),
+often because images were augmented before the split. A network that was trained on one copy recognises the other, so
+the test scores are too high. Where a data set names no patients, duplicates therefore form one group, and all images
+of a group go into the same split.
 """
 
 import re
@@ -24,15 +25,16 @@ __all__ = ["SAME", "SURE", "Duplicates", "Pair", "find", "known", "readable", "w
 Progress = Callable[[str, float], None]
 
 SAME = 0.8
-"""From this similarity on (NCC of detail after registration) two images count as the same, if nobody says otherwise.
+"""Minimum similarity (NCC of detail after registration) of duplicates, unless the data set names two patients.
 
-Measured: the 46 pairs of turned, sheared and mirrored copies among 47 real radiographs lie at 0.86 to 1.00, pairs of
-different patients below 0.46. Among 900 synthetic phantoms, all of them straight bones and so as alike as different
-patients can be, 17 of the 404,550 pairs lie above; of copies that were mirrored, turned by up to 7.5 degrees, sheared,
-zoomed, regreyed, made noisy and compressed all at once, 89 % do."""
+Measured: the 46 pairs of rotated, sheared and mirrored copies among 47 real radiographs have a similarity of 0.86 to
+1.00, pairs of different patients less than 0.46. Among 900 synthetic phantoms (all straight bones, the most similar
+that different patients can be), 17 of the 404,550 pairs exceed the threshold. Of copies that were mirrored, rotated by
+up to 7.5 degrees, sheared, zoomed, changed in grey levels, made noisy and compressed all at once, 89 % exceed it."""
 
 SURE = 0.92
-"""From this on even where the data set names two patients: no pair of those phantoms lies above (most: 0.89)."""
+"""Minimum similarity of duplicates where the data set names two patients: no pair of the 900 phantoms exceeds it
+(the highest is 0.89)."""
 
 _GROUP = re.compile(r"^group-\d{4,}$")
 _ROBOFLOW = re.compile(r"^(?P<source>.+)[_.](?:jpe?g|png|bmp|tiff?)\.rf\.[0-9a-f]{8,}\.\w+$", re.IGNORECASE)
@@ -40,13 +42,14 @@ _ROBOFLOW = re.compile(r"^(?P<source>.+)[_.](?:jpe?g|png|bmp|tiff?)\.rf\.[0-9a-f
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are the same.
+    """A pair of duplicate images.
 
     Attributes:
-        one, other: their paths.
-        kind: "file" (the same bytes), "pixels" (the same picture in another file), "near" (turned, mirrored, cropped,
-            regreyed) or "name" (made from one picture, says Roboflow's naming ``<source>_jpg.rf.<hash>.jpg``).
-        similarity: 1 for the same pixels; NCC of the detail after registration otherwise.
+        one, other: paths of the two images.
+        kind: "file" (equal bytes), "pixels" (equal pixels in different files), "near" (rotated, mirrored, cropped or
+            changed in grey levels) or "name" (both derived from one source image, according to the file names that
+            Roboflow writes: ``<source>_jpg.rf.<hash>.jpg``).
+        similarity: 1 for "file" and "pixels", the NCC of the detail after registration for "near", NaN for "name".
     """
 
     one: Path
@@ -57,13 +60,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Which images of a data set are the same.
+    """Result of a search for duplicates in a data set.
 
     Attributes:
-        pairs: enough to connect each cluster, not all pairs in it; the most similar first.
-        clusters: paths, each at least two, the largest cluster first.
-        read: what is remembered of each image that could be read.
-        damaged: {path: why it could not be}.
+        pairs: enough pairs to connect each cluster, not all of its pairs: equal files first, then equal pixels, near
+            duplicates by falling similarity, and equal names.
+        clusters: paths of the images of each cluster (at least two), the largest cluster first.
+        read: fingerprint of each readable image.
+        damaged: {path: reason} of the images that cannot be read.
     """
 
     pairs: tuple[Pair, ...]
@@ -73,7 +77,7 @@ class Duplicates:
 
 
 class _Union:
-    """Disjoint sets of 0 ... n - 1."""
+    """Union-find over the integers 0 to count - 1."""
 
     def __init__(self, count: int) -> None:
         self.parent = list(range(count))
@@ -90,32 +94,32 @@ class _Union:
 
 
 def _source(path: Path) -> str:
-    """Which picture Roboflow made this file from, "" if it did not."""
+    """Name of the source image of a file exported by Roboflow; "" for other files."""
     found = _ROBOFLOW.match(path.name)
     return found["source"].casefold() if found else ""
 
 
 def known(record: Record) -> bool:
-    """Whether the data set names the image's patient; a group of ours is none."""
+    """Whether the data set names the image's patient. A derived group ("group-0001") is not a patient."""
     return bool(record.patient) and not _GROUP.match(record.patient)
 
 
 def find(manifest: Manifest, progress: Progress = lambda what, share: None) -> Duplicates:
-    """Look for images that are the same.
+    """Find the duplicate images of a data set.
 
     Args:
-        manifest: the images; those that cannot be read are listed in the result.
-        progress: told what is being done and the share that is done.
+        manifest: the images. The result lists those that cannot be read.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        What was found; the same for the same records in another order.
+        The duplicates found. The order of the records does not change the result.
     """
     patients = {record.path: record.patient for record in manifest.records if known(record)}
     ordered = sorted({record.path for record in manifest.records}, key=natural_key)
     read, damaged = fingerprints(ordered, lambda what, share: progress(what, 0.5 * share))
     names = list(read)
     exact: list[tuple[int, int, str, float]] = []
-    stand_ins: list[int] = []  # one of each distinct picture: copies need no search
+    stand_ins: list[int] = []  # one image of each set of equal pixels: exact copies are not searched again
     for key, kind in (("file", "file"), ("pixels", "pixels")):
         first: dict[str, int] = {}
         for i, name in enumerate(names):
@@ -154,17 +158,17 @@ def find(manifest: Manifest, progress: Progress = lambda what, share: None) -> D
 
 
 def readable(manifest: Manifest, found: Duplicates) -> Manifest:
-    """The manifest without the images that cannot be read; a note names and counts them.
+    """Remove the images that cannot be read from a manifest and add a note that counts and names them.
 
     Raises:
-        InputError: none can be read.
+        InputError: no image can be read.
     """
     if not found.damaged:
         return manifest
     rows = tuple(record for record in manifest.records if record.path not in found.damaged)
     first, why = next(iter(found.damaged.items()))
     if not rows:
-        raise InputError(f"none of the {len(found.damaged)} images can be read; the first: {first}: {why}")
+        raise InputError(f"none of the {len(found.damaged)} images can be read; the first is {first}: {why}")
     listed = "; ".join(f"{path.name}: {why}" for path, why in list(found.damaged.items())[:5])
     more = f"; and {len(found.damaged) - 5} more" if len(found.damaged) > 5 else ""
     note = f"{plural(len(found.damaged), 'image')} left out as unreadable: {listed}{more}"
@@ -174,23 +178,22 @@ def readable(manifest: Manifest, found: Duplicates) -> Manifest:
 def with_groups(
     manifest: Manifest, progress: Progress = lambda what, share: None, found: Duplicates | None = None
 ) -> Manifest:
-    """Fill in the patients that are not known: images that are the same are one group, "group-0001" and so on.
+    """Fill in missing patients: each set of duplicate images becomes a group ("group-0001" and so on).
 
-    An image that is the same as one of a known patient becomes that patient's; one that is the same as several
-    patients' becomes the first one's. Known patients are never changed: where images of two of them are the same, a
-    note says so.
+    A duplicate of a known patient's image is assigned to that patient; a duplicate of images of several patients is
+    assigned to the first of them. Known patients never change. A note reports duplicates of different patients.
 
     Args:
         manifest: the images.
-        progress: told what is being done and the share that is done.
-        found: what `find` says of them, if it has been asked already.
+        progress: called with a description of the current step and the completed share, 0 to 1.
+        found: result of `find` for this manifest, if it is available.
 
     Returns:
-        The manifest with all patients filled in, without the images that cannot be read, and with notes on both. As it
-        is if all patients are known and `found` was not given.
+        The manifest with all patients filled in and without the images that cannot be read; notes report both. The
+        manifest is returned unchanged if all patients are known and `found` is None.
 
     Raises:
-        InputError: none of the images can be read.
+        InputError: no image can be read.
     """
     if found is None:
         if all(record.patient for record in manifest.records):
@@ -218,12 +221,12 @@ def with_groups(
     notes = list(manifest.notes)
     if derived:
         notes.append(
-            f"{plural(derived.total(), 'image')} had no patient: {plural(len(derived), 'group')} of images that are "
-            f"the same stand in (the largest: {plural(max(derived.values()), 'image')})"
+            f"{plural(derived.total(), 'image')} had no patient: {plural(len(derived), 'group')} of duplicate images "
+            f"replace the patients (largest group: {plural(max(derived.values()), 'image')})"
         )
         notes += _chain(found, manifest)
     notes += [
-        f"{len(those)} patients have the same image, so they go into one split: "
+        f"{len(those)} patients share duplicate images, so they go into the same split: "
         f"{_some(found.clusters[number], patients, those)}"
         for number, those in owners.items()
         if len(those) > 1
@@ -232,7 +235,7 @@ def with_groups(
 
 
 def _some(paths: tuple[Path, ...], patients: dict[Path, str], those: set[str]) -> str:
-    """One file of each of those patients."""
+    """Names of one file of each given patient."""
     first: dict[str, Path] = {}
     for path in paths:
         if patients[path] in those:
@@ -241,12 +244,12 @@ def _some(paths: tuple[Path, ...], patients: dict[Path, str], those: set[str]) -
 
 
 def _chain(found: Duplicates, manifest: Manifest) -> list[str]:
-    """A warning where one cluster is so large that likeness seems to have passed on from image to image."""
+    """Warn of a cluster so large that it probably joins different images through chains of similar ones."""
     largest = found.clusters[0] if found.clusters else ()
     if len(largest) <= max(0.2 * len(manifest), 5):
         return []
     return [
-        f"one group of images that are the same holds {len(largest) / len(manifest):.0%} of all, {largest[0].name} and "
-        f"{len(largest) - 1} more: look at them with se-fused fracture audit --plot; if they are different people, "
-        "name the patients in the manifest"
+        f"one group of duplicate images has {len(largest) / len(manifest):.0%} of all images: {largest[0].name} and "
+        f"{len(largest) - 1} more. Inspect them with se-fused fracture audit --plot; if they show different patients, "
+        "add the patients to the manifest"
     ]

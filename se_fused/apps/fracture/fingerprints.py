@@ -1,4 +1,4 @@
-"""What is remembered of each image when a whole data set is searched for copies: hashes and a thumbnail."""
+"""Fingerprints (hashes and a thumbnail) of images, for the search for duplicates."""
 
 import hashlib
 import os
@@ -20,20 +20,20 @@ __all__ = ["Fingerprint", "fingerprint", "fingerprints"]
 Progress = Callable[[str, float], None]
 Array = NDArray[np.float32]
 
-_UNIFORM = 0.04  # of the range from black to white: JPEG's noise on a black border stays below it
+_UNIFORM = 0.04  # range of grey values (black is 0, white is 1) of a uniform line; JPEG noise on black stays below it
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """One image that could be read.
+    """Fingerprint of one readable image.
 
     Attributes:
-        file: SHA-256 of the file.
-        pixels: SHA-256 of the decoded picture: equal for the same pixels in another format.
+        file: SHA-256 of the file's bytes.
+        pixels: SHA-256 of the decoded image; equal pixels in another file format have the same hash.
         thumbnail: (SIDE, SIDE) uint8, without uniform borders.
         height, width: in pixels.
-        bits: bits per pixel of the file's grey or colour channel; 0 where its format does not tell.
-        contrast: standard deviation of the grey values, which go from 0 to 1.
+        bits: bits per pixel of the file's grey or colour channel; 0 if unknown.
+        contrast: standard deviation of the grey values, which range from 0 to 1.
     """
 
     file: str
@@ -46,18 +46,19 @@ class Fingerprint:
 
 
 def _inside(lines: Array) -> slice:
-    """Which lines are left when uniform ones are cut off at both ends."""
+    """The lines that remain after uniform lines are removed at both ends."""
     low, high = np.percentile(lines, [2, 98], axis=1)
     kept = np.flatnonzero(high - low > _UNIFORM)
     if len(kept) == 0 or kept[-1] + 1 - kept[0] < len(lines) / 4:
-        return slice(None)  # what little would be left tells nothing
+        return slice(None)  # less than a quarter would remain, too little to compare
     return slice(kept[0], kept[-1] + 1)
 
 
 def _thumbnail(grey: Array) -> NDArray[np.uint8]:
-    """(SIDE, SIDE) without uniform borders, from black to white, in its own proportions.
+    """(SIDE, SIDE) thumbnail without uniform borders, with full contrast and the image's aspect ratio.
 
-    What the shorter side leaves free repeats the border: black bars would be edges, elsewhere in each cropped copy.
+    The shorter side is padded by repeating the border. Black bars would add edges, at a different place in each
+    cropped copy.
     """
     inside = grey[_inside(grey), _inside(grey.T)]
     low, high = np.percentile(inside, [1, 99]).tolist()
@@ -82,10 +83,10 @@ def _bits(path: Path) -> int:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Read one image.
+    """Read one image and compute its fingerprint.
 
     Raises:
-        OSError, ValueError: it is missing or damaged.
+        OSError, ValueError: the file is missing or damaged.
     """
     grey = images.decode(path)
     return Fingerprint(
@@ -102,10 +103,10 @@ def fingerprint(path: Path) -> Fingerprint:
 def fingerprints(
     paths: Sequence[Path], progress: Progress = lambda what, share: None
 ) -> tuple[dict[Path, Fingerprint], dict[Path, str]]:
-    """Read many images in threads.
+    """Compute the fingerprints of many images in threads.
 
     Returns:
-        What was read, and why the others could not be, in the order of `paths`.
+        {path: fingerprint} of the readable images and {path: reason} of the others, both in the order of `paths`.
     """
 
     def one(path: Path) -> Fingerprint | str:

@@ -1,8 +1,8 @@
-"""Radiographs from files (PNG, JPEG, TIFF, BMP, DICOM) as tensors, and sheets of pictures to look at.
+"""Load radiographs (PNG, JPEG, TIFF, BMP, DICOM) as tensors, and write contact sheets of images.
 
-Everything is done in float on the values as stored. Pillow's own ``convert("L")`` clips 16-bit greys to 255, which
-turns a 16-bit radiograph white, so it is used for 8-bit pictures only. Nothing here logs or prints: names of files may
-be names of patients.
+Stored values are converted in floating point. Pillow's ``convert("L")`` clips 16-bit grey values to 255, which turns a
+16-bit radiograph white, so it is used for 8-bit images only. This module neither logs nor prints, because file names
+can contain patients' names.
 """
 
 import os
@@ -40,10 +40,10 @@ __all__ = [
 Array = NDArray[np.float32]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
-"""The ordinary image files that are read."""
+"""File name suffixes of the supported image formats other than DICOM."""
 
 PICTURES = SUFFIXES | dicom.SUFFIXES
-"""All names of files that are read; DICOM files may have other names or none."""
+"""File name suffixes of all supported formats. DICOM files may also have another suffix or none."""
 
 _OTHER_PICTURES = frozenset({".nii", ".jp2", ".j2k", ".gif", ".webp", ".heic"})
 _SPLITS = frozenset({"train", "training", "valid", "val", "validation", "test", "testing"})
@@ -53,12 +53,12 @@ _LIMIT_16_BIT = 65535
 
 
 def _grey(image: "Image") -> Array:
-    """(H, W) float32 in [0, 1] of a loaded Pillow image, black to white over the range of the file's own depth."""
+    """Convert a loaded Pillow image to (H, W) float32 in [0, 1], scaled by the range of the file's bit depth."""
     mode = image.mode
     if mode == "F" or mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinite values")
+            raise ValueError("it contains NaN or infinite values")
         tags = getattr(image, "tag_v2", {})
         low, high = float(values.min()), float(values.max())
         wide = tags.get(_TIFF_BITS) == (32,) or tags.get(_TIFF_SAMPLE_FORMAT) == (2,)  # 32 bits, or signed
@@ -67,28 +67,28 @@ def _grey(image: "Image") -> Array:
         elif mode != "F" and not wide and low >= 0 and high <= _LIMIT_16_BIT:
             # Older Pillows give 16-bit PNG as mode I, with the same values.
             black, white = 0.0, 4095.0 if tags.get(_TIFF_BITS) == (12,) else float(_LIMIT_16_BIT)
-        else:  # signed, 32-bit or unbounded values have no white of their own
+        else:  # signed, 32-bit and unbounded values define no white
             black, white = low, max(high, low + 1e-12)
         values = (values - black) / (white - black)
-        # Pillow inverts MinIsWhite TIFFs of 1 and 8 bits and leaves the deeper ones as negatives.
+        # Pillow inverts MinIsWhite TIFFs of 1 and 8 bits, but not those of more bits.
         return (1 - values if tags.get(_TIFF_PHOTOMETRIC) == 0 else values).astype(np.float32)
     if mode in ("PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "RGBA"):  # what is transparent shows the black of a radiograph's background
+    if image.mode in ("LA", "RGBA"):  # transparent pixels become black, the background of a radiograph
         alpha: NDArray[Any] = np.asarray(image.getchannel("A"), np.float32) / 255
         colours = image.convert("L" if image.mode == "LA" else "RGB")
     else:
         alpha = np.ones((1, 1), np.float32)
         colours = image if mode in ("L", "RGB") else image.convert("L")
     values = np.asarray(colours, np.float32) / 255
-    if values.ndim == 3:  # ITU-R BT.601 luma, as convert("L") has it; its weights keep r = g = b exact
+    if values.ndim == 3:  # ITU-R BT.601 luma, as in convert("L"); this form is exact where r = g = b
         red, green, blue = values[..., 0], values[..., 1], values[..., 2]
         values = green + np.float32(0.299) * (red - green) + np.float32(0.114) * (blue - green)
     return np.clip(values * alpha, 0, 1)
 
 
 def _upright(grey: Array, orientation: int) -> Array:
-    """Undo an EXIF orientation (1 to 8; anything else is left alone)."""
+    """Undo an EXIF orientation (1 to 8); other values leave the image unchanged."""
     if orientation in (5, 6, 7, 8):
         grey = grey.T
     if orientation in (2, 3, 6, 7):
@@ -99,14 +99,14 @@ def _upright(grey: Array, orientation: int) -> Array:
 
 
 def letterboxed(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Where an image lies in its letterboxed square: its top, left, height and width there, in pixels."""
+    """Position of an image in its letterboxed square: top, left, height and width in pixels."""
     longest = max(height, width)
     high, wide = max(1, round(height * size / longest)), max(1, round(width * size / longest))
     return (size - high) // 2, (size - wide) // 2, high, wide
 
 
 def letterbox(grey: Array, size: int) -> Tensor:
-    """(H, W) -> (1, size, size): the longer side fills the square, black fills the rest; antialiased."""
+    """Scale (H, W) to (1, size, size) with antialiasing: the longer side fills the square, the rest is black."""
     height, width = grey.shape
     top, left, *new = letterboxed(height, width, size)
     picture = torch.from_numpy(np.array(grey, dtype=np.float32, order="C"))[None, None]
@@ -116,13 +116,14 @@ def letterbox(grey: Array, size: int) -> Tensor:
 
 
 def decode(path: str | os.PathLike[str]) -> Array:
-    """Read one PNG, JPEG, TIFF, BMP (8 or 16 bits) or DICOM file, upright, at its own resolution.
+    """Read one PNG, JPEG, TIFF, BMP (8 or 16 bits) or DICOM file, upright, at its stored resolution.
 
-    Black and white are those of the file's depth (0 and 255, 4095 for 12-bit TIFF, 65535), so a set of images keeps its
-    relative brightness; values stored as floats outside [0, 1], signed or wider than 16 bits are stretched from their
-    own minimum to their own maximum. Colours become luma, transparency black. A file of several pages gives its first.
-    DICOM is shown through its own LUT or window (:func:`se_fused.apps.fracture.dicom.read`), and recognised by its name
-    (``.dcm``, ``.dicom``) or, where the name is that of no picture, by its content.
+    Black and white are the limits of the file's bit depth (0 and 255, 4095 for 12-bit TIFF, 65535), so the images of a
+    data set keep their relative brightness. Floats outside [0, 1], signed values and values of more than 16 bits are
+    scaled from the image's minimum to its maximum. Colours become luma, transparent pixels black. Of a file with
+    several pages, the first is read. DICOM files are recognised by their suffix (``.dcm``, ``.dicom``) or, if the
+    suffix is of no image format, by their content; their LUT or window is applied
+    (:func:`se_fused.apps.fracture.dicom.read`).
 
     Args:
         path: the file.
@@ -132,32 +133,32 @@ def decode(path: str | os.PathLike[str]) -> Array:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the file is damaged or in no known format, with its path and the reason.
-        ImportError: Pillow is missing, or pydicom for DICOM.
+        InputError: the file is damaged or its format is unknown; the message gives the path and the reason.
+        ImportError: Pillow is not installed, or pydicom for a DICOM file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a {_FORMATS} image is wanted")
+        raise FileNotFoundError(f"{path}: no such file; give a {_FORMATS} image")
     if path.suffix.lower() not in SUFFIXES and dicom.is_dicom(path):
         return dicom.read(path)[0]
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise ImportError('loading images needs Pillow: pip install "se_fused[train]"') from error
+        raise ImportError('loading images requires Pillow: pip install "se_fused[train]"') from error
     try:
-        # A stream and not a name: named, Pillow 13 maps uncompressed TIFFs and scrambles those that lie on their side.
+        # A stream, not a file name: given a name, Pillow 13 memory-maps uncompressed TIFFs and scrambles rotated ones.
         with path.open("rb") as stream, Image.open(stream) as image:
             image.load()
-            # Asked after load(), because some decoders (TIFF) turn the picture themselves and then drop the tag.
+            # Read the tag after load(): some decoders (TIFF) rotate the image themselves and remove the tag.
             return _upright(_grey(image), image.getexif().get(_EXIF_ORIENTATION, 1))
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image, or damaged at its start; a {_FORMATS} is wanted") from None
-    except Exception as error:  # on damaged data decoders raise SyntaxError, struct.error, anything
+        raise InputError(f"{path}: not an image, or its header is damaged; give a {_FORMATS} file") from None
+    except Exception as error:  # decoders raise any exception on damaged data, e.g. SyntaxError or struct.error
         raise InputError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
 def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
-    """Load one image file of any format that :func:`decode` reads, letterboxed to a square.
+    """Load one image file of any format that :func:`decode` supports, letterboxed to a square.
 
     Args:
         path: the file.
@@ -168,16 +169,16 @@ def load_radiograph(path: str | os.PathLike[str], size: int = 224) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the file is damaged or in no known format, with its path and the reason.
+        InputError: the file is damaged or its format is unknown; the message gives the path and the reason.
         ValueError: `size` is too small.
-        ImportError: Pillow is missing, or pydicom for DICOM.
+        ImportError: Pillow is not installed, or pydicom for a DICOM file.
     """
     size = check_int(size, "size", 1)
     return letterbox(decode(path), size)
 
 
 def files(folder: Path) -> list[Path]:
-    """All files below a folder in natural order, without hidden ones, ``._*`` companions and ``__MACOSX``."""
+    """All files below a folder in natural order, except hidden files, macOS ``._*`` files and ``__MACOSX`` folders."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
@@ -188,30 +189,30 @@ def files(folder: Path) -> list[Path]:
 def load_folder(
     path: str | os.PathLike[str], size: int = 224, limit: int | None = None
 ) -> tuple[Tensor, Tensor, list[str], list[tuple[Path, str]]]:
-    """Load a folder of images: sub-folders are classes (searched to any depth), a flat folder is the class 'image'.
+    """Load a folder of images: each sub-folder is a class (searched to any depth); a flat folder is the class 'image'.
 
-    Classes and files come in natural order ('2' before '10'). Hidden files, ``._*`` and files that are no pictures
-    (tables, notes) are passed over.
+    Classes and files are in natural order ('2' before '10'). Hidden files, ``._*`` files and files that are not images
+    (tables, notes) are ignored.
 
     Args:
         path: the folder.
         size: height and width S in pixels, >= 1.
-        limit: load at most so many images, taken in turn from each class. None loads all.
+        limit: maximum number of images, taken in turn from each class. None loads all.
 
     Returns:
-        Images, (N, 1, S, S) float32 in [0, 1]; labels, (N,) int64, places in the class names; the class names; and
-        what was skipped as (path, reason): damaged pictures, formats that are not read, empty sub-folders, pictures
-        lying beside class folders. With a limit, files that were not reached are in neither.
+        Images, (N, 1, S, S) float32 in [0, 1]; labels, (N,) int64, indices of the class names; the class names; and
+        the skipped files as (path, reason): damaged images, unsupported formats, empty sub-folders, and images beside
+        the class folders. Files beyond the limit are in neither list.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: no picture was found or none could be read; the sub-folders are a split (train, test, ...) and not
+        ValueError: no image was found or none could be read; the sub-folders are a split (train, test, ...) and not
             classes; an argument is too small.
-        ImportError: Pillow is missing.
+        ImportError: Pillow is not installed.
     """
     size, path = check_int(size, "size", 1), Path(path)
     limit = None if limit is None else check_int(limit, "limit", 1)
-    wanted = f"wanted: a folder with one sub-folder of {_FORMATS} images for each class, or with images only"
+    wanted = f"expected: a folder with one sub-folder of {_FORMATS} images for each class, or a folder of images"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder; {wanted}")
     if not path.is_dir():
@@ -221,7 +222,7 @@ def load_folder(
     def pictures(found: list[Path]) -> list[Path]:
         for file in found:
             if file.suffix.lower() in _OTHER_PICTURES:
-                skipped.append((file, f"{file.suffix.lower()} files are not read; convert them to PNG or TIFF"))
+                skipped.append((file, f"{file.suffix.lower()} files are not supported; convert them to PNG or TIFF"))
         return [file for file in found if file.suffix.lower() in PICTURES]
 
     entries = sorted(
@@ -233,18 +234,18 @@ def load_folder(
         if found := pictures(files(folder)):
             classes[folder.name] = found
         else:
-            skipped.append((folder, "no images in it"))
+            skipped.append((folder, "contains no images"))
     if classes and {name.casefold() for name in classes} <= _SPLITS:
-        raise ValueError(f"{path}: its sub-folders are a split ({', '.join(classes)}), not classes; load one of them")
+        raise ValueError(f"{path}: its sub-folders are a split ({', '.join(classes)}), not classes; give one of them")
     if classes:
-        skipped += [(file, "lies beside the class folders, so it has no class") for file in loose]
+        skipped += [(file, "is outside the class folders, so it has no class") for file in loose]
     elif loose:
         classes = {"image": loose}
     total = sum(map(len, classes.values()))
     if total == 0:
         raise ValueError(f"{path}: no images found; {wanted}")
 
-    # One from each class in turn, so that a limit leaves every class some.
+    # One image of each class in turn, so that every class has images under a limit.
     queue = sorted((turn, label) for label, files in enumerate(classes.values()) for turn in range(len(files)))
     loaded: dict[tuple[int, int], Tensor] = {}
     ordered = list(classes.values())
@@ -266,22 +267,22 @@ def load_folder(
 
 
 def save_sheet(pictures: Array, titles: Sequence[str], path: str | os.PathLike[str], heading: str) -> None:
-    """Write titled grey pictures in rows of six as one image file, which appears whole or not at all.
+    """Write grey images with titles as one image file, six in a row. The file is written atomically.
 
     Args:
         pictures: (N, H, W) in [0, 1], N >= 1.
-        titles: N texts.
+        titles: N titles.
         path: a .png, .pdf, .svg ...
-        heading: the line above all.
+        heading: title of the whole sheet.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib is not installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: the caller's backend stays as it is
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot, which could change the backend
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('drawing a sheet needs matplotlib: pip install "se_fused[train]"') from error
+        raise ImportError('drawing a sheet requires matplotlib: pip install "se_fused[train]"') from error
     columns = min(len(titles), 6)
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(2 * columns, 2.2 * rows + 0.5), facecolor="black", layout="constrained")

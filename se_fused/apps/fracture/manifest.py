@@ -1,7 +1,7 @@
-"""The one table that all data sets become: path, label, patient, study, view, split, source.
+"""Manifest: the table (path, label, patient, study, view, split, source) into which every data set is converted.
 
-Everything behind the adapters (splits, audit, training, evaluation) sees only this. As a file it is CSV; paths in it
-are relative to its own folder where the images lie below that, so that a folder can be moved.
+Splits, audit, training and evaluation use only this table. It is stored as CSV. Paths of images below the folder of the
+CSV file are relative to that folder, so that the whole folder can be moved.
 """
 
 import csv
@@ -20,25 +20,25 @@ from ..._errors import InputError
 __all__ = ["NEGATIVES", "SPLITS", "Manifest", "Record", "natural_key", "ordered_classes", "plural"]
 
 SPLITS = ("train", "valid", "test")
-"""The names of splits; "" in a record: in none yet."""
+"""Names of the splits. A record without a split has ""."""
 
 NEGATIVES = frozenset({"none", "normal", "healthy", "negative", "no fracture", "not fractured", "non fractured"})
-"""Labels that mean "no fracture", in lower case with spaces for ``_`` and ``-``; such a class comes first."""
+"""Labels that mean "no fracture", in lower case with spaces for ``_`` and ``-``. Such a class is sorted first."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image. Texts are "" where unknown.
+    """One image of a manifest. Unknown fields are "".
 
     Attributes:
-        path: of the image, absolute.
-        label: its class, or "" for an image to predict.
-        patient: whom no split may part. A pseudonym; where the data set names no patients, a group of near-duplicates
-            ("group-0001", :mod:`se_fused.apps.fracture.duplicates`).
-        study: images taken together, unique within a patient.
+        path: absolute path of the image.
+        label: class of the image, or "" for an image to predict.
+        patient: pseudonym of the patient; all images of a patient go into the same split. Where the data set names no
+            patients, a group of near duplicates ("group-0001", :mod:`se_fused.apps.fracture.duplicates`).
+        study: identifier of images taken together, unique within a patient.
         view: "AP", "lateral", ...
         split: one of `SPLITS`, or "".
-        source: the data set.
+        source: name of the data set.
     """
 
     path: Path
@@ -59,23 +59,26 @@ def plural(count: int, name: str) -> str:
 
 
 def natural_key(text: object) -> list[tuple[int, int | str]]:
-    """Sort key which puts 'image 2' before 'image 10', and upper beside lower case."""
+    """Sort key that places 'image 2' before 'image 10' and ignores case."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", str(text).casefold())]
 
 
 def ordered_classes(labels: Iterable[str]) -> tuple[str, ...]:
-    """The distinct labels without "", "no fracture" first, then in natural order: what every manifest's classes are."""
+    """The distinct labels without "", labels that mean "no fracture" first, then in natural order.
+
+    This is the order of the classes of every manifest.
+    """
     names = {label for label in labels if label}
     return tuple(sorted(names, key=lambda n: (re.sub("[_-]", " ", n.casefold()) not in NEGATIVES, natural_key(n))))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Images with what is known of them.
+    """The images of a data set with their labels, patients, studies, views and splits.
 
     Attributes:
         records: one for each image.
-        notes: what whoever made it has to say, such as what was left out and why; not part of the file.
+        notes: remarks from reading the data set, such as the images left out and the reasons; not stored in the file.
     """
 
     records: tuple[Record, ...]
@@ -86,7 +89,7 @@ class Manifest:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels in their order; a label's place is its number."""
+        """The class names in order; the index of a class is its number."""
         return ordered_classes(record.label for record in self.records)
 
     def where(self, split: str) -> "Manifest":
@@ -101,7 +104,7 @@ class Manifest:
         return found
 
     def with_columns(self, **columns: Sequence[str]) -> "Manifest":
-        """A copy with whole columns replaced, e.g. ``with_columns(split=[...])``; one text for each record."""
+        """A copy with replaced columns, e.g. ``with_columns(split=[...])``; each has one string for each record."""
         for name, values in columns.items():
             if len(values) != len(self.records):
                 raise ValueError(f"{name} must have one value for each of {len(self)} records, got {len(values)}")
@@ -112,7 +115,7 @@ class Manifest:
         return Manifest(tuple(rows), self.notes)
 
     def text(self, folder: Path) -> str:
-        """The CSV as it stands in a file of that folder."""
+        """The table as CSV, with paths relative to `folder` for the images below it."""
         out = io.StringIO()
         table = csv.writer(out, lineterminator="\n")
         table.writerow(_COLUMNS)
@@ -123,21 +126,23 @@ class Manifest:
         return out.getvalue()
 
     def digest(self) -> str:
-        """SHA-256 of file names, labels, patients and splits: the same wherever the folder lies."""
+        """SHA-256 of file names, labels, patients, studies, views and splits; independent of the folder's location."""
         rows = sorted("\0".join((r.path.name, r.label, r.patient, r.study, r.view, r.split)) for r in self.records)
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the CSV, whole or not at all."""
+        """Write the CSV file atomically."""
         write_text(Path(path), self.text(Path(path).parent))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Manifest":
-        """Read a CSV with the columns path and label, and any of the others, in any order; more columns are ignored.
+        """Read a CSV with the columns path and label and optionally the others, in any order.
+
+        Other columns are ignored. The images themselves are not checked.
 
         Raises:
-            InputError: no such file, a column is missing, a row without path, a path twice, or a split of another name.
-                Whether the images exist is not looked at here.
+            InputError: there is no such file, it has no column path or label, a row has no path, a path occurs twice,
+                or a split has an unknown name.
         """
         path = Path(path)
         try:
@@ -149,19 +154,19 @@ class Manifest:
         rows = csv.DictReader(io.StringIO(text))
         missing = [name for name in ("path", "label") if name not in (rows.fieldnames or ())]
         if missing:
-            raise InputError(f"{path}: has no column {' and '.join(missing)}; its first line must name path and label")
+            raise InputError(f"{path}: has no column {' and '.join(missing)}; its first line must contain path, label")
         base, records, seen = path.parent.resolve(), [], set()
         for line, row in enumerate(rows, 2):
             values = {name: (row.get(name) or "").strip() for name in _COLUMNS}
             if not values["path"]:
-                raise InputError(f"{path}: line {line} has no path; remove the line or name its image")
+                raise InputError(f"{path}: line {line} has no path; add the path or remove the line")
             if values["split"] not in ("", *SPLITS):
                 raise InputError(f"{path}: line {line}: split must be train, valid, test or empty: {values['split']!r}")
             full = Path(os.path.normpath(base / values.pop("path")))
             if full in seen:
-                raise InputError(f"{path}: line {line}: {full.name} is in it twice; remove one of the lines")
+                raise InputError(f"{path}: line {line}: {full.name} occurs twice; remove one of the lines")
             seen.add(full)
             records.append(Record(full, **values))
         if not records:
-            raise InputError(f"{path}: holds no images; make one with se-fused fracture prepare")
+            raise InputError(f"{path}: contains no images; make a manifest with se-fused fracture prepare")
         return cls(tuple(records))

@@ -1,4 +1,4 @@
-"""What a model said of a set of images: the table that all evaluation starts from."""
+"""Table of a model's predictions for a set of images: the input of all evaluation."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from .manifest import Record
 __all__ = ["Predictions"]
 
 _FIXED = ("path", "label", "patient", "study", "view")
-_SUM = 1e-4  # of K float32 numbers as softmax gives them
+_SUM = 1e-4  # tolerance of the sum of K float32 probabilities
 
 
 def _is_class(column: str) -> bool:
@@ -26,14 +26,15 @@ def _is_class(column: str) -> bool:
 
 @dataclass(frozen=True)
 class Predictions:
-    """N images, K classes.
+    """Predicted class probabilities of N images for K classes.
 
     Attributes:
         classes: K names.
-        paths, patients, studies, views: N texts each, as in :class:`se_fused.apps.fracture.manifest.Record`.
-        labels: (N,) int64, places in `classes`; -1 where unknown.
-        probabilities: (N, K) float64, rows that sum to 1.
-        skipped: (path, reason) of each image that could not be read and so is in none of the above; not in the file.
+        paths, patients, studies, views: N strings each, as in :class:`se_fused.apps.fracture.manifest.Record`.
+        labels: (N,) int64, indices into `classes`; -1 where unknown.
+        probabilities: (N, K) float64; each row sums to 1.
+        skipped: (path, reason) of each image that could not be read. These images have no row, and the CSV file does
+            not list them.
     """
 
     classes: tuple[str, ...]
@@ -53,7 +54,7 @@ class Predictions:
         probabilities: NDArray[np.float64],
         skipped: Sequence[tuple[str, str]] = (),
     ) -> "Predictions":
-        """The table of these records; labels that are no class count as unknown."""
+        """Build the table of these records; a label outside `classes` counts as unknown."""
         numbers = {name: i for i, name in enumerate(classes)}
         return cls(
             classes,
@@ -71,11 +72,11 @@ class Predictions:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """(N,) int64: the class of the largest probability, the first of equals."""
+        """(N,) int64: the class with the largest probability, the first one in case of a tie."""
         return self.probabilities.argmax(1)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Predictions":
-        """Some of the rows, or some of them several times; what was skipped stays so."""
+        """Select rows by index or mask; a row may be selected several times. `skipped` is unchanged."""
         places = np.arange(len(self))[rows]
 
         def some(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,9 +88,10 @@ class Predictions:
         )  # fmt: skip
 
     def averaged(self, keys: Sequence[Hashable | None]) -> "Predictions":
-        """A row for each key: the mean of its rows' probabilities, under the first one's path, without a view.
+        """Average the rows that share a key, such as a patient or a study.
 
-        The label is that of its rows, or unknown where they differ. Rows of key None are in none.
+        Each result has the mean probabilities of its rows, the path of the first row and no view. Its label is the
+        label of its rows, or unknown where they differ. Rows with the key None are left out.
         """
         places: dict[Hashable, list[int]] = {}
         for i, key in enumerate(keys):
@@ -106,20 +108,20 @@ class Predictions:
         )
 
     def text(self) -> str:
-        """The CSV: path, label, patient, study, view, predicted, then ``p:<class>`` for each class."""
+        """The table as CSV: path, label, patient, study, view, predicted, then ``p:<class>`` for each class."""
         out = io.StringIO()
         table = csv.writer(out, lineterminator="\n")
         table.writerow((*_FIXED, "predicted", *(f"p:{name}" for name in self.classes)))
         for i, best in enumerate(self.predicted.tolist()):
             label = self.classes[self.labels[i]] if self.labels[i] >= 0 else ""
-            # repr: what is read back is what was written, to the last bit.
+            # repr() makes the round trip through the file exact.
             values = (repr(float(p)) for p in self.probabilities[i])
             row = (self.paths[i], label, self.patients[i], self.studies[i], self.views[i], self.classes[best], *values)
             table.writerow(row)
         return out.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the CSV, whole or not at all."""
+        """Write the CSV file atomically."""
         write_text(Path(path), self.text())
 
     @classmethod
@@ -127,20 +129,20 @@ class Predictions:
         """Read a CSV of :meth:`save`.
 
         Raises:
-            InputError: no such file, or it is none of these tables.
+            InputError: there is no such file, or it is not a table of predictions.
         """
         path = Path(path)
         try:
             rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{path}: cannot be read: {error}; it is written by se-fused fracture train and evaluate"
+                f"{path}: cannot be read: {error}; se-fused fracture train and evaluate write it"
             ) from None
         head = rows[0] if rows else []
         classes = tuple(name.removeprefix("p:") for name in head[6:])
         if tuple(head[:6]) != (*_FIXED, "predicted") or not classes or not all(map(_is_class, head[6:])):
             raise InputError(
-                f"{path}: not a table of predictions; it is written by se-fused fracture train and evaluate"
+                f"{path}: not a table of predictions; se-fused fracture train and evaluate write such tables"
             )
         try:
             numbers = {"": -1, **{name: i for i, name in enumerate(classes)}}
@@ -148,8 +150,8 @@ class Predictions:
             probabilities = np.array([[float(v) for v in row[6:]] for row in rows[1:]], np.float64)
             probabilities = probabilities.reshape(len(rows) - 1, len(classes))
             if not (np.abs(probabilities.sum(1) - 1) < _SUM).all():
-                raise ValueError("probabilities of a row do not sum to 1")
+                raise ValueError("the probabilities of a row do not sum to 1")
         except (KeyError, ValueError, IndexError) as error:
-            raise InputError(f"{path}: damaged: {error}; write it anew with se-fused fracture evaluate") from None
+            raise InputError(f"{path}: damaged: {error}; write it again with se-fused fracture evaluate") from None
         texts = [tuple(row[i] for row in rows[1:]) for i in (0, 2, 3, 4)]
         return cls(classes, texts[0], texts[1], texts[2], texts[3], labels, probabilities)

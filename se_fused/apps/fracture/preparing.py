@@ -1,4 +1,4 @@
-"""From a folder, or a manifest in which something is missing, to a manifest that can be trained on."""
+"""Prepare a data set for training: read it, find duplicates, fill in missing patients and splits."""
 
 import os
 from collections import Counter
@@ -18,10 +18,10 @@ _AS_THEY_ARE: Mapping[str, str] = {}
 
 
 def open_manifest(path: str | os.PathLike[str], layout: str = "auto") -> Manifest:
-    """The manifest of a CSV file with the columns path and label, or of a folder as `layouts.read` reads it.
+    """Read a manifest from a CSV file with the columns path and label, or from a folder with `layouts.read`.
 
     Raises:
-        InputError: neither is there, or it cannot be read.
+        InputError: the path does not exist or cannot be read.
     """
     from .layouts import read
 
@@ -35,21 +35,21 @@ def open_manifest(path: str | os.PathLike[str], layout: str = "auto") -> Manifes
 
 
 def _relabelled(manifest: Manifest, labels: Mapping[str, str]) -> Manifest:
-    """The manifest with its classes called as `labels` says, without those called ""."""
+    """Rename classes by the mapping `labels`; classes renamed to "" are left out."""
     counts = Counter(record.label for record in manifest.records)
     for name in labels:
         if name not in counts:
             known = ", ".join(repr(label) for label in sorted(filter(None, counts)))
-            raise InputError(f"labels: there is no class {name!r}, only {known}")
+            raise InputError(f"labels: there is no class {name!r}; the classes are {known}")
     kept = tuple(
         replace(record, label=labels.get(record.label, record.label))
         for record in manifest.records
         if labels.get(record.label) != ""
     )
     if not kept:
-        raise InputError("labels: they leave no class; keep two at least")
+        raise InputError("labels: all classes are left out; keep at least two")
     notes = tuple(
-        f"class {old!r} ({counts[old]} images) " + (f"is called {new!r}" if new else "left out")
+        f"class {old!r} ({counts[old]} images) " + (f"renamed to {new!r}" if new else "left out")
         for old, new in labels.items()
     )
     return replace(manifest, records=kept, notes=(*manifest.notes, *notes))
@@ -62,21 +62,21 @@ def prepare(
     progress: Progress = lambda what, share: None,
     labels: Mapping[str, str] = _AS_THEY_ARE,
 ) -> Manifest:
-    """Read a data set, look for images that are the same, derive groups where patients are not known, and split.
+    """Read a data set, find duplicate images, derive groups where patients are unknown, and split.
 
     Args:
-        path: a folder, or a manifest's CSV of which only what is missing is added.
+        path: a folder, or a manifest (CSV) of which only the missing fields are filled in.
         layout: one of `layouts.LAYOUTS`, or "auto".
-        seed: of the split.
-        progress: told what is being done and the share that is done.
-        labels: what a class is called from here on: ``{"spiral": "oblique"}`` merges the two, ``{"none": ""}`` leaves
-            that class out.
+        seed: random seed of the splits.
+        progress: called with a description of the current step and the completed share, 0 to 1.
+        labels: new names of classes: ``{"spiral": "oblique"}`` merges the two, ``{"none": ""}`` leaves the class out.
 
     Returns:
-        The manifest: every image readable, with label, patient and split. Its notes say what was left out and why.
+        A manifest in which every image is readable and has a label, a patient and a split. Its notes list the images
+        left out and the reasons.
 
     Raises:
-        InputError: the data set cannot be read or split, or has no such class.
+        InputError: the data set cannot be read or split, or has no class named in `labels`.
     """
     manifest, _ = prepare_and_find(path, layout, seed, FRACTIONS, None, progress, labels)
     return manifest
@@ -91,7 +91,7 @@ def prepare_and_find(
     progress: Progress,
     labels: Mapping[str, str],
 ) -> tuple[Manifest, duplicates.Duplicates]:
-    """`prepare`, and the images that are the same, so that an audit need not look for them again."""
+    """Like `prepare`, but also returns the duplicates, so that an audit need not search for them again."""
     manifest = _relabelled(open_manifest(path, layout), labels)
     found = duplicates.find(manifest, progress)
     manifest = duplicates.with_groups(manifest, found=found)
@@ -101,7 +101,7 @@ def prepare_and_find(
         manifest = replace(
             manifest,
             records=kept,
-            notes=(*manifest.notes, f"{plural(unlabelled, 'image')} without label left out"),
+            notes=(*manifest.notes, f"{plural(unlabelled, 'image')} without a label left out"),
         )
     whose = {record.path: record.patient for record in manifest.records}
     together = [{whose[path] for path in cluster if path in whose} for cluster in found.clusters]

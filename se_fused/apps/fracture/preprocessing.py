@@ -1,4 +1,4 @@
-"""From a file to what a network sees: the same in training, evaluation, prediction and in exported files."""
+"""Preprocessing of images for a network: the same in training, evaluation, prediction and exported files."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -13,11 +13,11 @@ __all__ = ["Preprocessing"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Letterbox to a square, one channel in [0, 1], then (image - mean) / std.
+    """Parameters of the preprocessing: letterbox to a square, one channel in [0, 1], then (image - mean) / std.
 
     Attributes:
         size: height and width S in pixels, >= 32.
-        mean, std: over the training images; std > 0.
+        mean, std: mean and standard deviation of the pixels of the training images; std > 0.
     """
 
     size: int = 224
@@ -30,9 +30,9 @@ class Preprocessing:
             raise ValueError(f"mean and std must be finite and std > 0, got mean={self.mean}, std={self.std}")
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], of any shape -> what the network takes."""
+        """Normalise images in [0, 1], of any shape, to the input of the network."""
         return (images - self.mean) / self.std
 
     def about(self) -> dict[str, Any]:
-        """For a file: ``Preprocessing(**about)`` is this one, ``description`` left out."""
+        """The parameters as a dictionary for files; ``Preprocessing(**about)`` restores them."""
         return asdict(self)

@@ -220,7 +220,7 @@ def test_several_files_and_one_that_is_no_radiograph(browser, served, films) -> 
     assert "notes.txt" in failed.text and "could not be read" in failed.text
     shot(browser, "several", 1280, 900)
     failed.click()
-    assert "a PNG, JPEG, TIFF, BMP or DICOM file is wanted" in find(browser, "#problem").text
+    assert "send a PNG, JPEG, TIFF, BMP or DICOM file" in find(browser, "#problem").text
     assert not find(browser, "#detail").is_displayed()
     shot(browser, "problem", 1280, 900)
     shot(browser, "problem", 390, 844, "dark")
@@ -253,7 +253,7 @@ def test_too_large_is_said(browser, served, tmp_path: Path) -> None:
     browser.get(served[0])
     find(browser, "#files").send_keys(str(large))
     until(browser, lambda b: find(b, "#problem").is_displayed(), "the reason")
-    assert "larger than the 1 MB" in find(browser, "#reason").text
+    assert "larger than the limit of 1 MB" in find(browser, "#reason").text
 
 
 @pytest.mark.parametrize("width", [320, 390, 800, 1280])
@@ -297,5 +297,5 @@ def test_the_server_ends_at_a_signal_and_says_counts_only(served, films) -> None
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 0, said
-    assert "files were predicted" in said and "Traceback" not in said
+    assert "files predicted" in said and "Traceback" not in said
     assert "tall" not in said and "POST" not in said

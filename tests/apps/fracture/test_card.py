@@ -87,9 +87,9 @@ def test_a_whole_run(run: Path) -> None:
     assert (
         "none, oblique, spiral" in details
         and "Random seed: 5" in details
-        and "Epoch kept, counted from 0: 11" in details
+        and "Selected epoch, counted from 0: 11" in details
     )
-    assert "Started from: random weights" in details and "fused (se_fused)" in details and "2026-11-23" in details
+    assert "Initial weights: random weights" in details and "fused (se_fused)" in details and "2026-11-23" in details
     train = found["Training data"]
     assert "| train | 32 | 16 | – | 10 | 12 | 10 |" in train and "| test | 14 | 7 | – | 6 | 4 | 4 |" in train
     assert "Splits are by patient." in train and "the same" in train and "hospital (60 images)" in train
@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_metrics_json(run: Path) -> None:
     low, high = numbers["intervals"]["figures"]["accuracy"]
     accuracy = numbers["metrics"]["accuracy"]
     assert f"| Accuracy (multi-class) | {100 * accuracy:.2f} [{100 * low:.2f}, {100 * high:.2f}] |" in text
-    assert "% [95 % interval]" in text and "intervals over 50 draws of 7 patients" in text
+    assert "% [95 % confidence interval]" in text and "from 50 bootstrap resamples of 7 patients" in text
     for name in CLASSES:
         row = numbers["metrics"]["per_class"][name]
         low, high = numbers["intervals"]["per_class"][name]["recall"]
@@ -138,11 +138,11 @@ def test_figures_of_a_run_that_is_not_finished(run: Path) -> None:
     ],
 )
 def test_what_is_missing_is_said_to_be(file: str, heading: str, run: Path) -> None:
-    assert f"would be in {file}" not in card(run)
+    assert f"{file} is missing" not in card(run)
     (run / file).unlink()
     found = sections(card(run))
     assert list(found) == HEADINGS
-    assert f"would be in {file}, which is not in the run's folder" in found[heading]
+    assert f"{file} is missing in the run's folder" in found[heading]
     assert not any(character.isdigit() for character in found[heading].replace(file, "")), "and nothing is invented"
 
 
@@ -150,13 +150,23 @@ def test_a_model_alone(tmp_path: Path) -> None:
     classifier().save(tmp_path / "model.pt")
     found = sections(card(tmp_path))
     assert list(found) == HEADINGS
-    for name in ("Run", "Random seed", "Epoch kept, counted from 0", "Trained", "Started from", "Kernels in training"):
+    for name in (
+        "Run",
+        "Random seed",
+        "Selected epoch, counted from 0",
+        "Trained",
+        "Initial weights",
+        "Kernels in training",
+    ):
         assert f"- {name}: Not recorded\n" in found["Model details"]
 
 
 def test_metrics_of_the_training_alone(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({"training": {"epochs": 3}}))
-    assert "would be in metrics.json" in sections(card(run))["Quantitative analyses"]
+    assert (
+        "metrics.json is missing in the run's folder or does not contain"
+        in sections(card(run))["Quantitative analyses"]
+    )
 
 
 def test_synthetic_data_are_named_everywhere(run: Path) -> None:
@@ -181,14 +191,14 @@ def test_how_the_splits_were_made_is_told(run: Path) -> None:
         Manifest(rows).save(run / "manifest.csv")
         return sections(card(run))["Training data"]
 
-    assert "No patients are known" in grouping(records(patients=False))
+    assert "Patients are unknown" in grouping(records(patients=False))
     groups = Manifest(records()).with_columns(patient=[f"group-{i // 2:04d}" for i in range(60)])
-    assert "clusters of near-duplicate images" in grouping(groups.records)
+    assert "Clusters of near-duplicate images" in grouping(groups.records)
     torn = Manifest(records()).with_columns(patient=["p0", "p1"] * 30)
-    assert "2 of them have images in more than one split" in grouping(torn.records)
+    assert "2 patients or groups have images in more than one split" in grouping(torn.records)
     some = Manifest(records()).with_columns(patient=[f"p{i // 2}" if i < 50 else "" for i in range(60)])
     assert "10 images have no patient" in grouping(some.records)
-    assert "another one" in sections(card(run))["Training data"], "the manifest is no longer that of the training"
+    assert "different" in sections(card(run))["Training data"], "the manifest is no longer that of the training"
 
 
 def test_the_recipe_s_settings_are_settings() -> None:
@@ -205,7 +215,7 @@ def test_a_damaged_file_is_named_and_leaves_no_card(run: Path) -> None:
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
             write_card(run)
         (run / name).write_bytes(b"[]")
-        with pytest.raises(InputError, match=f"{name}: holds no table"):
+        with pytest.raises(InputError, match=f"{name}: is not a mapping"):
             write_card(run)
         (run / name).write_bytes(kept)
     (run / "model.pt").unlink()

@@ -121,7 +121,7 @@ def test_report_brings_it_together(written):
         "(figure2.png)",
         "(figure3.png)",
         "74.72",
-        "Which differences are real",
+        "Pairwise tests",
         "SE-ResNet-50 − ResNet-50",
         "## Speed and memory",
         "patients (9)",
@@ -197,13 +197,15 @@ def changed(content, accuracy, p, low, high):
 def test_headline_says_what_the_figures_say(written):
     _, content = written
     said = headline(changed(content, 0.02, 0.01, 0.005, 0.04))
-    assert "difference of +2.00 points [+0.50, +4.00]" in said and "SE-ResNet-50 is the more accurate here" in said
-    assert "ratio" not in said and "times the speed" in said and "fewer than three trainings" in said
+    assert (
+        "difference of +2.00 points [+0.50, +4.00]" in said and "SE-ResNet-50 is more accurate on this test set" in said
+    )
+    assert "ratio" not in said and "times the speed" in said and "fewer than three training runs" in said
     said = headline(changed(content, -0.02, 0.01, -0.04, -0.005))
-    assert "difference of -2.00 points" in said and "more accurate here" in said and "SE-ResNet-50 is" not in said
-    assert "ResNet-50 is the more accurate here" in said
+    assert "difference of -2.00 points" in said and "more accurate on this" in said and "SE-ResNet-50 is" not in said
+    assert "ResNet-50 is more accurate on this test set" in said
     said = headline(changed(content, 0.02, 0.3, -0.01, 0.05))
-    assert "do not tell the two apart" in said and "is the more accurate" not in said
+    assert "the difference is not significant" in said and "is more accurate" not in said
     swapped = changed(content, 0.02, 0.01, 0.005, 0.04)
     for pair in swapped["pairs"]:
         if {pair["first"], pair["second"]} == {"seresnet50", "resnet50"}:
@@ -217,16 +219,16 @@ def test_headline_of_speed_is_of_the_same_rounds(written):
         made["speed"]["modes"]["infer"][model]["fused"] |= {"rounds": seconds, "images_per_second": 10.0}
     assert "0.50 times the speed [0.50, 1.25]" in headline(made)
     made["speed"]["modes"]["infer"]["resnet50"]["differs"] = "logits"
-    assert "In inference they were not timed, for their results differ." in headline(made)
+    assert "Speed of inference was not measured because the results differ." in headline(made)
 
 
 def test_one_model_and_no_speed(runs):
     content = compare(load_runs([runs / "unet-seed0"]), draws=100)
-    assert "not both among the models" in content["headline"] and content["pairs"] == []
+    assert "do not include both" in content["headline"] and content["pairs"] == []
     assert content["models"]["unet"]["figures"]["accuracy"]["sd"] is None
     text = report_text(content)
-    assert "Speed and memory" not in text and "Which differences" not in text
-    assert "**U-Net**, 1 training |" in table_markdown(content)
+    assert "Speed and memory" not in text and "Pairwise tests" not in text
+    assert "**U-Net**, 1 training run |" in table_markdown(content)
 
 
 def test_small_p_values():
@@ -239,7 +241,7 @@ def test_runs_of_different_test_sets_are_refused_by_name(runs, tmp_path):
     fewer = Manifest(tuple(r for r in manifest.records if not r.path.name.startswith("p11")))
     other = write_run(tmp_path / "other", "resnet50", 0, fewer, 1.0)
     with pytest.raises(
-        InputError, match=r"unet-seed0 and .*other: different test sets: 2 images are in one only, as p11"
+        InputError, match=r"unet-seed0 and .*other: different test sets: 2 images are in one only, e.g. p11"
     ):
         load_runs([runs / "unet-seed0", other])
 
@@ -247,7 +249,7 @@ def test_runs_of_different_test_sets_are_refused_by_name(runs, tmp_path):
 def test_two_runs_of_one_seed_are_refused(runs, tmp_path):
     manifest = Manifest.load(runs / "unet-seed0" / "manifest.csv")
     again = write_run(tmp_path / "again", "unet", 0, manifest, 1.0)
-    with pytest.raises(InputError, match=r"unet-seed0 and .*again: both are unet of seed 0"):
+    with pytest.raises(InputError, match=r"unet-seed0 and .*again: both are unet with seed 0"):
         by_model(load_runs([runs / "unet-seed0", again]))
 
 
@@ -327,10 +329,10 @@ def test_a_comparison_that_was_killed_goes_on(trained, tmp_path, runs):
     trained.calls.clear()
     assert len(load_runs(train_missing(tmp_path / "out", base, models, 2))) == 4 and trained.calls == []
     assert Config.load(folders[0] / "config.yaml").model.options == {"width": 2}
-    with pytest.raises(InputError, match=r"unet-seed0: was trained with another training\.epochs"):
+    with pytest.raises(InputError, match=r"unet-seed0: was trained with a different training\.epochs"):
         train_missing(tmp_path / "out", base.with_values({"training.epochs": 9}), models, 2)
     wider = Config.load(write_config(tmp_path / "d.yaml", unet={"width": 3}))
-    with pytest.raises(InputError, match=r"unet-seed0: was trained with another model\.options"):
+    with pytest.raises(InputError, match=r"unet-seed0: was trained with a different model\.options"):
         train_missing(tmp_path / "out", wider.with_values({"data.path": base.data.path}), ["unet"], 2)
     with pytest.raises(InputError, match="--models: there is no 'resnet5'"):
         train_missing(tmp_path, base, ["resnet5"], 1)
@@ -346,7 +348,7 @@ def test_command_with_runs(runs, tmp_path, capsys):
         == 0
     )
     said = capsys.readouterr().out
-    assert "SE-ResNet-50 against ResNet-50" in said and "the paper's, different data" in said and "98.02" in said
+    assert "SE-ResNet-50 against ResNet-50" in said and "paper, different data" in said and "98.02" in said
     assert list(json.loads((output / "results.json").read_text())["models"]) == ["resnet50", "seresnet50"]
 
 

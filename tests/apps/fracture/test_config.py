@@ -37,12 +37,12 @@ def test_there_are_shipped_files():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {epoch: 3}", "there is no training.epoch; did you mean training.epochs"),
-        ("epochs: 3", "there is no epochs; did you mean training.epochs"),
-        ("trainning: {epochs: 3}", "there is no trainning; did you mean training"),
-        ("training: {epochs: three}", "training.epochs must be a whole number; got 'three'"),
-        ("training: {epochs: 3.5}", "training.epochs must be a whole number; got 3.5"),
-        ("training: {epochs: true}", "training.epochs must be a whole number; got True"),
+        ("training: {epoch: 3}", "there is no key training.epoch; did you mean training.epochs"),
+        ("epochs: 3", "there is no key epochs; did you mean training.epochs"),
+        ("trainning: {epochs: 3}", "there is no key trainning; did you mean training"),
+        ("training: {epochs: three}", "training.epochs must be an integer; got 'three'"),
+        ("training: {epochs: 3.5}", "training.epochs must be an integer; got 3.5"),
+        ("training: {epochs: true}", "training.epochs must be an integer; got True"),
         ("training: {epochs: 0}", "training.epochs must be from 1 to"),
         ("training: {learning_rate: .nan}", "training.learning_rate must be from"),
         ("training: {class_weights: big}", "must be one of none, inverse, sqrt, effective; got 'big'"),
@@ -50,12 +50,12 @@ def test_there_are_shipped_files():
         ("training: {device: 'cuda:x'}", "training.device must be"),
         ("training: 3", "training must be a section with keys; got 3"),
         ("model: {name: seresnet51}", "there is no model 'seresnet51'; did you mean seresnet50"),
-        ("model: {options: {num_classes: 3}}", "may not hold num_classes"),
+        ("model: {options: {num_classes: 3}}", "must not contain num_classes"),
         ("model: {fused: 1}", "model.fused must be true or false; got 1"),
         ("data: {depth: 12}", "data.depth must be one of 8, 16; got 12"),
-        ("output: ''", "output must name a folder"),
-        ("[1, 2]", "must hold sections"),
-        ("a: b: c", "is no YAML"),
+        ("output: ''", "output must not be empty"),
+        ("[1, 2]", "must be a mapping with data"),
+        ("a: b: c", "not valid YAML"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -71,8 +71,8 @@ def test_mistakes_are_one_line(tmp_path, text, message):
     [
         ("training.epochs", "must be KEY=VALUE"),
         ("training.epohcs=3", "did you mean training.epochs"),
-        ("data.x.y=3", "there is no data.x.y"),
-        ("training.epochs=[", "is no YAML"),
+        ("data.x.y=3", "there is no key data.x.y"),
+        ("training.epochs=[", "not valid YAML"),
     ],
 )
 def test_bad_settings(setting, message):
@@ -84,7 +84,7 @@ def test_yaml_spellings():
     """YAML reads 32 as a number, and 1e-3 and none as texts; null is an error."""
     made = Config().overridden(["training.precision=32", "training.class_weights=none", "training.weight_decay=1e-3"])
     assert made.training.precision == "32" and made.training.weight_decay == 0.001
-    with pytest.raises(InputError, match=r"model\.name must be a text; got None"):
+    with pytest.raises(InputError, match=r"model\.name must be a string; got None"):
         Config().with_values({"model.name": None})
 
 

@@ -110,7 +110,7 @@ def test_full_disk_is_one_line(manifest, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"decoded images .* MB\) cannot be kept there: No space left.*data\.cache"):
+    with pytest.raises(InputError, match=r"decoded images .* MB\) cannot be cached: No space left.*data\.cache"):
         decode_all(manifest, 32, cache="disk", folder=tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".lock"}
 
@@ -185,9 +185,9 @@ def record(label="none", patient="p", split="train", name="a"):
     ("records", "message"),
     [
         ([record(), record("spiral", "q", "valid")], "class 'spiral' has no training images .a.png is in valid"),
-        ([record(), record("spiral", name="b")], r"no image is in split valid \(1 patient in all; no patient may"),
-        ([record(), record("none", "q", "valid")], "one class only"),
-        ([record(), record("", "q")], "has split train and no label"),
+        ([record(), record("spiral", name="b")], r"split valid has no images \(1 patient in total; no patient may"),
+        ([record(), record("none", "q", "valid")], "only one class"),
+        ([record(), record("", "q")], "has split train but no label"),
         (
             [record(), record("spiral"), record("none", "p", "valid", "b")],
             r"one patient is in two splits: a.png in train, b.png in valid",
@@ -201,7 +201,7 @@ def test_splits_that_cannot_be_trained_on(records, message):
 
 
 def test_label_outside_the_classes(manifest):
-    with pytest.raises(InputError, match=r"image\d+.png: its label '\w+' is none of the classes none, spiral"):
+    with pytest.raises(InputError, match=r"image\d+.png: its label '\w+' is not one of the classes none, spiral"):
         RadiographDataset(manifest, ("none", "spiral"), 32)
 
 

@@ -190,11 +190,11 @@ def test_colours_become_luma(tmp_path):
             lambda p: write_dicom(p, np.zeros((3, 8, 6), np.uint8)),
             "3 frames; a radiograph is one image",
         ),
-        ("report", lambda p: write_dicom(p, None, Modality="SR"), "holds no image"),
-        ("empty", lambda p: write_dicom(p, twelve(), PixelData=None), "holds no image"),
-        ("palette", lambda p: write_dicom(p, twelve(), PhotometricInterpretation="PALETTE COLOR"), "by a palette"),
-        ("text", lambda p: p.write_text("no picture"), "no DICOM file, or damaged at its start"),
-        ("nothing", lambda p: p.write_bytes(b""), "no DICOM file, or damaged at its start"),
+        ("report", lambda p: write_dicom(p, None, Modality="SR"), "contains no image"),
+        ("empty", lambda p: write_dicom(p, twelve(), PixelData=None), "contains no image"),
+        ("palette", lambda p: write_dicom(p, twelve(), PhotometricInterpretation="PALETTE COLOR"), "palette colour"),
+        ("text", lambda p: p.write_text("no picture"), "not a DICOM file, or its start is damaged"),
+        ("nothing", lambda p: p.write_bytes(b""), "not a DICOM file, or its start is damaged"),
         ("film", lambda p: write_dicom(p, twelve(), syntax=MPEG, PixelData=FRAME), "compressed with MPEG2"),
     ],
 )
@@ -222,7 +222,7 @@ def test_no_decoder_is_said_with_the_remedy(tmp_path, monkeypatch):
 
     path = write_dicom(tmp_path / "x.dcm", np.tile(twelve(), (8, 8)), 12, compress=RLE)
     monkeypatch.setattr(type(get_decoder(RLE)), "is_available", property(lambda self: False))
-    with pytest.raises(InputError, match=r"x\.dcm: .*RLE Lossless.*no installed library reads.*se_fused\[train\]"):
+    with pytest.raises(InputError, match=r"x\.dcm: .*RLE Lossless.*no installed library decodes.*se_fused\[train\]"):
         decode(path)
 
 
@@ -262,7 +262,7 @@ def test_the_header(tmp_path):
     assert dicom.read_header(without).patient == "study\x001.2.3"
     assert dicom.read_header(write_dicom(tmp_path / "r.dcm", None)).frames == 0
     (tmp_path / "t.dcm").write_text("no picture")
-    with pytest.raises(InputError, match=r"t\.dcm: named \.dcm but no DICOM file"):
+    with pytest.raises(InputError, match=r"t\.dcm: named \.dcm but not a DICOM file"):
         dicom.read_header(tmp_path / "t.dcm")
 
 

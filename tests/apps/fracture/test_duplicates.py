@@ -170,7 +170,7 @@ def test_groups_stand_in_for_patients(pictures, tmp_path):
         "2.png": "group-0002",
         "10.png": "group-0001",
     }
-    assert "3 images had no patient: 2 groups" in grouped.notes[-1] and "largest: 2 images" in grouped.notes[-1]
+    assert "3 images had no patient: 2 groups" in grouped.notes[-1] and "largest group: 2 images" in grouped.notes[-1]
     assert told == sorted(told) and told[-1] == pytest.approx(1)
     assert with_groups(grouped) is grouped, "nothing to do, so nothing is read"
     assert not any(known(record) for record in grouped.records)
@@ -195,7 +195,7 @@ def test_two_known_patients_with_one_image_are_told(pictures, tmp_path):
     )
     grouped = with_groups(manifest)
     assert [r.patient for r in grouped.records[:3]] == ["ann", "bob", "ann"]
-    assert any("2 patients have the same image" in note and "1.png, 2.png" in note for note in grouped.notes)
+    assert any("2 patients share duplicate images" in note and "1.png, 2.png" in note for note in grouped.notes)
 
 
 def test_named_patients_take_more_to_be_the_same(pictures, tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_damaged_images_are_named_and_left_out(pictures, tmp_path):
     note = next(note for note in grouped.notes if "unreadable" in note)
     assert note.startswith("3 images left out") and all(path.name in note for path in bad)
     assert str(tmp_path) not in note, "the names are enough"
-    with pytest.raises(InputError, match=r"none of the 3 images can be read; the first: .*cut\.png"):
+    with pytest.raises(InputError, match=r"none of the 3 images can be read; the first is .*cut\.png"):
         with_groups(Manifest(tuple(map(Record, bad))))
 
 

@@ -83,11 +83,13 @@ def test_damaged_and_missing_files_are_named_and_counted(tmp_path, batch):
 def test_labels_outside_the_list_are_refused(tmp_path):
     manifest = write_images(tmp_path, 3)
     odd = manifest.with_columns(label=["none"] * 3 + ["torus", "buckle", ""])
-    with pytest.raises(InputError, match=r"p01_lateral\.png: .*'buckle', 'torus' \(2 images\); it knows none, oblique"):
+    with pytest.raises(
+        InputError, match=r"p01_lateral\.png: .*'buckle', 'torus' \(2 images\); its classes are none, oblique"
+    ):
         predict_manifest(narrow(), odd)
     unlabelled = manifest.with_columns(label=[""] * 6)
     assert predict_manifest(narrow(), unlabelled).labels.tolist() == [-1] * 6
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         predict_manifest(narrow(), Manifest(()))
 
 
@@ -243,7 +245,7 @@ def test_images_that_have_gone_since_are_named(run):
     write_evaluation(run, draws=50)
     for path in (run.parent / "data" / "images").glob("p11*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted and cannot be read now: No such file"):
+    with pytest.raises(InputError, match=r"p11_AP\.png: was predicted, but can no longer be read: No such file"):
         write_evaluation(run, draws=50)
 
 
@@ -288,7 +290,7 @@ def test_command_on_another_manifest(run, tmp_path, capsys):
     assert (run / "metrics.json").read_text() == before and not (run / "report.md").exists()
     capsys.readouterr()
     assert main(["fracture", "evaluate", str(run), "--data", str(tmp_path / "data" / "other.csv")]) == 2
-    assert "other.csv: has no images of the split test (there are: valid)" in capsys.readouterr().err
+    assert "other.csv: has no images of the split test (it has: valid)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

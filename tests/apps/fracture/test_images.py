@@ -249,13 +249,13 @@ def test_a_limit_takes_classes_in_turn_and_does_not_count_damaged_files(tmp_path
 
 
 def test_load_folder_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; wanted: a folder with one sub-folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; expected: a folder with one sub-folder"):
         load_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no images found; wanted"):
+    with pytest.raises(ValueError, match="no images found; expected"):
         load_folder(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images found; wanted"):
+    with pytest.raises(ValueError, match="no images found; expected"):
         load_folder(tmp_path)
     with pytest.raises(NotADirectoryError, match=r"notes\.txt: not a folder"):
         load_folder(tmp_path / "notes.txt")

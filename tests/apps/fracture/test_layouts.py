@@ -56,7 +56,7 @@ def test_folders_without_splits(tmp_path):
         "none/10.jpg",
         "oblique/deep/1.tif",
     ]
-    assert found.notes == (f"layout folders of {root}", "1 left out, beside the folders of the classes: beside.png")
+    assert found.notes == (f"layout folders of {root}", "1 left out, outside the class folders: beside.png")
     assert layouts.read(str(root), "folders") == found
 
 
@@ -75,9 +75,9 @@ def test_folders_with_splits(tmp_path):
     assert found.classes == ("not fractured", "fractured")
     assert found.notes[1:] == (
         "val/not fractured has no images",
-        "class 'Fractured' is taken for 'fractured'",
-        "1 left out, outside the folders of the splits: extra/5.png",
-        "1 left out, beside the folders of the classes: train/6.png",
+        "class 'Fractured' is read as 'fractured'",
+        "1 left out, outside the split folders: extra/5.png",
+        "1 left out, outside the class folders: train/6.png",
     )
 
 
@@ -93,8 +93,8 @@ def test_archives_in_folders_of_their_own_name(tmp_path):
 
 def test_one_class_with_a_folder_for_each_patient_is_not_two_classes(tmp_path):
     pictures(tmp_path, "none/p1/1.png", "none/p2/2.png")
-    refused(rf"holds one folder, so one class; if the classes are below it, name {tmp_path}/none", tmp_path)
-    refused("all 2 images are of one class, 'none'; two or more are wanted", tmp_path, "folders")
+    refused(rf"contains one folder, so one class; if that contains the classes, give {tmp_path}/none", tmp_path)
+    refused("all 2 images are of one class, 'none'; two or more are needed", tmp_path, "folders")
 
 
 def test_class_first(tmp_path):
@@ -116,7 +116,7 @@ def test_class_first(tmp_path):
     assert found.notes[1:] == (
         "Greenstick fracture/Test has no images",
         "1 left out, outside Train and Test: Greenstick fracture/Extra/4.jpg",
-        "1 left out, beside the folders of the classes: Greenstick fracture/5.jpg",
+        "1 left out, outside the class folders: Greenstick fracture/5.jpg",
     )
     (root / "Greenstick fracture" / "Extra" / "4.jpg").unlink()
     (root / "Greenstick fracture" / "Extra").rmdir()
@@ -148,10 +148,10 @@ def test_csv_by_the_names_of_its_columns(tmp_path):
     assert found.notes == (
         f"layout csv of {tmp_path}",
         "from any.csv",
-        "class 'Oblique' is taken for 'oblique'",
+        "class 'Oblique' is read as 'oblique'",
         "1 left out, the file is missing: gone.png",
         "1 left out, without a label: d.png",
-        "1 left out, said twice: a.png",
+        "1 left out, listed twice: a.png",
     )
     assert layouts.read(tmp_path / "any.csv").records == found.records
 
@@ -161,11 +161,11 @@ def test_csv_with_columns_given(tmp_path):
     text(tmp_path / "x.csv", "Bild\tBefund\tname\n1.png\tgesund\tA\n2.png\tBruch\tB\n")
     found = layouts.read(tmp_path, "csv", columns={"path": "Bild", "label": "Befund", "patient": "name"})
     assert named(found, "label", "patient") == {"1.png": ("gesund", "A"), "2.png": ("Bruch", "B")}
-    refused(r"x\.csv: has no column Alter \(for view\); it has Bild, Befund, name", tmp_path / "x.csv",
+    refused(r"x\.csv: has no column Alter \(for view\); its columns are Bild, Befund, name", tmp_path / "x.csv",
             columns={"path": "Bild", "label": "Befund", "view": "Alter"})  # fmt: skip
-    refused("columns has age, which is none of path, label", tmp_path, "csv", columns={"age": "Alter"})
-    refused("holds no CSV with path and label; name the CSV file itself", tmp_path, "csv")
-    refused(r"x\.csv: has no column for the path \(path, image.*rename one to path", tmp_path / "x.csv")
+    refused("columns: age is not one of path, label", tmp_path, "csv", columns={"age": "Alter"})
+    refused("has no CSV with path and label; give the path of one CSV file", tmp_path, "csv")
+    refused(r"x\.csv: has no column for the path \(path, image.*rename a column to path", tmp_path / "x.csv")
 
 
 def test_a_manifest_is_read_back(tmp_path):
@@ -201,7 +201,7 @@ def test_fracatlas(tmp_path):
     assert found.classes == ("not fractured", "fractured")
     assert found.notes == (
         f"layout fracatlas of {root}",
-        "1 image with several views on one film, or marked so",
+        "1 image with several views, or marked as multiscan",
         "Utilities/Fracture Split is not used: it covers the fractured images only",
         "1 left out, the file is missing: IMG0000012.jpg",
         "1 left out, in the other class's folder: IMG0000013.jpg",
@@ -213,7 +213,7 @@ def test_fracatlas(tmp_path):
     text(root / "dataset.csv", content.replace("0,1,1,1,0,0", "0,yes,1,1,0,0"))
     refused(r"dataset\.csv: line 2: image_id or fractured \(0 or 1\)", root)
     text(root / "dataset.csv", content.replace("frontal", "front"))
-    refused(r"dataset\.csv: has no column frontal; it has image_id, ", root)
+    refused(r"dataset\.csv: has no column frontal; its columns are image_id, ", root)
 
 
 def test_mura(tmp_path):
@@ -228,7 +228,7 @@ def test_mura(tmp_path):
     ]
     assert found.notes == (
         f"layout mura of {root}",
-        "no split is a test set as shipped: train and valid only",
+        "MURA is published without a test split: train and valid only",
         "1 left out, the folder of a study is missing: valid/XR_WRIST/patient00009/study1_positive",
     )
     assert [r.path.name for r in found.records] == [
@@ -245,16 +245,16 @@ def test_mura(tmp_path):
     (root / "train/XR_HUMERUS/patient00002/study2_unclear").mkdir()
     (root / "train/XR_HUMERUS/patient00002/study3_negative").mkdir()
     assert set(layouts.read(root).notes[2:]) == {
-        "1 left out, a study neither positive nor negative: train/XR_HUMERUS/patient00002/study2_unclear",
-        "1 left out, a study without images: train/XR_HUMERUS/patient00002/study3_negative",
+        "1 left out, study neither positive nor negative: train/XR_HUMERUS/patient00002/study2_unclear",
+        "1 left out, study without images: train/XR_HUMERUS/patient00002/study3_negative",
         "1 left out, the folder of a study is missing: valid/XR_WRIST/patient00009/study1_positive",
     }
     listed = root / "train_labeled_studies.csv"
     content = listed.read_text()
     text(listed, content.replace("study1_positive/,1", "study1_positive/,0"))
-    refused(r"train_labeled_studies\.csv: has 0 for a positive study", root)
+    refused(r"train_labeled_studies\.csv: gives 0 for a positive study", root)
     text(listed, content + "no study\n")
-    refused(r"train_labeled_studies\.csv: line 4: wanted a study's path and 0 or 1", root)
+    refused(r"train_labeled_studies\.csv: line 4: needs the path of a study and 0 or 1", root)
 
 
 def test_grazpedwri_fractures(tmp_path):
@@ -273,7 +273,7 @@ def test_grazpedwri_fractures(tmp_path):
     assert found.notes == (
         f"layout grazpedwri of {root}",
         "task fracture",
-        "1 image marked diagnosis_uncertain kept",
+        "1 image marked diagnosis_uncertain included",
         f"1 left out, the file is missing: {stems[9]}",
     )
 
@@ -286,16 +286,16 @@ def test_grazpedwri_types(tmp_path):
     assert found.classes == ("none", "complete", "incomplete", "physeal")
     assert found.notes[1:] == (
         "task type",
-        "1 image marked diagnosis_uncertain kept",
+        "1 image marked diagnosis_uncertain included",
         f"1 left out, fractures of several types: {stems[5]}",
         f"1 left out, AO codes without a type (avulsion, flake, other): {stems[6]}",
-        f"1 left out, a visible fracture without AO code: {stems[7]}",
+        f"1 left out, a visible fracture without an AO code: {stems[7]}",
         f"1 left out, an AO code, but no visible fracture: {stems[8]}",
         f"1 left out, the file is missing: {stems[9]}",
     )
-    refused("task must be fracture or type for GRAZPEDWRI-DX, got 'age'", root, "grazpedwri", task="age")
+    refused("task must be fracture or type for GRAZPEDWRI-DX; got 'age'", root, "grazpedwri", task="age")
     picture(root / "copies" / f"{stems[3]}.png")
-    refused(f"images_part2 has an image of this name too|{stems[3]}.png: copies has", root)
+    refused(f"images_part2 also has an image of this name|{stems[3]}.png: copies also has", root)
 
 
 @pytest.mark.parametrize(
@@ -337,19 +337,19 @@ def test_hbfmid(tmp_path):
         f"layout hbfmid of {root}",
         "1 left out, MRI: train/images/b_mri7_jpg.rf.0003.jpg",
         "1 left out, boxes of several classes: train/images/c1_jpg.rf.0004.jpg",
-        "1 left out, without a file of labels: test/images/e2_jpg.rf.0008.jpg",
+        "1 left out, without a label file: test/images/e2_jpg.rf.0008.jpg",
     }
     text(root / "data.yaml", "names: {0: Comminuted, 1: Spiral, 2: Oblique}\n")
     other = layouts.read(root)  # no class stands for no fracture
     assert "1 left out, without a box: valid/images/d2_jpg.rf.0006.jpg" in other.notes
     label = text(root / "train" / "labels" / "a1_jpg.rf.0001.txt", "3 .5 .5 .1 .1")
-    refused(r"a1_jpg\.rf\.0001\.txt: line 1: wanted a class from 0 to 2, got '3'", root)
+    refused(r"a1_jpg\.rf\.0001\.txt: line 1: class must be 0 to 2; got '3'", root)
     label.unlink()
     for content in ("names: 7\n", "- a\n", "names: {1: a}\n"):
         text(root / "data.yaml", content)
-        refused(r"data\.yaml: has no list of names", root)
+        refused(r"data\.yaml: has no list of class names", root)
     text(root / "data.yaml", "names: [a\n")
-    refused(r"data\.yaml: cannot be read: .*; restore it", root)
+    refused(r"data\.yaml: cannot be read: .*; restore the file", root)
 
 
 def test_dicom_folders(tmp_path):
@@ -365,17 +365,17 @@ def test_dicom_folders(tmp_path):
     }
     assert found.notes == (
         f"layout dicom of {root}",
-        "1 left out, no readable DICOM: none/damaged.dcm",
+        "1 left out, not a readable DICOM file: none/damaged.dcm",
         "1 left out, several frames: none/film.dcm",
-        "1 left out, no image in it: none/report.dcm",
+        "1 left out, contains no image: none/report.dcm",
     )
     assert not any(word in str(found) for word in ("HOSPITAL", "SECRET", "DOE", "1.2.1"))
     picture(root / "none" / "x.png")
     refused("the class has no images", root, "folders")  # fracture/ has no such file
     picture(root / "fracture" / "y.png")
-    refused("may be folders or dicom; say which with --layout", root)
-    assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out: --layout folders reads those"
-    assert layouts.read(root, "folders").notes[-1] == "8 DICOM files left out: --layout dicom reads those"
+    refused("matches the layouts folders and dicom; choose one with --layout", root)
+    assert layouts.read(root, "dicom").notes[-1] == "2 images of other formats left out; --layout folders reads them"
+    assert layouts.read(root, "folders").notes[-1] == "8 DICOM files left out; --layout dicom reads them"
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_dicom_with_a_table(tmp_path, content, labels):
     found = layouts.read(root)
     assert named(found, "label", "split") == labels and found.notes[0].startswith("layout dicom")
     left = sum(note.count("without a label in labels.csv") for note in found.notes)
-    assert left == 1 and ("1 line of labels.csv without an image" in found.notes) == ("9.9.9" in content)
+    assert left == 1 and ("1 line of labels.csv without a matching image" in found.notes) == ("9.9.9" in content)
     assert not any(word in str(found) for word in ("HOSPITAL", "SECRET", "9.9.9", "1.2.1.1"))
 
 
@@ -403,8 +403,8 @@ def test_dicom_tables_that_are_refused(tmp_path):
     pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
     root = dicoms(tmp_path / "clinic")
     for content, message in {
-        "file,age\nx.dcm,7\n": "wanted a column label and one of file, StudyInstanceUID or SOPInstanceUID",
-        "StudyInstanceUID,label\n1.2.1,a\n1.2.1,b\n": "line 3 gives what it names a second label",
+        "file,age\nx.dcm,7\n": "needs a column label and one of file, StudyInstanceUID or SOPInstanceUID",
+        "StudyInstanceUID,label\n1.2.1,a\n1.2.1,b\n": "line 3 repeats an image or study with another label",
         "file,label,split\nx.dcm,a,some\n": "line 2: split must be train, valid, test or empty: 'some'",
         "file,label\n,a\n": "line 2 names no image",
         "StudyInstanceUID,label\n9.9.9,a\n": r"no images for layout dicom \(.*5 left out, without a label",
@@ -419,36 +419,38 @@ def test_one_patient_id_for_all_is_said(tmp_path):
         write_dicom(tmp_path / label / f"{k}.dcm", np.zeros((8, 8), np.uint8), PatientID="ANON")
     found = layouts.read(tmp_path)
     assert {record.patient for record in found.records} == {"p0001"}
-    assert "all images say the same PatientID" in found.notes[-1]
+    assert "all images have the same PatientID" in found.notes[-1]
 
 
 def test_what_is_wrong_is_one_line(tmp_path):
-    refused("nowhere: no such folder or file; name the folder of a data set, or a CSV", tmp_path / "nowhere")
-    refused("layout must be auto, folders, class-first, csv, fracatlas, .*, got 'imagenet'", tmp_path, "imagenet")
-    refused("no layout of a data set recognised; wanted: a folder of images for each class", tmp_path)
+    refused("nowhere: no such folder or file; give the folder of a data set, or a CSV file", tmp_path / "nowhere")
+    refused(
+        "layout must be one of auto, folders, class-first, csv, fracatlas, .*; got 'imagenet'", tmp_path, "imagenet"
+    )
+    refused("no known layout of a data set; expected: a folder of images for each class", tmp_path)
     root = pictures(tmp_path / "set", "a/1.png", "b/2.png")
-    refused(r"1\.png: label 'a' is none of b, c", root, classes=("b", "c"))
+    refused(r"1\.png: label 'a' is not one of b, c", root, classes=("b", "c"))
     assert len(layouts.read(root, classes=("a", "b", "c"))) == 2
-    refused("task is no option of layout folders, which takes none", root, "folders", task="type")
-    refused("age is no option of layout grazpedwri, which takes task", root, "grazpedwri", age=7)
-    refused(r"1\.png: is a file; layout folders wants a folder", root / "a" / "1.png", "folders")
-    refused(r"1\.png: is not text in UTF-8; save it as CSV", root / "a" / "1.png")
+    refused("task is not an option of layout folders; its options are none", root, "folders", task="type")
+    refused("age is not an option of layout grazpedwri; its options are task", root, "grazpedwri", age=7)
+    refused(r"1\.png: is a file; layout folders needs a folder", root / "a" / "1.png", "folders")
+    refused(r"1\.png: is not UTF-8 text; save it as CSV", root / "a" / "1.png")
     (root / "c").mkdir()
     refused("c: the class has no images; add PNG", root)
     refused("c: the class has no images; add PNG", root, "folders")
     for layout in ("fracatlas", "grazpedwri"):
         refused(r"dataset\.csv: cannot be read: No such file", root, layout)
-    refused("no images for layout mura; say another with --layout", root, "mura")
+    refused("no images for layout mura; choose another with --layout", root, "mura")
     refused("the class has no images in Train or Test", root, "class-first")
     refused(
-        "no images for layout dicom .2 images of other formats left out.*; say another with --layout", root, "dicom"
+        "no images for layout dicom .2 images of other formats left out.*; choose another with --layout", root, "dicom"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is empty; its first line must name columns"),
+        ("", "is empty; its first line must name the columns"),
         ("path,label,label\n1.png,a,b\n", "has several columns named label"),
         ("path,class,diagnosis\n1.png,a,b\n", "class and diagnosis may both be the label; rename one of them to label"),
         ("path,age\n1.png,3\n", "has no column for the label"),
@@ -475,13 +477,13 @@ def test_a_name_in_several_folders_is_not_guessed(tmp_path):
 def test_what_may_be_two_things_is_asked_for(tmp_path):
     root = pictures(tmp_path / "set", "a/1.png", "b/2.png")
     text(root / "x.csv", "path,label\na/1.png,n\nb/2.png,m\n")
-    refused("set: may be csv or folders; say which with --layout", root)
+    refused("set: matches the layouts csv and folders; choose one with --layout", root)
     assert layouts.read(root, "csv").classes == ("m", "n") and layouts.read(root, "folders").classes == ("a", "b")
     text(root / "y.csv", "path,label\na/1.png,n\nb/2.png,m\n")
-    refused(r"holds x\.csv, y\.csv; name the CSV file itself", root, "csv")
+    refused(r"has x\.csv, y\.csv; give the path of one CSV file", root, "csv")
     (root / "x.csv").unlink()
     (root / "y.csv").rename(root / "labels.csv")
-    refused("set: may be csv or folders", root)
+    refused("set: matches the layouts csv and folders", root)
     first = fracatlas(tmp_path / "both")
     mura(first)
-    refused("both: may be fracatlas or mura; say which with --layout", first)
+    refused("both: matches the layouts fracatlas and mura; choose one with --layout", first)

@@ -114,7 +114,7 @@ def test_rows_without_a_label_do_not_count():
 def test_what_cannot_be_judged_is_refused():
     with pytest.raises(InputError, match="none of the predicted images has a label"):
         metrics(table([-1, -1], [[1, 0], [0, 1]]))
-    with pytest.raises(InputError, match="one class only, 'none'"):
+    with pytest.raises(InputError, match="only one class, 'none'"):
         metrics(table([0, 0], [[1.0], [1.0]]))
 
 

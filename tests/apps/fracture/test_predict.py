@@ -107,7 +107,7 @@ def test_an_ensemble_is_the_mean_and_keeps_each_preprocessing(tmp_path: Path) ->
     together = Predictor(files, optimize=False).predict(path).probabilities
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     np.testing.assert_allclose(together, (alone[0] + alone[1]) / 2, rtol=0, atol=EPS)  # rows of float32 sum nearly to 1
-    with pytest.raises(InputError, match=r"its classes are a, b.*those of the first are none, oblique, spiral"):
+    with pytest.raises(InputError, match=r"its classes are a, b.*but the first classifier's are none, oblique, spiral"):
         Predictor([members[0], classifier(classes=("a", "b"))])
 
 
@@ -153,7 +153,7 @@ def test_a_network_that_cannot_be_optimised_runs_as_it_is_and_says_so(tmp_path: 
 
     ours = replace(classifier(), model=Deciding(), name="deciding")
     predictor = Predictor(ours)
-    assert len(predictor.notes) == 1 and predictor.notes[0].startswith("deciding runs as it was trained: ")
+    assert len(predictor.notes) == 1 and predictor.notes[0].startswith("deciding runs without optimisation: ")
     assert predictor.predict(picture(tmp_path / "a.png")).probabilities.shape == (1, 3)
     assert Predictor(classifier()).notes == []
 

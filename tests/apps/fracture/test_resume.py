@@ -69,7 +69,7 @@ def test_killed_run_ends_as_an_unbroken_one(manifest, tmp_path):
     assert broken.wait() == -signal.SIGKILL
     broken.communicate()
     assert not (tmp_path / "broken" / "metrics.json").exists()
-    with pytest.raises(InputError, match="holds an unfinished run; go on with --resume"):
+    with pytest.raises(InputError, match="contains an unfinished run; continue with --resume"):
         prepare_run(small_config(manifest, tmp_path / "broken", **values))
 
     code, out, err = finish(start(*command, "--resume"))
@@ -124,7 +124,7 @@ def test_early_stop_is_remembered(manifest, tmp_path, monkeypatch):
 def test_resume_refuses_another_run(manifest, tmp_path, monkeypatch):
     config = small_config(manifest, tmp_path / "run", training__epochs=3)
     interrupted(config, monkeypatch, 0)
-    with pytest.raises(InputError, match=r"began with another training.learning_rate.*--output"):
+    with pytest.raises(InputError, match=r"began with a different training.learning_rate.*--output"):
         prepare_run(config.with_values({"training.learning_rate": 1e-4}), resume=True)
     assert prepare_run(config.with_values({"data.workers": 0, "data.cache": "none"}), resume=True) is not None
     image = sorted(manifest.parent.glob("*.png"))[0]
@@ -149,7 +149,7 @@ def test_corrupt_checkpoint_is_named(manifest, tmp_path, monkeypatch, damage):
         last.write_bytes(b"nothing of this kind")
     else:
         torch.save({"a": 1}, last)
-    with pytest.raises(InputError, match=r"last\.ckpt: .*(damaged|no checkpoint).*(--output|best\.ckpt)") as error:
+    with pytest.raises(InputError, match=r"last\.ckpt: .*(damaged|not a checkpoint).*(--output|best\.ckpt)") as error:
         train(config, resume=True)
     assert "\n" not in str(error.value)
     assert len(rows(tmp_path / "run")) == 1
@@ -168,7 +168,7 @@ def test_full_disk_leaves_the_last_checkpoint(manifest, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(InputError, match=r"\.ckpt: the disk is full; free .* MB and go on with --resume"):
+        with pytest.raises(InputError, match=r"\.ckpt: the disk is full; free .* MB and continue with --resume"):
             train(config)
     assert checkpoints.read_checkpoint(last)["epoch"] == 0
     assert {f.name for f in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}, "nothing half-written is left"

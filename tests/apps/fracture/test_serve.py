@@ -158,11 +158,11 @@ def test_the_page_s_files_are_in_the_package() -> None:
     ("content", "said"),
     [
         (b"", "the file is empty"),
-        (b"some text", "not a radiograph's file; a PNG, JPEG, TIFF, BMP or DICOM file is wanted"),
-        (b"GIF89a" + bytes(50), "not a radiograph's file"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a radiograph's file"),
+        (b"some text", "not a supported image file; send a PNG, JPEG, TIFF, BMP or DICOM file"),
+        (b"GIF89a" + bytes(50), "not a supported image file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a supported image file"),
         (png()[:300], "truncated"),
-        (bytes(128) + b"DICM" + bytes(50), "holds no image"),
+        (bytes(128) + b"DICM" + bytes(50), "contains no image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "cannot be read"),
     ],
 )
@@ -186,7 +186,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     # for much larger images, Pillow's own limit applies first
     assert re.search(r"900 million pixels|decompression bomb", bomb.json()["detail"])
     large = client.post("/predict", content=png(shape=(1, 100_001))[:5000])
-    assert "million pixels; 0.1 million are the most" in large.json()["detail"]
+    assert "million pixels; the limit is 0.1 million" in large.json()["detail"]
     frames = client.post("/predict", content=dicom(np.zeros((10, 10)), NumberOfFrames=2000))
     assert "million pixels" in frames.json()["detail"]
 
@@ -194,12 +194,12 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
 def test_deflated_dicom_is_refused_before_it_is_inflated(client: TestClient) -> None:
     deflated = dicom(np.zeros((10, 10)), syntax="1.2.840.10008.1.2.1.99")
     answer = client.post("/predict", content=deflated)
-    assert answer.status_code == 422 and "deflated DICOM is not taken" in answer.json()["detail"]
+    assert answer.status_code == 422 and "deflated DICOM is not supported" in answer.json()["detail"]
 
 
 def test_too_large_is_refused_by_what_is_announced_and_while_it_arrives(client: TestClient) -> None:
     announced = client.post("/predict", content=bytes(40_001))
-    assert announced.status_code == 413 and "larger than the 0.04 MB" in announced.json()["detail"]
+    assert announced.status_code == 413 and "larger than the limit of 0.04 MB" in announced.json()["detail"]
     sent = []
 
     def parts():
@@ -267,7 +267,7 @@ def test_the_refusal_arrives_at_a_client_that_sends_before_it_listens(size: int,
             answer = b""
             while part := connection.recv(65536):
                 answer += part
-        assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than the 0.06 MB" in answer
+        assert answer.startswith(b"HTTP/1.1 413 ") and b"larger than the limit of 0.06 MB" in answer
 
 
 def test_slots_of_failed_uploads_are_free_again(predictor: Predictor) -> None:

@@ -106,7 +106,7 @@ def test_given_splits_are_kept_unless_they_leak():
     leaking = manifest.with_columns(split=names)
     assert parted(leaking).keys() == {manifest.records[first].patient}
     anew = split(leaking, seed=2)
-    assert not parted(anew) and "part 1 patient " in anew.notes[-1] and "--keep-splits" in anew.notes[-1]
+    assert not parted(anew) and "divide 1 patient " in anew.notes[-1] and "--keep-splits" in anew.notes[-1]
     kept = split(leaking, seed=2, keep=True)
     assert kept.records == leaking.records and "leak" in kept.notes[-1]
 
@@ -138,10 +138,10 @@ def rare(images_of):
 @pytest.mark.parametrize(
     ("manifest", "says"),
     [
-        (Manifest(()), "holds no images"),
-        (without(made(), patient=""), "images have no patient, the first 0-0.png"),
+        (Manifest(()), "contains no images"),
+        (without(made(), patient=""), "images have no patient, first 0-0.png"),
         (without(made(), label="none"), "one class, 'none'"),
-        (Manifest((*made().records[:1], Record(Path("/x.png"), "", "p9"))), "images have no label, the first x.png"),
+        (Manifest((*made().records[:1], Record(Path("/x.png"), "", "p9"))), "images have no label, first x.png"),
         (without(made(), patient="p1"), "1 patient "),
         (rare(2), "'spiral' has images of 2 patients"),
     ],

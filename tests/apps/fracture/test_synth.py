@@ -282,7 +282,7 @@ def test_other_settings_replace_a_set(tmp_path):
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="is not empty and holds no synthetic set; give"):
+    with pytest.raises(InputError, match="is not empty and contains no synthetic set; give"):
         write_set(tmp_path / "mine", 2, 32)
     (tmp_path / "mine/about.json").write_text('{"kind": "else"}')
     with pytest.raises(InputError, match="is not empty"):
@@ -290,7 +290,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="is a file"):
         write_set(tmp_path / "mine/notes.txt", 2, 32)
     assert set(contents(tmp_path)) == {"mine/notes.txt", "mine/about.json"}
-    with pytest.raises(InputError, match="is no table of cracks"):
+    with pytest.raises(InputError, match="is not a table of cracks"):
         load_cracks(tmp_path / "mine")
 
 
@@ -393,5 +393,5 @@ def test_command_line(tmp_path, capfd, monkeypatch):
         said_now = capfd.readouterr().err
         assert said_now.count("\n") == 1 and option in said_now and said in said_now
     assert run(["fracture", "synth", str(Path(__file__).parent)]) == 2
-    assert "holds no synthetic set" in capfd.readouterr().err
+    assert "contains no synthetic set" in capfd.readouterr().err
     assert not (tmp_path / "other").exists()

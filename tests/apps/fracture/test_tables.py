@@ -77,7 +77,7 @@ def test_a_manifest_of_a_spreadsheet(tmp_path):
     [
         ("label\nx\n", ("no column path",)),
         ("a,b\n1,2\n", ("path and label",)),
-        ("path,label\n", ("holds no images", "se-fused fracture prepare")),
+        ("path,label\n", ("contains no images", "se-fused fracture prepare")),
         ("path,label\n,x\n", ("line 2", "no path")),
         ("path,label,split\na.png,x,train\nb.png,x,val\n", ("line 3", "'val'")),
         ("path,label\na.png,x\nsub/../a.png,y\n", ("line 3", "a.png", "twice")),
@@ -215,7 +215,7 @@ def test_a_bad_file_of_a_classifier_is_refused_in_one_line(tmp_path):
         ("options", {"x": 1}),
     ):
         torch.save({**content, key: value}, file)
-        refused(lambda: Classifier.load(file), "model.pt", "does not hold what it says")
+        refused(lambda: Classifier.load(file), "model.pt", "its contents are inconsistent")
     torch.save({k: v for k, v in content.items() if k != "about"}, file)
     refused(lambda: Classifier.load(file), "model.pt", "about")
 

@@ -268,13 +268,13 @@ def test_what_a_checkpoint_leaves_open_is_answered_in_the_configuration(tmp_path
     settings = {"model.name": "seresnet18", "model.options": options, "model.checkpoint": str(tmp_path / "given.pt")}
     config = Config().with_values(settings)
     with pytest.raises(
-        InputError, match=r"entry='state_dict_ema'; answer with model.checkpoint_options: {entry: \.\.\.}$"
+        InputError, match=r"entry='state_dict_ema'; set it with model.checkpoint_options: {entry: \.\.\.}$"
     ):
         build_model(config.model, 4)
     answered = config.with_values({"model.checkpoint_options": {"entry": "state_dict_ema"}}).check()
     model, _ = build_model(answered.model, 4)
     assert torch.equal(model.conv1.weight, second.conv1.weight)
-    with pytest.raises(InputError, match=r"model.checkpoint_options may hold source, style, entry, prefix; got entri"):
+    with pytest.raises(InputError, match=r"model.checkpoint_options may have source, style, entry, prefix; got entri"):
         config.with_values({"model.checkpoint_options": {"entri": "state_dict"}}).check()
 
 
@@ -290,15 +290,15 @@ def test_folders_of_other_things(manifest, tmp_path):
     config = small_config(manifest, tmp_path / "run", training__epochs=1)
     train(config)
     before = (tmp_path / "run" / "metrics.json").read_bytes()
-    with pytest.raises(InputError, match="holds a finished run; give another --output"):
+    with pytest.raises(InputError, match="contains a finished run; give another --output"):
         prepare_run(config)
-    with pytest.raises(InputError, match=r"began with another training\.epochs"):
+    with pytest.raises(InputError, match=r"began with a different training\.epochs"):
         prepare_run(config.with_values({"training.epochs": 2}), resume=True)
     assert prepare_run(config, resume=True) is None
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds files that are no run"):
+    with pytest.raises(InputError, match="contains files, but no run"):
         prepare_run(small_config(manifest, tmp_path / "other"))
     with pytest.raises(InputError, match="is a file"):
         prepare_run(small_config(manifest, tmp_path / "other" / "thesis.tex"))
@@ -322,7 +322,7 @@ def test_average_needs_a_lightning_that_has_it(monkeypatch):
     [
         ({"training.device": "cuda:9"}, "torch sees"),
         ({"training.nodes": 2}, "torchrun --nnodes 2"),
-        ({"training.device": "cpu", "training.precision": "fp16"}, "needs a GPU"),
+        ({"training.device": "cpu", "training.precision": "fp16"}, "requires a GPU"),
     ],
 )
 def test_places_that_are_not_there(values, message):
@@ -351,7 +351,7 @@ def test_dry_run_leaves_nothing(manifest, tmp_path, capsys, monkeypatch):
     small_config(manifest, tmp_path / "run", data__cache="disk").save(tmp_path / "run.yaml")
     code, out, err = run_cli(capsys, "--config", tmp_path / "run.yaml", "--dry-run")
     assert code == 0, err
-    assert "the dry run went through" in out
+    assert "the dry run succeeded" in out
     assert not (tmp_path / "run").exists() and not list((tmp_path / "scratch").iterdir())
 
 
@@ -362,7 +362,7 @@ def test_dry_run_leaves_nothing(manifest, tmp_path, capsys, monkeypatch):
         (["--data", "nowhere.csv"], "nowhere.csv: no such file or folder"),
         (["--data", "x", "--model", "resnet49"], "did you mean resnet"),
         (["--data", "x", "--epochs", "0"], "training.epochs must be from 1"),
-        (["--data", "x", "--set", "training.lr=3"], "there is no training.lr"),
+        (["--data", "x", "--set", "training.lr=3"], "there is no key training.lr"),
     ],
 )
 def test_wrong_commands_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):

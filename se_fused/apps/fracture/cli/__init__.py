@@ -1,4 +1,4 @@
-"""The application's commands: ``se-fused fracture train`` and the others.
+"""Commands of the application: ``se-fused fracture train`` and others.
 
 The order of the imports is the order of the commands in ``se-fused fracture --help``.
 """

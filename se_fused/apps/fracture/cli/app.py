@@ -1,4 +1,4 @@
-"""The typer application that the commands register with."""
+"""The typer application with which the commands register."""
 
 import typer
 
@@ -6,7 +6,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="fracture",
-    help="Fractures of long bones on radiographs: data sets, training, evaluation, prediction. Research use only.",
+    help="Long-bone fractures on radiographs: data sets, training, evaluation, prediction. Research use only.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

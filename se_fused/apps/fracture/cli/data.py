@@ -1,4 +1,4 @@
-"""Data sets of radiographs: prepare, audit."""
+"""Commands for data sets of radiographs: prepare, audit."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from ...._atomic_write import write_text
 from ....cli.options import at_least, bad, check_output, progress_bar
 from .app import app
 
-Layout = Annotated[str, typer.Option(help="How the folder is laid out; auto tells it from its files.")]
+Layout = Annotated[str, typer.Option(help="Layout of the folder; auto detects it from its files.")]
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -28,7 +28,7 @@ def _labels(texts: list[str]) -> dict[str, str]:
     for text in texts:
         old, sign, new = (part.strip() for part in text.rpartition("="))
         if not sign or not old or found.setdefault(old, new) != new:
-            raise bad("--label", f"must be CLASS=NAME, or CLASS= to leave it out, once a class; got {text!r}")
+            raise bad("--label", f"must be CLASS=NAME, or CLASS= to leave it out, once per class; got {text!r}")
     return found
 
 
@@ -41,23 +41,24 @@ def _check_layout(layout: str) -> None:
 
 @app.command("prepare")
 def prepare_command(
-    root: Annotated[Path, typer.Argument(help="A data set's folder, or a manifest.csv in which something is missing.")],
+    root: Annotated[Path, typer.Argument(help="Folder of a data set, or a manifest.csv to complete.")],
     output: Annotated[Path, typer.Option(metavar="FILE.csv", help="The manifest to write.")] = Path("manifest.csv"),
     layout: Layout = "auto",
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    fractions: Annotated[str, typer.Option(help="Of the images in train, valid and test.")] = ".7,.15,.15",
+    seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
+    fractions: Annotated[str, typer.Option(help="Shares of the images in train, valid and test.")] = ".7,.15,.15",
     keep_splits: Annotated[
-        bool, typer.Option("--keep-splits", help="Keep the data set's own splits even if they leak.")
+        bool, typer.Option("--keep-splits", help="Keep the existing splits of the data set even if they leak.")
     ] = False,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS=NAME", help="Call a class so, or merge it with that one; CLASS= leaves it out."),
+        typer.Option(metavar="CLASS=NAME", help="Rename a class, or merge it with class NAME; CLASS= leaves it out."),
     ] = None,
 ) -> None:
-    """Make a data set ready for training: one table of its images, copies kept together, split by patient.
+    """Prepare a data set for training. Writes a manifest of its images with patients and splits.
 
-    Where no patients are named, images that are the same (copied, turned, mirrored, cropped, regreyed) form groups
-    that stand in for them. Splits that the data set comes with are kept unless they leak.
+    Where the data set names no patients, duplicate images (equal, rotated, mirrored, cropped, changed in grey levels)
+    form groups that replace the patients. All images of a patient or group are in the same split. Existing splits are
+    kept unless they leak.
     """
     parts, labels = _fractions(fractions), _labels(label or [])
     at_least("--seed", seed, 0)
@@ -78,16 +79,17 @@ def prepare_command(
 
 @app.command("audit")
 def audit_command(
-    data: Annotated[Path, typer.Argument(metavar="MANIFEST_OR_FOLDER", help="What prepare wrote, or a folder.")],
+    data: Annotated[Path, typer.Argument(metavar="MANIFEST_OR_FOLDER", help="A manifest.csv or a data set's folder.")],
     layout: Layout = "auto",
     json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write all findings there; - prints them.")
+        str | None, typer.Option("--json", metavar="FILE", help="Write all findings to a file; - prints them as JSON.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pairs that are the same.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pairs of duplicate images.")] = None,
 ) -> None:
-    """Look for leaks: copies and patients in two splits; and for damaged files and conflicting labels.
+    """Check a data set for leaks between its splits. Also reports damaged files and conflicting labels.
 
-    The exit code is 1 if images or patients leak between splits or files are damaged.
+    A leak is a patient, or a pair of duplicate images, in two splits. The exit code is 1 if there is a leak or a
+    damaged file.
     """
     _check_layout(layout)
     to_file = None if json_file in (None, "-") else Path(str(json_file))
@@ -110,5 +112,5 @@ def audit_command(
     else:
         print(seen.text(), end="")
         if plot is not None:
-            print(f"drawn: {plot}" if pairs else "not drawn: no images are the same")
+            print(f"drawn: {plot}" if pairs else "not drawn: there are no duplicate images")
     raise typer.Exit(0 if seen.ok else 1)

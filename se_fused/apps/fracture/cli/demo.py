@@ -1,4 +1,4 @@
-"""A quick look: demo."""
+"""Command that demonstrates the library on radiographs: demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,19 +15,24 @@ from .app import app
 @app.command("demo")
 def demo_command(
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your images, a folder for each class. Default: drawn phantoms.")
+        Path | None, typer.Option(metavar="DIR", help="Images, a folder for each class. Default: synthetic phantoms.")
     ] = None,
     model: Annotated[str, typer.Option(help="One of se_fused.list_models().")] = "seresnet50",
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 8,
-    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 160,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 160,
+    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 6,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 (training: under autocast).")] = "float32",
-    compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part in inference.")] = True,
-    compile_training: Annotated[bool, typer.Option(help="And in training, which compiles for minutes.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw images, losses and speed.")] = None,
+    compile: Annotated[bool, typer.Option(help="Include torch.compile in the comparison of inference.")] = True,
+    compile_training: Annotated[
+        bool, typer.Option(help="Include torch.compile in the comparison of training; compiling takes minutes.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Plot images, losses and speed.")] = None,
 ) -> None:
-    """SE-ResNet on radiographs, inference and real training steps, through us and through plain PyTorch."""
+    """Compare se_fused with plain PyTorch on radiographs.
+
+    Runs inference and training steps of an SE-ResNet, or of another model.
+    """
     from .. import demo
 
     choice("--model", model.lower(), list_models())

@@ -1,4 +1,4 @@
-"""Using trained models: predict, export, serve."""
+"""Commands that use trained models: predict, export, serve."""
 
 import json
 import re
@@ -25,13 +25,13 @@ _SHOWN = 40
 
 
 def _needs(extra: str, error: ImportError) -> InputError:
-    return InputError(f'{error.name or error} is missing: pip install "se_fused[{extra}]"')
+    return InputError(f'{error.name or error} is not installed: pip install "se_fused[{extra}]"')
 
 
 def _check_inputs(model: Path, more: list[Path]) -> None:
     for option, path in (("MODEL", model), *(("--also", other) for other in more)):
         if not path.exists():
-            raise bad(option, f"{path}: no such file or folder; give a run's folder or its model.pt")
+            raise bad(option, f"{path}: no such file or folder; give the folder of a run or its model.pt")
 
 
 def _notice(classifiers: Sequence["Classifier"]) -> str:
@@ -86,41 +86,41 @@ def _print_predictions(predictor: "Predictor", predictions: "Predictions") -> No
     for i, best in enumerate(predictions.predicted.tolist()[:_SHOWN]):
         path = Path(predictions.paths[i])
         here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        # Square brackets in a name are no markup.
+        # Escape square brackets, which are markup.
         cells = (str(here).replace("[", "\\["), predictions.classes[best].replace("[", "\\["))
         made.add_row(*cells, *(f"{p:.1%}" for p in predictions.probabilities[i]))
     print_table(f"{len(predictions)} predictions of {', '.join(c.name for c in predictor.classifiers)}", made, to)
     if len(predictions) > _SHOWN:
-        to.print(f"and {len(predictions) - _SHOWN} more: write them all with --output FILE.csv", markup=False)
+        to.print(f"and {len(predictions) - _SHOWN} more; write all with --output FILE.csv", markup=False)
     to.print(_notice(predictor.classifiers), markup=False, style="bold yellow")
 
 
 @app.command("predict")
 def predict_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.pt.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or its model.pt.")],
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUTS...", help="Images, DICOM files, folders of them, a manifest.csv."),
+        typer.Argument(metavar="INPUTS...", help="Images, DICOM files, folders of them, or a manifest.csv."),
     ],
     also: Annotated[
-        list[Path] | None, typer.Option(metavar="MODEL", help="Average with this model too; may be given again.")
+        list[Path] | None, typer.Option(metavar="MODEL", help="Another model to average with; may be repeated.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write FILE.csv or FILE.json; - prints JSON and nothing else.")
+        str | None, typer.Option(metavar="FILE", help="Write FILE.csv or FILE.json; - prints only JSON.")
     ] = None,
     overlays: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Draw Grad-CAM of the predicted class over each image.")
+        Path | None, typer.Option(metavar="FOLDER", help="Write each image with Grad-CAM of the predicted class.")
     ] = None,
     device: Device = "cpu",
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 16,
-    tta: Annotated[bool, typer.Option("--tta", help="Average each image with its mirror image.")] = False,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 16,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over each image and its mirror image.")] = False,
     per_study: Annotated[
-        bool, typer.Option("--per-study", help="Average over a study's images; without a manifest, over a folder's.")
+        bool, typer.Option("--per-study", help="Average over the images of a study or, without studies, of a folder.")
     ] = False,
 ) -> None:
-    """Classes and their probabilities for radiographs. Research use only, not a medical device.
+    """Predict class probabilities for radiographs. Research use only, not a medical device.
 
-    Files that cannot be read are named and counted: the exit code is then 1, and 2 if none could be read.
+    Files that cannot be read are reported. The exit code is then 1, or 2 if no file can be read.
     """
     _check_inputs(model, also or [])
     check_device(device)
@@ -148,7 +148,7 @@ def predict_command(
         print(f"se-fused fracture predict: {path}: {' '.join(reason.split())}", file=sys.stderr)
     count = f"{len(predictions.skipped)} of {len(predictions.skipped) + len(predictions)} could not be read"
     if not len(predictions):
-        raise InputError(f"{count}: there is nothing to predict; give PNG, JPEG, TIFF, BMP or DICOM files")
+        raise InputError(f"{count}, so there is nothing to predict; give PNG, JPEG, TIFF, BMP or DICOM files")
     if per_study:
         predictions = by_study(predictions)
     document = _document(predictor, predictions)
@@ -165,18 +165,18 @@ def predict_command(
 
 @app.command("export")
 def export_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.pt.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="FILE.onnx, or FILE.pt2 for the other two.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or its model.pt.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="FILE.onnx, or FILE.pt2 for aoti and program.")],
     format: Annotated[
         str,
-        typer.Option(help="onnx; aoti (AOTInductor: compiled for this kind of machine); program (torch.export)."),
+        typer.Option(help="onnx; aoti (AOTInductor: compiled for this type of machine); program (torch.export)."),
     ] = "onnx",
     device: Device = "cpu",
 ) -> None:
-    """Write a classifier as a file for other programs, with its classes and preprocessing recorded in it.
+    """Export a classifier to a file for other programs. The file records its classes and preprocessing.
 
-    It takes (N, 1, S, S) images in [0, 1] and gives probabilities: normalisation and softmax are inside. Its answers
-    are compared with the model's before it is there. se_fused is not needed to run it.
+    The exported model maps images (N, 1, S, S) in [0, 1] to probabilities; it includes normalisation and softmax. Its
+    outputs are compared with the classifier's before the file is written. Running it does not require se_fused.
     """
     from ..classifier import Classifier
     from ..deploy.export import FORMATS, export
@@ -205,29 +205,29 @@ def export_command(
 
 @app.command("serve")
 def serve_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run's folder, or its model.pt.")],
-    host: Annotated[str, typer.Option(help="Address to listen on. Others than this machine's own are not safe.")] = (
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a run, or its model.pt.")],
+    host: Annotated[str, typer.Option(help="Address to listen on. Addresses other than localhost are not safe.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8765,
     device: Device = "cpu",
-    max_megabytes: Annotated[int, typer.Option(help="Largest file that is taken.")] = 25,
+    max_megabytes: Annotated[int, typer.Option(help="Largest accepted file in MB.")] = 25,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Another name under which the page may be asked for.")
+        list[str] | None, typer.Option(metavar="NAME", help="Additional host name accepted in requests.")
     ] = None,
 ) -> None:
-    """A page on this machine: drop a radiograph, see the class probabilities and where on the image they come from.
+    """Serve a local web page that classifies radiographs. It shows class probabilities and heat maps.
 
-    No file is kept and no name of one is logged. Research use only, not a medical device.
+    Files are not stored and their names are not logged. Research use only, not a medical device.
     """
     _check_inputs(model, [])
     check_device(device)
     at_least("--max-megabytes", max_megabytes, 1)
     if not 1 <= port <= 65535:
-        raise bad("--port", f"must be 1 to 65535; got {port}")
+        raise bad("--port", f"must be from 1 to 65535; got {port}")
     for name in allow_host or []:
         if not re.fullmatch(r"[A-Za-z0-9.:-]+", name):
-            raise bad("--allow-host", f"must be a host's name or address without port, such as radiology-7; got {name}")
+            raise bad("--allow-host", f"must be a host name or address without a port, e.g. radiology-7; got {name}")
     try:
         from ..deploy.serve import LOCAL, run
     except ImportError as error:
@@ -235,9 +235,9 @@ def serve_command(
 
     if host not in LOCAL:
         print(
-            f"se-fused fracture serve: warning: {host} is reached from other machines: there is no password and no "
-            "encryption. Radiographs sent to it can be read on the way. Listen on 127.0.0.1, or put a proxy with both "
-            "before it",
+            f"se-fused fracture serve: warning: {host} can be reached from other machines, without a password and "
+            "without encryption. Radiographs sent to it can be intercepted. Listen on 127.0.0.1, or use a reverse "
+            "proxy with both",
             file=sys.stderr,
         )
     run(model, host, port, device=device, max_bytes=max_megabytes * 1_000_000, hosts=tuple(allow_host or ()))

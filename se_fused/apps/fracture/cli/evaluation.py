@@ -1,4 +1,4 @@
-"""Judging trained models: evaluate, compare-models."""
+"""Commands that evaluate trained models: evaluate, compare-models."""
 
 import sys
 from pathlib import Path
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..classifier import Classifier
     from ..manifest import Manifest
 
-_MISSING = 'evaluation needs more packages: pip install "se_fused[train]"'
+_MISSING = 'evaluation requires more packages: pip install "se_fused[train]"'
 
 
 def _check_folder(option: str, path: Path | None) -> None:
-    """Whether a folder can be made and written to, asked before the work."""
+    """Check before the work that a folder can be created and written to."""
     if path is None:
         return
     if path.exists() and not path.is_dir():
@@ -36,7 +36,7 @@ def _refuse_unknown(classifier: "Classifier", manifest: "Manifest", split: str, 
     chosen = manifest.where(split)
     if not chosen.records:
         there = ", ".join(name or "none" for name in manifest.counts())
-        raise InputError(f"{data}: has no images of the split {split} (there are: {there}); give another --split")
+        raise InputError(f"{data}: has no images of the split {split} (it has: {there}); give another --split")
     return chosen
 
 
@@ -46,7 +46,7 @@ def show_evaluation(content: dict[str, Any], output: Path) -> None:
     to, split = console(), content["split"]
     found = content["splits"][split]
     values, limits = found["metrics"], found["intervals"]["figures"]
-    made = table(("metric",), ("%, [95 % interval]",))
+    made = table(("metric",), ("% [95 % confidence interval]",))
     for name, title in NAMES.items():
         made.add_row(title, percent(values[name], limits[name]))
     clusters = found["intervals"]["clusters"]
@@ -62,22 +62,22 @@ def show_evaluation(content: dict[str, Any], output: Path) -> None:
 
 @app.command("evaluate")
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished se-fused fracture train run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of se-fused fracture train.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="MANIFEST.csv", help="Other images to judge it on. Default: the run's own.")
+        Path | None, typer.Option(metavar="MANIFEST.csv", help="Images to evaluate on. Default: those of the run.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Default: the run's folder, or evaluation/DATA-SPLIT in it with --data."),
+        typer.Option(metavar="FOLDER", help="Default: the run's folder; evaluation/DATA-SPLIT in it for other images."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")] = "cpu",
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 32,
-    tta: Annotated[bool, typer.Option("--tta", help="Mean over each image and its mirror image.")] = False,
-    draws: Annotated[int, typer.Option(help="Draws of patients for the intervals.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 32,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over each image and its mirror image.")] = False,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples of the patients for confidence intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Random seed of the resamples.")] = 0,
 ) -> None:
-    """Predict images with a trained model and judge it: figures with intervals, a report, pictures, heat maps."""
+    """Evaluate a trained model on a test set. Writes metrics with confidence intervals, a report and figures."""
     choice("--split", split, ("train", "valid", "test"))
     for option, value, least in (("--batch", batch, 1), ("--draws", draws, 100), ("--seed", seed, 0)):
         at_least(option, value, least)
@@ -111,7 +111,7 @@ def evaluate_command(
         if output == run:
             content = evaluation.write_evaluation(run, device, draws=draws, seed=seed, progress=rest)
         else:
-            # The baselines are fitted on what the model was trained on.
+            # The baselines are fitted on the training images of the model.
             train = () if split == "train" else own.where("train").records
             both = Manifest((*train, *chosen.records))
             cracks = evaluation.cracks_of(chosen, source)
@@ -129,35 +129,39 @@ def compare_models_command(
     ] = None,
     runs: Annotated[
         list[Path] | None,
-        typer.Option("--runs", metavar="RUN...", help="Finished runs, or folders that hold such."),
+        typer.Option("--runs", metavar="RUN...", help="Finished runs, or folders that contain finished runs."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A manifest.csv or a folder: trains what --output lacks.")
+        Path | None,
+        typer.Option(metavar="PATH", help="A manifest.csv or a folder: train the runs missing in --output."),
     ] = None,
     models: Annotated[str, typer.Option(help="With --data: models to train, separated by commas.")] = "",
-    seeds: Annotated[int, typer.Option(help="With --data: trainings of each model.")] = 3,
+    seeds: Annotated[int, typer.Option(help="With --data: number of training runs of each model.")] = 3,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.yaml", help="With --data: settings and model.variants; file or name as in train."),
+        typer.Option(metavar="FILE.yaml", help="With --data: settings and model.variants; a file, or small-cpu etc."),
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Tables, figures, report, and runs with --data.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for tables, figures, report and, with --data, the runs.")
     ] = Path("comparison"),
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:INDEX. Default: that of --config, or cpu.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images of a batch where speed is measured.")] = 32,
+    batch: Annotated[int, typer.Option(help="Batch size of the speed measurement.")] = 32,
     dtype: Annotated[
-        str, typer.Option(help="Of the speed: float32; bfloat16 or float16 run under autocast.")
+        str, typer.Option(help="Of the speed measurement: float32, or bfloat16 or float16 under autocast.")
     ] = "float32",
-    speed: Annotated[bool, typer.Option(help="Whether speed and memory are measured.")] = True,
-    draws: Annotated[int, typer.Option(help="Draws of patients for the intervals.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+    speed: Annotated[bool, typer.Option(help="Measure speed and memory.")] = True,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples of the patients for confidence intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Random seed of the resamples.")] = 0,
 ) -> None:
-    """Several models on one test set: the paper's Table 1 and Figures 2 and 3, intervals, paired tests, speed."""
-    given = [*(runs or []), *(more or [])]  # click takes one value an option: the others are arguments to it
+    """Compare trained models on one test set.
+
+    Writes the paper's Table 1 and Figures 2 and 3 for these data, with confidence intervals, paired tests and speed.
+    """
+    given = [*(runs or []), *(more or [])]  # click accepts one value per option; further values become arguments
     if bool(given) == (data is not None):
-        raise bad("--runs", "give either --runs (finished runs) or --data (what to train on)")
+        raise bad("--runs", "give either --runs (finished runs) or --data (training data)")
     for option, value, least in (
         ("--batch", batch, 2),
         ("--draws", draws, 100),
@@ -204,12 +208,12 @@ def _show_comparison(content: dict[str, Any], output: Path) -> None:
         made.add_row(model["title"], *(mean_sd(model["figures"].get(key)) for key in COLUMNS))
         if model["paper"] is not None:
             theirs = (model["paper"][key] for key in ("precision", "recall", "f1", "accuracy"))
-            made.add_row("  the paper's, different data", *(f"{value:.2f}" for value in theirs), style="dim")
+            made.add_row("  paper, different data", *(f"{value:.2f}" for value in theirs), style="dim")
     for name, row in content["baselines"].items():
         if "why" not in row:
             made.add_row(TITLES[name], *(percent(row[key]) for key in COLUMNS))
     clusters = content["clusters"]
-    title = f"{content['images']} test images, %, mean ± sd over trainings [95 % over {clusters['what']}]"
+    title = f"{content['images']} test images, %, mean ± sd over training runs [95 % interval over {clusters['what']}]"
     print_table(title, made, to)
     to.print(content["headline"], markup=False, soft_wrap=True)
     to.print(f"written: {output} (report.md, table1, figures, results.json)", markup=False, soft_wrap=True)

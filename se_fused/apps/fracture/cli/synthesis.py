@@ -1,4 +1,4 @@
-"""Synthetic radiographs: synth."""
+"""Command that draws synthetic radiographs: synth."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,18 +26,18 @@ def _print_counts(manifest: Manifest) -> None:
 
 @app.command("synth")
 def synth_command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the set; it is made if missing.")],
-    patients: Annotated[int, typer.Option(help="How many; each has an AP and a lateral view.")] = 400,
-    size: Annotated[int, typer.Option(help="Height and width of the images.")] = 224,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
+    patients: Annotated[int, typer.Option(help="Number of patients; each has an AP and a lateral view.")] = 400,
+    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
     difficulty: Annotated[str, typer.Option(help="easy, medium, hard, or a number from 0 to 1.")] = "easy",
-    seed: Annotated[int, typer.Option(help="Number of the set.")] = 0,
-    bits: Annotated[str, typer.Option(help="8 or 16, of the PNG files.")] = "8",
-    workers: Annotated[int | None, typer.Option(help="Processes. Default: one for each core.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the data set.")] = 0,
+    bits: Annotated[str, typer.Option(help="Bits per pixel of the PNG files, 8 or 16.")] = "8",
+    workers: Annotated[int | None, typer.Option(help="Number of processes. Default: one for each core.")] = None,
 ) -> None:
-    """Draw labelled long-bone radiographs to train on: synthetic phantoms, no clinical meaning.
+    """Draw a synthetic data set of long-bone radiographs. The images are labelled phantoms with no clinical meaning.
 
-    Writes images, manifest.csv (for se-fused fracture train --data), cracks.csv (where each crack is), about.json and
-    sheet.png.
+    Writes images, manifest.csv (for se-fused fracture train --data), cracks.csv (position of each crack), about.json
+    and sheet.png.
     """
     from ...._errors import InputError
     from ..synth import draw_sheet, write_set
@@ -57,6 +57,6 @@ def synth_command(
         draw_sheet(folder, folder / "sheet.png")
     _print_counts(manifest)
     to = console()
-    for name, what in (("images/", ""), ("manifest.csv", "for --data"), ("cracks.csv", "where each crack is"),
-                       ("sheet.png", "a look at it")):  # fmt: skip
+    for name, what in (("images/", ""), ("manifest.csv", "for --data"), ("cracks.csv", "position of each crack"),
+                       ("sheet.png", "examples of each class")):  # fmt: skip
         to.print(f"  {folder / name}{'/' if name.endswith('/') else ''}  {what}".rstrip(), markup=False, soft_wrap=True)

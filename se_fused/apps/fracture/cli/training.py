@@ -1,4 +1,4 @@
-"""Training on radiographs: train."""
+"""Command that trains a classifier: train."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _show_plan(run: "Run") -> None:
-    """What will be done, before it is."""
+    """Print the data and the settings of a run before the training starts."""
     c, sources, to = run.config, run.sources, console()
     title = f"{c.data.path}: {len(sources.manifest)} images, {len(sources.classes)} classes"
     made = table(("split",), ("images", "patients", *sources.classes))
@@ -44,9 +44,9 @@ def _show_plan(run: "Run") -> None:
         + f", seed {c.seed}",
         f"on {run.place}, {run.place.precision}, "
         + (f"{run.workers} loading processes" if run.workers else "images loaded by the training process"),
-        "a dry run: one step, nothing is kept"
+        "dry run: one step, nothing is saved"
         if run.dry
-        else f"into {run.folder}" + (", resumed" if run.checkpoint else ""),
+        else f"output: {run.folder}" + (", resumed" if run.checkpoint else ""),
     ]
     for line in lines:
         to.print(line, markup=False, soft_wrap=True)
@@ -77,37 +77,37 @@ def _show_results(folder: Path) -> None:
 @app.command("train")
 def train_command(
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="All settings: a file, or small-cpu or full-gpu.")
+        Path | None, typer.Option(metavar="FILE.yaml", help="All settings: a file, or the name small-cpu or full-gpu.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="A manifest.csv, or a folder, which is prepared first.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="One of se_fused.list_models(). Default: seresnet50.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images of a step, on each device.")] = None,
-    size: Annotated[int | None, typer.Option(help="Height and width of the images.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
-    output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Of the run. Default: runs/fracture.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size on each device.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width of the images in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of weights, order and augmentation.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Run folder. Default: runs/fracture.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:INDEX.")] = None,
-    devices: Annotated[int | None, typer.Option(help="GPUs (or processes) of this machine.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Machines; they are started with torchrun.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Number of GPUs (or processes) of this machine.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Number of machines; start them with torchrun.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32, bf16 or fp16.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.ema=0.")
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain PyTorch instead of the fused kernels.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="One batch of each split, nothing kept.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use plain PyTorch instead of the fused kernels.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one batch of each split; save nothing.")] = False,
 ) -> None:
-    """Train a classifier of radiographs; all results go into one folder.
+    """Train a classifier of radiographs. All results are written to one folder.
 
-    A run that was stopped, in whatever way, goes on with --resume and ends as an unbroken one would have.
+    An interrupted run continues with --resume; its result equals that of an uninterrupted run.
     """
     try:
         from ..training import Config
         from ..training.run import prepare_run
     except ImportError as error:
-        raise InputError(f'training needs more packages: pip install "se_fused[train]" ({error})') from None
+        raise InputError(f'training requires more packages: pip install "se_fused[train]" ({error})') from None
     given: dict[str, Any] = {
         "data.path": data, "data.size": size, "training.epochs": epochs, "training.batch": batch,
         "training.device": device, "training.devices": devices, "training.nodes": nodes,
@@ -124,7 +124,7 @@ def train_command(
     with progress_bar("train") as progress:
         run = prepare_run(made, resume=resume, dry_run=dry_run, progress=progress)
     if run is None:
-        console().print(f"{made.output}: this run is finished", markup=False, soft_wrap=True)
+        console().print(f"{made.output}: this run is already finished", markup=False, soft_wrap=True)
         return
     first = run.place.rank == 0
     if first:
@@ -133,6 +133,6 @@ def train_command(
     with progress_bar("train") as progress:
         folder = run.fit(progress, lambda line: print(line, file=sys.stderr) if first else None)
     if first and run.dry:
-        console().print("the dry run went through", markup=False)
+        console().print("the dry run succeeded", markup=False)
     elif first:
         _show_results(folder)

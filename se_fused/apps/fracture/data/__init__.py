@@ -1,4 +1,7 @@
-"""From a manifest to batches: decoding with a cache, augmentation, order, loaders. Needs ``se_fused[train]``."""
+"""Data pipeline from a manifest to batches: decoding, cache, augmentation, samplers, loaders.
+
+Requires ``se_fused[train]``.
+"""
 
 from .augmentation import Augmentation
 from .cache import CACHES, Decoded, decode_all, worker_count

@@ -1,4 +1,4 @@
-"""What a radiograph may undergo and still show the same fracture: torchvision's transforms, drawn per image."""
+"""Label-preserving augmentation of radiographs with torchvision's transforms, with random parameters for each image."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ __all__ = ["Augmentation", "RandomGamma"]
 
 
 class RandomGamma(v2.Transform):
-    """image ** gamma, with log(gamma) uniform in ±log(most): what another exposure or another screen does.
+    """Random gamma correction, image ** gamma, which imitates other exposures and screens.
 
     Args:
-        most: the largest gamma, >= 1.
+        most: largest gamma, >= 1; log(gamma) is uniform in ±log(most).
     """
 
     def __init__(self, most: float) -> None:
@@ -32,7 +32,7 @@ class RandomGamma(v2.Transform):
 
 @contextmanager
 def _own_numbers() -> Iterator[None]:
-    """The random numbers of PyTorch on the CPU are afterwards as they were."""
+    """Restore PyTorch's CPU random state on exit."""
     state = torch.random.get_rng_state()
     try:
         yield
@@ -41,17 +41,17 @@ def _own_numbers() -> Iterator[None]:
 
 
 class Augmentation:
-    """Flips, rotation, scale, shift, gamma, contrast, brightness, blur, noise, erased patches; no hue: there is none.
+    """Random flips, rotation, scaling, translation, gamma, contrast, brightness, blur, noise and erased patches.
 
-    Images stay letterboxed: what turns in from outside is black, as the letterbox is.
+    Areas from outside the image become black, like the letterbox.
 
     Args:
-        strength: 0 to 2; 1: turned by up to 20°, scaled by up to 12 %, shifted by up to 6 %, gamma up to 1.25, contrast
-            and brightness by up to 20 %, with probability 0.3 each blurred and noisy, 0.2 one patch erased. 0 leaves
-            images as they are. The flips do not depend on it.
+        strength: 0 to 2. At 1: rotation by up to 20°, scaling by up to 12 %, translation by up to 6 %, gamma up to
+            1.25, contrast and brightness by up to 20 %, blur and noise with probability 0.3 each, one erased patch with
+            probability 0.2. 0 leaves images unchanged; above 0, the flips do not depend on it.
 
-    What an image undergoes depends on the seed, the epoch and its number alone: not on workers, batches or processes,
-    nor on where a run was interrupted.
+    The parameters depend only on the seed, the epoch and the number of the image, not on workers, batches, processes
+    or interruptions of the run.
     """
 
     def __init__(self, strength: float = 1.0) -> None:
@@ -73,13 +73,13 @@ class Augmentation:
         )
 
     def __call__(self, images: Sequence[Tensor], keys: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """Each (1, S, S) float32 in [0, 1] -> the same, by its key (seed, epoch, number)."""
+        """Augment images, each (1, S, S) float32 in [0, 1], by their keys (seed, epoch, number)."""
         if self.strength == 0:
             return list(images)
         out = []
         with _own_numbers():
             for image, key in zip(images, keys, strict=True):
-                # A hash: neighbouring keys are to have nothing in common.
+                # A hash, so that the random numbers of neighbouring keys are unrelated.
                 digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
                 torch.default_generator.manual_seed(int.from_bytes(digest, "little") >> 1)
                 out.append(self._transform(image).clamp_(0, 1))

@@ -1,6 +1,6 @@
-"""Every image of a manifest decoded once, before training: what is damaged is known by name then, and not at epoch 7.
+"""Cache of decoded images. All images of a manifest are decoded before training, which reports every damaged file.
 
-The decoded images are one array file, mapped into memory: all workers and all processes of a machine share its pages.
+On disk, the decoded images are one memory-mapped array file; all workers and processes of a machine share its pages.
 """
 
 import fcntl
@@ -27,29 +27,29 @@ __all__ = ["CACHES", "DEPTHS", "Decoded", "decode_all", "worker_count"]
 
 CACHES = ("disk", "memory", "none")
 DEPTHS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16}
-_VERSION = 1  # of what a decoded image is; raise it when load_radiograph's values change
-_FEW = 64  # images that are decoded in this process: workers take longer to start
+_VERSION = 1  # version of the cached values; increase it when the results of load_radiograph change
+_FEW = 64  # up to this number, images are decoded in this process: starting workers takes longer
 _MOST_WORKERS = 16
 
 Progress = Callable[[str, float], None]
 
 
 def worker_count() -> int:
-    """Processes that decode or augment: one for each processor that this process may use, 16 at most."""
+    """Default number of worker processes: one for each CPU core available to this process, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_WORKERS)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images of a manifest at one size, in the order of the paths' text.
+    """Decoded images of a manifest at one size, sorted by path.
 
     Attributes:
         size: height and width S in pixels.
-        places: {path: its row}; damaged ones are not in it.
-        damaged: {path: why}.
-        moments: (N, 2) float64, sum of the pixels and of their squares, in [0, 1].
-        rows: (N, S, S) uint8 or uint16; None: decoded anew each time.
+        places: {path: row} of the readable images.
+        damaged: {path: reason} of the others.
+        moments: (N, 2) float64: sum of the pixels, in [0, 1], and sum of their squares for each image.
+        rows: (N, S, S) uint8 or uint16; None if images are decoded again at each access.
     """
 
     size: int
@@ -59,14 +59,14 @@ class Decoded:
     rows: NDArray[Any] | None = field(repr=False)
 
     def image(self, path: Path) -> torch.Tensor:
-        """(1, S, S) float32 in [0, 1]."""
+        """The decoded image of a path, (1, S, S) float32 in [0, 1]."""
         if self.rows is None:
             return images.load_radiograph(path, self.size)
         row = self.rows[self.places[path]]
         return torch.from_numpy(row.astype(np.float32) / np.float32(np.iinfo(row.dtype).max))[None]
 
     def mean_std(self, paths: list[Path]) -> tuple[float, float]:
-        """Of all pixels of these images together; the standard deviation is at least 1e-3."""
+        """Mean and standard deviation over all pixels of the given images; the latter is at least 1e-3."""
         total = self.moments[[self.places[path] for path in paths]].sum(0) / (len(paths) * self.size**2)
         mean = float(total[0])
         return mean, max(float(total[1]) - mean**2, 1e-6) ** 0.5
@@ -94,7 +94,7 @@ class _Decoding(Dataset[tuple[int, NDArray[Any] | None, tuple[float, float], str
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the others wait."""
+    """File lock: one process of this machine at a time; the others wait."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -114,7 +114,7 @@ def _digest(paths: list[Path], size: int, depth: int) -> str:
 def _decode(
     paths: list[Path], rows: NDArray[Any] | None, size: int, depth: int, workers: int, progress: Progress
 ) -> tuple[NDArray[np.float64], dict[int, str]]:
-    """Fill `rows`; returns the moments and {row: why it is damaged}."""
+    """Decode the images into `rows`; returns the moments and {row: reason} of the damaged images."""
     moments, damaged = np.zeros((len(paths), 2)), {}
     source = _Decoding(paths, size, depth)
     few = len(paths) <= _FEW
@@ -143,22 +143,24 @@ def decode_all(
     workers: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Decoded:
-    """Decode all images of a manifest, letterboxed, or find them decoded.
+    """Decode and letterbox all images of a manifest, or load them from the cache on disk.
 
     Args:
         manifest: the images.
         size: height and width S in pixels.
-        cache: "disk": an array file in `folder`, found again as long as no image's path, length or time of change
-            differs, shared by all processes; "memory": an array of this process; "none": images are decoded now, to
-            see which are damaged, and again whenever one is asked for.
-        folder: for "disk"; it is made. What lies in it are the images themselves, so it is as confidential as they.
-        depth: bits of a kept pixel, 8 or 16.
-        workers: processes that decode. Default: one for each processor, 16 at most.
-        progress: called with what is done and the share of it that is.
+        cache: "disk": an array file in `folder`, shared by all processes and reused while no image's path, size in
+            bytes or modification time changes; "memory": an array of this process; "none": images are decoded now, to
+            find the damaged ones, and again at each access.
+        folder: folder of the cache for "disk"; created if missing. It contains the images themselves and is as
+            confidential as they are.
+        depth: bits of a cached pixel, 8 or 16.
+        workers: number of decoding processes. Default: one for each CPU core, at most 16.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Raises:
-        InputError: the disk is full. Damaged and missing images are no error here: they are in ``damaged``.
-        ImportError: a package that decodes is missing.
+        InputError: the cache cannot be written, e.g. because the disk is full. Damaged and missing images raise no
+            error; they are listed in ``damaged``.
+        ImportError: a package for decoding is not installed.
     """
     paths = sorted((record.path for record in manifest.records), key=str)
     workers = worker_count() if workers is None else workers
@@ -177,11 +179,11 @@ def decode_all(
     name = _digest(paths, size, depth)
     file, about = folder / f"{name}.npy", folder / f"{name}.json"
     with _alone(folder / f"{name}.lock"):
-        # The table is written last: with it, the array is whole.
+        # The JSON file is written last: if it exists, the array is complete.
         if not about.is_file():
 
             def write(part: Path) -> None:
-                # Reserved at once, because writing to a mapped file that finds the disk full kills the process.
+                # Reserve the space first: writing to a memory-mapped file on a full disk kills the process.
                 with part.open("wb") as made:
                     head = np.lib.format.header_data_from_array_1_0(np.empty((0, size, size), DEPTHS[depth]))
                     np.lib.format.write_array_header_1_0(made, {**head, "shape": shape})
@@ -198,8 +200,8 @@ def decode_all(
                 write_text(about, json.dumps(table))
             except OSError as error:
                 raise InputError(
-                    f"{folder}: the decoded images ({int(np.prod(shape)) * (depth // 8) / 1e6:.0f} MB) cannot be kept "
-                    f"there: {error.strerror or error}; free some space, or set data.cache_folder or data.cache=memory"
+                    f"{folder}: the decoded images ({int(np.prod(shape)) * (depth // 8) / 1e6:.0f} MB) cannot be "
+                    f"cached: {error.strerror or error}; free some space, or set data.cache_folder or data.cache=memory"
                 ) from None
         table = json.loads(about.read_text(encoding="utf-8"))
     moments = np.array(table["moments"], np.float64).reshape(-1, 2)

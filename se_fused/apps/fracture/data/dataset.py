@@ -1,4 +1,4 @@
-"""Radiographs of a manifest as a PyTorch data set."""
+"""PyTorch data set of the radiographs of a manifest."""
 
 import os
 from collections.abc import Sequence
@@ -16,32 +16,32 @@ from .cache import Decoded, Progress, decode_all
 __all__ = ["Item", "RadiographDataset"]
 
 Item = tuple[Tensor, int, int]
-"""(1, S, S) float32 in [0, 1]; the class's number, -1 for none; the record's place in the manifest."""
+"""(image (1, S, S) float32 in [0, 1], class number or -1 without a label, index of the record in the manifest)."""
 
 
 class RadiographDataset(Dataset[Item]):
-    """Images of a manifest with their classes; damaged ones are left out and named in ``damaged``.
+    """Images of a manifest with their class numbers. Damaged images are left out and listed in ``damaged``.
 
-    An index is a place in ``manifest``, or a pair (epoch, place), which is what augmentation goes by.
+    An index is an index into ``manifest``, or a pair (epoch, index); the augmentation depends on the epoch.
 
     Args:
         manifest: the images.
-        classes: names of the classes, in the order of their numbers.
+        classes: class names, in the order of the class numbers.
         size: height and width S in pixels, >= 32.
-        cache: "disk", "memory" or "none" as in :func:`se_fused.apps.fracture.data.decode_all`, or what that returned
-            for a manifest which holds this one's images.
-        folder: of the cache on disk.
-        augmentation: for training. None: images as they are.
-        seed: of the augmentation.
-        progress: of decoding.
+        cache: "disk", "memory" or "none" as in :func:`se_fused.apps.fracture.data.decode_all`, or the result of that
+            function for a manifest that contains these images.
+        folder: folder of the cache on disk.
+        augmentation: augmentation for training. None leaves images unchanged.
+        seed: random seed of the augmentation.
+        progress: progress callback of the decoding.
 
     Attributes:
-        manifest: the images that can be read.
-        damaged: {path: why}.
-        labels: numbers of the classes, one for each record.
+        manifest: the readable images.
+        damaged: {path: reason} of the others.
+        labels: class numbers, one for each record.
 
     Raises:
-        InputError: a label is in none of the classes, or the disk is full.
+        InputError: a label is not one of the classes, or the disk is full.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class RadiographDataset(Dataset[Item]):
         for record in manifest.records:
             if record.label not in numbers:
                 raise InputError(
-                    f"{record.path}: its label {record.label!r} is none of the classes {', '.join(classes)}; correct "
-                    "the label, or train with a split that has this class"
+                    f"{record.path}: its label {record.label!r} is not one of the classes {', '.join(classes)}; "
+                    "correct the label, or train with a split that has this class"
                 )
         if isinstance(cache, str):
             where = None if folder is None else Path(folder)
@@ -86,6 +86,6 @@ class RadiographDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (N, 1, S, S), channels last; numbers of the classes (N,); places (N,)."""
+    """Collate items into images (N, 1, S, S) in channels_last, class numbers (N,) and manifest indices (N,)."""
     pictures = torch.stack([image for image, _, _ in items]).contiguous(memory_format=torch.channels_last)
     return pictures, torch.tensor([label for _, label, _ in items]), torch.tensor([place for _, _, place in items])

@@ -1,4 +1,4 @@
-"""Batches: which images, in which order, on which of several processes; and the time that is spent waiting for them."""
+"""Batch samplers for one or several processes, and data loaders that measure the time spent waiting for batches."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,14 @@ from .dataset import RadiographDataset, collate
 __all__ = ["SAMPLING", "Batches", "Loader", "RadiographData", "class_order"]
 
 SAMPLING = ("shuffled", "balanced")
-_SHUFFLE = 1  # tells the order's random numbers from other numbers of the same seed
+_SHUFFLE = 1  # separates the random stream of the order from other streams of the same seed
 
 
 def class_order(labels: Sequence[int], generator: np.random.Generator) -> list[int]:
-    """As many places as there are labels, of all classes alike: each class's in random order, again and again."""
+    """Indices for class-balanced sampling, as many as there are labels.
+
+    All classes occur equally often; the images of each class repeat in random order.
+    """
     numbers = np.asarray(labels)
     members = [np.flatnonzero(numbers == label) for label in np.unique(numbers)]
     wanted = -(-len(numbers) // len(members))
@@ -31,18 +34,19 @@ def class_order(labels: Sequence[int], generator: np.random.Generator) -> list[i
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, place). The order depends on the seed and the epoch alone, so a resumed run repeats it.
+    """Batch sampler that yields lists of (epoch, index).
 
-    Of each batch of all processes together, process r of R takes every R-th image from the r-th on, so that all have
-    equally many. Images that do not fill a last batch are left out, others in each epoch.
+    The order depends only on the seed and the epoch, so a resumed run repeats it. Process `rank` of `world` processes
+    takes every `world`-th image of each global batch, starting at image `rank`, so all processes have equally many.
+    Images that do not fill the last batch are left out; they differ from epoch to epoch.
 
     Args:
-        labels: of the images.
-        batch: images of one process.
-        seed: of the order.
-        epoch: called for the number of the epoch whenever an iteration begins.
-        sampling: "shuffled": each image once; "balanced": each class as often (:func:`class_order`).
-        rank, world: r and R.
+        labels: class numbers of the images.
+        batch: batch size of one process.
+        seed: random seed of the order.
+        epoch: function that returns the current epoch; called at the start of each iteration.
+        sampling: "shuffled": each image once; "balanced": each class equally often (:func:`class_order`).
+        rank, world: number of this process, and number of processes.
     """
 
     def __init__(
@@ -75,10 +79,11 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader that says how long it was waited for.
+    """DataLoader that measures how long the training waits for batches.
 
     Attributes:
-        waited: seconds since it was last set to 0. On a GPU that still had work when the batch came, none.
+        waited: seconds spent waiting since it was last set to 0. Time during which the GPU still had work to do does
+            not count.
     """
 
     waited = 0.0
@@ -99,15 +104,15 @@ class Loader(DataLoader[Any]):
 
 
 class RadiographData(pl.LightningDataModule):
-    """The data sets of a run as loaders.
+    """Lightning data module with the data loaders of a run.
 
     Args:
         train, valid, test: data sets; valid and test may be empty.
-        batch: images of one process and step.
+        batch: batch size of one process.
         sampling: one of `SAMPLING`.
-        seed: of the order.
-        workers: processes of a loader; 0: the training process itself.
-        pin: pinned memory, for a GPU.
+        seed: random seed of the order.
+        workers: worker processes of a loader; 0: images are loaded in the training process.
+        pin: whether to use pinned memory, for a GPU.
     """
 
     def __init__(
@@ -152,7 +157,7 @@ class RadiographData(pl.LightningDataModule):
         return self.ordered("valid", trainer.global_rank, trainer.world_size)
 
     def ordered(self, split: str, rank: int = 0, world: int = 1) -> Loader:
-        """Every image of a split once, in the manifest's order; of several processes, each has its share."""
+        """Loader of every image of a split once, in the order of the manifest, divided among the processes."""
         data = self.sets[split]
         mine = list(range(rank, len(data), world))
         batches = [mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]

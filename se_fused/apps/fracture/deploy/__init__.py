@@ -1,4 +1,4 @@
-"""Using trained classifiers: prediction, exported files, the model card, the local page."""
+"""Use of trained classifiers: prediction, export, model card, local web page."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ SYNTHETIC = "Trained on synthetic phantoms: no clinical meaning."
 
 
 def is_synthetic(source: object) -> bool:
-    """Whether a data source's name, as in a manifest or in ``Classifier.about``, is ``se-fused fracture synth``'s."""
+    """Whether the name of a data source (from a manifest or ``Classifier.about``) denotes synthetic phantoms."""
     return "synth" in str(source).casefold()
 
 
 def warning_of(classifiers: Iterable[Classifier]) -> str:
-    """What must be said beside what these classifiers say; "" if there is nothing but :data:`RESEARCH_USE_ONLY`."""
+    """Warning to show with the predictions of these classifiers, in addition to :data:`RESEARCH_USE_ONLY`; or ""."""
     return SYNTHETIC if any(is_synthetic(c.about.get("source", "")) for c in classifiers) else ""

@@ -1,8 +1,8 @@
-"""A run's model card: what the network is for, what it learnt from, what it is worth, and what is not known of it.
+"""Model card of a run: intended use, training data, performance and limitations of the network.
 
-The headings are those of Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019, arXiv:1810.03993); under them
-stands what CLAIM (2024) and TRIPOD+AI (2024) ask of a report on medical imaging. Everything is read from the run's own
-files. What they do not say is said to be missing.
+The headings follow Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019, arXiv:1810.03993); the content
+follows the reporting guidelines CLAIM (2024) and TRIPOD+AI (2024) for medical imaging. All information comes from the
+files of the run. Missing information is marked as "Not recorded".
 """
 
 import json
@@ -35,7 +35,7 @@ _ONLY_WITH = {"momentum": ("optimizer", "sgd"), "focal_gamma": ("loss", "focal")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON or YAML file's mapping; None if there is no such file."""
+    """The mapping in a JSON or YAML file; None if there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -46,15 +46,15 @@ def _read(path: Path) -> dict[str, Any] | None:
             import yaml
 
             content = yaml.safe_load(text)
-    except Exception as error:  # a YAMLError is no ValueError
+    except Exception as error:  # YAMLError is not a ValueError
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}; restore or remove it") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no table of names and values; restore or remove it")
+        raise InputError(f"{path}: is not a mapping of names to values; restore or remove it")
     return content
 
 
 def _missing(what: str, file: str) -> str:
-    return f"{_MISSING}: {what} would be in {file}, which is not in the run's folder.\n"
+    return f"{_MISSING}: {what}. {file} is missing in the run's folder or does not contain this information.\n"
 
 
 def _items(rows: Sequence[tuple[str, object]]) -> str:
@@ -66,18 +66,18 @@ def _details(classifier: Classifier, config: Mapping[str, Any] | None, environme
     about = classifier.about
     kernels = None if config is None else config.get("model", {}).get("fused")
     checkpoint = None if config is None else config.get("model", {}).get("checkpoint")
-    options = ", ".join(f"{k}={v}" for k, v in classifier.options.items()) or "as named"
+    options = ", ".join(f"{k}={v}" for k, v in classifier.options.items()) or "default options"
     rows: list[tuple[str, object]] = [
         ("Network", f"{classifier.name} ({options}), image classification"),
         ("Parameters", sum(p.numel() for p in classifier.model.parameters())),
         ("Classes, in the order of the outputs", ", ".join(classifier.classes)),
         ("Run", about.get("run", _MISSING)),
         ("Random seed", about.get("seed", _MISSING)),
-        ("Epoch kept, counted from 0", about.get("epoch", _MISSING)),
+        ("Selected epoch, counted from 0", about.get("epoch", _MISSING)),
         ("Trained", _MISSING if environment is None else environment.get("time", _MISSING)),
-        ("Started from", _MISSING if config is None else place(checkpoint) if checkpoint else "random weights"),
+        ("Initial weights", _MISSING if config is None else place(checkpoint) if checkpoint else "random weights"),
         ("Kernels in training", {True: "fused (se_fused)", False: "plain PyTorch", None: _MISSING}[kernels]),
-        ("Licence of the weights", "not stated; that of the training data may bind them"),
+        ("Licence of the weights", "not stated; the licence of the training data may apply"),
     ]
     return _items(rows)
 
@@ -86,21 +86,21 @@ def _use(classifier: Classifier, synthetic: bool) -> str:
     what = "synthetic phantoms of long bones" if synthetic else "radiographs like those it was trained on"
     return (
         f"**{RESEARCH_USE_ONLY}**" + (f" **{SYNTHETIC}**" if synthetic else "") + "\n\n"
-        f"- Intended: research on classifying {what} as {', '.join(classifier.classes)}, by people who can judge the "
-        "figures below.\n"
-        "- Out of scope: diagnosis, triage, screening, second reading or any other decision about a patient; other "
-        "body parts, projections, devices or populations than those of the training data; images with several "
-        "findings, of which only one class is named.\n"
+        f"- Intended use: research on classifying {what} as {', '.join(classifier.classes)}, by users who can "
+        "interpret the metrics below.\n"
+        "- Out of scope: diagnosis, triage, screening, second reading or any other decision about a patient; body "
+        "parts, projections, devices or populations other than those of the training data; images with several "
+        "findings, because only one class is predicted.\n"
     )
 
 
 def _preprocessing(classifier: Classifier) -> str:
     p = classifier.preprocessing
     return (
-        f"One grey channel in [0, 1], bone bright, by the file's own depth (DICOM: through its window or LUT); scaled "
-        f"so that the longer side has {p.size} pixels (bilinear, antialiased), black around it to a square; then "
-        f"(image − {p.mean:.6g}) / {p.std:.6g}. `se_fused.apps.fracture.load_radiograph(path, {p.size})` and "
-        "`Classifier.probabilities` do it.\n"
+        f"One grey channel in [0, 1], bone bright, scaled by the file's bit depth (DICOM: by its window or LUT). The "
+        f"longer side is resized to {p.size} pixels (bilinear, antialiased) and the image is padded with black to a "
+        f"square. Then (image − {p.mean:.6g}) / {p.std:.6g} is computed. "
+        f"`se_fused.apps.fracture.load_radiograph(path, {p.size})` and `Classifier.probabilities` do this.\n"
     )
 
 
@@ -110,23 +110,23 @@ def _grouping(manifest: Manifest) -> str:
     shared = Counter(p for p, _ in {(r.patient, r.split) for r in manifest.records if r.patient and r.split})
     torn = sum(count > 1 for count in shared.values())
     if not named:
-        said = "No patients are known, so images of one patient may lie in several splits: the figures may be too good."
+        said = "Patients are unknown, so images of one patient may be in several splits: the metrics may be too high."
     elif all(p.startswith("group-") for p in named):
         said = (
-            "No patients were named. The groups that no split parts are clusters of near-duplicate images "
-            "(mirrored ones too); a patient whose images look different may still lie in several splits."
+            "The data set names no patients. Clusters of near-duplicate images (including mirrored ones) are kept "
+            "in one split, but a patient whose images look different may still be in several splits."
         )
     else:
         said = "Splits are by patient."
     if named and len(named) < len(patients):
         said += f" {len(patients) - len(named)} images have no patient."
     if torn:
-        said += f" **{torn} of them have images in more than one split**, so the figures are too good."
+        said += f" **{torn} patients or groups have images in more than one split**, so the metrics are too high."
     return said + "\n"
 
 
 def _data(manifest: Manifest, classes: Sequence[str], split: str | None) -> str:
-    """Counts of all splits, or what is to be said of one."""
+    """Table of image counts, for all splits or for one."""
     counts = manifest.counts()
     heads = ("split", "images", "patients", "studies", *classes)
     rows = []
@@ -152,10 +152,13 @@ def _training_data(manifest: Manifest | None, classifier: Classifier, config: Ma
             [
                 ("Source", ", ".join(f"{name} ({count} images)" for name, count in sources.most_common())),
                 ("Views", ", ".join(f"{name} ({count})" for name, count in views.most_common(8))),
-                ("Seed of splits that the data did not bring", _MISSING if seed is None else seed),
+                (
+                    "Random seed of the splits, if they were not part of the data set",
+                    _MISSING if seed is None else seed,
+                ),
                 ("SHA-256 of the manifest (names, labels, patients, splits)", f"`{manifest.digest()}`"),
-                ("Manifest that the model's file names", _same(manifest, classifier)),
-                ("Who labelled the images and how, consent, ethics approval, dates, age, sex, devices", _MISSING),
+                ("Manifest recorded in model.pt", _same(manifest, classifier)),
+                ("Labelling procedure, consent, ethics approval, dates, age, sex, devices", _MISSING),
             ]
         ),
         _grouping(manifest),
@@ -168,12 +171,12 @@ def _same(manifest: Manifest, classifier: Classifier) -> str:
     if kept is None:
         return _MISSING
     same = kept == manifest.digest()
-    return "the same" if same else f"**another one**, `{kept}`: the table above is not of this model"
+    return "the same" if same else f"**different**, `{kept}`: the table above does not describe this model's data"
 
 
 def _recipe(config: Mapping[str, Any] | None) -> str:
     if config is None:
-        return _missing("the recipe", "config.yaml")
+        return _missing("the training recipe", "config.yaml")
     rows = []
     for section, keys in _RECIPE.items():
         values = config.get(section, {})
@@ -194,12 +197,12 @@ def _figures(found: Mapping[str, Any]) -> str:
         text = "–" if number is None else f"{number:.4f}" + (f" [{span[0]:.4f}, {span[1]:.4f}]" if span else "")
         others.append((title, text))
     clusters, share = intervals["clusters"], f"{100 * intervals['level']:g} %"
-    drawn = f"{intervals['draws']} draws of {clusters['count']} {clusters['what']}"
+    drawn = f"{intervals['draws']} bootstrap resamples of {clusters['count']} {clusters['what']}"
     return (
-        table(("metric", f"% [{share} interval]"), rows)
+        table(("metric", f"% [{share} confidence interval]"), rows)
         + "\n"
-        + table(("metric", f"[{share} interval]"), others)
-        + f"\n{values['images']} images; intervals over {drawn}.\n"
+        + table(("metric", f"[{share} confidence interval]"), others)
+        + f"\n{values['images']} images; intervals from {drawn}.\n"
     )
 
 
@@ -228,7 +231,7 @@ def _parts(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _quantities(metrics: Mapping[str, Any] | None, split: str | None) -> str:
     if metrics is None or split is None:
-        return _missing("figures", "metrics.json")
+        return _missing("metrics", "metrics.json")
     found = metrics["splits"][split]
     lines = [f"On the {split} split.\n", _figures(found), "### Classes\n", _per_class(found)]
     if (any_fracture := found["metrics"].get("any_fracture")) is not None:
@@ -236,43 +239,49 @@ def _quantities(metrics: Mapping[str, Any] | None, split: str | None) -> str:
             f"Any fracture against {any_fracture['negative']}: sensitivity {percent(any_fracture['sensitivity'])} %, "
             f"specificity {percent(any_fracture['specificity'])} %, AUROC {percent(any_fracture['auroc'])} %.\n"
         )
-    lines += ["### Parts of the set, and baselines\n", _parts(metrics, found)]
+    lines += ["### Subsets and baselines\n", _parts(metrics, found)]
     if (heat := metrics.get("gradcam")) is not None:
         lines.append(
-            f"Grad-CAM: the hottest point lies in the fracture's box in {percent(heat['pointing_game'])} % of "
-            f"{heat['images']} images; heat without knowledge would in about {percent(heat['box_share'])} %.\n"
+            f"Grad-CAM: the hottest point is in the fracture's box in {percent(heat['pointing_game'])} % of "
+            f"{heat['images']} images; for random heat maps, it would be in about {percent(heat['box_share'])} %.\n"
         )
     return "\n".join(lines)
 
 
 def _factors(manifest: Manifest | None) -> str:
-    said = "Age, sex, ethnicity, hospital and device are not recorded: how the figures depend on them is unknown.\n"
+    said = "Age, sex, ethnicity, hospital and device are not recorded; their influence on the metrics is unknown.\n"
     if manifest is None:
         return said
     known = [name for name in ("view", "study", "source") if any(getattr(r, name) for r in manifest.records)]
-    return f"Known of each image besides its class: {', '.join(known) or 'nothing'}. " + said
+    return f"Recorded for the images besides the class: {', '.join(known) or 'nothing'}. " + said
 
 
 def _caveats(
     manifest: Manifest | None, metrics: Mapping[str, Any] | None, split: str | None, synthetic: bool, classes: int
 ) -> str:
-    lines = [f"{SYNTHETIC} Nothing here says how it would do on a patient."] if synthetic else []
-    lines.append("The figures are of images split off the same data: on others they are likely to be lower.")
-    lines.append("The probabilities are those of one training; another seed gives others.")
-    lines.append(f"It always names one of its {classes} classes, for an image of anything.")
+    lines = [f"{SYNTHETIC} The metrics do not indicate the performance on patients."] if synthetic else []
+    lines.append(
+        "The metrics were computed on images from the same data set; on other data they are likely to be lower."
+    )
+    lines.append("The probabilities are those of one training run; another seed gives different ones.")
+    lines.append(f"The model always predicts one of its {classes} classes, even if an image shows none of them.")
     if metrics is not None and split is not None:
         found = metrics["splits"][split]["metrics"]
         few = [name for name, row in found["per_class"].items() if row["images"] < 20]
         if few:
-            lines.append(f"Fewer than 20 {split} images: {', '.join(few)}. Their figures are guesses.")
+            lines.append(
+                f"Fewer than 20 {split} images: {', '.join(few)}. The metrics of these classes are unreliable."
+            )
         if split != "test":
-            lines.append(f"The figures are of the {split} split, on which the epoch was chosen: they are too good.")
+            lines.append(
+                f"The metrics are those of the {split} split, by which the epoch was selected: they are too high."
+            )
         lost = metrics.get("missing", {}).get(split, [])
         if lost:
-            lines.append(f"{len(lost)} images of the {split} split could not be read and are in no figure.")
+            lines.append(f"{len(lost)} images of the {split} split could not be read and were not evaluated.")
     if manifest is not None and not any(record.patient for record in manifest.records):
-        lines.append("Patients are not known; see Training data.")
-    lines.append("Heat maps show what an answer rests on, not where a fracture is.")
+        lines.append("Patients are unknown; see Training data.")
+    lines.append("Heat maps show which regions support a prediction, not where a fracture is.")
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -281,11 +290,12 @@ def _loading(classifier: Classifier) -> str:
         "```python\n"
         "from se_fused.apps.fracture.classifier import Classifier\n"
         "from se_fused.apps.fracture import load_radiograph\n\n"
-        'classifier = Classifier.load("model.pt")  # tensors and plain values; no code is run\n'
+        'classifier = Classifier.load("model.pt")  # tensors and plain values; no code is executed\n'
         f'image = load_radiograph("image.png", {classifier.preprocessing.size})[None]\n'
         "print(dict(zip(classifier.classes, classifier.probabilities(image)[0].tolist())))\n"
         "```\n\n"
-        "In this folder: `se-fused fracture predict . images/`, `se-fused fracture export . --output model.onnx`, "
+        "Commands in this folder: `se-fused fracture predict . images/`, "
+        "`se-fused fracture export . --output model.onnx`, "
         "`se-fused fracture serve .`.\n"
     )
 
@@ -304,7 +314,7 @@ def _versions(environment: Mapping[str, Any] | None) -> str:
 
 
 def card(run_folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None) -> str:
-    """The text of :func:`write_card`."""
+    """Text of the model card; see :func:`write_card`."""
     folder = Path(run_folder)
     classifier = Classifier.load(folder)
     config, environment = _read(folder / "config.yaml"), _read(folder / "environment.json")
@@ -312,15 +322,15 @@ def card(run_folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None =
     path = folder / "manifest.csv"
     manifest = Manifest.load(path) if path.is_file() else None
     splits = (metrics or {}).get("splits") or {}
-    if not splits:  # a metrics.json of the training alone
+    if not splits:  # metrics.json has no evaluation yet
         metrics = None
     split = (metrics or {}).get("split") or next(reversed(splits), None)
     sources = {record.source for record in manifest.records} if manifest else set()
     synthetic = any(map(is_synthetic, (*sources, classifier.about.get("source", ""))))
     if manifest is None or split is None:
-        judged = _missing("the images that the figures are of", "manifest.csv" if manifest is None else "metrics.json")
+        judged = _missing("the evaluated images", "manifest.csv" if manifest is None else "metrics.json")
     else:
-        judged = _data(manifest, classifier.classes, split) + "\nHow it was kept apart is said under Training data.\n"
+        judged = _data(manifest, classifier.classes, split) + "\nTraining data describes how the splits were made.\n"
     return "\n".join(
         (
             f"# Model card: {classifier.name}, {classifier.about.get('run', folder.resolve().name)}\n",
@@ -334,8 +344,9 @@ def card(run_folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None =
             "## Training\n", _recipe(config),
             "## Quantitative analyses\n", _quantities(metrics, split),
             "## Ethical considerations\n",
-            "The file holds weights, class names and settings, no image and no patient's name. Weights can give away "
-            "something of what they were trained on: treat them as the data's licence and its ethics approval ask.\n",
+            "model.pt contains weights, class names and settings, but no images and no patients' names. Weights can "
+            "reveal information about their training data: handle them according to the data's licence and ethics "
+            "approval.\n",
             "## Caveats and recommendations\n",
             _caveats(manifest, metrics, split, synthetic, len(classifier.classes)),
             "## How to load it\n", _loading(classifier),
@@ -345,16 +356,18 @@ def card(run_folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None =
 
 
 def write_card(run_folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write a run's MODEL_CARD.md, whole or not at all, from its model.pt, config.yaml, manifest.csv and
-    environment.json; all but the first may be missing, and the card then says so.
+    """Write the model card MODEL_CARD.md of a run, atomically.
+
+    It is made from model.pt, config.yaml, manifest.csv, environment.json and metrics.json. All but model.pt may be
+    missing; the card then states what is not recorded.
 
     Args:
-        run_folder: of :mod:`se_fused.apps.fracture.training`.
-        metrics: what will be in metrics.json, as :func:`.evaluation.write_evaluation` gives it, for a
-            run that is not finished yet; None: metrics.json itself.
+        run_folder: the folder of a run.
+        metrics: content of metrics.json for a run that is not finished yet, from
+            :func:`.evaluation.write_evaluation`; None reads metrics.json.
 
     Returns:
-        Its path.
+        Path of the model card.
 
     Raises:
         InputError: there is no model.pt, or one of the files is damaged.

@@ -1,6 +1,7 @@
-"""A trained classifier as one file for other programs: normalisation and softmax inside, and what it is written in it.
+"""Export of a trained classifier to one file for other programs, including normalisation, softmax and metadata.
 
-The graphs hold PyTorch's (or ONNX's) standard operators alone: se_fused is needed neither to load nor to run them.
+The exported graphs contain only standard operators of PyTorch or ONNX; loading and running them do not require
+se_fused.
 """
 
 import copy
@@ -25,7 +26,7 @@ from . import RESEARCH_USE_ONLY, warning_of
 __all__ = ["FORMATS", "ImageProbabilities", "about_of", "export", "read_about"]
 
 FORMATS = {"onnx": ".onnx", "aoti": ".pt2", "program": ".pt2"}
-"""Formats and the suffix of their files: ONNX; AOTInductor (machine code, for this kind of machine); torch.export."""
+"""{format: file suffix}: ONNX, AOTInductor (machine code for this type of machine), torch.export program."""
 
 _KEY = "se_fused"
 _EXTRA = f"{_KEY}.json"
@@ -35,11 +36,11 @@ _BATCHES = (1, 2, 3)
 
 
 class ImageProbabilities(nn.Module):
-    """(N, 1, S, S) in [0, 1] -> (N, K) probabilities: normalisation, network, softmax."""
+    """Normalisation, network and softmax in one module: (N, 1, S, S) in [0, 1] -> (N, K) probabilities."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        # In channels_last, which a classifier is loaded in, torch.export.save takes weights for parts of larger ones.
+        # Classifiers are loaded in channels_last, in which torch.export.save treats weights as views of larger tensors.
         self.model = copy.deepcopy(classifier.model).float().to(memory_format=torch.contiguous_format)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -52,7 +53,7 @@ class ImageProbabilities(nn.Module):
 
 
 def about_of(classifier: Classifier, kind: str) -> dict[str, Any]:
-    """What is recorded in an exported file: all that its user needs to feed it and to read its answers."""
+    """Metadata of an exported file: everything needed to prepare its input and to interpret its output."""
     size = classifier.preprocessing.size
     return {
         "notice": RESEARCH_USE_ONLY,
@@ -81,7 +82,7 @@ def _needed(*modules: str) -> None:
         try:
             __import__(module)
         except ImportError:
-            raise InputError(f"{module} is missing, which --format onnx needs: pip install onnx onnxscript") from None
+            raise InputError(f"{module} is missing; --format onnx requires it: pip install onnx onnxscript") from None
 
 
 def _program(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -94,7 +95,7 @@ def _write_onnx(module: nn.Module, example: Tensor, about: str, part: Path) -> N
         module, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), input_names=["images"],
         output_names=["probabilities"], opset_version=_OPSET, verbose=False,
     )  # fmt: skip
-    assert program is not None, "with dynamo=True there is a program"
+    assert program is not None, "torch.onnx.export returns a program with dynamo=True"
     program.model.metadata_props[_KEY] = about
     program.save(part, external_data=False)
 
@@ -136,7 +137,10 @@ _OPEN: dict[str, Callable[[Path], Callable[[Tensor], Tensor] | None]] = {
 
 
 def _check(run: Callable[[Tensor], Tensor], module: ImageProbabilities, size: int, place: torch.device) -> None:
-    """Compare with float64, for several batches: twice the error that the model itself has, and a few roundings."""
+    """Compare the exported file with float64 for several batch sizes.
+
+    The allowed error is twice the error of the float32 model plus 8 rounding errors.
+    """
     plain, exact = module, copy.deepcopy(module).double()
     noise = torch.rand(max(_BATCHES), 1, size, size, generator=torch.Generator().manual_seed(0)).to(place)
     with torch.no_grad(), use_backend("reference"):
@@ -147,31 +151,32 @@ def _check(run: Callable[[Tensor], Tensor], module: ImageProbabilities, size: in
             bound = 2 * theirs + 8 * _EPS * truth.norm().item()
             if not own <= bound:
                 raise RuntimeError(
-                    f"the exported file is {own:.2e} away from the float64 probabilities of {count} images, "
-                    f"{bound:.2e} is allowed; nothing was written: please report the model"
+                    f"the exported file is {own:.2e} away from the float64 probabilities of {count} images; "
+                    f"{bound:.2e} is allowed. Nothing was written; please report the model"
                 )
 
 
 def export(classifier: Classifier, kind: str, path: str | os.PathLike[str]) -> list[str]:
-    """Write a classifier as a file for other programs, after its answers were compared with the model's.
+    """Export a classifier to a file for other programs, after comparing its outputs with the classifier's.
 
-    The input is (N, 1, S, S) float32 in [0, 1], any N: a radiograph as :func:`se_fused.apps.fracture.load_radiograph`
-    gives it. Normalisation and softmax are in the graph. Read what is recorded with :func:`read_about`; ONNX Runtime
-    gives it as ``session.get_modelmeta().custom_metadata_map["se_fused"]``, AOTInductor as
-    ``model.get_metadata()["se_fused"]``, ``torch.export.load`` in ``extra_files={"se_fused.json": ""}``.
+    The input is (N, 1, S, S) float32 in [0, 1] for any N: radiographs as loaded by
+    :func:`se_fused.apps.fracture.load_radiograph`. Normalisation and softmax are part of the graph.
+    :func:`read_about` reads the metadata. ONNX Runtime has it in
+    ``session.get_modelmeta().custom_metadata_map["se_fused"]``, AOTInductor in ``model.get_metadata()["se_fused"]``,
+    and ``torch.export.load`` in ``extra_files={"se_fused.json": ""}``.
 
     Args:
-        classifier: on the device for which "aoti" compiles.
+        classifier: the classifier; "aoti" compiles for its device.
         kind: one of `FORMATS`.
-        path: the file; it appears whole or not at all.
+        path: output file, written atomically.
 
     Returns:
-        Notes: what a user should know, such as that it could not be checked.
+        Notes for the user, e.g. that the file could not be compared with the model.
 
     Raises:
-        ValueError: no such format, or `path` has not its suffix.
-        InputError: something is missing that this format needs: onnx and onnxscript, or a C++ compiler.
-        RuntimeError: the file's answers differ from the model's.
+        ValueError: there is no such format, or `path` does not have its suffix.
+        InputError: a requirement of the format is not installed: onnx and onnxscript, or a C++ compiler.
+        RuntimeError: the outputs of the file differ from the model's.
     """
     if kind not in FORMATS:
         raise ValueError(f"kind must be one of {', '.join(FORMATS)}, got {kind!r}")
@@ -194,7 +199,7 @@ def export(classifier: Classifier, kind: str, path: str | os.PathLike[str]) -> l
             _WRITE[kind](module, example, about, part)
         run = _OPEN[kind](part)
         if run is None:
-            notes.append("not compared with the model, since onnxruntime is missing: pip install onnxruntime")
+            notes.append("not compared with the model, because onnxruntime is not installed: pip install onnxruntime")
         else:
             _check(run, module, size, place)
 
@@ -203,19 +208,20 @@ def export(classifier: Classifier, kind: str, path: str | os.PathLike[str]) -> l
 
 
 def _check_compiler(place: torch.device) -> None:
-    """Inductor takes CXX or g++, for GPUs too: the package's outer part is C++ anyway."""
+    """Check that a C++ compiler exists. Inductor uses CXX or g++ for GPUs too, because the package's wrapper is C++."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:
         raise InputError(
-            f"{compiler}: no such compiler, which --format aoti needs: install g++, set CXX, or take --format program"
+            f"{compiler}: no such compiler, but --format aoti needs one: install g++, set CXX, or use --format program"
         )
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What :func:`export` recorded in a file; nothing in it is run.
+    """Read the metadata of a file written by :func:`export`. No code from the file is executed.
 
     Raises:
-        InputError: no such file, no file of :func:`export`, or onnx is missing for an ONNX file.
+        InputError: there is no such file, it was not written by :func:`export`, or onnx (for an ONNX file) is not
+            installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -238,10 +244,10 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         about = None if text is None else json.loads(text)
     except InputError:
         raise
-    except Exception as error:  # a damaged archive or protobuf raises anything
+    except Exception as error:  # a damaged archive or protobuf can raise any exception
         raise InputError(
-            f"{path}: damaged ({type(error).__name__}); write it anew with se-fused fracture export"
+            f"{path}: damaged ({type(error).__name__}); write it again with se-fused fracture export"
         ) from None
     if not isinstance(about, dict):
-        raise InputError(f"{path}: was not written by se-fused fracture export: it does not say what it is")
+        raise InputError(f"{path}: was not written by se-fused fracture export: it has no se_fused metadata")
     return about

@@ -1,4 +1,4 @@
-"""Which images are meant by what somebody named: files, folders, a manifest."""
+"""Find the images for prediction in files, folders and manifests."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ __all__ = ["find_images"]
 
 
 def _below(folder: Path) -> list[Path]:
-    """By their names; DICOM files often have none, or end in the last number of a UID, and are known by their start."""
+    """Image files below a folder. DICOM files without a known suffix are recognised by their content."""
     return [path for path in files(folder) if path.suffix.lower() in PICTURES or is_dicom(path)]
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[Record], list[tuple[Path, str]]]:
-    """The images that were named, each once.
+    """Find the images given by files, folders and manifests, each once.
 
     Args:
-        inputs: files, which are taken as they are; folders, searched to any depth for PNG, JPEG, TIFF, BMP and DICOM
-            files in natural order, hidden ones passed over; manifests (.csv), which bring labels, patients and studies.
+        inputs: files of any name; folders, searched to any depth for PNG, JPEG, TIFF, BMP and DICOM files in natural
+            order, without hidden ones; and manifests (.csv), which add labels, patients and studies.
 
     Returns:
-        The records, and what was named but holds no image, as (path, reason).
+        The records, and the inputs without an image as (path, reason).
 
     Raises:
         InputError: a manifest cannot be read.
@@ -36,7 +36,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]]) -> tuple[list[Record],
         if path.is_dir():
             found = [Record(image) for image in _below(path)]
             if not found:
-                empty.append((path, "no images in it: PNG, JPEG, TIFF, BMP or DICOM files are wanted"))
+                empty.append((path, "contains no images; expected PNG, JPEG, TIFF, BMP or DICOM files"))
         elif path.suffix.lower() == ".csv" and path.is_file():
             found = list(Manifest.load(path).records)
         elif path.is_file():

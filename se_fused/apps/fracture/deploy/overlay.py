@@ -1,4 +1,4 @@
-"""Pictures for people: a radiograph at a size to look at, the heat map over it, and what the network said below."""
+"""Images for display: a radiograph at viewing size, its heat map as an overlay, and a caption with the prediction."""
 
 import io
 from functools import cache
@@ -23,11 +23,11 @@ __all__ = ["heat_colours", "heat_on_picture", "png", "shown", "write_overlay"]
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 LONGEST = 1024
-"""Pixels of the longer side of what is shown."""
+"""Largest length of the longer side of a displayed image in pixels."""
 
 
 def shown(picture: Array, longest: int = LONGEST) -> Bytes:
-    """(H, W) in [0, 1] -> (h, w) 8-bit, the longer side at most `longest` pixels."""
+    """Convert an image (H, W) in [0, 1] to 8 bits (h, w), with at most `longest` pixels on the longer side."""
     height, width = picture.shape
     share = min(1.0, longest / max(height, width))
     size = max(1, round(height * share)), max(1, round(width * share))
@@ -38,7 +38,7 @@ def shown(picture: Array, longest: int = LONGEST) -> Bytes:
 
 
 def heat_on_picture(heat: Tensor, size: tuple[int, int]) -> Array:
-    """A heat map of the letterboxed square, (S, S), as it lies on the picture itself: (h, w) in [0, 1]."""
+    """Map a heat map of the letterboxed square, (S, S), to the pixels of the image: (h, w) in [0, 1]."""
     top, left, high, wide = letterboxed(*size, heat.shape[0])
     part = heat[top : top + high, left : left + wide]
     large = F.interpolate(part[None, None], size, mode="bilinear", align_corners=False)[0, 0]
@@ -53,14 +53,14 @@ def _colours() -> Bytes:
 
 
 def heat_colours(heat: Array, opaque: float = 0.65) -> Bytes:
-    """(h, w) in [0, 1] -> (h, w, 4): colours of rising lightness, the more opaque the hotter, up to `opaque`."""
+    """Colour a heat map (h, w) in [0, 1] as RGBA (h, w, 4): lightness and opacity rise with heat, up to `opaque`."""
     place = np.rint(heat * 255).astype(np.uint8)
     alpha = np.rint(heat * 255 * opaque).astype(np.uint8)
     return np.concatenate((_colours()[place], alpha[..., None]), axis=2)
 
 
 def png(pixels: Bytes) -> bytes:
-    """(h, w) grey, or (h, w, 4) colours with transparency, as a PNG file."""
+    """Encode (h, w) grey or (h, w, 4) RGBA pixels as a PNG file."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -76,7 +76,7 @@ def _caption(width: int, lines: list[tuple[str, int, str]]) -> "Image":
     draw, top = ImageDraw.Draw(band), 8
     for text, size, colour in lines:
         font = ImageFont.load_default(size)
-        while size > 8 and draw.textlength(text, font) > width - 24:  # small pictures have small letters
+        while size > 8 and draw.textlength(text, font) > width - 24:  # reduce the font until the text fits
             size -= 1
             font = ImageFont.load_default(size)
         draw.text((12, top), text, fill=colour, font=font)
@@ -85,14 +85,14 @@ def _caption(width: int, lines: list[tuple[str, int, str]]) -> "Image":
 
 
 def write_overlay(path: Path, picture: Array, heat: Tensor, said: str, warning: str = "") -> None:
-    """Write a PNG, whole or not at all: the radiograph, beside it the same with its heat map, below them what was said.
+    """Write a PNG with the radiograph, the radiograph with its heat map, and a caption. The file is written atomically.
 
     Args:
-        path: the file.
-        picture: (H, W) in [0, 1].
-        heat: (S, S) in [0, 1], of the letterboxed square.
-        said: a line, such as the class and its probability.
-        warning: another, below.
+        path: output file.
+        picture: image (H, W) in [0, 1].
+        heat: heat map (S, S) in [0, 1] of the letterboxed square.
+        said: first line of the caption, such as the class and its probability.
+        warning: last line of the caption; "" for none.
     """
     from PIL import Image
 

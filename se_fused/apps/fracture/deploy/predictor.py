@@ -1,4 +1,4 @@
-"""Trained classifiers on files: probabilities, averaged over networks, mirror images and studies, and heat maps."""
+"""Predictor: class probabilities and heat maps of image files, from one classifier or an ensemble."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ Source = Classifier | str | os.PathLike[str]
 
 
 def by_study(predictions: Predictions) -> Predictions:
-    """One row for each study: the mean of its images' probabilities, under its first image's path, view "".
+    """Predictions by study: the mean probabilities of its images, with the path of the first image and no view.
 
-    A study is what has the same patient and study; where an image has no study, the images of its folder are one. Its
-    label is that of its images, or unknown where they differ.
+    Images with the same patient and study form a study; images without a study are grouped by folder. The label is the
+    label of the images, or unknown where they differ.
     """
     rows = zip(predictions.paths, predictions.patients, predictions.studies, strict=True)
     return predictions.averaged(
@@ -40,25 +40,25 @@ def by_study(predictions: Predictions) -> Predictions:
 
 
 class Predictor:
-    """A classifier, or an ensemble, that takes files.
+    """Predicts image files with one classifier or an ensemble.
 
     Args:
-        classifiers: one or several: a :class:`Classifier`, a run's folder or a ``model.pt``. The probabilities of
-            several are averaged; each keeps its own preprocessing.
-        device: where they run; None: where they are, the CPU for files.
-        batch: images at once, >= 1.
-        tta: test-time augmentation: the mean over each image and its mirror image.
-        optimize: run :func:`se_fused.optimize_for_inference`, which checks its result against float64; a network that
-            it refuses runs as it is, and `notes` says why.
+        classifiers: one or several of: a :class:`Classifier`, the folder of a run, a ``model.pt``. The probabilities of
+            several classifiers are averaged; each has its own preprocessing.
+        device: device of the networks; None: their current device, or the CPU for files.
+        batch: batch size, >= 1.
+        tta: test-time augmentation: average over each image and its mirror image.
+        optimize: whether to apply :func:`se_fused.optimize_for_inference`, which checks its result against float64. A
+            network that it rejects runs unchanged; `notes` gives the reason.
 
     Attributes:
-        classifiers: as loaded, in evaluation mode; heat maps are theirs.
+        classifiers: the loaded classifiers in evaluation mode, without optimisation; they compute the heat maps.
         classes: K names.
-        notes: what a user should know of how the networks run.
+        notes: notes for the user on how the networks run.
 
     Raises:
-        InputError: a file cannot be loaded, or the classifiers do not know the same classes in the same order.
-        ValueError: `batch` is too small, or no classifier was given.
+        InputError: a file cannot be loaded, or the classifiers have different classes or another order of classes.
+        ValueError: `batch` is too small, or no classifier is given.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Predictor:
         self.batch, self.tta = check_int(batch, "batch", 1), tta
         several = [classifiers] if isinstance(classifiers, Classifier | str | os.PathLike) else list(classifiers)
         if not several:
-            raise ValueError("classifiers must be one or several, got none")
+            raise ValueError("classifiers must be one or several classifiers or files; got none")
         self.classifiers = [self._load(source, device) for source in several]
         self.classes = self.classifiers[0].classes
         for source, classifier in zip(several, self.classifiers, strict=True):
             if classifier.classes != self.classes:
                 raise InputError(
                     f"{source if not isinstance(source, Classifier) else source.name}: its classes are "
-                    f"{', '.join(classifier.classes)}, those of the first are {', '.join(self.classes)}; "
-                    "an ensemble's members must have been trained on the same classes"
+                    f"{', '.join(classifier.classes)}, but the first classifier's are {', '.join(self.classes)}; "
+                    "the members of an ensemble must have the same classes"
                 )
         self.notes: list[str] = []
         self._fast = [self._optimized(classifier) if optimize else classifier for classifier in self.classifiers]
@@ -102,21 +102,21 @@ class Predictor:
         try:
             model: nn.Module = optimize_for_inference(classifier.model, example)
         except (ValueError, RuntimeError) as error:
-            self.notes.append(f"{classifier.name} runs as it was trained: {' '.join(str(error).split())}")
+            self.notes.append(f"{classifier.name} runs without optimisation: {' '.join(str(error).split())}")
             return classifier
         return replace(classifier, model=model)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The distinct sizes of squares that the networks take."""
+        """The distinct input sizes S of the networks, sorted."""
         return tuple(sorted({c.preprocessing.size for c in self.classifiers}))
 
     def squares(self, picture: Array) -> dict[int, Tensor]:
-        """(H, W) in [0, 1] -> {size S: (1, S, S)}, for each of `sizes`."""
+        """Letterbox an image (H, W) in [0, 1] for the networks: {S: (1, S, S)} for each of `sizes`."""
         return {size: letterbox(picture, size) for size in self.sizes}
 
     def probabilities(self, pictures: Sequence[dict[int, Tensor]]) -> NDArray[np.float64]:
-        """N results of :meth:`squares` -> (N, K), rows that sum to 1."""
+        """Class probabilities, (N, K), of N results of :meth:`squares`; each row sums to 1."""
         total = np.zeros((len(pictures), len(self.classes)))
         for classifier in self._fast:
             images = torch.stack([picture[classifier.preprocessing.size] for picture in pictures])
@@ -125,7 +125,7 @@ class Predictor:
         return np.asarray(total / total.sum(1, keepdims=True))
 
     def heat(self, picture: dict[int, Tensor], chosen: int) -> Tensor:
-        """Grad-CAM of a class, the mean over the networks: (S, S) float32 in [0, 1], S the largest of `sizes`."""
+        """Grad-CAM heat map of a class, averaged over the networks: (S, S) float32 in [0, 1], S the largest size."""
         maps = []
         for classifier in self.classifiers:
             place = next(classifier.model.parameters())
@@ -140,15 +140,15 @@ class Predictor:
         inputs: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
         progress: Callable[[str, float], None] = lambda *_: None,
     ) -> Predictions:
-        """All images that `inputs` name.
+        """Predict all images given by `inputs`.
 
         Args:
             inputs: files, folders, manifests (:func:`.inputs.find_images`).
-            progress: told what was done, and which share of all.
+            progress: called with a description of the current step and the completed share, 0 to 1.
 
         Returns:
-            One row for each image that could be read; the others are in ``skipped``, with the reason. Labels, patients,
-            studies and views are those of a manifest; -1 and "" without one, and for labels that no class is named.
+            One row for each readable image; the others are in ``skipped``, with the reason. Labels, patients, studies
+            and views come from the manifest; without one they are -1 and "". Labels outside `classes` are -1.
 
         Raises:
             InputError: a manifest cannot be read.

@@ -1,4 +1,4 @@
-"""How good a classifier is: predictions, metrics with their uncertainty, pictures, reports, comparisons."""
+"""Evaluation of classifiers: predictions, metrics with confidence intervals, figures, reports, comparisons."""
 
 from .aggregate import by_patient, by_study, by_view, cracks_of, read_cracks
 from .baselines import logistic, majority

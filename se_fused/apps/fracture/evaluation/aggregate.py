@@ -1,4 +1,4 @@
-"""Figures of parts of a test set (a view, a stratum), and of patients and studies in place of single images."""
+"""Metrics by view, by patient, by study and by visibility of the fracture."""
 
 import csv
 import os
@@ -23,13 +23,13 @@ _BRIEF = (
 
 
 def brief(predictions: Predictions) -> dict[str, Any]:
-    """The main figures of :func:`se_fused.apps.fracture.evaluation.metrics`."""
+    """The main metrics of :func:`se_fused.apps.fracture.evaluation.metrics`."""
     found = metrics(predictions)
     return {name: found[name] for name in _BRIEF}
 
 
 def by_view(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """The main figures of each view, in the order of their names; empty unless there are two or more."""
+    """{view: main metrics}, sorted by name; empty if there are fewer than two views."""
     predictions = labelled(predictions)
     views = np.array(predictions.views)
     names = sorted(set(predictions.views))
@@ -39,34 +39,39 @@ def by_view(predictions: Predictions) -> dict[str, dict[str, Any]]:
 
 
 def _by(predictions: Predictions, keys: Sequence[tuple[str, ...] | None]) -> tuple[Predictions, int]:
-    """A row for each key whose images have one label, all being labelled; and how many keys have several."""
+    """Average labelled predictions by key; returns the rows of keys with one label, and the number of other keys."""
     table = predictions.averaged(keys)
     kept = table.take(table.labels >= 0)
     return kept, len(table) - len(kept)
 
 
 def by_patient(predictions: Predictions) -> tuple[Predictions, int]:
-    """A row for each patient: the mean of the probabilities over all images; the path is the first image's.
+    """Predictions by patient: the mean probabilities of the patient's images, with the path of the first image.
 
     Returns:
-        The table; and how many patients are left out of it because their images have different labels. Images without
-        a patient, or without a label, are in neither.
+        The table, and the number of patients left out because their images have different labels. Images without a
+        patient or without a label are ignored.
     """
     predictions = labelled(predictions)
     return _by(predictions, [(name,) if name else None for name in predictions.patients])
 
 
 def by_study(predictions: Predictions) -> tuple[Predictions, int]:
-    """As :func:`by_patient`, for each study of a patient, as MURA is scored; images without a study are left out."""
+    """Predictions by study of a patient, as in the evaluation of MURA; otherwise like :func:`by_patient`.
+
+    Images without a study are ignored.
+    """
     predictions = labelled(predictions)
     pairs = zip(predictions.patients, predictions.studies, strict=True)
     return _by(predictions, [(patient, study) if study else None for patient, study in pairs])
 
 
 def groups(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """{"patients": ..., "studies": ...}: the main figures, "count", and "conflicting", those left out of them.
+    """Main metrics by patient and by study, {"patients": ..., "studies": ...}.
 
-    Without those that there are none of; studies only where they are not the patients over again.
+    Each entry also has "count", the number of patients or studies, and "conflicting", the number left out because of
+    different labels. An entry is omitted if there are none, if each has one image, or if the studies equal the
+    patients.
     """
     result: dict[str, dict[str, Any]] = {}
     sizes = []
@@ -77,15 +82,18 @@ def groups(predictions: Predictions) -> dict[str, dict[str, Any]]:
     return result
 
 
-# ---- the synthetic set's table of cracks
+# ---- the table of cracks of a synthetic data set
 def read_cracks(*near: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
-    """The first ``cracks.csv`` beside one of these files or folders, by the image's absolute path; {} if there is none.
+    """Rows of the first ``cracks.csv`` beside the given files or in the given folders, by the image's absolute path.
 
     Args:
-        near: a manifest, a folder of images, ...
+        near: manifests or folders of images.
+
+    Returns:
+        {path of the image: row}; {} if there is no such file.
 
     Raises:
-        InputError: it cannot be read, or has no column path.
+        InputError: the file cannot be read, or has no column path.
     """
     places = [path if path.is_dir() else path.parent for path in (Path(place).resolve() for place in near)]
     path = next((found for place in places if (found := place / "cracks.csv").is_file()), None)
@@ -96,15 +104,15 @@ def read_cracks(*near: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read: {error}; write it anew with se-fused fracture synth, or remove it"
+            f"{path}: cannot be read: {error}; write it again with se-fused fracture synth, or remove it"
         ) from None
     if rows and "path" not in rows[0]:
-        raise InputError(f"{path}: has no column path; write it anew with se-fused fracture synth, or remove it")
+        raise InputError(f"{path}: has no column path; write it again with se-fused fracture synth, or remove it")
     return {os.path.normpath(path.parent / row["path"]): row for row in rows}
 
 
 def cracks_of(manifest: Manifest, *near: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
-    """As :func:`read_cracks`, looking also beside a manifest's images and one folder above them."""
+    """Like :func:`read_cracks`, but also searches the folder of the manifest's images and its parent folder."""
     folder = Path(os.path.commonpath([record.path.parent for record in manifest.records]))
     return read_cracks(*near, folder, folder.parent)
 
@@ -117,24 +125,25 @@ def _number(row: Mapping[str, str], name: str) -> float | None:
 
 
 def is_true(row: Mapping[str, str], name: str, otherwise: bool = False) -> bool:
-    """Whether a cell says yes, in any of the ways of writing it."""
+    """Whether a table cell is true, i.e. not "0", "0.0", "false" or "no"; `otherwise` if the cell is empty."""
     text = (row.get(name) or "").strip().casefold()
     return otherwise if not text else text in ("1", "true", "yes") or text not in ("0", "false", "no", "0.0")
 
 
 def strata(predictions: Predictions, cracks: Cracks) -> dict[str, dict[str, Any]]:
-    """Recall of fractures that are hard to see and of those that are not, where ``cracks.csv`` tells them apart.
+    """Accuracy by visibility of the fracture, from the columns of ``cracks.csv``.
 
-    A stratum holds fractured images only, so what it has is the share of right answers, of images that were taken for
-    no fracture, and how many images it is.
+    A stratum contains fractured images only.
 
     Args:
-        predictions: with the paths of the table.
+        predictions: predictions for images listed in the table.
         cracks: from :func:`read_cracks`.
 
     Returns:
-        By stratum: "hairline" and "open" (by the column hairline), "hidden" and "visible" (by visible), and "gap:
-        narrowest third" and so on (by gap); those that the table has columns for.
+        {stratum: {"images", "right" (share of correct predictions), "taken_for_first_class" (share predicted as the
+        first class, which means no fracture), "first_class"}}. The strata are "hairline" and "open" (column hairline),
+        "hidden in this view" and "visible in this view" (column visible), and "gap: narrowest third", "gap: middle
+        third" and "gap: widest third" (column gap). Strata without a column or without images are omitted.
     """
     predictions = labelled(predictions)
     rows = [cracks.get(os.path.normpath(path), {}) for path in predictions.paths]

@@ -1,6 +1,6 @@
-"""What a classifier has to beat: the most frequent class, and a logistic regression on thumbnails.
+"""Baselines of a classifier: the most frequent class, and a logistic regression on thumbnails.
 
-A network that is no better than the second has learnt brightness and framing, not fractures.
+A network that does not beat the logistic regression has learnt brightness and framing, not fractures.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from .predicting import read_batches
 __all__ = ["THUMBNAIL", "TITLES", "logistic", "majority"]
 
 THUMBNAIL = 16
-"""Height and width of the regression's pictures."""
+"""Height and width of the input of the logistic regression in pixels."""
 
 TITLES = {"majority": "most frequent class", "logistic": f"logistic regression, {THUMBNAIL}×{THUMBNAIL} pixels"}
-"""What tables call them."""
+"""Names of the baselines in tables."""
 
 _BATCH = 32  # images read ahead
 
@@ -28,15 +28,15 @@ _BATCH = 32  # images read ahead
 def _train(manifest: Manifest) -> Manifest:
     found = Manifest(tuple(r for r in manifest.where("train").records if r.label))
     if not found.records:
-        raise InputError("the manifest has no labelled images of the split train, which baselines are fitted on")
+        raise InputError("the manifest has no labelled images of the split train, on which the baselines are fitted")
     return found
 
 
 def majority(manifest: Manifest, split: str = "test") -> Predictions:
-    """Every image of a split gets the shares of the classes in train; so the most frequent one is predicted.
+    """Baseline whose probabilities are the class shares in train, so it always predicts the most frequent class.
 
     Raises:
-        InputError: there are no images of train.
+        InputError: train has no labelled images.
     """
     labels = [r.label for r in _train(manifest).records]
     shares = np.array([labels.count(name) / len(labels) for name in manifest.classes])
@@ -59,21 +59,21 @@ def _pictures(
 def logistic(
     manifest: Manifest, split: str = "test", progress: Callable[[str, float], None] | None = None
 ) -> Predictions:
-    """Logistic regression on standardised thumbnails of `THUMBNAIL` pixels, fitted on train, said of a split.
+    """Baseline: logistic regression on standardised thumbnails of `THUMBNAIL` pixels, fitted on train.
 
     Args:
-        manifest: labelled, with splits.
-        split: what to predict.
-        progress: told what is being done and the share of it that is done.
+        manifest: manifest with labels and splits.
+        split: split to predict.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        A row for each image that can be read; the others, of either split, are in ``skipped``.
+        A row for each readable image of the split; unreadable images of both splits are in ``skipped``.
 
     Raises:
-        InputError: train has no readable images or only one class, or the split has no readable image; or scikit-learn
-            is not installed.
+        InputError: train has no readable images or only one class, the split has no readable image, or scikit-learn is
+            not installed.
     """
-    try:  # here, because an evaluation can do without this one row
+    try:  # imported here, because an evaluation works without this baseline
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -94,8 +94,9 @@ def logistic(
     labels = [record.label for record in fitted]
     if len(set(labels)) < 2 or not judged:
         what = f"no readable images of the split {split}" if not judged else "images of one class only in train"
-        raise InputError(f"the manifest has {what}, so there is no baseline to fit")
-    # C: strong, for there are as many pixels as images in a small set. The intercept is not penalised.
+        raise InputError(f"the manifest has {what}, so the baseline cannot be fitted")
+    # C is small (strong regularisation), because a small set has about as many images as pixels. The intercept is not
+    # penalised.
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     model.fit(pictures, labels)
     found = np.zeros((len(judged), len(manifest.classes)))

@@ -1,9 +1,9 @@
-"""How far figures would move with another draw of patients: the cluster bootstrap, percentile intervals.
+"""Confidence intervals of metrics: percentile intervals of the cluster bootstrap over patients.
 
-Images of one patient resemble each other, so patients are drawn, with all their images (Field and Welsh 2007, "
-Bootstrapping clustered data"). A draw is how often each patient is in it, which makes everything that sums over images
-a product of matrices. Where no patient is known, each image counts as one and the intervals are too narrow;
-:func:`clusters` says which it was.
+Images of one patient resemble each other, so patients are resampled with all their images (Field and Welsh 2007,
+"Bootstrapping clustered data"). A resample ("draw") is stored as the number of times that it contains each patient, so
+every sum over images is a matrix product. Where no patient is known, each image counts as a patient and the intervals
+are too narrow; :func:`clusters` returns which of the two was resampled.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ Array = NDArray[np.float64]
 
 DRAWS = 2000
 LEVEL = 0.95
-_CHUNK = 4_000_000  # elements of draws x images at a time: 32 MB
+_CHUNK = 4_000_000  # elements (draws x images) processed at a time: 32 MB
 
 
 @dataclass(frozen=True)
 class Groups:
-    """What is drawn: place of each image's patient, and how many there are.
+    """Clusters for the bootstrap: the patient of each image.
 
     Attributes:
-        of: (N,) int64, from 0 to count - 1.
-        count: patients.
+        of: (N,) int64, the patient's number of each image, from 0 to count - 1.
+        count: number of patients.
         what: "patients", or "images" where no patient is known.
     """
 
@@ -43,7 +43,7 @@ class Groups:
 
 
 def clusters(predictions: Predictions) -> Groups:
-    """Patients in the order of their names; an image without one counts as one, if others have one."""
+    """The patients of the images, sorted by name; an image without a patient counts as a patient."""
     if not any(predictions.patients):
         return Groups(np.arange(len(predictions)), len(predictions), "images")
     names = [(0, p) if p else (1, path) for p, path in zip(predictions.patients, predictions.paths, strict=True)]
@@ -52,7 +52,7 @@ def clusters(predictions: Predictions) -> Groups:
 
 
 def drawn(count: int, n: int = DRAWS, seed: int = 0) -> Array:
-    """(n, count) float64: how often each patient is in each draw of `count` patients with replacement."""
+    """Bootstrap resamples, (n, count) float64: how often each of `count` patients is in each of `n` resamples."""
     check_int(count, "count", 1)
     check_int(n, "n", 1)
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n).astype(np.float64)
@@ -63,13 +63,13 @@ def _divided(of: Array, by: Array, otherwise: float = np.nan) -> Array:
 
 
 def _mean(values: Array, weights: Array) -> Array:
-    """Over the last axis, where weights are positive and values exist."""
+    """Weighted mean over the last axis, without NaN values; NaN if no weight remains."""
     weights = np.where(np.isnan(values), 0.0, weights)
     return _divided((np.nan_to_num(values) * weights).sum(-1), weights.sum(-1))
 
 
 def _of_confusion(matrices: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """From (B, K, K): figures (B,), and of each class (B, K). As :mod:`metrics` defines them."""
+    """Metrics of confusion matrices (B, K, K) as defined in :mod:`metrics`: overall (B,), and by class (B, K)."""
     hits = matrices.diagonal(axis1=1, axis2=2)
     true, said, total = matrices.sum(2), matrices.sum(1), matrices.sum((1, 2))
     everyone = total[:, None]
@@ -96,9 +96,12 @@ def _of_confusion(matrices: Array) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def _ranked(scores: Array, positive: NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
-    """AUROC and average precision of (B, N) weights: (B,) each, NaN where a side is empty. Ties count half."""
+    """AUROC and average precision under image weights (B, N): (B,) each, NaN without positives or without negatives.
+
+    Ties count half.
+    """
     order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))  # of runs of equal scores
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))  # starts of runs of equal scores
     weights, positive = weights[:, order], positive[order]
     hits = np.add.reduceat(weights * positive, starts, axis=1)
     misses = np.add.reduceat(weights * ~positive, starts, axis=1)
@@ -113,18 +116,18 @@ def _ranked(scores: Array, positive: NDArray[np.bool_], weights: Array) -> tuple
 def statistics(
     predictions: Predictions, groups: Groups, draws: Array, ranking: bool = True
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The figures of :func:`se_fused.apps.fracture.evaluation.metrics` for each draw of patients.
+    """The metrics of :func:`se_fused.apps.fracture.evaluation.metrics` for each bootstrap resample.
 
-    Averages over classes go over those that the draw has images of.
+    Averages over classes include only the classes of which the resample has images.
 
     Args:
         predictions: N labelled rows.
-        groups: of the rows.
-        draws: (B, groups.count), from :func:`drawn`; ones give the figures themselves.
-        ranking: whether AUROC and average precision are among them, which take nearly all of the time.
+        groups: clusters of the rows.
+        draws: (B, groups.count), from :func:`drawn`; a row of ones gives the metrics of the original data.
+        ranking: whether to compute AUROC and average precision, which take nearly all of the time.
 
     Returns:
-        (B,) by metric; and (B, K) by metric of each class. NaN where a draw does not have the metric.
+        {metric: (B,)} and {metric: (B, K)} by class. NaN where the metric is undefined in a resample.
     """
     size, rows = len(predictions.classes), np.arange(len(predictions))
     labels, best, scores = predictions.labels, predictions.predicted, predictions.probabilities
@@ -159,7 +162,7 @@ def statistics(
 
 
 def interval(values: Array, level: float = LEVEL) -> list[float] | None:
-    """[low, high] of the middle `level` of a metric's draws; None if fewer than half of them have the metric."""
+    """Percentile interval [low, high] of a metric's bootstrap values; None if the metric is undefined in over half."""
     values = values[np.isfinite(values)] if np.isfinite(values).mean() >= 0.5 else values[:0]
     if not len(values):
         return None
@@ -168,16 +171,16 @@ def interval(values: Array, level: float = LEVEL) -> list[float] | None:
 
 
 def intervals(predictions: Predictions, n: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """Percentile intervals of all metrics of one table.
+    """Confidence intervals (95 %) of all metrics of a table of predictions.
 
     Args:
-        predictions: rows without a label do not count.
-        n: draws of patients, >= 1.
-        seed: of the draws; the same seed and patients give the same draws.
+        predictions: rows without a label are ignored.
+        n: number of bootstrap resamples, >= 1.
+        seed: random seed; the same seed and patients give the same resamples.
 
     Returns:
         ``{"level", "draws", "seed", "clusters": {"what", "count"}, "figures": {metric: [low, high]}, "per_class":
-        {class: {metric: [low, high]}}}``; None in place of an interval that does not exist.
+        {class: {metric: [low, high]}}}``; None in place of an undefined interval.
 
     Raises:
         InputError: no row has a label.
@@ -199,34 +202,36 @@ def intervals(predictions: Predictions, n: int = DRAWS, seed: int = 0) -> dict[s
 
 
 def seed_draws(count: int, n: int, seed: int) -> Array:
-    """(n, count): the share of each of `count` trainings in each draw of them with replacement."""
+    """(n, count): the share of each of `count` training runs in each of `n` bootstrap resamples of the runs."""
     return drawn(count, n, seed) / count
 
 
 def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """One model trained several times, judged on the same images: each metric's mean, spread and interval.
+    """Mean, standard deviation and confidence intervals of each metric over several training runs of one model.
 
-    Each draw of patients is the same for all trainings, and their mean over it is what the interval is of. "interval"
-    keeps these trainings and draws patients; "interval_seeds" draws the trainings too, as a new training is another
-    draw (two levels, Davison and Hinkley 1997, section 3.8). With three trainings the latter is still on the narrow
-    side: so the standard deviation stands beside it.
+    All runs are evaluated on the same images. Each bootstrap resample of patients is the same for all runs; the
+    intervals are those of the mean over the runs. "interval" resamples the patients only. "interval_seeds" also
+    resamples the training runs (two levels, Davison and Hinkley 1997, section 3.8), and so includes the variation
+    between runs. With three runs it is still too narrow; therefore the standard deviation is reported too.
 
     Args:
-        tables: one for each training, with the same images in the same order (:func:`pairs.aligned`).
+        tables: predictions of each run, with the same images in the same order (:func:`pairs.aligned`).
         n, seed: as in :func:`intervals`.
 
     Returns:
-        ``{metric: {"mean", "sd" (n - 1; None of one), "values", "interval", "interval_seeds"}}``, without metrics that
-        these images do not have.
+        ``{metric: {"mean", "sd" (divisor n - 1; None for a single run), "values", "interval", "interval_seeds"}}``,
+        without metrics that are undefined for these images.
 
     Raises:
-        InputError: no tables, or they are not of the same images.
+        InputError: there are no tables, or they are not of the same images.
     """
     if not tables:
-        raise InputError("no predictions to average; give at least one finished run")
+        raise InputError("no predictions to evaluate; give at least one finished run")
     tables = [labelled(table) for table in tables]
     if any(table.paths != tables[0].paths for table in tables):
-        raise InputError("trainings of one model were judged on different images; evaluate them on one manifest")
+        raise InputError(
+            "training runs of one model have predictions of different images; evaluate them on one manifest"
+        )
     groups = clusters(tables[0])
     draws, ones = drawn(groups.count, n, seed), np.ones((1, groups.count))
     points = [statistics(table, groups, ones)[0] for table in tables]
@@ -249,6 +254,6 @@ def over_seeds(tables: Sequence[Predictions], n: int = DRAWS, seed: int = 0) -> 
 
 
 def matrices(tables: Sequence[Predictions]) -> NDArray[np.int64]:
-    """(K, K): the confusion matrices of several trainings, added up."""
+    """(K, K): the sum of the confusion matrices of several training runs."""
     total: NDArray[np.int64] = sum((confusion(t) for t in tables[1:]), confusion(tables[0]))
     return total

@@ -1,7 +1,8 @@
-"""Several models on one test set: the paper's Table 1 and Figures 2 and 3 for one's own data, with what it lacks.
+"""Comparison of several models on one test set: the paper's Table 1 and Figures 2 and 3 for the user's data.
 
-Several trainings of each model, intervals over patients, paired tests, what has to be beaten, and speed. Nothing here
-aims at the paper's figures; they stand beside ours, marked as of different data, with what is wrong with them.
+Beyond the paper, it has several training runs of each model, confidence intervals over patients, paired tests,
+baselines and speed. The paper's figures are not a target: they are printed beside the user's, marked as figures from
+different data, with notes on their errors.
 """
 
 import itertools
@@ -35,7 +36,7 @@ Progress = Callable[[str, float], None]
 
 
 def _parts(tables: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
-    """{view, or "patients": {"images", "accuracy", "f1_macro"}}: means over trainings."""
+    """{view or "patients": {"images", "accuracy", "f1_macro"}}, means over the training runs."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for table in tables:
         for view, row in by_view(table).items():
@@ -53,8 +54,8 @@ def _parts(tables: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
 
 
 def _pairs(groups: Mapping[str, Sequence[Finished]], draws: int, seed: int, progress: Progress) -> list[dict[str, Any]]:
-    """Every two models: paired bootstrap of accuracy and F1, McNemar of their ensembles, Holm over all pairs."""
-    # The later one less the earlier: the paper's order ends with the one it proposes.
+    """Tests of all pairs of models: paired bootstrap of accuracy and F1, McNemar of the ensembles, Holm correction."""
+    # Later model minus earlier model: the paper's order ends with the model that it proposes.
     couples = [(second, first) for first, second in itertools.combinations(groups, 2)]
     rows: list[dict[str, Any]] = []
     for i, (first, second) in enumerate(couples):
@@ -78,13 +79,13 @@ def compare(
     speed: Mapping[str, Any] | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """All figures of a comparison, for JSON.
+    """All results of a comparison as JSON-compatible values.
 
     Args:
         runs: from :func:`se_fused.apps.fracture.evaluation.runs.load_runs`.
-        draws, seed: of the intervals.
+        draws, seed: number and random seed of the bootstrap resamples.
         speed: from :func:`se_fused.apps.fracture.evaluation.speed.measure_speed`.
-        progress: told what is being done and the share of it that is done.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
         ``{"notice", "source", "classes", "images", "clusters", "draws", "models": {model: {"title", "seeds", "runs",
@@ -92,13 +93,13 @@ def compare(
         "baselines": {...}, "speed", "paper_notes", "headline"}``.
 
     Raises:
-        InputError: two runs are of the same model and seed, or of different test sets.
+        InputError: two runs have the same model and seed, or different test sets.
     """
     groups = by_model(runs)
     first = runs[0]
     models: dict[str, Any] = {}
     for i, (name, group) in enumerate(groups.items()):
-        progress(f"judging {name}", 0.4 * i / len(groups))
+        progress(f"evaluating {name}", 0.4 * i / len(groups))
         tables = [run.predictions for run in group]
         row = paper.row_of(group[0].model)
         models[name] = {
@@ -137,7 +138,7 @@ def compare(
 
 
 def _judged(manifest: Manifest, predictions: Predictions) -> Manifest:
-    """Without the images of test that could not be read, so that the baselines are of the same ones."""
+    """Remove the test images without a prediction, so that the baselines are evaluated on the same images."""
     there = set(predictions.paths)
     return Manifest(tuple(r for r in manifest.records if r.split != "test" or str(r.path) in there))
 
@@ -159,14 +160,14 @@ def write_comparison(
 
     Args:
         runs: from :func:`se_fused.apps.fracture.evaluation.runs.load_runs`.
-        output: the folder; it is made.
-        draws, seed: of the intervals.
-        device, batch, dtype, rounds: of :func:`se_fused.apps.fracture.evaluation.speed.measure_speed`.
-        speed: whether it is measured.
-        progress: told what is being done and the share of it that is done.
+        output: output folder; created if missing.
+        draws, seed: number and random seed of the bootstrap resamples.
+        device, batch, dtype, rounds: as in :func:`se_fused.apps.fracture.evaluation.speed.measure_speed`.
+        speed: whether to measure the speed.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        :func:`compare`'s, as it is in results.json, which is written last.
+        The result of :func:`compare`, as in results.json, which is written last.
     """
     output.mkdir(parents=True, exist_ok=True)
     measured = None

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the paper's Figures 2 and 3 for one's own data, and the confusion matrices side by side."""
+"""Figures of a comparison: the paper's Figures 2 and 3 for the user's data, and the confusion matrices."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _HATCHES = ("", "//", "..")
 
 
 def _bars(axes: "Axes", place: float, row: Mapping[str, Any] | None, width: float, **style: Any) -> None:
-    """The mean with its interval, a point for each training, and the figure above."""
+    """Draw a bar of the mean with its confidence interval, a point for each training run, and the value above it."""
     if row is None:
         return
     mean, limits = 100 * row["mean"], row["interval"]
@@ -52,7 +52,7 @@ def _finish(axes: "Axes", content: Mapping[str, Any], names: Sequence[str], titl
     axes.set_ylabel("%", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     told = [
-        f"{content['images']} test images. Lines: 95 % over {content['clusters']['what']}; points: trainings.",
+        f"{content['images']} test images. Lines: 95 % intervals over {content['clusters']['what']}; points: runs.",
         *([f"Data: {content['source']}."] if content["source"] else []),
         f"{NOTICE}.",
     ]
@@ -60,10 +60,10 @@ def _finish(axes: "Axes", content: Mapping[str, Any], names: Sequence[str], titl
 
 
 def metric_bars(content: Mapping[str, Any], path: Path) -> None:
-    """Figure 2: precision, recall and F1 (macro) of each model.
+    """Draw Figure 2: macro precision, recall and F1 of each model.
 
     Args:
-        content: of :func:`se_fused.apps.fracture.evaluation.comparison.compare`.
+        content: result of :func:`se_fused.apps.fracture.evaluation.comparison.compare`.
         path: a .png, .pdf or .svg.
     """
     models = content["models"]
@@ -83,7 +83,7 @@ def metric_bars(content: Mapping[str, Any], path: Path) -> None:
 
 
 def accuracy_bars(content: Mapping[str, Any], path: Path) -> None:
-    """Figure 3: multi-class accuracy of each model, with lines for the baselines.
+    """Draw Figure 3: multi-class accuracy of each model, with lines for the baselines.
 
     Args:
         content, path: as in :func:`metric_bars`.
@@ -105,7 +105,7 @@ def accuracy_bars(content: Mapping[str, Any], path: Path) -> None:
 
 
 def confusion_grid(content: Mapping[str, Any], path: Path) -> None:
-    """The confusion matrix of each model, its trainings added up: shares of the rows.
+    """Draw the confusion matrix of each model, summed over its training runs, as shares of the true class.
 
     Args:
         content, path: as in :func:`metric_bars`.

@@ -1,4 +1,4 @@
-"""What a comparison says in words and tables: Table 1 as Markdown and CSV, the report, the headline."""
+"""Report of a comparison: Table 1 as Markdown and CSV, the summary sentence, and report.md."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ from .report import percent, table
 __all__ = ["headline", "report_text", "table_csv", "table_markdown"]
 
 COLUMNS = {"precision_macro": "Precision", "recall_macro": "Recall", "f1_macro": "F1-Score", "accuracy": "Accuracy"}
-"""The paper's Table 1."""
+"""{metric: column of the paper's Table 1}."""
 _PAPER = {"precision_macro": "precision", "recall_macro": "recall", "f1_macro": "f1", "accuracy": "accuracy"}
 _MORE = {
-    "accuracy": "accuracy", "accuracy_one_vs_rest": "accuracy, one against the rest",
+    "accuracy": "accuracy", "accuracy_one_vs_rest": "accuracy, one-vs-rest",
     "balanced_accuracy": "balanced accuracy", "precision_weighted": "precision, weighted",
     "recall_weighted": "recall, weighted", "f1_weighted": "F1, weighted", "specificity_macro": "specificity",
     "auroc_macro": "AUROC", "average_precision_macro": "average precision", "calibration_error": "calibration error",
@@ -25,7 +25,7 @@ DIFFERENT = "different data, not comparable"
 
 
 def mean_sd(row: Mapping[str, Any] | None, interval: bool = True) -> str:
-    """ "84.00 ± 1.20 [81.10, 87.00]" in percent; no ± of a single training."""
+    """ "84.00 ± 1.20 [81.10, 87.00]" in percent; without ± for a single training run."""
     if row is None:
         return "–"
     spread = "" if row["sd"] is None else f" ± {100 * row['sd']:.2f}"
@@ -33,22 +33,22 @@ def mean_sd(row: Mapping[str, Any] | None, interval: bool = True) -> str:
 
 
 def points(row: Mapping[str, Any], key: str = "interval") -> str:
-    """A difference in percentage points, with its interval."""
+    """A difference in percentage points with its confidence interval."""
     low, high = row[key] or (float("nan"), float("nan"))
     return f"{100 * row['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def p_value(p: float) -> str:
-    """Three decimals, or that it is less."""
+    """A p value with three decimals, or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _seeds(count: int) -> str:
-    return f"{count} training{'s' if count > 1 else ''}"
+    return f"{count} training run{'s' if count > 1 else ''}"
 
 
 def table_markdown(content: Mapping[str, Any]) -> str:
-    """Table 1: ours, and below each the paper's, in percent."""
+    """Table 1 as Markdown, in percent; below each model the paper's figures for it."""
     rows: list[Sequence[object]] = []
     for model in content["models"].values():
         figures = model["figures"]
@@ -70,20 +70,20 @@ def table_markdown(content: Mapping[str, Any]) -> str:
     wrong = [row for row in paper.impossible() if row.name in shown]
     notes = "".join(
         f"\n† {row.name}: an F1 of {row.f1:.2f} above both its precision {row.precision:.2f} and its recall "
-        f"{row.recall:.2f} is no average of F1s; their harmonic mean is {row.harmonic_mean:.2f}.\n"
+        f"{row.recall:.2f} cannot be an average of F1 scores; their harmonic mean is {row.harmonic_mean:.2f}.\n"
         for row in wrong
     )
     return (
         f"**Table 1.** Comparison of metrics, percent. {where}. Precision, recall and F1 are means over classes "
-        f"(macro); accuracy is multi-class. Mean ± standard deviation over trainings [95 % interval over "
-        f"{content['clusters']['what']}, {content['draws']} draws].\n\n"
+        f"(macro); accuracy is multi-class. Mean ± standard deviation over training runs [95 % confidence interval "
+        f"over {content['clusters']['what']}, {content['draws']} bootstrap resamples].\n\n"
         + table(("Classification approach", *COLUMNS.values()), rows)
         + notes
     )
 
 
 def table_csv(content: Mapping[str, Any]) -> str:
-    """Table 1 as CSV, in percent with two decimals: mean, sd, low, high of each metric, and the paper's."""
+    """Table 1 as CSV, in percent with two decimals: mean, sd, low, high of each metric, and the paper's figures."""
     out = io.StringIO()
     made = csv.writer(out, lineterminator="\n")
     names = [name.lower().replace("-", "_") for name in COLUMNS.values()]
@@ -111,7 +111,7 @@ def table_csv(content: Mapping[str, Any]) -> str:
 
 # ---- SE-ResNet against ResNet
 def _se_pair(models: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(SE-ResNet, ResNet) of the same depth, if both are there."""
+    """Names of an SE-ResNet and the ResNet of the same depth, if both are among the models."""
     for name in models:
         plain = name.removeprefix("se")
         if name.startswith("seresnet") and plain in models:
@@ -120,11 +120,14 @@ def _se_pair(models: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _speed_sentence(speed: Mapping[str, Any], mode: str, pair: tuple[str, str], names: tuple[str, str]) -> str:
-    """What SE costs with our kernels and without: ratios of the same rounds."""
+    """Sentence on the speed of SE-ResNet relative to ResNet, with fused kernels and without.
+
+    The ratios compare times of the same measurement rounds.
+    """
     what = {"infer": "inference", "train": "training"}[mode]
     rows = [speed["modes"][mode][model] for model in pair]
     if any(row["differs"] for row in rows):
-        return f"In {what} they were not timed, for their results differ."
+        return f"Speed of {what} was not measured because the results differ."
     parts = []
     for way, how in (("fused", "with fused kernels"), ("plain", "in plain PyTorch")):
         ours, base = (row[way] for row in rows)
@@ -137,30 +140,30 @@ def _speed_sentence(speed: Mapping[str, Any], mode: str, pair: tuple[str, str], 
 
 
 def headline(content: Mapping[str, Any]) -> str:
-    """Whether SE helps here, and what it costs: from the figures, whatever they say."""
+    """Summary of the comparison of SE-ResNet with ResNet: difference in accuracy, its significance, and speed."""
     models = content["models"]
     pair = _se_pair(models)
     if pair is None:
-        return "SE-ResNet and ResNet of the same depth are not both among the models."
+        return "The models do not include both an SE-ResNet and the ResNet of the same depth."
     se, plain = pair
     row = next(p for p in content["pairs"] if {p["first"], p["second"]} == {se, plain})
     sign = 1.0 if row["first"] == se else -1.0
     accuracy = row["accuracy"]
     low, high = sorted(sign * x for x in accuracy["interval_seeds"])
     difference, p = sign * accuracy["difference"], accuracy["p_seeds"]
-    verdict = "these data do not tell the two apart"
+    verdict = "the difference is not significant on this test set"
     if p < 0.05:
-        verdict = f"{models[se if difference > 0 else plain]['title']} is the more accurate here"
+        verdict = f"{models[se if difference > 0 else plain]['title']} is more accurate on this test set"
     names = models[se]["title"], models[plain]["title"]
     fewest = min(len(models[name]["seeds"]) for name in pair)
     said = [
         f"{names[0]} against {names[1]}: accuracy {mean_sd(models[se]['figures']['accuracy'], False)} % against "
         f"{mean_sd(models[plain]['figures']['accuracy'], False)} % over {_seeds(fewest)} each, a difference of "
         f"{100 * difference:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] over {content['clusters']['what']} and "
-        f"trainings, p {'' if p < 0.001 else '= '}{p_value(p)}: {verdict}."
+        f"training runs, p {'' if p < 0.001 else '= '}{p_value(p)}: {verdict}."
     ]
     if fewest < 3:
-        said.append("With fewer than three trainings of each, nothing is known of how much trainings differ.")
+        said.append("With fewer than three training runs of each, the variation between runs is unknown.")
     speed = content["speed"]
     if speed is not None:
         for mode in ("infer", "train"):
@@ -198,8 +201,8 @@ def _pair_table(content: Mapping[str, Any]) -> str:
     what = content["clusters"]["what"]
     return table(
         (
-            "pair", f"Δ accuracy, points [95 %, {what}]", f"[95 %, {what} and trainings]", "p (Holm)",
-            "Δ F1 macro [95 %, both]", "p (Holm)", "right: only the first / only the second", "McNemar p (Holm)",
+            "pair", f"Δ accuracy, points [95 %, {what}]", f"[95 %, {what} and training runs]", "p (Holm)",
+            "Δ F1 macro [95 %, both]", "p (Holm)", "correct: first only / second only", "McNemar p (Holm)",
         ),
         rows,
     )  # fmt: skip
@@ -246,43 +249,44 @@ def _speed_table(content: Mapping[str, Any], mode: str) -> str:
     return table(
         (
             "", "M parameters", "images/s, fused kernels", "images/s, plain PyTorch",
-            "fused over plain [quartiles]", "MB at the peak, fused", "MB, plain",
+            "speed-up of fused [quartiles]", "peak MB, fused", "peak MB, plain",
         ),
         rows,
     )  # fmt: skip
 
 
 def report_text(content: Mapping[str, Any]) -> str:
-    """report.md."""
+    """Text of report.md."""
     lines = ["# Comparison of models\n", f"**{content['notice']}.**\n"]
     if content["source"]:
         lines.append(f"Data: {content['source']}.\n")
     lines += [f"{content['headline']}\n", table_markdown(content)]
     lines += ["![Figure 2](figure2.png)\n", "![Figure 3](figure3.png)\n"]
-    lines += ["### Of the paper's figures\n", *(f"- {note}" for note in content["paper_notes"]), ""]
+    lines += ["### Notes on the paper's figures\n", *(f"- {note}" for note in content["paper_notes"]), ""]
     lines += ["## More metrics, percent\n", _more_table(content)]
     lines.append(
-        "Accuracy is multi-class; one against the rest is the paper's equation 12, 1 − 2(1 − accuracy)/K, with "
+        "Accuracy is multi-class; one-vs-rest accuracy is the paper's equation 12, 1 − 2(1 − accuracy)/K, with "
         f"K = {len(content['classes'])} classes here.\n"
     )
     lines += [f"- {TITLES[name]}: {row['why']}" for name, row in content["baselines"].items() if "why" in row]
     lines += ["![confusion matrices](confusion.png)\n"]
     if content["pairs"]:
-        lines += ["## Which differences are real\n", _pair_table(content)]
+        lines += ["## Pairwise tests\n", _pair_table(content)]
         lines.append(
-            "Paired bootstrap of patients, with the trainings kept and drawn too; p is two-sided, in brackets by Holm "
-            "over all pairs. McNemar's exact test is of the mean of the trainings' probabilities and takes images for "
-            "independent, which those of one patient are not.\n"
+            "Paired bootstrap: the first interval resamples patients, the second patients and training runs. p is "
+            "two-sided; in brackets, it is corrected by Holm over all pairs. McNemar's exact test uses the mean "
+            "probabilities of the training runs. It assumes independent images, but images of one patient are not.\n"
         )
     if parts := _part_table(content):
-        lines += ["## Views and patients (mean over views), percent\n", parts]
+        lines += ["## By view and by patient (mean over the patient's images), percent\n", parts]
     if content["speed"] is not None:
         speed = content["speed"]
         lines.append("## Speed and memory\n")
         lines.append(
-            f"{speed['device']}, {speed['threads']} threads, batches of {speed['batch']}, {speed['dtype']}; all models "
-            "and both ways measured in turn, after their results were held against float64. Training is forward and "
-            "backward. Ratios are of the same rounds; above 1 the fused kernels are faster.\n"
+            f"{speed['device']}, {speed['threads']} threads, batches of {speed['batch']}, {speed['dtype']}. All "
+            "models, with fused kernels and in plain PyTorch, are measured in turn after their results were compared "
+            "with float64. Training is a forward and a backward pass. Speed-ups compare times of the same rounds; "
+            "above 1 the fused kernels are faster.\n"
         )
         for mode, what in (("infer", "Inference"), ("train", "Training")):
             lines += [f"### {what}\n", _speed_table(content, mode)]

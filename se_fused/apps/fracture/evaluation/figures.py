@@ -1,6 +1,6 @@
-"""Pictures of predictions: confusion matrix, ROC, precision and recall, reliability, bars of each class.
+"""Figures of predictions: confusion matrix, ROC, precision-recall, reliability diagram, and metrics of each class.
 
-Colours are Okabe and Ito's, told apart by the colour-blind, and the lines differ in their strokes too.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish; lines also differ in their dashes.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["COLOURS", "class_bars", "confusion_matrix", "precision_recall", "reliability", "roc"]
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7a6a00", "#000000")
-"""Okabe and Ito 2008; their yellow darkened, which is lost on white."""
+"""Colours of Okabe and Ito 2008, with a darker yellow, because the original is hard to see on white."""
 _DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
 _GREY = "#666666"
 
@@ -32,13 +32,13 @@ Path = str | os.PathLike[str]
 def _curve(
     curve: Callable[..., Any], true: NDArray[Any], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two rates of torchmetrics' curve, at every threshold."""
+    """The two rates of a curve of torchmetrics at every threshold."""
     first, second, _ = curve(torch.from_numpy(scores), torch.from_numpy(np.asarray(true, np.int64)))
     return first.double().numpy(), second.double().numpy()
 
 
 def tidy(axes: "Axes", title: str) -> None:
-    """What all axes here look like."""
+    """Apply the common style of all axes."""
     axes.set_title(title, fontsize=11, loc="left", pad=10)
     axes.tick_params(labelsize=9)
     axes.set_axisbelow(True)
@@ -61,7 +61,10 @@ def _stroke(k: int) -> dict[str, Any]:
 
 
 def confusion_matrix(predictions: Predictions, path: Path, title: str = "Confusion matrix") -> None:
-    """Counts, and below them the share of the row, which the colour shows; the last column is the row's images."""
+    """Draw the confusion matrix: counts, and below them and as colour the share of the true class.
+
+    The row labels give the number of images of each class.
+    """
     found = metrics(predictions)
     matrix, names = np.array(found["confusion"]), found["classes"]
     size, total = len(names), matrix.sum(1, keepdims=True)
@@ -90,14 +93,14 @@ def confusion_matrix(predictions: Predictions, path: Path, title: str = "Confusi
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label("share of the row", fontsize=9)
+    bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     save(figure, path)
 
 
 def _each(predictions: Predictions, found: Mapping[str, Any]) -> list[tuple[str, NDArray[np.bool_], Any, float]]:
-    """(name, whether true, scores, area) of each class that has images and is not all of them."""
+    """(name, whether true, scores, AUROC) of each class with positive and negative images."""
     return [
         (name, predictions.labels == k, predictions.probabilities[:, k], row["auroc"])
         for k, (name, row) in enumerate(found["per_class"].items())
@@ -106,7 +109,7 @@ def _each(predictions: Predictions, found: Mapping[str, Any]) -> list[tuple[str,
 
 
 def roc(predictions: Predictions, path: Path) -> None:
-    """A curve for each class that has images, and their mean, taken upwards at each false positive rate (macro)."""
+    """Draw the ROC curve of each class with images, and their macro mean over the true positive rates."""
     predictions, found = labelled(predictions), metrics(predictions)
     figure = new_figure(6.6, 5.4)
     axes = figure.subplots()
@@ -123,7 +126,7 @@ def roc(predictions: Predictions, path: Path) -> None:
         axes.plot(np.concatenate([[0], grid]), mean, color="#000000", linewidth=3, alpha=0.75, label=macro)
     _square(
         axes,
-        "ROC, each class against the rest",
+        "ROC, one-vs-rest",
         "false positive rate (1 − specificity)",
         "true positive rate (sensitivity)",
     )
@@ -132,14 +135,17 @@ def roc(predictions: Predictions, path: Path) -> None:
 
 
 def precision_recall(predictions: Predictions, path: Path) -> None:
-    """A curve for each class that has images; the short line at the right is the share of the class, chance."""
+    """Draw the precision-recall curve of each class with images.
+
+    The short line at the right is the share of the class, which is the precision of random predictions.
+    """
     predictions, found = labelled(predictions), metrics(predictions)
     figure = new_figure(6.6, 5.4)
     axes = figure.subplots()
     for k, (name, true, scores, _) in enumerate(_each(predictions, found)):
         precision, recall = _curve(binary_precision_recall_curve, true, scores)
         label = f"{name}  {found['per_class'][name]['average_precision']:.3f}"
-        # Steps: between two thresholds there is nothing to interpolate (Davis and Goadrich 2006).
+        # Steps, because linear interpolation between two thresholds is not valid (Davis and Goadrich 2006).
         axes.step(recall, precision, where="post", label=label, **_stroke(k))
         axes.plot([0.97, 1.01], [true.mean()] * 2, color=COLOURS[k % len(COLOURS)], linewidth=2.5, alpha=0.6)
     _square(axes, "Precision and recall", "recall (sensitivity)", "precision")
@@ -148,7 +154,7 @@ def precision_recall(predictions: Predictions, path: Path) -> None:
 
 
 def reliability(predictions: Predictions, path: Path, title: str = "Reliability") -> None:
-    """How often the predicted class is right where its probability is so high, above how many images that are."""
+    """Draw the reliability diagram: accuracy by probability of the predicted class, and below it the image counts."""
     predictions, found = labelled(predictions), metrics(predictions)
     right, sure = predictions.predicted == predictions.labels, predictions.probabilities.max(1)
     edges = np.linspace(0, 1, BINS + 1)
@@ -164,7 +170,7 @@ def reliability(predictions: Predictions, path: Path, title: str = "Reliability"
     low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
     top.bar(
         left, high - low, wide, low, align="edge", fill=False, edgecolor=COLOURS[3], hatch="////", linewidth=1,
-        label="gap to what the probability says",
+        label="gap between accuracy and probability",
     )  # fmt: skip
     top.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
     told = (
@@ -175,7 +181,7 @@ def reliability(predictions: Predictions, path: Path, title: str = "Reliability"
     top.text(0, 1.03, told, transform=top.transAxes, fontsize=8.5, color=_GREY)
     top.legend(frameon=False, fontsize=9, loc="upper left")
     top.set_ylim(0, 1)
-    top.set_ylabel("share right", fontsize=10)
+    top.set_ylabel("accuracy", fontsize=10)
     bottom.bar(left, counts[used], wide, align="edge", color=_GREY, edgecolor="white")
     tidy(bottom, "")
     bottom.set_xlim(0, 1)
@@ -189,10 +195,10 @@ def class_bars(
     path: Path,
     intervals: Mapping[str, Mapping[str, Sequence[float] | None]] | None = None,
 ) -> None:
-    """Bars of each class, with intervals where they are given.
+    """Draw bars of precision, recall and F1 of each class, with confidence intervals if given.
 
     Args:
-        predictions: labelled.
+        predictions: predictions; rows without a label are ignored.
         path: a .png, .pdf or .svg.
         intervals: {class: {metric: [low, high]}}, "per_class" of :func:`se_fused.apps.fracture.evaluation.intervals`.
     """
@@ -214,6 +220,6 @@ def class_bars(
     axes.set_ylim(0, 1.04)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     if intervals is not None:
-        axes.set_xlabel("lines: 95 % of the draws of patients", fontsize=9, color=_GREY)
+        axes.set_xlabel("lines: 95 % bootstrap intervals over patients", fontsize=9, color=_GREY)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     save(figure, path)

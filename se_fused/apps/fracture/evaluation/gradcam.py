@@ -1,11 +1,14 @@
-"""Grad-CAM: where on an image a class was seen (Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2).
+"""Grad-CAM: heat maps of the image regions that support a class.
 
-The last map of a small image is too coarse to point at anything: 3x3 at 96 pixels. Then the map of an earlier stage is
-taken, the deepest that has at least six positions on a side; the paper's own maps have 14 (VGG-16) and 7 (ResNet).
+Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2.
 
-A map is laid over the image by where its positions look, not by equal cells: with odd kernels and symmetric padding,
-position i of a ResNet's last map is centred on pixel 32 i, half a cell above and left of its cell. On an image of 96
-pixels that is a sixth of its width, and would put the heat beside the fracture.
+The last feature map of a small image is too coarse to localise anything: 3x3 at 96 pixels. In this case, the feature
+map of an earlier stage is used, the deepest one with at least six positions per side. The paper's maps have 14
+positions per side (VGG-16) and 7 (ResNet).
+
+A map is aligned with the image by the centres of its receptive fields, not by equal cells. With odd kernels and
+symmetric padding, position i of a ResNet's last map is centred on pixel 32 i, half a cell above and left of the middle
+of its cell. On an image of 96 pixels that is a sixth of the width, which would place the heat beside the fracture.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +25,15 @@ __all__ = ["grad_cam"]
 
 _LEAST = 6
 _EARLIER = ("layer3", "layer2", "features.denseblock3", "features.denseblock2")  # deepest first
-_PROBE = 8  # positions of a map for the receptive fields' centres: in the middle they end inside the image
+_PROBE = 8  # map size for measuring receptive fields: those in the middle of the map end inside the image
 
-# Once a model: a centre is one of its kernels and strides; its weights move the estimate by a pixel or two.
+# Measured once per model: the centre depends on kernels and strides; the weights change it by a pixel or two only.
 _CENTRES: WeakKeyDictionary[nn.Module, dict[tuple[str, int], float]] = WeakKeyDictionary()
 
 
 @contextmanager
 def _seen(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """What a layer gives in the passes within, as leaves that the rest of the network goes on from."""
+    """Collect the outputs of a layer during forward passes, as autograd leaves that feed the rest of the network."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def _seen(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 
 def _forward(model: ImageClassifier, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """The map of a layer, "" for the last one, as a leaf; and the logits, a function of it."""
+    """Feature map of a layer ("" for the last one) as an autograd leaf, and the logits as a function of it."""
     if not layer:
         with torch.no_grad():
             features = model.forward_features(x)
@@ -58,14 +61,14 @@ def _forward(model: ImageClassifier, x: Tensor, layer: str) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def _side(model: nn.Module, x: Tensor, layer: str) -> int:
-    """Positions on a side of a layer's map."""
+    """Number of positions per side of a layer's feature map."""
     with _seen(model, layer) as found:
         model.forward_features(x[:1])  # type: ignore[operator]
     return found[0].shape[3]
 
 
 def _chosen_layer(model: ImageClassifier, x: Tensor) -> str:
-    """The deepest layer with maps of _LEAST positions on a side, or the finest there is; "" is the last map."""
+    """The deepest layer with at least _LEAST positions per side, or the finest available; "" is the last layer."""
     with torch.no_grad():
         if model.forward_features(x[:1]).shape[3] >= _LEAST:
             return ""
@@ -74,10 +77,10 @@ def _chosen_layer(model: ImageClassifier, x: Tensor) -> str:
 
 
 def _first_centre(model: ImageClassifier, layer: str, stride: int) -> float:
-    """The pixel on which position 0 of the map is centred, measured: where the slope of a position lies.
+    """Measure the pixel at the centre of the receptive field of position 0 of the feature map.
 
-    The mean over a few images of noise, on a larger image than the network's own, of the centroid of the squared slope
-    of the middle position's features, less the middle position times the stride.
+    The centroid of the squared gradient of the features at the middle position, with respect to four noise images that
+    are larger than the network's input, minus the middle position times the stride.
     """
     place = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +104,7 @@ def _first_centre(model: ImageClassifier, layer: str, stride: int) -> float:
 
 
 def _laid_over(maps: Tensor, size: int, first: float, stride: int) -> Tensor:
-    """(N, 1, h, w) -> (N, S, S): bilinear between the centres; beyond the outermost ones their values go on."""
+    """Resample maps (N, 1, h, w) to (N, S, S), bilinear between the centres and constant beyond the outermost ones."""
     places = (torch.arange(size, dtype=torch.float32, device=maps.device) - first) / stride
     places = 2 * places / max(maps.shape[2] - 1, 1) - 1
     grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
@@ -109,23 +112,23 @@ def _laid_over(maps: Tensor, size: int, first: float, stride: int) -> Tensor:
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | Tensor | None = None) -> Tensor:
-    """Heat maps of one class for each image, on the network's last map of features that is fine enough.
+    """Grad-CAM heat map of one class for each image, from the last feature map that is fine enough.
 
-    ``relu(sum_k a_k A_k)`` with ``a_k`` the mean over positions of the slope of the class's logit in map ``A_k``,
-    enlarged to the image's size about the centres of its receptive fields, and divided by its largest value.
+    A heat map is ``relu(sum_k a_k A_k)``, where ``a_k`` is the mean over positions of the gradient of the class's logit
+    with respect to feature map ``A_k``. It is resampled to the image size by the centres of the receptive fields and
+    divided by its maximum.
 
     Args:
-        model: one of ours; it is evaluated, and left in the mode it was in.
+        model: a model of se_fused. It runs in evaluation mode; its mode is restored afterwards.
         images: (N, C, S, S), normalised, on the model's device.
-        classes: N class numbers; None: the predicted ones.
+        classes: N class numbers; None: the predicted classes.
 
     Returns:
-        (N, S, S) float32 in [0, 1] on the CPU; the largest value of a map is 1, or all are 0 where nothing speaks for
-        the class.
+        (N, S, S) float32 in [0, 1] on the CPU. The maximum of a map is 1, or 0 if no region supports the class.
 
     Raises:
-        TypeError: the model is none of ours.
-        ValueError: classes are not N numbers of classes.
+        TypeError: the model is not a model of se_fused.
+        ValueError: `classes` are not N valid class numbers.
     """
     if not isinstance(model, ImageClassifier):
         raise TypeError(f"model must be one of se_fused.list_models(), got {type(model).__name__}")

@@ -1,6 +1,6 @@
-"""Whether heat maps fall on the fracture: scores against boxes, and sheets of overlays to look at.
+"""Localisation of fractures by heat maps: scores against boxes, and sheets of overlays.
 
-Boxes come from the synthetic set's ``cracks.csv``; other data have none, and then there is only the sheet.
+Boxes come from ``cracks.csv`` of a synthetic data set. Other data have no boxes, so there is only the sheet.
 """
 
 import os
@@ -31,12 +31,12 @@ Box = tuple[float, float, float, float]
 
 
 def box_on(box: Sequence[float], height: int, width: int, size: int) -> Box:
-    """A box in pixels of an image -> in pixels of its letterboxed square, as :func:`load_radiograph` makes it.
+    """Transform a box from pixels of an image to pixels of its letterboxed square (:func:`load_radiograph`).
 
     Args:
-        box: x0, y0, x1, y1, edges, in pixels from the upper left corner of the image.
-        height, width: of the image.
-        size: of the square.
+        box: edges x0, y0, x1, y1 in pixels from the upper left corner of the image.
+        height, width: height and width of the image.
+        size: side of the square.
     """
     top, left, high, wide = letterboxed(height, width, size)
     x0, y0, x1, y1 = box
@@ -44,7 +44,7 @@ def box_on(box: Sequence[float], height: int, width: int, size: int) -> Box:
 
 
 def _inside(box: Box, size: int) -> NDArray[np.bool_]:
-    """(S, S): the pixels that a box covers by their middle; the one nearest to its middle if it covers none."""
+    """(S, S) mask of the pixels whose centre is in a box; if there is none, the pixel nearest to the box's centre."""
     x0, y0, x1, y1 = box
     middles = np.arange(size) + 0.5
     inside = ((middles >= y0) & (middles <= y1))[:, None] & ((middles >= x0) & (middles <= x1))[None, :]
@@ -55,10 +55,10 @@ def _inside(box: Box, size: int) -> NDArray[np.bool_]:
 
 
 def pointing_game(heat: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np.bool_]:
-    """Whether the hottest pixel lies in the box (Zhang et al. 2016, arXiv:1608.00507), without a margin around it.
+    """Pointing game: whether the hottest pixel is in the box (Zhang et al. 2016, arXiv:1608.00507), without a margin.
 
     Args:
-        heat: (N, S, S); a map of one value throughout points nowhere.
+        heat: (N, S, S); a constant map counts as a miss.
         boxes: N boxes in pixels of the maps.
 
     Returns:
@@ -72,7 +72,7 @@ def pointing_game(heat: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np
 
 
 def energy_in_box(heat: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np.float64]:
-    """The share of a map's heat that lies in the box (Wang et al. 2020, arXiv:1910.01279, section 4.3); NaN of no heat.
+    """Share of a map's heat in the box (Wang et al. 2020, arXiv:1910.01279, section 4.3); NaN for a map without heat.
 
     Args:
         heat: (N, S, S), >= 0.
@@ -95,7 +95,7 @@ def _named(path: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         why = (isinstance(error, OSError) and error.strerror) or str(error).removeprefix(f"{path}: ")
         raise InputError(
-            f"{path}: was predicted and cannot be read now: {why}; bring it back or evaluate anew"
+            f"{path}: was predicted, but can no longer be read: {why}; restore it or evaluate again"
         ) from None
 
 
@@ -107,13 +107,13 @@ def _picture(path: str, size: int) -> Tensor:
 def heat_maps(
     classifier: Classifier, paths: Sequence[str], classes: Sequence[int] | None = None, batch: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Images of files and their Grad-CAM, (N, S, S) float32 in [0, 1] each.
+    """Images and their Grad-CAM heat maps, (N, S, S) float32 in [0, 1] each.
 
     Args:
-        classifier: its network stays where it is.
+        classifier: the classifier; its network stays on its device.
         paths: N readable images.
-        classes: N numbers of the classes that are asked about; None: the predicted ones.
-        batch: images at a time.
+        classes: N class numbers for the heat maps; None: the predicted classes.
+        batch: batch size.
 
     Raises:
         InputError: a file cannot be read.
@@ -131,7 +131,7 @@ def heat_maps(
 
 
 def _boxes(predictions: Predictions, cracks: Cracks) -> dict[int, Box]:
-    """{row: box in pixels of the image} of the rows whose crack has a box and can be seen."""
+    """{row: box in pixels of the image} of the rows with a box and a visible crack."""
     found = {}
     for i, path in enumerate(predictions.paths):
         row = cracks.get(os.path.normpath(path), {})
@@ -140,13 +140,13 @@ def _boxes(predictions: Predictions, cracks: Cracks) -> dict[int, Box]:
         try:
             x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
         except ValueError:
-            raise InputError(f"cracks.csv: {Path(path).name}: x0, y0, x1, y1 must be numbers; write it anew") from None
+            raise InputError(f"cracks.csv: {Path(path).name}: x0, y0, x1, y1 must be numbers; write it again") from None
         found[i] = (x0, y0, x1, y1)
     return found
 
 
 def _size_of(path: str) -> tuple[int, int]:
-    """Height and width of an image file, from its head."""
+    """Height and width of an image file, from its header."""
     from PIL import Image
 
     with _named(path), Image.open(path) as image:
@@ -156,18 +156,18 @@ def _size_of(path: str) -> tuple[int, int]:
 def localisation(
     classifier: Classifier, predictions: Predictions, cracks: Cracks, limit: int = 200
 ) -> dict[str, Any] | None:
-    """Pointing game and energy in the box of Grad-CAM for the true class, on fractures that are visible.
+    """Localisation scores of Grad-CAM for the true class on images with a visible fracture.
 
     Args:
-        classifier: whose maps.
-        predictions: of a set with boxes.
+        classifier: the classifier whose heat maps are scored.
+        predictions: predictions of images with boxes.
         cracks: from :func:`read_cracks`.
-        limit: at most so many images, spread evenly over the set.
+        limit: maximum number of images, spread evenly over the set.
 
     Returns:
-        ``{"images", "pointing_game", "energy_in_box", "box_share"}``, and the first two of the images that were
-        predicted rightly ("right"). "box_share" is the mean share of the square that a box covers: what both scores are
-        for heat that knows nothing. None where no box is known.
+        ``{"images", "pointing_game", "energy_in_box", "box_share", "right"}``. "box_share" is the mean share of the
+        square that a box covers, the expected value of both scores for a random heat map. "right" has the first three
+        entries for the correctly predicted images. None if no box is known.
     """
     boxes = {i: box for i, box in _boxes(predictions, cracks).items() if predictions.labels[i] >= 0}
     if not boxes:
@@ -194,9 +194,9 @@ def localisation(
 
 
 def examples(predictions: Predictions, count: int = 12) -> NDArray[np.int64]:
-    """Rows to look at: of each class in turn the one that is most surely right, then the one that is most surely wrong.
+    """Rows of example images: for each class in turn, the most confident correct and the most confident wrong ones.
 
-    Without labels the surest of all.
+    Without labels, the most confident predictions of all.
     """
     sure, right = predictions.probabilities.max(1), predictions.predicted == predictions.labels
     queues = []
@@ -221,14 +221,16 @@ def overlay_sheet(
     cracks: Cracks | None = None,
     remark: str = "",
 ) -> None:
-    """Radiographs beside the same with the heat of the predicted class over it, and a box where one is known.
+    """Write a sheet of radiographs, each beside the same image with the heat map of the predicted class.
+
+    A box marks the fracture where its position is known.
 
     Args:
-        classifier: whose maps.
-        predictions: its predictions; :func:`examples` chooses from them.
+        classifier: the classifier whose heat maps are drawn.
+        predictions: its predictions; :func:`examples` selects the images.
         path: a .png, .pdf or .svg.
         cracks: from :func:`read_cracks`.
-        remark: what is said of the data below the heading.
+        remark: text about the data, below the heading.
     """
     rows = examples(predictions)
     some = predictions.take(rows)
@@ -240,7 +242,7 @@ def overlay_sheet(
     figure.set_facecolor("#111111")
     heading = "Grad-CAM of the predicted class, brighter is hotter (inferno)"
     figure.suptitle(f"{heading}\n{remark + '. ' if remark else ''}{NOTICE}", color="white", fontsize=11)
-    # White and vermilion, and a word: not told by colour alone.
+    # Correct and wrong predictions differ by a word, not only by colour.
     for k, axes in enumerate(figure.subplots(lines, columns, squeeze=False).ravel()):
         axes.axis("off")
         if k >= len(rows):
@@ -260,7 +262,7 @@ def overlay_sheet(
         if not label:
             title, colour = f"predicted {said}", "white"
         elif some.labels[k] == best:
-            title, colour = f"right: {said}", "white"
+            title, colour = f"correct: {said}", "white"
         else:
             title, colour = f"wrong: {label}, predicted {said}", "#ff9a5c"
         axes.set_title(title, color=colour, fontsize=10)
@@ -278,10 +280,10 @@ def _draw_box(axes: Any, box: Box, size: int) -> None:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One sentence of :func:`localisation`."""
+    """Summary sentence for the result of :func:`localisation`."""
     pointing, energy = found["pointing_game"], found["energy_in_box"]
     return (
-        f"On {found['images']} visible fractures the hottest point of Grad-CAM for the true class lies in the crack's "
-        f"box in {100 * pointing:.1f} %, and {'–' if energy is None else f'{100 * energy:.1f}'} % of the heat does; "
-        f"heat that knows nothing would give {100 * found['box_share']:.1f} % in both."
+        f"On {found['images']} images with a visible fracture, the hottest point of Grad-CAM for the true class is in "
+        f"the crack's box in {100 * pointing:.1f} %, and {'–' if energy is None else f'{100 * energy:.1f}'} % of the "
+        f"heat is in the box; a random heat map would give {100 * found['box_share']:.1f} % in both."
     )

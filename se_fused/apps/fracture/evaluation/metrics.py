@@ -1,8 +1,9 @@
-"""What a table of predictions is worth in figures. All are shares of 1 or said otherwise; nothing is rounded here.
+"""Metrics of a table of predictions. Values are shares from 0 to 1 unless stated otherwise, and are not rounded.
 
-Averages over classes ("macro") go over the classes that the test set has images of: recall, AUROC and average precision
-of an absent class do not exist, and a zero in their place would be a figure about the data. A class that is never
-predicted has no precision; that counts as 0, and it is named. Counted by torchmetrics where it has the metric.
+Macro averages include only the classes of which the test set has images: recall, AUROC and average precision of an
+absent class are undefined, and counting them as 0 would describe the data, not the model. The precision of a class that
+is never predicted is undefined too; it counts as 0, and the class is listed. torchmetrics computes the metrics that it
+has.
 """
 
 import warnings
@@ -21,25 +22,25 @@ from ..predictions import Predictions
 __all__ = ["BINS", "accuracy_one_vs_rest", "confusion", "labelled", "metrics"]
 
 BINS = 15
-"""Bins of equal width of the calibration error (Guo et al. 2017, arXiv:1706.04599, use as many)."""
+"""Number of equal-width bins of the calibration error, as in Guo et al. 2017, arXiv:1706.04599."""
 
 
 def labelled(predictions: Predictions) -> Predictions:
-    """The rows with a label.
+    """The rows that have a label.
 
     Raises:
-        InputError: there are none, or there is one class only.
+        InputError: no row has a label, or there is only one class.
     """
     known = predictions.labels >= 0
     if not known.any():
-        raise InputError("none of the predicted images has a label, so nothing can be judged; give a labelled manifest")
+        raise InputError("none of the predicted images has a label to compare with; give a manifest with labels")
     if len(predictions.classes) < 2:
-        raise InputError(f"one class only, {predictions.classes[0]!r}: nothing to tell apart; train with two or more")
+        raise InputError(f"there is only one class, {predictions.classes[0]!r}; train with two or more classes")
     return predictions if known.all() else predictions.take(known)
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """(K, K): images of class row that were predicted as class column; rows without a label do not count."""
+    """Confusion matrix (K, K): rows are true classes, columns predicted classes. Rows without a label do not count."""
     size = len(predictions.classes)
     known = predictions.labels >= 0
     places = predictions.labels[known] * size + predictions.predicted[known]
@@ -47,13 +48,14 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 
 def accuracy_one_vs_rest(matrix: NDArray[np.int64]) -> float:
-    """The paper's equation 12, (TP + TN) / (TP + FP + FN + TN), of each class against the rest, averaged over all K.
+    """One-vs-rest accuracy: the paper's equation 12, (TP + TN) / (TP + FP + FN + TN), averaged over all K classes.
 
-    With one label an image each mistake is a false negative of one class and a false positive of another, so this is
-    ``1 - 2 (1 - accuracy) / K``: at chance among six balanced classes .72 where accuracy is .17. It flatters.
+    With one label per image, each error is a false negative of one class and a false positive of another, so the value
+    is ``1 - 2 (1 - accuracy) / K``. It is too favourable: random predictions of six balanced classes have .72, where
+    the accuracy is .17.
 
     Args:
-        matrix: (K, K) of :func:`confusion`.
+        matrix: (K, K), from :func:`confusion`.
     """
     total, hits = matrix.sum(), np.diag(matrix)
     wrong = matrix.sum(0) + matrix.sum(1) - 2 * hits
@@ -69,7 +71,7 @@ def _per_class(predictions: Predictions, matrix: NDArray[np.int64]) -> dict[str,
     best, truth = torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.labels)
     size = len(predictions.classes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchmetrics warns of classes that are absent: we name them
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics warns of absent classes; "absent" lists them
         counted = {
             "precision": tm.multiclass_precision(best, truth, size, average=None),
             "recall": tm.multiclass_recall(best, truth, size, average=None),
@@ -81,7 +83,7 @@ def _per_class(predictions: Predictions, matrix: NDArray[np.int64]) -> dict[str,
         support = int(matrix[k].sum())
         row: dict[str, Any] = {"images": support, "predicted": int(matrix[:, k].sum())}
         row |= {key: _number(values[k]) for key, values in counted.items()}
-        ranked = 0 < support < len(predictions)  # else there is nothing to rank above or below
+        ranked = 0 < support < len(predictions)  # otherwise there are no positives or no negatives to rank
         positive = (truth == k).long()
         row["auroc"] = _number(tm.binary_auroc(scores[:, k], positive)) if ranked else None
         row["average_precision"] = _number(tm.binary_average_precision(scores[:, k], positive)) if ranked else None
@@ -101,7 +103,7 @@ def _mean(rows: list[dict[str, Any]], key: str, weights: list[int] | None = None
 
 
 def _any_fracture(predictions: Predictions, matrix: NDArray[np.int64]) -> dict[str, Any] | None:
-    """All other classes against "no fracture", where there is such a class and both sides have images."""
+    """Metrics of any fracture against "no fracture"; None without such a class, or if one side has no images."""
     first = predictions.classes[0].casefold().replace("_", " ").replace("-", " ")
     positive = torch.from_numpy((predictions.labels > 0).astype(np.int64))
     if first not in NEGATIVES or not 0 < int(positive.sum()) < len(predictions):
@@ -115,21 +117,21 @@ def _any_fracture(predictions: Predictions, matrix: NDArray[np.int64]) -> dict[s
 
 
 def metrics(predictions: Predictions) -> dict[str, Any]:
-    """All figures of a table of predictions that are numbers, for JSON; None where a metric does not exist.
+    """All metrics of a table of predictions as JSON-compatible values; None where a metric is undefined.
 
-    Keys: images, patients (None if none is known), classes, absent, never_predicted, confusion (rows: true),
-    accuracy, accuracy_one_vs_rest (:func:`accuracy_one_vs_rest`), balanced_accuracy (mean recall of the classes
-    present), {precision, recall, f1, specificity}_macro, {precision, recall, f1}_weighted (by images of the class),
-    auroc_macro and average_precision_macro (each class against the rest), calibration_error (`BINS` bins of the largest
-    probability, weighted by their images), brier (sum over classes, 0 to 2; Brier 1950), log_loss (natural),
-    cohen_kappa, mcc, per_class, and any_fracture (sensitivity, specificity and AUROC of fracture against none; None
-    unless the first class means "no fracture").
+    Keys: images, patients (number; None if unknown), classes, absent (classes without images), never_predicted,
+    confusion (rows: true class), accuracy, accuracy_one_vs_rest (:func:`accuracy_one_vs_rest`), balanced_accuracy (mean
+    recall of the classes present), {precision, recall, f1, specificity}_macro, {precision, recall, f1}_weighted (by
+    images of the class), auroc_macro and average_precision_macro (one-vs-rest), calibration_error (`BINS` bins of the
+    largest probability, weighted by their images), brier (sum over classes, 0 to 2; Brier 1950), log_loss (natural
+    logarithm), cohen_kappa, mcc, per_class, and any_fracture (sensitivity, specificity and AUROC of any fracture
+    against none; None unless the first class means "no fracture").
 
     Args:
-        predictions: rows without a label do not count.
+        predictions: rows without a label are ignored.
 
     Raises:
-        InputError: no row has a label, or there is one class only.
+        InputError: no row has a label, or there is only one class.
     """
     predictions = labelled(predictions)
     size, total = len(predictions.classes), len(predictions)
@@ -142,7 +144,7 @@ def metrics(predictions: Predictions) -> dict[str, Any]:
     scores = torch.from_numpy(predictions.probabilities)
     mine = predictions.probabilities[np.arange(total), predictions.labels]
     brier = (predictions.probabilities**2).sum(1) - 2 * mine + 1
-    kappa = _number(tm.multiclass_cohen_kappa(best, truth, size))  # NaN: one class, predicted throughout
+    kappa = _number(tm.multiclass_cohen_kappa(best, truth, size))  # NaN if one class is always true and predicted
     return {
         "images": total,
         "patients": len(set(predictions.patients)) if any(predictions.patients) else None,
@@ -158,7 +160,7 @@ def metrics(predictions: Predictions) -> dict[str, Any]:
         **{f"{key}_macro": _mean(rows, key) for key in ("auroc", "average_precision")},
         "calibration_error": _number(tm.multiclass_calibration_error(scores, truth, size, n_bins=BINS, norm="l1")),
         "brier": float(brier.mean()),
-        # Clipped where a float64 probability would be lost beside 1, as sklearn does it.
+        # Clipped at the float64 epsilon, as in scikit-learn.
         "log_loss": float(-np.log(np.clip(mine, np.finfo(np.float64).eps, 1)).mean()),
         "cohen_kappa": kappa if np.isfinite(kappa) else None,
         "mcc": _number(tm.multiclass_matthews_corrcoef(best, truth, size)),

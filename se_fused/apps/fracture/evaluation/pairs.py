@@ -1,6 +1,6 @@
-"""Which of two models is better, and whether the test set can tell: paired bootstrap, McNemar's exact test, Holm.
+"""Tests of the difference between two models: paired bootstrap, McNemar's exact test, Holm correction.
 
-All compare on the same images; tables of different ones are refused.
+Both models must have predictions of the same images; other tables raise an error.
 """
 
 import math
@@ -22,20 +22,20 @@ __all__ = ["aligned", "holm", "mcnemar", "paired", "seed_mean"]
 
 
 def _keys(predictions: Predictions) -> list[str]:
-    """Paths below what they have in common: the same wherever the data set lies."""
+    """Paths relative to their common folder, which do not depend on the location of the data set."""
     folders = [os.path.dirname(path) for path in predictions.paths]
     base = os.path.commonpath(folders) if folders else ""
     return [os.path.relpath(path, base) if base else path for path in predictions.paths]
 
 
 def aligned(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """The same tables with their rows in the first one's order, without those that have no label.
+    """Align tables: labelled rows only, in the order of the first table.
 
     Args:
-        tables: by the name that messages give them.
+        tables: {name for error messages: predictions}.
 
     Raises:
-        InputError: two of them are of different classes, images or labels; it names them and what differs.
+        InputError: two tables differ in classes, images or labels; the message names both and the difference.
     """
     names = list(tables)
     ready = {name: labelled(table) for name, table in tables.items()}
@@ -50,10 +50,12 @@ def aligned(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
         )
         if table.classes != first.classes:
             ours, theirs = ", ".join(first.classes), ", ".join(table.classes)
-            raise InputError(f"{pair}: different classes: {ours} against {theirs}; compare models of the same classes")
+            raise InputError(
+                f"{pair}: different classes: {ours} against {theirs}; compare models with the same classes"
+            )
         keys = _keys(table)
         if odd := sorted(set(keys) ^ set(order)):
-            raise InputError(f"{pair}: different test sets: {len(odd)} images are in one only, as {odd[0]}; {remedy}")
+            raise InputError(f"{pair}: different test sets: {len(odd)} images are in one only, e.g. {odd[0]}; {remedy}")
         places = np.empty(len(keys), np.int64)
         for row, key in enumerate(keys):
             places[order[key]] = row
@@ -61,19 +63,22 @@ def aligned(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
         wrong = np.flatnonzero(table.labels != first.labels)
         if len(wrong):
             place = list(order)[int(wrong[0])]
-            raise InputError(f"{pair}: {len(wrong)} images have different labels in them, as {place}; {remedy}")
-        # One spelling of paths and patients, so that the draws are the same.
+            raise InputError(f"{pair}: {len(wrong)} images have different labels, e.g. {place}; {remedy}")
+        # The same paths and patients in all tables, so that the bootstrap resamples are the same.
         result[name] = replace(table, paths=first.paths, patients=first.patients, studies=first.studies)
     return result
 
 
 def seed_mean(tables: Sequence[Predictions]) -> Predictions:
-    """The mean of the probabilities of several trainings: their ensemble. Tables as from :func:`aligned`."""
+    """Ensemble of several training runs: the mean of their probabilities. The tables must be :func:`aligned`."""
     return replace(tables[0], probabilities=np.mean([table.probabilities for table in tables], axis=0))
 
 
 def _p_value(differences: NDArray[np.float64]) -> float:
-    """Two-sided share of draws beyond 0, with one more on either side: never 0 (Davison and Hinkley 1997, 4.2)."""
+    """Two-sided p value from bootstrap differences. One resample is added on either side, so that p is never 0.
+
+    Davison and Hinkley 1997, section 4.2.
+    """
     n = len(differences)
     less, more = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (min(less, more) + 1) / (n + 1))
@@ -86,20 +91,20 @@ def paired(
     n: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """How much better the first model is than the second on the same patients: differences of means over trainings.
+    """Paired bootstrap: the first model's metrics minus the second's, each the mean over its training runs.
 
     Args:
-        first, second: tables of each model's trainings, one or more, all aligned (:func:`aligned`).
-        metrics: names of :func:`se_fused.apps.fracture.evaluation.statistics`.
-        n: draws of patients.
-        seed: of the draws.
+        first, second: predictions of each model's training runs, one or more, all aligned (:func:`aligned`).
+        metrics: metric names of :func:`se_fused.apps.fracture.evaluation.statistics`.
+        n: number of bootstrap resamples of the patients.
+        seed: random seed of the resamples.
 
     Returns:
-        ``{metric: {"difference", "interval", "p", "interval_seeds", "p_seeds"}}``: patients drawn with these trainings,
-        and with the trainings of each model drawn too. p is two-sided.
+        ``{metric: {"difference", "interval", "p", "interval_seeds", "p_seeds"}}``. "interval" and "p" resample the
+        patients only, "interval_seeds" and "p_seeds" also the training runs of each model. p is two-sided.
 
     Raises:
-        InputError: tables are not of the same images in the same order.
+        InputError: the tables are not of the same images in the same order.
     """
     tables = [*first, *second]
     if any(t.paths != tables[0].paths or (t.labels != tables[0].labels).any() for t in tables):
@@ -128,32 +133,36 @@ def paired(
 
 
 def mcnemar(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """McNemar's exact test: whether the images that one model alone gets right are as many as the other's.
+    """McNemar's exact test of two models: compares the numbers of images that only one of them predicts correctly.
 
-    It takes images for independent, which those of one patient are not: beside it, :func:`paired` is the one to read.
+    The test assumes independent images, but images of one patient are not independent. Prefer :func:`paired`.
 
     Args:
-        first, second: tables of the same images in the same order (:func:`aligned`).
+        first, second: predictions of the same images in the same order (:func:`aligned`).
 
     Returns:
-        ``{"first_only", "second_only", "p"}``: images that only the first, only the second got right; p is two-sided,
-        of a binomial with 1/2 (Edwards 1948 without the correction).
+        ``{"first_only", "second_only", "p"}``: number of images that only the first, or only the second, predicts
+        correctly; p is two-sided, of a binomial distribution with probability 1/2 (Edwards 1948 without the
+        correction).
 
     Raises:
-        InputError: tables are not of the same images.
+        InputError: the tables are not of the same images.
     """
     if first.paths != second.paths or (first.labels != second.labels).any():
         raise InputError("the two models' predictions are of different images; evaluate both on one manifest")
     right, other = first.predicted == first.labels, second.predicted == second.labels
     mine, theirs = int((right & ~other).sum()), int((other & ~right).sum())
-    # Twice the smaller tail of Binomial(n, 1/2), in whole numbers until the last step.
+    # Twice the smaller tail of Binomial(n, 1/2), in exact integers until the last step.
     n, tail = mine + theirs, sum(math.comb(mine + theirs, k) for k in range(min(mine, theirs) + 1))
     p = min(1.0, float(Fraction(2 * tail, 2**n)))
     return {"first_only": mine, "second_only": theirs, "p": p}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction: p values of a family of tests, in their order, for one error in any of them.
+    """Holm's (1979) step-down correction of p values, which controls the family-wise error rate.
+
+    Returns:
+        The corrected p values, in the order of `p_values`.
 
     Raises:
         ValueError: a value is not in [0, 1].

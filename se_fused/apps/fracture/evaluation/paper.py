@@ -1,8 +1,8 @@
-"""The paper's Table 1 as data, and what is wrong with it, computed.
+"""The paper's Table 1 as data, and computed notes on its errors.
 
 Abirami, Jansi Rani, Regha, Anitha Vairamany and Sathiyapriya, "Deep Learning-Based Long Bone Fracture Classification
-Using Squeeze-and-Excitation ResNet" (received April, accepted May 2024), section 5. Neither the data set nor its size,
-classes, split, nor anything of the training is stated, so nothing here can be reproduced or aimed at.
+Using Squeeze-and-Excitation ResNet" (received April, accepted May 2024), section 5. The paper states neither the data
+set nor its size, classes, split or training, so its figures cannot be reproduced and are not a target.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class Row:
-    """A column of the paper's Table 1, in percent as printed.
+    """Figures of one network in the paper's Table 1, in percent as printed.
 
     Attributes:
-        name: the paper's.
-        model: how ours starts: names of models are compared without their depth.
-        precision, recall, f1, accuracy: percent.
+        name: name in the paper.
+        model: name of the corresponding models of se_fused, without their depth.
+        precision, recall, f1, accuracy: in percent.
     """
 
     name: str
@@ -35,15 +35,16 @@ class Row:
 
     @property
     def harmonic_mean(self) -> float:
-        """The paper's equation 11 of its own precision and recall, in percent."""
+        """Harmonic mean (the paper's equation 11) of the stated precision and recall, in percent."""
         return 2 * self.precision * self.recall / (self.precision + self.recall)
 
     @property
     def possible(self) -> bool:
-        """Whether its F1 could be an average of any kind over classes, folds or runs of F1s.
+        """Whether the stated F1 can be any average of F1 scores over classes, folds or runs.
 
-        An F1 is a harmonic mean, so at most the arithmetic mean of its precision and recall; averaged with the same
-        weights as these it is at most the mean of the averages, and that is at most the larger of them.
+        An F1 score is a harmonic mean, so it is at most the arithmetic mean of its precision and recall. With the same
+        weights for all three, the averaged F1 is at most the mean of averaged precision and recall, and so at most the
+        larger of the two.
         """
         return self.f1 <= max(self.precision, self.recall)
 
@@ -57,18 +58,18 @@ TABLE = (
 
 
 def row_of(model: str) -> Row | None:
-    """The paper's figures of the kind of network that a model of ours is; None of others."""
+    """The paper's figures for the type of a model of se_fused; None for types that are not in the paper."""
     kind = model.lower().rstrip("0123456789")
     return next((row for row in TABLE if row.model == kind), None)
 
 
 def impossible(table: Sequence[Row] = TABLE) -> list[Row]:
-    """The rows whose F1 exceeds both their precision and their recall."""
+    """The rows whose F1 exceeds both precision and recall."""
     return [row for row in table if not row.possible]
 
 
 def classes_implied(row: Row) -> float:
-    """How many classes K there would be if the accuracy were one-vs-rest and the recall the accuracy.
+    """Number of classes K, assuming that the stated accuracy is one-vs-rest and the stated recall is the accuracy.
 
     From ``accuracy_one_vs_rest = 1 - 2 (1 - accuracy) / K``.
     """
@@ -76,26 +77,26 @@ def classes_implied(row: Row) -> float:
 
 
 def notes(table: Sequence[Row] = TABLE) -> list[str]:
-    """What a reader has to know of the paper's figures: one sentence or two each."""
+    """Notes on the paper's figures for the report, each of a few sentences."""
     said = [
-        "The paper's figures are of different data, not comparable with ours: it states neither data set, number of "
-        "images, classes, split by patients, image size, depth, training nor seeds, and gives one run without "
-        "intervals. Nothing here aims at them."
+        "The paper's figures are from different data and not comparable with these results. The paper states no data "
+        "set, number of images, classes, patient split, image size, depth, training recipe or seeds, and reports a "
+        "single run without confidence intervals. Its figures are not a target here."
     ]
     said += [
         f"{row.name}: the paper's F1 {row.f1:.2f} exceeds both its precision {row.precision:.2f} and its recall "
-        f"{row.recall:.2f}, which no average over classes, folds or runs allows that is the same for all three; the "
-        f"harmonic mean (its equation 11) of that precision and recall is {row.harmonic_mean:.2f}."
+        f"{row.recall:.2f}. This is impossible for any average over classes, folds or runs that is the same for all "
+        f"three; the harmonic mean (its equation 11) of that precision and recall is {row.harmonic_mean:.2f}."
         for row in impossible(table)
     ]
     implied = ", ".join(f"{row.name} {classes_implied(row):.1f}" for row in table)
     said.append(
-        "Its accuracy (equation 12) may be each class against the rest, which flatters: with K classes it is "
-        "1 − 2(1 − accuracy)/K. Were its recall the multi-class accuracy, that would need these K, which ought to be "
-        f"one number: {implied}. We give both accuracies, named apart."
+        "The paper's accuracy (equation 12) may be one-vs-rest accuracy, which is too favourable: with K classes it is "
+        "1 − 2(1 − accuracy)/K. If its recall were the multi-class accuracy, K would have these values, which should "
+        f"be the same number: {implied}. This report gives both accuracies under separate names."
     )
     said.append(
-        "It calls F1 a weighted average in words and a harmonic mean in equation 11; ours is the harmonic mean of "
-        "each class, then averaged over classes."
+        "The paper's text calls F1 a weighted average, its equation 11 a harmonic mean. F1 in this report is the "
+        "harmonic mean of each class, averaged over the classes."
     )
     return said

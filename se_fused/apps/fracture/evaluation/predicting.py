@@ -1,4 +1,4 @@
-"""From a manifest to predictions: the one way from files to probabilities, for training, evaluation and `predict`."""
+"""Predictions for the images of a manifest, and reading of images in batches."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +20,22 @@ __all__ = ["kept_predictions", "predict_manifest", "read_batches"]
 
 T = TypeVar("T")
 
-_READERS = 4  # threads: decoders let go of the interpreter's lock
+_READERS = 4  # threads: decoders release the global interpreter lock
 _NAMED = 5
 
 
 def read_batches(
     records: Sequence[Record], batch: int, read: Callable[[Path], T]
 ) -> Iterator[tuple[list[Record], list[T], list[tuple[str, str]]]]:
-    """Read images in threads, a batch ahead of who takes them; no more, so that memory does not grow with the set.
+    """Read images in threads, one batch ahead of the consumer, so that memory does not grow with the data set.
 
     Args:
-        records: of the images.
-        batch: how many at a time, >= 1.
-        read: what is wanted of an image; its ValueError or OSError says that there is none.
+        records: records of the images.
+        batch: batch size, >= 1.
+        read: function that reads an image; ValueError and OSError mean that it cannot be read.
 
     Yields:
-        For each batch the records that could be read, what was read, and (path, reason) of the others.
+        For each batch: the records that could be read, the results of `read`, and (path, reason) of the others.
     """
 
     def one(record: Record) -> tuple[T | None, str]:
@@ -60,7 +60,7 @@ def read_batches(
 
 def _probabilities(classifier: Classifier, images: Tensor, tta: bool) -> Tensor:
     found = classifier.probabilities(images)
-    # A mirrored limb is the other side's: the one change of view that gives another radiograph of the same class.
+    # A mirrored limb looks like a limb of the other side of the body, so mirroring gives a valid radiograph.
     return (found + classifier.probabilities(images.flip(3))) / 2 if tta else found
 
 
@@ -71,24 +71,24 @@ def predict_manifest(
     progress: Callable[[str, float], None] | None = None,
     tta: bool = False,
 ) -> Predictions:
-    """The probabilities of each image of a manifest, in its order.
+    """Predict the class probabilities of each image of a manifest, in its order.
 
-    The network runs in evaluation mode and is left in the mode it was in. Where the next batch is read while one is
-    computed, reading takes no time of its own.
+    The network runs in evaluation mode; its mode is restored afterwards. The next batch is read while the current one
+    is computed.
 
     Args:
-        classifier: whose labels and preprocessing count.
-        manifest: images; those without a label get the label -1.
-        batch: images at a time, >= 1.
-        progress: told what is being done and the share of it that is done.
-        tta: mean of the probabilities of an image and its mirror image.
+        classifier: the classifier, with its classes and preprocessing.
+        manifest: the images; those without a label get the label -1.
+        batch: batch size, >= 1.
+        progress: called with a description of the current step and the completed share, 0 to 1.
+        tta: test-time augmentation: average the probabilities of an image and its mirror image.
 
     Returns:
-        A row for each image that can be read; the others are in ``skipped``, with the reason.
+        A row for each readable image; the others are in ``skipped``, with the reason.
 
     Raises:
-        InputError: the manifest is empty, has labels that the classifier does not know, or none of its images can be
-            read.
+        InputError: the manifest is empty, has labels that are not classes of the classifier, or none of its images can
+            be read.
     """
     batch = check_int(batch, "batch", 1)
     known = {"", *classifier.classes}
@@ -96,11 +96,11 @@ def predict_manifest(
     if unknown:
         names = sorted({record.label for record in unknown})
         raise InputError(
-            f"{unknown[0].path}: the classifier does not know {_listed(names)} ({len(unknown)} images); it knows "
+            f"{unknown[0].path}: the classifier has no class {_listed(names)} ({len(unknown)} images); its classes are "
             f"{', '.join(classifier.classes)}: correct the labels, or train with these classes"
         )
     if not manifest.records:
-        raise InputError("the manifest holds no images of this split; give another split or manifest")
+        raise InputError("the manifest has no images of this split; give another split or manifest")
     size, total = classifier.preprocessing.size, len(manifest)
     kept: list[Record] = []
     found: list[Tensor] = []
@@ -119,9 +119,9 @@ def predict_manifest(
         classifier.model.train(training)
     if not kept:
         path, why = skipped[-1]
-        raise InputError(f"{path}: none of {total} images could be read; of this last one: {why}")
+        raise InputError(f"{path}: none of {total} images could be read; reason for this last one: {why}")
     probabilities = torch.cat(found).double()
-    # Rounding to float32 leaves sums off by 1e-7; metrics want exact ones.
+    # float32 rounding changes the sums by 1e-7; the metrics need exact sums.
     exact = (probabilities / probabilities.sum(1, keepdim=True)).numpy()
     return Predictions.of(classifier.classes, kept, exact, skipped)
 
@@ -133,10 +133,10 @@ def kept_predictions(
     manifest: Manifest,
     progress: Callable[[str, float], None] | None = None,
 ) -> Predictions | None:
-    """A run's predictions of a split: those in its folder, or made and written there; None if it has no images.
+    """A run's predictions of a split, from its folder or else computed and saved there; None without images.
 
     Raises:
-        InputError: the table is damaged, or no image can be read.
+        InputError: the saved table is damaged, or no image can be read.
     """
     path, part = folder / "predictions" / f"{split}.csv", manifest.where(split)
     if path.is_file():

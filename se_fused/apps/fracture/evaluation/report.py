@@ -1,4 +1,4 @@
-"""All that is said of one model: the figures as JSON, a report in Markdown, pictures."""
+"""Evaluation of one model: metrics as JSON, a report in Markdown, and figures."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Progress = Callable[[str, float], None]
 
 NAMES = {
     "accuracy": "Accuracy (multi-class)",
-    "accuracy_one_vs_rest": "Accuracy, each class against the rest (the paper's equation 12)",
+    "accuracy_one_vs_rest": "Accuracy, one-vs-rest (the paper's equation 12)",
     "balanced_accuracy": "Balanced accuracy",
     "precision_macro": "Precision, macro",
     "recall_macro": "Recall (sensitivity), macro",
@@ -36,11 +36,11 @@ NAMES = {
     "precision_weighted": "Precision, weighted",
     "recall_weighted": "Recall, weighted",
     "f1_weighted": "F1, weighted",
-    "auroc_macro": "AUROC, macro, each against the rest",
+    "auroc_macro": "AUROC, macro, one-vs-rest",
     "average_precision_macro": "Average precision, macro",
     "calibration_error": f"Expected calibration error ({BINS} bins)",
 }
-"""In percent, in this order."""
+"""{metric: name in tables} of the metrics in percent, in the order of the tables."""
 PLAIN_NAMES = {
     "brier": "Brier score (0 to 2)",
     "log_loss": "Log loss (nats)",
@@ -50,7 +50,7 @@ PLAIN_NAMES = {
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """As the paper prints it: percent with two decimals; the interval behind it."""
+    """A share in percent with two decimals, as in the paper, followed by its interval if given."""
     if value is None:
         return "–"
     return f"{100 * value:.2f}" + (f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else "")
@@ -61,7 +61,7 @@ def _plain(value: float | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """A table in Markdown; the first columns are left-aligned."""
+    """A Markdown table; the first `left` columns are left-aligned."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (heads, *rows)]
     rule = ["---" if i < left else "---:" for i in range(len(heads))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:])) + "\n"
@@ -70,20 +70,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1)
 def evaluate(
     predictions: Predictions, draws: int = DRAWS, seed: int = 0, cracks: Cracks | None = None
 ) -> dict[str, Any]:
-    """All figures of a table of predictions, for JSON.
+    """All results for a table of predictions as JSON-compatible values.
 
     Args:
-        predictions: rows without a label do not count.
-        draws: of patients, for the intervals.
-        seed: of the draws.
+        predictions: rows without a label are ignored.
+        draws: number of bootstrap resamples of the patients, for the confidence intervals.
+        seed: random seed of the resamples.
         cracks: from :func:`se_fused.apps.fracture.evaluation.read_cracks`.
 
     Returns:
-        ``{"metrics": metrics(...), "intervals": intervals(...), "views": {view: main figures}, "groups": {"patients":
+        ``{"metrics": metrics(...), "intervals": intervals(...), "views": {view: main metrics}, "groups": {"patients":
         ..., "studies": ...}, "strata": ..., "skipped": [[path, reason], ...]}``.
 
     Raises:
-        InputError: no row has a label, or there is one class only.
+        InputError: no row has a label, or there is only one class.
     """
     return {
         "metrics": metrics(predictions),
@@ -100,7 +100,7 @@ def _sources(manifest: Manifest) -> str:
 
 
 def baseline_figures(manifest: Manifest, split: str, progress: Progress) -> dict[str, Any]:
-    """{"majority", "logistic": main figures of each on a split, or {"why": ...} where there is nothing to fit on}."""
+    """Main metrics of the baselines "majority" and "logistic" on a split; {"why": reason} if one cannot be fitted."""
     tables: dict[str, Callable[[], Predictions]] = {
         "majority": lambda: majority(manifest, split),
         "logistic": lambda: logistic(manifest, split, progress),
@@ -134,19 +134,19 @@ def evaluation(
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Judge predictions and write ``report.md`` and ``plots/`` into a folder.
+    """Evaluate predictions and write ``report.md`` and ``plots/`` into a folder.
 
     Args:
-        classifier: whose predictions they are; its network draws the heat maps, on the device where it is.
-        manifest: the images, with the split train that the baselines are fitted on.
-        tables: predictions by split; the last one is what the pictures, baselines and heat maps are of.
-        output: the folder; it is made.
+        classifier: the classifier of the predictions; it computes the heat maps on its device.
+        manifest: the images, including the split train, on which the baselines are fitted.
+        tables: {split: predictions}; figures, baselines and heat maps are made for the last split.
+        output: output folder; created if missing.
         cracks: from :func:`se_fused.apps.fracture.evaluation.cracks_of`.
-        draws, seed: of the intervals.
-        progress: told what is being done and the share of it that is done.
+        draws, seed: number and random seed of the bootstrap resamples.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        What belongs into metrics.json: ``{"notice", "about", "classes", "source", "split" (the last one's name),
+        The content for metrics.json: ``{"notice", "about", "classes", "source", "split" (name of the last split),
         "splits": {split: evaluate(...)}, "missing": {split: [path, ...]} (images of the manifest without a prediction),
         "baselines": {"majority", "logistic"}, "gradcam": localisation(...) or None}``.
     """
@@ -155,7 +155,7 @@ def evaluation(
     predictions = labelled(predictions)
     found = {}
     for i, (name, table_) in enumerate(tables.items()):
-        progress(f"judging {name}", 0.2 * i / len(tables))
+        progress(f"evaluating {name}", 0.2 * i / len(tables))
         found[name] = evaluate(table_, draws, seed, cracks)
     missing = {
         name: sorted({str(r.path) for r in manifest.where(name).records} - set(table_.paths))
@@ -191,22 +191,22 @@ def write_evaluation(
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Judge a run by the predictions in its folder; writes its ``report.md`` and ``plots/``.
+    """Evaluate a run by the predictions in its folder; writes its ``report.md`` and ``plots/``.
 
-    Predictions that are not there are made. metrics.json is left to the caller (:func:`write_metrics`), for a run
-    counts as finished by it.
+    Missing predictions are computed. The caller writes metrics.json (:func:`write_metrics`), because its presence marks
+    a run as finished.
 
     Args:
-        run_folder: with model.pt and manifest.csv.
-        device: for heat maps and missing predictions.
-        draws, seed: of the intervals.
-        progress: told what is being done and the share of it that is done.
+        run_folder: a run's folder with model.pt and manifest.csv.
+        device: device for heat maps and missing predictions.
+        draws, seed: number and random seed of the bootstrap resamples.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        As :func:`evaluation`.
+        As in :func:`evaluation`.
 
     Raises:
-        InputError: the folder is no run, or neither test nor valid has images.
+        InputError: the folder is not a run, or neither test nor valid has images.
     """
     folder = Path(run_folder)
     classifier = Classifier.load(folder, device)
@@ -223,10 +223,10 @@ def write_evaluation(
 
 
 def write_metrics(folder: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Put figures into a folder's metrics.json, beside what others put there; whole or not at all.
+    """Add results to a folder's metrics.json and keep its other entries. The file is written atomically.
 
     Raises:
-        InputError: there is a metrics.json that is none.
+        InputError: the existing metrics.json cannot be read.
     """
     path = Path(folder) / "metrics.json"
     kept: dict[str, Any] = {}
@@ -245,7 +245,7 @@ def _main_table(found: Mapping[str, Any]) -> str:
     for name, title in PLAIN_NAMES.items():
         limit = f" [{limits[name][0]:.4f}, {limits[name][1]:.4f}]" if limits[name] else ""
         rows.append((title, _plain(values[name]) + limit))
-    return table(("metric", "%, [95 % interval]"), rows)
+    return table(("metric", "% [95 % confidence interval]"), rows)
 
 
 def _class_table(found: Mapping[str, Any]) -> str:
@@ -277,17 +277,19 @@ def _parts_table(rows: Mapping[str, Mapping[str, Any]], first: str, count: str =
 def _remarks(found: Mapping[str, Any], missing: Sequence[str]) -> list[str]:
     values, clusters = found["metrics"], found["intervals"]["clusters"]
     said = [
-        f"Intervals: {found['intervals']['draws']} draws of {clusters['count']} {clusters['what']}, percentiles."
-        + ("" if clusters["what"] == "patients" else " No patient is known, so they are too narrow.")
+        f"Intervals: {found['intervals']['draws']} bootstrap resamples of {clusters['count']} {clusters['what']}, "
+        "percentiles." + ("" if clusters["what"] == "patients" else " Patients are unknown, so they are too narrow.")
     ]
     if values["absent"]:
-        said.append(f"Without an image here, and so not in the averages over classes: {', '.join(values['absent'])}.")
+        said.append(
+            f"Classes without images, not included in the averages over classes: {', '.join(values['absent'])}."
+        )
     if values["never_predicted"]:
-        said.append(f"Never predicted, precision counted as 0: {', '.join(values['never_predicted'])}.")
+        said.append(f"Classes never predicted, precision counted as 0: {', '.join(values['never_predicted'])}.")
     lost = missing or [path for path, _ in found["skipped"]]
     if lost:
         names = ", ".join(Path(path).name for path in lost[:5])
-        said.append(f"{len(lost)} images could not be read and are not in any figure: {names}{', …' * (len(lost) > 5)}")
+        said.append(f"{len(lost)} images could not be read and were not evaluated: {names}{', …' * (len(lost) > 5)}")
     if (fracture := values["any_fracture"]) is not None:
         said.append(
             f"Any fracture against {fracture['negative']}: sensitivity {percent(fracture['sensitivity'])} %, "
@@ -317,12 +319,12 @@ def _report(content: Mapping[str, Any], classifier: Classifier) -> str:
     )
     lines += [_main_table(found), *(f"- {one}" for one in _remarks(found, content["missing"][split])), ""]
     lines += ["## Classes\n", _class_table(found), "![classes](plots/classes.png)\n"]
-    lines += ["![confusion matrix](plots/confusion_matrix.png)\n", "## What it has to beat\n"]
+    lines += ["![confusion matrix](plots/confusion_matrix.png)\n", "## Baselines\n"]
     lines.append(_baseline_table(content["baselines"], found["metrics"]))
     if found["views"]:
         lines += ["## Views\n", _parts_table(found["views"], "view")]
     if found["groups"]:
-        lines += ["## Patients and studies, mean of the probabilities of their images\n"]
+        lines += ["## Patients and studies (mean probabilities of their images)\n"]
         lines.append(_parts_table(found["groups"], "by", "number"))
         left = {k: row["conflicting"] for k, row in found["groups"].items() if row["conflicting"]}
         lines += [f"{n} {name} have images of several classes and are left out.\n" for name, n in left.items()]
@@ -332,13 +334,13 @@ def _report(content: Mapping[str, Any], classifier: Classifier) -> str:
             for k, r in found["strata"].items()
         ]
         first = next(iter(found["strata"].values()))["first_class"]
-        lines += ["## Fractures hard and easy to see\n"]
-        lines.append(table(("fractures", "images", "right", f"taken for {first}"), rows))
+        lines += ["## Fractures by visibility, percent\n"]
+        lines.append(table(("fractures", "images", "correct", f"predicted as {first}"), rows))
     others = {name: one["metrics"] for name, one in content["splits"].items() if name != split}
     if others:
         lines += ["## Other splits\n", _parts_table({**others, split: found["metrics"]}, "split")]
     lines += ["## Ranking and calibration\n", "![ROC](plots/roc.png)\n"]
     lines += ["![precision and recall](plots/precision_recall.png)\n", "![reliability](plots/reliability.png)\n"]
-    lines += ["## Where it looks\n", *([summary(content["gradcam"]) + "\n"] if content["gradcam"] else [])]
+    lines += ["## Heat maps\n", *([summary(content["gradcam"]) + "\n"] if content["gradcam"] else [])]
     lines += ["![Grad-CAM](plots/gradcam.png)\n", f"{NOTICE}.\n"]
     return "\n".join(lines)

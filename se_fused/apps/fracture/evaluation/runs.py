@@ -1,4 +1,4 @@
-"""Finished training runs by model, and the training of those that a comparison still lacks."""
+"""Finished training runs grouped by model, and training of the runs that a comparison lacks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["SYSTEMS", "Finished", "by_model", "load_runs", "train_missing"]
 
 SYSTEMS = ("resnet50", "unet", "densenet121", "seresnet50")
-"""The paper's four, in its order."""
+"""Models of the paper's four networks, in the order of the paper."""
 TITLES = {"resnet": "ResNet", "unet": "U-Net", "densenet": "DenseNet", "seresnet": "SE-ResNet"}
 
 Progress = Callable[[str, float], None]
 
 
 def title(model: str) -> str:
-    """ "seresnet50" -> "SE-ResNet-50": models as the literature writes them; others as they are."""
+    """Display name of a model, "seresnet50" -> "SE-ResNet-50"; other models keep their name."""
     kind = model.rstrip("0123456789")
     depth = model[len(kind) :]
     return model if kind not in TITLES else TITLES[kind] + (f"-{depth}" if depth else "")
@@ -34,14 +34,14 @@ def title(model: str) -> str:
 
 @dataclass
 class Finished:
-    """A finished run.
+    """A finished training run.
 
     Attributes:
-        folder: of the run.
-        classifier: its model, on the CPU.
-        predictions: of the test split.
-        manifest: of the run.
-        seed: of the run; 0 where it does not say.
+        folder: folder of the run.
+        classifier: its classifier, on the CPU.
+        predictions: its predictions of the test split.
+        manifest: its manifest.
+        seed: its random seed; 0 if not recorded.
     """
 
     folder: Path
@@ -52,12 +52,12 @@ class Finished:
 
     @property
     def model(self) -> str:
-        """Its name, from ``Classifier.about["model"]``."""
+        """Name of the model, from ``Classifier.about["model"]``."""
         return str(self.classifier.about.get("model", self.classifier.name))
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """A run's folder itself, or the finished runs in it."""
+    """The folder itself if it is a run, else the folders of the finished runs in it."""
     if (folder / "metrics.json").is_file() or not folder.is_dir():
         return [folder]
     found = sorted((path.parent for path in folder.glob("*/metrics.json")), key=natural_key)
@@ -65,11 +65,11 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> list[Finished]:
-    """Read runs; predictions of the test split are made where the folder has none.
+    """Load finished runs; missing predictions of the test split are computed.
 
     Raises:
-        InputError: a folder holds no finished run, or it has no test split, or two are of different test sets; it
-            names them.
+        InputError: a folder contains no finished run, a run has no test split, or two runs have different test sets;
+            the message names the folders.
     """
     if not folders:
         raise InputError("no runs to compare; give the folders of finished se-fused fracture train runs")
@@ -77,7 +77,7 @@ def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> 
     for i, folder in enumerate(folders):
         if not (folder / "metrics.json").is_file():
             raise InputError(
-                f"{folder}: not a finished run, there is no metrics.json; go on with se-fused fracture train --resume"
+                f"{folder}: not a finished run (no metrics.json); finish it with se-fused fracture train --resume"
             )
         classifier, manifest = Classifier.load(folder), Manifest.load(folder / "manifest.csv")
 
@@ -87,7 +87,7 @@ def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> 
         predictions = kept_predictions(folder, "test", classifier, manifest, told)
         if predictions is None:
             raise InputError(
-                f"{folder}: its manifest has no test split; split it with se-fused fracture prepare, train again"
+                f"{folder}: its manifest has no test split; split it with se-fused fracture prepare and train again"
             )
         runs.append(Finished(folder, classifier, predictions, manifest, int(classifier.about.get("seed", 0))))
     same = aligned({str(run.folder): run.predictions for run in runs})
@@ -97,9 +97,9 @@ def load_runs(folders: Sequence[Path], progress: Progress = lambda *_: None) -> 
 
 
 def by_model(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
-    """Runs of the same model and options, by seed; the paper's systems first, in its order.
+    """Group runs by model and options, sorted by seed; the paper's models come first, in the order of the paper.
 
-    Models of one name and different options are told apart by them: "unet (width=8)".
+    The options are part of the name where they differ between runs of one model: "unet (width=8)".
     """
     options: dict[str, list[str]] = {}
     texts = []
@@ -118,7 +118,7 @@ def by_model(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
         if len(set(seeds)) < len(seeds):
             twice = next(seed for seed in seeds if seeds.count(seed) > 1)
             where = " and ".join(str(run.folder) for run in group if run.seed == twice)
-            raise InputError(f"{where}: both are {name} of seed {twice}; give one of them")
+            raise InputError(f"{where}: both are {name} with seed {twice}; give only one of them")
     kinds = list(TITLES)
 
     def place(name: str) -> int:
@@ -128,7 +128,7 @@ def by_model(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
     return dict(sorted(found.items(), key=lambda item: place(item[0])))
 
 
-# ---- training what is missing
+# ---- training of missing runs
 def train_missing(
     output: Path,
     base: "Config",
@@ -137,20 +137,21 @@ def train_missing(
     progress: Progress = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Train each model with each seed in ``output/runs/<model>-seed<k>``; finished runs are kept, begun ones resumed.
+    """Train each model with each seed in ``output/runs/<model>-seed<k>``; resume unfinished runs, skip finished ones.
 
     Args:
-        output: the comparison's folder.
-        base: settings of all runs; data.path must be given.
-        models: their names; their options are ``base.model.variants``.
-        seeds: 0 to seeds - 1.
-        progress, say: told what is being done.
+        output: folder of the comparison.
+        base: configuration of all runs; data.path must be set.
+        models: names of the models; their options are ``base.model.variants``.
+        seeds: number of seeds, 0 to seeds - 1.
+        progress: called with a description of the current step and the completed share, 0 to 1.
+        say: called with a line of text for each run and epoch.
 
     Returns:
-        The runs' folders.
+        The folders of the runs.
 
     Raises:
-        InputError: a model that does not exist, or a run in the folder that was trained with other settings.
+        InputError: a model does not exist, or an existing run was trained with other settings.
     """
     from ..training.config import Config
     from ..training.run import train
@@ -158,15 +159,15 @@ def train_missing(
 
     unknown = [name for name in models if name not in list_models()]
     if unknown:
-        raise InputError(f"--models: there is no {unknown[0]!r}; there are {', '.join(list_models())}")
+        raise InputError(f"--models: there is no {unknown[0]!r}; the models are {', '.join(list_models())}")
     (output / "runs").mkdir(parents=True, exist_ok=True)
     if Path(base.data.path).is_dir():
-        # Once for all: splits and groups of near-duplicates are then the same in every run.
+        # Prepared once, so that all runs have the same splits and groups of near duplicates.
         manifest = output / "manifest.csv"
         if not manifest.is_file():
             read_manifest(base.data, progress).save(manifest)
         base = base.with_values({"data.path": str(manifest)})
-    # A seed of all models before the next one: a comparison that is stopped has something to compare.
+    # One seed of all models before the next seed, so that an interrupted comparison already has runs of each model.
     wanted = [(name, seed) for seed in range(seeds) for name in models]
     folders = []
     for i, (name, seed) in enumerate(wanted):
@@ -177,7 +178,7 @@ def train_missing(
             other = Config.load(folder / "config.yaml").differences(config)
             if other:
                 raise InputError(
-                    f"{folder}: was trained with another {', '.join(other)}; remove it, or give another --output"
+                    f"{folder}: was trained with a different {', '.join(other)}; remove it, or give another --output"
                 )
             continue
         say(f"{name}, seed {seed}: run {i + 1} of {len(wanted)}")

@@ -1,4 +1,4 @@
-"""Images per second and memory of trained models, with our kernels and in plain PyTorch, measured in turn."""
+"""Speed and memory of trained models with the fused kernels and in plain PyTorch."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from ..classifier import Classifier
 __all__ = ["BACKENDS", "measure_speed"]
 
 BACKENDS = {"fused": "auto", "plain": "reference"}
-"""What is measured: our kernels where there are any for the device, and the same network without them."""
+"""{variant: backend}: the fused kernels, if there are any for the device, and the same network in plain PyTorch."""
 MODES = ("infer", "train")
 
-# Both must compute the same thing; how exactly the kernels do it is what se-fused verify asks.
+# Allowed error relative to plain PyTorch's error: a coarse check. se-fused verify tests the accuracy of the kernels.
 _FACTOR = 10.0
 _SECONDS = 6.0
 
@@ -29,7 +29,7 @@ Step = Callable[[], Tensor]
 
 
 def _step(model: nn.Module, mode: str, x: Tensor, labels: Tensor, low: torch.dtype | None) -> Tensor:
-    """Logits; or the loss, with the gradients left in the parameters."""
+    """One inference or training step: returns the logits, or the loss with the gradients in the parameters."""
     with torch.autocast(x.device.type, dtype=low, enabled=low is not None):
         if mode == "infer":
             with torch.no_grad():
@@ -44,13 +44,13 @@ def _results(model: nn.Module, mode: str, x: Tensor, labels: Tensor, low: torch.
     value = _step(model, mode, x, labels, low)
     if mode == "infer":
         return {"logits": value}
-    # The last layer's gradients: those of earlier ones jump where a ReLU's argument crosses zero.
+    # Gradients of the last layer only: those of earlier layers jump where a ReLU's input crosses zero.
     last: Any = model.get_classifier()  # type: ignore[operator]
     return {"loss": value, "gradient": last.weight.grad.clone()}
 
 
 def _differences(mine: Mapping[str, nn.Module], mode: str, x: Tensor, labels: Tensor, low: torch.dtype | None) -> str:
-    """Why fused and plain do not compute the same thing; "" if they do."""
+    """Description of the differences between fused and plain results; "" if they agree."""
     truth_model = copy.deepcopy(mine["plain"]).double()
     with use_backend("reference"):
         truth = _results(truth_model, mode, x.double(), labels, None)
@@ -68,7 +68,7 @@ def _differences(mine: Mapping[str, nn.Module], mode: str, x: Tensor, labels: Te
 
 
 def _pair(classifier: Classifier, mode: str, device: torch.device) -> dict[str, nn.Module]:
-    """The same network twice: training updates running statistics."""
+    """Two copies of the network, because training updates running statistics."""
     made = {}
     for name in BACKENDS:
         model = copy.deepcopy(classifier.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,23 +85,24 @@ def measure_speed(
     rounds: int | None = None,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Time and memory of one batch, all models and both ways in turn: round by round, each once.
+    """Measure time and memory of one batch for all models, with fused kernels and in plain PyTorch.
 
-    Fused and plain are first held against float64; what differs is not timed.
+    In each round, every model is measured once with and once without the fused kernels. Both results are first compared
+    with float64; models whose results differ are not timed.
 
     Args:
-        classifiers: by model.
-        device: to measure on.
-        batch: images of a batch.
+        classifiers: {model: classifier}.
+        device: device of the measurement.
+        batch: batch size, >= 2.
         dtype: float32, or bfloat16 or float16 for autocast.
-        rounds: measurements of each; None: as many as take about 6 s, at least 5.
-        progress: told what is being done and the share of it that is done.
+        rounds: number of rounds; None: as many as take about 6 s, at least 5.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
         ``{"device", "threads", "batch", "dtype", "modes": {"infer"|"train": {model: {"fused"|"plain": {"seconds":
         {median, q1, q3, n}, "rounds": seconds of each, "images_per_second", "peak_bytes"}, "speedup": {median, q1, q3,
-        n}, "differs": text}}}}``. "train" is forward and backward, without the optimizer's step. "speedup" is plain's
-        time over fused's, of the same rounds; above 1 the kernels are faster.
+        n}, "differs": text}}}}``. "train" is a forward and a backward pass, without the optimizer step. "speedup" is
+        the time of plain divided by the time of fused in the same rounds; above 1 the fused kernels are faster.
     """
     check_int(batch, "batch", 2)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""What the adapters share: finding images, reading tables, names of splits and classes, and what was left out."""
+"""Helpers of the adapters: find images, read tables, normalise names of splits and classes, report omitted files."""
 
 import csv
 import io
@@ -31,12 +31,12 @@ _SHOWN = 3
 
 
 def split_of(name: str) -> str:
-    """The split that a folder or a cell names ("Train", "val", ...), or ""."""
+    """Split named by a folder or a table cell ("Train", "val", ...); "" for other names."""
     return _SPLIT_NAMES.get(name.strip().casefold(), "")
 
 
 class LeftOut:
-    """Counts what does not come into a manifest, by reason, and names the first ones."""
+    """Counts the files left out of a manifest by reason, and names the first ones of each reason."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -57,26 +57,26 @@ class LeftOut:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))  # "._x.png" holds what a Mac adds to x.png
+    return name.startswith((".", "__MACOSX"))  # "._x.png" contains the metadata that macOS adds to x.png
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, in natural order."""
+    """Sub-folders of a folder in natural order, without hidden ones."""
     try:
         return sorted((f for f in folder.iterdir() if f.is_dir() and not _hidden(f.name)), key=natural_key)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}; allow reading it") from None
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from None
 
 
 def image_files(folder: Path, kind: str = "picture") -> Iterator[Path]:
-    """Files below a folder, in no order: "picture" for PNG, JPEG, TIFF and BMP, "dicom" for DICOM."""
+    """Image files below a folder, in no order; kind "picture": PNG, JPEG, TIFF and BMP, kind "dicom": DICOM."""
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _hidden(name)]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
             if _hidden(name) or (suffix in SUFFIXES) != (kind == "picture"):
                 continue
-            # A name that is a UID ends in a number; other suffixes are not looked into.
+            # A file named by a UID has a number as suffix. Files with other suffixes are not opened.
             if suffix in SUFFIXES or suffix in dicom.SUFFIXES:
                 yield Path(base, name)
             elif (not suffix or suffix[1:].isdigit()) and dicom.is_dicom(Path(base, name)):
@@ -84,12 +84,12 @@ def image_files(folder: Path, kind: str = "picture") -> Iterator[Path]:
 
 
 def find(folder: Path, kind: str = "picture") -> list[Path]:
-    """`image_files` in natural order."""
+    """The files of `image_files` in natural order."""
     return sorted(image_files(folder, kind), key=natural_key)
 
 
 def one_spelling(records: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Join labels that differ in upper and lower case or in spaces only, as the first one has it; with notes."""
+    """Merge labels that differ only in case or spaces into the first spelling; returns the records and notes."""
     first: dict[str, str] = {}
     joined: dict[str, str] = {}
     for label in (record.label for record in records):
@@ -97,42 +97,42 @@ def one_spelling(records: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[s
         if kept != label:
             joined[label] = kept
     changed = tuple(replace(record, label=joined.get(record.label, record.label)) for record in records)
-    return changed, tuple(f"class {old!r} is taken for {new!r}" for old, new in joined.items())
+    return changed, tuple(f"class {old!r} is read as {new!r}" for old, new in joined.items())
 
 
 def read_table(path: Path, wanted: Iterable[str] = ()) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The column names of a CSV (commas, semicolons or tabs), and its rows with their numbers of line.
+    """Read a CSV (with commas, semicolons or tabs): its column names, and its rows with their line numbers.
 
     Raises:
-        InputError: it cannot be read, has no header, or not the `wanted` columns.
+        InputError: the file cannot be read, has no header, or lacks one of the `wanted` columns.
     """
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not text in UTF-8; save it as CSV in UTF-8") from None
+        raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; name a CSV file") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}; give a CSV file") from None
     line = content.partition("\n")[0]
     rows = csv.reader(io.StringIO(content), delimiter=max(",;\t", key=line.count))
     try:
         table = [(rows.line_num, [cell.strip() for cell in row]) for row in rows]
     except csv.Error as error:
-        raise InputError(f"{path}: is no table: {error}; save it as CSV in UTF-8") from None
+        raise InputError(f"{path}: is not a CSV table: {error}; save it as CSV in UTF-8") from None
     columns = table[0][1] if table else []
     if not any(columns):
-        raise InputError(f"{path}: is empty; its first line must name columns")
+        raise InputError(f"{path}: is empty; its first line must name the columns")
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise InputError(f"{path}: has several columns named {twice[0]}; rename all but one")
     missing = [name for name in wanted if name not in columns]
     if missing:
-        raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(columns)}")
+        raise InputError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(columns)}")
     padding = [""] * len(columns)
     return columns, [(n, dict(zip(columns, row + padding, strict=False))) for n, row in table[1:] if any(row)]
 
 
 def header_of(path: Path) -> list[str]:
-    """The column names of a CSV as they stand there; none where it is no readable table."""
+    """Column names of a CSV, unchanged; an empty list if the file is not a readable table."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             line = stream.readline(65536)
@@ -143,5 +143,5 @@ def header_of(path: Path) -> list[str]:
 
 
 def normal(name: str) -> str:
-    """A column's name for comparing: "Patient ID" -> "patient_id"."""
+    """Normalised column name for comparisons: "Patient ID" -> "patient_id"."""
     return re.sub(r"[\s-]+", "_", name.strip().casefold())

@@ -1,7 +1,7 @@
-"""A folder of DICOM radiographs, labelled by the names of its folders or by a table ``labels.csv``.
+"""Adapter for a folder of DICOM radiographs, labelled by the names of its sub-folders or by a table ``labels.csv``.
 
-Patients and studies become pseudonyms in the order of the files ("p0001", "s0001"): no identifier of a header comes
-into the manifest, into a note or into an error.
+Patients and studies get pseudonyms in the order of the files ("p0001", "s0001"). The manifest, its notes and error
+messages contain no identifier from a DICOM header.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ _IMAGE = {"sopinstanceuid", "sop_instance_uid", "sop_uid", "instance_uid"}
 
 
 def fits(root: Path) -> bool:
-    """DICOM files in folders of classes, or beside a ``labels.csv``."""
+    """Whether a folder has DICOM files in class folders, or together with a ``labels.csv``."""
     if not root.is_dir():
         return False
     if (root / "labels.csv").is_file():
@@ -31,7 +31,7 @@ def fits(root: Path) -> bool:
 
 
 class _Pseudonyms:
-    """The same short name for the same key, numbered as they come."""
+    """Assigns numbered pseudonyms to keys, in the order of their first occurrence."""
 
     def __init__(self, letter: str) -> None:
         self._letter = letter
@@ -45,7 +45,7 @@ class _Pseudonyms:
 
 
 class _Labels:
-    """``labels.csv``: labels and splits by file, by image or by study."""
+    """Labels and splits from ``labels.csv``, by file, by image (SOPInstanceUID) or by study (StudyInstanceUID)."""
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         table = root / "labels.csv"
@@ -58,7 +58,7 @@ class _Labels:
         }
         keys = {"file": file, **keys}
         if not label or not any(keys.values()):
-            raise InputError(f"{table}: wanted a column label and one of file, StudyInstanceUID or SOPInstanceUID")
+            raise InputError(f"{table}: needs a column label and one of file, StudyInstanceUID or SOPInstanceUID")
         self._root, self._found = root, dict[tuple[str, str], tuple[str, str]]()
         self.kinds = [kind for kind in ("file", "image", "study") if keys[kind]]
         self.used: set[tuple[str, str]] = set()
@@ -69,15 +69,15 @@ class _Labels:
                 raise InputError(f"{table}: line {line}: split must be train, valid, test or empty: {row[split]!r}")
             filled = [(kind, row[keys[kind]]) for kind in self.kinds if row[keys[kind]]]
             if not filled:
-                raise InputError(f"{table}: line {line} names no image; remove the line or name it")
+                raise InputError(f"{table}: line {line} names no image; add it or remove the line")
             key = filled[0]
             if not given[0]:
                 continue
             if self._found.setdefault(key, given) != given:
-                raise InputError(f"{table}: line {line} gives what it names a second label; remove one of the lines")
+                raise InputError(f"{table}: line {line} repeats an image or study with another label; remove one line")
 
     def of(self, path: Path, header: dicom.Header) -> tuple[str, str]:
-        """Label and split of a file, "" where the table has none."""
+        """Label and split of a file; "" where the table has no entry."""
         names = [("file", path.relative_to(self._root).as_posix())]
         names += [("file", name) for name in (path.name, path.stem) if self.names[name] == 1]
         for key in (*names, ("image", header.instance), ("study", header.study)):
@@ -91,15 +91,16 @@ class _Labels:
 
 
 def read_dicom(root: Path, columns: Mapping[str, str] | None = None) -> Manifest:
-    """Labels from ``labels.csv`` in the folder if there is one, else from the names of the folders of classes.
+    """Read a DICOM folder. Labels come from its ``labels.csv`` if there is one, else from the names of class folders.
 
-    ``labels.csv`` has a column label and file (a path, or a name if it is unique), SOPInstanceUID or StudyInstanceUID,
-    and may have split. Patients are told apart by PatientID and its issuer, or by study where there is none; the view
-    comes from ViewPosition. Files that hold no image, several frames or a damaged header are left out and counted.
+    ``labels.csv`` has a column label and one of file (a path, or a unique file name), SOPInstanceUID and
+    StudyInstanceUID, and optionally split. PatientID and its issuer identify the patient; without them, the study
+    does. The view comes from ViewPosition. Files without an image, with several frames or with a damaged header are
+    left out and counted.
 
     Raises:
-        InputError: nothing that gives labels; a table that cannot be read, or that says two labels of one thing.
-        ImportError: pydicom is missing.
+        InputError: there are no labels; the table cannot be read, or gives an image or study two labels.
+        ImportError: pydicom is not installed.
     """
     left = LeftOut(root)
     notes: tuple[str, ...] = ()
@@ -114,10 +115,10 @@ def read_dicom(root: Path, columns: Mapping[str, str] | None = None) -> Manifest
         try:
             header = dicom.read_header(path)
         except InputError:
-            left.add("no readable DICOM", path)
+            left.add("not a readable DICOM file", path)
             continue
         if header.frames != 1:
-            left.add("several frames" if header.frames else "no image in it", path)
+            left.add("several frames" if header.frames else "contains no image", path)
             continue
         if table:
             label, split = table.of(path, header)
@@ -129,11 +130,11 @@ def read_dicom(root: Path, columns: Mapping[str, str] | None = None) -> Manifest
     kept, joined = one_spelling(records)
     said = [*notes, *joined, *left.notes()]
     if table and table.unused():
-        said.append(f"{plural(table.unused(), 'line')} of labels.csv without an image")
+        said.append(f"{plural(table.unused(), 'line')} of labels.csv without a matching image")
     if len(patients) == 1 and len(studies) > 1:
         said.append(
-            "all images say the same PatientID: if they are of several patients, give a CSV with a patient column"
+            "all images have the same PatientID; if they are of several patients, give a CSV with a patient column"
         )
     if others := sum(1 for _ in image_files(root)):
-        said.append(f"{plural(others, 'image')} of other formats left out: --layout folders reads those")
+        said.append(f"{plural(others, 'image')} of other formats left out; --layout folders reads them")
     return Manifest(kept, tuple(said))

@@ -1,13 +1,13 @@
-"""A folder for each class: below train, valid and test, above them, or without splits.
+"""Adapters for class folders: inside train, valid and test folders, containing them, or without splits.
 
-``folders``: ``<class>/**/image.png``, or ``{train,valid,test}/<class>/**/image.png`` as torchvision's ImageFolder wants
-it and as Bone Fracture Multi-Region X-ray Data ships (Kaggle bmadushanirodrigo, ODC-By:
-``{train,val,test}/{fractured,not fractured}/``; its file names show augmentation from before the split).
+``folders``: ``<class>/**/image.png``, or ``{train,valid,test}/<class>/**/image.png`` as in torchvision's ImageFolder
+and in Bone Fracture Multi-Region X-ray Data (Kaggle bmadushanirodrigo, ODC-By:
+``{train,val,test}/{fractured,not fractured}/``; its file names show that it was augmented before the split).
 
-``class-first``: ``<Class>/{Train,Test}/image.jpg``, as Bone Break Classification ships (Kaggle pkdarabi, CC BY 4.0),
-with its classes in varying case ("Hairline Fracture", "Greenstick fracture").
+``class-first``: ``<Class>/{Train,Test}/image.jpg``, as in Bone Break Classification (Kaggle pkdarabi, CC BY 4.0), whose
+class names vary in case ("Hairline Fracture", "Greenstick fracture").
 
-None of them names patients: their images are put into groups of near-duplicates later.
+These layouts name no patients; groups of near duplicates are derived later.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from ._tools import LeftOut, find, image_files, one_spelling, split_of, sub_fold
 __all__ = ["by_folder", "class_first_fits", "folders_fits", "read_class_first", "read_folders"]
 
 Placed = tuple[Path, str, str]
-"""An image, its label and its split."""
+"""(path of an image, label, split)."""
 
 
 def _has_images(folder: Path, kind: str = "picture") -> bool:
@@ -28,7 +28,7 @@ def _has_images(folder: Path, kind: str = "picture") -> bool:
 
 
 def folders_fits(root: Path, kind: str = "picture") -> bool:
-    """Two classes or more, or folders for splits."""
+    """Whether a folder has two or more class folders, or folders named after splits."""
     if not root.is_dir():
         return False
     full = [folder for folder in sub_folders(root) if _has_images(folder, kind)]
@@ -36,7 +36,7 @@ def folders_fits(root: Path, kind: str = "picture") -> bool:
 
 
 def class_first_fits(root: Path) -> bool:
-    """Two classes or more, whose folders hold nothing but folders for splits."""
+    """Whether a folder has two or more class folders that contain only folders named after splits."""
     if not root.is_dir():
         return False
     classes = [sub_folders(folder) for folder in sub_folders(root) if _has_images(folder)]
@@ -44,14 +44,14 @@ def class_first_fits(root: Path) -> bool:
 
 
 def _loose(folder: Path, kind: str, left: LeftOut) -> None:
-    """Note the images that lie in a folder itself, where folders of classes are wanted."""
+    """Count images that are in a folder itself instead of in its class folders as left out."""
     for path in sorted(image_files(folder, kind), key=natural_key):
         if path.parent == folder:
-            left.add("beside the folders of the classes", path)
+            left.add("outside the class folders", path)
 
 
 def _check_empty(root: Path, empty: Iterable[Path], full: set[str]) -> tuple[str, ...]:
-    """Notes of class folders that are empty in one split; InputError for a class without any image."""
+    """Notes on class folders that are empty in one split; raises InputError for a class without any image."""
     notes = []
     for folder in empty:
         if folder.name not in full:
@@ -61,7 +61,7 @@ def _check_empty(root: Path, empty: Iterable[Path], full: set[str]) -> tuple[str
 
 
 def by_folder(root: Path, kind: str, left: LeftOut) -> tuple[list[Placed], tuple[str, ...]]:
-    """Images of class folders with label and split, and notes; InputError for an empty class."""
+    """Images of class folders with label and split, and notes; raises InputError for an empty class."""
     inside = sub_folders(root)
     splits = [folder for folder in inside if split_of(folder.name)]
     classes = [(folder, "") for folder in inside]
@@ -69,7 +69,7 @@ def by_folder(root: Path, kind: str, left: LeftOut) -> tuple[list[Placed], tuple
     if splits:
         for folder in inside:
             for path in find(folder, kind) if folder not in splits else ():
-                left.add("outside the folders of the splits", path)
+                left.add("outside the split folders", path)
         for folder in splits:
             _loose(folder, kind, left)
         classes = [(folder, split_of(parent.name)) for parent in splits for folder in sub_folders(parent)]
@@ -87,14 +87,14 @@ def _manifest(root: Path, images: list[Placed], notes: tuple[str, ...], left: Le
         [Record(path, label, split=split, source=root.name) for path, label, split in images]
     )
     other = sum(1 for _ in image_files(root, "dicom"))
-    dicom = (f"{plural(other, 'DICOM file')} left out: --layout dicom reads those",) if other else ()
+    dicom = (f"{plural(other, 'DICOM file')} left out; --layout dicom reads them",) if other else ()
     return Manifest(records, notes + joined + left.notes() + dicom)
 
 
 def read_folders(root: Path) -> Manifest:
-    """A folder for each class, or folders train, valid (val) and test that hold one for each class.
+    """Read a folder for each class, or folders train, valid (val) and test that contain one for each class.
 
-    Classes are searched to any depth; their names are kept, save that those which differ only in case become one.
+    Class folders are searched to any depth. Class names that differ only in case are merged.
     """
     left = LeftOut(root)
     images, notes = by_folder(root, "picture", left)
@@ -102,7 +102,7 @@ def read_folders(root: Path) -> Manifest:
 
 
 def read_class_first(root: Path) -> Manifest:
-    """A folder for each class that holds Train and Test. Names become "Hairline fracture", whatever case they have."""
+    """Read a folder for each class that contains Train and Test. Class names become, e.g., "Hairline fracture"."""
     left, notes = LeftOut(root), []
     images: list[Placed] = []
     _loose(root, "picture", left)
@@ -119,5 +119,5 @@ def read_class_first(root: Path) -> Manifest:
                 notes.append(f"{folder.name}/{inner.name} has no images")
         _loose(folder, "picture", left)
         if len(images) == before:
-            raise InputError(f"{folder}: the class has no images in Train or Test; add some, or remove the folder")
+            raise InputError(f"{folder}: the class has no images in Train or Test; add images, or remove the folder")
     return _manifest(root, images, tuple(notes), left)

@@ -1,6 +1,7 @@
-"""FracAtlas: figshare 22363012, doi 10.6084/m9.figshare.22363012, CC BY 4.0.
+"""Adapter for FracAtlas: figshare 22363012, doi 10.6084/m9.figshare.22363012, CC BY 4.0.
 
-4,083 radiographs of hands, legs, hips and shoulders, 717 of them with a fracture; no type, no patients. Layout:
+4,083 radiographs of hands, legs, hips and shoulders, 717 of them with a fracture, without fracture types and patients.
+Layout:
 ``dataset.csv`` (image_id, hand, leg, hip, shoulder, mixed, hardware, multiscan, fractured, fracture_count, frontal,
 lateral, oblique), ``images/{Fractured,Non_fractured}/IMG0000019.jpg``, ``Annotations/`` and
 ``Utilities/Fracture Split/{train,valid,test}.csv``.
@@ -19,7 +20,7 @@ _VIEWS = ("frontal", "lateral", "oblique")
 
 
 def fits(root: Path) -> bool:
-    """``dataset.csv`` has its columns."""
+    """Whether the folder has a ``dataset.csv`` with the columns of FracAtlas."""
     return {"image_id", "fractured"} <= set(header_of(root / "dataset.csv"))
 
 
@@ -33,14 +34,16 @@ def _splits(root: Path) -> dict[str, str]:
 
 
 def read(root: Path, source_split: bool = False) -> Manifest:
-    """Labels "not fractured" and "fractured", the view where exactly one is marked; patients are not known.
+    """Read FracAtlas with the labels "not fractured" and "fractured".
+
+    The view is set where exactly one view is marked. Patients are unknown.
 
     Args:
         root: the folder of ``dataset.csv``.
-        source_split: take the splits of ``Utilities/Fracture Split``, which cover the fractured images only.
+        source_split: use the splits of ``Utilities/Fracture Split``, which cover the fractured images only.
 
     Raises:
-        InputError: a table is missing or lacks a column, or has something else than 0 and 1 as a flag.
+        InputError: a table is missing or lacks a column, or the flag `fractured` is neither 0 nor 1.
     """
     table = root / "dataset.csv"
     _, rows = read_table(table, ["image_id", "fractured", "multiscan", *_VIEWS])
@@ -49,7 +52,7 @@ def read(root: Path, source_split: bool = False) -> Manifest:
     for line, row in rows:
         name, flag = row["image_id"], row["fractured"]
         if flag not in ("0", "1") or not name:
-            raise InputError(f"{table}: line {line}: image_id or fractured (0 or 1) is not there; restore the line")
+            raise InputError(f"{table}: line {line}: image_id or fractured (0 or 1) is missing; restore the line")
         places = [root / "images" / folder / name for folder in _FOLDERS]
         path = places[int(flag)]
         if not path.is_file():
@@ -61,7 +64,7 @@ def read(root: Path, source_split: bool = False) -> Manifest:
         several += len(views) > 1 or row["multiscan"] == "1"
         label, view = ("not fractured", "fractured")[int(flag)], views[0] if len(views) == 1 else ""
         records[path] = Record(path, label, view=view, split=splits.get(name, ""), source="FracAtlas")
-    notes = [f"{plural(several, 'image')} with several views on one film, or marked so"] if several else []
+    notes = [f"{plural(several, 'image')} with several views, or marked as multiscan"] if several else []
     if source_split:
         notes.append("splits from Utilities/Fracture Split, which cover the fractured images only")
     elif (root / "Utilities" / "Fracture Split").is_dir():

@@ -1,4 +1,4 @@
-"""GRAZPEDWRI-DX: figshare 14825193, doi 10.6084/m9.figshare.14825193, CC BY 4.0.
+"""Adapter for GRAZPEDWRI-DX: figshare 14825193, doi 10.6084/m9.figshare.14825193, CC BY 4.0.
 
 20,327 radiographs of children's wrists, of 6,091 patients; 16-bit grey PNG. Layout: ``dataset.csv`` (with a byte order
 mark; flags are 1 or empty) and the images ``<filestem>.png`` in one folder or several (``images_part1`` to ``4``).
@@ -22,31 +22,34 @@ PATTERNS = {
     "complete": frozenset({"M/3", "D/4", "D/5"}),
     "physeal": frozenset({"E/1", "E/2", "E/3", "E/4", "E/5", "E/6"}),
 }
-"""Child codes of the AO Pediatric Comprehensive Classification of Long Bone Fractures as types (Slongo and Audigé, J
-Orthop Trauma 2007; 21(10 Suppl): S135-S160, doi 10.1097/00005131-200711101-00020). Incomplete: M/2 torus or greenstick
-of the metaphysis, D/1 bowing, D/2 greenstick of the shaft. Complete: M/3, D/4 transverse, D/5 oblique or spiral.
-Physeal: E/1 to E/4 Salter-Harris I to IV, E/5 Tillaux, E/6 triplane.
+"""{fracture type: codes of the AO Pediatric Comprehensive Classification of Long Bone Fractures}.
 
-All others name no pattern of a long bone's break: avulsions (E/7, mostly of the ulnar styloid beside a broken radius,
-and M/7), flakes (E/8), Monteggia and Galeazzi lesions (D/6, D/7), "other" (/9) and the codes of hand bones."""
+Source of the codes: Slongo and Audigé, J Orthop Trauma 2007; 21(10 Suppl): S135-S160, doi
+10.1097/00005131-200711101-00020. Incomplete: M/2 torus or greenstick fracture of the metaphysis, D/1 bowing, D/2
+greenstick fracture of the shaft. Complete: M/3, D/4 transverse, D/5 oblique or spiral. Physeal: E/1 to E/4
+Salter-Harris I to IV, E/5 Tillaux, E/6 triplane.
+
+The other codes describe no fracture pattern of a long bone: avulsions (E/7, mostly of the ulnar styloid together with a
+broken radius, and M/7), flakes (E/8), Monteggia and Galeazzi lesions (D/6, D/7), "other" (/9) and codes of hand
+bones."""
 
 
 def fits(root: Path) -> bool:
-    """``dataset.csv`` has its columns."""
+    """Whether the folder has a ``dataset.csv`` with the columns of GRAZPEDWRI-DX."""
     return {"filestem", "ao_classification", "fracture_visible"} <= set(header_of(root / "dataset.csv"))
 
 
 def fracture_type(visible: bool, codes: str) -> tuple[str, str]:
-    """The type of an image, or "" with the reason why it has none, from its AO codes such as "23r-M/3.1; 23u-E/7".
+    """(fracture type, "") of an image from its AO codes such as "23r-M/3.1; 23u-E/7", or ("", reason) without a type.
 
-    Codes outside `PATTERNS` say nothing beside one of them; an image whose bones broke in different patterns has no
-    single type.
+    Codes outside `PATTERNS` are ignored if the image also has a code in `PATTERNS`. An image with fractures of several
+    types has no single type.
     """
     given = [code.strip() for code in re.split("[;,]", codes) if code.strip()]
     if not visible:
         return ("", "an AO code, but no visible fracture") if given else ("none", "")
     if not given:
-        return "", "a visible fracture without AO code"
+        return "", "a visible fracture without an AO code"
     found = set()
     for code in given:
         if match := _CODE.match(code):
@@ -58,30 +61,30 @@ def fracture_type(visible: bool, codes: str) -> tuple[str, str]:
 
 
 def read(root: Path, task: str = "fracture") -> Manifest:
-    """Patients, studies and views as the table has them; no splits.
+    """Read GRAZPEDWRI-DX with patients, studies and views from its table. It has no splits.
 
     Args:
-        root: the folder of ``dataset.csv``; images are searched below it by their names.
-        task: "fracture" for labels none and fracture (``fracture_visible``), or "type" for none, incomplete, complete
-            and physeal out of the AO codes (`PATTERNS`); images without a single type are left out and counted.
+        root: the folder of ``dataset.csv``; images are searched below it by name.
+        task: "fracture" for the labels none and fracture (``fracture_visible``), or "type" for none, incomplete,
+            complete and physeal from the AO codes (`PATTERNS`); images without a single type are left out and counted.
 
     Raises:
-        InputError: another task, a missing column, a flag that is neither 1 nor empty, an image found twice.
+        InputError: the task is unknown, a column is missing, a flag is not empty, 0 or 1, or an image exists twice.
     """
     if task not in ("fracture", "type"):
-        raise InputError(f"task must be fracture or type for GRAZPEDWRI-DX, got {task!r}")
+        raise InputError(f"task must be fracture or type for GRAZPEDWRI-DX; got {task!r}")
     table = root / "dataset.csv"
     _, rows = read_table(table, _COLUMNS)
     files: dict[str, Path] = {}
     for path in find(root):
         other = files.setdefault(path.stem, path)
         if other != path:
-            raise InputError(f"{path}: {other.parent.name} has an image of this name too; keep one of the folders")
+            raise InputError(f"{path}: {other.parent.name} also has an image of this name; remove one of the folders")
     left, records, uncertain = LeftOut(root), [], 0
     for line, row in rows:
         flag, stem = row["fracture_visible"], row["filestem"]
         if flag not in ("", "0", "1") or not stem or not row["patient_id"]:
-            raise InputError(f"{table}: line {line}: wanted filestem, patient_id and fracture_visible 1 or empty")
+            raise InputError(f"{table}: line {line}: needs filestem, patient_id and fracture_visible 1 or empty")
         visible, codes = flag == "1", row["ao_classification"]
         label, reason = fracture_type(visible, codes) if task == "type" else (("none", "fracture")[visible], "")
         image = files.get(stem)
@@ -92,5 +95,5 @@ def read(root: Path, task: str = "fracture") -> Manifest:
         patient, view = row["patient_id"], _VIEWS.get(row["projection"], "")
         study = f"{patient}/{row['study_number']}"
         records.append(Record(image, label, patient, study, view, source="GRAZPEDWRI-DX"))
-    kept = (f"{plural(uncertain, 'image')} marked diagnosis_uncertain kept",) if uncertain else ()
+    kept = (f"{plural(uncertain, 'image')} marked diagnosis_uncertain included",) if uncertain else ()
     return Manifest(tuple(records), (f"task {task}", *kept, *left.notes()))

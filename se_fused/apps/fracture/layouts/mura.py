@@ -1,7 +1,8 @@
-"""MURA v1.1: Stanford ML Group, https://stanfordmlgroup.github.io/competitions/mura/, research agreement: the images
-may not be passed on.
+"""Adapter for MURA v1.1: Stanford ML Group, https://stanfordmlgroup.github.io/competitions/mura/.
 
-40,561 radiographs of the upper limb in 14,863 studies, each normal or abnormal (which is more than fractures). Layout:
+The research agreement does not allow redistribution of the images.
+
+40,561 radiographs of the upper limb in 14,863 studies, each normal or abnormal (not only fractures). Layout:
 ``MURA-v1.1/{train,valid}/XR_HUMERUS/patientNNNNN/study1_{positive,negative}/imageK.png`` and
 ``{train,valid}_labeled_studies.csv`` (path, label; no header).
 """
@@ -21,12 +22,12 @@ _LABELS = {"negative": "normal", "positive": "abnormal"}
 
 
 def fits(root: Path) -> bool:
-    """A table of its studies, or folders ``XR_*`` below train or valid."""
+    """Whether a folder has a table of studies, or folders ``XR_*`` in train or valid."""
     return any((root / f"{s}_labeled_studies.csv").is_file() or any(root.glob(f"{s}/XR_*")) for s in _SPLITS)
 
 
 def _table(path: Path) -> dict[tuple[str, ...], str]:
-    """{(region, patient, study folder): "0" or "1"} of a table of studies; empty where there is none."""
+    """{(region, patient, study folder): "0" or "1"} from a table of studies; empty if there is no table."""
     if not path.is_file():
         return {}
     found: dict[tuple[str, ...], str] = {}
@@ -36,23 +37,23 @@ def _table(path: Path) -> dict[tuple[str, ...], str]:
             if not any(row):
                 continue
             if len(row) != 2 or len(parts) != 3 or row[1].strip() not in ("0", "1"):
-                raise InputError(f"{path}: line {line}: wanted a study's path and 0 or 1; restore the line")
+                raise InputError(f"{path}: line {line}: needs the path of a study and 0 or 1; restore the line")
             found[parts] = row[1].strip()
     return found
 
 
 def read(root: Path, regions: Sequence[str] | None = None) -> Manifest:
-    """Labels "normal" and "abnormal" of the study that an image belongs to; its two splits, train and valid.
+    """Read MURA with the labels "normal" and "abnormal" of each image's study, and its two splits, train and valid.
 
-    ``patient00011`` in several ``XR_*`` folders is one person. A study is "XR_HUMERUS/patient00011/study1"; score by
-    it, as the mean over its images. Views are not known.
+    ``patient00011`` in several ``XR_*`` folders is the same patient. A study is "XR_HUMERUS/patient00011/study1".
+    Evaluate by study, with the mean probability of its images. Views are unknown.
 
     Args:
-        root: the folder of train and valid.
-        regions: only these, e.g. ``("humerus", "forearm")`` for the long bones; all by default.
+        root: the folder that contains train and valid.
+        regions: regions to read, e.g. ``("humerus", "forearm")`` for the long bones; None reads all.
 
     Raises:
-        InputError: no such region; a study's folder and its table disagree; a line that is none.
+        InputError: there is no such region; a study's folder and the table disagree; or a line of the table is invalid.
     """
     wanted = None if regions is None else {f"XR_{region.upper().removeprefix('XR_')}" for region in regions}
     left, records, seen = LeftOut(root), [], set()
@@ -70,13 +71,13 @@ def read(root: Path, regions: Sequence[str] | None = None) -> Manifest:
                     name, _, kind = study.name.partition("_")
                     label, listed = _LABELS.get(kind), table.pop((region.name, patient.name, study.name), None)
                     if label is None:
-                        left.add("a study neither positive nor negative", study)
+                        left.add("study neither positive nor negative", study)
                         continue
                     if listed is not None and listed != str(int(kind == "positive")):
-                        raise InputError(f"{table_path}: has {listed} for a {kind} study, {study}; restore the line")
+                        raise InputError(f"{table_path}: gives {listed} for a {kind} study, {study}; restore the line")
                     images = find(study)
                     if not images:
-                        left.add("a study without images", study)
+                        left.add("study without images", study)
                     key = f"{region.name}/{patient.name}/{name}"
                     records += [Record(p, label, patient.name, key, "", split, "MURA") for p in images]
         for parts in table:
@@ -84,4 +85,4 @@ def read(root: Path, regions: Sequence[str] | None = None) -> Manifest:
                 left.add("the folder of a study is missing", "/".join((split, *parts)))
     if wanted is not None and wanted - seen:
         raise InputError(f"regions has {', '.join(sorted(wanted - seen))}; {root} has {', '.join(sorted(seen))}")
-    return Manifest(tuple(records), ("no split is a test set as shipped: train and valid only", *left.notes()))
+    return Manifest(tuple(records), ("MURA is published without a test split: train and valid only", *left.notes()))

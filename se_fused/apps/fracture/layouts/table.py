@@ -1,4 +1,4 @@
-"""Any CSV that names images and their classes; a manifest of se_fused is one."""
+"""Adapter for CSV files that list images and their classes, such as a manifest of se_fused."""
 
 import os
 from collections.abc import Mapping
@@ -22,28 +22,28 @@ ALIASES = {
     "split": "split set subset partition".split(),
     "source": "source dataset".split(),
 }
-"""Names of columns that are known for each column of a manifest; case, spaces and hyphens do not matter."""
+"""{column of a manifest: accepted column names}; case, spaces and hyphens are ignored."""
 
 
 def column_of(table: Path, columns: list[str], role: str, given: Mapping[str, str]) -> str:
-    """The column of a table that holds a manifest's column `role`: as given, else by its name; "" if there is none.
+    """The column of a table for the manifest's column `role`: the given name, else an accepted name, else "".
 
     Raises:
-        InputError: the given one does not exist, or several would fit.
+        InputError: the given column does not exist, or several columns match.
     """
     if role in given:
         if given[role] not in columns:
-            raise InputError(f"{table}: has no column {given[role]} (for {role}); it has {', '.join(columns)}")
+            raise InputError(f"{table}: has no column {given[role]} (for {role}); its columns are {', '.join(columns)}")
         return given[role]
     found = [name for name in columns if normal(name) in ALIASES[role]]
     exact = [name for name in found if normal(name) == role]
     if len(exact or found) > 1:
-        raise InputError(f"{table}: {' and '.join(found)} may both be the {role}; rename one of them to {role}")
+        raise InputError(f"{table}: columns {' and '.join(found)} may both be the {role}; rename one of them to {role}")
     return (exact or found or [""])[0]
 
 
 def candidates(folder: Path) -> list[Path]:
-    """The CSV files lying in a folder that name images and labels."""
+    """CSV and TSV files in a folder that have columns for path and label."""
     found = []
     for path in sorted(folder.glob("*.[ct]sv")):
         names = {normal(name) for name in header_of(path)}
@@ -53,14 +53,14 @@ def candidates(folder: Path) -> list[Path]:
 
 
 class _Finder:
-    """Images by what a table calls them: a path from the table's folder, or a name that is unique below it."""
+    """Finds images by their entry in a table: a path relative to the table's folder, or a unique name below it."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
         self._names: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | str:
-        """The file, or why there is none."""
+        """The path of the file, or the reason why it is not found."""
         path = Path(os.path.normpath(self._base / name.replace("\\", "/")))
         if path.is_file():
             return path
@@ -77,43 +77,44 @@ class _Finder:
 
 
 def read_csv(root: Path, columns: Mapping[str, str] | None = None) -> Manifest:
-    """Read a CSV, or the one in a folder that names images and labels (manifest.csv where there are several).
+    """Read a CSV file, or the CSV in a folder with columns for path and label (manifest.csv if there are several).
 
-    A path is relative to the CSV's folder; a bare file name is also searched below it, and may lack its suffix. Rows
-    without a label, without their file, or said twice, are left out and counted.
+    Paths are relative to the folder of the CSV. A bare file name is also searched below that folder, and its suffix may
+    be omitted. Rows without a label, rows whose file is missing and repeated rows are left out and counted.
 
     Args:
-        root: the CSV or its folder.
-        columns: the table's names of columns where they are others than `ALIASES`, e.g. ``{"label": "Befund"}``.
+        root: the CSV file or its folder.
+        columns: {column of the manifest: column of the table} for names outside `ALIASES`, e.g.
+            ``{"label": "Befund"}``.
 
     Raises:
-        InputError: no such table or column; an image with two labels; a split of another name.
+        InputError: there is no such table or column; an image has two labels; or a split has an unknown name.
     """
     given = dict(columns or {})
     for role in given:
         if role not in ALIASES:
-            raise InputError(f"columns has {role}, which is none of {', '.join(ALIASES)}")
+            raise InputError(f"columns: {role} is not one of {', '.join(ALIASES)}")
     table = root
     if root.is_dir():
         tables = candidates(root) if not given else sorted(root.glob("*.[ct]sv"))
         named = [path for path in tables if path.name == "manifest.csv"]
         if len(named or tables) != 1:
-            which = f"holds {', '.join(path.name for path in tables)}" if tables else "holds no CSV with path and label"
-            raise InputError(f"{root}: {which}; name the CSV file itself")
+            which = f"has {', '.join(path.name for path in tables)}" if tables else "has no CSV with path and label"
+            raise InputError(f"{root}: {which}; give the path of one CSV file")
         table = (named or tables)[0]
     names, rows = read_table(table)
     place = {role: column_of(table, names, role, given) for role in ALIASES}
     for role in ("path", "label"):
         if not place[role]:
             raise InputError(
-                f"{table}: has no column for the {role} ({', '.join(ALIASES[role])}); rename one to {role}"
+                f"{table}: has no column for the {role} ({', '.join(ALIASES[role])}); rename a column to {role}"
             )
     finder, left = _Finder(table.parent), LeftOut(table.parent)
     records: dict[Path, Record] = {}
     for line, row in rows:
         cell = {role: row[name] if name else "" for role, name in place.items()}
         if not cell["path"]:
-            raise InputError(f"{table}: line {line} names no image; remove the row or name it")
+            raise InputError(f"{table}: line {line} names no image; add it or remove the line")
         if not cell["label"]:
             left.add("without a label", cell["path"])
             continue
@@ -125,8 +126,8 @@ def read_csv(root: Path, columns: Mapping[str, str] | None = None) -> Manifest:
             raise InputError(f"{table}: line {line}: split must be train, valid, test or empty: {cell['split']!r}")
         if path in records:
             if records[path].label != cell["label"]:
-                raise InputError(f"{table}: line {line}: {path.name} has two labels; remove one of its rows")
-            left.add("said twice", cell["path"])
+                raise InputError(f"{table}: line {line}: {path.name} has two labels; remove one of its lines")
+            left.add("listed twice", cell["path"])
             continue
         texts = {role: cell[role] for role in ("label", "patient", "study", "view")}
         source = cell["source"] or table.parent.name

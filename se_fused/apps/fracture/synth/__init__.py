@@ -1,10 +1,10 @@
-"""Synthetic long-bone radiographs with a fracture class: a synthetic phantom, no clinical meaning.
+"""Synthetic long-bone radiographs with a fracture class: synthetic phantoms, no clinical meaning.
 
-A drawn picture, not a simulated scanner: it lets training code be run, tested and shown without patient data.
-Each bone is a tube in three dimensions. A fracture is a surface through it, s = g(p, q), which cuts it into fragments
-that are moved a little; no line is ever painted, so a fracture looks different from every direction, as in life.
-All but the fracture comes from random streams that never see the label: away from the moved bone, two images of the
-same (seed, index) with different labels are equal.
+The generator draws images and does not simulate a scanner. Training code can be run, tested and demonstrated with them
+without patient data. Each bone is a tube in three dimensions. A fracture is a surface through it, s = g(p, q), which
+cuts it into fragments that are moved slightly. No lines are painted, so a fracture looks different from every
+direction, as in reality. Everything but the fracture comes from random streams that are independent of the label: two
+images of the same (seed, index) with different labels are equal away from the moved bone.
 """
 
 from .drawing import DIFFICULTIES, Crack, Radiograph, contact_sheet, draw, draw_patient, phantoms

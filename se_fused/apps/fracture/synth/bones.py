@@ -1,8 +1,8 @@
-"""Tubes in three dimensions, cut into fragments, and how long a ray runs through them.
+"""Bones as three-dimensional tubes, cut into fragments, and the path lengths of rays through them.
 
-A bone's own coordinates, in pixels of the image: ``p`` across it in the AP view, ``q`` across it in the lateral view,
-``s`` along it, the fracture at s = 0. A view turned by ``turn`` about the bone sees ``u = p·cos + q·sin`` from left to
-right, and looks along ``w = q·cos − p·sin``.
+Coordinates of a bone, in pixels of the image: ``p`` across it in the AP view, ``q`` across it in the lateral view,
+``s`` along it, with the fracture at s = 0. In a view rotated by ``turn`` about the bone, ``u = p·cos + q·sin`` runs
+from left to right and ``w = q·cos − p·sin`` along the rays.
 """
 
 import math
@@ -18,34 +18,34 @@ __all__ = ["Bone", "Fragment", "Projection", "Solid", "filled", "project"]
 
 Solid = Callable[[Array, Array, Array], Array]  # (p, q, s) -> distance in pixels to the surface, positive inside
 
-# Nodes of a ray through one wall and through the marrow; between them a surface counts as flat, so no steps show.
+# Nodes of a ray through one wall and through the marrow. Surfaces are linear between nodes, so no steps are visible.
 _WALL_NODES, _MARROW_NODES = 5, 11
 _NODES = 2 * _WALL_NODES + _MARROW_NODES - 2
 
 
 def _smooth_ramp(s: Array, soft: float) -> Array:
-    """max(s, 0), rounded over the length `soft`."""
+    """max(s, 0), smoothed over the length `soft`."""
     return 0.5 * (s + np.hypot(s, np.float32(soft)))
 
 
 @dataclass(frozen=True)
 class Bone:
-    """A tube along s; lengths in pixels. Its section has the half axes radius·ellipse (p) and radius/ellipse (q)."""
+    """A bone: a tube along s, in pixels. Its section has the semi-axes radius·ellipse (p) and radius/ellipse (q)."""
 
     radius: float
     cortex: float  # thickness of the wall / radius
     ellipse: float
-    bow: tuple[float, float]  # shift in p and q at the distance `reach`
+    bow: tuple[float, float]  # displacement in p and q at the distance `reach`
     reach: float
     joint: float  # s of the joint
     flare: float  # widening at the joint / radius
-    phases: Array  # of the outline's waves
-    bend: tuple[float, float] = (0.0, 0.0)  # tangents of a smooth, long healed bend
-    bend_at: float = 0.0
+    phases: Array  # phases of the outline's waves
+    bend: tuple[float, float] = (0.0, 0.0)  # tangents of a smooth bend from a healed fracture
+    bend_at: float = 0.0  # s of the bend
 
     def walls(self, u: Array, s: Array) -> tuple[Array, Array, Array]:
-        """Outer radius, inner radius, and how spongy the bone is in [0, 1], each of u's shape."""
-        # Distance from the joint's curved surface, negative in the other bone beyond it.
+        """Outer radius, inner radius and share of spongy bone in [0, 1], each with the shape of u."""
+        # Distance from the curved surface of the joint, negative in the adjacent bone beyond it.
         end = math.copysign(1, self.joint) * (self.joint - s) - (0.16 / self.radius) * u * u
         beyond = end < 0
         end = np.abs(end) - 0.1 * self.radius
@@ -59,7 +59,7 @@ class Bone:
         def cap(depth: Array) -> Array:  # the rounded rim where the bone ends
             return np.sqrt(1 - np.clip(1 - depth / (0.5 * self.radius), 0, 1) ** 3) * (depth > 0)
 
-        ends = end < 0.6 * self.radius  # elsewhere a cap is 1
+        ends = end < 0.6 * self.radius  # elsewhere the cap is 1
         if ends.any():
             outer[ends] *= cap(end[ends])
             inner[ends] *= cap(end[ends] - 0.09 * self.radius)
@@ -68,29 +68,29 @@ class Bone:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A part of a bone and its motion. Its far end (s > 0) leans by `lean`, tangents toward p and q, about `pivot`."""
+    """A fragment of a bone and its motion. It is tilted about `pivot` by `lean`, the tangents toward p and q."""
 
     solid: Solid | None = None  # None: the whole bone
-    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # p, q, s
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # translation in p, q, s
     lean: tuple[float, float] = (0.0, 0.0)
     pivot: tuple[float, float, float] = (0.0, 0.0, 0.0)
     hinge: tuple[float, float] = (0.0, 0.0)  # tangents of a smooth bend at s = 0
 
 
 class Projection(NamedTuple):
-    """What the rays of a picture meet, each (S, S)."""
+    """Path lengths of the rays of an image through a bone, each (S, S)."""
 
-    compact: Array  # length through compact bone in pixels
-    marrow: Array
-    spongy: Array  # in [0, 1]
-    cut: Array  # whether the ray crosses a fracture's surface
+    compact: Array  # path length in compact bone, in pixels
+    marrow: Array  # path length in the marrow, in pixels
+    spongy: Array  # share of spongy bone in [0, 1]
+    cut: Array  # whether the ray crosses the surface of a fracture
 
 
 def filled(distance: Array) -> Array:
-    """(K, P) distances at nodes -> (K-1, P) means of clip(d + 1/2, 0, 1) over the segments, where d is linear."""
+    """Mean of clip(d + 1/2, 0, 1) over each segment, (K-1, P), for distances (K, P) that are linear between nodes."""
     t = distance + np.float32(0.5)
     low, step = np.clip(t, 0, 1), np.diff(t, axis=0)
-    flat = np.abs(step) < 0.05  # there the quotient would lose its digits
+    flat = np.abs(step) < 0.05  # here the quotient would lose precision
     total = low * (t - np.float32(0.5) * low)  # the integral of clip(t, 0, 1)
     return np.where(flat, np.clip(t[1:] - 0.5 * step, 0, 1), np.diff(total, axis=0) / np.where(flat, 1, step))
 
@@ -98,26 +98,26 @@ def filled(distance: Array) -> Array:
 def project(
     bone: Bone, turn: float, x: Array, y: Array, fragments: Sequence[Fragment] = (Fragment(),), zone: float = 0.0
 ) -> Projection:
-    """Look at a bone from the side that `turn` says (radians).
+    """Project a bone: path lengths of parallel rays through its fragments.
 
     Args:
-        bone: the tube.
-        turn: 0 is the AP view, pi/2 the lateral one.
+        bone: the bone.
+        turn: rotation of the view in radians; 0 is the AP view, pi/2 the lateral view.
         x, y: (S, S) coordinates of the pixels across and along the bone.
-        fragments: what it is cut into.
-        zone: how far from s = 0 their surfaces reach.
+        fragments: fragments of the bone.
+        zone: largest distance of their surfaces from s = 0, in pixels.
     """
     compact, marrow, spongy_layer = (np.zeros(x.shape, np.float32) for _ in range(3))
     cut = np.zeros(x.shape, bool)
     cos, sin = math.cos(turn), math.sin(turn)
     square = bone.ellipse**2
-    wide, skew = sin * sin / square + cos * cos * square, cos * sin * (square - 1 / square)  # of the section's form
+    wide, skew = sin * sin / square + cos * cos * square, cos * sin * (square - 1 / square)  # of the elliptic section
     limit = bone.radius * (1.1 + bone.flare) * math.sqrt(wide)
     bow, bend = (cos * a + sin * b for a, b in (bone.bow, bone.bend))
     for part in fragments:
         pu, ps = cos * part.pivot[0] + sin * part.pivot[1], part.pivot[2]
         du, ds = cos * part.shift[0] + sin * part.shift[1], part.shift[2]
-        # The picture shows a lean in its plane as a turn; a lean in depth shears what the ray meets.
+        # A lean in the image plane is a rotation of the image; a lean in depth shears the fragment along the ray.
         angle = -math.atan(cos * part.lean[0] + sin * part.lean[1])
         depth_lean, hinge = cos * part.lean[1] - sin * part.lean[0], cos * part.hinge[0] + sin * part.hinge[1]
         near_x, near_y, c, k = x - (pu + du), y - (ps + ds), math.cos(angle), math.sin(angle)
@@ -133,14 +133,14 @@ def project(
         outer, inner = (np.sqrt(np.maximum(wide * r * r - u * u, 0)) / wide for r in (outer, inner))  # half chords
         lengths = 2 * (outer - inner), 2 * inner
         if part.solid is not None:
-            # Beyond the zone a fragment is there or not for the whole depth.
+            # Beyond the zone, a ray is inside or outside a fragment over its whole depth.
             axis, ends = np.zeros(2, np.float32), np.array([-2 * zone, 2 * zone], np.float32)
             there = (part.solid(axis, axis, ends) > 0).astype(np.float32)[(s > 0).astype(np.int8)]
             inside = np.flatnonzero((np.abs(s) < zone) & (outer > 0))
             middle = part.solid(u[inside] * cos, u[inside] * sin, s[inside])
             there[inside] = np.clip(middle + 0.5, 0, 1)
             lengths = lengths[0] * there, lengths[1] * there
-            # So are rays too short to reach a surface; solids are distances, if not to the last digit.
+            # The same holds for rays too short to reach a surface; `solid` is only an approximate distance.
             near = inside[np.abs(middle) < 2.5 * outer[inside] + 0.4 * bone.radius]
             v, half, core = u[near], outer[near], inner[near]
             w = np.empty((_NODES, len(near)), np.float32)

@@ -1,4 +1,4 @@
-"""Single pictures, patients with two views, and sheets of them: synthetic phantoms, no clinical meaning."""
+"""Draw single images, patients with two views, and contact sheets: synthetic phantoms, no clinical meaning."""
 
 import math
 import os
@@ -26,32 +26,32 @@ __all__ = [
 
 NOTE = "synthetic phantom, no clinical meaning"
 DIFFICULTIES = {"easy": 0.0, "medium": 0.5, "hard": 1.0}
-"""Names of some difficulties. A narrow SE-ResNet-18 learned easy sets of 1,000 patients at 96 pixels within minutes; on
-medium ones of that size it hardly left chance: those want many more patients and pixels."""
+"""Named difficulties. A narrow SE-ResNet-18 learned easy sets of 1,000 patients at 96 pixels within minutes. On medium
+sets of that size it was hardly better than chance: they need many more patients and pixels."""
 
-_SEEN = 0.03  # of the grey window: a step that the eye still finds in a smooth place
+_SEEN = 0.03  # smallest step, as a share of the grey window, that is visible in a smooth region
 
 
 @dataclass(frozen=True)
 class Crack:
-    """Where a synthetic phantom's fracture is in one of its views, from the geometry that was drawn.
+    """Position and geometry of a synthetic phantom's fracture in one of its views.
 
     Attributes:
-        box: x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive: all rays that cross a fracture's surface,
-            and the blur around them. None where none of them is in the collimator's field.
-        visible: whether at least S/12 pixels of it change by more than 0.03 of the grey window and three times the
-            noise's deviation.
-        contrast: root mean square of the change, as a share of the grey window, over the rays that cross the surface.
-        radius: of the bone in pixels, which makes gap and displacement relative.
+        box: x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive: all rays that cross the surface of the
+            fracture, and the blur around them. None if none of these rays is in the collimated field.
+        visible: whether the fracture changes at least S/12 pixels by more than 0.03 of the grey window and by more than
+            three standard deviations of the noise.
+        contrast: root mean square of the change over the rays that cross the surface, as a share of the grey window.
+        radius: radius of the bone in pixels, the reference for gap and displacement.
         gap: width of the crack in pixels.
-        displacement: of the far fragment across the bone, in space, in pixels; and what of it this view shows.
-        displacement_seen: see above.
-        angulation: of the far fragment in degrees, in space.
-        angulation_seen: what of it this view shows.
-        tilt: of the surface off the bone's cross-section in degrees; NaN for comminuted.
-        facing: degrees between the direction to which the surface rises (or the crack opens) and the image plane: at 0
-            the surface is seen edge-on, at 90 en face.
-        hairline: nothing has moved, and the gap is narrow.
+        displacement: displacement of the moved fragment across the bone in three dimensions, in pixels.
+        displacement_seen: its component in the image plane of this view, in pixels.
+        angulation: angulation of the moved fragment in three dimensions, in degrees.
+        angulation_seen: its component in the image plane of this view, in degrees.
+        tilt: angle between the fracture surface and the cross-section of the bone in degrees; NaN for comminuted.
+        facing: angle in degrees between the direction in which the surface rises (or the crack opens) and the image
+            plane: at 0 the surface is seen edge-on, at 90 en face.
+        hairline: whether the fragments are not displaced and the gap is narrow.
     """
 
     box: tuple[int, int, int, int] | None
@@ -70,12 +70,12 @@ class Crack:
 
 @dataclass(frozen=True)
 class Radiograph:
-    """One view of a patient: a synthetic phantom.
+    """One view of a synthetic phantom.
 
     Attributes:
         image: (S, S) float32 in [0, 1], bone bright.
         view: one of `VIEWS`.
-        crack: None where the class is "none".
+        crack: position of the fracture; None for the class "none".
     """
 
     image: NDArray[np.float32]
@@ -84,7 +84,7 @@ class Radiograph:
 
 
 def difficulty_of(value: float | str) -> float:
-    """A difficulty in [0, 1], given as number, text of one, or name in `DIFFICULTIES`; InputError otherwise."""
+    """Convert a number, numeric string or name in `DIFFICULTIES` to a difficulty in [0, 1]; InputError otherwise."""
     try:
         number = DIFFICULTIES[value] if isinstance(value, str) and value in DIFFICULTIES else float(value)
     except (TypeError, ValueError):
@@ -95,7 +95,7 @@ def difficulty_of(value: float | str) -> float:
 
 
 def class_of(seed: int, index: int) -> int:
-    """The class of a patient: every six from a multiple of six on hold each class once, in an order of their own."""
+    """Class number of a patient. Indices 6k to 6k + 5 contain each class once, in a random order."""
     return int(default_rng([seed, index // 6, LABEL]).permutation(len(CLASSES))[index % 6])
 
 
@@ -131,7 +131,7 @@ def _crack(picture: Picture, patient: Limb, broken: Fracture, view: int) -> Crac
 def _take(
     seed: int, index: int, size: int, label: int, difficulty: float, views: Sequence[int] | None
 ) -> list[Radiograph]:
-    """The views of a patient; None: the one that shows the fracture's plane best."""
+    """Draw views of a patient; None draws the view in which the fracture plane is most nearly edge-on."""
     patient = limb(seed, index, size, difficulty)
     stream = default_rng([seed, index, FRACTURE])
     broken = fracture(CLASSES[label], stream, patient.main.radius, patient.toward, difficulty)
@@ -156,7 +156,7 @@ def draw_patient(
 ) -> tuple[Radiograph, Radiograph]:
     """Draw the AP and the lateral view of one synthetic phantom (no clinical meaning).
 
-    One limb and one fracture in space, seen from two sides about a right angle apart, each with an exposure of its own.
+    Both views show the same limb and fracture from directions about 90 degrees apart, each with its own exposure.
     Arguments, order of classes and errors are those of :func:`draw`.
     """
     seed, index, size, label = _checked(seed, index, size, label)
@@ -167,31 +167,31 @@ def draw_patient(
 def _class_index(label: int | str) -> int:
     place = CLASSES.index(label) if label in CLASSES else label
     if isinstance(place, str) or check_int(place, "label", 0) >= len(CLASSES):
-        raise ValueError(f"label must be one of {', '.join(CLASSES)}, or 0 to {len(CLASSES) - 1}; got {label!r}")
+        raise ValueError(f"label must be one of {', '.join(CLASSES)} or 0 to {len(CLASSES) - 1}; got {label!r}")
     return int(place)
 
 
 def draw(
     seed: int, index: int, size: int = 224, label: int | str | None = None, difficulty: float | str = 0.0
 ) -> tuple[NDArray[np.float32], int]:
-    """Draw one synthetic phantom (no clinical meaning): of a patient's two views, the one that shows its fracture best.
+    """Draw one synthetic phantom (no clinical meaning), in the one of its two views that shows its fracture best.
 
-    It depends on these arguments alone: to the bit on one machine, up to rounding elsewhere.
+    The image depends only on the arguments: bitwise on one machine, up to rounding errors on others.
 
     Args:
-        seed: number of the data set, >= 0.
-        index: number of the patient in it, >= 0.
+        seed: random seed of the data set, >= 0.
+        index: number of the patient in the data set, >= 0.
         size: height and width S in pixels, >= 32; the anatomy scales with it.
-        label: a class, by its name or its place in `CLASSES`. None: every six indices from a multiple of six on hold
-            each class once, in an order of their own.
-        difficulty: from 0 (easy) to 1 (hard), or a name in `DIFFICULTIES`: narrower cracks that move less, more
-            hairlines, smaller bones, more that mimics a crack, more noise.
+        label: a class, by its name or its index in `CLASSES`. None: indices 6k to 6k + 5 contain each class once, in a
+            random order.
+        difficulty: from 0 (easy) to 1 (hard), or a name in `DIFFICULTIES`. Harder means narrower cracks with less
+            displacement, more hairline fractures, smaller bones, more structures that mimic a crack, and more noise.
 
     Returns:
-        The image, (S, S) float32 in [0, 1], bone bright; and its place in `CLASSES`.
+        The image, (S, S) float32 in [0, 1], bone bright; and its class as an index in `CLASSES`.
 
     Raises:
-        TypeError, ValueError: an argument is no integer, is too small, or names no class or difficulty.
+        TypeError, ValueError: an argument is not an integer, is too small, or is not a class or difficulty.
     """
     seed, index, size, label = _checked(seed, index, size, label)
     return _take(seed, index, size, label, difficulty_of(difficulty), None)[0].image, label
@@ -200,10 +200,11 @@ def draw(
 def phantoms(count: int, size: int = 224, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Draw images 0 to count - 1 of a data set, each a synthetic phantom with no clinical meaning.
 
-    `count` >= 0, where a multiple of six holds as many of each class; `size` S, `seed` and errors are those of `draw`.
+    `count` is >= 0; with a multiple of six, all classes are equally frequent. `size` S, `seed` and errors are those of
+    `draw`.
 
     Returns:
-        Images, (count, 1, S, S) float32 in [0, 1], bone bright; labels, (count,) int64, places in `CLASSES`.
+        Images, (count, 1, S, S) float32 in [0, 1], bone bright; labels, (count,) int64, indices in `CLASSES`.
     """
     count, size = check_int(count, "count", 0), check_int(size, "size", 32)
     images, labels = torch.empty(count, 1, size, size), torch.empty(count, dtype=torch.int64)
@@ -214,10 +215,16 @@ def phantoms(count: int, size: int = 224, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def contact_sheet(images: Tensor | Array, labels: Sequence[int] | Tensor, path: str | os.PathLike[str]) -> None:
-    """Write images with their classes as one picture, headed "synthetic phantom, no clinical meaning".
+    """Write images with their classes as a contact sheet titled "synthetic phantom, no clinical meaning".
 
-    `images` are (N, 1, S, S) or (N, S, S) in [0, 1], N >= 1; `labels` N places in `CLASSES`; `path` a .png, .pdf, .svg,
-    which appears whole or not at all. ValueError if they are not so, ImportError without matplotlib.
+    Args:
+        images: (N, 1, S, S) or (N, S, S) in [0, 1], N >= 1.
+        labels: N indices in `CLASSES`.
+        path: a .png, .pdf or .svg, written atomically.
+
+    Raises:
+        ValueError: an argument has another shape or an invalid label.
+        ImportError: matplotlib is not installed.
     """
     pictures = np.asarray(images, dtype=np.float32)
     pictures = pictures[:, 0] if pictures.ndim == 4 and pictures.shape[1] == 1 else pictures

@@ -1,9 +1,9 @@
-"""One view of a limb as a radiograph: soft tissue, what mimics a crack, exposure, noise, film and frame.
+"""Exposure of one view of a limb: soft tissue, structures that mimic cracks, noise, film response and frame.
 
     attenuation = soft + density · (compact + share · marrow)        Beer-Lambert: minus log of the intensity
 
-Whatever is random here comes from streams that know no class, and whatever reaches far (scatter, the grey window)
-comes from the unbroken limb: the class shows where the bone is broken and nowhere else.
+All random numbers come from streams that are independent of the class, and non-local effects (scatter, the grey window)
+are computed from the intact limb. So the class changes the image only where the bone is broken.
 """
 
 import math
@@ -30,16 +30,16 @@ _LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 
 class Picture(NamedTuple):
-    """Images are (S, S). The crack's are those of the bone that was drawn, before noise."""
+    """A drawn image and maps of its fracture, each (S, S). The maps are computed before noise is added."""
 
-    grey: Array  # in [0, 1]
-    cut: Array  # bool: rays that cross a fracture's surface, inside the collimator's field
-    change: Array  # how much the fracture changes the picture, as a share of the grey window
-    grain: Array  # the noise's deviation, likewise
+    grey: Array  # grey values in [0, 1]
+    cut: Array  # bool: rays that cross the surface of the fracture, inside the collimated field
+    change: Array  # change of the image by the fracture, as a share of the grey window
+    grain: Array  # standard deviation of the noise, as a share of the grey window
 
 
 def _strokes(grey: Array, text: str, left: float, top: float, height: float, shine: float) -> None:
-    """Lay lead letters over the picture, in place."""
+    """Draw lead letters over the image, in place."""
     size, thick = len(grey), max(0.085 * height, 0.6)
     x0, y0 = max(math.floor(left - thick - 1), 0), max(math.floor(top - thick - 1), 0)
     x1, y1 = (
@@ -77,7 +77,7 @@ def _metal(rng: Generator, xx: Array, yy: Array, likely: float) -> Array | float
 
 
 def _soft(limb: Limb, view: int, rng: Generator, clouds: Array, x: Array, y: Array, difficulty: float) -> Array:
-    """Attenuation of skin, muscle and what is worn over them; about 1 in the middle."""
+    """Attenuation of skin, muscle, and a bandage or cast; about 1 in the middle."""
     size, half = len(x), limb.soft[view]
     offset = math.cos(limb.turns[view]) * limb.offset[0] + math.sin(limb.turns[view]) * limb.offset[1]
     v = y * np.float32(1 / size)
@@ -85,12 +85,12 @@ def _soft(limb: Limb, view: int, rng: Generator, clouds: Array, x: Array, y: Arr
     width += limb.swelling * np.exp(-(((v - limb.swollen_at) / 0.2) ** 2))
     beyond = (x - 0.5 * offset - rng.uniform(-0.18, 0.18) * half) / (half * width)
     square = beyond * beyond
-    soft = 0.6 * np.sqrt(np.maximum(1 - square, 0))  # half an ellipse of skin, and half one of the denser muscle
+    soft = 0.6 * np.sqrt(np.maximum(1 - square, 0))  # chords of an ellipse for the skin, and below for the muscle
     soft += 0.4 * np.sqrt(np.maximum(1 - square / rng.uniform(0.75, 0.9) ** 2, 0))
     soft *= width * (1 + clouds)
     fold, slope = rng.uniform(0.015, 0.07) * (rng.random() < 0.35 + 0.3 * difficulty), rng.uniform(-1, 1)
     place = rng.uniform(-0.6, 0.6) * size
-    if fold:  # of the skin, or a bandage's edge
+    if fold:  # a skin fold, or the edge of a bandage
         soft += fold * (square < 1) / (1 + np.exp(np.clip(y - place - slope * x, -30, 30)))
     cast, gap, thick = rng.random() < 0.05 + 0.12 * difficulty, rng.uniform(1.04, 1.12), rng.uniform(0.09, 0.16)
     weave = rng.uniform(0.03, 0.06)
@@ -102,7 +102,7 @@ def _soft(limb: Limb, view: int, rng: Generator, clouds: Array, x: Array, y: Arr
 
 
 def _mimics(limb: Limb, view: int, x: Array, y: Array) -> tuple[Array | float, Array | float]:
-    """What the limb has of a canal or a thin spot (share of bone that is missing), and of growth-arrest lines."""
+    """Structures that mimic cracks: the share of bone missing in a canal or a thin spot, and growth-arrest lines."""
     turn, radius = limb.turns[view], limb.main.radius
     missing: Array | float = 0.0
     lines: Array | float = 0.0
@@ -131,7 +131,7 @@ def _mimics(limb: Limb, view: int, x: Array, y: Array) -> tuple[Array | float, A
 
 
 def _frame(rng: Generator, grey: Array, xx: Array, yy: Array, letters: str) -> tuple[Array, Array]:
-    """Lay the collimator (dark, at times with a film's bright rim) and lead letters over it; and the shut part."""
+    """Add the dark collimator border (sometimes with a bright film edge) and lead letters; also returns its mask."""
     size, turn, aperture = len(grey), rng.normal(0, 0.05), rng.uniform([0.36, 0.42], [0.56, 0.6]).tolist()
     height, left, top = size * rng.uniform(0.05, 0.075), size * rng.uniform(0.04, 0.24), size * rng.uniform(0.05, 0.88)
     left = left if rng.random() < 0.5 else size - left - 0.8 * height * len(letters)
@@ -152,7 +152,7 @@ def _frame(rng: Generator, grey: Array, xx: Array, yy: Array, letters: str) -> t
 def _bones(limb: Limb, view: int, x: Array, y: Array) -> tuple[Projection, Projection | None]:
     turn = limb.turns[view]
     whole, beside = project(limb.main, turn, x, y), None
-    if limb.second is not None:  # never broken, so its presence tells nothing
+    if limb.second is not None:  # never broken, so its presence is independent of the class
         cos, sin = math.cos(turn), math.sin(turn)
         lean, offset = cos * limb.slant[0] + sin * limb.slant[1], cos * limb.offset[0] + sin * limb.offset[1]
         beside = project(limb.second, turn, x - offset - lean * y, y)
@@ -160,14 +160,14 @@ def _bones(limb: Limb, view: int, x: Array, y: Array) -> tuple[Projection, Proje
 
 
 def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size: int, difficulty: float) -> Picture:
-    """Take the radiograph.
+    """Draw the radiograph of one view.
 
     Args:
-        limb: the patient.
-        broken: what the main bone is broken into.
+        limb: the patient's limb.
+        broken: the fracture of the main bone.
         view: 0 is AP, 1 lateral.
-        seed, index: of the patient, for the exposure's own random streams.
-        size: S.
+        seed, index: seed of the data set and number of the patient, for the random streams of the exposure.
+        size: height and width S in pixels.
         difficulty: 0 to 1.
     """
     rng, fields = (default_rng([seed, index, stream, view]) for stream in (EXPOSURE, FIELDS))
@@ -183,10 +183,10 @@ def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size:
     clouds = 0.03 * cloud(fields, size, 2.0, 5, axis, 3.0) + 0.015 * cloud(fields, size, 2.0, 3)
     soft = _soft(limb, view, rng, clouds, x, y, difficulty)
     soft += _metal(rng, xx, yy, 0.05 + 0.1 * difficulty)
-    # Spongy bone is a net of fine struts, densest at the joint; compact bone has faint streaks along it.
+    # Texture: spongy bone is a net of fine struts, densest at the joint; compact bone has faint longitudinal streaks.
     struts, streaks = noise(fields, size, 0.75, 12, axis, 1.6), noise(fields, size, 0.6, 8, axis, 5.0)
     missing, lines = _mimics(limb, view, x, y)
-    # On a real tibia radiograph, with the soft tissue's peak at 1, marrow added 0.33 and the cortex's edge 0.5.
+    # Measured on a real tibia radiograph, relative to a soft-tissue peak of 1: marrow adds 0.33, the cortex edge 0.5.
     dose = rng.uniform(0.8, 1.4)
     solid = np.maximum(1 + 0.05 * streaks - missing, 0.2)
     texture = tuple(np.broadcast_to(field, x.shape).ravel() for field in (soft, struts, solid, lines))
@@ -227,7 +227,7 @@ def expose(limb: Limb, broken: Fracture, view: int, seed: int, index: int, size:
     light = seen * heel + deviation * blur(fields.standard_normal((size, size), np.float32), 0.5)
     grey = np.maximum((-np.log(np.maximum(light, 1e-4)) - low) * (1 / (high - low)), 0)
     eighth = np.square(np.square(np.square(grey)))
-    grey = (grey / (1 + eighth) ** np.float32(1 / 8)) ** np.float32(gamma)  # a film's shoulder: overlaps stay readable
+    grey = (grey / (1 + eighth) ** np.float32(1 / 8)) ** np.float32(gamma)  # film shoulder: no hard clipping at white
     if sharpen:
         grey += np.float32(sharpen) * (grey - blur(grey, 2.2 * size / 224))
     turned = slice(None, None, -1 if mirrored else 1)

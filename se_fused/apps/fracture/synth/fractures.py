@@ -1,7 +1,8 @@
-"""The classes: surfaces through a bone, and how the fragments between them have moved.
+"""Fracture classes: surfaces that cut a bone, and the displacement of the fragments.
 
-Gap, displacement and angulation have one distribution for all complete fractures, so that only the shape tells them
-apart. The tilt of transverse (up to 16 degrees) and oblique (from 38) leaves a gap: no fracture is half of each.
+Gap, displacement and angulation have the same distributions for all complete fractures, so only the shape distinguishes
+the classes. The tilts of transverse (up to 16 degrees) and oblique fractures (from 38 degrees) do not overlap, so no
+fracture is between the two.
 """
 
 import math
@@ -16,22 +17,22 @@ from .fields import Array, noise
 __all__ = ["CLASSES", "Fracture", "between", "fracture"]
 
 CLASSES: tuple[str, ...] = ("none", "transverse", "oblique", "spiral", "comminuted", "greenstick")
-"""In the order of their labels (synthetic phantom, no clinical meaning)."""
+"""Fracture classes in the order of their numbers (synthetic phantom, no clinical meaning)."""
 
 
 @dataclass(frozen=True)
 class Fracture:
-    """What a bone is broken into. Lengths in pixels, angles in degrees, NaN where a class has no such thing.
+    """A fracture of a bone. Lengths in pixels, angles in degrees; NaN where a value does not apply to a class.
 
     Attributes:
-        kind: the class.
-        fragments: the parts.
-        zone: how far the surfaces reach along the bone.
+        kind: name of the class.
+        fragments: the fragments of the bone.
+        zone: largest distance of the surfaces from s = 0 along the bone.
         gap: width of the crack.
-        displacement: how far the far fragment's end has moved, as a vector toward p and q.
-        lean: tangents by which the far part leans toward p and q.
-        tilt: of the surface off the cross-section; of a spiral, the mean slope of its helix.
-        hairline: nothing has moved, and the gap is narrow.
+        displacement: displacement of the moved fragment, as a vector in p and q.
+        lean: tangents of the angulation of the moved fragment toward p and q.
+        tilt: angle between the surface and the cross-section; for a spiral, the mean slope of its helix.
+        hairline: whether the fragments are not displaced and the gap is narrow.
     """
 
     kind: str
@@ -45,13 +46,13 @@ class Fracture:
 
 
 def between(rng: Generator, easy: tuple[float, float], hard: tuple[float, float], difficulty: float) -> float:
-    """A uniform number from limits that go from `easy` to `hard` with the difficulty."""
+    """Uniform random number; its limits are interpolated between `easy` and `hard` by the difficulty."""
     low, high = (a + (b - a) * difficulty for a, b in zip(easy, hard, strict=True))
     return rng.uniform(low, high)
 
 
 class _Roughness:
-    """Bumps in pixels over two coordinates: smooth noise in a table."""
+    """Roughness of a fracture surface: smooth noise over two coordinates, in pixels, from a lookup table."""
 
     def __init__(self, rng: Generator, radius: float) -> None:
         self.scale, self.cells = 16 / radius, 64
@@ -65,15 +66,15 @@ class _Roughness:
 
 
 def plane(rng: Generator, radius: float, tilt: float, toward: float, at: float = 0.0) -> Solid:
-    """Distance above a rough plane, `tilt` radians off the cross-section, rising toward the angle `toward`."""
+    """Signed distance from a rough plane, tilted by `tilt` radians from the cross-section toward the angle `toward`."""
     rough, cos_tilt = _Roughness(rng, radius), math.cos(tilt)
     a, b = math.tan(tilt) * math.cos(toward), math.tan(tilt) * math.sin(toward)
     return lambda p, q, s: ((s - at - a * p) - b * q - rough(p, q)) * cos_tilt
 
 
 def helix(rng: Generator, radius: float, pitch: float, toward: float) -> Solid:
-    """Distance above a helical surface of one turn, closed by a steep limb along the bone opposite `toward`."""
-    rough, limb = _Roughness(rng, radius), 0.2  # the limb's share of the turn
+    """Signed distance from one turn of a helical surface, closed by a steep longitudinal limb opposite `toward`."""
+    rough, limb = _Roughness(rng, radius), 0.2  # share of the limb in the turn
     cos, sin = math.cos(toward), math.sin(toward)
 
     def distance(p: Array, q: Array, s: Array) -> Array:
@@ -87,7 +88,7 @@ def helix(rng: Generator, radius: float, pitch: float, toward: float) -> Solid:
 
 
 def _greenstick(rng: Generator, radius: float, gap: float, toward: float, difficulty: float) -> Fracture:
-    """A wedge-shaped crack from the stretched side that ends inside the bone; the bone bends about its whole side."""
+    """Greenstick fracture: a wedge-shaped crack from the tension side ends inside the bone, which bends there."""
     tilt = math.radians(rng.uniform(0, 26))
     surface = plane(rng, radius, tilt, toward + math.pi * int(rng.integers(2)))
     tip, run = radius * rng.uniform(-0.1, 0.3), radius * rng.uniform(-0.9, 0.9)
@@ -95,9 +96,9 @@ def _greenstick(rng: Generator, radius: float, gap: float, toward: float, diffic
     bend = -math.tan(math.radians(between(rng, (5, 14), (2, 7), difficulty)))
 
     def distance(p: Array, q: Array, s: Array) -> Array:
-        depth = p * cos + q * sin - tip  # from the crack's tip toward the stretched side
+        depth = p * cos + q * sin - tip  # distance from the crack tip toward the tension side
         crack = np.maximum(np.abs(surface(p, q, s)) - gap * (0.2 + 0.75 * depth / radius), -depth)
-        # At its tip it turns and runs on along the fibres.
+        # At its tip, the crack turns and continues along the bone.
         along = np.maximum(np.abs(depth + 1.5 * rough(s, q)) - 0.16 * gap, np.abs(s - run / 2) - abs(run) / 2)
         return np.minimum(crack, along)
 
@@ -109,11 +110,11 @@ def _greenstick(rng: Generator, radius: float, gap: float, toward: float, diffic
 def _comminuted(
     rng: Generator, radius: float, gap: float, shift: tuple[float, float], lean: tuple[float, float], loose: float
 ) -> Fracture:
-    """Two ends, and between them three to five pieces: the cells of a Voronoi diagram, a little scattered."""
+    """Comminuted fracture: two ends and three to five scattered fragments between them, cells of a Voronoi diagram."""
     half, count = radius * rng.uniform(0.9, 1.5), int(rng.integers(3, 6))
     low, high = (plane(rng, radius, math.radians(rng.uniform(10, 42)), rng.uniform(-4, 4), at) for at in (-half, half))
     rough = _Roughness(rng, radius)
-    turn = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count  # spread about the axis, not on a heap
+    turn = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count  # evenly spaced around the axis
     seeds = np.stack([0.6 * radius * np.cos(turn), 0.6 * radius * np.sin(turn), rng.uniform(-half, half, count)], 1)
     moves, leans = rng.normal(0, 0.2 * radius * loose, (count, 3)), rng.normal(0, 0.2 * loose, (count, 2))
 
@@ -141,13 +142,13 @@ def _comminuted(
 
 
 def fracture(kind: str, rng: Generator, radius: float, toward: float, difficulty: float) -> Fracture:
-    """Draw a fracture of a class.
+    """Draw a random fracture of a class.
 
     Args:
         kind: one of `CLASSES`.
-        rng: of this fracture alone.
-        radius: of the bone in pixels.
-        toward: the direction in the section (radians, 0 is p) to which a plane rises or a crack opens.
+        rng: random generator for this fracture only.
+        radius: radius of the bone in pixels.
+        toward: direction in the section (radians, 0 is p) in which a plane rises or a crack opens.
         difficulty: 0 to 1.
     """
     hairline = rng.random() < 0.03 + 0.32 * difficulty
@@ -171,13 +172,13 @@ def fracture(kind: str, rng: Generator, radius: float, toward: float, difficulty
         return replace(whole, hairline=hairline)
     if kind == "spiral":
         pitch = radius * math.copysign(rng.uniform(3.2, 5), rng.uniform(-1, 1))
-        # Where the plane would face the viewer, the limb lies before or behind the axis: at the outline it would hide.
+        # Rotated by 90 degrees, so that the limb is in front of or behind the axis; at the outline it would be hidden.
         surface, slope, zone = helix(rng, radius, pitch, toward + math.pi / 2), 0.0, abs(pitch) / 2
         tilt = math.atan(abs(pitch) / (2 * math.pi * radius))
     else:
         tilt = math.radians(rng.uniform(0, 16) if kind == "transverse" else rng.uniform(38, 58))
         surface, slope, zone = plane(rng, radius, tilt, toward), math.tan(tilt), 2 * radius
-    along = slope * slide * (shift[0] * math.cos(toward) + shift[1] * math.sin(toward))  # it slides up the plane
+    along = slope * slide * (shift[0] * math.cos(toward) + shift[1] * math.sin(toward))  # sliding along the plane
     parts = (
         Fragment(lambda p, q, s: -surface(p, q, s) - gap / 2),
         Fragment(lambda p, q, s: surface(p, q, s) - gap / 2, (*shift, along), lean),

@@ -1,4 +1,4 @@
-"""A patient's limb: bones and soft tissue, the same in both views, drawn from a random stream that knows no class."""
+"""Limb of a patient: bones and soft tissue, shared by both views, from a random stream independent of the class."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .fractures import between
 
 __all__ = ["ANATOMY", "EXPOSURE", "FIELDS", "FRACTURE", "LABEL", "SPLIT", "VIEWS", "Limb", "limb"]
 
-# Random streams; fields are apart, so that a patient has the same anatomy at every size.
+# Random streams. Fields have their own stream, so that a patient has the same anatomy at every image size.
 ANATOMY, EXPOSURE, FIELDS, FRACTURE, LABEL, SPLIT = range(6)
 
 VIEWS: tuple[str, ...] = ("AP", "lateral")
@@ -20,22 +20,22 @@ VIEWS: tuple[str, ...] = ("AP", "lateral")
 
 @dataclass(frozen=True)
 class Limb:
-    """Lengths in pixels of the image, angles in radians.
+    """Anatomy of a limb. Lengths in pixels of the image, angles in radians.
 
     Attributes:
-        main: the bone that may break, at s = 0.
-        second: a bone beside it that never does, or None.
-        offset: from the main bone's axis to the second's, in p and q.
-        slant: of the second bone against the main one, in p and q.
-        toward: where a fracture's plane would rise to.
-        turns: from where the two views look.
+        main: the bone that may be fractured, at s = 0.
+        second: a bone beside it that is never fractured, or None.
+        offset: distance from the axis of the main bone to that of the second, in p and q.
+        slant: slope of the second bone relative to the main bone, in p and q.
+        toward: direction in which the plane of a fracture rises.
+        turns: rotation of each of the two views about the bone.
         soft: half width of the soft tissue in each view.
-        taper, phase, swelling, swollen_at: its outline.
-        density: of compact bone, per pixel.
-        share: of the marrow in that, away from the joints.
+        taper, phase, swelling, swollen_at: parameters of the outline of the soft tissue.
+        density: attenuation of compact bone per pixel.
+        share: attenuation of the marrow relative to compact bone, away from the joints.
         side: L or R.
-        canal, arrest, lucency: a vessel's canal (strength, slope, place); dense lines that growth left (strength,
-            count, place); a spot of thin bone (strength, size, place). Strength 0: none.
+        canal, arrest, lucency: nutrient canal (strength, slope, position); growth-arrest lines (strength, number,
+            position); spot of thin bone (strength, size, position). Strength 0: none.
     """
 
     main: Bone
@@ -58,20 +58,20 @@ class Limb:
 
 
 def _point(rng: Generator, radius: float, reach: float) -> tuple[float, float, float]:
-    """On the bone's wall, anywhere along it."""
+    """A random point on the wall of the bone."""
     turn = rng.uniform(0, 2 * np.pi)
     return radius * math.cos(turn), radius * math.sin(turn), rng.uniform(-reach, reach)
 
 
 def limb(seed: int, index: int, size: int, difficulty: float) -> Limb:
-    """The limb of patient `index` of the set `seed`, for images of `size` pixels."""
+    """Draw the limb of patient `index` of the data set `seed`, for images of `size` pixels."""
     rng = default_rng([seed, index, ANATOMY])
     radius = size * between(rng, (0.095, 0.125), (0.065, 0.095), difficulty)
     joint = size * math.copysign(rng.uniform(0.38, 0.8), rng.uniform(-1, 1))
     cortex = rng.uniform(0.22, 0.36)
 
     def bone(thickness: float) -> Bone:
-        # Some healed crooked, so that a crooked bone need not be a broken one.
+        # Some bones have a healed bend, so that a bent bone is not always a fractured one.
         tangent, away = math.tan(math.radians(rng.normal(0, 6))) * (rng.random() < 0.4), rng.uniform(0, 2 * np.pi)
         return Bone(
             radius * thickness, cortex * rng.uniform(0.9, 1.1), rng.uniform(0.92, 1.08),
@@ -81,7 +81,7 @@ def limb(seed: int, index: int, size: int, difficulty: float) -> Limb:
         )  # fmt: skip
 
     main, second, two = bone(1), bone(rng.uniform(0.5, 0.75)), rng.random() < 0.5
-    # Beside the main bone in the AP view, partly behind it in the lateral one, like the fibula.
+    # Beside the main bone in the AP view and partly behind it in the lateral view, like the fibula.
     apart = 1.75 * (main.radius + second.radius) * rng.uniform(0.95, 1.2)
     beside = rng.uniform(0.3, 0.8) * math.copysign(1, rng.uniform(-1, 1)) + math.pi * int(rng.integers(2))
     offset = (two * apart * math.cos(beside), two * apart * math.sin(beside))
@@ -89,7 +89,7 @@ def limb(seed: int, index: int, size: int, difficulty: float) -> Limb:
     toward = rng.uniform(0, 2 * np.pi)
     turns = (math.radians(rng.normal(0, 6)), math.radians(90 + rng.normal(0, 6)))
     soft = tuple(radius * rng.uniform(2.3, 3.3) + 0.6 * math.hypot(*offset) * rng.uniform(0.85, 1) for _ in VIEWS)
-    likely = 0.3 + 0.4 * difficulty  # of each thing that can be mistaken for a crack
+    likely = 0.3 + 0.4 * difficulty  # probability of each structure that mimics a crack
     canal = rng.uniform(0.1, 0.3) * (rng.random() < likely), rng.uniform(-0.5, 0.5), _point(rng, radius, 0.4 * size)
     arrest = rng.uniform(0.15, 0.4) * (rng.random() < 0.6 * likely), int(rng.integers(1, 4)), rng.uniform(0.6, 1.9)
     strength, width = rng.uniform(0.2, 0.6) * (rng.random() < 0.5 * likely), rng.uniform(0.1, 0.3)

@@ -1,4 +1,4 @@
-"""A folder of synthetic phantoms (no clinical meaning): images, the manifest, and a table of where each crack is."""
+"""Data sets of synthetic phantoms (no clinical meaning): a folder with images, a manifest and a table of the cracks."""
 
 import csv
 import io
@@ -33,11 +33,11 @@ from .limbs import SPLIT, VIEWS
 __all__ = ["GENERATOR", "load_cracks", "write_set"]
 
 GENERATOR = 1
-"""Grows with every change of what a seed draws."""
+"""Version of the generator; increased whenever a seed draws different images."""
 
-SHARES = {"test": 0.15, "valid": 0.15}  # of each class; the rest is for training
+SHARES = {"test": 0.15, "valid": 0.15}  # shares of the patients of each class; the rest is for training
 
-_SMALL = 4_000_000  # pixels of a patient's view, summed: below, starting processes takes longer than drawing
+_SMALL = 4_000_000  # patients x pixels of one view; below this, starting processes takes longer than drawing
 _STAMP = "se_fused"
 _OURS = re.compile(r"\d{5,}-(AP|lateral)\.png|\.\d{5,}-(AP|lateral)\.\d+\.part\.png")
 _CRACK = tuple(f.name for f in fields(Crack) if f.name != "box")
@@ -48,7 +48,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class _Settings:
-    """All that an image depends on, besides its patient and view."""
+    """Settings on which an image depends, in addition to its patient and view."""
 
     seed: int
     size: int
@@ -62,7 +62,7 @@ def _name(index: int, view: str) -> str:
 
 
 def _stamp(path: Path) -> dict[str, Any]:
-    """What an image says about itself; {} where that is no image of ours."""
+    """Metadata stored in an image by this generator; {} for other images."""
     from PIL import Image
 
     try:
@@ -73,7 +73,7 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 
 def _write_patient(images: Path, settings: _Settings, index: int) -> list[dict[str, Any] | None]:
-    """Write the views of a patient which are not there yet; where the crack is in each."""
+    """Write the views of a patient unless both exist with the same settings; returns the crack in each view."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -98,7 +98,7 @@ def _write_patient(images: Path, settings: _Settings, index: int) -> list[dict[s
 
 
 def _end_with_parent() -> None:
-    """Ctrl-C is the parent's to answer; and where it was killed, nobody waits for this process any more."""
+    """Initialise a worker: ignore Ctrl-C, which the parent handles, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -115,7 +115,7 @@ def _results(draw: Callable[[int], Any], patients: int, workers: int) -> Iterato
     if workers == 1:
         yield from map(draw, range(patients))
         return
-    # Not forked: torch's threads would not survive it.
+    # spawn, not fork: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _end_with_parent)
     try:
@@ -125,7 +125,7 @@ def _results(draw: Callable[[int], Any], patients: int, workers: int) -> Iterato
 
 
 def _splits(classes: Sequence[int], seed: int) -> list[str]:
-    """A split for each patient: of every class the same share, and one at least where it has three patients."""
+    """Split of each patient: the same shares of every class, with at least one patient if it has three or more."""
     splits = ["train"] * len(classes)
     for label in range(len(CLASSES)):
         members = [k for k, value in enumerate(classes) if value == label]
@@ -158,9 +158,13 @@ def _crack_table(records: Sequence[Record], cracks: Sequence[dict[str, Any] | No
 
 
 def load_cracks(folder: str | os.PathLike[str]) -> dict[Path, Crack | None]:
-    """Where the cracks of a written set of synthetic phantoms (no clinical meaning) are, by the images' paths.
+    """Load the cracks of a written set of synthetic phantoms (no clinical meaning).
 
-    None stands for an image of the class "none". InputError where the folder has no such table.
+    Returns:
+        {path of an image: its crack}; None for images of the class "none".
+
+    Raises:
+        InputError: the folder has no valid cracks.csv.
     """
     folder = Path(folder).resolve()
     try:
@@ -174,17 +178,17 @@ def load_cracks(folder: str | os.PathLike[str]) -> dict[Path, Crack | None]:
             found[folder / row["path"]] = Crack(box=box, **{**values, **flags}) if whole else None  # type: ignore[arg-type]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"{folder / 'cracks.csv'}: is no table of cracks ({error}); se-fused fracture synth writes one"
+            f"{folder / 'cracks.csv'}: is not a table of cracks ({error}); se-fused fracture synth writes one"
         ) from None
     return found
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
-    """What a set says about itself; {} for an empty folder or none. InputError if something else is there."""
+    """Content of a set's about.json; {} for a missing or empty folder. InputError if the folder has other content."""
     if not folder.exists():
         return {}
     if not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder to write the set to")
+        raise InputError(f"{folder}: is a file; give a folder for the data set")
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         if isinstance(about, dict) and about.get("kind") == NOTE:
@@ -192,12 +196,12 @@ def _read_about(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and holds no synthetic set; give a new folder or an empty one")
+        raise InputError(f"{folder}: is not empty and contains no synthetic set; give a new or empty folder")
     return {}
 
 
 def _finished(folder: Path, about: dict[str, Any], found: dict[str, Any]) -> Manifest | None:
-    """The manifest of a set that was finished with the same settings, or None."""
+    """The manifest of a set if it is complete and has the same settings; otherwise None."""
     if about != found or not (folder / "manifest.csv").exists() or not (folder / "cracks.csv").exists():
         return None
     try:
@@ -218,26 +222,27 @@ def write_set(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write a set of synthetic phantoms (no clinical meaning): two views of each patient, every class alike often.
+    """Write a set of synthetic phantoms (no clinical meaning): two views of each patient, all classes equally frequent.
 
-    The folder gets images/*.png, cracks.csv (:func:`load_cracks`), about.json, and manifest.csv last, each whole or
-    not at all. A set that was finished with the same settings is returned as it is; one that was interrupted goes on
-    where it stopped; one with other settings is replaced. Images depend on seed, size, difficulty and bits alone.
+    The folder gets images/*.png, cracks.csv (:func:`load_cracks`), about.json and, last, manifest.csv. Each file is
+    written atomically. A complete set with the same settings is returned unchanged, an interrupted one is continued,
+    and one with other settings is replaced. Images depend only on seed, size, difficulty and bits.
 
     Args:
-        folder: made if missing.
-        patients: how many, >= 1. Splits part patients, 70/15/15 of each class.
+        folder: output folder; created if missing.
+        patients: number of patients, >= 1. They are split by patient, 70/15/15 of each class.
         size: height and width in pixels, >= 32.
-        seed: number of the set, >= 0.
+        seed: random seed of the data set, >= 0.
         difficulty: 0 (easy) to 1 (hard), or a name in `DIFFICULTIES`.
-        bits: 8 or 16, of the PNG files.
-        workers: processes; None: one for each core, or this one alone where there is little to draw. With more than
-            one, a script needs the usual ``if __name__ == "__main__"``.
-        progress: called with a text and the share done, 0 to 1.
+        bits: bits per pixel of the PNG files, 8 or 16.
+        workers: number of processes; None: one for each core, or only this process for a small set. With several
+            processes, a script needs the usual ``if __name__ == "__main__"``.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Raises:
-        TypeError, ValueError: an argument is no integer or too small.
-        InputError: the folder is not empty and holds no such set; difficulty or bits is none; Pillow is missing.
+        TypeError, ValueError: an argument is not an integer or is too small.
+        InputError: the folder is not empty and contains no synthetic set; difficulty or bits is invalid; or Pillow is
+            not installed.
     """
     patients, size = check_int(patients, "patients", 1), check_int(size, "size", 32)
     seed, number = check_int(seed, "seed", 0), difficulty_of(difficulty)
@@ -249,7 +254,7 @@ def write_set(
     try:
         import PIL  # noqa: F401
     except ImportError:
-        raise InputError('writing images needs Pillow: pip install "se_fused[train]"') from None
+        raise InputError('writing images requires Pillow: pip install "se_fused[train]"') from None
     folder = Path(folder).resolve()
     settings = _Settings(seed, size, number, bits)
     options = f"--patients {patients} --size {size} --difficulty {number:g} --seed {seed} --bits {bits}"
@@ -263,7 +268,7 @@ def write_set(
         return done
 
     images = folder / "images"
-    for name in ("manifest.csv", "cracks.csv", "sheet.png"):  # from here on the folder holds no finished set
+    for name in ("manifest.csv", "cracks.csv", "sheet.png"):  # from here on, the set counts as unfinished
         (folder / name).unlink(missing_ok=True)
     images.mkdir(parents=True, exist_ok=True)
     write_text(folder / "about.json", json.dumps(about, indent=1) + "\n")
@@ -280,7 +285,7 @@ def write_set(
             patient, label = f"patient-{index:05d}", CLASSES[classes[index]]
             records.append(Record(images / _name(index, view), label, patient, "1", view, splits[index], NOTE))
     wanted = {record.path.name for record in records}
-    for entry in images.iterdir():  # of an earlier, larger set
+    for entry in images.iterdir():  # remove the images of an earlier, larger set
         if entry.name not in wanted and _OURS.fullmatch(entry.name):
             entry.unlink()
     write_text(folder / "cracks.csv", _crack_table(records, cracks, folder))

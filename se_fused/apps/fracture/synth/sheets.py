@@ -1,4 +1,4 @@
-"""What a set looks like: a few patients of each class, both views, the crack between thin corners."""
+"""Overview sheet of a synthetic data set: a few patients of each class in both views, with each crack marked."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ _MARK = (1.0, 0.72, 0.2)
 
 
 def _corners(picture: Array, box: tuple[int, int, int, int], scale: float) -> None:
-    """Mark a box by its corners, in place. picture (S, S, 3)."""
+    """Mark a box by its corners in an image (S, S, 3), in place."""
     side, arm = len(picture) - 1, max(5, len(picture) // 32)
     x0, y0, x1, y1 = (min(max(round(value * scale), 0), side) for value in box)
     for x, inward in ((x0, 1), (x1, -1)):
@@ -31,7 +31,7 @@ def _corners(picture: Array, box: tuple[int, int, int, int], scale: float) -> No
 
 
 def _chosen(manifest: Manifest) -> dict[str, list[list[Record]]]:
-    """The first patients of each class, with their views."""
+    """{class: records of its first patients, grouped by patient}."""
     by_class: dict[str, dict[str, list[Record]]] = {name: {} for name in CLASSES}
     for record in manifest.records:
         by_class[record.label].setdefault(record.patient, []).append(record)
@@ -39,10 +39,17 @@ def _chosen(manifest: Manifest) -> dict[str, list[list[Record]]]:
 
 
 def draw_sheet(folder: str | os.PathLike[str], path: str | os.PathLike[str], boxes: bool = True) -> None:
-    """Draw the first patients of each class of a set written by :func:`write_set`, synthetic phantoms of no clinical
-    meaning, as one picture.
+    """Draw the first patients of each class of a set written by :func:`write_set` as one image.
 
-    `path` is a .png, .pdf or .svg. InputError where the folder holds no set or matplotlib is missing.
+    The images are synthetic phantoms without clinical meaning.
+
+    Args:
+        folder: folder of the set.
+        path: a .png, .pdf or .svg.
+        boxes: whether to mark the cracks.
+
+    Raises:
+        InputError: the folder contains no set, or Pillow or matplotlib is not installed.
     """
     try:
         from ....bench.report.style import new_figure, save
@@ -74,7 +81,7 @@ def draw_sheet(folder: str | os.PathLike[str], path: str | os.PathLike[str], box
         figure = new_figure(width / _DPI, height / _DPI)
     except ImportError as error:
         raise InputError(
-            f'drawing a sheet needs Pillow and matplotlib: pip install "se_fused[train]" ({error})'
+            f'drawing a sheet requires Pillow and matplotlib: pip install "se_fused[train]" ({error})'
         ) from None
     figure.set_layout_engine("none")
     figure.patch.set_facecolor((0.06, 0.06, 0.06))

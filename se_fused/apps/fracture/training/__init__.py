@@ -1,4 +1,4 @@
-"""Training a classifier of radiographs with Lightning. Needs ``se_fused[train]``."""
+"""Training of radiograph classifiers with Lightning. Requires ``se_fused[train]``."""
 
 from .config import Config, DataConfig, ModelConfig, TrainingConfig
 from .losses import class_weights, focal_loss

@@ -1,4 +1,4 @@
-"""What goes on beside the steps: the average of weights, the history, the screen."""
+"""Lightning callbacks: moving average of the weights, early stopping, history and progress output."""
 
 import csv
 import io
@@ -21,20 +21,20 @@ __all__ = ["History", "Patience", "averaging"]
 
 
 def averaging(decay: float) -> pl.Callback:
-    """Lightning's exponential moving average of the weights, which is what is validated and kept.
+    """Lightning's exponential moving average of the weights; the averaged weights are validated and saved.
 
-    The decay begins low, min(decay, (1 + n) / (10 + n)) at step n (TensorFlow's ``ExponentialMovingAverage``), so that
-    a short run's average is not its random start.
+    The decay at step n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ``ExponentialMovingAverage``. It starts
+    low, so that the random initial weights do not dominate the average of a short run.
 
     Raises:
-        InputError: this Lightning has none.
+        InputError: the installed Lightning has no weight averaging.
     """
     try:
         from lightning.pytorch.callbacks import WeightAveraging
     except ImportError:
         raise InputError(
-            "training.ema: the average of weights needs lightning 2.6 or newer; pip install --upgrade lightning, or "
-            "set training.ema=0"
+            "training.ema: the moving average of the weights requires lightning 2.6 or newer; pip install --upgrade "
+            "lightning, or set training.ema=0"
         ) from None
 
     class Average(WeightAveraging):
@@ -45,7 +45,7 @@ def averaging(decay: float) -> pl.Callback:
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
             super().setup(trainer, pl_module, stage)
             if self._average_model is not None:
-                # Its only use is to be compared with 0 at each step, which on a GPU would wait for the step's end.
+                # It is only compared with 0 at each step; on a GPU, this comparison would wait for the end of the step.
                 self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
         def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -63,7 +63,7 @@ def averaging(decay: float) -> pl.Callback:
 
 
 class Patience(EarlyStopping):
-    """Lightning's early stopping, which a run resumed after its last epoch remembers."""
+    """Lightning's early stopping that also stops a run resumed after it was stopped early."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.wait_count >= self.patience:
@@ -71,7 +71,9 @@ class Patience(EarlyStopping):
 
 
 class History(pl.Callback):
-    """One row for each epoch, kept in the checkpoint and written whole to a CSV: a resumed run goes on where it was.
+    """History of a run: one row for each epoch, written atomically to a CSV file and stored in the checkpoint.
+
+    A resumed run continues the history.
 
     Attributes:
         rows: epoch, step, learning_rate, train/loss, train/accuracy, valid/loss, valid/accuracy, valid/macro_f1,
@@ -126,7 +128,7 @@ class History(pl.Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs before the module's own hook, so the training metrics are read from their objects, not from the log."""
+        """Runs before the module's hook, so it reads the training metrics from the metric objects, not from the log."""
         loader = self._data(trainer).training
         assert loader is not None
         logged = {k: float(v) for k, v in trainer.callback_metrics.items()}

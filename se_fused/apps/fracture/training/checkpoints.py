@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and that say what is wrong when they are not."""
+"""Checkpoint files: atomic writing, and error messages for damaged files."""
 
 import errno
 import io
@@ -19,10 +19,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint under another name, to the disk, and renames it: the last one stays until the next is whole.
+    """Writes checkpoints atomically: to a temporary file that is synced to disk and then renamed.
+
+    The previous checkpoint remains until the new one is complete.
 
     Raises:
-        InputError: the disk is full; the file is as it was before.
+        InputError: the disk is full; the existing file is unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -37,7 +39,7 @@ class WholeFiles(TorchCheckpointIO):
             if error.errno not in FULL:
                 raise
             last = path.with_name("last.ckpt").exists()
-            after = "go on with --resume: the checkpoint of the epoch before is whole" if last else "start it again"
+            after = "continue with --resume from the previous epoch's checkpoint" if last else "start it again"
             raise InputError(
                 f"{path}: the disk is full; free {content.getbuffer().nbytes / 1e6:.0f} MB and {after}"
             ) from None
@@ -47,7 +49,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def keepers(folder: Path, monitor: str) -> list[ModelCheckpoint]:
-    """best.ckpt of the best epoch, then last.ckpt of the last, each written at the end of an epoch."""
+    """Callbacks that save best.ckpt (the best epoch) and last.ckpt (the last epoch) at the end of each epoch."""
     mode = "min" if monitor == "loss" else "max"
     shared: dict[str, Any] = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
     return [
@@ -57,18 +59,18 @@ def keepers(folder: Path, monitor: str) -> list[ModelCheckpoint]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours; tensors and plain values only.
+    """Load a checkpoint written by se-fused fracture train; tensors and plain values only.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: the file is missing, damaged or not such a checkpoint.
     """
     best = path.with_name("best.ckpt")
-    remedy = "give another --output to train anew" + (
-        f", or copy {best.name} over it to go on from the best epoch"
+    remedy = "give another --output to train from the start" + (
+        f", or replace it by a copy of {best.name} to continue from the best epoch"
         if path.name == "last.ckpt" and best.is_file()
         else ""
     )
     content = read_saved(path, remedy)
     if "state_dict" not in content or "epoch" not in content:
-        raise InputError(f"{path}: is no checkpoint of se-fused fracture train; {remedy}")
+        raise InputError(f"{path}: not a checkpoint of se-fused fracture train; {remedy}")
     return content

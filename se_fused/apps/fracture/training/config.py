@@ -1,4 +1,4 @@
-"""Everything that a training run depends on, in one file that the run keeps beside its results."""
+"""Configuration of a training run: a YAML file, saved in the run's folder with its results."""
 
 import difflib
 import math
@@ -48,9 +48,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "training.nodes": (1, 65536),
     "seed": (0, 2**31),
 }
-# Questions that a checkpoint may leave open.
+# Arguments of load_pretrained that some checkpoint files need.
 ANSWERS = ("source", "style", "entry", "prefix")
-# What a run may be resumed with although it began otherwise: none of it changes a result.
+# Settings that may differ when a run is resumed, because they do not change its results.
 FREE = ("output", "data.cache", "data.cache_folder", "data.workers", "data.max_damaged", "model.variants")
 
 
@@ -62,27 +62,28 @@ def _shipped_names() -> list[str]:
 
 
 def _shipped(path: Path) -> Path:
-    """The file of that name among those that come with the package, unless a file of the user's has the name."""
+    """The packaged configuration of this name, unless the user has a file with the same name."""
     ours = _SHIPPED / f"{path}.yaml"
     return ours if str(path) == path.name and not path.exists() and ours.exists() else path
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images.
+    """Settings of the data.
 
     Attributes:
-        path: a manifest.csv, or a folder, which is prepared (:func:`se_fused.apps.fracture.preparing.prepare`).
-        layout: of the folder; "auto" looks.
-        split_seed: of splits that the data has not got yet; apart from the run's seed, so that seeds compare.
-        size: height and width of the network's images.
-        depth: bits of a decoded pixel as it is kept, 8 or 16.
+        path: a manifest.csv, or a folder, which is prepared first (:func:`se_fused.apps.fracture.preparing.prepare`).
+        layout: layout of the folder; "auto" detects it.
+        split_seed: random seed of the splits, if the data has none. It is separate from the run's seed, so that runs
+            with different seeds have the same splits.
+        size: height and width of the network's input in pixels.
+        depth: bits of a cached pixel, 8 or 16.
         cache: "disk", "memory" or "none" (:func:`se_fused.apps.fracture.data.decode_all`).
-        cache_folder: "": ``cache`` beside the run's folder.
-        max_damaged: the largest share of damaged or missing images that a run goes on without.
-        workers: processes that load and augment; -1: chosen for the machine.
+        cache_folder: folder of the cache on disk; "": ``cache`` beside the run's folder.
+        max_damaged: largest share of damaged or missing images with which a run starts.
+        workers: processes that load and augment images; -1: chosen for the machine.
         augmentation: strength, 0 to 2 (:class:`se_fused.apps.fracture.data.Augmentation`).
-        sampling: "shuffled", or "balanced": each class as often.
+        sampling: "shuffled", or "balanced": each class equally often.
     """
 
     path: str = ""
@@ -100,16 +101,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network.
+    """Settings of the network.
 
     Attributes:
         name: one of :func:`se_fused.list_models`.
-        options: further keywords of it, such as channels or width; where a file gives none, those of `variants`.
-        variants: {name: options} for several networks of one recipe: what train and compare-models take.
-        checkpoint: a file for :func:`se_fused.load_pretrained`, whose classifier is left out; "": random weights.
-        checkpoint_options: source, style, entry or prefix of that function, where the file leaves them open.
-        fused: whether our kernels run; False: the same network in plain PyTorch.
-        compile: whether torch.compile is put on top.
+        options: further keyword arguments of the model, such as channels or width. A file without options uses those
+            of `variants`.
+        variants: {name: options} of several networks with the same training recipe, for train and compare-models.
+        checkpoint: a file for :func:`se_fused.load_pretrained`, loaded without its classifier; "": random weights.
+        checkpoint_options: arguments source, style, entry or prefix of that function, if the file needs them.
+        fused: whether to use the fused kernels; False: the same network in plain PyTorch.
+        compile: whether to apply torch.compile.
     """
 
     name: str = "seresnet50"
@@ -123,33 +125,33 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe.
+    """Settings of the training recipe.
 
     Attributes:
-        epochs: passes over the training images.
-        batch: images of a step on each device.
-        accumulate: batches whose gradients make one step.
-        optimizer: "adamw" or "sgd" (Nesterov).
-        learning_rate: at its highest.
-        final_rate: share of it at the end of the cosine.
-        warmup: share of all steps in which it rises from 0.
-        weight_decay: of weights; biases and norms have none.
-        momentum: of sgd.
+        epochs: number of passes over the training images.
+        batch: batch size on each device.
+        accumulate: number of batches whose gradients are accumulated for one optimizer step.
+        optimizer: "adamw" or "sgd" (with Nesterov momentum).
+        learning_rate: peak learning rate.
+        final_rate: learning rate at the end of the cosine schedule, as a share of the peak.
+        warmup: share of all steps in which the learning rate rises linearly.
+        weight_decay: weight decay of the weights; biases and normalisation layers have none.
+        momentum: momentum of sgd.
         loss: "cross_entropy" or "focal".
-        focal_gamma: of the focal loss.
-        label_smoothing: share of a label spread over all classes.
+        focal_gamma: gamma of the focal loss.
+        label_smoothing: share of the label that is distributed over all classes.
         class_weights: "none", "inverse", "sqrt" or "effective" (:func:`se_fused.apps.fracture.training.class_weights`).
-        effective_beta: of "effective".
-        ema: decay of the average of weights over steps, which is what is validated and kept; 0: none.
-        clip: largest norm of the gradient; 0: any.
-        monitor: which epoch is the best, and when to stop: by "macro_f1", "accuracy" or "loss" of the valid split.
-        patience: epochs without improvement after which training stops; 0: it does not.
-        precision: "32", "bf16", "fp16"; "auto": bf16 on GPUs that have it, else fp16, and 32 on a CPU.
+        effective_beta: beta of the class weights "effective".
+        ema: decay of the exponential moving average of the weights, which is validated and saved; 0: no average.
+        clip: maximum norm of the gradient; 0: no clipping.
+        monitor: metric of the valid split for the best epoch and early stopping: "macro_f1", "accuracy" or "loss".
+        patience: number of epochs without improvement after which training stops; 0: no early stopping.
+        precision: "32", "bf16", "fp16"; "auto": bf16 on GPUs that support it, fp16 on other GPUs, 32 on a CPU.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices, nodes: GPUs (or processes) of a machine, and machines; with torchrun its own numbers count.
-        sync_batchnorm: batch statistics over all devices.
-        deterministic: refuse algorithms whose results differ from run to run on a GPU. A CPU's never do.
-        tensorboard: whether a log for TensorBoard is written beside the CSV.
+        devices, nodes: number of GPUs (or processes) in a machine, and of machines; torchrun overrides both.
+        sync_batchnorm: whether to compute batch statistics over all devices.
+        deterministic: whether to refuse GPU algorithms whose results vary between runs. CPU results never vary.
+        tensorboard: whether to write a TensorBoard log in addition to the CSV.
     """
 
     epochs: int = 30
@@ -181,7 +183,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run: data, network, recipe, the seed of all random numbers, and the folder that it writes."""
+    """Configuration of a run: data, network, training recipe, random seed, and output folder."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -191,13 +193,14 @@ class Config:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Config":
-        """Read a YAML file; what it leaves out has its default.
+        """Read a YAML file; omitted keys have their defaults.
 
         Args:
-            path: the file, or the name of one that comes with the package: small-cpu, full-gpu.
+            path: the file, or the name of a packaged configuration: small-cpu, full-gpu.
 
         Raises:
-            InputError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+            InputError: there is no such file, it is not YAML, a key is unknown, or a value has the wrong type or is
+                out of range.
         """
         import yaml
 
@@ -208,28 +211,28 @@ class Config:
             hint = f"; give a file, or one of {', '.join(_shipped_names())}" if not path.exists() else ""
             raise InputError(f"{path}: cannot be read as a configuration: {error}{hint}") from None
         except yaml.YAMLError as error:
-            raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if content is not None and not isinstance(content, dict):
-            raise InputError(f"{path}: must hold sections data, model, training and keys seed, output; got {content!r}")
+            raise InputError(f"{path}: must be a mapping with data, model, training, seed, output; got {content!r}")
         made: Config = _build(cls, content or {}, "", str(path)).check(str(path))
         return made if made.model.options else made.with_model(made.model.name)
 
     def with_model(self, name: str) -> "Config":
-        """A copy for another network, with its options out of ``model.variants``, or none."""
+        """A copy for another network, with the options of ``model.variants`` for it, if there are any."""
         options = dict(self.model.variants.get(name.lower()) or {})
         return replace(self, model=replace(self.model, name=name, options=options)).check("model")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the YAML file with every key, whole or not at all."""
+        """Write all keys to a YAML file, atomically."""
         import yaml
 
         write_text(Path(path), yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
 
     def with_values(self, values: Mapping[str, Any], where: str = "--set") -> "Config":
-        """A copy with other values, by dotted names: ``{"training.epochs": 3}``.
+        """A copy with changed values, given by dotted names: ``{"training.epochs": 3}``.
 
         Raises:
-            InputError: as from :meth:`load`.
+            InputError: as in :meth:`load`.
         """
         made = self
         for name, value in values.items():
@@ -240,15 +243,15 @@ class Config:
                 options[key] = value
                 tree = {"model": {"options": options}}
             elif "." in section:
-                raise InputError(f"{where}: there is no {name}; keys are like training.epochs")
+                raise InputError(f"{where}: there is no key {name}; keys are written like training.epochs")
             made = _build(made, tree, "", where)
         return made.check(where)
 
     def overridden(self, settings: Sequence[str]) -> "Config":
-        """A copy with ``key=value`` texts, values in YAML: ``["training.epochs=3", "model.options.width=8"]``.
+        """A copy changed by ``key=value`` strings with YAML values: ``["training.epochs=3", "model.options.width=8"]``.
 
         Raises:
-            InputError: as from :meth:`load`, or no ``=``.
+            InputError: as in :meth:`load`, or a string has no ``=``.
         """
         import yaml
 
@@ -258,30 +261,30 @@ class Config:
             key, equals, value = text.partition("=")
             if not equals:
                 raise InputError(f"--set {text}: must be KEY=VALUE, such as training.epochs=3")
-            try:  # a text is taken as it stands: YAML would make something else of some
+            try:  # strings are not parsed: YAML would convert some of them to other types
                 plain = isinstance(known.get(key.strip()), str)
                 values[key.strip()] = value.strip() if plain else yaml.safe_load(value)
             except yaml.YAMLError as error:
-                raise InputError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from None
+                raise InputError(f"--set {text}: the value is not valid YAML: {' '.join(str(error).split())}") from None
         return self.with_values(values)
 
     def flat(self) -> dict[str, Any]:
-        """{dotted name: value}."""
+        """All settings as {dotted name: value}."""
         out: dict[str, Any] = {}
         for key, value in asdict(self).items():
             out.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
         return out
 
     def differences(self, other: "Config") -> list[str]:
-        """Names of what differs and matters to a result."""
+        """Names of the settings that differ and can change the results."""
         mine, theirs = self.flat(), other.flat()
         return [name for name in mine if mine[name] != theirs[name] and name not in FREE]
 
     def check(self, where: str = "configuration") -> "Config":
-        """This configuration.
+        """Check all values; returns this configuration.
 
         Raises:
-            InputError: a value is out of its range, or there is no such model.
+            InputError: a value is invalid or out of range, or there is no such model.
         """
         from ....models import list_models
 
@@ -294,15 +297,15 @@ class Config:
                     raise InputError(f"{where}: {name} must be from {low:g} to {high:g}; got {value!r}")
         if self.model.name.lower() not in list_models():
             close = difflib.get_close_matches(self.model.name.lower(), list_models(), n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(list_models())}"
+            hint = f"did you mean {' or '.join(close)}?" if close else f"the models are {', '.join(list_models())}"
             raise InputError(f"{where}: model.name: there is no model {self.model.name!r}; {hint}")
         reserved = {"num_classes", "in_chans", "checkpoint_path", "device", "dtype"} & set(self.model.options)
         if reserved:
-            raise InputError(f"{where}: model.options may not hold {', '.join(sorted(reserved))}: the run sets it")
+            raise InputError(f"{where}: model.options must not contain {', '.join(sorted(reserved))}: the run sets it")
         unknown = sorted(set(self.model.checkpoint_options) - set(ANSWERS))
         if unknown:
             raise InputError(
-                f"{where}: model.checkpoint_options may hold {', '.join(ANSWERS)}; got {', '.join(map(str, unknown))}"
+                f"{where}: model.checkpoint_options may have {', '.join(ANSWERS)}; got {', '.join(map(str, unknown))}"
             )
         kind, _, index = self.training.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
@@ -312,16 +315,16 @@ class Config:
         for name, options in self.model.variants.items():
             if name not in list_models() or not isinstance(options, dict | None):
                 raise InputError(
-                    f"{where}: model.variants must be models with their options, such as unet: {{width: 8}}; got "
+                    f"{where}: model.variants must map models to options, such as unet: {{width: 8}}; got "
                     f"{name}: {options!r}"
                 )
         if not self.output:
-            raise InputError(f"{where}: output must name a folder for the run")
+            raise InputError(f"{where}: output must not be empty; give a folder for the run")
         return self
 
 
 def _typed(value: Any, kind: Any, name: str, where: str) -> Any:
-    """`value` as `kind`; an integer is a number too, and YAML reads 1e-3 as a text."""
+    """Convert `value` to the type `kind`: integers are accepted as floats, and strings too (YAML reads 1e-3 as one)."""
     if kind is float and isinstance(value, str):
         try:
             value = float(value)
@@ -335,13 +338,13 @@ def _typed(value: Any, kind: Any, name: str, where: str) -> Any:
         return "none"
     origin = typing.get_origin(kind) or kind
     if not isinstance(value, origin) or (kind is int and isinstance(value, bool)):
-        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
+        wanted = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "a mapping"}
         raise InputError(f"{where}: {name} must be {wanted[origin]}; got {value!r}")
     return value
 
 
 def _build(base: Any, content: Mapping[str, Any], prefix: str, where: str) -> Any:
-    """`base` (a dataclass, or an instance of one) with the values of a tree of mappings."""
+    """Apply nested mappings of values to `base`, a dataclass or an instance of one."""
     if isinstance(base, type):
         base = base()
     hints: dict[str, Any] = typing.get_type_hints(type(base))
@@ -352,8 +355,8 @@ def _build(base: Any, content: Mapping[str, Any], prefix: str, where: str) -> An
             every = [f"{prefix}{name}" for name in names] + list(Config().flat())
             asked = f"{prefix}{key}"
             close = difflib.get_close_matches(asked, every, n=3) or [n for n in every if n.endswith(f".{key}")]
-            hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else f"there are {', '.join(names)}"
-            raise InputError(f"{where}: there is no {asked}; {hint}")
+            hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else f"the keys are {', '.join(names)}"
+            raise InputError(f"{where}: there is no key {asked}; {hint}")
         current = getattr(base, key)
         if is_dataclass(current):
             if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Losses for classes of unequal size."""
+"""Class weights and losses for imbalanced classes."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ __all__ = ["class_weights", "focal_loss", "make_loss"]
 
 
 def class_weights(counts: Sequence[int], kind: str, beta: float = 0.999) -> Tensor | None:
-    """Weights of classes, with a mean of 1 over the images, so that the loss keeps its scale.
+    """Class weights with a mean of 1 over the training images, so that the scale of the loss does not change.
 
     Args:
-        counts: training images of each class.
+        counts: number of training images of each class.
         kind: "none"; "inverse": 1 / n; "sqrt": 1 / √n; "effective": (1 - β) / (1 - βⁿ), the inverse of the effective
             number of samples (Cui et al. 2019, arXiv:1901.05555, equation 2).
         beta: β of "effective", 0 to below 1.
@@ -29,7 +29,7 @@ def class_weights(counts: Sequence[int], kind: str, beta: float = 0.999) -> Tens
     if kind == "none":
         return None
     if min(counts) < 1:
-        raise InputError("training.class_weights: a class without training images has no weight; set it to none")
+        raise InputError("training.class_weights: a class without training images has no weight; set this to none")
     n = torch.tensor(counts, dtype=torch.float64)
     if kind == "inverse":
         weights = 1 / n
@@ -47,22 +47,22 @@ def focal_loss(
 ) -> Tensor:
     """Mean over images of -Σ_k q_k α_k (1 - p_k)^γ log p_k, with p = softmax(logits).
 
-    Lin et al. 2017, arXiv:1708.02002, equation 5, for K classes; q is the label, one-hot, or smoothed as
-    ``F.cross_entropy`` smooths: (1 - ε) of it and ε / K on every class. With γ = 0 and no weights it is the cross
-    entropy. The mean is over images, not over weights.
+    Lin et al. 2017, arXiv:1708.02002, equation 5, for K classes. q is the one-hot label, or the label smoothed as in
+    ``F.cross_entropy``: (1 - ε) times the one-hot label plus ε / K for every class. With γ = 0 and no weights it is the
+    cross entropy. The sum is divided by the number of images, not by the sum of the weights.
 
     Args:
         logits: (N, K).
         labels: (N,) int64.
         gamma: γ, >= 0.
-        weight: (K,) α; None: 1.
+        weight: (K,) α; None: all 1.
         smoothing: ε, 0 to 1.
     """
     logs = F.log_softmax(logits, 1)
     classes = logits.shape[1]
     targets = torch.full_like(logs, smoothing / classes)
     targets.scatter_add_(1, labels[:, None], torch.full_like(logs[:, :1], 1 - smoothing))
-    # 1 - p by expm1: near p = 1 the difference itself would be rounding alone.
+    # expm1 for 1 - p: near p = 1, the difference would consist of rounding errors only.
     terms = targets * (-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny) ** gamma * logs
     if weight is not None:
         terms = terms * weight.to(terms.dtype)
@@ -72,10 +72,10 @@ def focal_loss(
 def make_loss(
     kind: str, gamma: float, smoothing: float, weight: Tensor | None, logits: Tensor, labels: Tensor
 ) -> Tensor:
-    """The mean loss over images of a batch, in float32 or wider.
+    """Mean loss over the images of a batch, computed in float32 or float64.
 
-    Weighted cross entropy is the sum of the weighted terms over the number of images: divided by the batch's sum of
-    weights, as ``F.cross_entropy`` does, a batch of rare classes alone would count as little as any other.
+    Weighted cross entropy is divided by the number of images. ``F.cross_entropy`` divides by the sum of the weights in
+    the batch, so a batch of only rare classes would count no more than any other batch.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if kind == "focal":

@@ -1,4 +1,4 @@
-"""The network, its loss, its optimizer and its validation, for Lightning's Trainer."""
+"""Lightning module: the network with its loss, optimizer, learning rate schedule and validation."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ __all__ = ["FractureModule", "build_model", "rate"]
 
 
 def build_model(config: ModelConfig, num_classes: int) -> tuple[nn.Module, str]:
-    """The network for one image channel, and what was loaded into it.
+    """Create the network for one image channel; returns it with a description of its initial weights.
 
     Raises:
-        InputError: an option that the model has not got, or a checkpoint that does not fit.
+        InputError: the model does not have one of the options, or the checkpoint does not fit.
     """
     try:
         model = create_model(config.name, num_classes=num_classes, in_chans=1, **config.options)
@@ -41,15 +41,15 @@ def build_model(config: ModelConfig, num_classes: int) -> tuple[nn.Module, str]:
     except (OSError, TypeError, ValueError, ImportError) as error:
         said = " ".join(str(error).split())
         asked = [name for name in ANSWERS if name not in answers and f"{name}=" in said]
-        how = f"; answer with model.checkpoint_options: {{{asked[0]}: ...}}" if asked else ""
+        how = f"; set it with model.checkpoint_options: {{{asked[0]}: ...}}" if asked else ""
         raise InputError(f"model.checkpoint: {said}{how}") from None
     return model, str(report)
 
 
 def rate(step: int, steps: int, warmup: float, final: float) -> float:
-    """Share of the learning rate at a step: linear warm-up, then a cosine to `final` (arXiv:1608.03983, equation 5).
+    """Learning rate of a step as a share of the peak: linear warm-up, then a cosine decay to `final`.
 
-    The first step has 1 / (warm-up steps + 1), so that it is no step of zero.
+    The cosine is equation 5 of arXiv:1608.03983. The first step has 1 / (warm-up steps + 1), not 0.
     """
     rising = round(warmup * steps)
     if step < rising:
@@ -59,15 +59,15 @@ def rate(step: int, steps: int, warmup: float, final: float) -> float:
 
 
 class FractureModule(pl.LightningModule):
-    """Trains `model`, (N, 1, S, S) -> (N, K).
+    """Lightning module that trains `model`, (N, 1, S, S) -> (N, K).
 
     Args:
         model: the network.
-        config: the recipe.
-        preprocessing: images in [0, 1] -> what the network takes.
-        counts: training images of each of the K classes.
-        seed: of dropout and the like, anew in each step.
-        about: plain values for checkpoints, under "run".
+        config: the training recipe.
+        preprocessing: normalisation of the images in [0, 1].
+        counts: number of training images of each of the K classes.
+        seed: random seed of dropout and similar layers; combined with epoch, step and process.
+        about: plain values stored in checkpoints under "run".
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class FractureModule(pl.LightningModule):
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # So that a resumed run draws what an unbroken one draws. At each batch, because loaders draw in between.
+        # Seeded at each batch, because loaders draw random numbers too: a resumed run equals an uninterrupted one.
         words = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank]).generate_state(2)
         torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
@@ -123,7 +123,7 @@ class FractureModule(pl.LightningModule):
         self._log_all("train", loss=self.train_loss, accuracy=self.train_accuracy)
 
     def _log_all(self, split: str, **metrics: Any) -> None:
-        # Computed here and logged as numbers: these metrics sum over the processes themselves.
+        # Log plain numbers: the metric objects already sum over the processes.
         for name, metric in metrics.items():
             self.log(f"{split}/{name}", metric.compute())
             metric.reset()

@@ -1,4 +1,4 @@
-"""What a run leaves: the classifier's file, predictions, curves, and last of all metrics.json."""
+"""Results of a run: model.pt, predictions, training curves, evaluation, model card and, written last, metrics.json."""
 
 import csv
 import json
@@ -22,18 +22,19 @@ __all__ = ["draw_curves", "finish", "predict", "write_outcome"]
 
 
 def finish(folder: Path, device: torch.device, training: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Judge a run whose model and predictions are written, and write its model card.
+    """Evaluate a run whose model and predictions are written, and write its model card.
 
     Args:
-        folder: of the run.
-        device: for heat maps.
-        training: what metrics.json will say of the training, for the card.
+        folder: folder of the run.
+        device: device for the heat maps.
+        training: the entry "training" of metrics.json, for the model card.
         progress: as in :func:`write_outcome`.
 
     Returns:
-        What metrics.json is to say of the evaluation; :func:`se_fused.apps.fracture.evaluation.write_evaluation`'s.
+        The evaluation part of metrics.json: the result of
+        :func:`se_fused.apps.fracture.evaluation.write_evaluation`.
     """
-    # Both are made of finished runs, so they import this package; here they only take what lies in the folder.
+    # Imported here, because both modules import this package. They read only the files in the folder.
     from ..deploy.card import write_card
     from ..evaluation import write_evaluation
 
@@ -43,7 +44,7 @@ def finish(folder: Path, device: torch.device, training: dict[str, Any], progres
 
 
 def predict(classifier: Classifier, data: RadiographData, split: str) -> Predictions:
-    """What the classifier says of each image of a split, in the manifest's order."""
+    """Predictions of the classifier for each image of a split, in the order of the manifest."""
     dataset = data.sets[split]
     found = [classifier.probabilities(images) for images, _, _ in data.ordered(split)]
     probabilities = torch.cat(found).numpy().astype(np.float64)
@@ -57,7 +58,7 @@ def predict(classifier: Classifier, data: RadiographData, split: str) -> Predict
 
 
 def draw_curves(history: list[dict[str, float]], heading: str, path: Path) -> None:
-    """Loss, accuracy, learning rate and time per epoch, as one picture."""
+    """Plot loss, accuracy, learning rate and waiting time of each epoch as one figure."""
     figure = new_figure(10, 6.4)
     figure.suptitle(heading, fontsize=11)
     epochs = [row["epoch"] + 1 for row in history]
@@ -67,7 +68,7 @@ def draw_curves(history: list[dict[str, float]], heading: str, path: Path) -> No
             "train accuracy": ("train/accuracy", "#3b6ea8", 1), "valid accuracy": ("valid/accuracy", "#d9822b", 1),
             "valid macro F1": ("valid/macro_f1", "#1b1b1b", 1),
         }),
-        ("learning rate at the epoch's start", {"": ("learning_rate", "#1b1b1b", 1)}),
+        ("learning rate at the start of the epoch", {"": ("learning_rate", "#1b1b1b", 1)}),
         ("% of the training time spent waiting for data", {"": ("data_wait", "#1b1b1b", 100)}),
     ]  # fmt: skip
     for axes, (title, lines) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
@@ -102,15 +103,15 @@ def write_outcome(
     dry: bool,
     progress: Progress,
 ) -> None:
-    """model.pt of the best epoch, predictions of valid and test, plots/curves.png, and metrics.json.
+    """Write model.pt of the best epoch, predictions of valid and test, plots/curves.png, and metrics.json.
 
     Args:
-        folder: of the run, with its checkpoints and logs.
-        config, sources: of the run.
-        device: to predict on.
-        facts: for metrics.json.
-        dry: leave out the evaluation, which a batch is too little for.
-        progress: called with what is done and the share of it that is.
+        folder: folder of the run, with its checkpoints and logs.
+        config, sources: configuration and data of the run.
+        device: device of the predictions.
+        facts: values for the entry "training" of metrics.json.
+        dry: whether to skip the evaluation, for which a dry run has too few images.
+        progress: called with a description of the current step and the completed share, 0 to 1.
     """
     best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
     history = _read_history(folder / "logs" / "metrics.csv")

@@ -1,4 +1,4 @@
-"""Which processor, and which of several processes this is."""
+"""Devices and processes of a training run."""
 
 import os
 from collections.abc import Callable
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run computes.
+    """Devices and processes on which a run trains.
 
     Attributes:
         accelerator: "cpu" or "gpu".
-        devices: how many on this machine, or the index of the only one.
-        nodes: machines.
-        rank: of this process; 0 does what is to be done once.
-        torchrun: whether torchrun started the processes, and not Lightning.
-        precision: of Lightning's Trainer.
+        devices: number of devices of this machine, or a list with the index of the only device.
+        nodes: number of machines.
+        rank: number of this process; process 0 writes the files.
+        torchrun: whether torchrun, and not Lightning, started the processes.
+        precision: precision argument of Lightning's Trainer.
     """
 
     accelerator: str
@@ -57,10 +57,11 @@ class Place:
 
 
 def find_place(config: TrainingConfig) -> Place:
-    """What the recipe's device, devices, nodes and precision come to here.
+    """Resolve the settings device, devices, nodes and precision on this machine.
 
     Raises:
-        InputError: a GPU is asked for that is not there, or several machines without torchrun.
+        InputError: a requested GPU does not exist, fp16 is requested on a CPU, or several machines are requested
+            without torchrun.
     """
     kind, _, index = config.device.partition(":")
     count = torch.cuda.device_count()
@@ -75,9 +76,9 @@ def find_place(config: TrainingConfig) -> Place:
     else:
         if nodes > 1:
             raise InputError(
-                f"training.nodes={nodes}: several machines are started with torchrun --nnodes {nodes} --nproc-per-node "
-                f"{devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m se_fused fracture train ..., on each "
-                "of them"
+                f"training.nodes={nodes}: several machines need torchrun; on each, run torchrun --nnodes {nodes} "
+                f"--nproc-per-node {devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m se_fused fracture train "
+                "..."
             )
         rank = int(os.environ.get("LOCAL_RANK", "0"))  # set by Lightning in the processes that it starts
     if kind == "cuda":
@@ -91,18 +92,18 @@ def find_place(config: TrainingConfig) -> Place:
     if precision == "auto":
         precision = "32" if kind == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
     if precision == "fp16" and kind == "cpu":
-        raise InputError("training.precision=fp16 needs a GPU; on a CPU set 32 or bf16")
+        raise InputError("training.precision=fp16 requires a GPU; on a CPU set 32 or bf16")
     names = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     place = Place("gpu" if kind == "cuda" else "cpu", devices, nodes, rank, torchrun, names[precision])
     return replace(place, devices=[int(index)]) if index and place.world == 1 else place
 
 
 def first_alone(place: Place, work: Callable[[], T], rest: Callable[[], T]) -> T:
-    """`work` in the first process; then, in the others, `rest`.
+    """Run `work` in process 0 and afterwards `rest` in the other processes.
 
-    What goes wrong in the first is reported there, and ends the others without a word of theirs.
+    An error in process 0 is reported there; the other processes exit without a message.
     """
-    if not (place.torchrun and place.world > 1):  # Lightning starts its processes when all this is done
+    if not (place.torchrun and place.world > 1):  # without torchrun, Lightning starts the other processes later
         return work() if place.rank == 0 else rest()
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.accelerator == "gpu" else "gloo")

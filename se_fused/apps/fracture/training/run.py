@@ -1,4 +1,4 @@
-"""A training run from its configuration to its folder."""
+"""A training run, from its configuration to its output folder."""
 
 import json
 import logging
@@ -46,17 +46,17 @@ def _nothing(*_: Any) -> None:
 
 @dataclass
 class Run:
-    """A prepared training run: its data is read, its network built, its folder there.
+    """A prepared training run: the data are read, the network is built and the folder exists.
 
     Attributes:
-        config: as given.
-        folder: of the run.
-        sources: its images.
-        model: its network, with the weights that it begins with.
-        loaded: where these are from.
-        place: where it computes.
-        checkpoint: to go on from.
-        dry: one batch of each split, in a folder that is removed.
+        config: its configuration.
+        folder: its output folder.
+        sources: its data.
+        model: its network with the initial weights.
+        loaded: description of the initial weights.
+        place: devices and processes of the training.
+        checkpoint: checkpoint from which the run continues; None starts from the beginning.
+        dry: whether this is a dry run: one batch of each split, in a temporary folder.
     """
 
     config: Config
@@ -74,25 +74,25 @@ class Run:
 
     @property
     def workers(self) -> int:
-        """Loading processes of each training process."""
+        """Number of loader workers of each training process."""
         if self.config.data.workers >= 0:
             return self.config.data.workers
         if self.place.accelerator == "cpu":
-            return 0  # they would take the processors from the training itself
+            return 0  # workers would compete with the training for the CPU cores
         return max(1, worker_count() * self.place.nodes // self.place.world)
 
     def fit(self, progress: Progress = _nothing, say: Say = _nothing) -> Path:
-        """Train, and write the results.
+        """Train the network and write the results.
 
         Args:
-            progress: called with what is done and the share of it that is.
+            progress: called with a description of the current step and the completed share, 0 to 1.
             say: called with a line after each epoch.
 
         Returns:
-            The run's folder; of a dry run, a folder that is gone.
+            The folder of the run. The folder of a dry run no longer exists.
 
         Raises:
-            InputError: the disk is full, the checkpoint is damaged, or the loss is no number any more.
+            InputError: the disk is full, the checkpoint is damaged, or the loss is not finite.
         """
         try:
             with _plain(self.config.model.fused), _quiet():
@@ -147,7 +147,7 @@ class Run:
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
-        except SystemExit:  # what Lightning makes of Ctrl-C
+        except SystemExit:  # Lightning converts Ctrl-C to SystemExit
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
@@ -155,7 +155,7 @@ class Run:
             signal.signal(signal.SIGINT, handler)
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change when a run is resumed, besides its configuration."""
+        """Properties other than the configuration that must not change when a run is resumed."""
         return {
             "classes": list(self.sources.classes),
             "manifest": self.sources.manifest.digest(),
@@ -168,28 +168,28 @@ class Run:
         if kept == mine:
             return
         if not isinstance(kept, dict):
-            raise InputError(f"{path}: is no checkpoint of se-fused fracture train; give another --output")
+            raise InputError(f"{path}: not a checkpoint of se-fused fracture train; give another --output")
         if kept.get("world") != mine["world"]:
             raise InputError(
-                f"{path}: the run began with {kept.get('world')} process(es) and would go on with {mine['world']}, "
-                "which gives other batches; use as many, or give another --output"
+                f"{path}: the run began with {kept.get('world')} process(es) and would continue with {mine['world']}, "
+                "which changes the batches; use the same number, or give another --output"
             )
         raise InputError(
-            f"{path}: the run's images have changed since it began (files, labels or splits); bring them back, or give "
+            f"{path}: the run's images have changed since it began (files, labels or splits); restore them, or give "
             "another --output"
         )
 
 
 @contextmanager
 def _plain(fused: bool) -> Iterator[None]:
-    """Plain PyTorch where no kernels of ours are wanted; else the backend as it is set."""
+    """Use plain PyTorch if `fused` is False; otherwise leave the selected backend unchanged."""
     with nullcontext() if fused else use_backend("reference"):
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on hardware and loaders: what matters of it is said by us."""
+    """Suppress Lightning's messages on hardware and loaders; this application prints the relevant information."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:
@@ -197,7 +197,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
-            # DDP copies what of a gradient lies otherwise than the parameter: a channels_last 1x1 weight, always.
+            # DDP copies a gradient whose strides differ from the parameter's, as for every channels_last 1x1 weight.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield
     finally:
@@ -206,30 +206,30 @@ def _quiet() -> Iterator[None]:
 
 
 def _open_folder(config: Config, resume: bool) -> tuple[Path, Path | None, bool]:
-    """The run's folder, the checkpoint to go on from, and whether the run is finished.
+    """The run's folder, the checkpoint from which to continue, and whether the run is finished.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder contains other files, another configuration, or a run that may not be overwritten.
     """
     folder = Path(config.output)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder, None, False
     if not folder.is_dir():
-        raise InputError(f"{folder}: is a file; --output names a folder for the run")
+        raise InputError(f"{folder}: is a file; --output must be a folder for the run")
     kept = folder / "config.yaml"
     if not kept.is_file():
-        raise InputError(f"{folder}: holds files that are no run of se-fused fracture train; give another --output")
+        raise InputError(f"{folder}: contains files, but no run of se-fused fracture train; give another --output")
     last, finished = folder / "checkpoints" / "last.ckpt", (folder / "metrics.json").is_file()
     if not resume:
         if finished:
-            raise InputError(f"{folder}: holds a finished run; give another --output, or remove the folder")
+            raise InputError(f"{folder}: contains a finished run; give another --output, or remove the folder")
         if last.exists():
-            raise InputError(f"{folder}: holds an unfinished run; go on with --resume, or give another --output")
+            raise InputError(f"{folder}: contains an unfinished run; continue with --resume, or give another --output")
         return folder, None, False
     differing = config.differences(Config.load(kept))
     if differing:
         raise InputError(
-            f"{kept}: the run began with another {', '.join(differing)}; resume it with --config {kept}, or give "
+            f"{kept}: the run began with a different {', '.join(differing)}; resume it with --config {kept}, or give "
             "another --output"
         )
     return folder, last if last.exists() else None, finished
@@ -255,7 +255,7 @@ def _make_folder(config: Config, folder: Path, manifest: Manifest) -> None:
 
 
 def _few(manifest: Manifest, batch: int) -> Manifest:
-    """About a batch of each split, of all classes in turn."""
+    """About one batch of each split, with images of all classes in turn."""
     kept = []
     for split in SPLITS:
         groups: dict[str, list[Any]] = {}
@@ -269,20 +269,20 @@ def _few(manifest: Manifest, batch: int) -> Manifest:
 def prepare_run(
     config: Config, *, resume: bool = False, dry_run: bool = False, progress: Progress = _nothing
 ) -> Run | None:
-    """Check the configuration, read the data, build the network and make the run's folder.
+    """Check the configuration, read the data, build the network and create the run's folder.
 
     Args:
-        config: of the run.
-        resume: go on from ``checkpoints/last.ckpt``, which gives what an unbroken run gives; from the beginning where
-            there is none yet.
-        dry_run: about one batch of each split, one step, nothing kept.
-        progress: called with what is done and the share of it that is.
+        config: configuration of the run.
+        resume: whether to continue from ``checkpoints/last.ckpt``; the result equals that of an uninterrupted run.
+            Without a checkpoint, the run starts from the beginning.
+        dry_run: whether to run a single step on about one batch of each split and to save nothing.
+        progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
-        The run; None if it is to be resumed and is finished.
+        The run; None if it should be resumed but is already finished.
 
     Raises:
-        InputError: anything is wrong with configuration, data or folder.
+        InputError: the configuration, the data or the folder is invalid.
     """
     config.check()
     place = find_place(config.training)
@@ -291,7 +291,7 @@ def prepare_run(
         config = replace(config, data=data, training=training)
 
     def sources_of(folder: Path, manifest: Manifest) -> tuple[nn.Module, str, Sources]:
-        # The network first: what is wrong with it is said before thousands of images are decoded.
+        # The network first: its errors are reported before thousands of images are decoded.
         torch.manual_seed(config.seed)
         model, loaded = build_model(config.model, len(check_splits(manifest)))
         cache = Path(config.data.cache_folder) if config.data.cache_folder else folder.parent / "cache"
@@ -314,7 +314,7 @@ def prepare_run(
             write_text(folder / "damaged.csv", sources.damaged_table())
         return Run(config, folder, sources, model, loaded, place, checkpoint, dry_run)
 
-    def rest() -> Run | None:  # the folder is made by now; a finished run has ended the first process already
+    def rest() -> Run | None:  # process 0 has created the folder, or has stopped because the run is finished
         folder = Path(config.output)
         last = folder / "checkpoints" / "last.ckpt"
         if (folder / "metrics.json").is_file():
@@ -325,11 +325,11 @@ def prepare_run(
         return Run(config, folder, sources, model, loaded, place, checkpoint, dry_run)
 
     if dry_run and place.world > 1:
-        raise InputError("--dry-run takes one process; set training.devices=1 and start it without torchrun")
+        raise InputError("--dry-run supports one process only; set training.devices=1 and start it without torchrun")
     return first_alone(place, first, rest)
 
 
 def train(config: Config, *, resume: bool = False, progress: Progress = _nothing, say: Say = _nothing) -> Path:
-    """:func:`prepare_run` and :meth:`Run.fit`; returns the run's folder."""
+    """Prepare and train a run (:func:`prepare_run`, :meth:`Run.fit`); returns the run's folder."""
     run = prepare_run(config, resume=resume, progress=progress)
     return Path(config.output) if run is None else run.fit(progress, say)

@@ -1,4 +1,4 @@
-"""The images of a run: from what the configuration names to data sets, once all that may be wrong is looked for."""
+"""Data of a run: reads and checks the manifest of the configuration and makes the data sets."""
 
 import csv
 import io
@@ -24,11 +24,11 @@ class Sources:
     """Data sets of a run.
 
     Attributes:
-        manifest: all images, with the damaged ones.
-        classes: their names, in the order of their numbers.
-        sets: by split, without the damaged ones.
-        preprocessing: with mean and standard deviation of the training images.
-        damaged: (record, why).
+        manifest: all images, including the damaged ones.
+        classes: class names, in the order of the class numbers.
+        sets: {split: data set} without the damaged images.
+        preprocessing: preprocessing with the mean and standard deviation of the training images.
+        damaged: (record, reason) of each damaged image.
     """
 
     manifest: Manifest
@@ -38,12 +38,12 @@ class Sources:
     damaged: tuple[tuple[Record, str], ...]
 
     def counts(self, split: str) -> list[int]:
-        """Readable images of each class."""
+        """Number of readable images of each class in a split."""
         labels = self.sets[split].labels
         return [labels.count(i) for i in range(len(self.classes))]
 
     def damaged_table(self) -> str:
-        """CSV: path, split, label, reason."""
+        """The damaged images as CSV: path, split, label, reason."""
         out = io.StringIO()
         table = csv.writer(out, lineterminator="\n")
         table.writerow(("path", "split", "label", "reason"))
@@ -52,16 +52,16 @@ class Sources:
 
 
 def read_manifest(config: DataConfig, progress: Progress = lambda *_: None) -> Manifest:
-    """The manifest that ``data.path`` names, or what a folder becomes.
+    """Read the manifest ``data.path``, or prepare the folder ``data.path``.
 
     Raises:
-        InputError: there is none, or nothing can be made of it.
+        InputError: the path is empty or does not exist, or the data cannot be read or prepared.
     """
     if not config.path:
-        raise InputError("data.path: no data was named; give --data manifest.csv, or --data FOLDER of images")
+        raise InputError("data.path: no data given; give --data manifest.csv, or --data FOLDER of images")
     path = Path(config.path)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; --data takes a manifest.csv or a folder of images")
+        raise InputError(f"{path}: no such file or folder; give --data a manifest.csv or a folder of images")
     if path.is_file():
         manifest = open_manifest(path, config.layout)
         if all(record.split and record.patient for record in manifest.records):
@@ -70,24 +70,24 @@ def read_manifest(config: DataConfig, progress: Progress = lambda *_: None) -> M
 
 
 def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...]:
-    """The classes, once it is sure that a network can be trained and judged on the splits.
+    """Check that a network can be trained and evaluated on the splits; returns the class names.
 
     Raises:
-        InputError: fewer than two classes, an image without a label, a split or a class without images, a patient in
-            two splits.
+        InputError: there are fewer than two classes, an image with a split has no label, train or valid has no images,
+            a class has no training images, or a patient is in two splits.
     """
     used = [record for record in manifest.records if record.split]
     for record in used:
         if not record.label:
-            raise InputError(f"{record.path}: has split {record.split} and no label; label it, or empty its split")
+            raise InputError(f"{record.path}: has split {record.split} but no label; add a label or clear its split")
     classes = Manifest(tuple(used)).classes
     if len(classes) < 2:
-        raise InputError(f"{where}: holds one class only ({', '.join(classes)}); training needs images of two or more")
+        raise InputError(f"{where}: has only one class ({', '.join(classes)}); training needs images of two or more")
     for split in ("train", "valid"):
         if not any(record.split == split for record in used):
             patients = len({record.patient for record in used})
             raise InputError(
-                f"{where}: no image is in split {split} ({patients} patient{'s' * (patients != 1)} in all; no patient "
+                f"{where}: split {split} has no images ({patients} patient{'s' * (patients != 1)} in total; no patient "
                 "may be in two splits); add patients, then run se-fused fracture prepare"
             )
     found = {record.label for record in used if record.split == "train"}
@@ -95,7 +95,7 @@ def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...
         if record.label not in found:
             raise InputError(
                 f"{where}: class {record.label!r} has no training images ({record.path.name} is in {record.split}); "
-                "add some, leave the class out, or split anew with se-fused fracture prepare"
+                "add some, leave the class out, or split again with se-fused fracture prepare"
             )
     homes: dict[str, Record] = {}
     for record in used:
@@ -103,7 +103,7 @@ def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...
         if first.split != record.split:
             raise InputError(
                 f"{where}: one patient is in two splits: {first.path.name} in {first.split}, {record.path.name} in "
-                f"{record.split}; split anew with se-fused fracture prepare"
+                f"{record.split}; split again with se-fused fracture prepare"
             )
     return classes
 
@@ -111,11 +111,11 @@ def check_splits(manifest: Manifest, where: str = "data.path") -> tuple[str, ...
 def read_sources(
     manifest: Manifest, config: DataConfig, seed: int, cache_folder: Path, progress: Progress = lambda *_: None
 ) -> Sources:
-    """Decode everything once and make the data sets.
+    """Decode all images once and make the data sets.
 
     Raises:
-        InputError: as from `check_splits`, also for what is left without the damaged images; or more than
-            ``data.max_damaged`` of them are damaged.
+        InputError: as in `check_splits`, before and after the damaged images are removed; or the share of damaged
+            images exceeds ``data.max_damaged``.
     """
     check_splits(manifest)
     used = Manifest(tuple(record for record in manifest.records if record.split))
@@ -129,13 +129,13 @@ def read_sources(
         more = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         raise InputError(
             f"{len(damaged)} of {len(used)} images cannot be read, more than data.max_damaged={config.max_damaged:g} "
-            f"allows: {named}{more}; mend or remove them, or allow more"
+            f"allows: {named}{more}; repair or remove them, or increase data.max_damaged"
         )
     whole = Manifest(tuple(record for record in used.records if record.path in decoded.places))
     classes = check_splits(whole, "without the damaged images")
     if lost := sorted(set(check_splits(used)) - set(classes)):
         raise InputError(
-            f"class {lost[0]!r} has damaged images only, such as {damaged[0][0].path}; mend or remove them"
+            f"class {lost[0]!r} has damaged images only, such as {damaged[0][0].path}; repair or remove them"
         )
     mean, std = decoded.mean_std([record.path for record in whole.where("train").records])
     augmentation = Augmentation(config.augmentation) if config.augmentation else None

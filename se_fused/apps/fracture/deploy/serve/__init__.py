@@ -1,8 +1,8 @@
-"""A page on the user's own machine: a radiograph in, class probabilities and a heat map out; nothing is kept.
+"""Local web page that shows class probabilities and heat maps of uploaded radiographs. Uploads are not stored.
 
-Local by default, for one person. What guards it: the address it listens on, the Host header (DNS rebinding), the origin
-of each upload, limits on bytes while they arrive, on pixels before they are decoded and on uploads that wait, and a
-content security policy under which the page loads nothing but its own three files.
+The server is intended for one user and listens on localhost by default. It checks the Host header (against DNS
+rebinding) and the origin of each upload. It limits the bytes of an upload while they arrive, the pixels before they are
+decoded, and the number of waiting uploads. With its content security policy, the page loads only its own three files.
 """
 
 from .app import LOCAL, create_app

@@ -1,4 +1,4 @@
-"""The application: four addresses and the page's files."""
+"""The web application: its HTTP endpoints and the static files of the page."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from .upload import read_body, read_picture
 __all__ = ["create_app"]
 
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
-_UPLOAD_SECONDS = 60.0  # that a file may take to arrive
+_UPLOAD_SECONDS = 60.0  # maximum duration of an upload
 
 
 def _picture(content: bytes) -> str:
@@ -32,7 +32,7 @@ def _picture(content: bytes) -> str:
 
 
 def _answer(predictor: Predictor, body: bytearray, chosen: int | None, max_pixels: int) -> dict[str, Any]:
-    """Everything the page shows of one upload. Raises ValueError if it cannot be read."""
+    """JSON response for one upload. Raises ValueError if the upload cannot be read."""
     start = time.perf_counter()
     picture = read_picture(body, max_pixels)
     body.clear()
@@ -53,7 +53,7 @@ def _answer(predictor: Predictor, body: bytearray, chosen: int | None, max_pixel
             {"name": name, "probability": float(p)} for name, p in zip(predictor.classes, probabilities, strict=True)
         ],
         "image": {"height": picture.shape[0], "width": picture.shape[1], "png": _picture(png(preview))},
-        "heat": {"png": _picture(png(heat_colours(heat, opaque=1.0)))},  # the page has a slider
+        "heat": {"png": _picture(png(heat_colours(heat, opaque=1.0)))},  # the slider of the page sets the opacity
         "seconds": {"read": decoded - start, "classify": classified - decoded, "explain": done - classified},
     }
 
@@ -67,27 +67,27 @@ def create_app(
     max_waiting: int = 8,
     hosts: tuple[str, ...] = (),
 ) -> FastAPI:
-    """The application, with its network loaded.
+    """Create the web application and load its network.
 
-    ``POST /predict`` takes a file's bytes as its body (``curl --data-binary @image.png``) and gives JSON: the classes'
-    probabilities, the picture and the heat map as PNG in base64, the seconds it took; ``?explain=K`` asks for the heat
-    map of class number K. 413: too many bytes; 422: no readable radiograph, with the reason; 408: too slow; 503: too
-    many are waiting. ``GET /about`` says which network answers, ``GET /healthz`` that it does.
+    ``POST /predict`` accepts the bytes of a file as its body (``curl --data-binary @image.png``) and returns JSON: the
+    class probabilities, the image and the heat map as base64 PNG, and the time in seconds. ``?explain=K`` requests the
+    heat map of class number K. Error codes: 413 too many bytes; 422 not a readable radiograph, with the reason; 408 too
+    slow; 503 too many uploads waiting. ``GET /about`` describes the network; ``GET /healthz`` reports the status.
 
     Args:
-        classifier: a :class:`.Predictor`, a :class:`Classifier`, a run's folder or a ``model.pt``.
-        device: where it runs, unless it is a Predictor.
-        max_bytes: of an upload.
-        max_pixels: of a picture, told from its header.
-        max_waiting: uploads at once; one is computed, the others wait.
-        hosts: names beside this machine's own under which the page may be asked for.
+        classifier: a :class:`.Predictor`, a :class:`Classifier`, the folder of a run or a ``model.pt``.
+        device: device of the network, unless `classifier` is a Predictor.
+        max_bytes: maximum bytes of an upload.
+        max_pixels: maximum pixels of an image, checked in its header.
+        max_waiting: maximum number of simultaneous uploads; one is computed, the others wait.
+        hosts: host names accepted in requests, in addition to localhost.
 
     Raises:
         InputError: the file cannot be loaded.
     """
     predictor = classifier if isinstance(classifier, Predictor) else Predictor(classifier, device=device, batch=1)
     first = predictor.classifiers[0]
-    app = FastAPI(openapi_url=None)  # its pages of documentation would load scripts from elsewhere
+    app = FastAPI(openapi_url=None)  # no documentation pages: they would load scripts from other sites
     app.state.counts = Counter()
     one_at_a_time = asyncio.Lock()
     waiting = 0
@@ -116,9 +116,9 @@ def create_app(
     async def predict(request: Request, explain: int | None = Query(None, ge=0)) -> dict[str, Any]:
         nonlocal waiting
         if explain is not None and explain >= len(predictor.classes):
-            raise HTTPException(422, f"explain must be 0 to {len(predictor.classes) - 1}; got {explain}")
+            raise HTTPException(422, f"explain must be from 0 to {len(predictor.classes) - 1}; got {explain}")
         if waiting >= max_waiting:
-            raise HTTPException(503, "too many files at once; try again in a moment", {"Retry-After": "2"})
+            raise HTTPException(503, "too many simultaneous uploads; try again in a moment", {"Retry-After": "2"})
         waiting += 1
         try:
             body = await read_body(request, max_bytes, _UPLOAD_SECONDS)
@@ -134,5 +134,5 @@ def create_app(
 
     app.mount("/", StaticFiles(directory=str(files(__package__) / "static"), html=True))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts], www_redirect=False)
-    app.add_middleware(Guard)  # the outermost: its headers are on refusals too
+    app.add_middleware(Guard)  # added last, so it is outermost: its headers are also on error responses
     return app

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at, and what every answer carries."""
+"""Middleware that rejects requests from other web pages and adds security headers to every response."""
 
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 def _foreign(headers: Headers) -> bool:
-    """Whether a browser says that another page sent this. What is no browser sends neither header."""
+    """Whether a browser sent the request from another page. Clients other than browsers send neither header."""
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
@@ -31,7 +31,7 @@ def _foreign(headers: Headers) -> bool:
 
 
 class Guard:
-    """Security headers on every answer, and no change asked for by other pages."""
+    """ASGI middleware: adds security headers to every response and rejects state-changing requests of other pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -51,14 +51,14 @@ class Guard:
             await send(message)
 
         if scope["method"] not in _SAFE and _foreign(Headers(scope=scope)):
-            refused = JSONResponse({"detail": "sent by another page; open this one and use it"}, 403)
+            refused = JSONResponse({"detail": "the request comes from another web page; use this server's page"}, 403)
             await refused(scope, receive, guarded)
             return
         try:
             await self.app(scope, receive, guarded)
         except Exception:
-            if not started:  # what stands around the whole application would answer without the headers
-                await JSONResponse({"detail": "the server failed; its own output says why"}, 500)(
+            if not started:  # the default error response of the server would not have the headers
+                await JSONResponse({"detail": "internal server error; see the output of the server"}, 500)(
                     scope, receive, guarded
                 )
             raise

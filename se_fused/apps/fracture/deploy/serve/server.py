@@ -1,4 +1,4 @@
-"""The application behind a socket."""
+"""Runs the web application on a socket."""
 
 import os
 import socket
@@ -21,12 +21,12 @@ def run(
     max_bytes: int = 25_000_000,
     hosts: tuple[str, ...] = (),
 ) -> None:
-    """Serve until interrupted. The address is printed when it answers; afterwards how many files were read, no more.
+    """Serve the page until interrupted; prints the address at the start and the number of files read at the end.
 
     Raises:
-        InputError: the model cannot be loaded, or the port cannot be had.
+        InputError: the model cannot be loaded, or the address and port are not available.
     """
-    # Reached from elsewhere, it is asked for by this machine's name or address; the wildcard addresses are neither.
+    # Other machines address this one by its name or its address; a wildcard address such as 0.0.0.0 is neither.
     own = () if host in LOCAL else (socket.gethostname(), host)
     app = create_app(model, device=device, max_bytes=max_bytes, hosts=(*own, *hosts))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -38,14 +38,14 @@ def run(
             raise InputError(f"{host}:{port}: {error.strerror}; choose another --port or --host") from None
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{port}  (stop with Ctrl+C)", file=sys.stderr, flush=True)
-        # Without an access log: what people ask for is theirs.
+        # No access log, for privacy.
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=5,
             timeout_graceful_shutdown=5, limit_concurrency=64,
         )  # fmt: skip
         try:
             uvicorn.Server(settings).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises it again once it has shut down: that is how it is meant to end
+        except KeyboardInterrupt:  # uvicorn raises it again after its regular shutdown
             pass
     counts = app.state.counts
-    print(f"{counts['predicted']} files were predicted, {counts['unreadable']} could not be read", file=sys.stderr)
+    print(f"{counts['predicted']} files predicted, {counts['unreadable']} could not be read", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""An upload's bytes as a picture. Limits come first; the bytes are gone when the picture is there."""
+"""Reads an uploaded radiograph: checks limits, decodes it in memory, and removes its bytes."""
 
 import asyncio
 import math
@@ -21,23 +21,24 @@ from ...images import decode
 __all__ = ["private_file", "read_body", "read_picture"]
 
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"BM")
-"""Of PNG, JPEG, TIFF and BMP. Pillow knows many more formats, some of which call other programs."""
-_WANTED = "a PNG, JPEG, TIFF, BMP or DICOM file is wanted"
+"""First bytes of PNG, JPEG, TIFF and BMP files. Pillow supports more formats, but some of them call other programs."""
+_WANTED = "send a PNG, JPEG, TIFF, BMP or DICOM file"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
-    """The request's body, or a refusal.
+    """Read the body of a request.
 
-    What is too large is read away before it is refused, as much again as is taken and no part of it kept: a connection
-    that is closed while a browser still sends is reset, and the reason is lost on its way. Who asks before sending
-    (``Expect: 100-continue``, as curl does) is told at once.
+    A body that is too large is read and discarded, up to twice the limit, before it is rejected: closing the connection
+    while a browser is still sending resets it, and the browser does not receive the error message. A client that sends
+    ``Expect: 100-continue`` (like curl) is rejected at once.
 
     Raises:
-        HTTPException: 413 above `limit` bytes, 408 if it takes longer than `seconds`, 422 if there is none.
+        HTTPException: 413 for more than `limit` bytes, 408 after `seconds`, 422 for an empty body, 400 if the client
+            disconnects.
     """
     too_large = HTTPException(
-        413, f"larger than the {limit / 1e6:g} MB that are taken; send a smaller file", {"Connection": "close"}
+        413, f"larger than the limit of {limit / 1e6:g} MB; send a smaller file", {"Connection": "close"}
     )
     announced = request.headers.get("content-length", "")
     refused = announced.isdecimal() and int(announced) > limit
@@ -57,9 +58,9 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
                     body += part
     except TimeoutError:
         if not refused:
-            raise HTTPException(408, "the file took too long to arrive", {"Connection": "close"}) from None
+            raise HTTPException(408, "the upload took too long", {"Connection": "close"}) from None
     except ClientDisconnect:
-        raise HTTPException(400, "the file broke off") from None  # nobody reads it; an error would be logged
+        raise HTTPException(400, "the upload was interrupted") from None  # not received; avoids a logged exception
     if refused:
         raise too_large
     if not body:
@@ -69,9 +70,9 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
 
 @contextmanager
 def private_file(body: bytearray) -> Iterator[Path]:
-    """A path that reads as `body`: a file in memory without a name, which ends with the process at the latest.
+    """Path of a file with the content `body`: an anonymous file in memory, removed with the process at the latest.
 
-    Where the system has none, a file that only this user can read, in the folder for temporary ones.
+    Systems without anonymous files use a temporary file that only this user can read.
     """
     if hasattr(os, "memfd_create"):
         with os.fdopen(os.memfd_create("upload"), "wb") as stream:
@@ -87,47 +88,47 @@ def private_file(body: bytearray) -> Iterator[Path]:
 
 
 def _pixels(path: Path, dicom: bool) -> int:
-    """How many pixels the header promises; nothing is decoded for it."""
+    """Number of pixels according to the file's header, without decoding the image."""
     if dicom:
         import pydicom
         from pydicom.filereader import read_file_meta_info
 
         with guarded(path, "its DICOM header is damaged"):
             syntax = str(read_file_meta_info(path).get("TransferSyntaxUID", ""))
-            # Its header lies in the deflated part, whose size is not known before it is inflated.
+            # The header is in the deflated part, whose size is unknown before it is inflated.
             if syntax == _DEFLATED:
-                raise InputError("deflated DICOM is not taken here; save it uncompressed, or as JPEG 2000")
+                raise InputError("deflated DICOM is not supported here; save it uncompressed, or as JPEG 2000")
             tags = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
             return math.prod(max(1, int(header.get(tag) or 1)) for tag in tags)
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and an error
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_picture has a lower limit and raises
         with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
             return image.width * image.height
 
 
 def read_picture(body: bytearray, max_pixels: int) -> NDArray[np.float32]:
-    """Decode an upload, which no longer exists outside of `body` when that is done (:func:`private_file`).
+    """Decode an upload through a temporary file (:func:`private_file`), which is removed afterwards.
 
-    Its kind is told by its first bytes, not by a name.
+    The file format is recognised by the first bytes.
 
     Returns:
         (H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: no picture, damaged, or more than `max_pixels`; the message names no path.
+        ValueError: the upload is not an image, is damaged, or has more than `max_pixels`. The message contains no path.
     """
     dicom = body[128:132] == b"DICM"  # PS3.10, section 7.1
     if not (dicom or body.startswith(_STARTS)):
-        raise ValueError(f"not a radiograph's file; {_WANTED}")
+        raise ValueError(f"not a supported image file; {_WANTED}")
     with private_file(body) as path:
         try:
             pixels = _pixels(path, dicom)
             if pixels > max_pixels:
-                raise ValueError(f"{pixels / 1e6:.0f} million pixels; {max_pixels / 1e6:g} million are the most")
+                raise ValueError(f"{pixels / 1e6:.0f} million pixels; the limit is {max_pixels / 1e6:g} million")
             return decode(path)
-        except Exception as error:  # on damaged data decoders raise anything
+        except Exception as error:  # decoders raise any exception on damaged data
             reason = str(error).replace(f"{path}: ", "").replace(str(path), "the file")
             raise ValueError(" ".join(reason.split()) or type(error).__name__) from None

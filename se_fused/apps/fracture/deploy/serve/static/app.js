@@ -1,18 +1,18 @@
-// The page: files are sent one after another; names stay here, only bytes are sent.
+// Script of the page. Files are sent one at a time; only their bytes are sent, not their names.
 
 const $ = (id) => document.getElementById(id);
-const SILENT = "no answer: is se-fused fracture serve still running?";
+const SILENT = "no response from the server; is se-fused fracture serve still running?";
 const items = [];
 let current = null;
 let running = false;
 
 const known = fetch("about").then((response) => response.json());
-known.catch(() => {}); // said where it is waited for
+known.catch(() => {}); // the error is reported in work()
 
 const percent = (p) => (p > 0 && p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 const say = (text) => { $("said").textContent = text; };
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-// Drawn on a canvas and not shown as data: or blob: addresses, which the page's policy forbids.
+// Images are drawn on a canvas, because the content security policy forbids data: and blob: URLs.
 const bitmap = (text) => createImageBitmap(new Blob([bytes(text)], { type: "image/png" }));
 
 function element(tag, attributes = {}, ...children) {
@@ -43,7 +43,7 @@ async function ask(file, explain) {
     }
     const answer = await response.json().catch(() => ({}));
     if (!response.ok) {
-      throw new Error(typeof answer.detail === "string" ? answer.detail : `the server said ${response.status}`);
+      throw new Error(typeof answer.detail === "string" ? answer.detail : `the server returned status ${response.status}`);
     }
     return answer;
   }
@@ -65,7 +65,7 @@ async function work() {
     show();
     try {
       const limit = (await known.catch(() => { throw new Error(SILENT); })).max_bytes;
-      if (item.file.size > limit) throw new Error(`larger than the ${limit / 1e6} MB that are taken; send a smaller file`);
+      if (item.file.size > limit) throw new Error(`larger than the limit of ${limit / 1e6} MB; send a smaller file`);
       await receive(item);
       const best = item.answer.classes[item.answer.predicted];
       say(`${item.name}: ${best.name}, ${percent(best.probability)}`);
@@ -206,5 +206,5 @@ strength();
 
 const about = await known;
 $("model").textContent = `${about.models > 1 ? `${about.models} × ` : ""}${about.model} · ${about.preprocessing.size} px · ${about.classes.length} classes`;
-$("limits").textContent = `PNG, JPEG, TIFF or DICOM, 8 or 16 bit, up to ${about.max_bytes / 1e6} MB. Read in memory, never kept.`;
+$("limits").textContent = `PNG, JPEG, TIFF, BMP or DICOM, 8 or 16 bit, up to ${about.max_bytes / 1e6} MB. Processed in memory, never stored.`;
 $("warning").textContent = about.warning ?? "";
