@@ -27,6 +27,13 @@ def test_a_test_without_parameters_is_one_case() -> None:
     assert covering([{}], 2) == [0]
 
 
+def test_values_occur_about_equally_often() -> None:
+    """Two formats alternate over the options, though a second format for each option would add nothing."""
+    cases = [{"format": i // 40, "option": i % 40} for i in range(80)]
+    formats = Counter(cases[number]["format"] for number in covering(cases, 1))
+    assert formats == {0: 20, 1: 20}
+
+
 def test_cases_that_are_missing_from_the_product_are_not_needed() -> None:
     cases = [case for case in CASES if case["shape"] == 0 or case["dtype"] == 0]
     chosen = covering(cases, 2)

@@ -12,6 +12,7 @@ tests/mutants shows what each tier finds.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -31,23 +32,29 @@ def combinations_of(case: Values, strength: int) -> set[Combination]:
 def covering(cases: Sequence[Values], strength: int) -> list[int]:
     """The numbers of cases that together have every combination of values of any ``strength`` parameters.
 
-    Greedy: the case with the most combinations that are missing comes next, the first of equals. So each further
-    case adds something, and the choice depends on nothing but the order of the cases.
+    Greedy: the case with the most combinations that are missing comes next; of equals the one whose values occur least
+    in the cases chosen so far, then the first. So each further case adds something, values occur about equally often,
+    and the choice depends on nothing but the order of the cases.
     """
     all_of = [combinations_of(case, strength) for case in cases]
     missing = set().union(*all_of) if all_of else set()
-    # what a case adds only shrinks: a stale entry is corrected when it reaches the top
-    heap = [(-len(found), number) for number, found in enumerate(all_of)]
+    occurrences: Counter[tuple[str, Any]] = Counter()
+
+    def rank(number: int) -> tuple[int, int, int]:
+        return -len(all_of[number] & missing), sum(occurrences[value] for value in cases[number].items()), number
+
+    heap = [rank(number) for number in range(len(cases))]
     heapq.heapify(heap)
     chosen = []
     while missing:
-        _, number = heapq.heappop(heap)
-        adds = len(all_of[number] & missing)
-        if heap and (-adds, number) > heap[0]:
-            heapq.heappush(heap, (-adds, number))
+        number = heapq.heappop(heap)[-1]
+        current = rank(number)
+        if heap and current > heap[0]:  # ranks only grow: an old one is corrected when it reaches the top
+            heapq.heappush(heap, current)
             continue
         chosen.append(number)
         missing -= all_of[number]
+        occurrences.update(cases[number].items())
     return sorted(chosen)
 
 
