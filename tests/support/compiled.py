@@ -1,4 +1,4 @@
-"""C++ programs and libraries that tests compile, in one cache for all checkouts and processes.
+"""What tests compile, in one cache for all checkouts and processes.
 
 An object is stored under the hash of its preprocessed source, the flags and the compiler. A changed header recompiles
 the files that see the change; a comment that moves no line, or another checkout, recompiles nothing.
@@ -24,7 +24,7 @@ _MONTH = 30 * 24 * 3600
 
 
 def cache(part: str) -> Path:
-    """A folder of the cache: "objects" or "linked"."""
+    """A folder of the cache: "objects", "linked", "cubins" (of nvcc) or "triton" (Triton's own cache)."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("SE_FUSED_TEST_CACHE") or home / "se_fused-tests") / part
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,10 +112,10 @@ def _compiler_version() -> str:
 
 
 def _delete_unused() -> None:
-    for part in ("objects", "linked"):
-        for file in cache(part).iterdir():
+    for part in ("objects", "linked", "cubins", "triton"):
+        for entry in cache(part).iterdir():
             try:
-                if time.time() - file.stat().st_mtime > _MONTH:
-                    file.unlink()
+                if time.time() - entry.stat().st_mtime > _MONTH:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             except FileNotFoundError:  # another process was faster
                 pass

@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = CLOSINGS | {
     "float32-parameters": {"parameter_dtype": torch.float32},
     "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
     "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
-    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
+    "several-tiles": {"hidden": 75, "shape": (18, 70, 2, 2)},
 }
 
 

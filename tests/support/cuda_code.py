@@ -3,6 +3,8 @@
 ``python tests/support/cuda_code.py [90 100 ...]`` prints registers, stack, spills and shared memory of every kernel.
 """
 
+import functools
+import hashlib
 import os
 import re
 import shutil
@@ -12,6 +14,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the call as a program
+
+from support import compiled as compiled_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "csrc" / "cuda"
@@ -111,14 +117,43 @@ def parsed(log: str) -> list[Kernel]:
     return [Kernel(name, label, **of) for (name, of), label in zip(found.items(), labels, strict=True)]
 
 
-def compiled(source: Path, architecture: int, folder: Path, *flags: str) -> Code:
-    """With setup.py's flags, as far as they concern code for the device."""
+@functools.cache
+def nvcc_version() -> str:
     assert NVCC, "nvcc is not installed"
-    cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
-    command = [NVCC, "-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
-    run = subprocess.run([*command, source, "-o", cubin], capture_output=True, text=True)
-    assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
-    return Code(source, architecture, parsed(run.stderr), cubin)
+    return subprocess.run([NVCC, "--version"], check=True, capture_output=True, text=True).stdout
+
+
+def with_headers(source: Path) -> dict[Path, bytes]:
+    """The content of a source and of all of our headers that it includes."""
+    found: dict[Path, bytes] = {}
+    waiting = [source]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found[file] = file.read_bytes()
+            names = re.findall(rb'^\s*#\s*include "(.+?)"', found[file], re.MULTILINE)
+            waiting += [path for name in names if (path := (file.parent / name.decode()).resolve()).exists()]
+    return found
+
+
+def compiled(source: Path, architecture: int, folder: Path, *flags: str) -> Code:
+    """With setup.py's flags, as far as they concern code for the device; once for the same sources, flags and nvcc."""
+    command = [str(NVCC), "-std=c++20", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
+    key = hashlib.sha256(f"{command} {nvcc_version()}".encode())
+    for file, content in sorted(with_headers(source.resolve()).items()):
+        key.update(file.name.encode() + content)
+    kept = compiled_cache.cache("cubins") / key.hexdigest()[:24]
+    cubin, log = folder / f"{source.stem}.sm_{architecture}.cubin", kept / "log"
+    if not compiled_cache.find(log):
+        run = subprocess.run([*command, source, "-o", cubin], capture_output=True, text=True)
+        assert run.returncode == 0, f"{source.name} for sm_{architecture}:\n{run.stdout}{run.stderr}"[-4000:]
+        kept.mkdir(exist_ok=True)
+        for path, content in ((kept / "cubin", cubin.read_bytes()), (log, run.stderr.encode())):  # the log comes last
+            with tempfile.NamedTemporaryFile(dir=kept, delete=False) as partial:
+                partial.write(content)
+            Path(partial.name).rename(path)
+    shutil.copy(kept / "cubin", cubin)
+    return Code(source, architecture, parsed(log.read_text()), cubin)
 
 
 def machine_code(code: Code) -> dict[str, str]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from support import compiled
 from support.paths import ROOT, SUPPORT
 
 PASSES = (
@@ -34,10 +35,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def rows() -> list[Row]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "TRITON_CACHE_DIR": str(compiled.cache("triton")),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8))]
