@@ -215,9 +215,10 @@ def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
 @on_shim
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16), (2, 264, 4, 5)], ids=str)
 def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout: str) -> None:
-    """A sample that needs several blocks' shared memory, and one that is spread because it is alone."""
+    """A sample that needs several blocks' shared memory, one that is spread because it is alone, and more channels than
+    a block's threads take side by side."""
     stand_in((90, 8, 60 << 20, 40000))
     said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 2, 6)
     assert int(said.split("sample(s) in ")[1].split()[0]) > 2, said
