@@ -78,6 +78,10 @@ def test_slopes_at_corners(act):
     torch.testing.assert_close(*gradients)
 
 
+def test_gate_slopes_at_corners():
+    contract.check_gate_corners("cpu")
+
+
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_instruction_set(dtype):

@@ -74,6 +74,19 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
     return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
 
 
+def check_gate_corners(device: str) -> None:
+    """Hard gates that are closed, open and at the corners in between: PyTorch's choice of slope. No random draw is
+    likely to have them."""
+    corners = torch.tensor([-4.0, -3.0, 0.0, 3.0, 4.0], device=device)
+    x, w1, w2 = (torch.ones(shape, device=device) for shape in ((2, 5, 3, 3), (4, 5), (5, 4)))
+    gradients = []
+    for module in (functional, reference):
+        bias = corners.clone().requires_grad_()
+        y = module.squeeze_excite(x, w1, None, w2 * 0, bias, gate="hard_sigmoid")
+        gradients.append(torch.autograd.grad(y.sum(), bias)[0])
+    torch.testing.assert_close(*gradients)
+
+
 def keeps_order(y: Tensor, x: Tensor) -> bool:
     """Whether y is in a memory order of x; of one channel or one position, x has both."""
     return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))

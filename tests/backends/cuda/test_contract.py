@@ -157,6 +157,10 @@ def test_activations(act: str) -> None:
     assert contract.infer(case)[0] <= 1
 
 
+def test_gate_slopes_at_corners() -> None:
+    contract.check_gate_corners(DEVICE)
+
+
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
