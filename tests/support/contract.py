@@ -87,6 +87,19 @@ def check_gate_corners(device: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def check_running_statistics(device: str) -> None:
+    """Several steps, with the unbiased variance; momentum 0 and 1, and above 1/2, where lerp has another formula."""
+    for momentum in (0.1, 0.0, 0.7, 1.0):
+        ours = [torch.zeros(6, device=device), torch.ones(6, device=device)]
+        theirs = [t.clone() for t in ours]
+        for _ in range(3):
+            x = torch.randn(5, 6, 4, 3, device=device) * 3 + 2
+            functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            torch.nn.functional.batch_norm(x, *theirs, None, None, True, momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def keeps_order(y: Tensor, x: Tensor) -> bool:
     """Whether y is in a memory order of x; of one channel or one position, x has both."""
     return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))

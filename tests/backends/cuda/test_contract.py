@@ -157,6 +157,10 @@ def test_activations(act: str) -> None:
     assert contract.infer(case)[0] <= 1
 
 
+def test_running_statistics_follow_pytorch() -> None:
+    contract.check_running_statistics(DEVICE)
+
+
 def test_gate_slopes_at_corners() -> None:
     contract.check_gate_corners(DEVICE)
 
