@@ -124,3 +124,10 @@ def test_kernels_refuse_what_python_would_not_send(op):
             torch.ops.se_fused_cpu.moments(x)
         else:
             torch.ops.se_fused_cpu.batch_norm_squeeze_excite_forward(x, *[None] * 10, True, 1e-5, 1, 0, 1, False)
+
+
+def test_kernels_refuse_a_residual_in_another_order():
+    x = torch.randn(2, 4, 6, 6)
+    residual = x.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="residual must have x's memory format"):
+        torch.ops.se_fused_cpu.batch_norm_squeeze_excite_forward(x, residual, *[None] * 9, True, 1e-5, 1, 0, 1, False)

@@ -115,9 +115,9 @@ def _compiler_version() -> str:
 
 def _delete_unused() -> None:
     for part in ("objects", "linked", "cubins", "triton"):
-        for file in cache(part).iterdir():
+        for entry in cache(part).iterdir():
             try:
-                if time.time() - file.stat().st_mtime > _MONTH:
-                    file.unlink()
+                if time.time() - entry.stat().st_mtime > _MONTH:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             except FileNotFoundError:  # another process was faster
                 pass

@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = CLOSINGS | {
     "float32-parameters": {"parameter_dtype": torch.float32},
     "large-mean": {"mean": 100.0, "shape": (4, 16, 12, 12), "dtype": torch.float32},
     "R=1": {"hidden": 1, "shape": (2, 5, 3, 3)},
-    "several-tiles": {"hidden": 37, "shape": (18, 70, 2, 2)},
+    "several-tiles": {"hidden": 75, "shape": (18, 70, 2, 2)},
 }
 
 
@@ -72,6 +72,32 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
         y = getattr(functional, case.op)(**given, inplace=inplace)
     excess = (y.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
     return float("inf") if excess.isnan().any() else excess.max().item(), given["x"], y
+
+
+def check_gate_corners(device: str) -> None:
+    """Hard gates that are closed, open and at the corners in between: PyTorch's choice of slope. No random draw is
+    likely to have them."""
+    corners = torch.tensor([-4.0, -3.0, 0.0, 3.0, 4.0], device=device)
+    x, w1, w2 = (torch.ones(shape, device=device) for shape in ((2, 5, 3, 3), (4, 5), (5, 4)))
+    gradients = []
+    for module in (functional, reference):
+        bias = corners.clone().requires_grad_()
+        y = module.squeeze_excite(x, w1, None, w2 * 0, bias, gate="hard_sigmoid")
+        gradients.append(torch.autograd.grad(y.sum(), bias)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def check_running_statistics(device: str) -> None:
+    """Several steps, with the unbiased variance; momentum 0 and 1, and above 1/2, where lerp has another formula."""
+    for momentum in (0.1, 0.0, 0.7, 1.0):
+        ours = [torch.zeros(6, device=device), torch.ones(6, device=device)]
+        theirs = [t.clone() for t in ours]
+        for _ in range(3):
+            x = torch.randn(5, 6, 4, 3, device=device) * 3 + 2
+            functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            torch.nn.functional.batch_norm(x, *theirs, None, None, True, momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def keeps_order(y: Tensor, x: Tensor) -> bool:

@@ -162,6 +162,14 @@ def test_activations(act: str) -> None:
     assert contract.infer(case)[0] <= 1
 
 
+def test_running_statistics_follow_pytorch() -> None:
+    contract.check_running_statistics(DEVICE)
+
+
+def test_gate_slopes_at_corners() -> None:
+    contract.check_gate_corners(DEVICE)
+
+
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
@@ -221,9 +229,10 @@ def test_clusters_of_several_samples(backend: CudaBackend, layout: str) -> None:
 @on_shim
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 24, 40, 41), (1, 40, 16, 16), (2, 264, 4, 5)], ids=str)
 def test_samples_over_several_blocks(backend: CudaBackend, shape: Shape, layout: str) -> None:
-    """Several blocks process one sample: because it needs their shared memory, or because it is the only one."""
+    """Several blocks process one sample: because it needs their shared memory, or because it is the only one. The last
+    shape has more channels than a block's threads process side by side."""
     stand_in((90, 8, 60 << 20, 40000))
     said = backend.plan(shape[0], shape[1], shape[2] * shape[3], layout == "channels_last", 2, 6)
     assert int(said.split("sample(s) in ")[1].split()[0]) > 2, said

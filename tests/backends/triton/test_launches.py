@@ -128,7 +128,7 @@ def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, mon
 
 
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
-@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 0.7, 1.0])
 def test_running_statistics(momentum: float) -> None:
     """Running statistics equal PyTorch's over several steps, in the buffers' dtype, also at momentum 0 and 1.
 
