@@ -15,6 +15,8 @@ from se_fused.bench.report.markdown import markdown
 from se_fused.bench.report.pairs import comparisons, quotient, studies, verdict
 from se_fused.bench.report.records import Limits, Ratio, Spread
 
+pytestmark = pytest.mark.quick
+
 SMALL = document(small=True)
 
 

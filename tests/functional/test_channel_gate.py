@@ -16,6 +16,8 @@ from se_fused._formats import DTYPES
 from se_fused.testing.error_bounds import forward_bound
 from se_fused.testing.verify import Case, check
 
+pytestmark = pytest.mark.quick
+
 CASE = Case("squeeze_excite", training=False)
 
 

@@ -19,6 +19,7 @@ def forward_arguments(out_act="relu", training=True, dtype=torch.float32, layout
     return (*tensors, training, 1e-5, "relu", "sigmoid", out_act, True)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
@@ -59,6 +60,7 @@ def test_results_without_saving_are_distinct_tensors(training):
     assert len({id(t) for t in results}) == len(results)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fullgraph_with_backward(op, layout):

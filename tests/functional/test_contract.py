@@ -11,6 +11,8 @@ from se_fused import backends, functional, reference
 from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.testing.verify import OPS, Case, to_layout
 
+pytestmark = pytest.mark.quick
+
 SHAPES = {
     "odd-S": (4, 24, 7, 5),
     "S=1": (5, 16, 1, 1),

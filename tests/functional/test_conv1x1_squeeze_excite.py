@@ -13,6 +13,8 @@ from se_fused.functional import conv1x1_squeeze_excite, fold_squeeze, pack_conv1
 from se_fused.testing.error_bounds import conv_bound
 from se_fused.testing.verify import to_layout
 
+pytestmark = pytest.mark.quick
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
 BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]

@@ -7,6 +7,8 @@ from torch import nn
 from se_fused import functional, reference, use_backend
 from se_fused.nn import SqueezeExcite, fused_gate_projection
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "grad", "plain"),

@@ -6,6 +6,8 @@ import torch
 import se_fused
 from se_fused import backends, functional
 
+pytestmark = pytest.mark.quick
+
 N, C, R = 2, 6, 3
 
 

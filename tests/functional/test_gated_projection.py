@@ -16,6 +16,8 @@ from se_fused.ops.gated_conv1x1 import scales_weight
 from se_fused.testing.error_bounds import EPS, GRADIENT_FLOOR, relative_error, ulp
 from se_fused.testing.verify import Case, to_layout
 
+pytestmark = pytest.mark.quick
+
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
 BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]
 

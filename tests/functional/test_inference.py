@@ -10,6 +10,8 @@ from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.nn import is_own
 from se_fused.testing.verify import to_layout
 
+pytestmark = pytest.mark.quick
+
 CPU = backends.BACKENDS["cpu"]
 # Rows of 4, 16, 25, 49 and 9 positions; channels below, at and not a multiple of a vector step. The last shape exceeds
 # the caches (10 MB).

@@ -11,6 +11,8 @@ from se_fused import models
 from se_fused.models import SEResNet, SEResNet18, SEResNet50, create_model, list_models
 from se_fused.models.se_resnet import BasicBlock
 
+pytestmark = pytest.mark.quick
+
 NAMES = [
     "seresnet18", "seresnet34", "seresnet50", "seresnet101", "seresnet152",
     "seresnext50_32x4d", "seresnext101_32x4d", "senet154",

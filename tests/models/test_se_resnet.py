@@ -58,6 +58,7 @@ def small() -> SEResNet:
 
 
 # "meta" only computes shapes, for which no kernel is needed.
+@pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:se_fused has no kernel")
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_and_shapes_are_timms(name: str) -> None:
@@ -83,6 +84,7 @@ def test_initial_values_are_timms(name: str, zero_init_last: bool) -> None:
     assert bool((ours[last] == 0).all()) is zero_init_last
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet34", "seresnet50", "seresnext50_32x4d"])
 def test_eval_outputs_are_timms(name: str) -> None:
     ours, theirs = pair(name)
@@ -121,6 +123,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"input": x.grad, **{k: p.grad for k, p in model.named_parameters()}}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50", "seresnext50_32x4d"])
 def test_gradients_are_timms(name: str, training: bool) -> None:
@@ -192,6 +195,7 @@ def test_drop_path_and_dropout_are_timms(name: str) -> None:
     assert torch.equal(ours.eval()(x), ours(x))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("se", [True, False], ids=["se", "plain"])
 def test_one_call_per_block(se: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     names = spy_on_functional(monkeypatch)

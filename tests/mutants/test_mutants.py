@@ -7,6 +7,8 @@ import pytest
 from mutants.catalogue import FAMILIES, load
 from support.paths import ROOT
 
+pytestmark = pytest.mark.quick
+
 MUTANTS = load()
 
 

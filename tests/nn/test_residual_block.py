@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from se_fused.nn import DropPath, SqueezeExcite, bn_act, fused_block_end
 
+pytestmark = pytest.mark.quick
+
 
 class BlockEnd(nn.Module):
     """The modules of a block's end, called one after another; fused_block_end replaces them."""

@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize, prune
 from se_fused.nn import DropPath, SqueezeExcite, activation_name, drop_path_scale, gate_name
 from se_fused.reference import ACTIVATIONS
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:

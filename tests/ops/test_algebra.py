@@ -21,6 +21,8 @@ from se_fused.ops.batch_norm_act_squeeze import compose_squeeze, compose_squeeze
 from se_fused.ops.batch_norm_squeeze_excite import compose_backward, compose_forward
 from se_fused.testing.verify import Case
 
+pytestmark = pytest.mark.quick
+
 
 class Definitions:
     """The passes as defined in se_fused.ops."""

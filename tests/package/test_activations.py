@@ -11,6 +11,8 @@ from support.paths import ROOT
 from se_fused import reference
 from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
 
+pytestmark = pytest.mark.quick
+
 HEADER = ROOT / "csrc" / "enums.h"
 FILES = [*sorted((ROOT / "se_fused").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
 

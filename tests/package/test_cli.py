@@ -49,6 +49,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 # ---- the package
+@pytest.mark.quick
 def test_public_names():
     for name in se_fused.__all__:
         assert hasattr(se_fused, name), name
@@ -56,6 +57,7 @@ def test_public_names():
     assert se_fused.__version__ == se_fused.info()["se_fused"]
 
 
+@pytest.mark.quick
 def test_import_is_light():
     heavy = ("matplotlib", "typer", "rich", "PIL", "timm", "torchvision", "triton")
     done = python("-c", f"import sys, torch, se_fused; print([m for m in {heavy!r} if m in sys.modules])")
@@ -162,6 +164,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("arguments", "option", "says"), WRONG, ids=[" ".join(w[0]) for w in WRONG])
 def test_wrong_usage_is_one_line(arguments: list[str], option: str, says: str, capfd):
     assert __main__.main(arguments) == 2

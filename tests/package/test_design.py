@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from se_fused import reference
 from se_fused.bench.measure.traffic import counted_bytes, counted_passes
 
+pytestmark = pytest.mark.quick
+
 SPEC = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "draw.py")
 assert SPEC is not None and SPEC.loader is not None
 draw = importlib.util.module_from_spec(SPEC)

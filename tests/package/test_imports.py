@@ -9,6 +9,8 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from support.paths import ROOT
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = ROOT / "se_fused"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From top to bottom: a module imports from its own folder and from those below it (CONTRIBUTING.md).
@@ -196,6 +198,7 @@ def test_the_check_sees_what_is_missing():
     assert not list(unguarded("def f():\n    import monai\nfrom . import x"))
 
 
+@pytest.mark.grid(quick=0)
 def test_collection_needs_no_optional_package():
     command = [sys.executable, "-m", "pytest", "tests", "--collect-only", "-q", "-p", "support.missing_modules"]
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))

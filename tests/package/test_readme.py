@@ -62,6 +62,7 @@ def test_ci_runs_the_readme_command() -> None:
 
 
 # ---- links
+@pytest.mark.quick
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(document: Path) -> None:
     found = links(document.read_text(encoding="utf-8"))
@@ -80,6 +81,7 @@ def test_wrong_links_are_seen() -> None:
         assert link_problem(readme, link), link
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("guide", GUIDES[1:], ids=name)
 def test_guides_are_linked(guide: Path) -> None:
     """From the README and from the index of the guides."""

@@ -23,7 +23,7 @@ def test_every_combination_is_covered_by_few_cases(strength: int, at_most: int) 
 
 
 def test_a_test_without_parameters_is_one_case() -> None:
-    assert covering([], 2) == []
+    assert covering([], 2) == [] == covering(CASES, 0)
     assert covering([{}], 2) == [0]
 
 

@@ -3,7 +3,7 @@
 A test marked ``nightly`` or ``quick`` belongs to that tier; any other to ``test``. A parametrised test runs its full
 product of parameters in ``nightly``. In ``test`` it runs in so many cases that each pair of values of any two
 parameters occurs in one of them, in ``quick`` so many that each value does, with the best instruction set alone.
-``grid(test=3, quick=2)`` asks for combinations of as many parameters instead of 2 and 1.
+``grid(test=3, quick=2)`` asks for combinations of as many parameters instead of 2 and 1, ``quick=0`` for none.
 
 Why pairs: few faults need a combination of three values. In seven studies of failures, one or two parameters triggered
 47 to 97 % (76 % on average), up to three 75 to 99 % (91 %): Kuhn, Kacker and Lei, "Estimating t-Way Fault Profile
@@ -36,6 +36,8 @@ def covering(cases: Sequence[Values], strength: int) -> list[int]:
     in the cases chosen so far, then the first. So each further case adds something, values occur about equally often,
     and the choice depends on nothing but the order of the cases.
     """
+    if strength == 0:
+        return []
     all_of = [combinations_of(case, strength) for case in cases]
     missing = set().union(*all_of) if all_of else set()
     occurrences: Counter[tuple[str, Any]] = Counter()

@@ -10,6 +10,8 @@ from se_fused._errors import InputError
 from se_fused.apps.fracture.training import Config
 from se_fused.models import create_model
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = sorted((ROOT / "se_fused" / "apps" / "fracture" / "configs").glob("*.yaml"))
 
 

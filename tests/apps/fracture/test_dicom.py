@@ -12,6 +12,8 @@ from se_fused._errors import InputError
 from se_fused.apps.fracture import dicom
 from se_fused.apps.fracture.images import decode, load_folder, load_radiograph
 
+pytestmark = pytest.mark.quick
+
 pytest.importorskip("pydicom", reason='DICOM needs pydicom: pip install "se_fused[train]"')
 
 RLE, J2K, MPEG = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.100"

@@ -206,6 +206,7 @@ def run(tmp_path):
 PLOTS = {"confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "classes.png", "gradcam.png"}
 
 
+@pytest.mark.quick
 def test_write_evaluation(run):
     content = write_evaluation(run, draws=50)
     test = Predictions.load(run / "predictions" / "test.csv")

@@ -8,6 +8,8 @@ import torch
 
 from se_fused.apps.fracture.images import load_folder, load_radiograph
 
+pytestmark = pytest.mark.quick
+
 Image = pytest.importorskip("PIL.Image")
 
 

@@ -20,6 +20,8 @@ from se_fused.apps.fracture import layouts
 from se_fused.apps.fracture.layouts import grazpedwri as graz
 from se_fused.apps.fracture.manifest import Manifest
 
+pytestmark = pytest.mark.quick
+
 pytest.importorskip("PIL", reason='images need Pillow: pip install "se_fused[train]"')
 
 

@@ -12,6 +12,8 @@ from se_fused._errors import InputError
 from se_fused.apps.fracture.training import class_weights, focal_loss
 from se_fused.apps.fracture.training.losses import make_loss
 
+pytestmark = pytest.mark.quick
+
 
 def definition(logits, labels, gamma, alpha, smoothing):
     """Lin et al.'s equation 5, written term by term."""

@@ -18,6 +18,8 @@ from se_fused.apps.fracture.evaluation import (  # noqa: E402
 )
 from se_fused.apps.fracture.evaluation.metrics import BINS  # noqa: E402
 
+pytestmark = pytest.mark.quick
+
 # torchmetrics counts exactly and divides in float32, with a few roundings.
 CLOSE = 1e-6
 

@@ -9,6 +9,8 @@ from se_fused._errors import InputError
 from se_fused.apps.fracture.manifest import SPLITS, Manifest, Record
 from se_fused.apps.fracture.splits import parted, split
 
+pytestmark = pytest.mark.quick
+
 CLASSES = ("none", "transverse", "oblique", "spiral")
 
 

@@ -16,6 +16,8 @@ from se_fused.apps.fracture.manifest import Manifest, Record, natural_key, order
 from se_fused.apps.fracture.predictions import Predictions
 from se_fused.apps.fracture.preprocessing import Preprocessing
 
+pytestmark = pytest.mark.quick
+
 NARROW = {"channels": (4, 8, 8, 16), "stem_channels": 4}
 
 

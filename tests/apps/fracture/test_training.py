@@ -60,6 +60,7 @@ def run_cli(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 # ---- files of a run
+@pytest.mark.quick
 def test_run_leaves_a_whole_folder(manifest, tmp_path, monkeypatch):
     written, lines = [], []
     real = _atomic_write.write_whole

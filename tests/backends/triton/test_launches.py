@@ -21,6 +21,8 @@ from se_fused.backends.triton import TritonBackend
 from se_fused.ops import batch_norm_squeeze_excite as operators
 from se_fused.testing.verify import OPS, Case
 
+pytestmark = pytest.mark.quick
+
 TRITON = backends.BACKENDS["triton"]
 HAS_TRITON = not isinstance(TRITON.describe().get("reason"), str)
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")

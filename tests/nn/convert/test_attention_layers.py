@@ -13,6 +13,8 @@ from torch import nn
 
 import se_fused
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, monkeypatch):

@@ -20,6 +20,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import se_fused
 from se_fused.nn.convert.class_swap import Fused
 
+pytestmark = pytest.mark.quick
+
 
 def bottleneck(attention: str = "se") -> Bottleneck:
     """A bottleneck block with every optional part."""
@@ -137,6 +139,7 @@ def test_one_call_for_the_tail(monkeypatch):
     assert calls == ["batch_norm_act", "batch_norm_act", "batch_norm_squeeze_excite"]
 
 
+@pytest.mark.grid(quick=0)
 def test_pickle_and_copies(tmp_path):
     model = se_fused.convert(build("timm-seresnet18").eval())
     x = images("timm-seresnet18")
@@ -160,6 +163,7 @@ def test_pickle_and_copies(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
 
 
+@pytest.mark.grid(quick=0)
 def test_optimiser_keeps_its_parameters():
     """An optimiser's momentum continues with the same tensors if the model is converted between two steps."""
     results = []
@@ -206,6 +210,7 @@ def test_ddp(process_group, when):
     assert type(wrapped.module) is Bottleneck
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("attention", ["se", "eca"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compile(attention, training):

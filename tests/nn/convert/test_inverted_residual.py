@@ -26,6 +26,8 @@ from timm.layers.norm_act import BatchNormAct2d  # noqa: E402
 from timm.models._efficientnet_blocks import SqueezeExcite as EfficientNetSE  # noqa: E402
 from torchvision.ops import SqueezeExcitation  # noqa: E402
 
+pytestmark = pytest.mark.quick
+
 __all__ = ["one_thread"]
 C, D = 12, 5
 

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import se_fused
 
+pytestmark = pytest.mark.quick
+
 
 # ---- arguments
 class Speech(nn.Module):

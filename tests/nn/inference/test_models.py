@@ -48,6 +48,7 @@ def test_what_is_not_finite_goes_through(build: Any, value: float, pixels: str, 
         assert torch.equal(ours.isnan(), theirs.isnan())
 
 
+@pytest.mark.quick
 @pytest.mark.isa
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("act", ["none", "relu", "silu", "hard_swish"])

@@ -246,6 +246,7 @@ class Dictionary(Toy):
         return {"map": self.block(self.stem(x)), "size": x.shape[2]}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", [Toy, ReturnsResidual, ViewOfResidual, InputIsResidual, ResidualIsInput, Dictionary])
 def test_what_is_still_wanted_is_not_written_over(kind: type[Toy]) -> None:
     torch.manual_seed(0)
