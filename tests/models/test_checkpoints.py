@@ -101,7 +101,6 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, d
 }  # fmt: skip
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("case", GOLDEN)
 def test_outputs_are_the_librarys(case: str, tmp_path: Path) -> None:
     """Outputs equal the library's in float64, where both are plain PyTorch.

@@ -13,8 +13,6 @@ from se_fused.models._zoos import rename
 from se_fused.models.se_resnet import BasicBlock, Bottleneck
 from se_fused.nn import SqueezeExcite
 
-pytestmark = pytest.mark.quick
-
 
 def images(n: int = 2, size: int = 40) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))

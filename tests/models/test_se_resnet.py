@@ -123,7 +123,6 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"input": x.grad, **{k: p.grad for k, p in model.named_parameters()}}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ["seresnet18", "seresnet50", "seresnext50_32x4d"])
 def test_gradients_are_timms(name: str, training: bool) -> None:

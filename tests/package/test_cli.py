@@ -57,7 +57,6 @@ def test_public_names():
     assert se_fused.__version__ == se_fused.info()["se_fused"]
 
 
-@pytest.mark.quick
 def test_import_is_light():
     heavy = ("matplotlib", "typer", "rich", "PIL", "timm", "torchvision", "triton")
     done = python("-c", f"import sys, torch, se_fused; print([m for m in {heavy!r} if m in sys.modules])")

@@ -131,6 +131,7 @@ def test_files_stay_small(path):
     assert len(path.read_text().splitlines()) <= 420
 
 
+@pytest.mark.grid(quick=0)
 def test_import_needs_the_core_only():
     """torch and numpy suffice to import and call the package; no other package is imported, even if it is installed."""
     code = """
@@ -158,7 +159,12 @@ EVERYWHERE = {
     "torch", "numpy", "triton", "pytest", "pytest_benchmark", "timm", "torchvision", "matplotlib", "typer", "rich",
     "lightning", "torchmetrics", "PIL", "yaml", "sklearn", "tensorboard", "safetensors", "onnx", "onnxruntime",
 }  # fmt: skip
-KNOWN = EVERYWHERE | set(sys.stdlib_module_names) | {"se_fused", "benchmarks", "support"} | {path.stem for path in OURS}
+KNOWN = (
+    EVERYWHERE
+    | set(sys.stdlib_module_names)
+    | {"se_fused", "benchmarks", "mutants", "support"}
+    | {path.stem for path in OURS}
+)
 
 
 def executed(statements):

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis", reason="hypothesis is in the extra se_fused[test]")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

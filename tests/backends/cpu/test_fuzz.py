@@ -1,8 +1,6 @@
 """Random calls against the op contract on the CPU backend: combinations that the grids of other tests leave out."""
 
 import pytest
-
-pytest.importorskip("hypothesis", reason="hypothesis is in the extra se_fused[test]")
 from support import contract
 from support.fuzz import every_call_is_right
 

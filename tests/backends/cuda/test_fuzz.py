@@ -1,8 +1,6 @@
 """Random calls against the op contract on the CUDA backend, on the CPU (cuda_shim) if there is no GPU."""
 
 import pytest
-
-pytest.importorskip("hypothesis", reason="hypothesis is in the extra se_fused[test]")
 from support import contract
 from support.cuda_backend import DEVICE, cuda_alone, given_backend  # noqa: F401 (fixtures)
 from support.fuzz import every_call_is_right

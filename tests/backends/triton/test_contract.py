@@ -213,7 +213,6 @@ def test_split_sums(options: dict[str, Any], layout: str) -> None:
         passes(Case("batch_norm_act", shape, layout=layout, **options))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(("shape", "unaligned"), [((4, 24, 7, 5), True), ((3, 11, 7, 5), False), ((2, 20, 6, 6), None)])
 def test_rows_that_start_anywhere(shape: Shape, unaligned: bool | None, dtype: torch.dtype) -> None:
@@ -262,7 +261,6 @@ def test_inference(op: str, dtype: torch.dtype, layout: str) -> None:
         assert len(launches) == (1 if op == "batch_norm_act" else 3)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("group", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(7, 24, 7, 5), (9, 3, 5, 5), (8, 70, 3, 1), (6, 9, 1, 1)], ids=str)

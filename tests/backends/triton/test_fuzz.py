@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("hypothesis", reason="hypothesis is in the extra se_fused[test]")
 from support import contract
 from support.fuzz import every_call_is_right
 

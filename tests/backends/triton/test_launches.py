@@ -228,6 +228,7 @@ def test_importing_se_fused_does_not_import_triton_kernels() -> None:
 
 
 # ---- programs that run at the same time
+@pytest.mark.grid(quick=0)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU programs always run at the same time")
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
 @pytest.mark.parametrize("kernel", ["excitation", "backward", "l2_grouped"])

@@ -41,7 +41,6 @@ def test_every_family_is_expected():
     assert EXPECTED.keys() == MODELS.keys()
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
 def test_converts_and_reverts(name, monkeypatch):
     """Every recognised layer is converted and runs fused in inference, and revert restores the model exactly."""
