@@ -86,6 +86,13 @@ def test_same_answers(build: Any) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_eps_of_a_folded_norm_is_its_own() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=0.5)))
+    x = images(2, 3, 8, 8)
+    ours, theirs = errors(model, se_fused.optimize_for_inference(model, x), x)
+    assert ours <= 4 * theirs + 1e-6
+
+
 def test_nothing_is_left_between_the_layers() -> None:
     model = trained(create_model("seresnet50", num_classes=7))
     optimized = se_fused.optimize_for_inference(model, images(2, 3, 64, 64))
