@@ -51,7 +51,8 @@ run: venv  ## train and evaluate a small SE-ResNet on synthetic radiographs or D
 	$(PY) -m se_fused fracture train --config small-cpu --data "$(RADIOGRAPHS)" --output build/run
 	$(PY) -m se_fused fracture demo --plot build/demo.png
 
-quick: venv  ## an answer in two minutes: one case of each branch, on the best instruction set
+quick: venv  ## an answer in two minutes: one case of each value of a parameter, on the best instruction set
+	$(VENV)/bin/ruff check -q .
 	$(PY) -m pytest --tier quick $(PYTEST_ARGS)
 
 test: venv lint  ## what CI runs: lint, the test suite, each benchmark once; PYTEST_ARGS="-q -k name" for a part

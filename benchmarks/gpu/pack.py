@@ -204,7 +204,7 @@ def check(
     manifest = _read(folder)
     if manifest["sources"] != _sources():
         raise PackError(
-            "the pack in build/gpu-pack is built from other sources than this checkout: make gpu-pack again"
+            "the pack in build/gpu-pack is built from other sources than this checkout: run `make gpu-pack` again"
         )
     if manifest["machine"] != platform.machine():
         raise PackError(f"the pack is for {manifest['machine']}, this machine is {platform.machine()}: build it here")

@@ -412,4 +412,4 @@ def test_make_gpu_without_a_gpu_says_so_in_one_line() -> None:
     status, said = run(["make", "-s", "gpu", f"PYTHON={sys.executable}"], ROOT)
     assert status != 0
     assert len([line for line in said.splitlines() if not line.startswith("make")]) <= 1
-    assert "torch sees no GPU here" in said
+    assert "torch finds no GPU here" in said

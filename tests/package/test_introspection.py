@@ -105,7 +105,7 @@ def test_info_prints_the_summary(monkeypatch):
     to = Console(width=132, record=True, file=io.StringIO())
     print_info(se_fused.info(), to)
     text = to.export_text()
-    assert "What the compiler made of the CUDA kernels" in text and " 41 " in text
+    assert "Compiled CUDA kernels" in text and " 41 " in text
 
 
 # ---- with the module

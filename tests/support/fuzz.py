@@ -1,8 +1,5 @@
 """Random calls for the op contract. hypothesis draws them, and simplifies a failing call before it reports it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
@@ -13,6 +10,7 @@ from hypothesis import strategies as st
 from se_fused import reference
 from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.testing.verify import OPS, Case
+from support import contract
 
 ABSENT = ("fc1_bias", "fc2_bias", "bn_weight", "bn_bias")
 
@@ -54,8 +52,8 @@ def cases(draw: st.DrawFn, largest: int) -> Case:
     )
 
 
-def every_call_is_right(check: Callable[[Case], Any], tier: str, largest: int, examples: int, nightly: int) -> None:
-    """Run ``check`` on random calls whose map has at most ``largest`` elements.
+def every_call_is_right(backend: str, device: str, tier: str, largest: int, examples: int, nightly: int) -> None:
+    """Hold random calls, whose maps have at most ``largest`` elements, to the contract.
 
     Before the tier "nightly" they are ``examples``, the same in each run. There, they are ``nightly``, new ones in each
     run; a failure prints what reproduces it.
@@ -71,6 +69,11 @@ def every_call_is_right(check: Callable[[Case], Any], tier: str, largest: int, e
     )
     @given(cases(largest))
     def run(case: Case) -> None:
-        check(case)
+        try:
+            contract.passes(case, backend, device, seeds=range(3))
+        except AssertionError:
+            # Gradients are held to eager's error as a median over draws. Few draws of a small map are chance, and among
+            # many cases some are unlucky; a fault stays.
+            contract.passes(case, backend, device, seeds=range(40))
 
     run()

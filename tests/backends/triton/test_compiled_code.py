@@ -76,6 +76,10 @@ def name(row: Row) -> str:
     return "{kernel} {architecture} {dtype} {layout} {shape} {call}".format(**row)
 
 
+def architectures(rows: list[Row]) -> set[int | str]:
+    return {row["architecture"] for row in rows}
+
+
 def test_everything_was_compiled(rows: list[Row]) -> None:
     kernels = {
         *PASSES,
@@ -85,9 +89,10 @@ def test_everything_was_compiled(rows: list[Row]) -> None:
         "l2_grouped_kernel",
         "conv1x1_kernel",
     }
-    for architecture in NVIDIA:
-        assert {row["kernel"] for row in rows if row["architecture"] == architecture} == kernels
-    assert {row["kernel"] for row in rows if row["architecture"] == "gfx942"} == kernels - {"l2_grouped_kernel"}
+    assert architectures(rows) in ({90}, {*NVIDIA, "gfx942"})
+    for architecture in architectures(rows):
+        expected = kernels if architecture in NVIDIA else kernels - {"l2_grouped_kernel"}
+        assert {row["kernel"] for row in rows if row["architecture"] == architecture} == expected
     for kernel in PASSES:
         seen = {(row["dtype"], row["layout"]) for row in rows if row["kernel"] == kernel and row["architecture"] == 90}
         assert len(seen) == 6, f"{kernel}: {seen}"
@@ -136,7 +141,7 @@ def test_rows_that_start_anywhere_move_128_bits_too(rows: list[Row]) -> None:
     """Contiguous 14 x 14 and 7 x 7 maps in bfloat16 (rows start at multiples of 8 and 2 bytes) use 128-bit accesses."""
     found = [row for row in rows if row["kernel"] in UNALIGNED and row["dtype"] == "bfloat16"]
     found = [row for row in found if row["architecture"] in NVIDIA]
-    assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 20
+    assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 16
     for row in found:
         assert row["loads"].get("128", 0) >= (1 if row["kernel"].replace("_unaligned", "") in ONE_MAP else 2), name(row)
         assert not row["loads"].get("16") and not row["stores"].get("16"), name(row)
@@ -181,7 +186,7 @@ def test_phases_acquire_and_release(rows: list[Row]) -> None:
 def test_products_run_on_tensor_cores(rows: list[Row]) -> None:
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
     found = [row for row in rows if row["kernel"] == "conv1x1_kernel" and row["architecture"] in NVIDIA]
-    assert len(found) == 22
+    assert len(found) == (22 if architectures(rows) > {90} else 10)
     for row in found:
         assert any(wanted[row["architecture"]] in core for core in row["tensor_cores"]), name(row)
         assert row["loads"].get("128", 0) >= 8, name(row)

@@ -77,7 +77,7 @@ def test_a_rewriting_that_hides_a_nan_is_refused(value: float, monkeypatch: pyte
         return right(self, torch.nan_to_num(x, 0.0, 0.0, 0.0), residual)
 
     monkeypatch.setattr(layers.ConvAct, "forward", hides)
-    with pytest.raises(RuntimeError, match=r"a pixel that is nan: of .* numbers .* are finite, and .* for the model"):
+    with pytest.raises(RuntimeError, match=r"a pixel that is nan: of .* numbers, .* are finite, and .* for the model"):
         se_fused.optimize_for_inference(ready(block()), images(2, 3, 9, 9))
 
 
