@@ -55,16 +55,20 @@ def pytest_collectstart(collector):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--tier", choices=TIERS, default="test", help="run the tests of `make quick`, `make test` or `make nightly`"
+        "--tier", choices=TIERS, help="the tests of `make quick`, `make test` (the default) or `make nightly`"
     )
 
 
+def pytest_configure(config):
+    if config.option.tier is None:
+        # A test that is named on the command line (file.py::test_name) runs, whatever its tier.
+        config.option.tier = "nightly" if any("::" in name for name in config.args) else "test"
+
+
 def pytest_collection_modifyitems(config, items):
-    # A test that is named on the command line runs, whatever its tier.
-    if not any("::" in name for name in config.args):
-        chosen = in_tier(items, config.getoption("tier"))
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = [item for item in items if item in chosen]
+    chosen = in_tier(items, config.option.tier)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
     # "2/8": the third of eight processes that share the tests. benchmarks/gpu uses it: each process has its own time
     # limit.
     shard, _, shards = os.environ.get("SE_FUSED_TEST_SHARD", "").partition("/")
