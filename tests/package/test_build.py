@@ -249,6 +249,7 @@ def test_auto_without_a_gpu_compiles_no_cuda_kernels_and_says_so(tree: Path) -> 
     assert f"se_fused: CPU kernels; no CUDA kernels: {built['note']}\n" in said
 
 
+@pytest.mark.nightly
 @needs_nvcc
 def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     (tree / "csrc/cuda").mkdir()
@@ -264,39 +265,40 @@ def test_cuda_kernels_are_built_without_a_gpu(tree: Path) -> None:
     assert (built["mode"], built["cuda"], built["arch_list"]) == ("cuda", torch.version.cuda, "9.0;12.0+PTX")
 
 
+def cpu_wheel_built_in(folder: Path) -> zipfile.ZipFile:
+    tree = copy_sources(folder)
+    status, said = wheel(tree, "cpu", SOURCE_DATE_EPOCH="1700000000")
+    assert status == 0, said
+    return only_wheel(tree)
+
+
 @pytest.fixture(scope="module")
-def cpu_wheels(tmp_path_factory: pytest.TempPathFactory) -> list[zipfile.ZipFile]:
-    """Wheels with a CPU library, built in two different folders."""
-    wheels = []
-    for folder in ("one", "a/longer/path with blanks"):
-        tree = copy_sources(tmp_path_factory.mktemp("wheel") / folder)
-        status, said = wheel(tree, "cpu", SOURCE_DATE_EPOCH="1700000000")
-        assert status == 0, said
-        wheels.append(only_wheel(tree))
-    return wheels
+def cpu_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel with a CPU library."""
+    return cpu_wheel_built_in(tmp_path_factory.mktemp("wheel") / "one")
 
 
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 class TestCpuWheel:
-    def test_one_wheel_for_every_python(self, cpu_wheels: list[zipfile.ZipFile]) -> None:
-        archive = cpu_wheels[0]
+    def test_one_wheel_for_every_python(self, cpu_wheel: zipfile.ZipFile) -> None:
+        archive = cpu_wheel
         assert re.search(r"-cp311-abi3-linux_\w+\.whl$", archive.filename or "")
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["se_fused/_C_cpu.abi3.so"]
         built = build_info(archive.read("se_fused/_build_info.py").decode())
         assert (built["mode"], built["torch"], built["target_abi"]) == ("cpu", torch.__version__, "2.10")
 
-    def test_the_same_bytes_wherever_it_is_built(self, cpu_wheels: list[zipfile.ZipFile]) -> None:
-        one, other = ({name: archive.read(name) for name in archive.namelist()} for archive in cpu_wheels)
+    @pytest.mark.nightly
+    def test_the_same_bytes_wherever_it_is_built(self, cpu_wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+        elsewhere = cpu_wheel_built_in(tmp_path / "a/longer/path with blanks")
+        one, other = ({name: archive.read(name) for name in archive.namelist()} for archive in (cpu_wheel, elsewhere))
         assert one.keys() == other.keys()
         assert [name for name in one if one[name] != other[name]] == []
 
-    def test_library_stands_on_the_stable_abi_alone(self, cpu_wheels: list[zipfile.ZipFile], tmp_path: Path) -> None:
-        check_stable(cpu_wheels[0].extract("se_fused/_C_cpu.abi3.so", tmp_path))
+    def test_library_stands_on_the_stable_abi_alone(self, cpu_wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+        check_stable(cpu_wheel.extract("se_fused/_C_cpu.abi3.so", tmp_path))
 
-    def test_library_works_and_names_its_sources_shortly(
-        self, cpu_wheels: list[zipfile.ZipFile], tmp_path: Path
-    ) -> None:
-        library = cpu_wheels[0].extract("se_fused/_C_cpu.abi3.so", tmp_path)
+    def test_library_works_and_names_its_sources_shortly(self, cpu_wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+        library = cpu_wheel.extract("se_fused/_C_cpu.abi3.so", tmp_path)
         code = f"""if True:
             import torch
             torch.ops.load_library({library!r})
