@@ -72,14 +72,15 @@ static void batch_norm(const BatchNormArgs& g, int64_t c0, int64_t c1) {
   float *mu = g.mu + c0, *var = g.var + c0;
   if (g.batch_stats) {
     // The samples' means are summed as differences from the first sample's mean, so that the rounding error scales with
-    // their spread and not with their magnitude.
+    // their spread and not with their magnitude. If that one is not finite the shift is 0, so that an infinite mean
+    // stays infinite, as in PyTorch.
     const float inverse_n = 1.f / (float)g.n, inverse_ns = 1.f / (float)(g.n * g.s);
     sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
       const float *mean = g.mean + c0 + i, *m2 = g.m2 + c0 + i;
-      const F first = a.get(mean);
+      const F shift = finite_or_zero(a.get(mean));
       F spread = zero(), within = zero(), between = zero();
-      for (int64_t n = 1; n < g.n; ++n) spread = spread + (a.get(mean + n * g.c) - first);
-      const F centre = first + spread * splat(inverse_n);
+      for (int64_t n = 0; n < g.n; ++n) spread = spread + (a.get(mean + n * g.c) - shift);
+      const F centre = shift + spread * splat(inverse_n);
       for (int64_t n = 0; n < g.n; ++n) {
         const F d = a.get(mean + n * g.c) - centre;
         within = within + a.get(m2 + n * g.c);

@@ -152,6 +152,7 @@ def test_empty(op, shape):
 
 def test_running_statistics_follow_pytorch():
     contract.check_running_statistics("cpu")
+    contract.check_statistics_of_infinity("cpu")
 
 
 def test_saved_for_backward_is_x_the_mask_and_vectors():

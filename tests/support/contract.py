@@ -100,6 +100,20 @@ def check_running_statistics(device: str) -> None:
             torch.testing.assert_close(a, b)
 
 
+def check_statistics_of_infinity(device: str) -> None:
+    """An infinite element makes the running mean infinite and the running variance NaN, in any sample."""
+    for sample in (0, 2):
+        x = torch.randn(4, 3, 5, 4, device=device)
+        x[sample, 0, 2, 1], x[sample, 1, 0, 0] = float("inf"), float("-inf")
+        ours = [torch.zeros(3, device=device), torch.ones(3, device=device)]
+        theirs = [t.clone() for t in ours]
+        functional.batch_norm_act(x, *ours, None, None, training=True, momentum=0.1)
+        torch.nn.functional.batch_norm(x, *theirs, None, None, True, 0.1)
+        assert theirs[0].isinf().sum() == 2
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
 def keeps_order(y: Tensor, x: Tensor) -> bool:
     """Whether y has a memory order of x. With one channel or one position, x has both orders."""
     return (x.is_contiguous() and y.is_contiguous()) or (is_channels_last(x) and is_channels_last(y))

@@ -100,8 +100,9 @@ def coefficients_tile(
     stride = samples.to(tl.int64) * channels
     if m2_parts is not None:
         # Means are summed as differences from the first sample's first split, so that the rounding error scales with
-        # their spread.
-        shift_by = tl.load(mean_parts + channel, mask=in_c, other=0)
+        # their spread. If that one is not finite the shift is 0, so that an infinite mean stays infinite.
+        first = tl.load(mean_parts + channel, mask=in_c, other=0)
+        shift_by = tl.where(tl.abs(first) < float("inf"), first, 0.0)
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
     walked = samples

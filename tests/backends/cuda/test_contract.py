@@ -164,6 +164,7 @@ def test_activations(act: str) -> None:
 
 def test_running_statistics_follow_pytorch() -> None:
     contract.check_running_statistics(DEVICE)
+    contract.check_statistics_of_infinity(DEVICE)
 
 
 def test_gate_slopes_at_corners() -> None:

@@ -234,6 +234,12 @@ def test_rows_that_share_vectors_in_place(inplace: bool) -> None:
         assert error <= 1 and (y is x) == inplace and launches[-1].name == "scale_shift_act_unaligned_kernel"
 
 
+@pytest.mark.quick
+def test_running_statistics_follow_pytorch() -> None:
+    contract.check_running_statistics(DEVICE)
+    contract.check_statistics_of_infinity(DEVICE)
+
+
 @pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_bits_in_every_run(layout: str) -> None:
