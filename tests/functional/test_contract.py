@@ -122,6 +122,16 @@ def test_memory_format_is_kept_and_nothing_is_copied(shape, layout):
     assert any(t.data_ptr() == given["x"].data_ptr() for t in kept)  # x itself is saved, not a copy
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_in_another_memory_order(layout):
+    """A gradient comes in the order that the operations behind y leave, or expanded by a sum."""
+    x = to_layout(torch.randn(2, 6, 5, 4), layout).requires_grad_()
+    y = functional.batch_norm_act(x, None, None, None, None, training=True, out_act="silu")
+    for dy in (*(to_layout(torch.randn(2, 6, 5, 4), other) for other in LAYOUTS), torch.ones(1).expand(2, 6, 5, 4)):
+        mine, truth = (torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (dy, to_layout(dy.clone(), layout)))
+        assert torch.equal(mine, truth) and mine.stride() == x.stride()
+
+
 @pytest.mark.parametrize("view", ["sliced", "transposed", "expanded"])
 def test_other_strides(view):
     base = torch.randn(4, 12, 8, 10)
