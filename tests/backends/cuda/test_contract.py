@@ -109,6 +109,7 @@ def test_nan_and_infinity_flow_as_in_pytorch(
     check_nan_and_infinity(backend, shape, dtype, layout, DEVICE)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: str) -> None:
@@ -162,6 +163,7 @@ def test_activations(act: str) -> None:
     assert contract.infer(case)[0] <= 1
 
 
+@pytest.mark.quick
 def test_running_statistics_follow_pytorch() -> None:
     contract.check_running_statistics(DEVICE)
     contract.check_statistics_of_infinity(DEVICE)
@@ -171,6 +173,7 @@ def test_gate_slopes_at_corners() -> None:
     contract.check_gate_corners(DEVICE)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"training": False}, {"mean": 100.0}, {"out_act": "silu"}], ids=str)
@@ -215,6 +218,7 @@ def test_inference(shape: Shape, dtype: torch.dtype, op: str, layout: str) -> No
             infer(case, SEPARATE, inplace)
 
 
+@pytest.mark.quick
 @on_shim
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -261,6 +265,7 @@ def test_l2_grouped(shape: Shape, dtype: torch.dtype, layout: str) -> None:
             infer(Case("batch_norm_squeeze_excite", shape, dtype, layout, **options), ["l2_grouped"], inplace)
 
 
+@pytest.mark.quick
 @on_shim
 def test_paths_of_resnet50(backend: CudaBackend) -> None:
     """On an H200 all four stages read x once, and weights (from L2) are at most half the bytes of x, residual and y."""
@@ -277,6 +282,7 @@ def test_paths_of_resnet50(backend: CudaBackend) -> None:
     assert backend.plan(64, 2048, 49, True, 2, 128).startswith("separate: x stays in L2")
 
 
+@pytest.mark.quick
 @on_shim
 def test_launches() -> None:
     """Three kernels are launched forward and three backward; inference of batch norm and activation is one launch."""
@@ -291,6 +297,7 @@ def test_launches() -> None:
     infer(Case("batch_norm_act", (3, 16, 4, 3), training=False), ["scale_shift_act"])
 
 
+@pytest.mark.quick
 def test_empty_batches() -> None:
     for op in OPS:
         given = Case(op, (0, 16, 4, 3), device=DEVICE, training=False).draw(0)

@@ -9,7 +9,6 @@ from support.paths import SUPPORT
 pytestmark = pytest.mark.skipif(shim_library.why_not() is not None, reason=str(shim_library.why_not()))
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_once_per_kernel(sanitizer: str) -> None:
     extra = ["-pthread", f"-fsanitize={sanitizer}"]

@@ -28,6 +28,8 @@ from se_fused._formats import DTYPES, LAYOUTS
 from se_fused.backends.cuda import CudaBackend
 from se_fused.testing.verify import Case
 
+pytestmark = pytest.mark.quick
+
 
 @on_shim
 @pytest.mark.usefixtures("order")

@@ -181,6 +181,7 @@ def scalar_kernel(x, value, slope, CODE: tl.constexpr, IS_GATE: tl.constexpr, BL
     tl.store(value + lane, result)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", [*ACT_CODES, *GATE_CODES])
 def test_scalar_functions(name: str) -> None:
     """Values and slopes equal PyTorch's from -30 to 30, at the corners (0, 3, 6) and near zero; NaN gives NaN."""
@@ -291,6 +292,7 @@ def test_samples_are_grouped_where_x_does_not_stay_in_l2(layout: str) -> None:
         assert error <= 1 and launches[-1].name.startswith(name)
 
 
+@pytest.mark.quick
 def test_no_hidden_copies() -> None:
     for layout in LAYOUTS:
         given = Case("batch_norm_squeeze_excite", (2, 6, 4, 3), layout=layout, device=DEVICE).draw(0)
