@@ -315,7 +315,7 @@ def test_compiles_without_a_break() -> None:
 
 
 def test_views_and_odd_addresses() -> None:
-    """A slice whose rows are not aligned to 16 bytes gives the right result; it is dense all the same."""
+    """Dense views give right results: one that does not start at a multiple of 16 bytes, and a transposed one."""
     x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
     w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
     truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")

@@ -95,7 +95,7 @@ struct Fiber {
   dim3 thread;
   std::unique_ptr<Fiber>* warp;  // its fibers; the first one stores the alive and waiting lanes
   unsigned lane, seen, cluster_generation, alive, waiting;
-  unsigned mask, source, answered;  // this and the next two: of the collective in which it waits
+  unsigned mask, source, answered;  // of the warp collective in which the thread waits; so are value and answer
   uint64_t value, answer;
   const char* where;        // the function in which it waits
   const unsigned* watched;  // it continues when this differs from `seen`
