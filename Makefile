@@ -97,7 +97,7 @@ gpu-keep: venv  ## add GPU results TAR=file-or-folder to benchmarks/results/<gpu
 	$(PY) -m benchmarks.gpu keep $(TAR)
 
 cuda-all: venv  ## compile the CUDA kernels for every architecture and check the machine code; needs no GPU
-	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q tests/backends/cuda/test_compiled_code.py
+	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q --tier nightly tests/backends/cuda/test_compiled_code.py
 
 clean:  ## remove build products; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -61,7 +61,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.option.tier is None:
-        # A test whose id is on the command line (FILE::TEST) runs, whatever its tier.
+        # A test that is named on the command line, with "::" behind its file, runs whatever its tier.
         config.option.tier = "nightly" if any("::" in name for name in config.args) else "test"
 
 

@@ -182,6 +182,7 @@ reference.squeeze_excite = slow
 """
 
 
+@pytest.mark.nightly
 def test_a_ratio_is_the_baselines_time_over_ours(tmp_path):
     done, results = suite(tmp_path, *BLOCK, plugin=SLOW)
     assert done.returncode == 0, done.stdout

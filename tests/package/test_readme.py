@@ -23,7 +23,7 @@ EAGER = ("eager", *LIBRARIES)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 EXAMPLES = [
-    pytest.param(code, id=f"{guide.stem}-{index}")
+    pytest.param(code, id=f"{guide.stem}-{index}", marks=() if guide.stem == "README" else pytest.mark.nightly)
     for guide in GUIDES
     for index, code in enumerate(blocks(guide.read_text(encoding="utf-8"), "python"))
 ]

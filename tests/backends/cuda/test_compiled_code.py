@@ -36,6 +36,7 @@ GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
 
 pytestmark = [
+    pytest.mark.nightly,
     pytest.mark.skipif(not cuda_code.NVCC, reason="nvcc is not installed"),
 ]
 needs_disassembler = pytest.mark.skipif(find_spec("triton") is None, reason="Triton, which has cuobjdump, is missing")

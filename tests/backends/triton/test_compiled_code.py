@@ -1,9 +1,9 @@
 """Checks of the Triton kernels' machine code, compiled for GPUs that need not be present.
 
-codegen_worker.py compiles what calls would launch for sm_90, and in `make nightly` for sm_80, sm_100 and AMD's gfx942
-too. These tests check that nothing spills; that passes move 128 bits per access; that offsets into maps are 64-bit;
-that nothing is computed in float64; that there are no atomics on floats; that results passed between programs are
-released and acquired; and that products run on tensor cores.
+codegen_worker.py compiles what calls would launch: in `make nightly` for sm_80, sm_90, sm_100 and AMD's gfx942, before
+that every kernel for sm_90 in bfloat16. These tests check that nothing spills; that passes move 128 bits per access;
+that offsets into maps are 64-bit; that nothing is computed in float64; that there are no atomics on floats; that
+results passed between programs are released and acquired; and that products run on tensor cores.
 """
 
 import ast
@@ -51,7 +51,7 @@ def cached_file(tier: str) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    """Statistics of the compiled kernels: of every architecture in `make nightly`, of sm_90 only in `make test`."""
+    """Statistics of the compiled kernels: of all of them in `make nightly`, of some in `make test`."""
     tier = "nightly" if request.config.getoption("tier") == "nightly" else "test"
     stored = compiled.stored(cached_file(tier), lambda path: path.write_text(json.dumps(compiled_rows(tier))))
     found: list[Row] = json.loads(stored.read_text())
@@ -64,8 +64,8 @@ def compiled_rows(tier: str) -> list[Row]:
         "TRITON_CACHE_DIR": str(compiled.cache("triton") / "kernels"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
-    architectures = () if tier == "nightly" else ("90",)
-    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8)), *architectures]
+    which = "all" if tier == "nightly" else "some"
+    command = [sys.executable, str(SUPPORT / "codegen_worker.py"), str(min(os.cpu_count() or 1, 8)), which]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     found: list[Row] = json.loads(run.stdout)
@@ -80,6 +80,10 @@ def architectures(rows: list[Row]) -> set[int | str]:
     return {row["architecture"] for row in rows}
 
 
+def everything(rows: list[Row]) -> bool:
+    return architectures(rows) == {*NVIDIA, "gfx942"}
+
+
 def test_everything_was_compiled(rows: list[Row]) -> None:
     kernels = {
         *PASSES,
@@ -89,13 +93,13 @@ def test_everything_was_compiled(rows: list[Row]) -> None:
         "l2_grouped_kernel",
         "conv1x1_kernel",
     }
-    assert architectures(rows) in ({90}, {*NVIDIA, "gfx942"})
+    assert everything(rows) or architectures(rows) == {90}
     for architecture in architectures(rows):
         expected = kernels if architecture in NVIDIA else kernels - {"l2_grouped_kernel"}
         assert {row["kernel"] for row in rows if row["architecture"] == architecture} == expected
     for kernel in PASSES:
         seen = {(row["dtype"], row["layout"]) for row in rows if row["kernel"] == kernel and row["architecture"] == 90}
-        assert len(seen) == 6, f"{kernel}: {seen}"
+        assert len(seen) == 6 or not everything(rows), f"{kernel}: {seen}"
 
 
 def test_nothing_spills(rows: list[Row]) -> None:
@@ -134,14 +138,16 @@ def test_passes_move_128_bits(rows: list[Row]) -> None:
             assert row["stores"].get("128", 0) >= (2 if row["architecture"] in NVIDIA else 1), name(row)
         if row["dtype"] != "float32":  # 16-bit accesses would be single elements of a map
             assert not row["loads"].get("16") and not row["stores"].get("16"), name(row)
-    assert checked > 80
+    assert checked > (80 if everything(rows) else 10)
 
 
 def test_rows_that_start_anywhere_move_128_bits_too(rows: list[Row]) -> None:
     """Contiguous 14 x 14 and 7 x 7 maps in bfloat16 (rows start at multiples of 8 and 2 bytes) use 128-bit accesses."""
     found = [row for row in rows if row["kernel"] in UNALIGNED and row["dtype"] == "bfloat16"]
     found = [row for row in found if row["architecture"] in NVIDIA]
-    assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 16
+    if everything(rows):
+        assert {row["shape"] for row in found} == {"1024x14x14", "2048x7x7"} and len(found) >= 16
+    assert {row["kernel"] for row in found} == set(UNALIGNED)
     for row in found:
         assert row["loads"].get("128", 0) >= (1 if row["kernel"].replace("_unaligned", "") in ONE_MAP else 2), name(row)
         assert not row["loads"].get("16") and not row["stores"].get("16"), name(row)
@@ -186,7 +192,7 @@ def test_phases_acquire_and_release(rows: list[Row]) -> None:
 def test_products_run_on_tensor_cores(rows: list[Row]) -> None:
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTC"}
     found = [row for row in rows if row["kernel"] == "conv1x1_kernel" and row["architecture"] in NVIDIA]
-    assert len(found) == (22 if architectures(rows) > {90} else 10)
+    assert len(found) == 22 if everything(rows) else found
     for row in found:
         assert any(wanted[row["architecture"]] in core for core in row["tensor_cores"]), name(row)
         assert row["loads"].get("128", 0) >= 8, name(row)

@@ -41,7 +41,7 @@ def _chosen(manifest: Manifest) -> dict[str, list[list[Record]]]:
 def draw_sheet(folder: str | os.PathLike[str], path: str | os.PathLike[str], boxes: bool = True) -> None:
     """Draw the first patients of each class of a set written by :func:`write_set` as one image.
 
-    The images are synthetic phantoms without clinical meaning.
+    The images are synthetic phantoms and have no clinical meaning.
 
     Args:
         folder: folder of the set.
