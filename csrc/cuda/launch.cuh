@@ -74,7 +74,7 @@ struct Configuration {
 
 template <class Args>
 Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const Args& args) {
-  if (how.blocks > INT32_MAX) return "the launch needs more blocks than a grid can have";
+  if (how.blocks > INT32_MAX) return "more blocks than a grid can have";
   const Configuration c(reinterpret_cast<const void*>(kernel), how, stream);
   cudaError_t error = c.error == cudaSuccess ? cudaLaunchKernelEx(&c.config, kernel, args) : c.error;
   const cudaError_t pending = cudaGetLastError();  // also clears the error, so that later calls do not report it
