@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from .paths import ROOT
 
 CPP = (".cpp", ".h", ".inl", ".cu", ".cuh")
-THIS = ("tests/package/test_references.py", "tests/support/references.py")  # these files contain names of removed things
+THIS = ("tests/package/test_references.py", "tests/support/references.py")  # they contain names of removed things
 PROSE = (".py", ".md", ".toml", ".yaml", *CPP)
 _CPP_TOKEN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.DOTALL)
 _PYTHON_TOKEN = re.compile(
