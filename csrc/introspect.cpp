@@ -20,7 +20,9 @@ F* find(const std::string& library, const char* name) {
   void* const opened = dlopen(library.c_str(), RTLD_NOW);
   if (!opened) throw std::runtime_error(dlerror());
   void* const found = dlsym(opened, name);
-  if (!found) throw std::runtime_error(library + " has no " + name + ": it is of another build");
+  if (!found)
+    throw std::runtime_error(library + " has no " + name +
+                             ": it belongs to another build of se_fused; reinstall se_fused");
   return reinterpret_cast<F*>(found);
 }
 
@@ -57,8 +59,9 @@ py::list cuda_kernels(const std::string& library) {
 }  // namespace
 
 PYBIND11_MODULE(_introspect, module) {
-  module.doc() = "What the compiled kernels are made of.";
+  module.doc() = "Instruction set of the CPU kernels, and compiled attributes of the CUDA kernels.";
   module.def("cpu_capability", &cpu_capability, py::arg("library"),
-             "The instruction set that the CPU library uses now.");
-  module.def("cuda_kernels", &cuda_kernels, py::arg("library"), "The CUDA library's kernels on the current device.");
+             "Name of the instruction set that the CPU library uses now.");
+  module.def("cuda_kernels", &cuda_kernels, py::arg("library"),
+             "Attributes of the CUDA library's kernels on the current device.");
 }

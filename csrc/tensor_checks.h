@@ -41,7 +41,7 @@ inline Layout layout_of(const Tensor& x, const char* name) {
   // With one position both orders are the same memory; channels_last has the longer rows, of C elements.
   if (x.is_contiguous() && layout.s != 1) return layout;
   layout.channels_last = true;
-  STD_TORCH_CHECK(is_channels_last(x), name, " must be dense, contiguous or channels_last");
+  STD_TORCH_CHECK(is_channels_last(x), name, " must be dense: either contiguous or channels_last");
   return layout;
 }
 
@@ -71,10 +71,10 @@ inline const uint8_t* mask_of(const Tensor& mask, const Layout& layout) {
 // Checks both weights of the excitation, (R, C) and (C, R). Returns R.
 inline int64_t check_weights(const Tensor& fc1, const OptionalTensor& fc2, int64_t c) {
   const int64_t r = fc1.size(0);
-  STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is missing");
+  STD_TORCH_CHECK(fc2.has_value(), "fc2_weight is required with fc1_weight");
   check_vector(fc1, r * c, "fc1_weight");
   check_vector(*fc2, c * r, "fc2_weight");
-  STD_TORCH_CHECK(fc1.scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have one dtype");
+  STD_TORCH_CHECK(fc1.scalar_type() == fc2->scalar_type(), "fc1_weight and fc2_weight must have the same dtype");
   return r;
 }
 

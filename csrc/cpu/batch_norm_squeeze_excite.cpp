@@ -100,7 +100,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
     bn.a = scratch.take(c);
     bn.b = scratch.take(c);
     if (!f.batch_stats) {
-      STD_TORCH_CHECK(f.running_var.has_value(), "running_var is missing");
+      STD_TORCH_CHECK(f.running_var.has_value(), "running_var is required with running_mean");
       std::copy_n(as_floats(f.running_mean, c, scratch, "running_mean"), c, bn.mu);
       std::copy_n(as_floats(f.running_var, c, scratch, "running_var"), c, bn.var);
       batch_norm(bn);

@@ -39,7 +39,8 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
   using namespace cpu;
   const Layout in = layout_of(h, "h"), out = layout_of(y, "y");
   STD_TORCH_CHECK(in.channels_last && out.channels_last, "h and y must be channels_last");
-  STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(), "y must fit h");
+  STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(),
+                  "y must have h's N, spatial size and dtype");
   check_like(residual, y, out, "residual");
   const int64_t n = in.n, k = in.c, c = out.c, nc = n * c;
   const float* const weight = float_vector(packed, (c + 15) / 16 * 16 * k, "packed");
@@ -61,7 +62,7 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
   g.out_act = static_cast<OutAct>(out_act);
 
   if (folded_weight) {
-    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is missing");
+    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is required with folded_weight");
     check_vector(*fc2_weight, c * r, "fc2_weight");
     ExcitationArgs first{};
     first.n = n;

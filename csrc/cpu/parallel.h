@@ -104,8 +104,8 @@ void for_sample_rows(const Layout& layout, const F& f) {
   });
 }
 
-// The same for pass 2, from the end of each thread's range to its beginning: the rows that pass 1 read last are still
-// in that core's cache.
+// As for_sample_rows, for pass 2: from the end of each thread's range to its beginning, because the rows that pass 1
+// read last are still in that core's cache.
 template <class F>
 void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;

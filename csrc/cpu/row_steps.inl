@@ -166,8 +166,8 @@ SE_INLINE void sweep(int64_t len, Body body) {
     body(Partial{rest}, 0);
 }
 
-// The same for sums: body(access, i, k) with k cycling through 0..3, so that a sum runs in four independent chains (an
-// addition has a latency of four cycles).
+// As sweep, for sums: calls body(access, i, k) with k cycling through 0..3, so that a sum runs in four independent
+// chains (an addition has a latency of four cycles).
 template <class Body>
 SE_INLINE void sweep_sums(int64_t len, Body body) {
   int64_t i = 0;

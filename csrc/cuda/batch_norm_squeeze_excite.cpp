@@ -12,7 +12,7 @@ ExcitationLayers layers_of(const OptionalTensor& fc1, const OptionalTensor& fc1_
   fc.gate = static_cast<Gate>(gate);
   if (!fc1) return fc;
   const int64_t r = check_weights(*fc1, fc2, c);
-  STD_TORCH_CHECK(r <= INT32_MAX / 2, "more squeezed channels than 2^30");
+  STD_TORCH_CHECK(r <= INT32_MAX / 2, "fc1_weight must have fewer than 2^30 rows");
   fc.fc1_weight = data(*fc1);
   fc.fc2_weight = data(*fc2);
   fc.type = type_of(*fc1, "fc1_weight");
@@ -165,7 +165,7 @@ std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, i
 
 std::string force_plan(std::string path) {
   std::string before = forced_name();
-  STD_TORCH_CHECK(force_path(path), "there is no plan '", path, "'");
+  STD_TORCH_CHECK(force_path(path), "path must be '', 'cluster_fused', 'l2_grouped' or 'separate', got '", path, "'");
   return before;
 }
 
@@ -200,7 +200,8 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
   const InferenceParams op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
   const bool weights_fit = fc.type == map.type || fc.type == Type::float32;
   const InferencePlan plan = plan_inference(map, fc.r, weights_fit, place.device, forced_path());
-  STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(), "' is forced, and cannot take this map: ", plan.refusal);
+  STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
+                  "' is forced but cannot be used for this map: ", plan.refusal);
   if (plan.path == Path::cluster_fused) {
     ClusterFused g = plan.cluster_fused;
     g.op = op;

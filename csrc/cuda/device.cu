@@ -41,8 +41,8 @@ std::string problem(int64_t index) {
   std::string text = cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice) {
     const int capability = device_of((int)index).capability;
-    text = "the library holds no kernels for compute capability " + std::to_string(capability / 10) + "." +
-           std::to_string(capability % 10) + "; rebuild with TORCH_CUDA_ARCH_LIST naming it";
+    text = "the library has no kernels for compute capability " + std::to_string(capability / 10) + "." +
+           std::to_string(capability % 10) + "; rebuild se_fused with a TORCH_CUDA_ARCH_LIST that includes it";
   } else if (error == cudaErrorInsufficientDriver) {
     text = "the GPU's driver is older than the CUDA runtime that the library was built for; update the driver";
   }

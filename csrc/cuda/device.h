@@ -9,7 +9,7 @@ namespace se_fused::cuda {
 
 const Device& device_of(int index);
 
-// Why kernels cannot run on the device (a driver that is too old, an architecture that was not built), or "".
+// The reason why kernels cannot run on the device (driver too old, architecture not compiled); "" if they can.
 std::string problem(int64_t index);
 
 }  // namespace se_fused::cuda

@@ -16,7 +16,7 @@ static Instances all_instances() {
 }
 
 #ifdef __CUDACC__
-// Why no kernel can be queried, or null.
+// The reason why no kernel can be queried; null if kernels can be.
 static const char* device_error() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);

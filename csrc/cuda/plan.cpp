@@ -78,7 +78,7 @@ constexpr const char* kNeither = "separate: x is larger than half of L2";
 constexpr const char* kForced[] = {"cluster_fused: forced", "l2_grouped: forced", "separate: forced"};
 constexpr const char* kNames[] = {"cluster_fused", "l2_grouped", "separate"};
 
-constexpr const char* kSingle = "its elements do not lie in whole vectors of eight";
+constexpr const char* kSingle = "its elements cannot be read in whole vectors of eight";
 constexpr const char* kChannels = "C is not a multiple of 8";
 
 // Fills `plan` and returns null, or returns why cluster_fused cannot be used.
@@ -157,7 +157,7 @@ const char* plan_l2_grouped(const Map& map, bool weights_fit, const Device& devi
   const int64_t group = ceil_div(blocks, of_sample), sample = (int64_t)map.c * map.s * item_bytes(map);
   plan.group = (int)std::min(group, map.n);
   if (forced) return nullptr;
-  if (3 * group * sample > device.l2_bytes * 3 / 4) return "three groups of samples do not stay in L2";
+  if (3 * group * sample > device.l2_bytes * 3 / 4) return "three groups of samples do not fit in L2";
   return 2 * group > map.n || map.n < 4 ? "there are too few samples" : nullptr;
 }
 
@@ -211,7 +211,7 @@ std::string describe(const InferencePlan& plan, const Map& map, int r) {
   const int64_t weights = 2 * (int64_t)map.c * r * item_bytes(map);
   const auto say = [](int64_t n) { return std::to_string(n); };
   std::string text = plan.reason;
-  if (plan.refusal) return text + ", and refused: " + plan.refusal;
+  if (plan.refusal) return text + " but not possible: " + plan.refusal;
   if (plan.path == Path::cluster_fused) {
     const ClusterFused& g = plan.cluster_fused;
     const int64_t clusters = ceil_div(map.n, g.samples);

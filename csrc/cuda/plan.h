@@ -49,8 +49,8 @@ struct InferencePlan {
 // none.
 InferencePlan plan_inference(const Map&, int r, bool weights_fit, const Device&, std::optional<Path> forced);
 
-// The path that all plans of this process take, for tests and measurements; without one the rule decides. force_path
-// takes its name, or "" for none.
+// The path that force_path has set for all plans of this process, for tests and measurements; without one,
+// plan_inference chooses. force_path's name is that of a path, or "" to choose again.
 std::optional<Path> forced_path();
 const char* forced_name();
 bool force_path(const std::string& name);  // false if there is no such path

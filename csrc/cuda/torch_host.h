@@ -54,7 +54,8 @@ inline void* mutable_data(const Tensor& t) { return t.mutable_data_ptr(); }
 
 // The map and its mode. `memory` lists all pointers that are accessed in vectors, since all must be 16-byte aligned.
 inline Map map_of(const Tensor& x, const Layout& layout, std::initializer_list<const void*> memory) {
-  STD_TORCH_CHECK(layout.c <= INT32_MAX / 2 && layout.s <= INT32_MAX / 2, "more channels or positions than 2^30");
+  STD_TORCH_CHECK(layout.c <= INT32_MAX / 2 && layout.s <= INT32_MAX / 2,
+                  "x must have fewer than 2^30 channels and fewer than 2^30 positions");
   Map map{layout.n, (int)layout.c, (int)layout.s, Mode::rows, type_of(x, "x")};
   bool aligned = true;
   for (const void* p : memory) aligned &= reinterpret_cast<uintptr_t>(p) % 16 == 0;

@@ -37,8 +37,8 @@ class CpuBackend(Backend):
     auto_devices = ("cpu",)
     conv1x1_squeeze_excite = None  # it would have to pack the weights in every call
     gated_conv1x1 = None
-    # Measured: benchmarks/NOTES.md, "Where ours stops being ahead". In 16 bits the kernels stay ahead of plain PyTorch
-    # up to larger products than in float32.
+    # Measured: benchmarks/NOTES.md, "Shapes at which se_fused is not faster". In 16 bits the kernels are faster than
+    # plain PyTorch up to larger products than in float32.
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {
         (False, torch.float32): 2**24,
         (True, torch.float32): 2**22,

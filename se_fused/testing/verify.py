@@ -35,7 +35,7 @@ def to_layout(x: Tensor, layout: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One call without its numbers: op, shape, dtype, layout, device and options."""
+    """Description of one call of an operator: name, shape, dtype, layout, device and options, without tensors."""
 
     op: str
     shape: tuple[int, ...] = (4, 24, 7, 5)  # an odd number of positions, more channels than one vector step

@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test with each GPU backend; a backend that is built but cannot run on this GPU fails."""
     name = request.param
     if name != "triton" and request.node.originalname in TRITON_ONLY:
-        pytest.skip("of the Triton backend")
+        pytest.skip("tests the Triton backend only")
     if not backends.BACKENDS[name].describe()["built"]:
         pytest.skip(str(backends.BACKENDS[name].describe()["reason"]))
     with backends.use_backend(name):
@@ -221,7 +221,7 @@ def test_groups_of_samples(backend: str) -> None:
         plan = " ".join(launch.name for launch in launches)
         grouped = plan == "l2_grouped_kernel"
     if not grouped:
-        pytest.skip(f"this GPU takes it another way: {plan}")
+        pytest.skip(f"this GPU does not use l2_grouped for this map: {plan}")
     truth = infer(x, *fc)
     wide = reference.squeeze_excite(x.double(), *(t.double() for t in fc), x.double(), out_act="relu")
     torch.testing.assert_close(truth, wide.bfloat16())

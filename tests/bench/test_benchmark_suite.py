@@ -154,7 +154,7 @@ def test_a_missing_baseline_is_named(tmp_path):
 def test_a_gpu_that_is_not_there(tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("needs a machine without a GPU")
     done, _ = suite(tmp_path, "--device", "cuda")
     assert done.returncode != 0 and "torch finds no GPU here" in done.stdout + done.stderr
 

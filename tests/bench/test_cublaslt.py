@@ -351,7 +351,7 @@ def test_says_which_call_failed() -> None:
 
 
 @needs_library
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_says_that_a_handle_needs_a_gpu() -> None:
     with pytest.raises(RuntimeError) as error:
         cublaslt.handle(0)

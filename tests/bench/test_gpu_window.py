@@ -36,7 +36,7 @@ from benchmarks.gpu.runner import Done, Step, run
 from benchmarks.gpu.store import Store, load
 from benchmarks.gpu.target import kernel_of, launches_in
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: rehearse elsewhere")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal runs only on machines without a GPU")
 
 
 def window(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def read(folder: Path, command: str) -> tuple[dict[str, Any], dict[str, dict[str
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder and the output of a rehearsal of all three commands, within a budget."""
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU: rehearse elsewhere")
+        pytest.skip("a rehearsal runs only on machines without a GPU")
     if (reason := shim_library.why_not()) is not None:
         pytest.skip(reason)
     shim_library.library()  # compiled before the time of the budget starts

@@ -213,7 +213,7 @@ def test_what_se_costs():
     assert shares == pytest.approx({"se_fused": 0.05, "eager": 0.22, "compile": 0.18, "openvino": 0.12})
     cost = infer.cost("eager")
     assert cost.low == pytest.approx(1.22 / 1.015 - 1) and cost.high == pytest.approx(1.22 / 0.985 - 1)
-    # For the cost, the fastest of our variants that was measured without SE too, not the fastest of all.
+    # The cost of SE needs a variant that was also measured without SE, which the fastest one was not.
     assert infer.cost("se_fused").of.candidate == "se_fused" and infer.ours.candidate == "se_fused optimized"
     assert infer.cost("tensorrt") is None
     bare = tuple(dataclasses.replace(m, ratio=None) for m in infer.measurements)

@@ -177,7 +177,7 @@ def test_empty_and_autocast():
 def test_triton_has_the_streams_too():
     with use_backend("triton"):
         if backends.BACKENDS["triton"].can_use("cpu", torch.float32) is not None:
-            pytest.skip("Triton's interpreter is not there")
+            pytest.skip("Triton's interpreter is not active")
         x = torch.randn(2, 3, 4, 4, requires_grad=True)
         mine = torch.autograd.grad(functional.channel_gate(x, torch.sigmoid, x, out_act="relu").square().sum(), x)
     wide = copy.deepcopy(x).detach().double().requires_grad_()

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.quick
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
-BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton does not run on this device")
+BACKENDS = ["auto", pytest.param("triton", marks=needs_triton)]
 Given = dict[str, Any]
 
 # (N, K, C, R, spatial): odd spatial sizes, each size one, several tiles in each dimension
@@ -111,7 +112,7 @@ OPTIONS = {
 ABSENT = {"all": (), "no-residual": ("residual",), "no-biases": ("conv_bias", "fc1_bias", "fc2_bias")}
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
+@needs_triton
 @pytest.mark.parametrize("absent", ABSENT.values(), ids=ABSENT)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def test_the_product_alone(options: Given, absent: tuple, monkeypatch: pytest.Mo
         assert error(given, y, stored=False, **options) <= 1
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
+@needs_triton
 def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     from se_fused.backends.triton.launch import recording
 
@@ -148,7 +149,7 @@ def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in key
 
 
-CPU = pytest.mark.skipif(DEVICE != "cpu", reason="packed weights are the CPU's")
+CPU = pytest.mark.skipif(DEVICE != "cpu", reason="only the CPU backend packs weights")
 
 
 def packed(given: Given) -> Given:

@@ -19,7 +19,8 @@ from se_fused.testing.verify import Case, to_layout
 pytestmark = pytest.mark.quick
 
 HAS_TRITON = backends.BACKENDS["triton"].can_use(DEVICE, torch.float32) is None
-BACKENDS = ["auto", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="no Triton here"))]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton does not run on this device")
+BACKENDS = ["auto", pytest.param("triton", marks=needs_triton)]
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
@@ -61,7 +62,7 @@ def test_either_result_alone_has_its_gradient(uses: str, layout: str) -> None:
     passes(Case("batch_norm_act", layout=layout, device=DEVICE, out_act="hard_swish"), "auto", uses)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="two threads of a CPU")
+@pytest.mark.skipif(DEVICE == "cuda", reason="compares CPU threads")
 @each_layout
 def test_threads_and_chunks_change_no_bit(layout: str) -> None:
     """Results are bit-identical for one and two threads, with more positions than a chunk and rows for two threads."""
@@ -247,7 +248,7 @@ def test_weights_are_scaled_where_that_moves_less(with_bias: bool, monkeypatch: 
             assert DEVICE != "cpu" or len(scaled_maps) == passes_over_y
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="no Triton here")
+@needs_triton
 def test_the_gated_product_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     from se_fused.backends.triton.launch import recording
 

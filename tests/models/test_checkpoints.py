@@ -132,7 +132,7 @@ def test_a_whole_senet154(tmp_path: Path) -> None:
 
 
 def test_the_orders_differ(tmp_path: Path) -> None:
-    """A renamed file fits both orders by name and shape, but only its own gives the right outputs.
+    """With renamed keys, a checkpoint fits models of both block orders, but only one order gives the right outputs.
 
     So the tests above can fail, and a renamed file is loaded correctly only if its source is named.
     """

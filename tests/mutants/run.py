@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Prove the tests: put deliberate faults (mutants.toml) into copies of the sources and see which test fails.
+"""Mutation testing: puts deliberate faults (mutants.toml) into copies of the sources and reports which test fails.
 
     python tests/mutants/run.py --tier test                  all mutants against `make test`
     python tests/mutants/run.py --tier quick --family cuda   some of them against `make quick`
-    python tests/mutants/run.py --only cpu-k3-sign --likely  one mutant, its likely tests alone
+    python tests/mutants/run.py --only cpu-k3-sign --likely  one mutant, only its likely tests
 
 Each mutant is applied to a copy of the checkout in a temporary folder. Its C++ is compiled there; unchanged objects
 come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the
@@ -39,7 +39,7 @@ from support import compiled
 from support.paths import ROOT
 from torch.utils.cpp_extension import include_paths
 
-# What pytest is given beside files: to choose a tier's tests, and to run a whole tier.
+# Arguments of pytest besides files: those that select a tier, and those for running a whole tier.
 TIERS = {tier: ["--tier", tier] for tier in ("quick", "test", "nightly")}
 WHOLE = ["-n", "2", "--dist", "loadfile"]
 # Copies have no repository, and the list of mutants does not fit a mutated file.
@@ -57,7 +57,7 @@ def tracked() -> list[str]:
 
 
 def sources_key() -> str:
-    """A hash of all that decides a result but the list of mutants and this file."""
+    """Hash of everything that affects a result, except the list of mutants and this file."""
     key = hashlib.sha256()
     for name in sorted(tracked()):
         if name.startswith(SOURCES) and not name.startswith("tests/mutants/"):
@@ -118,7 +118,7 @@ def run(command: list[str], root: Path, seconds: float) -> tuple[int | None, str
 
 
 def judge(status: int | None, output: str) -> str | None:
-    """Which test failed, or how the run ended; None if all tests passed or none was selected."""
+    """The first failed test, or how else the run ended; None if all tests passed or none was selected."""
     if status in (0, 5):
         return None
     if status is None:

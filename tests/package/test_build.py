@@ -408,7 +408,7 @@ def test_scripts_parse() -> None:
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_gpu_without_a_gpu_says_so_in_one_line() -> None:
     status, said = run(["make", "-s", "gpu", f"PYTHON={sys.executable}"], ROOT)

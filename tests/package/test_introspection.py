@@ -109,7 +109,7 @@ def test_info_prints_the_summary(monkeypatch):
 
 
 # ---- with the module
-@pytest.mark.skipif(CPU.load_error is not None, reason="no CPU kernels")
+@pytest.mark.skipif(CPU.load_error is not None, reason="the CPU kernels are not loaded")
 def test_capability_is_the_operators(module):
     for cap in ("default", ""):
         CPU.capability(cap)
@@ -123,7 +123,7 @@ def test_a_missing_library_is_named(module, tmp_path: Path):
             ask(missing)
 
 
-@pytest.mark.skipif(CPU.load_error is not None, reason="no CPU kernels")
+@pytest.mark.skipif(CPU.load_error is not None, reason="the CPU kernels are not loaded")
 def test_a_function_that_is_not_there_is_named(module):
     with pytest.raises(RuntimeError, match="has no se_fused_cuda_attributes"):
         module.cuda_kernels(str(CPU.library))

@@ -96,7 +96,7 @@ def recorded() -> Run:
 
 
 def times(comparison: Comparison, *families: str, cold: bool = False) -> str:
-    """How many times as fast as the fastest of the families, as the tables have it."""
+    """Speed relative to the fastest of these families of baselines, formatted as in the tables."""
     versus = comparison.versus(*families, cold=cold)
     return "" if versus is None else f"{versus.ratio.median:.2f}×"
 

@@ -318,7 +318,7 @@ def test_each_rule_sees_what_is_gone(rule: Callable[[str], set[str]], text: str,
 
 @pytest.mark.parametrize("rule", [*RULES, *COMMANDS])
 def test_nothing_named_is_gone(rule: str) -> None:
-    """Prose is searched for names; commands and variables also stand in strings, in the Makefile and in CI's script."""
+    """Names are searched in prose; commands and variables also in strings, in the Makefile and in CI's script."""
     found = {}
     for path in CHECKED:
         text = (ROOT / path).read_text() if rule in COMMANDS else read(path)[0]
@@ -341,6 +341,6 @@ def test_prose_is_told_from_code() -> None:
 
 
 def test_foreign_names_are_named() -> None:
-    """An exception whose name nobody uses is stale as well."""
+    """FOREIGN_NAMES has no stale entries: each is used in prose, and is not a name of our code."""
     prose = "".join(read(path)[0] for path in CHECKED)
     assert not {name for name in FOREIGN if name not in prose or name in code_words()}

@@ -66,7 +66,7 @@ def jobs() -> list[Job]:
     return found
 
 
-# What a change is likely to break first: every kernel of an aligned and of an unaligned map, for sm_90 in bfloat16.
+# The kernels that changes break most often: those of an aligned and of an unaligned map, for sm_90 in bfloat16.
 SOME = [
     *(Job(90, "bfloat16", cl, "256x56x56", call) for cl in (True, False) for call in ("train", "infer")),
     Job(90, "bfloat16", False, "2048x7x7", "train"),

@@ -32,7 +32,7 @@ def cache(part: str) -> Path:
 
 
 def find(path: Path) -> bool:
-    """Whether a file is in the cache; if so, it counts as used now."""
+    """Whether a file is in the cache. If it is, set its modification time to now, because unused files are removed."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -41,9 +41,9 @@ def find(path: Path) -> bool:
 
 
 def stored(target: Path, write: Callable[[Path], object]) -> Path:
-    """Have ``write`` write ``target``, a file of the cache, if it is missing.
+    """Create the file ``target`` of the cache by calling ``write``, if it is missing.
 
-    It writes under a temporary name, which is then renamed, so that other processes never see half a file.
+    ``write`` gets a temporary path, which is then renamed, so that other processes never see an incomplete file.
     """
     if not find(target):
         handle, partial = tempfile.mkstemp(dir=target.parent)
@@ -62,8 +62,8 @@ def build(sources: Sequence[Path], flags: Sequence[str] = (), link_flags: Sequen
 
     Args:
         sources: files of any suffix, read as C++.
-        flags: the compiler's; paths among them are relative to the checkout's root.
-        link_flags: the linker's, behind the objects.
+        flags: compiler flags; paths in them are relative to the checkout's root.
+        link_flags: linker flags, placed after the objects.
     Raises:
         subprocess.CalledProcessError: if the compiler fails; ``stderr`` has its messages.
     """
@@ -90,7 +90,7 @@ def _compile(source: Path, flags: Sequence[str], root: Path) -> Path:
     bare = [flag for flag in flags if not flag.startswith("-g")]
     text = _run([*bare, "-E", "-x", "c++", name], root=root)
     target = cache("objects") / (_key(text, *flags) + ".o")
-    # The very text that was hashed is compiled: the file may change in the meantime.
+    # Compile the text that was hashed, because the file may have changed since.
     arguments = [*flags, f"-fdebug-prefix-map={root}=.", "-x", "c++-cpp-output", "-c", "-"]
     return stored(target, lambda path: _run([*arguments, "-o", str(path)], text, root))
 
@@ -119,5 +119,5 @@ def _delete_unused() -> None:
             try:
                 if time.time() - entry.stat().st_mtime > _MONTH:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            except FileNotFoundError:  # another process was faster
+            except FileNotFoundError:  # another process removed it first
                 pass

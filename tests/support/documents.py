@@ -36,7 +36,7 @@ def _execute(code: str, folder: Path, package: str) -> None:
 
 
 def exit_code(code: str, folder: Path, seconds: float = 900) -> int | None:
-    """Run Python code in a process of its own and in a folder; its exit code, None if it ran out of time."""
+    """Run Python code in a new process with this working folder; returns the exit code, None after ``seconds``."""
     process = _PROCESSES.Process(target=_execute, args=(code, folder, se_fused.__file__))
     process.start()
     process.join(seconds)
@@ -83,7 +83,7 @@ def anchors(text: str) -> set[str]:
 
 
 def link_problem(document: Path, link: str) -> str | None:
-    """Why a relative link of a document leads nowhere, or None."""
+    """The reason why a relative link in a document is broken; None if it is not."""
     path, _, anchor = link.partition("#")
     target = (document.parent / path).resolve() if path else document
     if not target.is_relative_to(ROOT):

@@ -39,11 +39,11 @@ def rms(x: Tensor) -> float:
 def assert_as_close(
     ours: Tensor, theirs: Tensor, truth: Tensor, flips: float = 0.0, terms: int = 100, size: float = 0.0
 ) -> None:
-    """Check that our error against float64 is at most twice theirs, plus a floor, plus ``flips``.
+    """Check that ``ours`` has at most twice the error of ``theirs`` against ``truth``, plus a floor and ``flips``.
 
     The floor is 4 ulp plus the expected error of a sum of ``terms`` rounded numbers; without it, a tensor of four
-    elements would fail whenever theirs are exact by luck. ``flips`` is for gradients of a whole network: rounding may
-    move an activation next to zero to the other side of a ReLU in only one of the two float32 models, and then that
+    elements would fail whenever ``theirs`` happens to be exact. ``flips`` is for gradients of a whole network: rounding
+    may move an activation next to zero to the other side of a ReLU in only one of the two float32 models, and then that
     element's gradient is wrong by its full size. ``size`` is the size of the summed numbers where they cancel: only
     their rounding errors remain, and theirs are a single sample of such errors.
     """

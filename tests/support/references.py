@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from .paths import ROOT
 
 CPP = (".cpp", ".h", ".inl", ".cu", ".cuh")
-THIS = ("tests/package/test_references.py", "tests/support/references.py")  # they name what is gone on purpose
+THIS = ("tests/package/test_references.py", "tests/support/references.py")  # they contain names of removed things
 PROSE = (".py", ".md", ".toml", ".yaml", *CPP)
 _CPP_TOKEN = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.DOTALL)
 _PYTHON_TOKEN = re.compile(
@@ -118,14 +118,14 @@ def classes() -> dict[str, tuple[list[str], bool]]:
 
 
 def commands(text: str) -> list[str]:
-    """Command lines of a text: the lines of Markdown's blocks of shell commands, and what stands in backticks."""
+    """Command lines of a text: the lines of Markdown's blocks of shell commands, and text in backticks."""
     blocks = [line.partition(" #")[0] for language, block in _FENCE.findall(text) if language in ("bash", "sh", "")
               for line in block.replace("\\\n", " ").splitlines()]  # fmt: skip
     return [line.strip() for line in blocks] + backticked(text)
 
 
 def backticked(text: str) -> list[str]:
-    """What stands between backticks, single or double, in one paragraph; not the blocks of Markdown."""
+    """Texts in single or double backticks, within one paragraph; code blocks of Markdown are excluded."""
     text = _FENCE.sub("", text)
     found = re.findall(r"(?<!`)(`{1,2})(?!`)((?:[^`\n]|\n(?!\s*\n))+?)\1(?!`)", text)
     return [" ".join(re.sub(r"\n\s*(?:#|//)?\s*", " ", inner).split()) for _, inner in found]

@@ -39,7 +39,7 @@ def library(sanitized: bool = False) -> Path:
     key = hashlib.sha256(f"{torch.__version__} {sysconfig.get_platform()} {COMPILER} {FLAGS}".encode())
     for file in files:
         key.update(file.name.encode() + file.read_bytes())
-    # This key is quick to compute; the cache below it compiles only what differs from any other library.
+    # This key is quick to compute and identifies the linked library. _build has a second cache, of object files.
     name = f"libse_fused_cuda_shim-{key.hexdigest()[:16]}{'-sanitized' * sanitized}"
     built = compiled.cache("linked") / f"{name}.so"
     with built.with_suffix(".lock").open("w") as lock:

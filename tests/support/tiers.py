@@ -1,9 +1,9 @@
-"""Which tests run in `make quick`, `make test` and `make nightly`: a tier holds the tests of the tiers before it.
+"""Selection of the tests for `make quick`, `make test` and `make nightly`. Each tier includes the one before it.
 
-A test marked ``nightly`` or ``quick`` belongs to that tier; any other to ``test``. A parametrised test runs its full
-product of parameters in ``nightly``. In ``test`` it runs in so many cases that each pair of values of any two
-parameters occurs in one of them, in ``quick`` so many that each value does, with the best instruction set alone.
-``grid(test=3, quick=2)`` asks for combinations of as many parameters instead of 2 and 1, ``quick=0`` for none.
+A test marked ``nightly`` or ``quick`` belongs to that tier, any other test to ``test``. A parametrised test runs with
+all combinations of its parameters in ``nightly``. In ``test`` it runs in a few cases that contain each pair of values
+of any two parameters, in ``quick`` in cases that contain each value, and only with the best instruction set.
+``grid(test=3, quick=2)`` requests combinations of 3 and 2 parameters instead of 2 and 1, ``quick=0`` no case.
 
 Why pairs: few faults need a combination of three values. In seven studies of failures, one or two parameters triggered
 47 to 97 % (76 % on average), up to three 75 to 99 % (91 %): Kuhn, Kacker and Lei, "Estimating t-Way Fault Profile

@@ -12,7 +12,7 @@ pytest.importorskip("PIL", reason="images need Pillow")
 pytest.importorskip("lightning", reason="training needs lightning")
 pytest.importorskip("torchmetrics", reason="training needs torchmetrics")
 pytest.importorskip("torchvision", reason="training needs torchvision")
-pytest.importorskip("matplotlib", reason="training draws its curves")
+pytest.importorskip("matplotlib", reason="training plots curves with Matplotlib")
 pytest.importorskip("yaml", reason="configurations need PyYAML")
 
 from PIL import Image

@@ -21,7 +21,7 @@ def projection(c: int, d: int, stride: int) -> nn.Sequential | None:
 
 
 class Block(nn.Module):
-    """The bottleneck of all three: ReLU after the first two batch norms, ``rescale`` after the third, sum, ReLU."""
+    """Bottleneck of these networks: ReLU after the first two batch norms, ``rescale`` after the third, sum, ReLU."""
 
     def __init__(self, c: int, width: int, d: int, stride: int, groups: int = 1, stride_in_1x1: bool = False) -> None:
         super().__init__()

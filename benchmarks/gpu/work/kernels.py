@@ -33,7 +33,7 @@ from support.triton_groups import l2_grouped_config_of  # noqa: E402
 
 __all__ = ["main"]
 
-REFUSED = "is forced, and cannot take this map: "  # from the error message of CudaBackend.forced_plan
+REFUSED = "is forced but cannot be used for this map: "  # from the error message of CudaBackend.forced_plan
 
 
 def _single(family: str, backend: Any, shape: Shape, dtype: torch.dtype, layout: str, device: str) -> float:

@@ -50,7 +50,7 @@ def scale_shift_act_mean_unaligned_kernel(
     x, scale, shift, y, mean_parts, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """The same for contiguous rows that are not aligned to whole vectors: see unaligned.py."""
+    """scale_shift_act_mean_kernel for contiguous rows that are not aligned to whole vectors: see unaligned.py."""
     row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
     a_own, a_next = vector_pair(scale, row, rows)
     b_own, b_next = vector_pair(shift, row, rows)

@@ -106,8 +106,8 @@ def load_weight(weight, row, column, width, in_row, in_column):
 
 @triton.jit
 def load_fresh(matrix, row, column, width, in_row, in_column):
-    """The same for a float32 matrix with one row per sample. Other programs of this launch wrote it, so L1 is bypassed
-    (.cg)."""
+    """[rows, columns] of a float32 matrix with one row per sample, zero outside the matrix. Other programs of this
+    launch wrote the matrix, so the load bypasses L1 (.cg)."""
     exists = in_row[:, None] & in_column[None, :]
     offsets = row.to(tl.int64)[:, None] * width + column[None, :]
     return tl.load(matrix + offsets, mask=exists, other=0, cache_modifier=".cg")

@@ -362,7 +362,7 @@ def test_no_file_is_left_and_only_this_user_could_read_it(
         raise RuntimeError("anything") if len(seen) == 2 else ValueError("unreadable")
 
     if in_memory and not hasattr(os, "memfd_create"):
-        pytest.skip("this system has no files in memory")
+        pytest.skip("this system has no memfd_create")
     if not in_memory:
         monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr(upload, "decode", spy)

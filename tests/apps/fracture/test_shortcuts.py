@@ -13,7 +13,7 @@ import pytest
 from se_fused.apps.fracture.synth import CLASSES, draw_patient
 from se_fused.apps.fracture.synth.drawing import class_of
 
-pytest.importorskip("sklearn", reason="the forest is scikit-learn's")
+pytest.importorskip("sklearn", reason="the random forest is from scikit-learn")
 
 pytestmark = pytest.mark.nightly
 

@@ -110,7 +110,7 @@ def test_a_forced_plan_is_refused_with_its_reason(backend: CudaBackend) -> None:
         case = Case("squeeze_excite", shape, dtype, layout, training=False, **more)
         with (
             backend.forced_plan(path),
-            pytest.raises(RuntimeError, match=f"'{path}' is forced, and cannot take this map: .*{reason}"),
+            pytest.raises(RuntimeError, match=f"'{path}' is forced but cannot be used for this map: .*{reason}"),
         ):
             contract.infer(case)
         assert launched() == []
@@ -120,7 +120,7 @@ def test_a_forced_plan_is_refused_with_its_reason(backend: CudaBackend) -> None:
     refused("cluster_fused", "no clusters of thread blocks", (2, 16, 4, 4), "contiguous")
     with backend.forced_plan("cluster_fused"):
         said = backend.plan(2, 16, 16, True, 4, 8)
-    assert said == "cluster_fused: forced, and refused: the device has no clusters of thread blocks"
+    assert said == "cluster_fused: forced but not possible: the device has no clusters of thread blocks"
     for path in ("cluster_fused", "l2_grouped"):
         stand_in()
         refused(path, "whole vectors of eight", (2, 16, 2, 3), "contiguous")

@@ -40,7 +40,7 @@ pytestmark = [
 
 
 def cached_file(tier: str) -> Path:
-    """Where the rows of these kernels are stored: under the syntax trees of all files that decide the launches."""
+    """Cache file of the rows, named by a hash of versions and of the syntax trees of files that affect launches."""
     folders = [ROOT / "se_fused" / name for name in ("backends", "functional", "ops")]
     files = [*(f for folder in folders for f in folder.rglob("*.py")), *(ROOT / "se_fused").glob("*.py")]
     key = hashlib.sha256(f"{version('triton')} {torch.__version__} {tier}".encode())
@@ -51,7 +51,7 @@ def cached_file(tier: str) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest) -> list[Row]:
-    """What was compiled: everything in `make nightly`, some of it in `make test`."""
+    """Statistics of the compiled kernels: of all of them in `make nightly`, of some in `make test`."""
     tier = "nightly" if request.config.getoption("tier") == "nightly" else "test"
     stored = compiled.stored(cached_file(tier), lambda path: path.write_text(json.dumps(compiled_rows(tier))))
     found: list[Row] = json.loads(stored.read_text())

@@ -35,7 +35,7 @@ from se_fused.testing.verify import OPS, Case, to_layout
 TRITON = backends.BACKENDS["triton"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if TRITON.can_use(DEVICE, torch.float32) is not None:
-    pytest.skip(f"no Triton here: {TRITON.can_use(DEVICE, torch.float32)}", allow_module_level=True)
+    pytest.skip(f"Triton cannot be used: {TRITON.can_use(DEVICE, torch.float32)}", allow_module_level=True)
 
 import triton as triton_language  # noqa: E402
 import triton.language as tl  # noqa: E402
@@ -282,7 +282,7 @@ def test_l2_grouped_inference(shape: Shape, group: int, layout: str, monkeypatch
         assert infer(case, inplace=True)[0] <= 1
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU is asked for its own L2")
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU has a fixed size of L2")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_samples_are_grouped_where_x_does_not_stay_in_l2(layout: str) -> None:
     case = Case("squeeze_excite", (11, 96, 7, 5), layout=layout, training=False)
@@ -317,7 +317,7 @@ def test_compiles_without_a_break() -> None:
 
 
 def test_views_and_odd_addresses() -> None:
-    """A slice whose rows are not aligned to 16 bytes gives the right result; it is dense all the same."""
+    """Dense views give right results: one that does not start at a multiple of 16 bytes, and a transposed one."""
     x = torch.randn(2 * 6 * 8 + 1, device=DEVICE)[1:].view(2, 6, 4, 2)
     w1, w2 = torch.randn(3, 6, device=DEVICE), torch.randn(6, 3, device=DEVICE)
     truth = reference.squeeze_excite(x, w1, None, w2, None, x, out_act="relu")

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_said_and_replaced(tmp_path: Path, text: str) -> None:
     assert tuning.Cache(path).get("key") == "a"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to read-only folders")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
     with pytest.warns(UserWarning, match="was not saved"):

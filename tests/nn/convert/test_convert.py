@@ -57,7 +57,7 @@ PARTS = [name for name, _ in bottleneck().named_modules()]
 def test_hooks_fire_as_before(part, kind):
     """A hook on any part of a block, even one that changes the output, is called as before, with the same results."""
     if (part, kind) == ("drop_path", "backward"):
-        pytest.skip("timm adds in place behind it, which PyTorch refuses there")
+        pytest.skip("timm adds to its output in place, which PyTorch refuses with a backward hook")
     records = []
     for convert in (True, False):
         block, seen = bottleneck(), []

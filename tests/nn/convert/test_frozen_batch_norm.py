@@ -113,7 +113,7 @@ BUILT = {
 
 @pytest.mark.parametrize("name", BUILT)
 def test_built_with_frozen_norms(name, monkeypatch):
-    """A model built with norm_layer=FrozenBatchNorm2d is converted as with batch norms, and all its functions run."""
+    """A model built with norm_layer=FrozenBatchNorm2d is converted like one with trainable norms; results are right."""
     model = BUILT[name](norm_layer=FrozenBatchNorm2d).eval()
     randomise(model)
     theirs, truth = copy.deepcopy(model), copy.deepcopy(model).double()

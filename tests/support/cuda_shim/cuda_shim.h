@@ -95,7 +95,7 @@ struct Fiber {
   dim3 thread;
   std::unique_ptr<Fiber>* warp;  // its fibers; the first one stores the alive and waiting lanes
   unsigned lane, seen, cluster_generation, alive, waiting;
-  unsigned mask, source, answered;  // this and the next two: of the collective in which it waits
+  unsigned mask, source, answered;  // of the warp collective in which the thread waits; so are value and answer
   uint64_t value, answer;
   const char* where;        // the function in which it waits
   const unsigned* watched;  // it continues when this differs from `seen`
@@ -190,7 +190,7 @@ inline void end_thread(Fiber& f) {
   --b.barrier.alive, b.barrier.update(), --cluster.alive, cluster.update();
   if (b.barrier.alive) return;
   for (const auto& [barrier, bulk] : bulks)
-    require(!in_shared(barrier, 8) || bulk.copies.empty(), "the block ends with a bulk copy that nobody waited for");
+    require(!in_shared(barrier, 8) || bulk.copies.empty(), "the block ends without a wait for its bulk copy");
   std::memset(dynamic_shared(), 0xff, shared_bytes), b.shared.reset();  // 0xff, in case another block still reads it
 }
 inline void fiber_main() {
@@ -278,7 +278,8 @@ inline void cluster_wait() {
 inline auto* map_shared(auto* p, unsigned rank) {
   require(in_shared(p, 1) && rank < cluster_blocks, "map_shared of %p, or rank %u, is out of bounds", p, rank);
   const Block& to = current->block->first[rank];
-  require(&to == current->block || to.barrier.alive == block_threads, "map_shared: threads of rank %u are gone", rank);
+  require(&to == current->block || to.barrier.alive == block_threads, "map_shared: threads of rank %u have exited",
+          rank);
   return (decltype(p))((uintptr_t)to.shared.get() + ((uintptr_t)p - (uintptr_t)dynamic_shared()));
 }
 // cp.async.bulk with an mbarrier. Copies are made as late as allowed, when a thread waits for their phase. Until then
@@ -288,18 +289,18 @@ inline Bulk& find(const BulkBarrier* b) {
   return moved = true, bulks[b];
 }
 inline void bulk_init(BulkBarrier* b, int arrivals) {
-  require(in_shared(b, 8) && uintptr_t(b) % 8 == 0, "bulk_init misaligned or outside of the own shared memory");
+  require(in_shared(b, 8) && uintptr_t(b) % 8 == 0, "bulk_init misaligned or outside of the block's shared memory");
   *b = kBulkMagic, bulks[b] = {arrivals, arrivals, 0, 0, {}};
 }
 inline void bulk_expect(BulkBarrier* barrier, uint32_t bytes) {
   Bulk& b = find(barrier);
-  require(b.pending > 0, "bulk_expect for the next phase before anybody waited for this one");
+  require(b.pending > 0, "bulk_expect for the next phase before a wait for this one");
   b.bytes += bytes, --b.pending;
 }
 inline void bulk_copy(void* to, const void* from, uint32_t bytes, BulkBarrier* barrier) {
   Bulk& b = find(barrier);
   require((uintptr_t(to) | uintptr_t(from) | bytes) % 16 == 0, "bulk_copy of %u bytes: not 16-byte aligned", bytes);
-  require(in_shared(to, bytes), "bulk_copy of %u bytes to outside of the own shared memory", bytes);
+  require(in_shared(to, bytes), "bulk_copy of %u bytes to outside of the block's shared memory", bytes);
   std::memset(to, 0xff, bytes);
   b.copies.push_back([=, &b] { std::memcpy(to, from, bytes), b.bytes -= bytes; });
 }

@@ -375,7 +375,7 @@ static const Fault kFaults[] = {
     {"map_outside", "out of bounds", [](Args) { se_shim::map_shared(se_shim::dynamic_shared() + 512, 1); }, 2, 32, 512,
      2},
     {"map_rank", "out of bounds", [](Args) { se_shim::map_shared(se_shim::dynamic_shared(), 2); }, 2, 32, 512, 2},
-    {"map_exited", "are gone",
+    {"map_exited", "have exited",
      [](Args) {  // in both orders, the other block exits before this one maps its memory
        if (se_shim::cluster_rank() == 1) return;
        for (int i = 0; i < 3; ++i) __syncthreads();
@@ -427,7 +427,7 @@ static const Fault kFaults[] = {
      },
      1, 1},
     {"bulk_twice", "bulk_expect for the next phase", [](Args) { se_shim::bulk_expect(start_bulk(16), 16); }, 1, 1},
-    {"bulk_not_waited", "nobody waited for",
+    {"bulk_not_waited", "without a wait for its bulk copy",
      [](Args a) { se_shim::bulk_copy(se_shim::dynamic_shared(), a.x, 16, start_bulk(16)); }, 1, 1},
     {"bulk_early", "poison seen",
      [](Args a) {
@@ -472,7 +472,7 @@ static bool caught(const Fault& f) {
   int status = 0;
   waitpid(child, &status, 0);
   const bool good = status != 0 && said.find(f.message) != std::string::npos;
-  if (!good) std::printf("%s: status %d, wanted \"%s\", said:\n%s\n", f.name, status, f.message, said.c_str());
+  if (!good) std::printf("%s: status %d, wanted \"%s\", got:\n%s\n", f.name, status, f.message, said.c_str());
   return good;
 }
 static int run_faults() {
