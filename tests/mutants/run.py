@@ -7,7 +7,7 @@
 
 Each mutant is applied to a copy of the checkout in a temporary folder. Its C++ is compiled there; unchanged objects
 come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the
-first failure, and as a whole if they pass. Before that the same tests must pass without a fault. Results go to
+first failure, then in their files, and as a whole if those pass. Before that the same tests must pass without a fault. Results go to
 results.json and results.md in the output folder after each mutant; a mutant with a result for the same sources is not
 run again.
 
@@ -172,6 +172,9 @@ def examine(mutant: Mutant | None, tier: str, files: tuple[str, ...], whole: boo
         built = time.monotonic()
         by = run_tests(root, tier, files) if files else None
         scope = "likely tests"
+        likely_files = tuple(dict.fromkeys(name.partition("::")[0] for name in files))
+        if by is None and files and likely_files != files:
+            by = run_tests(root, tier, likely_files)
         if by is None and whole:
             by, scope = run_tests(root, tier, ()), "whole tier"
     return {
