@@ -8,8 +8,8 @@
 Each mutant is applied to a copy of the checkout in a temporary folder. Its C++ is compiled there; unchanged objects
 come from the tests' cache (tests/support/compiled.py). The tier runs in the mutant's likely tests first, up to the
 first failure, then in their files, and as a whole if those pass. Before that the same tests must pass without a fault.
-Results go to results.json and results.md in the output folder after each mutant; a mutant with a result for the same sources is not
-run again.
+Results go to results.json and results.md in the output folder after each mutant; a mutant with a result for the same
+sources is not run again.
 
 Not in the list, because only a GPU can show it: l2_grouped's second pass that does not wait for the excitation. The
 shim's fair schedule always has the excitation done by then.
