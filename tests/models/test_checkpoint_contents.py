@@ -27,6 +27,8 @@ from torch import nn
 from se_fused import load_pretrained
 from se_fused.models import SEResNet18
 
+pytestmark = pytest.mark.quick
+
 NARROW: Any = dict(channels=(16, 16, 16, 16), stem_channels=16)
 
 

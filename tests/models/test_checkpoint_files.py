@@ -22,6 +22,8 @@ from se_fused import create_model, load_pretrained
 from se_fused.models import SEResNet, SEResNet18, UNet
 from se_fused.models.se_resnet import Bottleneck
 
+pytestmark = pytest.mark.quick
+
 
 def test_keys_that_do_not_fit_are_counted_and_named(tmp_path: Path) -> None:
     model = SEResNet18(5)

@@ -18,6 +18,8 @@ from se_fused import create_model, load_pretrained
 from se_fused.models import SEResNet, SEResNet18
 from se_fused.models.se_resnet import Bottleneck
 
+pytestmark = pytest.mark.quick
+
 
 def small(classes: int, name: str = "seresnet18") -> nn.Module:
     return create_model(name, num_classes=classes, channels=(16, 16, 16, 16), stem_channels=16)

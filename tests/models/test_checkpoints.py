@@ -33,6 +33,8 @@ from se_fused import create_model, load_pretrained
 from se_fused.models import SEResNet, SEResNet18
 from se_fused.models.se_resnet import BasicBlock, Bottleneck
 
+pytestmark = pytest.mark.quick
+
 # The library's model, our model, the library's name in the report, and arguments.
 GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, dict[str, Any]]] = {
     **{
@@ -101,6 +103,7 @@ GOLDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str, d
 }  # fmt: skip
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("case", GOLDEN)
 def test_outputs_are_the_librarys(case: str, tmp_path: Path) -> None:
     """Outputs equal the library's in float64, where both are plain PyTorch.

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import se_fused
 from se_fused import backends
 
+pytestmark = pytest.mark.quick
+
 BACKENDS = [name for name in ("cpu", "triton") if backends.BACKENDS[name].can_use("cpu", torch.float32) is None]
 SHAPE = (3, 3, 5, 4)
 
@@ -59,6 +61,7 @@ def test_statistics_where_a_dispatch_mode_looks_on(name: str, kind: str, backend
     assert_same_statistics(*modules)
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("outside", [False, True], ids=["compiled-around", "compiled-within"])
 @pytest.mark.parametrize(("name", "kind"), [*zip(FUNCTIONS, KINDS, strict=True), (FUNCTIONS[0], "early-stop")])
 def test_statistics_of_compiled_modules(name: str, kind: str, outside: bool) -> None:
@@ -112,6 +115,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     timm.layers.set_reentrant_ckpt(before)
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
 @pytest.mark.parametrize("name", ["timm-seresnet18", "timm-mobilenetv3_small_050", "timm-regnety_002"])
 def test_converted_models(name: str, momentum: float | None, kind: str) -> None:

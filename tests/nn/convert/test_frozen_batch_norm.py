@@ -21,6 +21,8 @@ from se_fused.nn import SqueezeExcite, fused_block_end
 from se_fused.nn.inference.matching import is_norm
 from se_fused.nn.norms import brought_activation
 
+pytestmark = pytest.mark.quick
+
 FLAT = {name: (make, calls) for name, (make, calls, dims) in BLOCKS.items() if dims == 2}
 MODELS = [
     "timm-seresnet18", "timm-legacy_seresnet18", "timm-tresnet_m", "timm-regnety_002", "timm-efficientnet_b0",
@@ -72,6 +74,7 @@ def test_blocks_that_rescale_before_their_projection(name, monkeypatch):
         assert_as_close(a, b, c, terms=1000)
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODELS)
 def test_frozen_before_or_after_convert(name, training, monkeypatch):
@@ -137,6 +140,7 @@ def detector() -> nn.Module:
     return model
 
 
+@pytest.mark.grid(quick=0)
 def test_detector(monkeypatch):
     """A detection backbone has eager's maps and gradients, none for frozen parameters; training gives finite losses."""
     plain = detector()

@@ -14,6 +14,8 @@ import se_fused
 from se_fused.nn.inference import folding, layers
 from se_fused.nn.inference.casts import CastInput
 
+pytestmark = pytest.mark.quick
+
 # ---- values that are not finite
 NOT_FINITE = {
     "timm-seresnet50": lambda: timm_model("seresnet50"),
@@ -30,6 +32,7 @@ NOT_FINITE = {
 }
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.isa
 @pytest.mark.parametrize("pixels", ["one", "all"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -48,7 +51,6 @@ def test_what_is_not_finite_goes_through(build: Any, value: float, pixels: str, 
         assert torch.equal(ours.isnan(), theirs.isnan())
 
 
-@pytest.mark.quick
 @pytest.mark.isa
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("act", ["none", "relu", "silu", "hard_swish"])
@@ -368,6 +370,7 @@ class Magnifies(nn.Module):
         return difference.mean((2, 3))[:, :1] * 1e5
 
 
+@pytest.mark.grid(quick=0)
 def test_an_ill_conditioned_model_is_not_refused_by_luck() -> None:
     """An ill-conditioned model is never refused, although its own error may be small by chance.
 

@@ -17,6 +17,8 @@ from se_fused.nn.inference.casts import CastInput
 from se_fused.nn.inference.layers import ConvAct, ConvSqueezeExcite, NormAct
 from se_fused.ops.layout import is_channels_last
 
+pytestmark = pytest.mark.quick
+
 
 def trained(model: nn.Module, seed: int = 0) -> nn.Module:
     """Set norms to values as in a trained network, with no statistic or weight of 0 or 1."""
@@ -70,6 +72,7 @@ def errors(model: nn.Module, optimized: nn.Module, x: Tensor) -> tuple[float, fl
     return ours, theirs
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_same_answers(build: Any) -> None:
     torch.manual_seed(0)
@@ -106,6 +109,7 @@ def test_nothing_is_left_between_the_layers() -> None:
     assert all(given_away)
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("name", ["resnet18", "timm-legacy-18", "timm-efficientnet", "densenet"])
 def test_layers_of_other_blocks(name: str) -> None:
     model = trained(MODELS[name]() if name in MODELS else create_model(name, num_classes=7))
@@ -193,6 +197,7 @@ def test_another_dtype_than_the_models() -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.grid(quick=0)
 @pytest.mark.parametrize("name", ["ours-50", "densenet", "timm-efficientnet"])
 def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without oneDNN, as on a GPU, the library's convolution runs, followed by one pass for the rest."""
@@ -253,7 +258,6 @@ class Dictionary(Toy):
         return {"map": self.block(self.stem(x)), "size": x.shape[2]}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", [Toy, ReturnsResidual, ViewOfResidual, InputIsResidual, ResidualIsInput, Dictionary])
 def test_what_is_still_wanted_is_not_written_over(kind: type[Toy]) -> None:
     torch.manual_seed(0)
