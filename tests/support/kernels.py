@@ -72,6 +72,9 @@ def check_scale_shift_act(
         x.double(), wide, scale.double(), shift.double(), out_act, save_mask
     )
     close(y, truth, dtype, 4 + x.double().abs() * 4)
+    if out_act in (NONE, OUT_ACT_CODES["relu"]):  # computed in float32, then rounded to the nearest once
+        excess = (y.double() - truth).abs() / (ulp(truth, dtype) / 2 + 8 * EPS * (4 + x.double().abs() * 4))
+        assert excess.max() <= 1, f"y is {excess.max():.2f} times its rounding away from the truth"
     assert y.dtype == dtype and y.stride() == x.stride()
     if save_mask:
         assert mask.numel() == mask_numel(x)
