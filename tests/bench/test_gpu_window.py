@@ -245,7 +245,11 @@ def test_what_measures_time_runs_alone(tmp_path: Path) -> None:
 
 
 @no_gpu
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "sign",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.nightly), signal.SIGTERM],
+    ids=["kill", "term"],
+)
 def test_a_window_that_is_cut_off_leaves_what_it_found(tmp_path: Path, sign: signal.Signals) -> None:
     command = [
         sys.executable,

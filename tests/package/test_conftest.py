@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.paths import ROOT
 
 SHARDS = 3
@@ -19,6 +20,7 @@ def collected(shard: str) -> list[str]:
     return [line for line in said.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.nightly
 def test_shards_are_the_whole_and_large_maps_are_in_one() -> None:
     """The shards contain each test once, and the four tests with 2^31 elements are in one shard.
 
