@@ -5,7 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.2
 DATA ?=
 # Two workers, each of which runs whole files, because fixtures of a file may compile a library.
-PYTEST_ARGS ?= -q -n 2 --dist loadfile
+WORKERS = -n 2 --dist loadfile
+PYTEST_ARGS ?= -q $(WORKERS)
 MAX_JOBS ?= 2
 export MAX_JOBS
 
@@ -58,12 +59,12 @@ quick: venv  ## an answer in two minutes: one case of each value of a parameter,
 test: venv lint  ## what CI runs: lint, the test suite, each benchmark once; PYTEST_ARGS="-q -k name" for a part
 	$(PY) -m pytest $(PYTEST_ARGS)
 	@echo "and as on a CPU without AVX-512:"
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m isa $(PYTEST_ARGS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -m isa -q $(WORKERS)
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 
 nightly: venv lint cuda-all  ## every combination, sanitizers, every GPU's machine code, the browser, trainings, fuzzing
 	SE_FUSED_REQUIRE_BROWSER=1 $(PY) -m pytest --tier nightly $(PYTEST_ARGS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest --tier nightly -m isa $(PYTEST_ARGS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest --tier nightly -m isa -q $(WORKERS)
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 	$(PY) tests/mutants/run.py --tier test
 
