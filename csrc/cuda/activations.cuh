@@ -136,5 +136,6 @@ SE_DEVICE ScaleShift coefficients(const Coefficients& by, int64_t n, int c, int 
 }
 
 SE_DEVICE bool is_finite(float x) { return (as_bits(x) & 0x7f800000u) != 0x7f800000u; }
+SE_DEVICE float finite_or_zero(float x) { return is_finite(x) ? x : 0.f; }
 
 }  // namespace se_fused::cuda

@@ -23,7 +23,7 @@ SE_DEVICE ScaleShift merged(const Excitation& g, const SplitWeights& weights, in
   if (g.splits > 1) {
     // Sums of differences from the first split's mean, so that the rounding error scales with their spread. If it is
     // not finite, the shift is 0, so that an infinite mean stays infinite.
-    const float shift = is_finite(mean) ? mean : 0.f, of_last = g.mean_parts[last];
+    const float shift = finite_or_zero(mean), of_last = g.mean_parts[last];
     mean = shift;
 #pragma unroll 8
     for (int k = 0; k < g.splits - 1; ++k) mean += (g.mean_parts[k * stride + at] - shift) * weights.weight;
@@ -62,7 +62,7 @@ static SE_DEVICE void statistics_tile(const Excitation& g, int tile, float* shar
     const SplitWeights weights(g.splits, g.span, g.s);
     float spread = 0.f, within = 0.f;
     // Means are summed as differences from the first sample's, so that the rounding error scales with their spread.
-    const float first = exists ? g.mean_parts[c] : 0.f, shift = is_finite(first) ? first : 0.f;
+    const float shift = finite_or_zero(exists ? g.mean_parts[c] : 0.f);
     if (exists)
       for (int64_t n = warp; n < g.n; n += kWarps) {
         const ScaleShift found = merged(g, weights, n * g.c + c, batch);

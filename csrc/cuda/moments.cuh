@@ -28,8 +28,6 @@ struct Sums {
   }
 };
 
-SE_DEVICE float finite_or_zero(float x) { return is_finite(x) ? x : 0.f; }
-
 // mean and m2 over the positions [begin, stop) of a row, by aligned groups of `lanes` threads. Every lane returns the
 // result as {mean, m2}.
 template <Mode mode, Use use, bool with_m2, class T>

@@ -1,8 +1,7 @@
 """Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 
 1. coefficients: one tile per block of channels, over all samples. Merges the splits (Chan), computes the batch
-   statistics,
-   and batch norm as u = a (x - mu) + beta = a x + b. Without squeeze-excite it also writes scale and shift.
+   statistics, and batch norm as u = a (x - mu) + beta = a x + b. Without squeeze-excite it also writes scale and shift.
 2. hidden: one tile per block of samples and of squeezed channels: W1 z + b1 with z = a (m - mu) + beta, because a m + b
    would cancel if the mean is large compared with the deviation.
 3. excite: one tile per block of samples and of channels: s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
@@ -17,6 +16,12 @@ import triton.language as tl
 
 from .activations import activate, norm_coefficients, norm_parameters, open_gate
 from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, wait
+
+
+@triton.jit
+def finite_or_zero(x):
+    """A shift of sums: 0 in place of infinity and NaN, so that an infinite mean stays infinite."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
 
 @triton.jit
@@ -56,9 +61,8 @@ def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, posit
     split is loaded before the loops.
     """
     first = tl.load(mean_parts + at, mask=exists, other=0)
-    # Sums of differences from the first split's mean, so that the rounding error scales with their spread. If it is
-    # infinite the shift is 0, so that an infinite mean stays infinite.
-    shift = tl.where(tl.abs(first) < float("inf"), first, 0.0)
+    # Sums of differences from the first split's mean, so that the rounding error scales with their spread.
+    shift = finite_or_zero(first)
     by_16, by_4 = unrolled(splits)
     mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
     mean = add_means(mean, mean_parts, at, stride, exists, shift, by_16, by_4, span, position_count, 4)
@@ -100,9 +104,8 @@ def coefficients_tile(
     stride = samples.to(tl.int64) * channels
     if m2_parts is not None:
         # Means are summed as differences from the first sample's first split, so that the rounding error scales with
-        # their spread. If that one is not finite the shift is 0, so that an infinite mean stays infinite.
-        first = tl.load(mean_parts + channel, mask=in_c, other=0)
-        shift_by = tl.where(tl.abs(first) < float("inf"), first, 0.0)
+        # their spread.
+        shift_by = finite_or_zero(tl.load(mean_parts + channel, mask=in_c, other=0))
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
     walked = samples
