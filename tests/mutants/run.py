@@ -37,10 +37,11 @@ import torch
 from mutants.catalogue import FAMILIES, Mutant, load
 from support import compiled
 from support.paths import ROOT
+from support.references import tracked
+from support.tiers import TIERS
 from torch.utils.cpp_extension import include_paths
 
-# Arguments of pytest besides files: those that select a tier, and those for running a whole tier.
-TIERS = {tier: ["--tier", tier] for tier in ("quick", "test", "nightly")}
+# Arguments of pytest for a whole tier.
 WHOLE = ["-n", "2", "--dist", "loadfile"]
 # Copies have no repository, and the list of mutants does not fit a mutated file.
 PYTEST = ["-q", "-x", "-rfE", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--ignore=tests/mutants"]
@@ -48,13 +49,6 @@ SECONDS = {"likely": 900, "whole": 3600}  # a mutant that hangs counts as found
 SOURCES = ("se_fused", "csrc", "tests", "benchmarks", "pyproject.toml", "setup.py", "build_cuda.py")
 # -O1: a file of kernels compiles in a third of the time that setup.py's -O3 takes.
 CPU_FLAGS = "-std=c++20 -O1 -g0 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
-
-
-def tracked() -> list[str]:
-    """Files of the checkout, also new ones, that git does not ignore."""
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [name for name in listed if (ROOT / name).is_file()]
 
 
 def sources_key() -> str:
@@ -139,7 +133,7 @@ def judge(status: int | None, output: str) -> str | None:
 def run_tests(root: Path, tier: str, files: tuple[str, ...]) -> str | None:
     """The first failure of a tier in ``files``, or in all tests if there are none."""
     where, seconds = (["-n0", *files], SECONDS["likely"]) if files else (WHOLE, SECONDS["whole"])
-    return judge(*run([sys.executable, "-m", "pytest", *PYTEST, *TIERS[tier], *where], root, seconds))
+    return judge(*run([sys.executable, "-m", "pytest", *PYTEST, "--tier", tier, *where], root, seconds))
 
 
 def prepare(mutant: Mutant | None, root: Path) -> str | None:
@@ -253,7 +247,7 @@ def main() -> int:
     sources = sources_key()
 
     def key_of(mutant: Mutant | None) -> str:
-        given = json.dumps([sources, TIERS[tier], asdict(mutant) if mutant else None], sort_keys=True)
+        given = json.dumps([sources, tier, asdict(mutant) if mutant else None], sort_keys=True)
         return hashlib.sha256(given.encode()).hexdigest()[:16]
 
     def unchanged(name: str, files: tuple[str, ...]) -> None:

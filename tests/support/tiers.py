@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 TIERS = ("quick", "test", "nightly")
-Values = dict[str, Any]  # of one case: the name of each parameter, and its value or the value's number
+Values = dict[str, Any]  # of one case: the name of each parameter, and its value or what stands for it
 Combination = frozenset[tuple[str, Any]]
 
 
@@ -61,7 +61,7 @@ def covering(cases: Sequence[Values], strength: int) -> list[int]:
 
 
 def values_of(item: pytest.Item) -> Values:
-    """Each parameter's value by the parameter's name. A value that need not be hashable is its object's number."""
+    """Each parameter's value by the parameter's name: the id of its object, because values need not be hashable."""
     callspec = getattr(item, "callspec", None)
     return {} if callspec is None else {name: id(value) for name, value in callspec.params.items()}
 

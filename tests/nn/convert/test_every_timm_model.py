@@ -26,7 +26,6 @@ NAMES = fnmatch.filter(NAMES, ASKED) if ASKED else []
 LARGEST = 60_000_000  # parameters: a float64 model, its copy and their gradients then take 2 GB
 
 pytestmark = [
-    pytest.mark.nightly,
     pytest.mark.skipif(not NAMES, reason="every architecture only with SE_FUSED_TEST_TIMM='*'"),
 ]
 
