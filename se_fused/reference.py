@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import activations
+
 __all__ = [
     "ACTIVATIONS",
     "GATES",
@@ -29,36 +31,16 @@ __all__ = [
 ]
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": _identity,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,  # slope 0.01
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "hard_swish": F.hardswish,
-    "mish": F.mish,
-    "tanh": torch.tanh,
+    name: row.forward for name, row in activations.ACTIVATIONS.items()
 }
 """The activations between the two fully connected layers, by name."""
 
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {name: row.forward for name, row in activations.GATES.items()}
 """The gates, which turn the output of the second layer into a factor, by name."""
 
 OUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": _identity,
-    "relu": F.relu,
-    "silu": F.silu,
-    "hard_swish": F.hardswish,
+    name: row.forward for name, row in activations.OUT_ACTIVATIONS.items()
 }
 """The activations at the end of a block, by name (``out_act=None`` means ``"none"``)."""
 

@@ -7,14 +7,13 @@ u = a x + b is the normalised map, a and b: (C,); d: (N,) drop-path factor; s: (
 The derivation is checked against autograd in tests/ops/test_algebra.py.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference import ACTIVATIONS, GATES
+from ..activations import ACTIVATIONS, GATES
 
 __all__ = [
     "BatchNorm",
@@ -25,29 +24,6 @@ __all__ = [
     "excitation",
     "excitation_backward",
 ]
-
-aten = torch.ops.aten
-
-# (gradient of the activation's output, its input) -> gradient of its input
-_ACT_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "identity": lambda g, p: g,
-    "relu": lambda g, p: aten.threshold_backward(g, p, 0),
-    "relu6": lambda g, p: aten.hardtanh_backward(g, p, 0.0, 6.0),
-    "leaky_relu": lambda g, p: aten.leaky_relu_backward(g, p, 0.01, False),
-    "silu": lambda g, p: aten.silu_backward(g, p),
-    "gelu": lambda g, p: aten.gelu_backward(g, p),
-    "gelu_tanh": lambda g, p: aten.gelu_backward(g, p, approximate="tanh"),
-    "hard_swish": lambda g, p: aten.hardswish_backward(g, p),
-    "mish": lambda g, p: aten.mish_backward(g, p),
-    "tanh": lambda g, p: aten.tanh_backward(g, torch.tanh(p)),
-}
-
-
-def _gate_backward(gate: str, grad: Tensor, s: Tensor) -> Tensor:
-    """Gradient of the gate's input from its saved value s. Hard sigmoid has slope 0 at its corners, as in PyTorch."""
-    if gate == "sigmoid":
-        return grad * s * (1 - s)
-    return grad * ((s > 0) & (s < 1)) / 6
 
 
 class BatchNorm(NamedTuple):
@@ -119,7 +95,7 @@ def excitation(m: Tensor, bn: BatchNorm | None, layers: ExcitationLayers | None,
         w1, b1, w2, b2 = (None if t is None else t.to(m.dtype) for t in layers[:4])
         assert w1 is not None and w2 is not None
         hidden = F.linear(z, w1.flatten(1), b1)
-        factor = GATES[layers.gate](F.linear(ACTIVATIONS[layers.act](hidden), w2.flatten(1), b2))
+        factor = GATES[layers.gate].forward(F.linear(ACTIVATIONS[layers.act].forward(hidden), w2.flatten(1), b2))
     scale = torch.ones_like(m) if factor is None else factor
     if d is not None:
         scale = scale * d.to(m.dtype)[:, None]
@@ -170,10 +146,10 @@ def excitation_backward(
         assert factor is not None and hidden is not None
         w1, w2 = layers.fc1_weight.to(m.dtype).flatten(1), layers.fc2_weight.to(m.dtype).flatten(1)
         z = a * m + b
-        dq = _gate_backward(layers.gate, ds_factor * (a * q + z * p), factor)
-        dhidden = _ACT_BACKWARD[layers.act](dq @ w2, hidden)
+        dq = GATES[layers.gate].backward(ds_factor * (a * q + z * p), factor)
+        dhidden = ACTIVATIONS[layers.act].backward(dq @ w2, hidden)
         dz = dhidden @ w1
-        dw2, db2 = dq.T @ ACTIVATIONS[layers.act](hidden), dq.sum(0)
+        dw2, db2 = dq.T @ ACTIVATIONS[layers.act].forward(hidden), dq.sum(0)
         dw1, db1 = dhidden.T @ z, dhidden.sum(0)
     ds = ds_factor if factor is None else ds_factor * factor
     k1, k2, k3 = a * ds, torch.zeros_like(m), dz / positions

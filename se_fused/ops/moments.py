@@ -4,23 +4,13 @@ Symbols: N batch, C channels, S positions; x, dy, residual, dr: (N, C, *spatial)
 (float64 for float64 inputs).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..activations import OUT_ACT_CODES, keeps_mask, recomputed
+from ..activations import by_code, keeps_mask, recomputed
 from .layout import unpack_mask
 
-__all__ = ["FROM_SUM", "accumulation_dtype", "moments", "moments_backward", "per_channel"]
-
-FROM_SUM: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
-    OUT_ACT_CODES["none"]: lambda g, t: g,
-    OUT_ACT_CODES["relu"]: lambda g, t: torch.where(t <= 0, 0, g),
-    OUT_ACT_CODES["silu"]: torch.ops.aten.silu_backward,
-    OUT_ACT_CODES["hard_swish"]: torch.ops.aten.hardswish_backward,
-}
-"""g * out_act'(t) as a function of (g, t), by the activation's number."""
+__all__ = ["accumulation_dtype", "moments", "moments_backward", "per_channel"]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -62,7 +52,7 @@ def moments_backward(
         g = torch.where(unpack_mask(mask, x), g, 0)
     elif recomputed(out_act):
         t = per_channel(scale, x) * wide + per_channel(shift, x)
-        g = FROM_SUM[out_act](g, t if residual is None else t + residual)
+        g = by_code(out_act).backward(g, t if residual is None else t + residual)
         g = g.to(x.dtype).to(mean.dtype)  # pass 2 reads the rounded dr, so the sums must be of the same numbers
     p = g.flatten(2).sum(2)
     q = (g * (wide - per_channel(mean, x))).flatten(2).sum(2)

@@ -7,14 +7,11 @@ Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, k1, k2, k3: (N, C
 import torch
 from torch import Tensor
 
-from ..activations import OUT_ACT_CODES
-from ..reference import OUT_ACTIVATIONS
+from ..activations import by_code
 from .layout import pack_mask, unpack_mask
 from .moments import per_channel
 
 __all__ = ["scale_shift_act", "scale_shift_act_backward"]
-
-_ACTIVATE = {OUT_ACT_CODES[name]: function for name, function in OUT_ACTIVATIONS.items()}
 
 
 def scale_shift_act(
@@ -30,7 +27,7 @@ def scale_shift_act(
     mask = x.new_empty(0, dtype=scale.dtype)
     if save_mask:
         mask = pack_mask(torch.empty_like(x, dtype=torch.bool).copy_(~(t <= 0)))
-    return torch.empty_like(x).copy_(_ACTIVATE[out_act](t)), mask
+    return torch.empty_like(x).copy_(by_code(out_act).forward(t)), mask
 
 
 def scale_shift_act_backward(

@@ -9,7 +9,8 @@ Symbols as in :mod:`se_fused.ops.moments`; scale, shift, mean, added: (N, C).
 import torch
 from torch import Tensor
 
-from .moments import FROM_SUM, accumulation_dtype, per_channel
+from ..activations import by_code
+from .moments import accumulation_dtype, per_channel
 from .scale_shift_act import scale_shift_act
 
 __all__ = ["scale_shift_act_mean", "scale_shift_act_mean_backward"]
@@ -34,7 +35,7 @@ def scale_shift_act_mean_backward(
     """
     wide = x.to(mean.dtype)
     t = per_channel(scale, x) * wide + per_channel(shift, x)
-    g = FROM_SUM[out_act](dy.to(mean.dtype) + per_channel(added, x), t)
+    g = by_code(out_act).backward(dy.to(mean.dtype) + per_channel(added, x), t)
     dr = torch.empty_like(x).copy_(g)
     g = dr.to(mean.dtype)  # pass 2 reads the rounded dr, so the sums must be of the same numbers
     return dr, g.flatten(2).sum(2), (g * (wide - per_channel(mean, x))).flatten(2).sum(2)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..activations import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from ..ops.moments import per_channel
-from ..reference import ACTIVATIONS, GATES
 
 __all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_error", "squeeze_bound", "ulp"]
 
@@ -21,10 +21,6 @@ EPS = torch.finfo(torch.float32).eps
 GRADIENT_FLOOR = 8 * EPS
 """Relative error that a gradient may always have, even if eager PyTorch's error happens to be smaller, because its last
 sums run in another order."""
-
-_SLOPE = 1.13  # the steepest slope of an activation (GELU); only hard-swish exceeds it
-_STEEPEST = {"hard_swish": 1.5}
-_GATE_SLOPE = {"sigmoid": 1 / 4, "hard_sigmoid": 1 / 6}
 
 
 def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,12 +51,13 @@ def _gate_bound(
     b2 = 0 if given.get("fc2_bias") is None else given["fc2_bias"]
     p = z @ w1.T + b1
     error_p = error_z @ w1.abs().T + EPS * terms * (magnitude @ w1.abs().T + abs(b1))
-    h = ACTIVATIONS[given["act"]](p)
-    error_h = _STEEPEST.get(given["act"], _SLOPE) * error_p + 4 * EPS * h.abs()
+    act, gate = ACTIVATIONS[given["act"]], GATES[given["gate"]]
+    h = act.forward(p)
+    error_h = act.steepest * error_p + 4 * EPS * h.abs()
     q = h @ w2.T + b2
     error_q = error_h @ w2.abs().T + EPS * w1.shape[0] ** 0.5 * (h.abs() @ w2.abs().T + abs(b2))
-    factor = GATES[given["gate"]](q)
-    return factor, _GATE_SLOPE[given["gate"]] * error_q + 4 * EPS * factor
+    factor = gate.forward(q)
+    return factor, gate.steepest * error_q + 4 * EPS * factor
 
 
 def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -112,7 +109,7 @@ def forward_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> Te
     if given.get("residual") is not None:
         terms = terms + given["residual"].abs()
     carried = per_channel(error_scale, x) * x.abs() + per_channel(error_shift, x) + 2 * EPS * terms
-    return _STEEPEST.get(given.get("out_act") or "none", _SLOPE) * carried + 4 * ulp(y, dtype)
+    return OUT_ACTIVATIONS[given.get("out_act") or "none"].steepest * carried + 4 * ulp(y, dtype)
 
 
 def squeeze_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -156,5 +153,5 @@ def conv_bound(given: Mapping[str, Any], y: Tensor, dtype: torch.dtype, product_
     carried = error_factor[:, :, None] * u.abs() + factor[:, :, None] * (error_u + 2 * EPS * u.abs())
     if given["residual"] is not None:
         carried = carried + EPS * given["residual"].flatten(2).abs()
-    slope = _STEEPEST.get(given.get("out_act") or "none", _SLOPE)
+    slope = OUT_ACTIVATIONS[given.get("out_act") or "none"].steepest
     return slope * carried.reshape(y.shape) + 4 * ulp(y, dtype)

@@ -8,12 +8,11 @@ of the tensor operand; a test checks that the compiled code has no float64.
 import triton
 import triton.language as tl
 
-from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from ...activations import ACT_CODES, GATE_CODES
 
-# Kernels may read a global only if it is a constexpr. A number without a branch below is the identity.
-OUT_RELU = tl.constexpr(OUT_ACT_CODES["relu"])
-OUT_SILU = tl.constexpr(OUT_ACT_CODES["silu"])
-OUT_HARD_SWISH = tl.constexpr(OUT_ACT_CODES["hard_swish"])
+# Kernels may read a global only if it is a constexpr. A number without a branch below is an error when the kernel is
+# compiled.
+IDENTITY = tl.constexpr(ACT_CODES["identity"])
 RELU = tl.constexpr(ACT_CODES["relu"])
 RELU6 = tl.constexpr(ACT_CODES["relu6"])
 LEAKY_RELU = tl.constexpr(ACT_CODES["leaky_relu"])
@@ -24,6 +23,7 @@ HARD_SWISH = tl.constexpr(ACT_CODES["hard_swish"])
 MISH = tl.constexpr(ACT_CODES["mish"])
 TANH = tl.constexpr(ACT_CODES["tanh"])
 SIGMOID = tl.constexpr(GATE_CODES["sigmoid"])
+HARD_SIGMOID = tl.constexpr(GATE_CODES["hard_sigmoid"])
 
 
 @triton.jit
@@ -54,30 +54,6 @@ def hard_swish_slope(x):
 
 
 @triton.jit
-def out_activate(t, OUT_ACT: tl.constexpr):
-    """The activation at the end of a block, by its number in OUT_ACT_CODES. NaN propagates, as in PyTorch."""
-    if OUT_ACT == OUT_RELU:
-        t = tl.where(t <= 0, 0.0, t)
-    if OUT_ACT == OUT_SILU:
-        t = silu(t)
-    if OUT_ACT == OUT_HARD_SWISH:
-        t = hard_swish(t)
-    return t
-
-
-@triton.jit
-def out_slope(gradient, t, OUT_ACT: tl.constexpr):
-    """gradient * out_act'(t), in float32."""
-    if OUT_ACT == OUT_RELU:
-        gradient = tl.where(t <= 0, 0.0, gradient)
-    if OUT_ACT == OUT_SILU:
-        gradient *= silu_slope(t)
-    if OUT_ACT == OUT_HARD_SWISH:
-        gradient *= hard_swish_slope(t)
-    return gradient
-
-
-@triton.jit
 def tanh(x):
     """tanh as 1 - 2 / (exp(2x) + 1). For |x| < 0.25, where that cancels, the power series; the first term that is left
     out is below 1e-8 of the result."""
@@ -95,8 +71,20 @@ def tanh_softplus(x):
 
 
 @triton.jit
+def gelu_cdf(x):
+    """The normal distribution's probability of values below x, the factor of x in GELU."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_tanh(x):
+    """tanh(sqrt(2 / pi) (x + 0.044715 x^3)), of the approximation of GELU (Hendrycks and Gimpel 2016)."""
+    return tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
 def activate(x, ACT: tl.constexpr):
-    """The activation between the two layers."""
+    """The activation between the two layers, or at the end of a block, by its number in ACT_CODES."""
     if ACT == RELU:  # comparisons are written so that NaN propagates, as in PyTorch
         x = tl.where(x <= 0, 0.0, x)
     elif ACT == RELU6:
@@ -106,15 +94,17 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == SILU:
         x = silu(x)
     elif ACT == GELU:
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        x *= gelu_cdf(x)
     elif ACT == GELU_TANH:
-        x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+        x = 0.5 * x * (1.0 + gelu_tanh(x))
     elif ACT == HARD_SWISH:
         x = hard_swish(x)
     elif ACT == MISH:
         x = x * tanh_softplus(x)
     elif ACT == TANH:
         x = tanh(x)
+    else:
+        tl.static_assert(ACT == IDENTITY, "this activation has no code")
     return x
 
 
@@ -131,9 +121,9 @@ def activate_slope(x, ACT: tl.constexpr):
     elif ACT == SILU:
         slope = silu_slope(x)
     elif ACT == GELU:
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        slope = gelu_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACT == GELU_TANH:
-        t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
+        t = gelu_tanh(x)
         inner = 0.7978845608028654 * (1.0 + 3 * 0.044715 * x * x)
         slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
     elif ACT == HARD_SWISH:
@@ -144,7 +134,20 @@ def activate_slope(x, ACT: tl.constexpr):
     elif ACT == TANH:
         t = tanh(x)
         slope = 1.0 - t * t
+    else:
+        tl.static_assert(ACT == IDENTITY, "this activation has no code")
     return slope
+
+
+@triton.jit
+def apply_slope(gradient, t, ACT: tl.constexpr):
+    """gradient * act'(t), for an activation at the end of a block. Where ReLU's slope is 0 the result is 0 for an
+    infinite or NaN gradient too, as in PyTorch."""
+    if ACT == RELU:
+        gradient = tl.where(t <= 0, 0.0, gradient)
+    elif ACT != IDENTITY:
+        gradient *= activate_slope(t, ACT)
+    return gradient
 
 
 @triton.jit
@@ -152,7 +155,8 @@ def open_gate(q, GATE: tl.constexpr):
     if GATE == SIGMOID:
         return sigmoid(q)
     else:
-        t = q / 6.0 + 0.5  # hard sigmoid
+        tl.static_assert(GATE == HARD_SIGMOID, "this gate has no code")
+        t = q / 6.0 + 0.5
         return tl.where(t < 0, 0.0, tl.where(t > 1, 1.0, t))
 
 
@@ -162,6 +166,7 @@ def gate_slope(s, GATE: tl.constexpr):
     if GATE == SIGMOID:
         return s * (1.0 - s)
     else:
+        tl.static_assert(GATE == HARD_SIGMOID, "this gate has no code")
         return tl.where((s > 0) & (s < 1), 1.0 / 6, 0.0)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...activations import OUT_ACT_CODES
 from ...reference import conv1x1
-from .activations import out_activate
+from .activations import activate
 from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, parameters_of
 from .launch import launch
 from .launch_configs import Map, cdiv, device_of, product_config
@@ -87,7 +87,7 @@ def conv1x1_kernel(
         t += tl.load(bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
     if residual is not None:
         t += tl.load(residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
-    t = out_activate(t, OUT_ACT)
+    t = activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=exists)
 
 

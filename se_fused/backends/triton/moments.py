@@ -8,7 +8,7 @@ There are no atomics on floats, so results are bit-identical in every run.
 import triton
 import triton.language as tl
 
-from .activations import map_coefficients, out_slope
+from .activations import apply_slope, map_coefficients
 from .tiles import (
     along_channels,
     along_positions,
@@ -153,7 +153,7 @@ def moments_backward_kernel(
             wide = gradient.to(tl.float32)
             if added is not None:  # outside the map dy is 0, but `added` is not
                 wide += tl.where(valid, more, 0.0)
-            gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
+            gradient = apply_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
         if dr is not None:
             tl.store(dr + offsets, gradient, mask=valid)
         wide = gradient.to(tl.float32)

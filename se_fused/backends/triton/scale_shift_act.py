@@ -6,7 +6,7 @@ Pass 1 has just read x from front to back, so L2 holds its end. Programs here th
 import triton
 import triton.language as tl
 
-from .activations import map_coefficients, out_activate
+from .activations import activate, map_coefficients
 from .tiles import (
     along_channels,
     along_positions,
@@ -46,7 +46,7 @@ def scale_shift_act_tile(
                 sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
             )
             tl.store(mask + at, pack_bits(valid & ((t <= 0) == 0)), mask=exists)
-        t = out_activate(t, OUT_ACT)
+        t = activate(t, OUT_ACT)
         tl.store(y + offsets, t.to(y.dtype.element_ty), mask=valid)
 
 

@@ -6,7 +6,7 @@ Each split writes its part of the mean; the caller adds the parts up, in a fixed
 import triton
 import triton.language as tl
 
-from .activations import out_activate
+from .activations import activate
 from .tiles import along_channels, along_positions, element_offsets, sizes, sum_positions, tile_place
 from .unaligned import of_two_rows, vector_pair, window
 
@@ -38,7 +38,7 @@ def scale_shift_act_mean_kernel(
         valid = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
         offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
         value = tl.load(x + offsets, mask=valid, other=0, eviction_policy="evict_first").to(tl.float32)
-        t = out_activate(a * value + b, OUT_ACT)
+        t = activate(a * value + b, OUT_ACT)
         tl.store(y + offsets, t.to(y.dtype.element_ty), mask=valid)
         lanes += tl.where(valid, t, 0.0)  # outside the map x is 0, but t is not
     at = (split * samples + sample).to(tl.int64) * channel_count + channel
@@ -56,7 +56,7 @@ def scale_shift_act_mean_unaligned_kernel(
     b_own, b_next = vector_pair(shift, row, rows)
     value = tl.load(x + offsets, mask=touched, other=0, eviction_policy="evict_first").to(tl.float32)
     t = of_two_rows(a_own, a_next, p, length) * value + of_two_rows(b_own, b_next, p, length)
-    t = out_activate(t, OUT_ACT)
+    t = activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
     own = touched & (p >= 0) & (p < length)
     tl.store(mean_parts + row, tl.sum(tl.where(own, t, 0.0), axis=1) / length, mask=row < rows)

@@ -15,7 +15,7 @@ The whole window is one step. N * C * S is a multiple of VECTOR, so the last vec
 import triton
 import triton.language as tl
 
-from .activations import map_coefficients, out_activate, out_slope
+from .activations import activate, apply_slope, map_coefficients
 from .tiles import clear
 
 
@@ -119,7 +119,7 @@ def scale_shift_act_unaligned_kernel(
             at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
             exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
             tl.store(mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists)
-    t = out_activate(t, OUT_ACT)
+    t = activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
 
 
@@ -154,7 +154,7 @@ def moments_backward_unaligned_kernel(
         if added is not None:
             own_added, next_added = vector_pair(added, row, rows)
             wide += of_two_rows(own_added, next_added, p, length)
-        gradient = out_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
+        gradient = apply_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
     if dr is not None:
         tl.store(dr + offsets, gradient, mask=owned)
     centre = tl.load(mean + row, mask=row < rows, other=0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ... import functional as F_se
+from ...activations import OUT_ACTIVATIONS as ROWS
 from ...reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from ..known import refuse_torchscript
 from .casts import LAST, ordered
@@ -28,12 +29,6 @@ __all__ = [
 ]
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-# oneDNN's names of the activations that it applies before storing a result. Its ReLU returns 0 for NaN, so PyTorch's
-# ReLU runs after it, in place. With PyTorch's ReLU, ResNet-50, SE-ResNet-50, ResNet-18 and MobileNetV3 took 1.02, 0.94,
-# 1.01 and 1.03 times as long as with oneDNN's (batch 8, 224 x 224, two cores, 2026-11-27, torch 2.14.1). This library's
-# pass with bias, residual and ReLU instead of both took up to 1.06 times as long.
-_POST_OPS = {"none": "none", "relu": "none", "silu": "swish", "hard_swish": "hardswish"}
-
 # oneDNN's weight layout is optimal for one shape of x: with the layout for batch 2, batch 1 took twice as long; with
 # the layout for 64 x 64 images, 224 x 224 images took 1.5 times as long. The weights are therefore stored in the
 # layouts for the last two shapes, enough for full batches and a smaller last batch.
@@ -182,17 +177,18 @@ class ConvAct(_Conv):
             if len(self._packed) == _SHAPES_KEPT:
                 del self._packed[next(iter(self._packed))]
             packed = self._packed[shape] = op._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
+        act = ROWS[self.act]
         if residual is None:
-            y = op._convolution_pointwise(x, packed, self.bias, *geometry, _POST_OPS[self.act], [], "")
+            y: Tensor = op._convolution_pointwise(x, packed, self.bias, *geometry, act.onednn or "none", [], "")
+            if act.onednn is not None:
+                return y
         else:
             add: tuple[Any, ...] = (packed, self.bias, *geometry, "add", 1.0, None, [], None)
             if self.keeps_residual:
                 y = op._convolution_pointwise.binary(x, residual, *add)
             else:
                 y = op._convolution_pointwise_.binary(residual, x, *add)
-        if self.act == "relu":
-            return y.relu_()
-        return y if residual is None else OUT_ACTIVATIONS[self.act](y)
+        return act.forward(y) if act.inplace is None else act.inplace(y)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, act={self.act}"
