@@ -6,16 +6,12 @@
 // se_fused/ops/ defines each operator in readable PyTorch, under the same name.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <string>
 #include <tuple>
 
-namespace se_fused {
+#include "params.h"
 
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+namespace se_fused {
 
 // mean (N, C) and m2 (N, C) = sum (x - mean)^2
 std::tuple<Tensor, Tensor> moments(const Tensor& x);

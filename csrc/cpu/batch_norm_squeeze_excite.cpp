@@ -38,8 +38,8 @@ Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int
   g.drop = p.drop;
   g.fc1_weight = p.fc1_weight;
   g.fc2_weight = p.fc2_weight;
-  g.act = static_cast<Act>(act);
-  g.gate = static_cast<Gate>(gate);
+  g.act = act_of(act);
+  g.gate = gate_of(gate);
   return g;
 }
 
@@ -71,7 +71,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   const bool has_bn = f.batch_stats || f.running_mean.has_value();
   const Parameters p(layout, f.bn_weight, f.bn_bias, f.fc1_weight, f.fc2_weight, f.drop_path_scale, scratch);
 
-  const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
+  const bool save = f.save, save_mask = save && keeps_mask(out_act_of(f.out_act));
   Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
               save && p.has_excitation ? new_float(x, {n, c}) : nothing,
               save && p.has_excitation ? new_float(x, {n, p.r}) : nothing,
@@ -126,7 +126,7 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   second.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(saved.mask)) : nullptr;
   second.scale = g.scale;
   second.shift = g.shift;
-  second.out_act = static_cast<OutAct>(f.out_act);
+  second.out_act = out_act_of(f.out_act);
 
   if (f.batch_stats || p.has_excitation || save) moments(passes, bytes(x), item, layout, mean, m2);
   if (f.batch_stats) batch_norm(bn);
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const PassKernels& passes = pass_kernels(x);
   check_like(dy, x, layout, "dy");
   check_like(residual, x, layout, "residual");
-  const auto closing = static_cast<OutAct>(out_act);
+  const Act closing = out_act_of(out_act);
 
   const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
   Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
@@ -190,9 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   const int64_t r = p.r;
 
   Tensor dx = torch::stable::empty_like(x);
-  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
-  // silu's costs one exponential per element.
-  const bool write_dr = want_dr ? closing != OutAct::none : recomputed(closing);
+  const bool write_dr = writes_dr(closing, want_dr);
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
          dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
@@ -253,8 +251,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.p = sums;
   first.q = sums + nc;
   first.out_act = closing;
-  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
-  if (recomputed(closing)) {  // scale and shift of the forward pass, recomputed from the saved tensors
+  if (keeps_mask(closing)) first.mask = mask_of(mask, layout);
+  if (keeps_input(closing)) {  // scale and shift of the forward pass, recomputed from the saved tensors
     first.residual = bytes(residual);
     ExcitationArgs forward{};
     forward.n = n;

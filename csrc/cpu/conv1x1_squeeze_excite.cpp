@@ -59,7 +59,7 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
   g.k = k;
   g.c = c;
   g.s = in.s;
-  g.out_act = static_cast<OutAct>(out_act);
+  g.out_act = out_act_of(out_act);
 
   if (folded_weight) {
     STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is required with folded_weight");
@@ -73,14 +73,14 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
     first.z = mean;
     first.fc1_weight = float_vector(*folded_weight, r * k, "folded_weight");
     first.fc1_bias = folded_bias ? float_vector(*folded_bias, r, "folded_bias") : nullptr;
-    first.act = static_cast<Act>(act);
+    first.act = act_of(act);
     first.hidden = scratch.take(n * r);
     first.active = scratch.take(n * r);
     ExcitationArgs second = first;
     second.c = c;
     second.fc2_weight = bytes(*fc2_weight);
     second.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
-    second.gate = static_cast<Gate>(gate);
+    second.gate = gate_of(gate);
     second.factor = scratch.take(nc);
     second.scale = scratch.take(nc);
     second.shift = scratch.take(nc);

@@ -3,6 +3,8 @@
 
 #include "row_steps.inl"
 
+#include "activations.inl"
+
 #include "moments.inl"
 
 #include "scale_shift_act.inl"

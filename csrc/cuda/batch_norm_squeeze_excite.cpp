@@ -8,8 +8,8 @@ ExcitationLayers layers_of(const OptionalTensor& fc1, const OptionalTensor& fc1_
                            const OptionalTensor& fc2_bias, int64_t c, int64_t act, int64_t gate) {
   ExcitationLayers fc{};
   fc.type = Type::float32;
-  fc.act = static_cast<Act>(act);
-  fc.gate = static_cast<Gate>(gate);
+  fc.act = act_of(act);
+  fc.gate = gate_of(gate);
   if (!fc1) return fc;
   const int64_t r = check_weights(*fc1, fc2, c);
   STD_TORCH_CHECK(r <= INT32_MAX / 2, "fc1_weight must have fewer than 2^30 rows");
@@ -36,7 +36,7 @@ ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const Option
   args.x = data(x);
   args.residual = data(residual);
   args.y = mutable_data(y);
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   args.map = map;
   args.cut = part_of(map);
   return args;
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_ex
   Norm norm = norm_of(running_mean, running_var, bn_weight, bn_bias, c, eps);
   const bool has_bn = batch_stats || running_mean, has_excitation = fc.fc1_weight;
   if (batch_stats) norm.mean.data = norm.var.data = nullptr;
-  const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
+  const bool save_mask = save && keeps_mask(out_act_of(out_act));
   const Tensor nothing = new_nothing(x);
   Tensor mask = save_mask ? new_mask(x, layout) : nothing, mean = save ? new_float(x, {n, c}) : nothing,
          factor = save && has_excitation ? new_float(x, {n, c}) : nothing,
@@ -197,7 +197,7 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
     second.by.drop = drop;
     return place.run(second);
   }
-  const InferenceParams op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
+  const InferenceParams op{data(x), data(residual), mutable_data(y), norm, fc, drop, out_act_of(out_act), map};
   const bool weights_fit = fc.type == map.type || fc.type == Type::float32;
   const InferencePlan plan = plan_inference(map, fc.r, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
@@ -226,11 +226,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   check_like(dy, x, layout, "dy");
   check_like(residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
-  const auto closing = static_cast<OutAct>(out_act);
-  const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
-  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
-  // silu's costs one exponential per element.
-  const bool write_dr = from_sum || (want_dr && closing != OutAct::none);
+  const Act closing = out_act_of(out_act);
+  const bool from_sum = keeps_input(closing), has_bn = stats.numel() != 0;
+  const bool write_dr = writes_dr(closing, want_dr);
   const Tensor nothing = new_nothing(x);
   Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
   const ExcitationLayers fc = layers_of(fc1_weight, {}, fc2_weight, {}, c, act, gate);
@@ -279,7 +277,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.x = data(x);
   first.residual = from_sum ? data(residual) : nullptr;
   first.mean = g.mean;
-  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
+  if (keeps_mask(closing)) first.mask = mask_of(mask, layout);
   if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
   first.dr = write_dr ? mutable_data(dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);
