@@ -196,6 +196,8 @@ struct Kernels {
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);
   void (*add)(float* into, const float* from, int64_t len);
   void (*to_float[3])(const void* from, float* into, int64_t len);
+  // Running statistics, in place: running + momentum (factor * batch - running)
+  void (*move[3])(void* running, const float* batch, float factor, float momentum, int64_t len);
   // indexed by the type of h and y; scratch: tile_rows * K floats
   void (*product[3])(const ProductArgs&, const ProductPart&, float* scratch);
   int tile_rows, tile_panels;

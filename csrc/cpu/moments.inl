@@ -28,6 +28,17 @@ static void add(float* into, const float* from, int64_t len) {
   });
 }
 
+// Moves running statistics towards those of a batch times `factor`: old + momentum (new - old), rounded like
+// torch.lerp, which is exact at both ends.
+template <class T>
+static void move(void* running, const float* batch, float factor, float momentum, int64_t len) {
+  T* const at = (T*)running;
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F old = a.get(at + i), to = a.get(batch + i) * splat(factor), away = to - old;
+    a.put_result(at + i, momentum < 0.5f ? old + splat(momentum) * away : to - away * splat(1.f - momentum), false);
+  });
+}
+
 template <class T>
 static void to_float(const void* from, float* into, int64_t len) {
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA { a.put(into + i, a.get((const T*)from + i)); });
