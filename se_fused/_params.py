@@ -3,9 +3,13 @@
 A public function puts its arguments into these records and checks them (functional/_arguments.py). Everything below it
 takes the records and checks nothing again. csrc/params.h has the same records for C++.
 
+The arguments are dataclasses, which are made and read in half of a NamedTuple's instructions (frozen ones are not);
+nothing changes a record after it is made. The results, which operators return as tuples, are NamedTuples.
+
 Symbols: N batch, C channels, R squeezed channels. A tensor that is None is absent.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +27,8 @@ __all__ = [
 ]
 
 
-class BatchNormParams(NamedTuple):
+@dataclass(slots=True, eq=False)
+class BatchNormParams:
     """Batch norm. There is none if ``present`` is False."""
 
     running_mean: Tensor | None  # (C,)
@@ -53,7 +58,8 @@ class BatchNormParams(NamedTuple):
         return BatchNormParams(None, None, self.weight, self.bias, self.batch_stats, self.momentum, self.eps)
 
 
-class ExcitationParams(NamedTuple):
+@dataclass(slots=True, eq=False)
+class ExcitationParams:
     """The excitation FC-activation-FC-gate. There is none without ``fc1_weight``."""
 
     fc1_weight: Tensor | None  # (R, C)
@@ -69,7 +75,8 @@ class ExcitationParams(NamedTuple):
         return 0 if self.fc1_weight is None else self.fc1_weight.shape[0]
 
 
-class BlockOptions(NamedTuple):
+@dataclass(slots=True, eq=False)
+class BlockOptions:
     """What follows at the end of a block: out_act(drop_path_scale * u + residual)."""
 
     residual: Tensor | None = None  # of x's shape, dtype and memory order
@@ -77,7 +84,8 @@ class BlockOptions(NamedTuple):
     out_act: str = "none"
 
 
-class Conv1x1Params(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Conv1x1Params:
     """A 1x1 convolution before the block, in inference."""
 
     weight: Tensor  # (C, K) or (C, K, 1, ...)

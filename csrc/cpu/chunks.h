@@ -22,20 +22,18 @@ void in_chunks(const Layout& layout, const Work& work, const Join& join) {
   const int64_t c = layout.c, samples = layout.n;
   const std::unique_ptr<float[]> partial(chunks > 1 ? new float[samples * chunks * 2 * c] : nullptr);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (size * c));
-  torch::stable::parallel_for(0, samples * chunks, grain, [&](int64_t begin, int64_t end) {
+  in_parallel(samples * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / chunks, first = task % chunks * size;
       work(n, first, std::min(size, layout.s - first), partial ? partial.get() + task * 2 * c : nullptr);
     }
   });
   if (!partial) return;
-  torch::stable::parallel_for(0, samples, std::max<int64_t>(1, kGrainElements / (chunks * c)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i)
-                                  for (int64_t chunk = 0; chunk < chunks; ++chunk)
-                                    join(i, chunk * size, std::min(size, layout.s - chunk * size),
-                                         partial.get() + (i * chunks + chunk) * 2 * c);
-                              });
+  in_parallel(samples, std::max<int64_t>(1, kGrainElements / (chunks * c)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        join(i, chunk * size, std::min(size, layout.s - chunk * size), partial.get() + (i * chunks + chunk) * 2 * c);
+  });
 }
 
 }  // namespace se_fused::cpu

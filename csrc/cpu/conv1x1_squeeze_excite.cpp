@@ -17,7 +17,7 @@ void products(int type, const ProductArgs& g, int64_t rows) {
   const int64_t height = kTilesOfTask * k.tile_rows;
   const int64_t across = (panels + width - 1) / width, down = (rows + height - 1) / height;
   const int64_t grain = std::max<int64_t>(1, kGrainFlops / (height * width * 16 * g.k));
-  torch::stable::parallel_for(0, across * down, grain, [&](int64_t begin, int64_t end) {
+  in_parallel(across * down, grain, [&](int64_t begin, int64_t end) {
     std::unique_ptr<float[]> scratch(type ? new float[k.tile_rows * g.k] : nullptr);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t panel = task / down * width, row = task % down * height;

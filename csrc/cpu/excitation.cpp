@@ -11,8 +11,7 @@ template <class F>
 void split(int64_t items, int64_t flops, const F& f) {
   const int64_t blocks = (items + 15) / 16;
   const int64_t grain = std::max<int64_t>(1, kGrainFlops / std::max<int64_t>(1, 16 * flops));
-  torch::stable::parallel_for(0, blocks, grain,
-                              [&](int64_t begin, int64_t end) { f(begin * 16, std::min(items, end * 16)); });
+  in_parallel(blocks, grain, [&](int64_t begin, int64_t end) { f(begin * 16, std::min(items, end * 16)); });
 }
 
 }  // namespace
@@ -43,9 +42,8 @@ void excitation_backward(const ExcitationKernels& k, const ExcitationBackwardArg
     split(g.c, 2 * g.n * g.r, [&](int64_t begin, int64_t end) { k.backward_fc2(g, begin, end); });
     // Split over samples in blocks of four, which share each row of the weight.
     const int64_t blocks = (g.n + 3) / 4;
-    torch::stable::parallel_for(
-        0, blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),
-        [&](int64_t begin, int64_t end) { k.backward_hidden(g, begin * 4, std::min(g.n, end * 4)); });
+    in_parallel(blocks, std::max<int64_t>(1, kGrainFlops / (8 * g.c * g.r)),
+                [&](int64_t begin, int64_t end) { k.backward_hidden(g, begin * 4, std::min(g.n, end * 4)); });
     for (int64_t r = 0; r < g.r; ++r) {
       g.dfc1_bias[r] = 0;
       for (int64_t n = 0; n < g.n; ++n) g.dfc1_bias[r] += g.dhidden[n * g.r + r];

@@ -15,6 +15,16 @@ constexpr int64_t kGrainElements = 16384;
 constexpr int64_t kGrainFlops = 262144;
 constexpr int64_t kBackwardsBytes = 128 << 10;  // small against an L2 cache, large against the cost of starting a block
 
+// torch::stable::parallel_for over [0, count), but small loops are called directly: a call through the library's
+// interface takes 1,200 instructions, and an operator has up to seven loops.
+template <class F>
+void in_parallel(int64_t count, int64_t grain, const F& f) {
+  if (count > grain)
+    torch::stable::parallel_for(0, count, grain, f);
+  else if (count > 0)
+    f(0, count);
+}
+
 inline int type_index(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
     case ScalarType::Float: return 0;
@@ -94,7 +104,7 @@ template <class F>
 void for_sample_rows(const Layout& layout, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
-  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
+  in_parallel(layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / per_sample;
       const int64_t stop = std::min(end, (n + 1) * per_sample);
@@ -111,7 +121,7 @@ void for_sample_rows_backwards(const Layout& layout, int64_t item, const F& f) {
   const int64_t per_sample = layout.channels_last ? layout.s : layout.c;
   const int64_t block = std::max<int64_t>(1, kBackwardsBytes / std::max<int64_t>(1, layout.row_len() * item));
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, layout.row_len()));
-  torch::stable::parallel_for(0, layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
+  in_parallel(layout.n * per_sample, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = (end - 1) / per_sample;
       const int64_t start = std::max({begin, n * per_sample, end - block});

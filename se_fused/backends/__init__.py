@@ -40,6 +40,12 @@ BACKENDS: dict[str, Backend] = {
 AUTO_ORDER = tuple(BACKENDS)
 NAMES = ("auto", *AUTO_ORDER, "reference")
 
+_AUTO = {
+    device: tuple(backend for backend in BACKENDS.values() if device in backend.auto_devices)
+    for device in ("cpu", "cuda")
+}
+"""The backends that ``auto`` tries, by device type."""
+
 _forced: str = "auto"
 
 
@@ -98,8 +104,8 @@ def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
 
 def _search(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
     """The first backend that ``auto`` may choose for a call, or None and the reasons against each."""
-    for backend in BACKENDS.values():  # runs in each call, so reasons are built only if no backend is found
-        if device in backend.auto_devices and backend.can_use(device, dtype) is None:
+    for backend in _AUTO.get(device, ()):  # runs in each call, so reasons are built only if no backend is found
+        if backend.can_use(device, dtype) is None:
             return backend, ""
     return None, "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
 
@@ -110,10 +116,10 @@ def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
     Raises:
         BackendUnavailable: a backend was requested by name and cannot run.
     """
-    if _forced == "reference":
-        return None, "requested"
     if _forced == "auto":
         return _search(device, dtype)
+    if _forced == "reference":
+        return None, "requested"
     reason = BACKENDS[_forced].can_use(device, dtype)
     if reason is not None:
         raise BackendUnavailable(f"backend {_forced!r} was requested but cannot run here: {reason}")

@@ -9,6 +9,7 @@ from .._formats import DTYPES
 
 __all__ = [
     "OPERATIONS",
+    "SUPPORTED",
     "Backend",
     "BackendUnavailable",
     "LazyBackend",
@@ -23,13 +24,13 @@ class BackendUnavailable(RuntimeError):
     """Raised if the requested backend, or every backend, cannot run a call. The message gives the reason."""
 
 
-_SUPPORTED = frozenset(DTYPES.values())
+SUPPORTED = frozenset(DTYPES.values())
 _NAMES = ", ".join(list(DTYPES)[:-1]) + " and " + list(DTYPES)[-1]
 
 
 def dtype_reason(dtype: torch.dtype) -> str | None:
     """None if the kernels support the dtype, else the reason why not."""
-    if dtype in _SUPPORTED:
+    if dtype in SUPPORTED:
         return None
     return f"it takes {_NAMES}, not {str(dtype).removeprefix('torch.')}"
 

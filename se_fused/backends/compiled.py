@@ -1,5 +1,5 @@
 """Calls of the operators of a C++ library. They take the fields of the records one by one, and numbers for names
-(csrc/schemas.h)."""
+(csrc/operators.h)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,19 +22,20 @@ __all__ = ["with_records"]
 Operator = Callable[..., Any]
 
 
-def _excitation(fc: ExcitationParams) -> tuple[Any, ...]:
-    return fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, ACT_CODES[fc.act], GATE_CODES[fc.gate]
-
-
-def _options(options: BlockOptions) -> tuple[Any, ...]:
-    return options.residual, options.drop_path_scale, OUT_ACT_CODES[options.out_act]
+def _flat(bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> tuple[Any, ...]:
+    """The fields of the records in the order of the schemas."""
+    return (
+        bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.batch_stats, bn.momentum, bn.eps, fc.fc1_weight,
+        fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, ACT_CODES[fc.act], GATE_CODES[fc.gate], options.residual,
+        options.drop_path_scale, OUT_ACT_CODES[options.out_act],
+    )  # fmt: skip
 
 
 def _forward(operator: Operator) -> Callable[..., Results]:
     def batch_norm_squeeze_excite_forward(
         x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
     ) -> Results:
-        return Results(*operator(x, *bn, *_excitation(fc), *_options(options), save))
+        return Results(*operator(x, *_flat(bn, fc, options), save))
 
     return batch_norm_squeeze_excite_forward
 
@@ -43,7 +44,7 @@ def _inference(operator: Operator) -> Callable[..., None]:
     def batch_norm_squeeze_excite_inference(
         x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, y: Tensor
     ) -> None:
-        operator(x, *bn, *_excitation(fc), *_options(options), y)
+        operator(x, *_flat(bn, fc, options), y)
 
     return batch_norm_squeeze_excite_inference
 
@@ -57,7 +58,7 @@ def _backward(operator: Operator) -> Callable[..., Gradients]:
         options: BlockOptions,
         want_dr: bool,
     ) -> Gradients:
-        return Gradients(*operator(dy, *saved, *bn, *_excitation(fc), *_options(options), want_dr))
+        return Gradients(*operator(dy, *saved, *_flat(bn, fc, options), want_dr))
 
     return batch_norm_squeeze_excite_backward
 
@@ -66,7 +67,11 @@ def _packed(operator: Operator) -> Callable[..., None]:
     def packed_conv1x1_squeeze_excite(
         h: Tensor, conv: Conv1x1Params, folded: ExcitationParams, options: BlockOptions, y: Tensor
     ) -> None:
-        operator(h, conv.packed, conv.bias, *_excitation(folded), *_options(options), y)
+        operator(
+            h, conv.packed, conv.bias, folded.fc1_weight, folded.fc1_bias, folded.fc2_weight, folded.fc2_bias,
+            ACT_CODES[folded.act], GATE_CODES[folded.gate], options.residual, options.drop_path_scale,
+            OUT_ACT_CODES[options.out_act], y,
+        )  # fmt: skip
 
     return packed_conv1x1_squeeze_excite
 
@@ -82,7 +87,8 @@ _WITH_RECORDS: dict[str, Callable[[Operator], Callable[..., Any]]] = {
 def with_records(namespace: Any, name: str) -> Callable[..., Any]:
     """The operator ``name`` of a library's namespace as the function that a backend has: with records for those of the
     whole block; the passes take plain arguments."""
-    operator = getattr(namespace, name).default
+    # OpOverload.__call__ only passes its arguments on to _op, in 1,800 instructions.
+    operator = getattr(namespace, name).default._op
     wrap = _WITH_RECORDS.get(name)
     function: Callable[..., Any] = operator if wrap is None else wrap(operator)
     return function

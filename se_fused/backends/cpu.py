@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .._build import find_library
-from .base import OPERATIONS, Backend, dtype_reason
+from .base import OPERATIONS, SUPPORTED, Backend, dtype_reason
 from .compiled import with_records
 
 __all__ = ["CpuBackend"]
@@ -62,7 +62,7 @@ class CpuBackend(Backend):
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":
             return f"it takes tensors on the CPU, not on {device}"
-        return dtype_reason(dtype) or self.load_error
+        return self.load_error if dtype in SUPPORTED else dtype_reason(dtype)
 
     def describe(self) -> dict[str, Any]:
         if self.load_error is not None:

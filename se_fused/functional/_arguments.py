@@ -3,6 +3,7 @@
 The checks take the records of :mod:`se_fused._params`. In messages, ``of`` is the name of the map x.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,18 +12,19 @@ from torch import Tensor
 from .. import _checks as check
 from .._params import BatchNormParams, BlockOptions, Conv1x1Params, ExcitationParams
 from ..activations import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from ..ops.layout import dense_like, positions
+from ..ops.layout import dense_like
 
 __all__ = [
     "ConvNames",
-    "check_batch_norm",
+    "batch_norm_parameters",
+    "check_block",
     "check_conv1x1",
     "check_dtype",
-    "check_excitation",
     "check_options",
     "check_out_act",
     "check_residual",
     "common_dtype",
+    "excitation_parameters",
     "kernel_batch_norm",
     "kernel_excitation",
     "kernel_options",
@@ -35,12 +37,12 @@ def check_residual(residual: Any, x: Tensor, shape: torch.Size | None = None) ->
     shape, unless ``shape`` is given."""
     if residual is None:
         return
-    check.check_tensor(residual, "residual")
-    if shape is not None and residual.shape != shape:
-        raise ValueError(f"residual must have the result's shape {tuple(shape)}, got {tuple(residual.shape)}")
-    if shape is None and residual.shape != x.shape:
-        raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
-    if residual.device != x.device:
+    if not isinstance(residual, Tensor) or residual.dtype not in check.FLOATS:
+        check.check_tensor(residual, "residual")
+    if residual.shape != (x.shape if shape is None else shape):
+        wanted = "x's shape" if shape is None else "the result's shape"
+        raise ValueError(f"residual must have {wanted} {tuple(shape or x.shape)}, got {tuple(residual.shape)}")
+    if not (residual.is_cpu and x.is_cpu) and residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, x on {x.device}: move one, residual.to(x.device)")
 
 
@@ -59,45 +61,53 @@ def check_out_act(out_act: Any) -> str:
     return check.check_choice(out_act or "none", "out_act", OUT_ACTIVATIONS)
 
 
-def check_options(residual: Any, drop_path_scale: Any, out_act: Any, x: Tensor) -> BlockOptions:
+def check_options(options: BlockOptions, x: Tensor) -> None:
     """Checks the arguments of a block's end: the residual, the activation, and the factors of stochastic depth."""
-    options = BlockOptions(residual, drop_path_scale, check_out_act(out_act))
-    check_residual(residual, x)
+    residual, drop_path_scale, out_act = options.residual, options.drop_path_scale, options.out_act
+    if residual is not None:
+        check_residual(residual, x)
+    if type(out_act) is not str or out_act not in OUT_ACTIVATIONS:
+        check.check_choice(out_act, "out_act", OUT_ACTIVATIONS)
     if drop_path_scale is not None:
-        check.check_parameters((("drop_path_scale", drop_path_scale),), (x.shape[0],), "(N,)", x)
+        check.check_parameters((("drop_path_scale", drop_path_scale, (x.shape[0],), "(N,)"),), x)
         if drop_path_scale.requires_grad:
             raise ValueError("drop_path_scale must not require a gradient: use drop_path_scale.detach()")
-    return options
 
 
-def check_excitation(fc: ExcitationParams, x: Tensor, channels: int) -> None:
-    """Checks the excitation's parameters for C ``channels`` on x's device, and the names of its activation and gate."""
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate = fc
-    for weight, name in ((fc1_weight, "fc1_weight"), (fc2_weight, "fc2_weight")):
-        check.check_tensor(weight, name)
-        assert weight is not None
-        if weight.dim() < 2:
-            raise ValueError(f"{name} must be 2-D or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
+# The next two return (name, value, shape, meaning of the shape) of a record's tensors, so that one loop checks all
+# tensors of a call. A function of _checks.py is called only if its error may be due: half of a call's time on the host
+# is checks, and most of that calls.
+def excitation_parameters(fc: ExcitationParams, channels: int) -> tuple[check.Parameter, ...]:
+    """The excitation's tensors for C ``channels``, for a check of their shapes, after a check of all else: the names of
+    activation and gate, and that there is a weight."""
+    fc1_weight, fc2_weight, act, gate = fc.fc1_weight, fc.fc2_weight, fc.act, fc.gate
+    if fc2_weight is None:
+        check.check_tensor(fc2_weight, "fc2_weight")
+    if not isinstance(fc1_weight, Tensor):
+        check.check_tensor(fc1_weight, "fc1_weight")
     assert fc1_weight is not None
-    r = fc1_weight.shape[0]
+    size = fc1_weight.shape
+    r = size[0] if size else 0
     if r < 1:
-        raise ValueError(f"fc1_weight must have at least one output, got shape {tuple(fc1_weight.shape)}")
-    check.check_parameters((("fc1_weight", fc1_weight),), (r, channels), "(R, C)", x)
-    check.check_parameters((("fc2_weight", fc2_weight),), (channels, r), "(C, R)", x)
-    check.check_parameters((("fc1_bias", fc1_bias),), (r,), "(R,)", x)
-    check.check_parameters((("fc2_bias", fc2_bias),), (channels,), "(C,)", x)
-    check.check_choice(act, "act", ACTIVATIONS)
-    check.check_choice(gate, "gate", GATES)
+        raise ValueError(f"fc1_weight must have at least one output, got shape {tuple(size)}")
+    if type(act) is not str or act not in ACTIVATIONS:
+        check.check_choice(act, "act", ACTIVATIONS)
+    if type(gate) is not str or gate not in GATES:
+        check.check_choice(gate, "gate", GATES)
+    return (
+        ("fc1_weight", fc1_weight, (r, channels), "(R, C)"),
+        ("fc1_bias", fc.fc1_bias, (r,), "(R,)"),
+        ("fc2_weight", fc2_weight, (channels, r), "(C, R)"),
+        ("fc2_bias", fc.fc2_bias, (channels,), "(C,)"),
+    )
 
 
-def check_batch_norm(bn: BatchNormParams, x: Tensor) -> None:
-    """Checks batch norm's tensors against x's channels, and its settings."""
-    running_mean, running_var, weight, bias, training, momentum, eps = bn
-    vectors = (
-        ("running_mean", running_mean), ("running_var", running_var), ("bn_weight", weight), ("bn_bias", bias)
-    )  # fmt: skip
-    check.check_parameters(vectors, (x.shape[1],), "(C,)", x)
-    check.check_bool(training, "training")
+def batch_norm_parameters(bn: BatchNormParams, x: Tensor, channels: int) -> tuple[check.Parameter, ...]:
+    """Batch norm's tensors for C ``channels``, for a check of their shapes, after a check of all else: its settings."""
+    running_mean, running_var = bn.running_mean, bn.running_var
+    training, momentum, eps = bn.batch_stats, bn.momentum, bn.eps
+    if type(training) is not bool:
+        check.check_bool(training, "training")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must both be tensors or both be None")
     if not training and running_mean is None:
@@ -106,10 +116,33 @@ def check_batch_norm(bn: BatchNormParams, x: Tensor) -> None:
         )
     if momentum is None:
         raise TypeError("momentum must be a number; for a cumulative average pass 1 / num_batches_tracked")
-    check.check_number(momentum, "momentum", 0.0, 1.0)
-    check.check_number(eps, "eps", 0.0, float("inf"))
-    if training and x.shape[0] * positions(x) == 1:
+    if type(momentum) is not float or not 0.0 <= momentum <= 1.0:
+        check.check_number(momentum, "momentum", 0.0, 1.0)
+    if type(eps) is not float or not eps >= 0.0:
+        check.check_number(eps, "eps", 0.0, float("inf"))
+    if training and x.numel() == channels:
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
+    vector = (channels,)
+    return (
+        ("running_mean", running_mean, vector, "(C,)"),
+        ("running_var", running_var, vector, "(C,)"),
+        ("bn_weight", bn.weight, vector, "(C,)"),
+        ("bn_bias", bn.bias, vector, "(C,)"),
+    )
+
+
+def check_block(x: Tensor, bn: BatchNormParams | None, fc: ExcitationParams | None, options: BlockOptions) -> bool:
+    """Checks the arguments of a block; ``bn`` and ``fc`` may be left out.
+
+    Returns:
+        Whether a parameter is float64, for which the kernels need another form.
+    """
+    check.check_x(x)
+    check_options(options, x)
+    channels = x.shape[1]
+    norm = () if bn is None else batch_norm_parameters(bn, x, channels)
+    layers = () if fc is None else excitation_parameters(fc, channels)
+    return check.check_parameters(norm + layers, x)
 
 
 class ConvNames(NamedTuple):
@@ -132,9 +165,11 @@ def check_conv1x1(conv: Conv1x1Params, x: Tensor, names: ConvNames) -> None:
             f"got shape {tuple(weight.shape)}"
         )
     channels = weight.shape[0]
-    matrix, vector = f"({names.out}, {names.given})", f"({names.out},)"
-    check.check_parameters(((names.weight, weight),), (channels, x.shape[1]), matrix, x, names.x)
-    check.check_parameters(((names.bias, conv.bias),), (channels,), vector, x, names.x)
+    parameters = (
+        (names.weight, weight, (channels, x.shape[1]), f"({names.out}, {names.given})"),
+        (names.bias, conv.bias, (channels,), f"({names.out},)"),
+    )
+    check.check_parameters(parameters, x, names.x)
 
 
 # ---- conversion to the form that the kernels need
@@ -149,7 +184,7 @@ def common_dtype(x: Tensor, options: BlockOptions) -> tuple[Tensor, BlockOptions
         return x, options
     check_dtype(residual, "residual", x)
     common = torch.promote_types(x.dtype, residual.dtype)
-    return x.to(common), options._replace(residual=residual.to(common))
+    return x.to(common), replace(options, residual=residual.to(common))
 
 
 def _narrow(t: Tensor | None) -> Tensor | None:
@@ -158,31 +193,41 @@ def _narrow(t: Tensor | None) -> Tensor | None:
 
 
 def kernel_batch_norm(bn: BatchNormParams) -> BatchNormParams:
-    """Batch norm's tensors without float64; but running statistics that are to be updated stay as they are."""
-    running_mean, running_var, weight, bias, batch_stats, momentum, eps = bn
-    if not batch_stats:
+    """Batch norm's settings as floats, and its tensors without float64; but running statistics that are to be updated
+    stay as they are."""
+    running_mean, running_var = bn.running_mean, bn.running_var
+    if not bn.batch_stats:
         running_mean, running_var = _narrow(running_mean), _narrow(running_var)
     return BatchNormParams(
-        running_mean, running_var, _narrow(weight), _narrow(bias), batch_stats, float(momentum), float(eps)
-    )
+        running_mean, running_var, _narrow(bn.weight), _narrow(bn.bias), bn.batch_stats, float(bn.momentum),
+        float(bn.eps),
+    )  # fmt: skip
 
 
-def kernel_excitation(fc: ExcitationParams) -> ExcitationParams:
+def kernel_excitation(fc: ExcitationParams, any_wide: bool) -> ExcitationParams:
     """The excitation's parameters with contiguous weights of one dtype that is not float64. A weight (R, C, 1, 1) of a
-    1x1 convolution keeps its shape, because in both memory formats its memory is that of the matrix (R, C)."""
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate = fc
+    1x1 convolution keeps its shape, because in both memory formats its memory is that of the matrix (R, C).
+
+    Args:
+        fc: checked parameters.
+        any_wide: whether a parameter may be float64. If none is, and the weights have this form, ``fc`` itself is
+            returned, because to make another record costs more than the test.
+    """
+    fc1_weight, fc2_weight = fc.fc1_weight, fc.fc2_weight
     assert fc1_weight is not None and fc2_weight is not None
+    same = fc1_weight.dtype == fc2_weight.dtype
+    if same and not any_wide and fc1_weight.is_contiguous() and fc2_weight.is_contiguous():
+        return fc
     fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
-    if fc1_weight.dtype != fc2_weight.dtype or fc1_weight.dtype == torch.float64:
+    if not same or fc1_weight.dtype == torch.float64:
         fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
-    return ExcitationParams(fc1_weight, _narrow(fc1_bias), fc2_weight, _narrow(fc2_bias), act, gate)
+    return ExcitationParams(fc1_weight, _narrow(fc.fc1_bias), fc2_weight, _narrow(fc.fc2_bias), fc.act, fc.gate)
 
 
 def kernel_options(options: BlockOptions, x: Tensor) -> BlockOptions:
     """The residual in the memory order of the dense x, and the factors of stochastic depth as a vector."""
-    residual, drop, out_act = options
-    if residual is not None:
-        residual = dense_like(residual, x)
-    if drop is not None:
-        drop = _narrow(drop.reshape(-1))
-    return BlockOptions(residual, drop, out_act)
+    residual, drop = options.residual, options.drop_path_scale
+    ordered = residual if residual is None else dense_like(residual, x)
+    if drop is None and ordered is residual:
+        return options
+    return BlockOptions(ordered, None if drop is None else _narrow(drop.reshape(-1)), options.out_act)

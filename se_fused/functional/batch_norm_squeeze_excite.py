@@ -2,15 +2,12 @@
 
 from torch import Tensor
 
-from .. import _checks as check
 from .. import reference
 from .._params import NO_BATCH_NORM, NO_EXCITATION, BatchNormParams, BlockOptions, ExcitationParams
 from ..ops.batch_norm_squeeze_excite import batch_norm_squeeze_excite as operator
 from ..ops.layout import dense
 from ._arguments import (
-    check_batch_norm,
-    check_excitation,
-    check_options,
+    check_block,
     common_dtype,
     kernel_batch_norm,
     kernel_excitation,
@@ -21,19 +18,36 @@ from .dispatch import backend_for, left_to_the_compiler, plain_is_faster
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 
 
-def _run(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, inplace: bool) -> Tensor:
-    """The block of checked records, by kernels or in plain PyTorch."""
-    x, options = common_dtype(x, options)
-    has_excitation = fc.fc1_weight is not None
-    backend = None if not has_excitation and left_to_the_compiler(bn.batch_stats) else backend_for(x)
-    if backend is None or (has_excitation and plain_is_faster(backend, x, bn, fc, options)):
-        return reference.block(x, bn, fc, options)
-    x = dense(x)
-    if bn.present:
-        bn = kernel_batch_norm(bn)
-    if has_excitation:
-        fc = kernel_excitation(fc)
-    return operator(backend, x, bn, fc, kernel_options(options, x), inplace)
+def _block(
+    x: Tensor, bn: BatchNormParams | None, fc: ExcitationParams | None, options: BlockOptions, inplace: bool
+) -> Tensor:
+    """The block, by kernels or in plain PyTorch. The arguments are not checked yet; ``bn`` and ``fc`` may be left
+    out."""
+    any_wide = check_block(x, bn, fc, options)
+    residual = options.residual
+    if residual is not None and residual.dtype != x.dtype:
+        x, options = common_dtype(x, options)
+        residual = options.residual
+    if fc is None and bn is not None and left_to_the_compiler(bn.batch_stats):
+        backend = None
+    else:
+        backend = backend_for(x)
+    layers = NO_EXCITATION if fc is None else fc
+    norm = NO_BATCH_NORM if bn is None else bn
+    if backend is None or (fc is not None and plain_is_faster(backend, x, norm, fc, options)):
+        return reference.block(x, norm, layers, options)
+    if bn is not None and (any_wide or type(bn.momentum) is not float or type(bn.eps) is not float):
+        norm = kernel_batch_norm(bn)
+    if fc is not None:
+        layers = kernel_excitation(fc, any_wide)
+    if options.drop_path_scale is not None or not _are_contiguous(x, residual):
+        x = dense(x)
+        options = kernel_options(options, x)
+    return operator(backend, x, norm, layers, options, inplace)
+
+
+def _are_contiguous(x: Tensor, residual: Tensor | None) -> bool:
+    return x.is_contiguous() and (residual is None or residual.is_contiguous())
 
 
 def squeeze_excite(
@@ -81,10 +95,7 @@ def squeeze_excite(
         BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
     fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
-    check.check_x(x)
-    options = check_options(residual, drop_path_scale, out_act, x)
-    check_excitation(fc, x, x.shape[1])
-    return _run(x, NO_BATCH_NORM, fc, options, inplace)
+    return _block(x, None, fc, BlockOptions(residual, drop_path_scale, out_act or "none"), inplace)
 
 
 def batch_norm_squeeze_excite(
@@ -129,11 +140,7 @@ def batch_norm_squeeze_excite(
     """
     bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
-    check.check_x(x)
-    options = check_options(residual, drop_path_scale, out_act, x)
-    check_batch_norm(bn, x)
-    check_excitation(fc, x, x.shape[1])
-    return _run(x, bn, fc, options, inplace)
+    return _block(x, bn, fc, BlockOptions(residual, drop_path_scale, out_act or "none"), inplace)
 
 
 def batch_norm_act(
@@ -158,7 +165,4 @@ def batch_norm_act(
     name. Arguments, result and errors are those of :func:`batch_norm_squeeze_excite`.
     """
     bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
-    check.check_x(x)
-    options = check_options(residual, drop_path_scale, out_act, x)
-    check_batch_norm(bn, x)
-    return _run(x, bn, NO_EXCITATION, options, inplace)
+    return _block(x, bn, None, BlockOptions(residual, drop_path_scale, out_act or "none"), inplace)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
+from .._params import BlockOptions
 from ..ops.channel_gate import rescale, squeeze
 from ..ops.layout import dense
 from ._arguments import check_options, common_dtype, kernel_options
@@ -60,7 +61,9 @@ def channel_gate(
     check.check_x(x)
     if not callable(gate):
         raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
-    x, options = common_dtype(x, check_options(residual, drop_path_scale, out_act, x))
+    options = BlockOptions(residual, drop_path_scale, out_act or "none")
+    check_options(options, x)
+    x, options = common_dtype(x, options)
     # An exported program would lose the gradients of ops.channel_gate, because its operators have no autograd formulas.
     for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
     backend = None if for_training or left_to_the_compiler(training=False) else backend_for(x)

@@ -13,9 +13,9 @@ from ._arguments import (
     ConvNames,
     check_conv1x1,
     check_dtype,
-    check_excitation,
     check_out_act,
     check_residual,
+    excitation_parameters,
     kernel_excitation,
 )
 from .batch_norm_squeeze_excite import squeeze_excite
@@ -117,16 +117,16 @@ def conv1x1_squeeze_excite(
     c, k = conv_weight.shape[:2]
     check_residual(residual, h, torch.Size((h.shape[0], c, *h.shape[2:])))
     options = BlockOptions(residual, None, check_out_act(out_act))
-    check_excitation(fc, h, c)
-    r = fc1_weight.shape[0]
+    parameters = excitation_parameters(fc, c)
     if folded is not None:
-        check.check_parameters((("folded[0]", folded[0]),), (r, k), "(R, K)", h, "h")
-        check.check_parameters((("folded[1]", folded[1]),), (r,), "(R,)", h, "h")
+        r = fc1_weight.shape[0]
+        parameters += (("folded[0]", folded[0], (r, k), "(R, K)"), ("folded[1]", folded[1], (r,), "(R,)"))
     if packed is not None:
         panels = (-(-c // _PANEL), k, _PANEL)
-        check.check_parameters((("packed", packed),), panels, "(ceil(C / 16), K, 16)", h, "h")
-        if packed.dtype != torch.float32:
-            raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
+        parameters += (("packed", packed, panels, "(ceil(C / 16), K, 16)"),)
+    any_wide = check.check_parameters(parameters, h, "h")
+    if packed is not None and packed.dtype != torch.float32:
+        raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
     check_dtype(residual, "residual", h, "h")
     tensors = (h, conv_weight, conv_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual)
     if check.autocasts(h) or wants_gradient(*tensors) or is_transformed():
@@ -138,6 +138,6 @@ def conv1x1_squeeze_excite(
     if backend is None:
         return reference.block(reference.conv1x1(h, conv_weight, conv_bias), NO_BATCH_NORM, fc, options)
     weight, bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
-    fc = kernel_excitation(fc)
-    combined = kernel_excitation(fc._replace(fc1_weight=weight, fc1_bias=bias))
+    fc = kernel_excitation(fc, any_wide)
+    combined = ExcitationParams(weight, bias, fc.fc2_weight, fc.fc2_bias, act, gate)
     return operator(backend, dense(h), conv, fc, combined, options, inplace)

@@ -13,7 +13,7 @@ from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv1x1 import gated_conv1x1 as operator
 from ..ops.layout import dense
 from ..ops.rescale import rescale
-from ._arguments import ConvNames, check_batch_norm, check_conv1x1, check_dtype, check_out_act, kernel_batch_norm
+from ._arguments import ConvNames, batch_norm_parameters, check_conv1x1, check_dtype, check_out_act, kernel_batch_norm
 from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
@@ -64,7 +64,7 @@ def batch_norm_act_squeeze(
     """
     bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_x(x)
-    check_batch_norm(bn, x)
+    check.check_parameters(batch_norm_parameters(bn, x, x.shape[1]), x)
     name = check_out_act(out_act)
     backend = backend_for(x)
     if backend is None:
@@ -106,7 +106,7 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
     """
     check.check_x(y, "y")
     check.check_tensor(gate, "gate")
-    check.check_parameters((("gate", gate),), tuple(y.shape[:2]), "(N, C)", y, "y")
+    check.check_parameters((("gate", gate, tuple(y.shape[:2]), "(N, C)"),), y, "y")
     check_conv1x1(Conv1x1Params(weight, bias), y, _NAMES)
     check_dtype(weight, "weight", y, "y")
     check_dtype(bias, "bias", y, "y")

@@ -349,6 +349,13 @@ class _BatchNormSqueezeExcite(torch.autograd.Function):
         return *_gradients(ctx, dy, run), None
 
 
+def _wants_grad(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> bool:
+    for t in (x, options.residual, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias):
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
 def batch_norm_squeeze_excite(
     backend: backends.Backend,
     x: Tensor,
@@ -369,12 +376,12 @@ def batch_norm_squeeze_excite(
         bn, fc, options: checked, in the form that the kernels need.
         inplace: permits y to share x's memory in inference.
     """
-    tensors = (
-        x, options.residual, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias
-    )  # fmt: skip
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    wants_grad = torch.is_grad_enabled() and _wants_grad(x, bn, fc, options)
     if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient
-        y: Tensor = _BatchNormSqueezeExcite.apply(*tensors, _Call(backend, bn, fc, options))
+        y: Tensor = _BatchNormSqueezeExcite.apply(
+            x, options.residual, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias,
+            _Call(backend, bn, fc, options),
+        )  # fmt: skip
         return y
     if bn.batch_stats or backend.batch_norm_squeeze_excite_inference is None or through_dispatcher():
         return _forward(backend, x, bn, fc, options, wants_grad).y

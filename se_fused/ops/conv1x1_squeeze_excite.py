@@ -8,6 +8,7 @@ channels_last, a backend's ``conv1x1_squeeze_excite`` may compute it in this for
 cases the convolution runs first, and then the block of :mod:`.batch_norm_squeeze_excite`, in place on its output.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def _run(
         return y
     u = conv1x1(h, conv.weight, conv.bias)
     if given is not None:
-        options = options._replace(residual=dense_like(given, u))
+        options = replace(options, residual=dense_like(given, u))
     return batch_norm_squeeze_excite(backend, u, NO_BATCH_NORM, fc, options, inplace=True)
 
 
@@ -80,7 +81,7 @@ def _like_result(options: BlockOptions) -> BlockOptions:
     residual = options.residual
     if residual is None:
         return options
-    return options._replace(residual=residual.contiguous(memory_format=_channels_last(residual)))
+    return replace(options, residual=residual.contiguous(memory_format=_channels_last(residual)))
 
 
 def _new_result(h: Tensor, conv_weight: Tensor) -> Tensor:

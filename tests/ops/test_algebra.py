@@ -4,6 +4,7 @@ All kernels rest on these formulas. The definitions, composed to the whole op, m
 rounding for every combination of the optional parts.
 """
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_composition_equals_autograd(options):
     with torch.no_grad():
         y, *saved = compose_forward(Definitions, x, bn, fc, options, True)
         if not recomputed(OUT_ACT_CODES[options.out_act]):
-            options = options._replace(residual=None)
+            options = dataclasses.replace(options, residual=None)
         want_dr = "residual" in inputs
         results = compose_backward(Definitions, dy, SavedTensors(x, *saved), bn, fc, options, want_dr)
     # PyTorch's backward of hard sigmoid multiplies by a float32 1/6, which is 5e-9 off, also in float64.

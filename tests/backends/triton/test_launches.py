@@ -1,5 +1,6 @@
 """Tests of the Triton backend around its kernels: number of launches, refusals, and waiting between programs."""
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -262,7 +263,7 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
                 y = torch.empty_like(x)
                 batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference(x, bn, fc, options, y)
                 return launches, [y]
-            training = bn.without_running()._replace(batch_stats=True)
+            training = dataclasses.replace(bn.without_running(), batch_stats=True)
             y, *saved = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward(x, training, fc, options, True)
             gradients = batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward(
                 x, SavedTensors(x, *saved), training, fc, options, True
