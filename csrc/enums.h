@@ -63,6 +63,7 @@ constexpr bool writes_dr(Act act, bool wanted) { return keeps_input(act) || (wan
 template <Act act>
 struct Known {
   static constexpr Act value = act;
+  static constexpr Keeps kept = keeps(act);  // CUDA's device code cannot call keeps()
 };
 
 // Constants of gelu and gelu_tanh (Hendrycks and Gimpel 2016).

@@ -73,9 +73,12 @@ static SE_DEVICE float activate_slope(Act act, float x) {
 // Calls f(Known<act>) for an activation that can close a block. Operators refuse others (csrc/params.h).
 template <class F>
 SE_DEVICE void by_out_act(Act act, const F& f) {
+  switch (act) {
 #define SE_CASE(name, kept) \
-  if (act == Act::name) return f(Known<Act::name>{});
-  SE_OUT_ACTIVATIONS(SE_CASE)
+  case Act::name: return f(Known<Act::name>{});
+    SE_OUT_ACTIVATIONS(SE_CASE)
+    default: return;
+  }
 #undef SE_CASE
 }
 

@@ -50,12 +50,12 @@ SE_DEVICE void slope(Act out_act, float (&dr)[8], const float (&x)[8], uint32_t 
     dr[j] += added[j];
   }
   by_out_act(out_act, [&](auto known) {
-    constexpr Act act = decltype(known)::value;
-    if constexpr (keeps_mask(act)) {
+    using Closing = decltype(known);
+    if constexpr (Closing::kept == Keeps::mask) {
       keep_bits(positive_bits(t), dr);
     } else {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(act, t[j]);
+      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(Closing::value, t[j]);
     }
   });
   round_to<T>(dr);
