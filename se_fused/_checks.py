@@ -71,14 +71,14 @@ def check_parameters(parameters: Iterable[Parameter], x: Tensor, of: str = "x") 
     Returns:
         Whether one of them is float64.
     """
-    any_wide, on_cpu, device = False, x.is_cpu, x.device  # is_cpu takes half the instructions of comparing devices
+    any_wide, on_cpu = False, x.is_cpu  # is_cpu takes half the instructions of comparing devices
     for name, t, shape, meaning in parameters:
         if t is None:
             continue
         if not isinstance(t, Tensor) or (dtype := t.dtype) not in FLOATS:
             check_tensor(t, name)
-        if not (t.is_cpu if on_cpu else t.device == device):
-            raise ValueError(f"{name} is on {t.device}, {of} on {device}: move one, for example {name}.to(x.device)")
+        if not (t.is_cpu if on_cpu else t.device == x.device):
+            raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
         given = t.shape
         if given != shape and (given[: len(shape)] != shape or any(size != 1 for size in given[len(shape) :])):
             also = " or that of a 1x1 convolution" if len(shape) == 2 else ""

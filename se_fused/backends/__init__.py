@@ -102,12 +102,9 @@ def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
     return reason
 
 
-def _search(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
-    """The first backend that ``auto`` may choose for a call, or None and the reasons against each."""
-    for backend in _AUTO.get(device, ()):  # runs in each call, so reasons are built only if no backend is found
-        if backend.can_use(device, dtype) is None:
-            return backend, ""
-    return None, "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
+def _why_none(device: str, dtype: torch.dtype) -> str:
+    """The reasons against each backend for ``auto``."""
+    return "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
 
 
 def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
@@ -117,7 +114,10 @@ def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
         BackendUnavailable: a backend was requested by name and cannot run.
     """
     if _forced == "auto":
-        return _search(device, dtype)
+        for backend in _AUTO.get(device, ()):  # runs in each call, so reasons are built only if no backend is found
+            if backend.can_use(device, dtype) is None:
+                return backend, ""
+        return None, _why_none(device, dtype)
     if _forced == "reference":
         return None, "requested"
     reason = BACKENDS[_forced].can_use(device, dtype)
@@ -133,11 +133,12 @@ def select(device: str, dtype: torch.dtype) -> Backend:
     Raises:
         BackendUnavailable: no backend can run the call, or the one requested by name cannot.
     """
-    if _forced not in ("auto", "reference"):
+    with_kernels = _forced if _forced != "reference" else "auto"
+    if with_kernels != "auto":
         backend, _ = find(device, dtype)
         assert backend is not None, "only 'reference' has none"
         return backend
-    backend, reason = _search(device, dtype)
-    if backend is None:
-        raise BackendUnavailable(f"no backend can run {dtype} on {device}: {reason}")
-    return backend
+    for found in _AUTO.get(device, ()):
+        if found.can_use(device, dtype) is None:
+            return found
+    raise BackendUnavailable(f"no backend can run {dtype} on {device}: {_why_none(device, dtype)}")

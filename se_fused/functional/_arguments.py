@@ -25,6 +25,7 @@ __all__ = [
     "check_residual",
     "common_dtype",
     "excitation_parameters",
+    "has_kernel_form",
     "kernel_batch_norm",
     "kernel_excitation",
     "kernel_options",
@@ -37,12 +38,11 @@ def check_residual(residual: Any, x: Tensor, shape: torch.Size | None = None) ->
     shape, unless ``shape`` is given."""
     if residual is None:
         return
-    if not isinstance(residual, Tensor) or residual.dtype not in check.FLOATS:
-        check.check_tensor(residual, "residual")
+    check.check_tensor(residual, "residual")
     if residual.shape != (x.shape if shape is None else shape):
         wanted = "x's shape" if shape is None else "the result's shape"
         raise ValueError(f"residual must have {wanted} {tuple(shape or x.shape)}, got {tuple(residual.shape)}")
-    if not (residual.is_cpu and x.is_cpu) and residual.device != x.device:
+    if residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, x on {x.device}: move one, residual.to(x.device)")
 
 
@@ -64,7 +64,12 @@ def check_out_act(out_act: Any) -> str:
 def check_options(options: BlockOptions, x: Tensor) -> None:
     """Checks the arguments of a block's end: the residual, the activation, and the factors of stochastic depth."""
     residual, drop_path_scale, out_act = options.residual, options.drop_path_scale, options.out_act
-    if residual is not None:
+    if residual is not None and not (
+        isinstance(residual, Tensor)
+        and residual.dtype in check.FLOATS
+        and residual.shape == x.shape
+        and ((residual.is_cpu and x.is_cpu) or residual.device == x.device)
+    ):
         check_residual(residual, x)
     if type(out_act) is not str or out_act not in OUT_ACTIVATIONS:
         check.check_choice(out_act, "out_act", OUT_ACTIVATIONS)
@@ -204,22 +209,20 @@ def kernel_batch_norm(bn: BatchNormParams) -> BatchNormParams:
     )  # fmt: skip
 
 
-def kernel_excitation(fc: ExcitationParams, any_wide: bool) -> ExcitationParams:
-    """The excitation's parameters with contiguous weights of one dtype that is not float64. A weight (R, C, 1, 1) of a
-    1x1 convolution keeps its shape, because in both memory formats its memory is that of the matrix (R, C).
+def has_kernel_form(fc: ExcitationParams) -> bool:
+    """Whether the weights of the excitation are contiguous and of one dtype."""
+    w1, w2 = fc.fc1_weight, fc.fc2_weight
+    assert w1 is not None and w2 is not None
+    return w1.is_contiguous() and w2.is_contiguous() and w1.dtype == w2.dtype
 
-    Args:
-        fc: checked parameters.
-        any_wide: whether a parameter may be float64. If none is, and the weights have this form, ``fc`` itself is
-            returned, because to make another record costs more than the test.
-    """
+
+def kernel_excitation(fc: ExcitationParams) -> ExcitationParams:
+    """The excitation's parameters with contiguous weights of one dtype that is not float64. A weight (R, C, 1, 1) of a
+    1x1 convolution keeps its shape, because in both memory formats its memory is that of the matrix (R, C)."""
     fc1_weight, fc2_weight = fc.fc1_weight, fc.fc2_weight
     assert fc1_weight is not None and fc2_weight is not None
-    same = fc1_weight.dtype == fc2_weight.dtype
-    if same and not any_wide and fc1_weight.is_contiguous() and fc2_weight.is_contiguous():
-        return fc
     fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
-    if not same or fc1_weight.dtype == torch.float64:
+    if fc1_weight.dtype != fc2_weight.dtype or fc1_weight.dtype == torch.float64:
         fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     return ExcitationParams(fc1_weight, _narrow(fc.fc1_bias), fc2_weight, _narrow(fc.fc2_bias), fc.act, fc.gate)
 

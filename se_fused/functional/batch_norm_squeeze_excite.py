@@ -1,14 +1,17 @@
 """Squeeze-and-excitation and batch norm, together or alone, with the residual and the activation at a block's end."""
 
+import torch
 from torch import Tensor
 
 from .. import reference
 from .._params import NO_BATCH_NORM, NO_EXCITATION, BatchNormParams, BlockOptions, ExcitationParams
 from ..ops.batch_norm_squeeze_excite import batch_norm_squeeze_excite as operator
 from ..ops.layout import dense
+from ..ops.operators import through_dispatcher
 from ._arguments import (
     check_block,
     common_dtype,
+    has_kernel_form,
     kernel_batch_norm,
     kernel_excitation,
     kernel_options,
@@ -28,26 +31,25 @@ def _block(
     if residual is not None and residual.dtype != x.dtype:
         x, options = common_dtype(x, options)
         residual = options.residual
-    if fc is None and bn is not None and left_to_the_compiler(bn.batch_stats):
-        backend = None
-    else:
-        backend = backend_for(x)
     layers = NO_EXCITATION if fc is None else fc
     norm = NO_BATCH_NORM if bn is None else bn
-    if backend is None or (fc is not None and plain_is_faster(backend, x, norm, fc, options)):
+    through = through_dispatcher()
+    compiling = through and torch.compiler.is_compiling()
+    backend = None
+    if not (compiling and fc is None and norm.present and left_to_the_compiler(norm.batch_stats)):
+        backend = backend_for(x, compiling)
+    # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
+    if backend is None or (fc is not None and not compiling and plain_is_faster(backend, x, norm, fc, options)):
         return reference.block(x, norm, layers, options)
     if bn is not None and (any_wide or type(bn.momentum) is not float or type(bn.eps) is not float):
         norm = kernel_batch_norm(bn)
-    if fc is not None:
-        layers = kernel_excitation(fc, any_wide)
-    if options.drop_path_scale is not None or not _are_contiguous(x, residual):
+    if fc is not None and (any_wide or not has_kernel_form(fc)):
+        layers = kernel_excitation(fc)
+    contiguous = x.is_contiguous() and (residual is None or residual.is_contiguous())
+    if not contiguous or options.drop_path_scale is not None:
         x = dense(x)
         options = kernel_options(options, x)
-    return operator(backend, x, norm, layers, options, inplace)
-
-
-def _are_contiguous(x: Tensor, residual: Tensor | None) -> bool:
-    return x.is_contiguous() and (residual is None or residual.is_contiguous())
+    return operator(backend, x, norm, layers, options, inplace, through)
 
 
 def squeeze_excite(

@@ -16,6 +16,7 @@ from ._arguments import (
     check_out_act,
     check_residual,
     excitation_parameters,
+    has_kernel_form,
     kernel_excitation,
 )
 from .batch_norm_squeeze_excite import squeeze_excite
@@ -138,6 +139,7 @@ def conv1x1_squeeze_excite(
     if backend is None:
         return reference.block(reference.conv1x1(h, conv_weight, conv_bias), NO_BATCH_NORM, fc, options)
     weight, bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
-    fc = kernel_excitation(fc, any_wide)
+    if any_wide or not has_kernel_form(fc):
+        fc = kernel_excitation(fc)
     combined = ExcitationParams(weight, bias, fc.fc2_weight, fc.fc2_bias, act, gate)
     return operator(backend, dense(h), conv, fc, combined, options, inplace)

@@ -17,10 +17,8 @@ _warned: set[tuple[str, torch.dtype]] = set()
 
 def is_transformed() -> bool:
     """Whether tensors may be wrapped by torch.func (grad, vmap, jvp ...) or carry forward-mode tangents."""
-    return not torch.compiler.is_compiling() and _are_transforms_active()
-
-
-def _are_transforms_active() -> bool:
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -45,15 +43,22 @@ def _is_for_onnx() -> bool:
     return False
 
 
-def backend_for(x: Tensor) -> Backend | None:
-    """The backend whose kernels run this call, or None for plain PyTorch, with a warning if that was not requested."""
+def backend_for(x: Tensor, compiling: bool | None = None) -> Backend | None:
+    """The backend whose kernels run this call, or None for plain PyTorch, with a warning if that was not requested.
+
+    Args:
+        x: (N, C, *spatial).
+        compiling: whether a graph is traced, if the caller has tested it.
+    """
+    if compiling is None:
+        compiling = torch.compiler.is_compiling()
     # is_cpu takes a tenth of the instructions of device.type.
     backend, reason = find("cpu" if x.is_cpu else x.device.type, x.dtype)
     if backend is not None:
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if compiling or torch._C._is_tracing():
             if _is_for_onnx():
                 return None
-        elif _are_transforms_active():
+        elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             backend, reason = None, "the kernels support neither torch.func's transforms nor forward-mode derivatives"
     if backend is not None:
         # An empty map has no elements to read. PyTorch defines its means (0/0).
@@ -74,11 +79,8 @@ def plain_is_faster(
     backend: Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions
 ) -> bool:
     """Whether ``auto`` runs plain PyTorch because it is faster: see :attr:`Backend.plain_from`."""
-    # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
-    if forced() != "auto" or torch.compiler.is_compiling():
-        return False
     shape = x.shape
-    if x.numel() != shape[0] * shape[1]:
+    if x.numel() != shape[0] * shape[1] or forced() != "auto":
         return False
     tensors = (
         x, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, bn.weight, bn.bias, options.residual

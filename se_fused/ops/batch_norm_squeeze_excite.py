@@ -362,7 +362,8 @@ def batch_norm_squeeze_excite(
     bn: BatchNormParams,
     fc: ExcitationParams,
     options: BlockOptions,
-    inplace: bool = False,
+    inplace: bool,
+    through: bool,
 ) -> Tensor:
     """The block's result y, differentiable.
 
@@ -375,6 +376,7 @@ def batch_norm_squeeze_excite(
         x: (N, C, *spatial), dense.
         bn, fc, options: checked, in the form that the kernels need.
         inplace: permits y to share x's memory in inference.
+        through: :func:`.through_dispatcher`, which the caller has tested.
     """
     wants_grad = torch.is_grad_enabled() and _wants_grad(x, bn, fc, options)
     if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient
@@ -383,7 +385,7 @@ def batch_norm_squeeze_excite(
             _Call(backend, bn, fc, options),
         )  # fmt: skip
         return y
-    if bn.batch_stats or backend.batch_norm_squeeze_excite_inference is None or through_dispatcher():
+    if bn.batch_stats or backend.batch_norm_squeeze_excite_inference is None or through:
         return _forward(backend, x, bn, fc, options, wants_grad).y
     y = x if inplace else torch.empty_like(x)
     backend.batch_norm_squeeze_excite_inference(x, bn, fc, options, y)

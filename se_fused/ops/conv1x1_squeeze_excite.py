@@ -69,7 +69,7 @@ def _run(
     u = conv1x1(h, conv.weight, conv.bias)
     if given is not None:
         options = replace(options, residual=dense_like(given, u))
-    return batch_norm_squeeze_excite(backend, u, NO_BATCH_NORM, fc, options, inplace=True)
+    return batch_norm_squeeze_excite(backend, u, NO_BATCH_NORM, fc, options, True, through_dispatcher())
 
 
 def _channels_last(x: Tensor) -> torch.memory_format:
