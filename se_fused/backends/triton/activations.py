@@ -171,47 +171,45 @@ def gate_slope(s, GATE: tl.constexpr):
 
 
 @triton.jit
-def norm_parameters(rstd, weight, bias, channel, exists):
-    """a = weight * rstd and beta = bias of some channels; weight and bias (C,) may be None."""
+def norm_parameters(rstd, norm, channel, exists):
+    """a = weight * rstd and beta = bias of some channels of batch norm."""
     a = rstd
-    if weight is not None:
-        a *= tl.load(weight + channel, mask=exists, other=0).to(tl.float32)
+    if norm.weight is not None:
+        a *= tl.load(norm.weight + channel, mask=exists, other=0).to(tl.float32)
     beta = tl.zeros_like(a)
-    if bias is not None:
-        beta = tl.load(bias + channel, mask=exists, other=0).to(tl.float32)
+    if norm.bias is not None:
+        beta = tl.load(norm.bias + channel, mask=exists, other=0).to(tl.float32)
     return a, beta
 
 
 @triton.jit
-def norm_coefficients(mean, var, weight, bias, channel, exists, eps):
-    """mu, rstd, a, beta of some channels, for batch norm as u = a (x - mu) + beta; weight and bias (C,) may be None."""
-    mu = tl.load(mean + channel, mask=exists, other=0).to(tl.float32)
-    rstd = tl.rsqrt(tl.load(var + channel, mask=exists, other=1).to(tl.float32) + eps)
-    a, beta = norm_parameters(rstd, weight, bias, channel, exists)
+def norm_coefficients(norm, channel, exists):
+    """mu, rstd, a, beta of some channels, for batch norm as u = a (x - mu) + beta."""
+    mu = tl.load(norm.mean + channel, mask=exists, other=0).to(tl.float32)
+    rstd = tl.rsqrt(tl.load(norm.var + channel, mask=exists, other=1).to(tl.float32) + norm.eps)
+    a, beta = norm_parameters(rstd, norm, channel, exists)
     return mu, rstd, a, beta
 
 
 @triton.jit
-def map_coefficients(
-    scale, shift, factor, mean, var, bn_weight, bn_bias, drop, vector, exists, channels, eps, BLOCK: tl.constexpr
-):  # fmt: skip
-    """(scale, shift) at the offsets ``vector`` of (N, C): loaded from scale and shift, or if these are None, computed
-    as d s a and d s b from batch norm (mean, var, bn_weight, bn_bias), the gate's factor s and drop path d."""
-    if scale is not None:
-        a = tl.load(scale + vector, mask=exists, other=0)
-        b = tl.load(shift + vector, mask=exists, other=0)
+def map_coefficients(given, norm, vector, exists, channels, BLOCK: tl.constexpr):
+    """(scale, shift) at the offsets ``vector`` of (N, C): loaded from ``given``, or if it has none, computed as d s a
+    and d s b from batch norm, the gate's factor s and drop path d."""
+    if given.scale is not None:
+        a = tl.load(given.scale + vector, mask=exists, other=0)
+        b = tl.load(given.shift + vector, mask=exists, other=0)
     else:
         a = tl.full((BLOCK,), 1.0, tl.float32)
         b = tl.zeros((BLOCK,), tl.float32)
-        if mean is not None:
-            mu, _rstd, a, beta = norm_coefficients(mean, var, bn_weight, bn_bias, vector % channels, exists, eps)
+        if norm.mean is not None:
+            mu, _rstd, a, beta = norm_coefficients(norm, vector % channels, exists)
             b = beta - a * mu
-        if factor is not None:
-            s = tl.load(factor + vector, mask=exists, other=0)
+        if given.factor is not None:
+            s = tl.load(given.factor + vector, mask=exists, other=0)
             a *= s
             b *= s
-        if drop is not None:
-            d = tl.load(drop + vector // channels, mask=exists, other=0).to(tl.float32)
+        if given.drop is not None:
+            d = tl.load(given.drop + vector // channels, mask=exists, other=0).to(tl.float32)
             a *= d
             b *= d
     return a, b

@@ -60,25 +60,36 @@ class Code:
     asm: dict[str, str]  # "ttir", "ptx", "sass" ...
 
 
-def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """(types, constants, attributes) of the arguments, specialised as Triton's launcher does it."""
-    types: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    fixed = {p.name for p in launch.kernel.params if p.do_not_specialize}
-    for index, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments[name]
-        divisible = False
+_Path = tuple[int, ...]
+"""An argument's number, and for a field of a group the field's number after it."""
+
+
+def _signature(launch: Launch) -> tuple[dict[str, Any], dict[_Path, Any], dict[_Path, list[list[Any]]]]:
+    """(types by name, constants and attributes by path) of the arguments, specialised as Triton's launcher does it. The
+    type of a group is a group of types."""
+    constants: dict[_Path, Any] = {}
+    attributes: dict[_Path, list[list[Any]]] = {}
+
+    def type_of(value: Any, path: _Path, constant: bool, fixed: bool) -> Any:
+        if isinstance(value, tuple):
+            return type(value)(*(type_of(field, (*path, i), False, False) for i, field in enumerate(value)))
         if isinstance(value, Tensor):
-            types[name], divisible = _POINTERS[value.dtype], True  # PyTorch's allocator aligns to 512 bytes
-        elif value is None or name.isupper() or (value == 1 and not isinstance(value, float) and name not in fixed):
-            types[name], constants[name] = "constexpr", value
+            name, divisible = _POINTERS[value.dtype], True  # PyTorch's allocator aligns to 512 bytes
+        elif value is None or constant or (value == 1 and not isinstance(value, float) and not fixed):
+            constants[path] = value
+            return "constexpr"
         elif isinstance(value, float):
-            types[name] = "fp32"
+            name, divisible = "fp32", False
         else:
-            types[name], divisible = "i32", value % 16 == 0 and name not in fixed
+            name, divisible = "i32", value % 16 == 0 and not fixed
         if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            attributes[path] = [["tt.divisibility", 16]]
+        return name
+
+    types = {
+        p.name: type_of(launch.arguments[p.name], (index,), p.name.isupper(), p.do_not_specialize)
+        for index, p in enumerate(launch.kernel.params)
+    }
     return types, constants, attributes
 
 

@@ -12,7 +12,7 @@ convolution.
 
 from collections.abc import Callable
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +23,7 @@ from ..._params import NO_BATCH_NORM, BlockOptions, Conv1x1Params, ExcitationPar
 from ...activations import OUT_ACT_CODES
 from ...reference import conv1x1
 from .activations import activate
+from .arguments import Epilogue
 from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, contiguous
 from .launch import launch
 from .launch_configs import cdiv, device_of, product_config
@@ -34,15 +35,15 @@ __all__ = ["conv1x1_squeeze_excite", "gated_conv1x1"]
 
 @triton.jit
 def conv1x1_kernel(
-    h, gate, weight, bias, residual, scale, shift, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr,
-    ALIGN_C: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h, gate, weight, epilogue, y, inner_k, inner_c, positions, ALIGN_K: tl.constexpr, ALIGN_C: tl.constexpr,
+    OUT_ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, c] = out_act(scale[n, c] * sum_k h[n, p, k] weight[c, k] + shift[n, c] + residual[n, p, c]).
 
     With a gate (N, K) the sum is of gate[n, k] h[n, p, k] weight[c, k]. The product gate * h is computed in float32 and
     rounded to h's dtype, because tensor cores need it, and because a scaled map in memory would hold the same values.
-    scale and shift may be None; bias (C,) is then added instead.
+    Without scale and shift, bias (C,) is added instead.
 
     A tile's rows are positions of one sample, so scale and shift are vectors. Consecutive tiles have the same positions
     and read the same h, while the whole weight (2 MB at most in ResNet-50) stays in L2.
@@ -79,15 +80,15 @@ def conv1x1_kernel(
     exists = in_p[:, None] & in_c[None, :]
     offsets = row[:, None] * channels + channel[None, :]
     t = total
-    if scale is not None:
+    if epilogue.scale is not None:
         vector = sample * channels + channel
-        a = tl.load(scale + vector, mask=in_c, other=0)
-        b = tl.load(shift + vector, mask=in_c, other=0)
+        a = tl.load(epilogue.scale + vector, mask=in_c, other=0)
+        b = tl.load(epilogue.shift + vector, mask=in_c, other=0)
         t = t * a[None, :] + b[None, :]
-    if bias is not None:
-        t += tl.load(bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
-    if residual is not None:
-        t += tl.load(residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
+    if epilogue.bias is not None:
+        t += tl.load(epilogue.bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
+    if epilogue.residual is not None:
+        t += tl.load(epilogue.residual + offsets, mask=exists, other=0, eviction_policy="evict_first").to(tl.float32)
     t = activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=exists)
 
@@ -102,18 +103,7 @@ def _conv_precision() -> str:
     return "ieee"
 
 
-class _Epilogue(NamedTuple):
-    """What the product adds to its sums, as in :func:`conv1x1_kernel`; None if absent."""
-
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-
-
-def _launch(
-    h: Tensor, weight: Tensor, epilogue: _Epilogue, out_act: str = "none", gate: Tensor | None = None
-) -> Tensor:
+def _launch(h: Tensor, weight: Tensor, epilogue: Epilogue, out_act: str = "none", gate: Tensor | None = None) -> Tensor:
     """Launches the matrix product alone. h: channels_last, 4-D or 5-D."""
     m, (c, k) = map_of(h), weight.shape[:2]
     y = torch.empty(
@@ -125,10 +115,9 @@ def _launch(
     align_k, align_c = gcd(k, 16), gcd(c, 16)
     launch(
         conv1x1_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
-        weight=weight.reshape(c, k).contiguous(), bias=epilogue.bias, residual=epilogue.residual,
-        scale=epilogue.scale, shift=epilogue.shift, y=y, inner_k=k // align_k, inner_c=c // align_c, positions=m.s,
-        ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=OUT_ACT_CODES[out_act], PRECISION="ieee" if exact else "tf32",
-        WIDEN=h.device.type == "cpu", **config.blocks(),
+        weight=weight.reshape(c, k).contiguous(), epilogue=epilogue, y=y, inner_k=k // align_k, inner_c=c // align_c,
+        positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=OUT_ACT_CODES[out_act],
+        PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
     )  # fmt: skip
     return y
 
@@ -136,7 +125,7 @@ def _launch(
 def product(h: Tensor, conv: Conv1x1Params, folded: ExcitationParams, options: BlockOptions) -> Tensor:
     """conv1x1_squeeze_excite in three launches: means of h, excitation, product."""
     found = coefficients(h, NO_BATCH_NORM, folded, None, False, contiguous(conv.bias))
-    return _launch(h, conv.weight, _Epilogue(None, options.residual, found.scale, found.shift), options.out_act)
+    return _launch(h, conv.weight, Epilogue(None, options.residual, found.scale, found.shift), options.out_act)
 
 
 def conv1x1_squeeze_excite(
@@ -172,7 +161,7 @@ def conv1x1_squeeze_excite(
 
 def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """gated_conv1x1 in one launch, the product with a gate."""
-    return _launch(y, weight, _Epilogue(contiguous(bias)), gate=gate)
+    return _launch(y, weight, Epilogue(contiguous(bias)), gate=gate)
 
 
 def gated_conv1x1(

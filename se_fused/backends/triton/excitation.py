@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, norm_coefficients, norm_parameters, open_gate
+from .arguments import Norm
 from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, wait
 
 
@@ -88,65 +89,62 @@ def move(pointer, to, momentum, exists):
 
 @triton.jit
 def coefficients_tile(
-    tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift, running_mean,
-    running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps, splits,
+    tile, parts, norm, running, drop, results, samples, channels, span, position_count, splits, SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
-    If m2_parts is not None, batch statistics are computed; otherwise running_mean and running_var (C,) are used, which
-    are None without batch norm. mean (N, C) is written if there are several splits (one split shares its memory), stats
-    (2, C) unless None, scale and shift (N, C) unless None. moved_mean and moved_var (C,) are the running statistics to
-    update by momentum, with the variance times ``unbias``; None if they are not updated here.
+    With parts.m2, batch statistics are computed and update the running ones; otherwise norm's are used. Of the results,
+    mean is written if there are several splits, stats unless None, and scale and shift with SCALE.
     """
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < channels
     stride = samples.to(tl.int64) * channels
-    if m2_parts is not None:
+    if parts.m2 is not None:
         # Means are summed as differences from the first sample's first split, so that the rounding error scales with
         # their spread.
-        shift_by = finite_or_zero(tl.load(mean_parts + channel, mask=in_c, other=0))
+        shift_by = finite_or_zero(tl.load(parts.mean + channel, mask=in_c, other=0))
         spread = tl.zeros((BLOCK_C,), tl.float32)
         within = tl.zeros((BLOCK_C,), tl.float32)
     walked = samples
-    if m2_parts is None:
+    if parts.m2 is None:
         walked = tl.where(splits > 1, samples, 0)  # with one split, mean already is that split's
     for n in range(0, walked, BLOCK_M):
         sample = n + tl.arange(0, BLOCK_M)
         exists = (sample < samples)[:, None] & in_c[None, :]
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-        m, v = merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count)
-        tl.store(mean + at, m, mask=exists & (splits > 1))
-        if m2_parts is not None:
+        m, v = merged_moments(parts.mean, parts.m2, at, stride, exists, splits, span, position_count)
+        tl.store(results.mean + at, m, mask=exists & (splits > 1))
+        if parts.m2 is not None:
             spread += tl.sum(tl.where(exists, m - shift_by[None, :], 0.0), axis=0)
             within += tl.sum(v, axis=0)
-    if m2_parts is not None:
+    if parts.m2 is not None:
         mu = shift_by + spread / samples.to(tl.float32)
         between = tl.zeros((BLOCK_C,), tl.float32)
         for n in range(0, samples, BLOCK_M):
             sample = n + tl.arange(0, BLOCK_M)
             exists = (sample < samples)[:, None] & in_c[None, :]
             at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            m, v = merged_moments(mean_parts, None, at, stride, exists, splits, span, position_count)
+            m, v = merged_moments(parts.mean, None, at, stride, exists, splits, span, position_count)
             away = tl.where(exists, m - mu[None, :], 0.0)
             between += tl.sum(away * away, axis=0)
         # Two divisions, because the product of the counts may not fit in an int32.
         var = (within / position_count + between) / samples.to(tl.float32)
-        if moved_mean is not None:
-            move(moved_mean + channel, mu, momentum, in_c)
-            move(moved_var + channel, var * unbias, momentum, in_c)
-        a, beta = norm_parameters(tl.rsqrt(var + eps), bn_weight, bn_bias, channel, in_c)
-    elif running_mean is not None:
-        mu, _rstd, a, beta = norm_coefficients(running_mean, running_var, bn_weight, bn_bias, channel, in_c, eps)
-        var = tl.load(running_var + channel, mask=in_c, other=0).to(tl.float32)
+        if running.mean is not None:
+            move(running.mean + channel, mu, running.momentum, in_c)
+            move(running.var + channel, var * running.unbias, running.momentum, in_c)
+        a, beta = norm_parameters(tl.rsqrt(var + norm.eps), norm, channel, in_c)
+    elif norm.mean is not None:
+        mu, _rstd, a, beta = norm_coefficients(norm, channel, in_c)
+        var = tl.load(norm.var + channel, mask=in_c, other=0).to(tl.float32)
     else:
         a = tl.full((BLOCK_C,), 1.0, tl.float32)
         mu = tl.zeros((BLOCK_C,), tl.float32)
         beta = mu
-    if stats is not None:
-        tl.store(stats + channel, mu, mask=in_c)
-        tl.store(stats + channels + channel, var, mask=in_c)
-    if scale is not None:
+    if results.stats is not None:
+        tl.store(results.stats + channel, mu, mask=in_c)
+        tl.store(results.stats + channels + channel, var, mask=in_c)
+    if SCALE:
         b = beta - a * mu
         for n in range(0, samples, BLOCK_M):
             sample = n + tl.arange(0, BLOCK_M)
@@ -155,18 +153,16 @@ def coefficients_tile(
             d = tl.full((BLOCK_M,), 1.0, tl.float32)
             if drop is not None:
                 d = tl.load(drop + sample, mask=sample < samples, other=0).to(tl.float32)
-            tl.store(scale + at, d[:, None] * a[None, :], mask=exists)
-            tl.store(shift + at, d[:, None] * b[None, :], mask=exists)
+            tl.store(results.scale + at, d[:, None] * a[None, :], mask=exists)
+            tl.store(results.shift + at, d[:, None] * b[None, :], mask=exists)
 
 
 @triton.jit
 def hidden_tile(
-    first_n, end_n, first_r, mean, norm_mean, norm_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels,
-    squeezed, eps, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    first_n, end_n, first_r, norm, layers, results, channels, squeezed, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 2: hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r], before the activation.
-
-    norm_mean: None without batch norm.
 
     Values that other programs of the same launch wrote are read past L1 (.cg).
     """
@@ -180,22 +176,22 @@ def hidden_tile(
         in_c = channel < channels
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
         exists = in_n[:, None] & in_c[None, :]
-        m = tl.load(mean + at, mask=exists, other=0, cache_modifier=".cg")
-        if norm_mean is not None:
-            mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+        m = tl.load(results.mean + at, mask=exists, other=0, cache_modifier=".cg")
+        if norm.mean is not None:
+            mu, _rstd, a, beta = norm_coefficients(norm, channel, in_c)
             m = tl.where(exists, (m - mu[None, :]) * a[None, :] + beta[None, :], 0.0)
-        w = load_weight(fc1_weight, r, channel, channels, in_r, in_c)
+        w = load_weight(layers.fc1_weight, r, channel, channels, in_r, in_c)
         total = tl.dot(m, tl.trans(w), total, input_precision=PRECISION)
-    if fc1_bias is not None:
-        total += tl.load(fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
-    tl.store(hidden + sample.to(tl.int64)[:, None] * squeezed + r[None, :], total, mask=in_n[:, None] & in_r[None, :])
+    if layers.fc1_bias is not None:
+        total += tl.load(layers.fc1_bias + r, mask=in_r, other=0).to(tl.float32)[None, :]
+    at = sample.to(tl.int64)[:, None] * squeezed + r[None, :]
+    tl.store(results.hidden + at, total, mask=in_n[:, None] & in_r[None, :])
 
 
 @triton.jit
 def excite_tile(
-    first_n, end_n, first_c, hidden, norm_mean, norm_var, bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop,
-    factor, scale, shift, channels, squeezed, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+    first_n, end_n, first_c, norm, out_bias, layers, drop, results, channels, squeezed, ACT: tl.constexpr,
+    GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Phase 3: s = gate(W2 act(hidden) + b2), written to factor unless it is None; scale = d s a and shift = d s b.
 
@@ -209,58 +205,53 @@ def excite_tile(
     for r0 in range(0, squeezed, BLOCK_Q):
         r = r0 + tl.arange(0, BLOCK_Q)
         in_r = r < squeezed
-        h = load_fresh(hidden, sample, r, squeezed, in_n, in_r)
-        w = load_weight(fc2_weight, channel, r, squeezed, in_c, in_r)
+        h = load_fresh(results.hidden, sample, r, squeezed, in_n, in_r)
+        w = load_weight(layers.fc2_weight, channel, r, squeezed, in_c, in_r)
         # Every activation maps 0 to 0, so elements past R add nothing.
         total = tl.dot(activate(h, ACT), tl.trans(w), total, input_precision=PRECISION)
-    if fc2_bias is not None:
-        total += tl.load(fc2_bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
+    if layers.fc2_bias is not None:
+        total += tl.load(layers.fc2_bias + channel, mask=in_c, other=0).to(tl.float32)[None, :]
     s = open_gate(total, GATE)
     at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
     exists = in_n[:, None] & in_c[None, :]
-    if factor is not None:
-        tl.store(factor + at, s, mask=exists)
+    if results.factor is not None:
+        tl.store(results.factor + at, s, mask=exists)
     if drop is not None:
         s *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
     a = tl.full((BLOCK_C,), 1.0, tl.float32)
     b = tl.zeros((BLOCK_C,), tl.float32)
-    if norm_mean is not None:
-        mu, _rstd, a, beta = norm_coefficients(norm_mean, norm_var, bn_weight, bn_bias, channel, in_c, eps)
+    if norm.mean is not None:
+        mu, _rstd, a, beta = norm_coefficients(norm, channel, in_c)
         b = beta - a * mu
     if out_bias is not None:
         b = tl.load(out_bias + channel, mask=in_c, other=0).to(tl.float32)
-    tl.store(scale + at, s * a[None, :], mask=exists)
-    tl.store(shift + at, s * b[None, :], mask=exists)
+    tl.store(results.scale + at, s * a[None, :], mask=exists)
+    tl.store(results.shift + at, s * b[None, :], mask=exists)
 
 
 @triton.jit(do_not_specialize=["samples", "splits", "span"])
 def excitation_kernel(
-    counters, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, hidden, factor, scale, shift,
-    running_mean, running_var, bn_weight,
-    bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, out_bias, drop, samples, channels, out_channels, squeezed,
-    splits, span, position_count, eps, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
-    PRECISION: tl.constexpr,
+    counters, parts, norm, running, layers, out_bias, drop, results, samples, channels, out_channels, squeezed, splits,
+    span, position_count, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three phases; without fc1_weight only the first. counters: int32 (4,), zeroed by pass 1.
+    """All three phases; without layers only the first. counters: int32 (4,), zeroed by pass 1.
 
     ``out_channels`` is C, unless the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
     """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     n_tiles = tl.cdiv(samples, BLOCK_N)
-    if fc1_weight is None:
+    if layers.fc1_weight is None:
         tile = tl.program_id(0)
         while tile < c_tiles:
             coefficients_tile(
-                tile, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, scale, shift,
-                running_mean, running_var, bn_weight, bn_bias, drop, samples, channels, span, position_count, eps,
-                splits, BLOCK_M, BLOCK_C,
+                tile, parts, norm, running, drop, results, samples, channels, span, position_count, splits, True,
+                BLOCK_M, BLOCK_C,
             )  # fmt: skip
             tile += tl.num_programs(0)
     else:
-        norm_mean, norm_var = running_mean, running_var
-        if m2_parts is not None:
-            norm_mean, norm_var = stats, stats + channels
+        if parts.m2 is not None:
+            norm = Norm(results.stats, results.stats + channels, norm.weight, norm.bias, norm.eps)
         r_tiles = tl.cdiv(squeezed, BLOCK_R)
         hidden_tiles = n_tiles * r_tiles
         out_tiles = tl.cdiv(out_channels, BLOCK_C)
@@ -269,26 +260,23 @@ def excitation_kernel(
         while ticket < total:
             if ticket < c_tiles:
                 coefficients_tile(
-                    ticket, mean_parts, m2_parts, mean, stats, moved_mean, moved_var, momentum, unbias, None, None,
-                    running_mean, running_var, bn_weight,
-                    bn_bias, drop, samples, channels, span, position_count, eps, splits, BLOCK_M, BLOCK_C,
+                    ticket, parts, norm, running, drop, results, samples, channels, span, position_count, splits, False,
+                    BLOCK_M, BLOCK_C,
                 )  # fmt: skip
                 done(counters + 1)
             elif ticket < c_tiles + hidden_tiles:
                 tile = ticket - c_tiles
                 wait(counters + 1, c_tiles)
                 hidden_tile(
-                    tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, mean, norm_mean, norm_var, bn_weight,
-                    bn_bias, fc1_weight, fc1_bias, hidden, channels, squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K,
-                    PRECISION,
+                    tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, norm, layers, results, channels,
+                    squeezed, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
                 )  # fmt: skip
                 done(counters + 2)
             else:
                 tile = ticket - c_tiles - hidden_tiles
                 wait(counters + 2, hidden_tiles)
                 excite_tile(
-                    tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, hidden, norm_mean, norm_var,
-                    bn_weight, bn_bias, out_bias, fc2_weight, fc2_bias, drop, factor, scale, shift, out_channels,
-                    squeezed, eps, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
+                    tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, norm, out_bias, layers, drop,
+                    results, out_channels, squeezed, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
                 )  # fmt: skip
             ticket = take(counters)

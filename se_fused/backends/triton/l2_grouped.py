@@ -47,8 +47,7 @@ def merge_means(mean_parts, mean, counter, sample, first, samples, channels, spa
 
 @triton.jit(do_not_specialize=["samples", "group"])  # a constant 1 has no dtype
 def l2_grouped_kernel(
-    counters, x, residual, y, mean_parts, mean, hidden, scale, shift, running_mean, running_var, bn_weight, bn_bias,
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias, drop, samples, squeezed, span, group, eps, inner, outer,
+    counters, x, residual, y, norm, layers, drop, mean_parts, results, samples, squeezed, span, group, inner, outer,
     SPLITS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -82,8 +81,7 @@ def l2_grouped_kernel(
                 wait(counters + 1 + 3 * turn, pass_tiles)
                 hidden_tile(
                     first_n + tile // r_tiles * BLOCK_N, tl.minimum(first_n + group, samples), tile % r_tiles * BLOCK_R,
-                    mean, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, hidden, channels,
-                    squeezed, eps, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
+                    norm, layers, results, channels, squeezed, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
                 )  # fmt: skip
                 done(counters + 2 + 3 * turn)
         elif tile < hiddens + pass_tiles:
@@ -97,8 +95,8 @@ def l2_grouped_kernel(
                     )  # fmt: skip
                     if SPLITS > 1:
                         merge_means(
-                            mean_parts, mean, by_sample + sample * blocks + first // BLOCK_CHANNELS, sample, first,
-                            samples, channels, span, position_count, SPLITS, BLOCK_CHANNELS,
+                            mean_parts, results.mean, by_sample + sample * blocks + first // BLOCK_CHANNELS, sample,
+                            first, samples, channels, span, position_count, SPLITS, BLOCK_CHANNELS,
                         )  # fmt: skip
                 done(counters + 1 + 3 * turn)
         elif tile < hiddens + pass_tiles + excites:
@@ -109,8 +107,8 @@ def l2_grouped_kernel(
                 wait(counters + 2 + 3 * turn, hiddens)
                 excite_tile(
                     first_n + tile // c_tiles * BLOCK_N, tl.minimum(first_n + group, samples), tile % c_tiles * BLOCK_C,
-                    hidden, running_mean, running_var, bn_weight, bn_bias, None, fc2_weight, fc2_bias, drop, None,
-                    scale, shift, channels, squeezed, eps, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
+                    norm, None, layers, drop, results, channels, squeezed, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q,
+                    PRECISION,
                 )  # fmt: skip
                 done(counters + 3 + 3 * turn)
         else:
@@ -124,8 +122,8 @@ def l2_grouped_kernel(
                     wait(counters + 3 + 3 * turn, excites)
                     channel = first + tl.arange(0, BLOCK_CHANNELS)
                     at = sample * channels + channel
-                    a = tl.load(scale + at, mask=channel < channels, other=0, cache_modifier=".cg")
-                    b = tl.load(shift + at, mask=channel < channels, other=0, cache_modifier=".cg")
+                    a = tl.load(results.scale + at, mask=channel < channels, other=0, cache_modifier=".cg")
+                    b = tl.load(results.shift + at, mask=channel < channels, other=0, cache_modifier=".cg")
                     begin = split * span
                     scale_shift_act_tile(
                         x, residual, y, None, a, b, sample, first, begin, tl.minimum(begin + span, position_count),

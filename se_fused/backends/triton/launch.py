@@ -17,7 +17,7 @@ class Launch:
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # tensors, numbers, None; constants in capital letters
+    arguments: dict[str, Any]  # tensors, numbers, None and groups of them (arguments.py); constants in capital letters
     options: dict[str, int]  # num_warps, num_stages
 
     @property

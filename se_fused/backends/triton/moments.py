@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .activations import apply_slope, map_coefficients
+from .arguments import Norm
 from .tiles import (
     along_channels,
     along_positions,
@@ -91,17 +92,18 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_backward_kernel(
-    dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p, q, counters,
-    channels, eps, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, COUNTERS: tl.constexpr,
+    read, given, norm, stats, added, dr, sums, counters, channels, inner, outer, samples, splits, steps,
+    ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr,
+    FROM_SUM: tl.constexpr, WHOLE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """Pass 1 backward: dr = dy * out_act'(t), written unless it is None; p = sum dr and q = sum dr * (x - mean), at
-    [split, sample, channel].
+    [split, sample, channel]. read: MomentsBackward.
 
     The derivative is the mask, unless that is None. With FROM_SUM it is computed from t = scale * x + shift + residual,
-    where scale and shift are arguments or computed from what the forward pass saved; dr is then rounded before it is
-    summed, because pass 2 reads the rounded dr. ``added`` (N, C), unless None, is added to dy, only with FROM_SUM.
+    where scale and shift are given or computed from what the forward pass saved, with stats (2, C) as batch norm's
+    statistics; dr is then rounded before it is summed, because pass 2 reads the rounded dr. ``added`` (N, C), unless
+    None, is added to dy, only with FROM_SUM.
     """
     if counters is not None:
         clear(counters, COUNTERS)
@@ -110,14 +112,11 @@ def moments_backward_kernel(
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
     vector = sample * channel_count + channel
-    centre = along_channels(tl.load(mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    centre = along_channels(tl.load(read.mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if FROM_SUM:
-        mu, var = stats, stats
         if stats is not None:
-            var = stats + channels
-        a, b = map_coefficients(
-            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, vector, in_channels, channels, eps, BLOCK_CHANNELS
-        )
+            norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
+        a, b = map_coefficients(given, norm, vector, in_channels, channels, BLOCK_CHANNELS)
         a = along_channels(a, CHANNELS_LAST)
         b = along_channels(b, CHANNELS_LAST)
     if added is not None:
@@ -139,21 +138,21 @@ def moments_backward_kernel(
         position = start + tl.arange(0, BLOCK_POSITIONS)
         valid = along_channels(in_channels, CHANNELS_LAST) & along_positions(position < stop, CHANNELS_LAST)
         offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
-        gradient = tl.load(dy + offsets, mask=valid, other=0)
-        value = tl.load(x + offsets, mask=valid, other=0).to(tl.float32)
-        if mask is not None:
+        gradient = tl.load(read.dy + offsets, mask=valid, other=0)
+        value = tl.load(read.x + offsets, mask=valid, other=0).to(tl.float32)
+        if read.mask is not None:
             at, exists = mask_offsets(
                 sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
             )
-            gradient = tl.where(unpack_bits(tl.load(mask + at, mask=exists, other=0)), gradient, 0.0)
+            gradient = tl.where(unpack_bits(tl.load(read.mask + at, mask=exists, other=0)), gradient, 0.0)
         if FROM_SUM:
             t = a * value + b
-            if residual is not None:
-                t += tl.load(residual + offsets, mask=valid, other=0).to(tl.float32)
+            if read.residual is not None:
+                t += tl.load(read.residual + offsets, mask=valid, other=0).to(tl.float32)
             wide = gradient.to(tl.float32)
             if added is not None:  # outside the map dy is 0, but `added` is not
                 wide += tl.where(valid, more, 0.0)
-            gradient = apply_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
+            gradient = apply_slope(wide, t, OUT_ACT).to(read.dy.dtype.element_ty)
         if dr is not None:
             tl.store(dr + offsets, gradient, mask=valid)
         wide = gradient.to(tl.float32)
@@ -161,5 +160,5 @@ def moments_backward_kernel(
         # Outside the map x is 0 and x - mean is not, but the gradient is 0 there.
         q_lanes += wide * (value - centre)
     at = (split * samples + sample).to(tl.int64) * channel_count + channel
-    tl.store(p + at, sum_positions(p_lanes, CHANNELS_LAST), mask=in_channels)
-    tl.store(q + at, sum_positions(q_lanes, CHANNELS_LAST), mask=in_channels)
+    tl.store(sums.p + at, sum_positions(p_lanes, CHANNELS_LAST), mask=in_channels)
+    tl.store(sums.q + at, sum_positions(q_lanes, CHANNELS_LAST), mask=in_channels)

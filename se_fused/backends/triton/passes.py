@@ -1,12 +1,13 @@
 """The passes in Triton, host code: launch shapes, allocation and launches, and the passes that se_fused/ops defines."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...activations import keeps_mask, recomputed
+from .arguments import NO_NORM, Coefficients, DxCoefficients, MomentsBackward, Norm, Sums
 from .launch import launch
 from .launch_configs import Map, PassConfig, cdiv, device_of, neighbours, pass_config
 from .moments import moments_backward_kernel, moments_kernel
@@ -104,74 +105,75 @@ def launch_moments(
 
 
 def launch_scale_shift_act(
-    x: Tensor, residual: Tensor | None, y: Tensor, mask: Tensor | None, out_act: int, m: Map, **vectors: Any
+    x: Tensor,
+    residual: Tensor | None,
+    y: Tensor,
+    mask: Tensor | None,
+    out_act: int,
+    m: Map,
+    given: Coefficients,
+    norm: Norm = NO_NORM,
 ) -> None:
-    """Launches pass 2 forward, which writes into y; y may be x. ``vectors``: scale and shift (N, C), or batch norm's
-    running statistics, weight, bias and eps, and drop path."""
-    given: dict[str, Any] = dict.fromkeys(
-        ("scale", "shift", "running_mean", "running_var", "bn_weight", "bn_bias", "drop")
-    )
-    given |= {"eps": 0.0, **vectors}
+    """Launches pass 2 forward, which writes into y; y may be x."""
 
     def run(config: PassConfig, into: Tensor) -> None:
         words = {"WORDS": cdiv(m.s, 64)} if m.unaligned else {}
         launch(
             scale_shift_act_unaligned_kernel if m.unaligned else scale_shift_act_kernel, config.programs(m), x.device,
-            config.options(), x=x, residual=residual, y=into, mask=mask, channels=m.c, OUT_ACT=out_act, **given,
-            **words, **_geometry(m, config),
+            config.options(), x=x, residual=residual, y=into, mask=mask, given=given, norm=norm, channels=m.c,
+            OUT_ACT=out_act, **words, **_geometry(m, config),
         )  # fmt: skip
 
     # Timing writes into other memory, because y may be x, which must not be scaled more than once.
     run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, torch.empty_like(y))), y)
 
 
-class MomentsBackward(NamedTuple):
-    """Maps and means that pass 1 backward reads."""
-
-    dy: Tensor
-    x: Tensor
-    residual: Tensor | None
-    mask: Tensor | None
-    mean: Tensor  # (N, C)
-
-
 def launch_moments_backward(
-    tensors: MomentsBackward, out_act: int, want_dr: bool, counters: Tensor | None, **vectors: Any
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Launches pass 1 backward. Returns dr (None unless wanted), and P and Q (splits, N, C). ``vectors``: scale and
-    shift (N, C) or the saved tensors that they are computed from, and optionally ``added`` (N, C), which is added to
-    dy."""
-    given: dict[str, Any] = dict.fromkeys(
-        ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
-    )
-    given["eps"] = 0.0
-    dy, x, residual, mask, mean = tensors
-    m = map_of(x)
-    added = vectors.get("added") is not None
-    from_sum = recomputed(out_act) or added
+    read: MomentsBackward,
+    out_act: int,
+    want_dr: bool,
+    counters: Tensor | None,
+    given: Coefficients,
+    norm: Norm = NO_NORM,
+    stats: Tensor | None = None,
+    added: Tensor | None = None,
+) -> tuple[Tensor | None, Sums]:
+    """Launches pass 1 backward. Returns dr (None unless wanted), and P and Q (splits, N, C).
 
-    def run(config: PassConfig) -> tuple[Tensor | None, Tensor, Tensor]:
+    Args:
+        read: what the kernel reads; it leaves out the residual or the mask where the activation does not need it.
+        out_act: the activation's number.
+        want_dr: whether dr is written.
+        counters: to be zeroed for the launch that follows.
+        given, norm, stats: of the forward pass's scale * x + shift. stats (2, C) are batch norm's statistics.
+        added: (N, C), added to dy.
+    """
+    dy, x, residual, mask, mean = read
+    m = map_of(x)
+    from_sum = recomputed(out_act) or added is not None
+    kept = mask if keeps_mask(out_act) and added is None else None
+    read = MomentsBackward(dy, x, residual if from_sum else None, kept, mean)
+    if not from_sum:
+        given, norm, stats = Coefficients(), NO_NORM, None
+
+    def run(config: PassConfig) -> tuple[Tensor | None, Sums]:
         splits = config.splits(m)
-        p, q = floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c)
+        sums = Sums(floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c))
         dr = torch.empty_like(x) if want_dr else None
-        sums: dict[str, Any] = {"p_sum": p, "q_sum": q}
-        if not m.unaligned:
-            sums = {"p": p, "q": q, "samples": m.samples, "WHOLE": config.positions >= m.s}
+        more = {} if m.unaligned else {"samples": m.samples, "WHOLE": config.positions >= m.s}
         launch(
             moments_backward_unaligned_kernel if m.unaligned else moments_backward_kernel, config.programs(m), x.device,
-            config.options(), dy=dy, x=x, residual=residual if from_sum else None,
-            mask=mask if keeps_mask(out_act) and not added else None,
-            mean=mean, dr=dr, counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS,
-            **sums,
-            **(given | vectors if from_sum else given), **_geometry(m, config, True),
+            config.options(), read=read, given=given, norm=norm, stats=stats, added=added, dr=dr, sums=sums,
+            counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS, **more,
+            **_geometry(m, config, True),
         )  # fmt: skip
-        return dr, p, q
+        return dr, sums
 
-    return run(_choose(f"moments_backward {out_act} {added}", x, m, 2, True, run))
+    return run(_choose(f"moments_backward {out_act} {added is not None}", x, m, 2, True, run))
 
 
 def launch_scale_shift_act_backward(
-    dr: Tensor, x: Tensor | None, mask: Tensor | None, mean: Tensor, k1: Tensor, k2: Tensor | None, k3: Tensor, m: Map
+    dr: Tensor, x: Tensor | None, mask: Tensor | None, mean: Tensor, to_dx: DxCoefficients, m: Map
 ) -> Tensor:
     """Launches pass 2 backward. Returns dx."""
 
@@ -179,8 +181,8 @@ def launch_scale_shift_act_backward(
         dx = torch.empty_like(dr)
         launch(
             scale_shift_act_backward_unaligned_kernel if m.unaligned else scale_shift_act_backward_kernel,
-            config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean, k1=k1, k2=k2, k3=k3,
-            dx=dx, **_geometry(m, config),
+            config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean, to_dx=to_dx, dx=dx,
+            **_geometry(m, config),
         )  # fmt: skip
         return dx
 
@@ -209,7 +211,7 @@ def scale_shift_act(
     m = map_of(x)
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save_mask else None
-    launch_scale_shift_act(x, residual, y, mask, out_act, m, scale=scale, shift=shift)
+    launch_scale_shift_act(x, residual, y, mask, out_act, m, Coefficients(scale, shift))
     return y, x.new_empty(0) if mask is None else mask
 
 
@@ -225,10 +227,10 @@ def moments_backward(
     want_dr: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pass 1 backward: dr (empty unless ``want_dr``), P and Q (N, C)."""
-    dr, p, q = launch_moments_backward(
-        MomentsBackward(dy, x, residual, mask, mean), out_act, want_dr, None, scale=scale, shift=shift
+    dr, sums = launch_moments_backward(
+        MomentsBackward(dy, x, residual, mask, mean), out_act, want_dr, None, Coefficients(scale, shift)
     )
-    return x.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
+    return x.new_empty(0) if dr is None else dr, sums.p.sum(0), sums.q.sum(0)
 
 
 def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
@@ -256,11 +258,11 @@ def scale_shift_act_mean_backward(
     dy: Tensor, added: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, out_act: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass of scale_shift_act_mean up to scale * x + shift: dr, P and Q (N, C)."""
-    dr, p, q = launch_moments_backward(
-        MomentsBackward(dy, x, None, None, mean), out_act, True, None, scale=scale, shift=shift, added=added
+    dr, sums = launch_moments_backward(
+        MomentsBackward(dy, x, None, None, mean), out_act, True, None, Coefficients(scale, shift), added=added
     )
     assert dr is not None
-    return dr, _joined(p), _joined(q)
+    return dr, _joined(sums.p), _joined(sums.q)
 
 
 def _joined(parts: Tensor) -> Tensor:
@@ -271,4 +273,5 @@ def scale_shift_act_backward(
     dr: Tensor, x: Tensor | None, mask: Tensor, mean: Tensor, k1: Tensor, k2: Tensor, k3: Tensor
 ) -> Tensor:
     """Pass 2 backward: dx."""
-    return launch_scale_shift_act_backward(dr, x, mask if mask.numel() else None, mean, k1, k2, k3, map_of(dr))
+    to_dx = DxCoefficients(k1, k2, k3)
+    return launch_scale_shift_act_backward(dr, x, mask if mask.numel() else None, mean, to_dx, map_of(dr))

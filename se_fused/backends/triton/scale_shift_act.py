@@ -52,21 +52,22 @@ def scale_shift_act_tile(
 
 @triton.jit(do_not_specialize=["outer"])
 def scale_shift_act_kernel(
-    x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, inner,
-    outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    x, residual, y, mask, given, norm, channels, inner, outer, splits, span, ALIGN: tl.constexpr,
+    ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2 forward, one program per tile, the last tile first. scale and shift: (N, C). If they are None, they are
-    computed from batch norm's running statistics (C,), so that batch norm and activation are one launch in
-    inference."""
+    """Pass 2 forward, one program per tile, the last tile first.
+
+    given: Coefficients. Without scale and shift these are computed from batch norm's running statistics, so that batch
+    norm and activation are one launch in inference.
+    """
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     a, b = map_coefficients(
-        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, sample * channel_count + channel,
-        channel < channel_count, channels, eps, BLOCK_CHANNELS,
-    )  # fmt: skip
+        given, norm, sample * channel_count + channel, channel < channel_count, channels, BLOCK_CHANNELS
+    )
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     scale_shift_act_tile(
@@ -77,21 +78,21 @@ def scale_shift_act_kernel(
 
 @triton.jit(do_not_specialize=["outer"])
 def scale_shift_act_backward_kernel(
-    dr, x, mask, mean, k1, k2, k3, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
+    dr, x, mask, mean, to_dx, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2 backward, the last tile first: dx = k1 * dr + k2 * (x - mean) + k3. Without x the second term is left out.
-    A mask that is not None is applied to dr first."""
+    """Pass 2 backward, the last tile first: dx = k1 * dr + k2 * (x - mean) + k3 by DxCoefficients. Without x the second
+    term is left out. A mask that is not None is applied to dr first."""
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
     vector = sample * channel_count + channel
-    by_dr = along_channels(tl.load(k1 + vector, mask=in_channels, other=0), CHANNELS_LAST)
-    constant = along_channels(tl.load(k3 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    by_dr = along_channels(tl.load(to_dx.k1 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    constant = along_channels(tl.load(to_dx.k3 + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if x is not None:
-        by_x = along_channels(tl.load(k2 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+        by_x = along_channels(tl.load(to_dx.k2 + vector, mask=in_channels, other=0), CHANNELS_LAST)
         centre = along_channels(tl.load(mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
     begin = split * span
     stop = tl.minimum(begin + span, position_count)

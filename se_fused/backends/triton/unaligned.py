@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, apply_slope, map_coefficients
+from .arguments import Norm
 from .tiles import clear
 
 
@@ -82,9 +83,8 @@ def moments_unaligned_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def scale_shift_act_unaligned_kernel(
-    x, residual, scale, shift, running_mean, running_var, bn_weight, bn_bias, drop, y, mask, channels, eps, rows,
-    length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS:
-    tl.constexpr,
+    x, residual, y, mask, given, norm, channels, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """scale_shift_act_kernel for unaligned rows. y may be x if there is no mask, because then a program reads only the
     vectors that it stores.
@@ -93,14 +93,8 @@ def scale_shift_act_unaligned_kernel(
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row, p, offsets, touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
-    a_own, b_own = map_coefficients(
-        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, row, row < rows, channels, eps,
-        BLOCK_ROWS
-    )  # fmt: skip
-    a_next, b_next = map_coefficients(
-        scale, shift, None, running_mean, running_var, bn_weight, bn_bias, drop, row + 1, row + 1 < rows, channels, eps,
-        BLOCK_ROWS,
-    )  # fmt: skip
+    a_own, b_own = map_coefficients(given, norm, row, row < rows, channels, BLOCK_ROWS)
+    a_next, b_next = map_coefficients(given, norm, row + 1, row + 1 < rows, channels, BLOCK_ROWS)
     if mask is not None:
         needed = touched
     else:
@@ -125,49 +119,43 @@ def scale_shift_act_unaligned_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def moments_backward_unaligned_kernel(
-    dy, x, residual, mask, mean, scale, shift, added, factor, stats, bn_weight, bn_bias, drop, dr, p_sum, q_sum,
-    counters, channels, eps, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, COUNTERS: tl.constexpr,
+    read, given, norm, stats, added, dr, sums, counters, channels, rows, length, VECTOR: tl.constexpr,
+    OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
+    COUNTERS: tl.constexpr,
 ):  # fmt: skip
     """moments_backward_kernel for unaligned rows: dr unless it is None, P and Q (N, C)."""
     if counters is not None:
         clear(counters, COUNTERS)
     row, p, offsets, touched, owned = window(tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW)
-    gradient = tl.load(dy + offsets, mask=touched, other=0)
-    value = tl.load(x + offsets, mask=touched, other=0).to(tl.float32)
-    if mask is not None:
-        gradient = tl.where(mask_bits(mask, row, p, length, touched), gradient, 0.0)
+    gradient = tl.load(read.dy + offsets, mask=touched, other=0)
+    value = tl.load(read.x + offsets, mask=touched, other=0).to(tl.float32)
+    if read.mask is not None:
+        gradient = tl.where(mask_bits(read.mask, row, p, length, touched), gradient, 0.0)
     if FROM_SUM:
-        mu, var = stats, stats
         if stats is not None:
-            var = stats + channels
-        a_own, b_own = map_coefficients(
-            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, row, row < rows, channels, eps, BLOCK_ROWS
-        )
-        a_next, b_next = map_coefficients(
-            scale, shift, factor, mu, var, bn_weight, bn_bias, drop, row + 1, row + 1 < rows, channels, eps, BLOCK_ROWS
-        )
+            norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
+        a_own, b_own = map_coefficients(given, norm, row, row < rows, channels, BLOCK_ROWS)
+        a_next, b_next = map_coefficients(given, norm, row + 1, row + 1 < rows, channels, BLOCK_ROWS)
         t = of_two_rows(a_own, a_next, p, length) * value + of_two_rows(b_own, b_next, p, length)
-        if residual is not None:
-            t += tl.load(residual + offsets, mask=touched, other=0).to(tl.float32)
+        if read.residual is not None:
+            t += tl.load(read.residual + offsets, mask=touched, other=0).to(tl.float32)
         wide = gradient.to(tl.float32)
         if added is not None:
             own_added, next_added = vector_pair(added, row, rows)
             wide += of_two_rows(own_added, next_added, p, length)
-        gradient = apply_slope(wide, t, OUT_ACT).to(dy.dtype.element_ty)
+        gradient = apply_slope(wide, t, OUT_ACT).to(read.dy.dtype.element_ty)
     if dr is not None:
         tl.store(dr + offsets, gradient, mask=owned)
-    centre = tl.load(mean + row, mask=row < rows, other=0)
+    centre = tl.load(read.mean + row, mask=row < rows, other=0)
     own = touched & (p >= 0) & (p < length)
     wide = tl.where(own, gradient.to(tl.float32), 0.0)
-    tl.store(p_sum + row, tl.sum(wide, axis=1), mask=row < rows)
-    tl.store(q_sum + row, tl.sum(tl.where(own, wide * (value - centre[:, None]), 0.0), axis=1), mask=row < rows)
+    tl.store(sums.p + row, tl.sum(wide, axis=1), mask=row < rows)
+    tl.store(sums.q + row, tl.sum(tl.where(own, wide * (value - centre[:, None]), 0.0), axis=1), mask=row < rows)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def scale_shift_act_backward_unaligned_kernel(
-    dr, x, mask, mean, k1, k2, k3, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    dr, x, mask, mean, to_dx, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """scale_shift_act_backward_kernel for unaligned rows."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -175,14 +163,14 @@ def scale_shift_act_backward_unaligned_kernel(
     g = tl.load(dr + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
     if mask is not None:
         g = tl.where(mask_bits(mask, row, p, length, owned), g, 0.0)
-    own, following = vector_pair(k1, row, rows)
+    own, following = vector_pair(to_dx.k1, row, rows)
     g *= of_two_rows(own, following, p, length)
-    own, following = vector_pair(k3, row, rows)
+    own, following = vector_pair(to_dx.k3, row, rows)
     g += of_two_rows(own, following, p, length)
     if x is not None:
         value = tl.load(x + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
         own, following = vector_pair(mean, row, rows)
         value -= of_two_rows(own, following, p, length)
-        own, following = vector_pair(k2, row, rows)
+        own, following = vector_pair(to_dx.k2, row, rows)
         g += of_two_rows(own, following, p, length) * value
     tl.store(dx + offsets, g.to(dx.dtype.element_ty), mask=owned)

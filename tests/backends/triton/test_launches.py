@@ -33,6 +33,17 @@ FORWARD = ["moments_kernel", "excitation_kernel", "scale_shift_act_kernel"]
 BACKWARD = ["moments_backward_kernel", "excitation_backward_kernel", "scale_shift_act_backward_kernel"]
 
 
+def flat(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a launch and, instead of a group, its fields under "group.field"."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, tuple):
+            found |= {f"{name}.{field}": v for field, v in zip(value._fields, value, strict=True)}
+        else:
+            found[name] = value
+    return found
+
+
 # ---- launches, counted with tensors without memory
 @needs_triton
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
@@ -78,7 +89,8 @@ def test_bytes_of_a_training_step() -> None:
     one = 2 * 128 * 256 * 56 * 56
     moved = {}
     for launch in launches:
-        big = [t.nbytes for t in launch.arguments.values() if isinstance(t, torch.Tensor) and t.nbytes * 64 > one]
+        values = flat(launch.arguments).values()
+        big = [t.nbytes for t in values if isinstance(t, torch.Tensor) and t.nbytes * 64 > one]
         moved[launch.name] = sum(big) / one
     mask = 1 / 16
     assert moved["moments_kernel"] == 1 and moved["scale_shift_act_kernel"] == 3 + mask
@@ -277,45 +289,40 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
         "l2_grouped": "l2_grouped_kernel",
     }[kernel]
     (launch,) = (found for found in launches if found.name == wanted)
-    # The launch's results, and the same arguments in shared memory with results and scratch set to NaN.
-    results = {
-        "excitation": ("mean", "stats", "hidden", "factor", "scale", "shift"),
-        "backward": (
-            "k1",
-            "k2",
-            "k3",
-            "dbn_weight",
-            "dbn_bias",
-            "dfc1_weight",
-            "dfc1_bias",
-            "dfc2_weight",
-            "dfc2_bias",
-        ),
-        "l2_grouped": ("y",),
+    # What the launch writes, and the same arguments in shared memory with that set to NaN.
+    arguments = flat(launch.arguments)
+    groups = {
+        "excitation": ("results.",),
+        "backward": ("scratch.", "to_dx.", "gradients."),
+        "l2_grouped": ("results.", "mean_parts", "y"),
     }[kernel]
-    alone = {name: launch.arguments[name].clone() for name in results}
-    scratch = (*results, "dq", "dhidden", "mean_parts", "hidden", "scale", "shift", "mean")
-    inputs = {"excitation": {"mean_parts", "mean"}, "backward": {"mean", "hidden"}, "l2_grouped": set()}[kernel]
-    shared = dict(launch.arguments)
-    for name, value in shared.items():
+    alone = {name: t.clone() for name, t in arguments.items() if name.startswith(groups) and t is not None}
+    assert len(alone) == {"excitation": 6, "backward": 11, "l2_grouped": 6}[kernel]
+    shared = dict(arguments)
+    for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
-            value = value.clone()
-            if name in scratch and name not in inputs:
-                value.fill_(float("nan"))
-            shared[name] = value.share_memory_()
-    if launch.arguments["mean"].data_ptr() == launch.arguments.get("mean_parts", x).data_ptr():
-        shared["mean"] = shared["mean_parts"][0]  # the mean of one split is the mean
+            copy = value.clone() if name not in alone else torch.full_like(value, float("nan"))
+            shared[name] = copy.share_memory_()
+    if kernel == "excitation":
+        assert arguments["results.mean"].data_ptr() == arguments["parts.mean"].data_ptr()
+        shared["results.mean"] = shared["parts.mean"][0]  # the mean of one split is the mean
     shared["counters"].zero_()
+    given = {
+        name: type(value)(*(shared[f"{name}.{field}"] for field in value._fields))
+        if isinstance(value, tuple)
+        else shared[name]
+        for name, value in launch.arguments.items()
+    }
     context = multiprocessing.get_context("spawn")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     start = context.Barrier(3)
-    programs = [context.Process(target=one_program, args=(kernel, shared, start)) for _ in range(3)]
+    programs = [context.Process(target=one_program, args=(kernel, given, start)) for _ in range(3)]
     for program in programs:
         program.start()
     for program in programs:
         program.join(120)
     assert [program.exitcode for program in programs] == [0, 0, 0]
-    for name in results:
-        assert torch.equal(shared[name], alone[name]), name
+    for name, value in alone.items():
+        assert torch.equal(shared[name], value), name
     assert shared["counters"][0] > 3  # all programs took tickets from one counter
