@@ -1,4 +1,5 @@
-// Declarations of the operators of one backend. register.cpp binds them, and each backend folder implements them.
+// Declarations of the functions that each backend folder implements. operators.h and register.cpp bind them as
+// operators.
 //
 // Symbols (DESIGN section 2.1): N batch, C channels, S positions, R squeezed channels. `x`-shaped tensors are
 // (N, C, *spatial) and dense in contiguous or channels_last order, the same for all of one call. All values per (n, c)
@@ -6,16 +7,12 @@
 // se_fused/ops/ defines each operator in readable PyTorch, under the same name.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <string>
 #include <tuple>
 
-namespace se_fused {
+#include "params.h"
 
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+namespace se_fused {
 
 // mean (N, C) and m2 (N, C) = sum (x - mean)^2
 std::tuple<Tensor, Tensor> moments(const Tensor& x);
@@ -45,45 +42,31 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
 
 // The forward pass of the whole operator. Returns (y, mask, mean (N, C), factor (N, C), hidden (N, R), stats (2, C) =
 // batch mean and biased variance). All but y and stats are empty unless `save`; stats is empty without batch norm.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
-    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
-    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
-    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
-    int64_t gate, int64_t out_act, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
+                                                                         const ExcitationParams& fc,
+                                                                         const BlockOptions& end, bool save);
 
 // The same with the running statistics and nothing saved. Writes into y, which may be x; not returning a tensor saves
 // about 2 us per call.
-void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& residual,
-                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                                         const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                                         const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias,
-                                         const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                                         const OptionalTensor& drop_path_scale, double eps, int64_t act, int64_t gate,
-                                         int64_t out_act, const Tensor& y);
+void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                     const Tensor& y);
 
 // The backward pass of the whole operator. Returns (dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight,
-// dfc2_bias). dr is the residual's gradient; it is empty if it equals dy (out_act none), or if it is neither wanted nor
-// needed for dx. Parameter gradients are float32 on the CPU. On CUDA those of batch norm have its parameters' dtypes,
-// and those of the two layers have the dtype of fc1_weight.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
-    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
-    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
-    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
-    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
-    bool want_dr);
+// dfc2_bias). dr is the residual's gradient; it is empty if writes_dr() is false, and then equals dy or is not wanted.
+// bn has no running statistics, and fc no biases. Parameter gradients are float32 on the CPU. On CUDA those of batch
+// norm have its parameters' dtypes, and those of the two layers have the dtype of fc1_weight.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
+    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& bn, const ExcitationParams& fc,
+    const BlockOptions& end, bool want_dr);
 
 // Caps the instruction set ("" removes the cap) and returns the name of the one in use. CPU only.
 std::string capability(const std::optional<std::string>& cap);
 
 // A 1x1 convolution with squeeze-excite, CPU only: y = out_act(s * (W h + b) + residual) for h in channels_last,
-// written into y, which may be the residual. s = gate(fc2(act(folded_weight mean(h) + folded_bias))), or 1 without
-// folded_weight. packed: W as float32 in panels, (ceil(C / 16), K, 16); folded_weight (R, K) and folded_bias (R,):
-// float32.
-void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
-                                   const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
-                                   const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                                   const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
-                                   const Tensor& y);
+// written into y, which may be the residual. packed: W as float32 in panels, (ceil(C / 16), K, 16). s = gate(fc2(act(
+// fc1_weight mean(h) + fc1_bias))), or 1 without fc1_weight; fc1_weight (R, K) and fc1_bias (R,) are W and b folded
+// into the first layer, in float32.
+void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& conv_bias,
+                            const ExcitationParams& fc, const BlockOptions& end, const Tensor& y);
 
 }  // namespace se_fused

@@ -54,8 +54,8 @@ inline void check_like(const Tensor& t, const Tensor& x, const Layout& layout, c
 }
 
 inline void check_vector(const Tensor& t, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(t.numel() == numel && t.is_contiguous(), name, " must be contiguous with ", numel, " elements, got ",
-                  t.numel());
+  STD_TORCH_CHECK(t.numel() == numel, name, " must have ", numel, " elements, got ", t.numel());
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 
 inline void check_like(const OptionalTensor& t, const Tensor& x, const Layout& layout, const char* name) {

@@ -13,7 +13,7 @@ __all__ = [
     "check_choice",
     "check_int",
     "check_number",
-    "check_parameter",
+    "check_parameters",
     "check_positive",
     "check_rate",
     "check_tensor",
@@ -56,18 +56,24 @@ def check_x(x: Any, name: str = "x") -> None:
         )
 
 
-def check_parameter(t: Any, name: str, shape: tuple[int, ...], meaning: str, x: Tensor, of: str = "x") -> None:
-    """Check a parameter that may be None. It must be on the device of x, and have the shape ``shape``, optionally
-    followed by sizes of 1. ``of`` is the name of x, and ``meaning`` the shape in symbols, in messages."""
-    if t is None:
-        return
-    if not isinstance(t, Tensor) or t.dtype not in _FLOATS:  # inline: a call of a public function does this nine times
-        check_tensor(t, name)
-    if t.device != x.device:
-        raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
-    dims = len(shape)
-    if t.shape != shape and (t.shape[:dims] != shape or any(size != 1 for size in t.shape[dims:])):
-        raise ValueError(f"{name} must be {meaning} = {shape}, got {tuple(t.shape)} for {of} of shape {tuple(x.shape)}")
+def check_parameters(
+    named: tuple[tuple[str, Any], ...], shape: tuple[int, ...], meaning: str, x: Tensor, of: str = "x"
+) -> None:
+    """Check parameters (name, value) that may be None. Each must be on the device of x, and have the shape ``shape``,
+    optionally followed by sizes of 1. ``of`` is the name of x, and ``meaning`` the shape in symbols, in messages."""
+    device = x.device
+    for name, t in named:
+        if t is None:
+            continue
+        if not isinstance(t, Tensor) or t.dtype not in _FLOATS:  # inline: most of a call's time on the host is here
+            check_tensor(t, name)
+        if t.device != device:
+            raise ValueError(f"{name} is on {t.device}, {of} on {device}: move one, for example {name}.to(x.device)")
+        given = t.shape
+        if given != shape and (given[: len(shape)] != shape or any(size != 1 for size in given[len(shape) :])):
+            raise ValueError(
+                f"{name} must be {meaning} = {shape}, got {tuple(given)} for {of} of shape {tuple(x.shape)}"
+            )
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:

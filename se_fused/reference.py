@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import activations
+from ._params import NO_BATCH_NORM, NO_EXCITATION, BatchNormParams, BlockOptions, ExcitationParams
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "batch_norm_act",
     "batch_norm_act_squeeze",
     "batch_norm_squeeze_excite",
+    "block",
     "channel_gate",
     "conv1x1",
     "conv1x1_squeeze_excite",
@@ -58,6 +60,25 @@ def _close(u: Tensor, residual: Tensor | None, out_act: str | None, drop_path_sc
     return OUT_ACTIVATIONS[out_act or "none"](u)
 
 
+def block(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> Tensor:
+    """out_act(drop_path_scale * SE(BN(x)) + residual): all functions of this module that the records describe.
+
+    x: (N, C, *spatial), or (N, C) for batch norm alone; the records' fields as in :mod:`se_fused._params`.
+    """
+    u = x
+    if bn.present:
+        u = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.batch_stats, bn.momentum, bn.eps)
+    if fc.fc1_weight is not None and fc.fc2_weight is not None:
+        squeezed = u.flatten(2).mean(2) if u.dim() > 2 else u  # (N, C)
+        # If the weights have another dtype than x (float32 with bfloat16), the excitation is computed in the weights'
+        # dtype.
+        squeezed = squeezed.to(fc.fc1_weight.dtype)
+        hidden = ACTIVATIONS[fc.act](F.linear(squeezed, fc.fc1_weight.flatten(1), fc.fc1_bias))  # (N, R)
+        factor = GATES[fc.gate](F.linear(hidden, fc.fc2_weight.flatten(1), fc.fc2_bias))  # (N, C)
+        u = u * _per_channel(factor, u).to(u.dtype)
+    return _close(u, options.residual, options.out_act, options.drop_path_scale)
+
+
 def squeeze_excite(
     x: Tensor,
     fc1_weight: Tensor,
@@ -73,12 +94,8 @@ def squeeze_excite(
     inplace: bool = False,
 ) -> Tensor:
     """:func:`se_fused.functional.squeeze_excite` in plain PyTorch."""
-    squeezed = x.flatten(2).mean(2) if x.dim() > 2 else x  # (N, C)
-    # If the weights have another dtype than x (float32 with bfloat16), the excitation is computed in the weights'
-    # dtype.
-    hidden = ACTIVATIONS[act](F.linear(squeezed.to(fc1_weight.dtype), fc1_weight.flatten(1), fc1_bias))  # (N, R)
-    factor = GATES[gate](F.linear(hidden, fc2_weight.flatten(1), fc2_bias))  # (N, C)
-    return _close(x * _per_channel(factor, x).to(x.dtype), residual, out_act, drop_path_scale)
+    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    return block(x, NO_BATCH_NORM, fc, BlockOptions(residual, drop_path_scale, out_act or "none"))
 
 
 def batch_norm_squeeze_excite(
@@ -104,10 +121,8 @@ def batch_norm_squeeze_excite(
 ) -> Tensor:
     """:func:`se_fused.functional.batch_norm_squeeze_excite` in plain PyTorch."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
-    return squeeze_excite(
-        u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual,
-        act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale,
-    )  # fmt: skip
+    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
+    return block(u, NO_BATCH_NORM, fc, BlockOptions(residual, drop_path_scale, out_act or "none"))
 
 
 def batch_norm_act(
@@ -127,7 +142,7 @@ def batch_norm_act(
 ) -> Tensor:
     """:func:`se_fused.functional.batch_norm_act` in plain PyTorch."""
     u = F.batch_norm(x, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
-    return _close(u, residual, out_act, drop_path_scale)
+    return block(u, NO_BATCH_NORM, NO_EXCITATION, BlockOptions(residual, drop_path_scale, out_act or "none"))
 
 
 def batch_norm_act_squeeze(

@@ -13,23 +13,23 @@ struct Parameters {
   const void *fc1_weight = nullptr, *fc2_weight = nullptr;
   const float *bn_weight, *bn_bias, *drop;
 
-  Parameters(const Layout& layout, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& fc1,
-             const OptionalTensor& fc2, const OptionalTensor& drop_path_scale, Scratch& scratch)
-      : has_excitation(fc1.has_value()) {
-    bn_weight = as_floats(weight, layout.c, scratch, "bn_weight");
-    bn_bias = as_floats(bias, layout.c, scratch, "bn_bias");
-    drop = as_floats(drop_path_scale, layout.n, scratch, "drop_path_scale");
+  Parameters(const Layout& layout, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+             Scratch& scratch)
+      : has_excitation(fc.fc1_weight.has_value()) {
+    bn_weight = as_floats(bn.weight, layout.c, scratch, "bn_weight");
+    bn_bias = as_floats(bn.bias, layout.c, scratch, "bn_bias");
+    drop = as_floats(end.drop_path_scale, layout.n, scratch, "drop_path_scale");
     if (!has_excitation) return;
-    r = check_weights(*fc1, fc2, layout.c);
-    weight_type = type_index(*fc1, "fc1_weight");
-    fc1_weight = bytes(fc1);
-    fc2_weight = bytes(fc2);
+    r = check_weights(*fc.fc1_weight, fc.fc2_weight, layout.c);
+    weight_type = type_index(*fc.fc1_weight, "fc1_weight");
+    fc1_weight = bytes(fc.fc1_weight);
+    fc2_weight = bytes(fc.fc2_weight);
   }
 };
 
 // The excitation arguments that forward and backward have in common.
 template <class Args>
-Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int64_t gate, const float* mean) {
+Args excitation_args(const Layout& layout, const Parameters& p, const ExcitationParams& fc, const float* mean) {
   Args g{};
   g.n = layout.n;
   g.c = layout.c;
@@ -38,21 +38,19 @@ Args excitation_args(const Layout& layout, const Parameters& p, int64_t act, int
   g.drop = p.drop;
   g.fc1_weight = p.fc1_weight;
   g.fc2_weight = p.fc2_weight;
-  g.act = static_cast<Act>(act);
-  g.gate = static_cast<Gate>(gate);
+  g.act = fc.act;
+  g.gate = fc.gate;
   return g;
 }
 
-// The arguments of batch_norm_squeeze_excite_forward.
-struct Forward {
-  const Tensor& x;
-  const OptionalTensor &residual, &running_mean, &running_var, &bn_weight, &bn_bias, &fc1_weight, &fc1_bias,
-      &fc2_weight, &fc2_bias, &drop_path_scale;
-  bool batch_stats;
-  double eps;
-  int64_t act, gate, out_act;
-  bool save;
-};
+// Updates a running statistic, if it is given.
+void move(const OptionalTensor& running, const float* batch, double factor, double momentum, const Layout& layout,
+          const char* name) {
+  if (!running) return;
+  check_vector(*running, layout.c, name);
+  kernels().move[type_index(*running, name)](mutable_bytes(*running), batch, static_cast<float>(factor),
+                                             static_cast<float>(momentum), layout.c);
+}
 
 // The results other than y, for the backward pass and the running statistics.
 struct Saved {
@@ -60,31 +58,33 @@ struct Saved {
 };
 
 // y may share x's memory: every element is read before it is written.
-Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& nothing) {
-  const Tensor& x = f.x;
+Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationParams& fc, const BlockOptions& end,
+              bool save, const Layout& layout, char* y, const Tensor& nothing) {
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
-  check_like(f.residual, x, layout, "residual");
+  check_like(end.residual, x, layout, "residual");
+  STD_TORCH_CHECK(norm.running_mean.has_value() == norm.running_var.has_value(),
+                  "running_mean and running_var are required together");
 
-  const int64_t r_bound = f.fc1_weight ? f.fc1_weight->size(0) : 0;
+  const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
   Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
-  const bool has_bn = f.batch_stats || f.running_mean.has_value();
-  const Parameters p(layout, f.bn_weight, f.bn_bias, f.fc1_weight, f.fc2_weight, f.drop_path_scale, scratch);
+  const bool has_bn = norm.batch_stats || norm.running_mean.has_value();
+  const Parameters p(layout, norm, fc, end, scratch);
 
-  const bool save = f.save, save_mask = save && static_cast<OutAct>(f.out_act) == OutAct::relu;
+  const bool save_mask = save && keeps_mask(end.out_act);
   Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
               save && p.has_excitation ? new_float(x, {n, c}) : nothing,
               save && p.has_excitation ? new_float(x, {n, p.r}) : nothing,
-              has_bn && (save || f.batch_stats) ? new_float(x, {2, c}) : nothing};
+              has_bn && (save || norm.batch_stats) ? new_float(x, {2, c}) : nothing};
   if (layout.numel() == 0) return saved;
 
   float* const mean = save ? floats(saved.mean) : scratch.take(nc);
-  float* const m2 = f.batch_stats ? scratch.take(nc) : nullptr;
+  float* const m2 = norm.batch_stats ? scratch.take(nc) : nullptr;
 
-  auto g = excitation_args<ExcitationArgs>(layout, p, f.act, f.gate, mean);
+  auto g = excitation_args<ExcitationArgs>(layout, p, fc, mean);
   BatchNormArgs bn{};
   if (has_bn) {
-    const bool keep = save || f.batch_stats;
+    const bool keep = save || norm.batch_stats;
     bn.n = n;
     bn.c = c;
     bn.s = layout.s;
@@ -92,17 +92,16 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
     bn.m2 = m2;
     bn.weight = p.bn_weight;
     bn.bias = p.bn_bias;
-    bn.eps = static_cast<float>(f.eps);
-    bn.batch_stats = f.batch_stats;
+    bn.eps = static_cast<float>(norm.eps);
+    bn.batch_stats = norm.batch_stats;
     bn.mu = keep ? floats(saved.stats) : scratch.take(c);
     bn.var = keep ? bn.mu + c : scratch.take(c);
     bn.rstd = scratch.take(c);
     bn.a = scratch.take(c);
     bn.b = scratch.take(c);
-    if (!f.batch_stats) {
-      STD_TORCH_CHECK(f.running_var.has_value(), "running_var is required with running_mean");
-      std::copy_n(as_floats(f.running_mean, c, scratch, "running_mean"), c, bn.mu);
-      std::copy_n(as_floats(f.running_var, c, scratch, "running_var"), c, bn.var);
+    if (!norm.batch_stats) {
+      std::copy_n(as_floats(norm.running_mean, c, scratch, "running_mean"), c, bn.mu);
+      std::copy_n(as_floats(norm.running_var, c, scratch, "running_var"), c, bn.var);
       batch_norm(bn);
     }
     g.a = bn.a;
@@ -111,8 +110,8 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   if (p.has_excitation) {
-    g.fc1_bias = as_floats(f.fc1_bias, p.r, scratch, "fc1_bias");
-    g.fc2_bias = as_floats(f.fc2_bias, c, scratch, "fc2_bias");
+    g.fc1_bias = as_floats(fc.fc1_bias, p.r, scratch, "fc1_bias");
+    g.fc2_bias = as_floats(fc.fc2_bias, c, scratch, "fc2_bias");
     g.hidden = save ? floats(saved.hidden) : scratch.take(n * p.r);
     g.active = scratch.take(n * p.r);
     g.factor = save ? floats(saved.factor) : scratch.take(nc);
@@ -121,15 +120,20 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
 
   ScaleShiftActArgs second{};
   second.x = bytes(x);
-  second.residual = bytes(f.residual);
+  second.residual = bytes(end.residual);
   second.y = y;
   second.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(saved.mask)) : nullptr;
   second.scale = g.scale;
   second.shift = g.shift;
-  second.out_act = static_cast<OutAct>(f.out_act);
+  second.out_act = end.out_act;
 
-  if (f.batch_stats || p.has_excitation || save) moments(passes, bytes(x), item, layout, mean, m2);
-  if (f.batch_stats) batch_norm(bn);
+  if (norm.batch_stats || p.has_excitation || save) moments(passes, bytes(x), item, layout, mean, m2);
+  if (norm.batch_stats) {
+    batch_norm(bn);
+    const double count = static_cast<double>(n * layout.s);
+    move(norm.running_mean, bn.mu, 1, norm.momentum, layout, "running_mean");
+    move(norm.running_var, bn.var, count / (count - 1), norm.momentum, layout, "running_var");
+  }
   excitation(kernels().excitation[p.weight_type], g);
   scale_shift_act(passes, second, item, layout, save ? kPastCaches : kPastCachesInference);
   return saved;
@@ -140,59 +144,42 @@ Saved forward(const Forward& f, const Layout& layout, char* y, const Tensor& not
 
 namespace se_fused {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
-    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
-    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
-    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
-    int64_t gate, int64_t out_act, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
+                                                                         const ExcitationParams& fc,
+                                                                         const BlockOptions& end, bool save) {
   const Layout layout = layout_of(x, "x");
   Tensor y = torch::stable::empty_like(x);
   const Tensor nothing = new_nothing(x);  // shared by all absent results: each allocation takes about 1 us
-  const auto s = cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias,
-                               fc2_weight, fc2_bias, drop_path_scale, batch_stats, eps, act, gate, out_act, save},
-                              layout, cpu::mutable_bytes(y), nothing);
+  const auto s = cpu::forward(x, bn, fc, end, save, layout, cpu::mutable_bytes(y), nothing);
   return {y, s.mask, s.mean, s.factor, s.hidden, s.stats};
 }
 
-void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& residual,
-                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                                         const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                                         const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias,
-                                         const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                                         const OptionalTensor& drop_path_scale, double eps, int64_t act, int64_t gate,
-                                         int64_t out_act, const Tensor& y) {
+void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                     const Tensor& y) {
   const Layout layout = layout_of(x, "x");
   check_like(y, x, layout, "y");
-  cpu::forward({x, residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
-                drop_path_scale, false, eps, act, gate, out_act, false},
-               layout, cpu::mutable_bytes(y), y);
+  cpu::forward(x, bn, fc, end, false, layout, cpu::mutable_bytes(y), y);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
-    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
-    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
-    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
-    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
-    bool want_dr) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
+    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& norm, const ExcitationParams& fc,
+    const BlockOptions& end, bool want_dr) {
   using namespace cpu;
+  const Tensor& x = saved.x;
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
   check_like(dy, x, layout, "dy");
-  check_like(residual, x, layout, "residual");
-  const auto closing = static_cast<OutAct>(out_act);
+  check_like(end.residual, x, layout, "residual");
 
-  const int64_t r_bound = fc1_weight ? fc1_weight->size(0) : 0;
+  const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
   Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
-  const bool has_bn = stats.numel() != 0;
-  const Parameters p(layout, bn_weight, bn_bias, fc1_weight, fc2_weight, drop_path_scale, scratch);
+  const bool has_bn = saved.stats.numel() != 0;
+  const Parameters p(layout, norm, fc, end, scratch);
   const int64_t r = p.r;
 
   Tensor dx = torch::stable::empty_like(x);
-  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
-  // silu's costs one exponential per element.
-  const bool write_dr = want_dr ? closing != OutAct::none : recomputed(closing);
+  const bool write_dr = writes_dr(end.out_act, want_dr);
   Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
          dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
@@ -202,17 +189,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   Tensor dfc2_bias = p.has_excitation ? new_float(x, {c}) : new_nothing(x);
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
 
-  auto g = excitation_args<ExcitationBackwardArgs>(layout, p, act, gate, float_vector(mean, nc, "mean"));
+  auto g = excitation_args<ExcitationBackwardArgs>(layout, p, fc, float_vector(saved.mean, nc, "mean"));
   g.s = layout.s;
-  g.batch_stats = batch_stats;
+  g.batch_stats = norm.batch_stats;
   if (has_bn) {
     // a, b and rstd take a few (C,) operations, so they are recomputed rather than saved.
     BatchNormArgs bn{};
     bn.c = c;
     bn.weight = p.bn_weight;
     bn.bias = p.bn_bias;
-    bn.eps = static_cast<float>(eps);
-    bn.mu = const_cast<float*>(float_vector(stats, 2 * c, "stats"));
+    bn.eps = static_cast<float>(norm.eps);
+    bn.mu = const_cast<float*>(float_vector(saved.stats, 2 * c, "stats"));
     bn.var = bn.mu + c;
     bn.rstd = scratch.take(c);
     bn.a = scratch.take(c);
@@ -232,8 +219,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.k2 = scratch.take(nc);
   g.k3 = scratch.take(nc);
   if (p.has_excitation) {
-    g.factor = float_vector(factor, nc, "factor");
-    g.hidden = float_vector(hidden, n * r, "hidden");
+    g.factor = float_vector(saved.factor, nc, "factor");
+    g.hidden = float_vector(saved.hidden, n * r, "hidden");
     g.z = scratch.take(nc);
     g.dq = scratch.take(nc);
     g.dz = scratch.take(nc);
@@ -252,10 +239,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   first.dr = write_dr ? mutable_bytes(dr) : nullptr;
   first.p = sums;
   first.q = sums + nc;
-  first.out_act = closing;
-  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
-  if (recomputed(closing)) {  // scale and shift of the forward pass, recomputed from the saved tensors
-    first.residual = bytes(residual);
+  first.out_act = end.out_act;
+  if (keeps_mask(end.out_act)) first.mask = mask_of(saved.mask, layout);
+  if (keeps_input(end.out_act)) {  // scale and shift of the forward pass, recomputed from the saved tensors
+    first.residual = bytes(end.residual);
     ExcitationArgs forward{};
     forward.n = n;
     forward.c = c;
@@ -275,7 +262,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   ScaleShiftActBackwardArgs second{};
   second.dr = write_dr ? bytes(dr) : bytes(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? bytes(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
+  second.x = norm.batch_stats ? bytes(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;

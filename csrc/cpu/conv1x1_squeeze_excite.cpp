@@ -31,39 +31,37 @@ void products(int type, const ProductArgs& g, int64_t rows) {
 
 namespace se_fused {
 
-void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& bias,
-                                   const OptionalTensor& folded_weight, const OptionalTensor& folded_bias,
-                                   const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                                   const OptionalTensor& residual, int64_t act, int64_t gate, int64_t out_act,
-                                   const Tensor& y) {
+void conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& conv_bias,
+                            const ExcitationParams& fc, const BlockOptions& end, const Tensor& y) {
   using namespace cpu;
   const Layout in = layout_of(h, "h"), out = layout_of(y, "y");
   STD_TORCH_CHECK(in.channels_last && out.channels_last, "h and y must be channels_last");
   STD_TORCH_CHECK(in.n == out.n && in.s == out.s && h.scalar_type() == y.scalar_type(),
                   "y must have h's N, spatial size and dtype");
-  check_like(residual, y, out, "residual");
+  check_like(end.residual, y, out, "residual");
+  STD_TORCH_CHECK(!end.drop_path_scale, "drop_path_scale must be absent: the operator is for inference");
   const int64_t n = in.n, k = in.c, c = out.c, nc = n * c;
   const float* const weight = float_vector(packed, (c + 15) / 16 * 16 * k, "packed");
   if (out.numel() == 0) return;
 
-  const int64_t r = folded_weight ? folded_weight->size(0) : 0;
+  const int64_t r = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
   Scratch scratch(n * k + 2 * n * r + 3 * nc + 3 * c);
-  const float* const shift = as_floats(bias, c, scratch, "conv_bias");
+  const float* const shift = as_floats(conv_bias, c, scratch, "conv_bias");
 
   ProductArgs g{};
   g.h = bytes(h);
   g.weight = weight;
   g.shift = shift;
-  g.residual = bytes(residual);
+  g.residual = bytes(end.residual);
   g.y = mutable_bytes(y);
   g.k = k;
   g.c = c;
   g.s = in.s;
-  g.out_act = static_cast<OutAct>(out_act);
+  g.out_act = end.out_act;
 
-  if (folded_weight) {
-    STD_TORCH_CHECK(fc2_weight.has_value(), "fc2_weight is required with folded_weight");
-    check_vector(*fc2_weight, c * r, "fc2_weight");
+  if (fc.fc1_weight) {
+    STD_TORCH_CHECK(fc.fc2_weight.has_value(), "fc2_weight is required with fc1_weight");
+    check_vector(*fc.fc2_weight, c * r, "fc2_weight");
     ExcitationArgs first{};
     first.n = n;
     first.c = k;
@@ -71,16 +69,16 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
     float* const mean = scratch.take(n * k);
     moments(pass_kernels(h), bytes(h), item_bytes(h), in, mean, nullptr);
     first.z = mean;
-    first.fc1_weight = float_vector(*folded_weight, r * k, "folded_weight");
-    first.fc1_bias = folded_bias ? float_vector(*folded_bias, r, "folded_bias") : nullptr;
-    first.act = static_cast<Act>(act);
+    first.fc1_weight = float_vector(*fc.fc1_weight, r * k, "fc1_weight");
+    first.fc1_bias = fc.fc1_bias ? float_vector(*fc.fc1_bias, r, "fc1_bias") : nullptr;
+    first.act = fc.act;
     first.hidden = scratch.take(n * r);
     first.active = scratch.take(n * r);
     ExcitationArgs second = first;
     second.c = c;
-    second.fc2_weight = bytes(*fc2_weight);
-    second.fc2_bias = as_floats(fc2_bias, c, scratch, "fc2_bias");
-    second.gate = static_cast<Gate>(gate);
+    second.fc2_weight = bytes(*fc.fc2_weight);
+    second.fc2_bias = as_floats(fc.fc2_bias, c, scratch, "fc2_bias");
+    second.gate = fc.gate;
     second.factor = scratch.take(nc);
     second.scale = scratch.take(nc);
     second.shift = scratch.take(nc);
@@ -90,7 +88,7 @@ void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const 
       second.a = ones;
       second.b = shift;
     }
-    excitation_layers(kernels().excitation[0], first, kernels().excitation[type_index(*fc2_weight, "fc2_weight")],
+    excitation_layers(kernels().excitation[0], first, kernels().excitation[type_index(*fc.fc2_weight, "fc2_weight")],
                       second);
     g.scale = second.scale;
     g.shift = second.shift;

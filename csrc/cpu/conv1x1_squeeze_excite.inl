@@ -35,19 +35,16 @@ static __attribute__((noinline)) void sum_rows(int64_t rows, const float* h, con
   });
 }
 
-template <OutAct act, bool has_residual, class T, class A>
+template <Act act, bool has_residual, class T, class A>
 SE_INLINE void close_step(A a, F t, const float* scale, const float* shift, const T* residual, T* y) {
   if (scale) t = t * a.get(scale);
   if (shift) t = t + a.get(shift);
   if constexpr (has_residual) t = t + a.get(residual);
-  if constexpr (act == OutAct::relu) t = keep_bits(positive_bits(t), t);
-  if constexpr (act == OutAct::silu) t = t * sigmoid(t);
-  if constexpr (act == OutAct::hard_swish) t = hard_swish(t);
-  a.put(y, t);
+  a.put(y, out_activate<act>(t));
 }
 
 // Rows [row, row + rows) of panels [panel, panel + panels).
-template <OutAct act, bool has_residual, class T>
+template <Act act, bool has_residual, class T>
 SE_INLINE void product_tile(const ProductArgs& g, const float* h, const int64_t* coefficients, int64_t row,
                             int64_t rows, int64_t panel, int64_t panels) {
   const int64_t c = panel * kLanes, ld = g.c, from = row * ld + c, left = ld - c;
@@ -83,7 +80,7 @@ SE_INLINE void product_tile(const ProductArgs& g, const float* h, const int64_t*
   }
 }
 
-template <OutAct act, bool has_residual, class T>
+template <Act act, bool has_residual, class T>
 static void product_as(const ProductArgs& g, const ProductPart& part, float* scratch) {
   for (int64_t row = part.row0; row < part.row1; row += kTileRows) {
     const int64_t rows = part.row1 - row < kTileRows ? part.row1 - row : kTileRows;
@@ -101,17 +98,12 @@ static void product_as(const ProductArgs& g, const ProductPart& part, float* scr
   }
 }
 
-template <OutAct act, class T>
+template <Act act, class T>
 static void product_with(const ProductArgs& g, const ProductPart& part, float* scratch) {
   g.residual ? product_as<act, true, T>(g, part, scratch) : product_as<act, false, T>(g, part, scratch);
 }
 
 template <class T>
 static void product(const ProductArgs& g, const ProductPart& part, float* scratch) {
-  switch (g.out_act) {
-    case OutAct::none: return product_with<OutAct::none, T>(g, part, scratch);
-    case OutAct::relu: return product_with<OutAct::relu, T>(g, part, scratch);
-    case OutAct::silu: return product_with<OutAct::silu, T>(g, part, scratch);
-    case OutAct::hard_swish: return product_with<OutAct::hard_swish, T>(g, part, scratch);
-  }
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { product_with<decltype(act)::value, T>(g, part, scratch); });
 }

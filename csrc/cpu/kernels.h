@@ -23,7 +23,7 @@ struct ScaleShiftActArgs {
   const float* scale;  // _rows: [rows]; _cols: [len]
   const float* shift;
   int64_t rows, len;
-  OutAct out_act;
+  Act out_act;
   bool past_caches;  // store y with non-temporal stores: see passes.h
 };
 
@@ -31,17 +31,17 @@ struct ScaleShiftActArgs {
 struct MomentsBackwardArgs {
   const void* dy;
   const void* x;
-  const void* residual;  // used if recomputed(out_act): the derivative needs the sum before the activation
-  const uint8_t* mask;   // used for relu without `added`
+  const void* residual;  // used if keeps_input(out_act): the derivative needs the sum before the activation
+  const uint8_t* mask;   // used if keeps_mask(out_act), without `added`
   const float* mean;     // _rows: [rows]; _cols: [len]
-  const float* scale;    // used if recomputed(out_act), or with `added`
+  const float* scale;    // used if keeps_input(out_act), or with `added`
   const float* shift;
   const float* added;  // added to dy; may be null. With it there is no residual
   void* dr;            // may be null: pass 2 then reads dy and the mask again
   float* p;            // _rows: [rows]; _cols: [len]
   float* q;
   int64_t rows, len;
-  OutAct out_act;
+  Act out_act;
   bool past_caches;
 };
 
@@ -67,7 +67,7 @@ struct ScaleShiftActMeanArgs {
   const float* shift;
   float* total;  // _rows: [rows]; _cols: [len]
   int64_t rows, len;
-  OutAct out_act;
+  Act out_act;
   bool past_caches;
 };
 
@@ -180,7 +180,7 @@ struct ProductArgs {
   const void* residual;  // may be null, and may be y
   void* y;
   int64_t k, c, s, stride;  // s: rows per sample; stride: C, or 0 if all samples share scale and shift
-  OutAct out_act;
+  Act out_act;
 };
 
 struct ProductPart {  // rows [row0, row1) by panels [panel0, panel1)
@@ -196,6 +196,8 @@ struct Kernels {
   void (*merge)(float* mean, float* m2, float count, const float* mean2, const float* m22, float more, int64_t len);
   void (*add)(float* into, const float* from, int64_t len);
   void (*to_float[3])(const void* from, float* into, int64_t len);
+  // Running statistics, in place: running + momentum (factor * batch - running)
+  void (*move[3])(void* running, const float* batch, float factor, float momentum, int64_t len);
   // indexed by the type of h and y; scratch: tile_rows * K floats
   void (*product[3])(const ProductArgs&, const ProductPart&, float* scratch);
   int tile_rows, tile_panels;

@@ -3,6 +3,8 @@
 
 #include "row_steps.inl"
 
+#include "activations.inl"
+
 #include "moments.inl"
 
 #include "scale_shift_act.inl"
@@ -43,6 +45,7 @@ const Kernels kernels = {SE_KERNELS_NAME,
                          merge,
                          add,
                          {to_float<float>, to_float<BFloat16>, to_float<Half>},
+                         {move<float>, move<BFloat16>, move<Half>},
                          {product<float>, product<BFloat16>, product<Half>},
                          kTileRows,
                          kTilePanels};

@@ -28,6 +28,17 @@ static void add(float* into, const float* from, int64_t len) {
   });
 }
 
+// Moves running statistics towards those of a batch times `factor`: old + momentum (new - old), rounded like
+// torch.lerp, which is exact at both ends.
+template <class T>
+static void move(void* running, const float* batch, float factor, float momentum, int64_t len) {
+  T* const at = (T*)running;
+  sweep(len, [&](auto a, int64_t i) SE_LAMBDA {
+    const F old = a.get(at + i), to = a.get(batch + i) * splat(factor), away = to - old;
+    a.put_result(at + i, momentum < 0.5f ? old + splat(momentum) * away : to - away * splat(1.f - momentum), false);
+  });
+}
+
 template <class T>
 static void to_float(const void* from, float* into, int64_t len) {
   sweep(len, [&](auto a, int64_t i) SE_LAMBDA { a.put(into + i, a.get((const T*)from + i)); });
@@ -159,11 +170,11 @@ static void moments_cols(const void* x, int64_t rows, int64_t len, float* mean, 
 }
 
 // Pass 1, backward: dr = dy * act', P = sum dr, Q = sum dr * (x - mean). With `added`, dr = (dy + added) * act', and
-// relu's derivative is computed from the sum before the activation, like the derivatives of silu and hard_swish.
-template <OutAct act, bool added>
-constexpr bool kFromSum = recomputed(act) || (added && act == OutAct::relu);
+// there is no mask, and its bits too are computed from the sum before the activation.
+template <Act act, bool added>
+constexpr bool kFromSum = keeps_input(act) || (added && keeps_mask(act));
 
-template <OutAct act, bool with_added, class T, class A>
+template <Act act, bool with_added, class T, class A>
 SE_INLINE F out_act_backward(A a, const T* dy, const T* residual, const uint8_t* mask, F scale, F shift, F added,
                              int64_t i, F xv) {
   F d = a.get(dy + i);
@@ -171,18 +182,19 @@ SE_INLINE F out_act_backward(A a, const T* dy, const T* residual, const uint8_t*
   if constexpr (kFromSum<act, with_added>) {
     F t = scale * xv + shift;
     if (residual) t = t + a.get(residual + i);
-    if constexpr (act == OutAct::relu) d = keep_bits(positive_bits(t), d);
-    if constexpr (act == OutAct::silu) d = d * silu_slope(t);
-    if constexpr (act == OutAct::hard_swish) d = d * hard_swish_slope(t);
-  } else if constexpr (act == OutAct::relu) {
+    if constexpr (keeps_mask(act))
+      d = keep_bits(positive_bits(t), d);
+    else
+      d = d * out_slope<act>(t);
+  } else if constexpr (keeps_mask(act)) {
     return keep_bits(a.get_bits(mask, i), d);
   }
   // Pass 2 reads the rounded dr. P and Q must be sums of the same numbers, or dx would not sum to zero.
-  if constexpr (with_added || recomputed(act)) d = rounded<T>(d);
+  if constexpr (with_added || keeps_input(act)) d = rounded<T>(d);
   return d;
 }
 
-template <OutAct act, bool with_added, class T>
+template <Act act, bool with_added, class T>
 static void moments_backward_rows_with(const MomentsBackwardArgs& g) {
   const T *dy = (const T*)g.dy, *x = (const T*)g.x, *residual = (const T*)g.residual;
   T* dr = (T*)g.dr;
@@ -232,13 +244,13 @@ static void moments_backward_rows_with(const MomentsBackwardArgs& g) {
   if (g.past_caches) fence();
 }
 
-template <OutAct act, bool with_added, int R, class T>
+template <Act act, bool with_added, int R, class T>
 SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) {
   const int64_t mask_bytes = (g.len + 7) / 8, at = row * g.len;
   const T *dy = (const T*)g.dy + at, *x = (const T*)g.x + at;
   const T* residual = g.residual ? (const T*)g.residual + at : nullptr;
   T* dr = g.dr ? (T*)g.dr + at : nullptr;
-  const uint8_t* mask = act == OutAct::relu && !with_added ? g.mask + row * mask_bytes : nullptr;
+  const uint8_t* mask = keeps_mask(act) && !with_added ? g.mask + row * mask_bytes : nullptr;
   sweep(g.len, [&](auto a, int64_t i) SE_LAMBDA {
     const F mean = a.get(g.mean + i);
     const F scale = kFromSum<act, with_added> ? a.get(g.scale + i) : zero();
@@ -264,7 +276,7 @@ SE_INLINE void moments_backward_tile(const MomentsBackwardArgs& g, int64_t row) 
   });
 }
 
-template <OutAct act, bool with_added, class T>
+template <Act act, bool with_added, class T>
 static void moments_backward_cols_with(const MomentsBackwardArgs& g) {
   int64_t row = 0;
   for (; row + 8 <= g.rows; row += 8) moments_backward_tile<act, with_added, 8, T>(g, row);
@@ -272,27 +284,19 @@ static void moments_backward_cols_with(const MomentsBackwardArgs& g) {
   if (g.past_caches) fence();
 }
 
-#define SE_BY_OUT_ACT(function, T, args)                                   \
-  switch (args.out_act) {                                                  \
-    case OutAct::none: return function<OutAct::none, T>(args);             \
-    case OutAct::relu: return function<OutAct::relu, T>(args);             \
-    case OutAct::silu: return function<OutAct::silu, T>(args);             \
-    case OutAct::hard_swish: return function<OutAct::hard_swish, T>(args); \
-  }
-
-template <OutAct act, class T>
+template <Act act, class T>
 static void moments_backward_rows_as(const MomentsBackwardArgs& g) {
   return g.added ? moments_backward_rows_with<act, true, T>(g) : moments_backward_rows_with<act, false, T>(g);
 }
-template <OutAct act, class T>
+template <Act act, class T>
 static void moments_backward_cols_as(const MomentsBackwardArgs& g) {
   return g.added ? moments_backward_cols_with<act, true, T>(g) : moments_backward_cols_with<act, false, T>(g);
 }
 template <class T>
 static void moments_backward_rows(const MomentsBackwardArgs& g) {
-  SE_BY_OUT_ACT(moments_backward_rows_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { moments_backward_rows_as<decltype(act)::value, T>(g); });
 }
 template <class T>
 static void moments_backward_cols(const MomentsBackwardArgs& g) {
-  SE_BY_OUT_ACT(moments_backward_cols_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { moments_backward_cols_as<decltype(act)::value, T>(g); });
 }

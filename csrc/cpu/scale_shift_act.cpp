@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.mask = save_mask ? reinterpret_cast<uint8_t*>(cpu::mutable_bytes(mask)) : nullptr;
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   cpu::scale_shift_act(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};
 }

@@ -1,22 +1,22 @@
 // Pass 2, forward: y = act(scale * x + shift + residual), and the ReLU mask with one bit per element.
 
-template <OutAct act, bool has_residual, class T, class A>
+template <Act act, bool has_residual, class T, class A>
 SE_INLINE F scale_shift_act_step(A a, const T* x, const T* residual, T* y, uint8_t* mask, F scale, F shift, int64_t i,
                                  bool past_caches) {
   F t = scale * a.get(x + i) + shift;
   if constexpr (has_residual) t = t + a.get(residual + i);
-  if constexpr (act == OutAct::relu) {
+  if constexpr (keeps_mask(act)) {
     const uint32_t bits = positive_bits(t);
     if (mask) a.put_bits(mask, i, bits);
     t = keep_bits(bits, t);
+  } else {
+    t = out_activate<act>(t);
   }
-  if constexpr (act == OutAct::silu) t = t * sigmoid(t);
-  if constexpr (act == OutAct::hard_swish) t = hard_swish(t);
   a.put_result(y + i, t, past_caches);
   return t;
 }
 
-template <bool per_row, OutAct act, bool has_residual, class T>
+template <bool per_row, Act act, bool has_residual, class T>
 static void scale_shift_act_as(const ScaleShiftActArgs& g) {
   const T *x = (const T*)g.x, *residual = (const T*)g.residual;
   T* y = (T*)g.y;
@@ -46,7 +46,7 @@ static void scale_shift_act_as(const ScaleShiftActArgs& g) {
 // The case of rows of at least 16 elements, one coefficient per row and no mask. Steps are aligned in y whatever the
 // rows' length, so that y can be written past the caches, and no element is computed twice (7x7 maps: 3.06 steps per
 // row instead of 4). A step that spans two rows takes its remaining coefficients from the second row.
-template <OutAct act, bool has_residual, class T>
+template <Act act, bool has_residual, class T>
 static void scale_shift_act_flat(const ScaleShiftActArgs& g) {
   const T *x = (const T*)g.x, *residual = (const T*)g.residual;
   T* const y = (T*)g.y;
@@ -73,27 +73,27 @@ static void scale_shift_act_flat(const ScaleShiftActArgs& g) {
   if (g.past_caches) fence();
 }
 
-template <bool per_row, OutAct act, class T>
+template <bool per_row, Act act, class T>
 static void scale_shift_act_residual(const ScaleShiftActArgs& g) {
   if (per_row && !g.mask && g.len >= kLanes && g.len % kLanes)
     return g.residual ? scale_shift_act_flat<act, true, T>(g) : scale_shift_act_flat<act, false, T>(g);
   return g.residual ? scale_shift_act_as<per_row, act, true, T>(g) : scale_shift_act_as<per_row, act, false, T>(g);
 }
-template <OutAct act, class T>
+template <Act act, class T>
 static void scale_shift_act_rows_as(const ScaleShiftActArgs& g) {
   scale_shift_act_residual<true, act, T>(g);
 }
-template <OutAct act, class T>
+template <Act act, class T>
 static void scale_shift_act_cols_as(const ScaleShiftActArgs& g) {
   scale_shift_act_residual<false, act, T>(g);
 }
 template <class T>
 static void scale_shift_act_rows(const ScaleShiftActArgs& g) {
-  SE_BY_OUT_ACT(scale_shift_act_rows_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { scale_shift_act_rows_as<decltype(act)::value, T>(g); });
 }
 template <class T>
 static void scale_shift_act_cols(const ScaleShiftActArgs& g) {
-  SE_BY_OUT_ACT(scale_shift_act_cols_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { scale_shift_act_cols_as<decltype(act)::value, T>(g); });
 }
 
 // Pass 2, backward: dx = k1 * dr + k2 * (x - mean) + k3. x is centred, because k2 * x alone would cancel against k3.

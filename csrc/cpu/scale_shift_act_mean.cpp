@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
   args.total = floats(mean);
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   if (layout.numel()) cpu::scale_shift_act_mean(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {y, mean};
 }
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.dr = cpu::mutable_bytes(dr);
   args.p = floats(p);
   args.q = floats(q);
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   if (layout.numel()) cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }

@@ -1,7 +1,7 @@
 // y = act(scale * x + shift), and the sum of the same float32 values before they are rounded to y. Squeeze-excite after
 // an activation needs it, because the mean of an activated map does not follow from the moments of x.
 
-template <OutAct act, class T>
+template <Act act, class T>
 static void scale_shift_act_mean_rows_as(const ScaleShiftActMeanArgs& g) {
   const T* x = (const T*)g.x;
   T* y = (T*)g.y;
@@ -34,7 +34,7 @@ static void scale_shift_act_mean_rows_as(const ScaleShiftActMeanArgs& g) {
   if (g.past_caches) fence();
 }
 
-template <OutAct act, int R, class T>
+template <Act act, int R, class T>
 SE_INLINE void scale_shift_act_mean_tile(const ScaleShiftActMeanArgs& g, int64_t row) {
   const T* const x = (const T*)g.x + row * g.len;
   T* const y = (T*)g.y + row * g.len;
@@ -52,7 +52,7 @@ SE_INLINE void scale_shift_act_mean_tile(const ScaleShiftActMeanArgs& g, int64_t
   });
 }
 
-template <OutAct act, class T>
+template <Act act, class T>
 static void scale_shift_act_mean_cols_as(const ScaleShiftActMeanArgs& g) {
   int64_t row = 0;
   for (; row + 8 <= g.rows; row += 8) scale_shift_act_mean_tile<act, 8, T>(g, row);
@@ -62,9 +62,9 @@ static void scale_shift_act_mean_cols_as(const ScaleShiftActMeanArgs& g) {
 
 template <class T>
 static void scale_shift_act_mean_rows(const ScaleShiftActMeanArgs& g) {
-  SE_BY_OUT_ACT(scale_shift_act_mean_rows_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { scale_shift_act_mean_rows_as<decltype(act)::value, T>(g); });
 }
 template <class T>
 static void scale_shift_act_mean_cols(const ScaleShiftActMeanArgs& g) {
-  SE_BY_OUT_ACT(scale_shift_act_mean_cols_as, T, g)
+  by_out_act(g.out_act, [&](auto act) SE_LAMBDA { scale_shift_act_mean_cols_as<decltype(act)::value, T>(g); });
 }

@@ -311,16 +311,3 @@ SE_INLINE F exp_(F x) {
   y = select(over, splat(__builtin_inff()), select(under, zero(), y));
   return select(nan, x, y);
 }
-SE_INLINE F sigmoid(F x) { return splat(1.f) / (splat(1.f) + exp_(zero() - x)); }
-SE_INLINE F silu_slope(F x) {
-  const F s = sigmoid(x);
-  return s * (splat(1.f) + x * (splat(1.f) - s));
-}
-SE_INLINE F hard_swish(F x) {
-  const F t = x + splat(3.f), six = splat(6.f);
-  return x * (select(less(t, zero()), zero(), select(greater(t, six), six, t)) * splat(1.f / 6.f));
-}
-SE_INLINE F hard_swish_slope(F x) {
-  const F inside = x * splat(1.f / 3.f) + splat(0.5f);
-  return select(less_equal(x, splat(-3.f)), zero(), select(less(x, splat(3.f)), inside, splat(1.f)));
-}

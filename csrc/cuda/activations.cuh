@@ -26,8 +26,8 @@ SE_DEVICE float tanh_softplus(float x) {
   return u / (u + 2.f);
 }
 
-constexpr float kSqrtHalf = 0.7071067811865476f, kInvSqrt2Pi = 0.3989422804014327f;
-constexpr float kGeluA = 0.7978845608028654f, kGeluB = 0.044715f;  // sqrt(2 / pi); Hendrycks and Gimpel 2016
+SE_DEVICE float normal_cdf(float x) { return 0.5f * (1.f + erff(x * kSqrtHalf)); }
+SE_DEVICE float gelu_tanh_part(float x) { return tanhf(kGeluA * (x + kGeluB * x * x * x)); }
 
 static SE_DEVICE float activate(Act act, float x) {
   switch (act) {
@@ -36,8 +36,8 @@ static SE_DEVICE float activate(Act act, float x) {
     case Act::relu6: return x <= 0.f ? 0.f : x >= 6.f ? 6.f : x;
     case Act::leaky_relu: return x > 0.f ? x : 0.01f * x;
     case Act::silu: return silu(x);
-    case Act::gelu: return 0.5f * x * (1.f + erff(x * kSqrtHalf));
-    case Act::gelu_tanh: return 0.5f * x * (1.f + tanhf(kGeluA * (x + kGeluB * x * x * x)));
+    case Act::gelu: return x * normal_cdf(x);
+    case Act::gelu_tanh: return 0.5f * x * (1.f + gelu_tanh_part(x));
     case Act::hard_swish: return hard_swish(x);
     case Act::mish: return x * tanh_softplus(x);
     case Act::tanh: return tanhf(x);
@@ -52,9 +52,9 @@ static SE_DEVICE float activate_slope(Act act, float x) {
     case Act::relu6: return x <= 0.f || x >= 6.f ? 0.f : 1.f;
     case Act::leaky_relu: return x > 0.f ? 1.f : 0.01f;
     case Act::silu: return silu_slope(x);
-    case Act::gelu: return 0.5f * (1.f + erff(x * kSqrtHalf)) + x * kInvSqrt2Pi * expf(-0.5f * x * x);
+    case Act::gelu: return normal_cdf(x) + x * kInvSqrt2Pi * expf(-0.5f * x * x);
     case Act::gelu_tanh: {
-      const float t = tanhf(kGeluA * (x + kGeluB * x * x * x));
+      const float t = gelu_tanh_part(x);
       return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * kGeluA * (1.f + 3.f * kGeluB * x * x);
     }
     case Act::hard_swish: return hard_swish_slope(x);
@@ -68,6 +68,15 @@ static SE_DEVICE float activate_slope(Act act, float x) {
     }
   }
   return 1.f;
+}
+
+// Calls f(Known<act>) for an activation that can close a block. Operators refuse others (csrc/params.h).
+template <class F>
+SE_DEVICE void by_out_act(Act act, const F& f) {
+#define SE_CASE(name, kept) \
+  if (act == Act::name) return f(Known<Act::name>{});
+  SE_OUT_ACTIVATIONS(SE_CASE)
+#undef SE_CASE
 }
 
 SE_DEVICE float open_gate(Gate gate, float q) {

@@ -1,53 +1,61 @@
 // The whole operator: three launches each for forward and backward; in inference one, two or three (plan.cpp).
 #include "batch_norm_squeeze_excite.h"
 
+#include "torch_host.h"
+
 namespace se_fused::cuda {
 namespace {
 
-ExcitationLayers layers_of(const OptionalTensor& fc1, const OptionalTensor& fc1_bias, const OptionalTensor& fc2,
-                           const OptionalTensor& fc2_bias, int64_t c, int64_t act, int64_t gate) {
+ExcitationLayers layers_of(const ExcitationParams& given, int64_t c) {
   ExcitationLayers fc{};
   fc.type = Type::float32;
-  fc.act = static_cast<Act>(act);
-  fc.gate = static_cast<Gate>(gate);
-  if (!fc1) return fc;
-  const int64_t r = check_weights(*fc1, fc2, c);
+  fc.act = given.act;
+  fc.gate = given.gate;
+  if (!given.fc1_weight) return fc;
+  const int64_t r = check_weights(*given.fc1_weight, given.fc2_weight, c);
   STD_TORCH_CHECK(r <= INT32_MAX / 2, "fc1_weight must have fewer than 2^30 rows");
-  fc.fc1_weight = data(*fc1);
-  fc.fc2_weight = data(*fc2);
-  fc.type = type_of(*fc1, "fc1_weight");
-  fc.fc1_bias = vector_of(fc1_bias, r, "fc1_bias");
-  fc.fc2_bias = vector_of(fc2_bias, c, "fc2_bias");
+  fc.fc1_weight = data(given.fc1_weight);
+  fc.fc2_weight = data(given.fc2_weight);
+  fc.type = type_of(*given.fc1_weight, "fc1_weight");
+  fc.fc1_bias = vector_of(given.fc1_bias, r, "fc1_bias");
+  fc.fc2_bias = vector_of(given.fc2_bias, c, "fc2_bias");
   fc.r = (int)r;
   fc.fc1_whole = c % 8 == 0 && reinterpret_cast<uintptr_t>(fc.fc1_weight) % 16 == 0;
   fc.fc2_whole = r % 8 == 0 && reinterpret_cast<uintptr_t>(fc.fc2_weight) % 16 == 0;
   return fc;
 }
 
-Norm norm_of(const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& weight,
-             const OptionalTensor& bias, int64_t c, double eps) {
-  return {vector_of(mean, c, "running_mean"), vector_of(var, c, "running_var"), vector_of(weight, c, "bn_weight"),
-          vector_of(bias, c, "bn_bias"), (float)eps};
+Norm norm_of(const BatchNormParams& bn, int64_t c) {
+  STD_TORCH_CHECK(bn.running_mean.has_value() == bn.running_var.has_value(),
+                  "running_mean and running_var are required together");
+  return {vector_of(bn.running_mean, c, "running_mean"), vector_of(bn.running_var, c, "running_var"),
+          vector_of(bn.weight, c, "bn_weight"), vector_of(bn.bias, c, "bn_bias"), (float)bn.eps};
 }
 
-ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const OptionalTensor& residual, const Tensor& y,
-                                   int64_t out_act) {
+ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const BlockOptions& end, const Tensor& y) {
   ScaleShiftAct args{};
   args.x = data(x);
-  args.residual = data(residual);
+  args.residual = data(end.residual);
   args.y = mutable_data(y);
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = end.out_act;
   args.map = map;
   args.cut = part_of(map);
   return args;
 }
 
-// Results of the first two launches. A null pointer is allocated in the workspace, and null running statistics are not
-// updated.
-struct Between {
-  float *mean, *stats, *factor, *hidden;
-  Result moved_mean, moved_var;
-  double momentum, unbias;
+// The first two launches: pass 1 over x, and excitation. A null result is allocated in the workspace, and null running
+// statistics are not updated.
+struct FirstHalf {
+  const Tensor& x;
+  Map map;
+  Cut cut;
+  Norm norm;
+  ExcitationLayers fc;
+  Vector drop;
+  bool batch_stats = false;
+  float *mean = nullptr, *stats = nullptr, *factor = nullptr, *hidden = nullptr;
+  Result moved_mean{}, moved_var{};
+  double momentum = 0;
 };
 
 int64_t workspace_of(const Map& map, const Cut& cut, int r) {
@@ -56,14 +64,21 @@ int64_t workspace_of(const Map& map, const Cut& cut, int r) {
          Workspace::rounded((int64_t)map.n * r) + kCounters;
 }
 
+// A vector as a result, which the kernels do not read as a parameter.
+Result taken(Vector& v) {
+  const Result result{const_cast<void*>(v.data), v.type};
+  v.data = nullptr;
+  return result;
+}
+
 // Launches pass 1 and excitation, and sets scale and shift (N, C) of pass 2 in `second`.
-void coefficients(const Place& place, const Tensor& x, const Map& map, const Cut& cut, const Norm& norm,
-                  const ExcitationLayers& fc, const Vector& drop, bool batch_stats, const Between& between,
-                  Workspace& scratch, ScaleShiftAct& second) {
+void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch, ScaleShiftAct& second) {
+  const Map& map = half.map;
+  const Cut& cut = half.cut;
   const int64_t nc = map.n * map.c;
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
-  float* const parts = cut.splits == 1 && between.mean ? between.mean : scratch.take(cut.splits * nc);
-  Moments first{data(x), parts, batch_stats ? scratch.take(cut.splits * nc) : nullptr, counters, map, cut};
+  float* const parts = cut.splits == 1 && half.mean ? half.mean : scratch.take(cut.splits * nc);
+  Moments first{data(half.x), parts, half.batch_stats ? scratch.take(cut.splits * nc) : nullptr, counters, map, cut};
   Excitation g{};
   g.n = map.n;
   g.c = map.c;
@@ -72,19 +87,20 @@ void coefficients(const Place& place, const Tensor& x, const Map& map, const Cut
   g.m2_parts = first.m2;
   g.splits = cut.splits;
   g.span = cut.span;
-  g.mean = cut.splits == 1 ? parts : between.mean ? between.mean : scratch.take(nc);
-  g.norm = norm;
-  g.stats = between.stats ? between.stats : batch_stats ? scratch.take(2 * map.c) : nullptr;
-  g.moved_mean = between.moved_mean;
-  g.moved_var = between.moved_var;
-  g.momentum = (float)between.momentum;
-  g.unbias = (float)between.unbias;
-  g.fc = fc;
-  g.drop = drop;
-  const bool has_norm = batch_stats || norm.mean.data;
-  g.z = has_norm && fc.fc1_weight ? scratch.take(nc) : g.mean;
-  g.hidden = between.hidden ? between.hidden : fc.fc1_weight ? scratch.take(map.n * fc.r) : nullptr;
-  g.factor = between.factor;
+  g.mean = cut.splits == 1 ? parts : half.mean ? half.mean : scratch.take(nc);
+  g.norm = half.norm;
+  g.stats = half.stats ? half.stats : half.batch_stats ? scratch.take(2 * map.c) : nullptr;
+  g.moved_mean = half.moved_mean;
+  g.moved_var = half.moved_var;
+  g.momentum = (float)half.momentum;
+  const double count = (double)map.n * map.s;
+  g.unbias = (float)(count / (count - 1));
+  g.fc = half.fc;
+  g.drop = half.drop;
+  const bool has_norm = half.batch_stats || half.norm.mean.data, has_excitation = half.fc.fc1_weight;
+  g.z = has_norm && has_excitation ? scratch.take(nc) : g.mean;
+  g.hidden = half.hidden ? half.hidden : has_excitation ? scratch.take(map.n * half.fc.r) : nullptr;
+  g.factor = half.factor;
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   g.counters = counters;
@@ -111,48 +127,6 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
-    const Tensor& x, const OptionalTensor& residual, const OptionalTensor& running_mean,
-    const OptionalTensor& running_var, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-    const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias, const OptionalTensor& fc2_weight,
-    const OptionalTensor& fc2_bias, const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act,
-    int64_t gate, int64_t out_act, bool save, const OptionalTensor& moved_mean, const OptionalTensor& moved_var,
-    double momentum, double unbias) {
-  const Place place(x);
-  const Layout layout = layout_of(x, "x");
-  const int64_t n = layout.n, c = layout.c;
-  check_like(residual, x, layout, "residual");
-  Tensor y = torch::stable::empty_like(x);
-  const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
-  const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, c, act, gate);
-  Norm norm = norm_of(running_mean, running_var, bn_weight, bn_bias, c, eps);
-  const bool has_bn = batch_stats || running_mean, has_excitation = fc.fc1_weight;
-  if (batch_stats) norm.mean.data = norm.var.data = nullptr;
-  const bool save_mask = save && static_cast<OutAct>(out_act) == OutAct::relu;
-  const Tensor nothing = new_nothing(x);
-  Tensor mask = save_mask ? new_mask(x, layout) : nothing, mean = save ? new_float(x, {n, c}) : nothing,
-         factor = save && has_excitation ? new_float(x, {n, c}) : nothing,
-         hidden = save && has_excitation ? new_float(x, {n, fc.r}) : nothing,
-         stats = has_bn && (save || batch_stats) ? new_float(x, {2, c}) : nothing;
-  if (layout.numel()) {
-    const auto given = [&](const Tensor& t) { return t.numel() ? floats(t) : nullptr; };
-    const auto moved = [&](const OptionalTensor& t, const char* name) {
-      const Vector v = vector_of(t, c, name);
-      return Result{const_cast<void*>(v.data), v.type};
-    };
-    const Cut cut = cut_of(map, place.device);
-    Workspace scratch(x, workspace_of(map, cut, fc.r));
-    ScaleShiftAct second = scale_shift_act_args(map, x, residual, y, out_act);
-    if (save_mask) second.mask = static_cast<uint8_t*>(mutable_data(mask));
-    coefficients(place, x, map, cut, norm, fc, vector_of(drop_path_scale, n, "drop_path_scale"), batch_stats,
-                 {given(mean), given(stats), given(factor), given(hidden), moved(moved_mean, "running_mean"),
-                  moved(moved_var, "running_var"), momentum, unbias},
-                 scratch, second);
-    place.run(second);
-  }
-  return {y, mask, mean, factor, hidden, stats};
-}
-
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
                           int64_t device) {
   Map map{n, (int)c, (int)s, Mode::cols, item_bytes == 4 ? Type::float32 : Type::bfloat16};
@@ -175,31 +149,65 @@ namespace se_fused {
 
 using namespace cuda;
 
-void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& residual,
-                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                                         const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                                         const OptionalTensor& fc1_weight, const OptionalTensor& fc1_bias,
-                                         const OptionalTensor& fc2_weight, const OptionalTensor& fc2_bias,
-                                         const OptionalTensor& drop_path_scale, double eps, int64_t act, int64_t gate,
-                                         int64_t out_act, const Tensor& y) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
+                                                                         const ExcitationParams& fc,
+                                                                         const BlockOptions& end, bool save) {
+  const Place place(x);
+  const Layout layout = layout_of(x, "x");
+  const int64_t n = layout.n, c = layout.c;
+  check_like(end.residual, x, layout, "residual");
+  Tensor y = torch::stable::empty_like(x);
+  const Map map = map_of(x, layout, {data(x), data(end.residual), data(y)});
+  FirstHalf half{x, map, {}, norm_of(bn, c), layers_of(fc, c), vector_of(end.drop_path_scale, n, "drop_path_scale")};
+  if (bn.batch_stats) {  // the kernels update the running statistics and take the batch's instead
+    half.batch_stats = true;
+    half.moved_mean = taken(half.norm.mean);
+    half.moved_var = taken(half.norm.var);
+    half.momentum = bn.momentum;
+  }
+  const bool has_bn = bn.batch_stats || bn.running_mean, has_excitation = half.fc.fc1_weight;
+  const bool save_mask = save && keeps_mask(end.out_act);
+  const Tensor nothing = new_nothing(x);
+  Tensor mask = save_mask ? new_mask(x, layout) : nothing, mean = save ? new_float(x, {n, c}) : nothing,
+         factor = save && has_excitation ? new_float(x, {n, c}) : nothing,
+         hidden = save && has_excitation ? new_float(x, {n, half.fc.r}) : nothing,
+         stats = has_bn && (save || bn.batch_stats) ? new_float(x, {2, c}) : nothing;
+  if (layout.numel()) {
+    const auto given = [&](const Tensor& t) { return t.numel() ? floats(t) : nullptr; };
+    half.cut = cut_of(map, place.device);
+    half.mean = given(mean);
+    half.stats = given(stats);
+    half.factor = given(factor);
+    half.hidden = given(hidden);
+    Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
+    ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+    if (save_mask) second.mask = static_cast<uint8_t*>(mutable_data(mask));
+    coefficients(place, half, scratch, second);
+    place.run(second);
+  }
+  return {y, mask, mean, factor, hidden, stats};
+}
+
+void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                     const Tensor& y) {
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   check_like(y, x, layout, "y");
-  check_like(residual, x, layout, "residual");
+  check_like(end.residual, x, layout, "residual");
   if (!layout.numel()) return;
-  const Map map = map_of(x, layout, {data(x), data(residual), data(y)});
-  const ExcitationLayers fc = layers_of(fc1_weight, fc1_bias, fc2_weight, fc2_bias, layout.c, act, gate);
-  const Norm norm = norm_of(running_mean, running_var, bn_weight, bn_bias, layout.c, eps);
-  const Vector drop = vector_of(drop_path_scale, layout.n, "drop_path_scale");
-  ScaleShiftAct second = scale_shift_act_args(map, x, residual, y, out_act);
-  if (!fc.fc1_weight) {  // batch norm and activation: one launch
+  const Map map = map_of(x, layout, {data(x), data(end.residual), data(y)});
+  const ExcitationLayers layers = layers_of(fc, layout.c);
+  const Norm norm = norm_of(bn, layout.c);
+  const Vector drop = vector_of(end.drop_path_scale, layout.n, "drop_path_scale");
+  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  if (!layers.fc1_weight) {  // batch norm and activation: one launch
     second.by.norm = norm;
     second.by.drop = drop;
     return place.run(second);
   }
-  const InferenceParams op{data(x), data(residual), mutable_data(y), norm, fc, drop, static_cast<OutAct>(out_act), map};
-  const bool weights_fit = fc.type == map.type || fc.type == Type::float32;
-  const InferencePlan plan = plan_inference(map, fc.r, weights_fit, place.device, forced_path());
+  const InferenceParams op{data(x), data(end.residual), mutable_data(y), norm, layers, drop, end.out_act, map};
+  const bool weights_fit = layers.type == map.type || layers.type == Type::float32;
+  const InferencePlan plan = plan_inference(map, layers.r, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
                   "' is forced but cannot be used for this map: ", plan.refusal);
   if (plan.path == Path::cluster_fused) {
@@ -208,45 +216,40 @@ void batch_norm_squeeze_excite_inference(const Tensor& x, const OptionalTensor& 
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const Cut cut = cut_of(map, place.device);
-  Workspace scratch(x, workspace_of(map, cut, fc.r));
-  coefficients(place, x, map, cut, norm, fc, drop, false, {}, scratch, second);
+  const FirstHalf half{x, map, cut_of(map, place.device), norm, layers, drop};
+  Workspace scratch(x, workspace_of(map, half.cut, layers.r));
+  coefficients(place, half, scratch, second);
   place.run(second);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
-    const Tensor& dy, const Tensor& x, const OptionalTensor& residual, const Tensor& mask, const Tensor& mean,
-    const Tensor& factor, const Tensor& hidden, const Tensor& stats, const OptionalTensor& bn_weight,
-    const OptionalTensor& bn_bias, const OptionalTensor& fc1_weight, const OptionalTensor& fc2_weight,
-    const OptionalTensor& drop_path_scale, bool batch_stats, double eps, int64_t act, int64_t gate, int64_t out_act,
-    bool want_dr) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
+    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& bn, const ExcitationParams& fc,
+    const BlockOptions& end, bool want_dr) {
+  const Tensor& x = saved.x;
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c, nc = n * c;
   check_like(dy, x, layout, "dy");
-  check_like(residual, x, layout, "residual");
+  check_like(end.residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
-  const auto closing = static_cast<OutAct>(out_act);
-  const bool from_sum = recomputed(closing), has_bn = stats.numel() != 0;
-  // The dr of silu and hard_swish is written even if the caller does not want it, because pass 2 needs it again and
-  // silu's costs one exponential per element.
-  const bool write_dr = from_sum || (want_dr && closing != OutAct::none);
+  const bool from_sum = keeps_input(end.out_act), has_bn = saved.stats.numel() != 0;
+  const bool write_dr = writes_dr(end.out_act, want_dr);
   const Tensor nothing = new_nothing(x);
   Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
-  const ExcitationLayers fc = layers_of(fc1_weight, {}, fc2_weight, {}, c, act, gate);
-  const bool has_excitation = fc.fc1_weight;
-  const int64_t r = fc.r;
+  const ExcitationLayers layers = layers_of(fc, c);
+  const bool has_excitation = layers.fc1_weight;
+  const int64_t r = layers.r;
   // Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
   const auto like = [&](const OptionalTensor& t) {
     return t ? torch::stable::empty_like(*t) : new_float(x, {has_bn ? c : 0});
   };
-  Tensor dbn_weight = like(bn_weight), dbn_bias = like(bn_bias);
+  Tensor dbn_weight = like(bn.weight), dbn_bias = like(bn.bias);
   const auto weight = [&](std::initializer_list<int64_t> sizes) {
-    return has_excitation ? torch::stable::new_empty(*fc1_weight, sizes) : nothing;
+    return has_excitation ? torch::stable::new_empty(*fc.fc1_weight, sizes) : nothing;
   };
   Tensor dfc1_weight = weight({r, c}), dfc1_bias = weight({r}), dfc2_weight = weight({c, r}), dfc2_bias = weight({c});
 
-  const Map map = map_of(x, layout, {data(dy), data(x), data(residual), data(dx), write_dr ? data(dr) : nullptr});
+  const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), write_dr ? data(dr) : nullptr});
   const Cut cut = cut_of(map, place.device);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
   Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
@@ -257,19 +260,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.c = map.c;
   g.s = map.s;
   g.splits = cut.splits;
-  g.mean = float_vector(mean, nc, "mean");
+  g.mean = float_vector(saved.mean, nc, "mean");
   if (has_bn) {
-    const float* const given = float_vector(stats, 2 * c, "stats");
-    g.norm = norm_of({}, {}, bn_weight, bn_bias, c, eps);
+    const float* const given = float_vector(saved.stats, 2 * c, "stats");
+    g.norm = norm_of(bn, c);
     g.norm.mean = {given, Type::float32};
     g.norm.var = {given + c, Type::float32};
   }
-  g.fc = fc;
-  g.drop = vector_of(drop_path_scale, n, "drop_path_scale");
-  g.batch_stats = batch_stats;
+  g.fc = layers;
+  g.drop = vector_of(end.drop_path_scale, n, "drop_path_scale");
+  g.batch_stats = bn.batch_stats;
   if (has_excitation) {
-    g.factor = float_vector(factor, nc, "factor");
-    g.hidden = float_vector(hidden, n * r, "hidden");
+    g.factor = float_vector(saved.factor, nc, "factor");
+    g.hidden = float_vector(saved.hidden, n * r, "hidden");
     g.dq = scratch.take(nc);
     g.dhidden = scratch.take(n * r);
   }
@@ -277,15 +280,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   MomentsBackward first{};
   first.dy = data(dy);
   first.x = data(x);
-  first.residual = from_sum ? data(residual) : nullptr;
+  first.residual = from_sum ? data(end.residual) : nullptr;
   first.mean = g.mean;
-  if (closing == OutAct::relu) first.mask = mask_of(mask, layout);
+  if (keeps_mask(end.out_act)) first.mask = mask_of(saved.mask, layout);
   if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
   first.dr = write_dr ? mutable_data(dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);
   first.q = scratch.take(cut.splits * nc);
   first.counters = counters;
-  first.out_act = closing;
+  first.out_act = end.out_act;
   first.map = map;
   first.cut = cut;
 
@@ -294,7 +297,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   g.p = cut.splits == 1 ? first.p : scratch.take(nc);
   g.q = cut.splits == 1 ? first.q : scratch.take(nc);
   g.k1 = scratch.take(nc);
-  g.k2 = batch_stats ? scratch.take(nc) : nullptr;
+  g.k2 = bn.batch_stats ? scratch.take(nc) : nullptr;
   g.k3 = scratch.take(nc);
   const auto result = [](const Tensor& t, const char* name) { return Result{mutable_data(t), type_of(t, name)}; };
   g.dbn_weight = result(dbn_weight, "bn_weight");
@@ -308,7 +311,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch
   ScaleShiftActBackward second{};
   second.dr = write_dr ? data(dr) : data(dy);
   second.mask = write_dr ? nullptr : first.mask;
-  second.x = batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
+  second.x = bn.batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;

@@ -143,8 +143,8 @@ excitation_kernel(SE_CONSTANT Excitation g) {
     } else {
       const int tile = ticket - tiles.statistics - tiles.hidden;
       wait(g.counters + 2, tiles.hidden);
-      excite_tile<W, 4>(g.fc, g.hidden, norm, g.drop, g.factor, g.scale, g.shift, (int64_t)(tile / tiles.c) * kExciteN,
-                        g.n, tile % tiles.c * kExciteC, g.c, shared);
+      excite_tile<W, 4>(g.fc, {g.hidden, norm, g.drop, g.factor, g.scale, g.shift},
+                        (int64_t)(tile / tiles.c) * kExciteN, g.n, tile % tiles.c * kExciteC, g.c, shared);
     }
   }
 }

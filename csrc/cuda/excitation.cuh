@@ -88,9 +88,15 @@ SE_DEVICE void hidden_tile(const ExcitationLayers& fc, const float* z, float* hi
 constexpr int kExciteN = 32, kExciteC = 32, kExciteStep = 64;
 constexpr int kExciteShared = kExciteN * kExciteStep;
 
+struct Excite {
+  const float* hidden;
+  const Norm& norm;
+  const Vector& drop;
+  float *factor, *scale, *shift;
+};
+
 template <class W, int ahead>
-SE_DEVICE void excite_tile(const ExcitationLayers& fc, const float* hidden, const Norm& norm, const Vector& drop,
-                           float* factor, float* scale, float* shift, int64_t first_n, int64_t end_n, int first_c,
+SE_DEVICE void excite_tile(const ExcitationLayers& fc, const Excite& g, int64_t first_n, int64_t end_n, int first_c,
                            int channels, float* shared) {
   const int warp = (int)threadIdx.x / kWarp, lane = (int)threadIdx.x % kWarp, c = first_c + lane;
   const int64_t n0 = first_n + 4 * warp;
@@ -102,7 +108,7 @@ SE_DEVICE void excite_tile(const ExcitationLayers& fc, const float* hidden, cons
       const int64_t n = first_n + i / kExciteStep;
       const int r = r0 + i % kExciteStep;
       // Elements past R are multiplied by weights of zero, so they must be finite.
-      shared[i] = n < end_n && r < fc.r ? activate(fc.act, load_fresh(hidden + n * fc.r + r)) : 0.f;
+      shared[i] = n < end_n && r < fc.r ? activate(fc.act, load_fresh(g.hidden + n * fc.r + r)) : 0.f;
     }
     __syncthreads();
     if (n0 >= end_n) continue;
@@ -118,16 +124,16 @@ SE_DEVICE void excite_tile(const ExcitationLayers& fc, const float* hidden, cons
     }
   }
   if (c >= channels) return;
-  const ChannelNorm u = channel_norm(norm, c);
+  const ChannelNorm u = channel_norm(g.norm, c);
   const float bias = get_or(fc.fc2_bias, c, 0.f);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (const int64_t n = n0 + i; n < end_n) {
-      const float s = open_gate(fc.gate, total[i] + bias), ds = s * get_or(drop, n, 1.f);
+      const float s = open_gate(fc.gate, total[i] + bias), ds = s * get_or(g.drop, n, 1.f);
       const int64_t at = n * channels + c;
-      if (factor) factor[at] = s;
-      scale[at] = ds * u.a;
-      shift[at] = ds * u.b();
+      if (g.factor) g.factor[at] = s;
+      g.scale[at] = ds * u.a;
+      g.shift[at] = ds * u.b();
     }
 }
 

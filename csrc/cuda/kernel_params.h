@@ -89,7 +89,7 @@ struct ScaleShiftAct {
   void* y;
   uint8_t* mask;  // may be null
   Coefficients by;
-  OutAct out_act;
+  Act out_act;
   Map map;
   Cut cut;  // used in the cols modes: positions and lanes of a block
 };
@@ -97,14 +97,14 @@ struct ScaleShiftAct {
 // dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C).
 struct MomentsBackward {
   const void *dy, *x, *residual;
-  const uint8_t* mask;  // used for relu without `added`
+  const uint8_t* mask;  // used if keeps_mask(out_act), without `added`
   const float* mean;
-  Coefficients by;     // used if recomputed(out_act), or with `added`
+  Coefficients by;     // used if keeps_input(out_act), or with `added`
   const float* added;  // (N, C), added to dy; may be null. With it there is no residual
   void* dr;            // may be null
   float *p, *q;
   int* counters;
-  OutAct out_act;
+  Act out_act;
   Map map;
   Cut cut;
 };
@@ -125,7 +125,7 @@ struct ScaleShiftActMean {
   void* y;
   const float *scale, *shift;  // (N, C)
   float* mean_parts;           // (splits, N, C)
-  OutAct out_act;
+  Act out_act;
   Map map;
   Cut cut;
 };
@@ -186,7 +186,7 @@ struct InferenceParams {
   Norm norm;
   ExcitationLayers fc;
   Vector drop;
-  OutAct out_act;
+  Act out_act;
   Map map;
 };
 

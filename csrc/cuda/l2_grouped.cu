@@ -143,7 +143,7 @@ SE_DEVICE void l2_grouped(const L2Grouped& g) {
       if (--turn < 0 || turn >= rounds.groups) continue;
       const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
       wait(counter(turn, 1), rounds.hidden);
-      excite_tile<W, 1>(g.op.fc, g.hidden, g.op.norm, g.op.drop, nullptr, g.scale, g.shift,
+      excite_tile<W, 1>(g.op.fc, {g.hidden, g.op.norm, g.op.drop, nullptr, g.scale, g.shift},
                         first + tile / rounds.c * kExciteN, end, tile % rounds.c * kExciteC, map.c, shared);
       done(counter(turn, 2));
     } else {

@@ -40,7 +40,7 @@ moments_kernel(SE_CONSTANT Moments g) {
 // Turns dy, passed in `dr`, into dr for one vector: by the mask bits, or with from_sum by the derivative at
 // scale x + shift + residual. With from_sum dr is rounded to T, because pass 2 reads the rounded values.
 template <class T, bool from_sum>
-SE_DEVICE void slope(OutAct out_act, float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
+SE_DEVICE void slope(Act out_act, float (&dr)[8], const float (&x)[8], uint32_t bits, const float (&residual)[8],
                      const float (&scale)[8], const float (&shift)[8], const float (&added)[8]) {
   if constexpr (!from_sum) return keep_bits(bits, dr);
   float t[8];
@@ -49,15 +49,15 @@ SE_DEVICE void slope(OutAct out_act, float (&dr)[8], const float (&x)[8], uint32
     t[j] = scale[j] * x[j] + shift[j] + residual[j];
     dr[j] += added[j];
   }
-  if (out_act == OutAct::silu) {
+  by_out_act(out_act, [&](auto known) {
+    constexpr Act act = decltype(known)::value;
+    if constexpr (keeps_mask(act)) {
+      keep_bits(positive_bits(t), dr);
+    } else {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) dr[j] *= silu_slope(t[j]);
-  } else if (out_act == OutAct::hard_swish) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) dr[j] *= hard_swish_slope(t[j]);
-  } else if (out_act == OutAct::relu) {
-    keep_bits(positive_bits(t), dr);
-  }
+      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(act, t[j]);
+    }
+  });
   round_to<T>(dr);
 }
 
@@ -228,8 +228,8 @@ Error launch(const Moments& g, Stream stream) {
 Error launch(const MomentsBackward& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
     using T = typename decltype(type)::type;
-    const auto kernel = recomputed(g.out_act) || g.added ? moments_backward_kernel<T, mode.value, true>
-                                                         : moments_backward_kernel<T, mode.value, false>;
+    const auto kernel = keeps_input(g.out_act) || g.added ? moments_backward_kernel<T, mode.value, true>
+                                                          : moments_backward_kernel<T, mode.value, false>;
     return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
   });
 }

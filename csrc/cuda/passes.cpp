@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.mask = save_mask ? static_cast<uint8_t*>(mutable_data(mask)) : nullptr;
   args.by.scale = float_vector(scale, nc, "scale");
   args.by.shift = float_vector(shift, nc, "shift");
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   args.map = map;
   args.cut = part_of(args.map);
   if (layout.numel()) place.run(args);
@@ -43,17 +43,17 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
-  const auto act = static_cast<OutAct>(out_act);
+  const Act act = out_act_of(out_act);
   check_like(dy, x, layout, "dy");
   check_like(residual, x, layout, "residual");
   Tensor dr = want_dr ? torch::stable::empty_like(x) : new_nothing(x);
   Tensor p = new_float(x, {layout.n, layout.c}), q = new_float(x, {layout.n, layout.c});
-  const bool from_sum = recomputed(act);
+  const bool from_sum = keeps_input(act);
   MomentsBackward args{};
   args.dy = data(dy);
   args.x = data(x);
   args.residual = from_sum ? data(residual) : nullptr;
-  args.mask = act == OutAct::relu ? mask_of(mask, layout) : nullptr;
+  args.mask = keeps_mask(act) ? mask_of(mask, layout) : nullptr;
   args.mean = float_vector(mean, nc, "mean");
   args.by.scale = from_sum ? float_vector(scale, nc, "scale") : nullptr;
   args.by.shift = from_sum ? float_vector(shift, nc, "shift") : nullptr;
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
   args.y = mutable_data(y);
   args.scale = float_vector(scale, nc, "scale");
   args.shift = float_vector(shift, nc, "shift");
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {y, new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(x), data(y)});
   args.cut = cut_of(args.map, place.device);
@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.by.shift = float_vector(shift, nc, "shift");
   args.added = float_vector(added, nc, "added");
   args.dr = mutable_data(dr);
-  args.out_act = static_cast<OutAct>(out_act);
+  args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {dr, new_float(x, {layout.n, layout.c}), new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(dy), data(x), args.dr});
   args.cut = cut_of(args.map, place.device);

@@ -1,6 +1,7 @@
 // Registration of the CUDA backend's operators. They are internal: se_fused/ops wraps them.
-#include "../schemas.h"
+#include "../operators.h"
 #include "batch_norm_squeeze_excite.h"
+#include "device.h"
 
 #ifdef SE_CUDA_SHIM
 #define SE_LIBRARY se_fused_cuda_shim  // a different name, because the CUDA library may be loaded in the same process
@@ -27,7 +28,6 @@ std::string launched();
 
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
-  m.def(SE_FORWARD_SCHEMA(", Tensor(a!)? moved_mean, Tensor(b!)? moved_var, float momentum, float unbias"));
   m.def("problem(int device) -> str");
   m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
   m.def("force_plan(str path) -> str");
@@ -40,10 +40,7 @@ SE_DEFINE(SE_LIBRARY, m) {
 #endif
 }
 
-SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) {
-  se_fused::implement_operators(m);
-  m.impl("batch_norm_squeeze_excite_forward", TORCH_BOX(&se_fused::cuda::batch_norm_squeeze_excite_forward));
-}
+SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) { se_fused::implement_operators(m); }
 
 SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("problem", TORCH_BOX(&se_fused::cuda::problem));

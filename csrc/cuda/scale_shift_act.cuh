@@ -5,17 +5,11 @@
 
 namespace se_fused::cuda {
 
-SE_DEVICE void apply(OutAct out_act, float (&t)[8]) {
-  if (out_act == OutAct::relu) {
+SE_DEVICE void apply(Act out_act, float (&t)[8]) {
+  by_out_act(out_act, [&](auto act) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) t[j] = t[j] <= 0.f ? 0.f : t[j];
-  } else if (out_act == OutAct::silu) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) t[j] = silu(t[j]);
-  } else if (out_act == OutAct::hard_swish) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) t[j] = hard_swish(t[j]);
-  }
+    for (int j = 0; j < 8; ++j) t[j] = activate(decltype(act)::value, t[j]);
+  });
 }
 
 // Pointers to a tile's maps, which use the same offsets. x may be in shared memory, and y may be x.
@@ -31,7 +25,7 @@ struct Maps {
 // the first vector after the tile, whose x must not be overwritten yet, so y must not be x if a mask is written.
 template <Mode mode, Use use, class T, class By>
 SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int length, int64_t first, int64_t last,
-                                    OutAct out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
+                                    Act out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   const int per_row = (length + 7) / 8, tile = kLoads * (int)blockDim.x;
   const RowVectors<mode> vectors(first, rows, length);
@@ -126,8 +120,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
 // sample.
 template <Mode mode, Use use, class T>
 SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int begin, int stop, const Columns& at,
-                                       OutAct out_act, uint8_t* mask, const float (&scale)[8],
-                                       const float (&shift)[8]) {
+                                       Act out_act, uint8_t* mask, const float (&scale)[8], const float (&shift)[8]) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   if (!at.exists) return;
   const int64_t stride = channels;

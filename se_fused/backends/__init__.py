@@ -1,7 +1,8 @@
 """The backends, one class each, and the choice between them.
 
 A backend implements the passes (``moments``, ``scale_shift_act`` and their backward passes) and, optionally, the whole
-operator in one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None if it has none).
+operator in one call (``batch_norm_squeeze_excite_forward``, ``_inference`` and ``_backward``; None if it has none). The
+class :class:`Backend` has their arguments.
 :mod:`se_fused.ops` defines what each of them computes. The choice is made inside the operators, so a compiled graph
 does not depend on it, except for ``reference``, which uses no operators.
 """
@@ -11,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from .base import Backend, BackendUnavailable, Running
+from .base import Backend, BackendUnavailable
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .triton import TritonBackend
@@ -21,7 +22,6 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendUnavailable",
-    "Running",
     "find",
     "forced",
     "select",

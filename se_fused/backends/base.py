@@ -1,10 +1,9 @@
 """Base classes of the backends."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._formats import DTYPES
 
@@ -13,7 +12,6 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "LazyBackend",
-    "Running",
     "constant_in_graphs",
     "dtype_reason",
 ]
@@ -21,27 +19,19 @@ __all__ = [
 WhyNot = Callable[[str, torch.dtype], str | None]
 
 
-class Running(NamedTuple):
-    """Running statistics of batch norm to update: new = old + momentum (batch - old)."""
-
-    mean: Tensor  # (C,)
-    var: Tensor  # (C,)
-    momentum: float
-    unbias: float  # count / (count - 1), by which the batch's biased variance is multiplied for var
-
-
 class BackendUnavailable(RuntimeError):
     """Raised if the requested backend, or every backend, cannot run a call. The message gives the reason."""
 
 
-_TAKEN = tuple(DTYPES.values())
+_SUPPORTED = frozenset(DTYPES.values())
+_NAMES = ", ".join(list(DTYPES)[:-1]) + " and " + list(DTYPES)[-1]
 
 
 def dtype_reason(dtype: torch.dtype) -> str | None:
     """None if the kernels support the dtype, else the reason why not."""
-    if dtype in _TAKEN:
+    if dtype in _SUPPORTED:
         return None
-    return f"it takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    return f"it takes {_NAMES}, not {str(dtype).removeprefix('torch.')}"
 
 
 def constant_in_graphs(why_not: WhyNot) -> WhyNot:
@@ -60,7 +50,9 @@ def constant_in_graphs(why_not: WhyNot) -> WhyNot:
 
 
 class Operations:
-    """The operators that every backend implements: the passes and the whole operator, as plain attributes."""
+    """The operators that every backend implements, as plain attributes: the passes, with the arguments of their
+    definitions in :mod:`se_fused.ops`, and the whole operator, whose arguments are the records of
+    :mod:`se_fused._params`."""
 
     moments: Any
     scale_shift_act: Any
@@ -68,8 +60,14 @@ class Operations:
     scale_shift_act_backward: Any
     scale_shift_act_mean: Any
     scale_shift_act_mean_backward: Any
-    batch_norm_squeeze_excite_inference: Any  # saves nothing; writes into its last argument y, which may be x
+    batch_norm_squeeze_excite_forward: Any
+    """(x, bn, fc, options, save) -> Results. Updates running statistics that are given with ``batch_stats``; they are
+    contiguous and not float64. A backend without it and the next two sets them to None."""
+    batch_norm_squeeze_excite_inference: Any
+    """(x, bn, fc, options, y) -> None, without batch statistics; saves nothing and writes into y, which may be x."""
     batch_norm_squeeze_excite_backward: Any
+    """(dy, saved, bn, fc, options, want_dr) -> Gradients; ``options.residual`` is the saved residual, and running
+    statistics and biases of the layers are None."""
 
 
 OPERATIONS = tuple(Operations.__annotations__)
@@ -83,10 +81,6 @@ class Backend(Operations):
     auto_devices: tuple[str, ...]
     """Device types on which ``auto`` may choose it; elsewhere it must be requested by name."""
 
-    moves_running = False
-    """Whether ``batch_norm_squeeze_excite_forward`` accepts a :class:`Running` as an additional argument and updates it
-    in the same launches."""
-
     plain_from: Mapping[tuple[bool, torch.dtype], int] = {}
     """(gradients wanted, dtype) -> N * C * R from which on ``auto`` runs plain PyTorch if x has one position. The two
     layers are then all the work, and PyTorch's matrix products were measured to be faster."""
@@ -95,15 +89,13 @@ class Backend(Operations):
     """(gradients recorded, x is channels_last) -> elements of a float32 x from which on ``auto`` fuses the middle of an
     inverted residual block. For a smaller x the separate modules were measured to be faster."""
 
-    batch_norm_squeeze_excite_forward: Any
-    """Accepts a :class:`Running` as an additional argument if ``moves_running``."""
-
     conv1x1_squeeze_excite: Any
-    """For h in channels_last, in inference; None if the backend has no such kernel."""
+    """(h, conv, fc, folded, options) -> y, for h in channels_last, in inference. None if the backend has no such
+    kernel."""
 
     packed_conv1x1_squeeze_excite: Any
-    """Takes packed weights and writes into its last argument y, which may be the residual; None if the backend has no
-    such kernel."""
+    """(h, conv, folded, options, y) -> None, for packed weights; y may be the residual. None if the backend has no such
+    kernel."""
 
     gated_conv1x1: Any
     """For y in channels_last, in inference; its last argument is an alternative callable with the same result. None if
@@ -122,7 +114,6 @@ class LazyBackend(Backend):
     """A GPU backend that is loaded when it is first needed; each operation is looked up at its first use."""
 
     auto_devices = ("cuda",)
-    moves_running = True
     packed_conv1x1_squeeze_excite = None
     offered: tuple[str, ...] = OPERATIONS
     """Names of the operations that :meth:`find` returns."""

@@ -8,6 +8,7 @@ import torch
 
 from .._build import find_library
 from .base import OPERATIONS, Backend, dtype_reason
+from .compiled import with_records
 
 __all__ = ["CpuBackend"]
 
@@ -55,8 +56,8 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         self.load_error = _load()
         if self.load_error is None:
-            for operation in (*OPERATIONS, "batch_norm_squeeze_excite_forward", "packed_conv1x1_squeeze_excite"):
-                setattr(self, operation, getattr(torch.ops.se_fused_cpu, operation).default)
+            for operation in (*OPERATIONS, "packed_conv1x1_squeeze_excite"):
+                setattr(self, operation, with_records(torch.ops.se_fused_cpu, operation))
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         if device != "cpu":

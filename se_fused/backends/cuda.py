@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._build import find_library, recorded
-from .base import Backend, LazyBackend, Running, dtype_reason
+from .base import Backend, LazyBackend, dtype_reason
+from .compiled import with_records
 
 __all__ = ["CudaBackend"]
 
@@ -129,13 +129,6 @@ class CudaBackend(LazyBackend):
         finally:
             self._operators.force_plan(before)
 
-    def batch_norm_squeeze_excite_forward(self, *args: Any) -> tuple[Tensor, ...]:
-        """The forward operator. The last argument may be a :class:`Running`, which is updated in the same launches."""
-        *given, running = args if isinstance(args[-1], Running) else (*args, None)
-        moved = (None, None, 0.0, 1.0) if running is None else running
-        result: tuple[Tensor, ...] = self._operators.batch_norm_squeeze_excite_forward.default(*given, *moved)
-        return result
-
     @property
     def conv1x1_squeeze_excite(self) -> Any:
         """``conv1x1_squeeze_excite`` of the ``product`` backend. For each shape it is timed against the convolution
@@ -155,4 +148,4 @@ class CudaBackend(LazyBackend):
         return self._product.gated_conv1x1
 
     def find(self, name: str) -> Any:
-        return getattr(self._operators, name).default
+        return with_records(self._operators, name)

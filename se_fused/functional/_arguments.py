@@ -1,40 +1,32 @@
 """Checks of the arguments that several functions share, and their conversion to the form that the kernels need.
 
-In messages, ``of`` is the name of the map x.
+The checks take the records of :mod:`se_fused._params`. In messages, ``of`` is the name of the map x.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks as check
-from .. import reference
-from ..backends import Running
-from ..ops.layout import positions
-from ..ops.running import running_statistics
+from .._params import BatchNormParams, BlockOptions, Conv1x1Params, ExcitationParams
+from ..activations import ACTIVATIONS, GATES, OUT_ACTIVATIONS
+from ..ops.layout import dense_like, positions
 
 __all__ = [
-    "BatchNormTensors",
-    "ExcitationTensors",
-    "batch_norm_form",
+    "ConvNames",
     "check_batch_norm",
-    "check_block_end",
     "check_conv1x1",
     "check_dtype",
     "check_excitation",
+    "check_options",
     "check_out_act",
     "check_residual",
     "common_dtype",
-    "excitation_form",
-    "without_float64",
+    "kernel_batch_norm",
+    "kernel_excitation",
+    "kernel_options",
 ]
-
-BatchNormTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""running_mean, running_var, bn_weight, bn_bias: (C,) each, or None."""
-
-ExcitationTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
-"""fc1_weight (R, C), fc1_bias (R,) or None, fc2_weight (C, R), fc2_bias (C,) or None."""
 
 
 # ---- checks
@@ -58,45 +50,54 @@ def check_dtype(t: Tensor | None, name: str, x: Tensor, of: str = "x") -> None:
         raise TypeError(f"{name} must have {of}'s dtype {x.dtype}, got {t.dtype}: cast one, {name}.to({of}.dtype)")
 
 
-def check_out_act(out_act: Any) -> None:
-    """ValueError unless the activation at the end of the block is None or one of ``reference.OUT_ACTIVATIONS``."""
-    check.check_choice(out_act or "none", "out_act", reference.OUT_ACTIVATIONS)
+def check_out_act(out_act: Any) -> str:
+    """The name of the activation at the end of the block; "none" for None.
+
+    Raises:
+        ValueError: no kernel has it.
+    """
+    return check.check_choice(out_act or "none", "out_act", OUT_ACTIVATIONS)
 
 
-def check_block_end(x: Tensor, residual: Any, out_act: Any, drop_path_scale: Any) -> None:
+def check_options(residual: Any, drop_path_scale: Any, out_act: Any, x: Tensor) -> BlockOptions:
     """Checks the arguments of a block's end: the residual, the activation, and the factors of stochastic depth."""
+    options = BlockOptions(residual, drop_path_scale, check_out_act(out_act))
     check_residual(residual, x)
-    check_out_act(out_act)
-    check.check_parameter(drop_path_scale, "drop_path_scale", (x.shape[0],), "(N,)", x)
-    if drop_path_scale is not None and drop_path_scale.requires_grad:
-        raise ValueError("drop_path_scale must not require a gradient: use drop_path_scale.detach()")
+    if drop_path_scale is not None:
+        check.check_parameters((("drop_path_scale", drop_path_scale),), (x.shape[0],), "(N,)", x)
+        if drop_path_scale.requires_grad:
+            raise ValueError("drop_path_scale must not require a gradient: use drop_path_scale.detach()")
+    return options
 
 
-def check_excitation(x: Tensor, channels: int, fc: tuple[Any, Any, Any, Any], act: Any, gate: Any) -> None:
+def check_excitation(fc: ExcitationParams, x: Tensor, channels: int) -> None:
     """Checks the excitation's parameters for C ``channels`` on x's device, and the names of its activation and gate."""
-    w1, b1, w2, b2 = fc
-    for weight, name in ((w1, "fc1_weight"), (w2, "fc2_weight")):
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate = fc
+    for weight, name in ((fc1_weight, "fc1_weight"), (fc2_weight, "fc2_weight")):
         check.check_tensor(weight, name)
+        assert weight is not None
         if weight.dim() < 2:
             raise ValueError(f"{name} must be 2-D or that of a 1x1 convolution, got shape {tuple(weight.shape)}")
-    r = w1.shape[0]
+    assert fc1_weight is not None
+    r = fc1_weight.shape[0]
     if r < 1:
-        raise ValueError(f"fc1_weight must have at least one output, got shape {tuple(w1.shape)}")
-    check.check_parameter(w1, "fc1_weight", (r, channels), "(R, C)", x)
-    check.check_parameter(b1, "fc1_bias", (r,), "(R,)", x)
-    check.check_parameter(w2, "fc2_weight", (channels, r), "(C, R)", x)
-    check.check_parameter(b2, "fc2_bias", (channels,), "(C,)", x)
-    check.check_choice(act, "act", reference.ACTIVATIONS)
-    check.check_choice(gate, "gate", reference.GATES)
+        raise ValueError(f"fc1_weight must have at least one output, got shape {tuple(fc1_weight.shape)}")
+    check.check_parameters((("fc1_weight", fc1_weight),), (r, channels), "(R, C)", x)
+    check.check_parameters((("fc2_weight", fc2_weight),), (channels, r), "(C, R)", x)
+    check.check_parameters((("fc1_bias", fc1_bias),), (r,), "(R,)", x)
+    check.check_parameters((("fc2_bias", fc2_bias),), (channels,), "(C,)", x)
+    check.check_choice(act, "act", ACTIVATIONS)
+    check.check_choice(gate, "gate", GATES)
 
 
-def check_batch_norm(x: Tensor, bn: tuple[Any, Any, Any, Any], training: Any, momentum: Any, eps: Any) -> None:
+def check_batch_norm(bn: BatchNormParams, x: Tensor) -> None:
     """Checks batch norm's tensors against x's channels, and its settings."""
-    names = ("running_mean", "running_var", "bn_weight", "bn_bias")
-    for t, name in zip(bn, names, strict=True):
-        check.check_parameter(t, name, (x.shape[1],), "(C,)", x)
+    running_mean, running_var, weight, bias, training, momentum, eps = bn
+    vectors = (
+        ("running_mean", running_mean), ("running_var", running_var), ("bn_weight", weight), ("bn_bias", bias)
+    )  # fmt: skip
+    check.check_parameters(vectors, (x.shape[1],), "(C,)", x)
     check.check_bool(training, "training")
-    running_mean, running_var = bn[:2]
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must both be tensors or both be None")
     if not training and running_mean is None:
@@ -111,64 +112,77 @@ def check_batch_norm(x: Tensor, bn: tuple[Any, Any, Any, Any], training: Any, mo
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
 
 
-def check_conv1x1(x: Tensor, weight: Any, bias: Any, names: tuple[str, str], sizes: tuple[str, str], of: str) -> None:
-    """Checks weight and bias of a 1x1 convolution of x.
+class ConvNames(NamedTuple):
+    """How messages name the arguments of a 1x1 convolution: weight, bias and map, and the channels after and before."""
 
-    Args:
-        x: (N, K, *spatial).
-        weight: (C, K), or that of a 1x1 convolution.
-        bias: (C,) or None.
-        names: names of weight and bias in messages.
-        sizes: names of C and K in messages.
-        of: name of x in messages.
-    """
-    name, bias_name = names
-    out, given = sizes
-    check.check_tensor(weight, name)
+    weight: str
+    bias: str
+    x: str
+    out: str
+    given: str
+
+
+def check_conv1x1(conv: Conv1x1Params, x: Tensor, names: ConvNames) -> None:
+    """Checks weight (C, K) and bias (C,) of a 1x1 convolution of x (N, K, *spatial)."""
+    weight = conv.weight
+    check.check_tensor(weight, names.weight)
     if weight.dim() < 2 or weight.shape[0] < 1:
         raise ValueError(
-            f"{name} must be ({out}, {given}) or that of a 1x1 convolution, got shape {tuple(weight.shape)}"
+            f"{names.weight} must be ({names.out}, {names.given}) or that of a 1x1 convolution, "
+            f"got shape {tuple(weight.shape)}"
         )
     channels = weight.shape[0]
-    check.check_parameter(weight, name, (channels, x.shape[1]), f"({out}, {given})", x, of)
-    check.check_parameter(bias, bias_name, (channels,), f"({out},)", x, of)
+    matrix, vector = f"({names.out}, {names.given})", f"({names.out},)"
+    check.check_parameters(((names.weight, weight),), (channels, x.shape[1]), matrix, x, names.x)
+    check.check_parameters(((names.bias, conv.bias),), (channels,), vector, x, names.x)
 
 
 # ---- conversion to the form that the kernels need
-def common_dtype(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x and residual in one dtype. Under autocast they may differ and are promoted, as in eager mode.
+def common_dtype(x: Tensor, options: BlockOptions) -> tuple[Tensor, BlockOptions]:
+    """x and the residual in one dtype. Under autocast they may differ and are promoted, as in eager mode.
 
     Raises:
         TypeError: their dtypes differ without autocast.
     """
+    residual = options.residual
     if residual is None or residual.dtype == x.dtype:
-        return x, residual
+        return x, options
     check_dtype(residual, "residual", x)
     common = torch.promote_types(x.dtype, residual.dtype)
-    return x.to(common), residual.to(common)
+    return x.to(common), options._replace(residual=residual.to(common))
 
 
-def without_float64(*tensors: Tensor | None) -> list[Tensor | None]:
-    """float64 parameters converted to float32, the kernels' widest dtype; others unchanged."""
-    return [t if t is None or t.dtype != torch.float64 else t.float() for t in tensors]
+def _narrow(t: Tensor | None) -> Tensor | None:
+    """float64, which the kernels do not have, as float32; others unchanged."""
+    return t if t is None or t.dtype != torch.float64 else t.float()
 
 
-def excitation_form(fc: ExcitationTensors) -> ExcitationTensors:
-    """The excitation's parameters with contiguous weights of one dtype. A weight (R, C, 1, 1) of a 1x1 convolution
-    keeps its shape, because in both memory formats its memory is that of the matrix (R, C)."""
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = fc
+def kernel_batch_norm(bn: BatchNormParams) -> BatchNormParams:
+    """Batch norm's tensors without float64; but running statistics that are to be updated stay as they are."""
+    running_mean, running_var, weight, bias, batch_stats, momentum, eps = bn
+    if not batch_stats:
+        running_mean, running_var = _narrow(running_mean), _narrow(running_var)
+    return BatchNormParams(
+        running_mean, running_var, _narrow(weight), _narrow(bias), batch_stats, float(momentum), float(eps)
+    )
+
+
+def kernel_excitation(fc: ExcitationParams) -> ExcitationParams:
+    """The excitation's parameters with contiguous weights of one dtype that is not float64. A weight (R, C, 1, 1) of a
+    1x1 convolution keeps its shape, because in both memory formats its memory is that of the matrix (R, C)."""
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate = fc
+    assert fc1_weight is not None and fc2_weight is not None
     fc1_weight, fc2_weight = fc1_weight.contiguous(), fc2_weight.contiguous()
-    if fc1_weight.dtype != fc2_weight.dtype:
+    if fc1_weight.dtype != fc2_weight.dtype or fc1_weight.dtype == torch.float64:
         fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
-    return fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    return ExcitationParams(fc1_weight, _narrow(fc1_bias), fc2_weight, _narrow(fc2_bias), act, gate)
 
 
-def batch_norm_form(
-    bn: BatchNormTensors, x: Tensor, training: bool, momentum: float
-) -> tuple[BatchNormTensors, Running | None]:
-    """(batch norm's tensors, running statistics to update). In training the first have no running statistics; otherwise
-    the second is None."""
-    if not training:
-        return bn, None
-    running = running_statistics(*bn[:2], x.shape[0] * positions(x), momentum)
-    return (None, None, *bn[2:]), running
+def kernel_options(options: BlockOptions, x: Tensor) -> BlockOptions:
+    """The residual in the memory order of the dense x, and the factors of stochastic depth as a vector."""
+    residual, drop, out_act = options
+    if residual is not None:
+        residual = dense_like(residual, x)
+    if drop is not None:
+        drop = _narrow(drop.reshape(-1))
+    return BlockOptions(residual, drop, out_act)

@@ -4,54 +4,36 @@ from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
-from ..backends import Backend
+from .._params import NO_BATCH_NORM, NO_EXCITATION, BatchNormParams, BlockOptions, ExcitationParams
 from ..ops.batch_norm_squeeze_excite import batch_norm_squeeze_excite as operator
-from ..ops.layout import dense, dense_like
+from ..ops.layout import dense
 from ._arguments import (
-    BatchNormTensors,
-    ExcitationTensors,
-    batch_norm_form,
     check_batch_norm,
-    check_block_end,
     check_excitation,
+    check_options,
     common_dtype,
-    excitation_form,
-    without_float64,
+    kernel_batch_norm,
+    kernel_excitation,
+    kernel_options,
 )
 from .dispatch import backend_for, left_to_the_compiler, plain_is_faster
 
 __all__ = ["batch_norm_act", "batch_norm_squeeze_excite", "squeeze_excite"]
 
-_NONE = (None, None, None, None)
 
-
-def _run_kernels(
-    backend: Backend,
-    x: Tensor,
-    residual: Tensor | None,
-    bn: BatchNormTensors | None,
-    fc: ExcitationTensors | None,
-    drop_path_scale: Tensor | None,
-    out_act: str | None,
-    inplace: bool,
-    *,
-    training: bool = False,
-    momentum: float = 0.0,
-    eps: float = 0.0,
-    act: str = "relu",
-    gate: str = "sigmoid",
-) -> Tensor:
-    """Convert the tensors to the form that the kernels need, and run the operator."""
+def _run(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, inplace: bool) -> Tensor:
+    """The block of checked records, by kernels or in plain PyTorch."""
+    x, options = common_dtype(x, options)
+    has_excitation = fc.fc1_weight is not None
+    backend = None if not has_excitation and left_to_the_compiler(bn.batch_stats) else backend_for(x)
+    if backend is None or (has_excitation and plain_is_faster(backend, x, bn, fc, options)):
+        return reference.block(x, bn, fc, options)
     x = dense(x)
-    if residual is not None:
-        residual = dense_like(residual, x)
-    if drop_path_scale is not None:
-        drop_path_scale = drop_path_scale.reshape(-1)
-    bn, running = (_NONE, None) if bn is None else batch_norm_form(bn, x, training, momentum)
-    tensors = without_float64(*bn, *(_NONE if fc is None else excitation_form(fc)), drop_path_scale)
-    return operator(
-        backend, inplace, running, x, residual, *tensors, training, float(eps), act, gate, out_act or "none"
-    )
+    if bn.present:
+        bn = kernel_batch_norm(bn)
+    if has_excitation:
+        fc = kernel_excitation(fc)
+    return operator(backend, x, bn, fc, kernel_options(options, x), inplace)
 
 
 def squeeze_excite(
@@ -98,17 +80,11 @@ def squeeze_excite(
         TypeError: an argument is not a tensor, or has an unsupported dtype. ValueError: a wrong shape, device or name.
         BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
-    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_x(x)
-    check_block_end(x, residual, out_act, drop_path_scale)
-    check_excitation(x, x.shape[1], fc, act, gate)
-    x, residual = common_dtype(x, residual)
-    backend = backend_for(x)
-    if backend is None or plain_is_faster(backend, x, *fc, residual):
-        return reference.squeeze_excite(
-            x, *fc, residual, act=act, gate=gate, out_act=out_act, drop_path_scale=drop_path_scale
-        )
-    return _run_kernels(backend, x, residual, None, fc, drop_path_scale, out_act, inplace, act=act, gate=gate)
+    options = check_options(residual, drop_path_scale, out_act, x)
+    check_excitation(fc, x, x.shape[1])
+    return _run(x, NO_BATCH_NORM, fc, options, inplace)
 
 
 def batch_norm_squeeze_excite(
@@ -151,23 +127,13 @@ def batch_norm_squeeze_excite(
 
     Returns, Raises: as :func:`squeeze_excite`.
     """
-    bn = (running_mean, running_var, bn_weight, bn_bias)
-    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_x(x)
-    check_block_end(x, residual, out_act, drop_path_scale)
-    check_batch_norm(x, bn, training, momentum, eps)
-    check_excitation(x, x.shape[1], fc, act, gate)
-    x, residual = common_dtype(x, residual)
-    backend = backend_for(x)
-    if backend is None or plain_is_faster(backend, x, *fc, bn_weight, bn_bias, residual):
-        return reference.batch_norm_squeeze_excite(
-            x, *bn, *fc, residual, training=training, momentum=momentum, eps=eps, act=act, gate=gate, out_act=out_act,
-            drop_path_scale=drop_path_scale,
-        )  # fmt: skip
-    return _run_kernels(
-        backend, x, residual, bn, fc, drop_path_scale, out_act, inplace,
-        training=training, momentum=momentum, eps=eps, act=act, gate=gate,
-    )  # fmt: skip
+    options = check_options(residual, drop_path_scale, out_act, x)
+    check_batch_norm(bn, x)
+    check_excitation(fc, x, x.shape[1])
+    return _run(x, bn, fc, options, inplace)
 
 
 def batch_norm_act(
@@ -191,17 +157,8 @@ def batch_norm_act(
     it runs this expression in plain PyTorch, because the compiler fuses it as well, unless a backend is requested by
     name. Arguments, result and errors are those of :func:`batch_norm_squeeze_excite`.
     """
-    bn = (running_mean, running_var, bn_weight, bn_bias)
+    bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_x(x)
-    check_block_end(x, residual, out_act, drop_path_scale)
-    check_batch_norm(x, bn, training, momentum, eps)
-    x, residual = common_dtype(x, residual)
-    backend = None if left_to_the_compiler(training) else backend_for(x)
-    if backend is None:
-        return reference.batch_norm_act(
-            x, *bn, residual, training=training, momentum=momentum, eps=eps, out_act=out_act,
-            drop_path_scale=drop_path_scale,
-        )  # fmt: skip
-    return _run_kernels(
-        backend, x, residual, bn, None, drop_path_scale, out_act, inplace, training=training, momentum=momentum, eps=eps
-    )
+    options = check_options(residual, drop_path_scale, out_act, x)
+    check_batch_norm(bn, x)
+    return _run(x, bn, NO_EXCITATION, options, inplace)

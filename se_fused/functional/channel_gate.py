@@ -9,8 +9,8 @@ from torch import Tensor
 from .. import _checks as check
 from .. import reference
 from ..ops.channel_gate import rescale, squeeze
-from ..ops.layout import dense, dense_like
-from ._arguments import check_block_end, common_dtype
+from ..ops.layout import dense
+from ._arguments import check_options, common_dtype, kernel_options
 from .dispatch import backend_for, left_to_the_compiler
 
 __all__ = ["channel_gate"]
@@ -60,20 +60,18 @@ def channel_gate(
     check.check_x(x)
     if not callable(gate):
         raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
-    check_block_end(x, residual, out_act, drop_path_scale)
-    x, residual = common_dtype(x, residual)
+    x, options = common_dtype(x, check_options(residual, drop_path_scale, out_act, x))
     # An exported program would lose the gradients of ops.channel_gate, because its operators have no autograd formulas.
     for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
     backend = None if for_training or left_to_the_compiler(training=False) else backend_for(x)
     if backend is None:
         return reference.channel_gate(
-            x, lambda m: _checked_factor(gate(m), x), residual, out_act=out_act, drop_path_scale=drop_path_scale
+            x, lambda m: _checked_factor(gate(m), x), options.residual, out_act=out_act, drop_path_scale=drop_path_scale
         )
     x = dense(x)
-    if residual is not None:
-        residual = dense_like(residual, x)
-    mean, x, carrier = squeeze(backend, x)
-    factor = _checked_factor(gate(mean), x).to(mean.dtype)
-    if drop_path_scale is not None:
-        factor = factor * drop_path_scale.reshape(-1, 1).to(mean.dtype)
-    return rescale(backend, x, carrier, mean, factor.contiguous(), residual, out_act or "none")
+    options = kernel_options(options, x)
+    squeezed = squeeze(backend, x)
+    factor = _checked_factor(gate(squeezed.mean), x).to(squeezed.mean.dtype)
+    if options.drop_path_scale is not None:
+        factor = factor * options.drop_path_scale[:, None].to(factor.dtype)
+    return rescale(backend, squeezed, factor.contiguous(), options)

@@ -6,22 +6,24 @@ from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
+from .._params import NO_BATCH_NORM, BlockOptions, Conv1x1Params, ExcitationParams
 from ..ops.conv1x1_squeeze_excite import conv1x1_squeeze_excite as operator
 from ..ops.layout import dense
 from ._arguments import (
+    ConvNames,
     check_conv1x1,
     check_dtype,
     check_excitation,
     check_out_act,
     check_residual,
-    excitation_form,
-    without_float64,
+    kernel_excitation,
 )
 from .batch_norm_squeeze_excite import squeeze_excite
 from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
 
+_NAMES = ConvNames("conv_weight", "conv_bias", "h", "C", "K")
 _PANEL = 16  # channels per weight panel, as in csrc/cpu/conv1x1_squeeze_excite.inl
 
 
@@ -107,33 +109,35 @@ def conv1x1_squeeze_excite(
         TypeError, ValueError: an argument is not a tensor, or has a wrong dtype, shape or device; the message names it.
         BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
-    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    conv = Conv1x1Params(conv_weight, conv_bias, packed)
+    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate)
     check.check_x(h, "h")
-    check_conv1x1(h, conv_weight, conv_bias, ("conv_weight", "conv_bias"), ("C", "K"), "h")
+    check_conv1x1(conv, h, _NAMES)
     check_dtype(conv_weight, "conv_weight", h, "h")
     c, k = conv_weight.shape[:2]
     check_residual(residual, h, torch.Size((h.shape[0], c, *h.shape[2:])))
-    check_excitation(h, c, fc, act, gate)
-    check_out_act(out_act)
+    options = BlockOptions(residual, None, check_out_act(out_act))
+    check_excitation(fc, h, c)
     r = fc1_weight.shape[0]
     if folded is not None:
-        check.check_parameter(folded[0], "folded[0]", (r, k), "(R, K)", h, "h")
-        check.check_parameter(folded[1], "folded[1]", (r,), "(R,)", h, "h")
+        check.check_parameters((("folded[0]", folded[0]),), (r, k), "(R, K)", h, "h")
+        check.check_parameters((("folded[1]", folded[1]),), (r,), "(R,)", h, "h")
     if packed is not None:
-        check.check_parameter(packed, "packed", (-(-c // _PANEL), k, _PANEL), "(ceil(C / 16), K, 16)", h, "h")
+        panels = (-(-c // _PANEL), k, _PANEL)
+        check.check_parameters((("packed", packed),), panels, "(ceil(C / 16), K, 16)", h, "h")
         if packed.dtype != torch.float32:
             raise TypeError(f"packed must be float32 as pack_conv1x1 makes it, got {packed.dtype}")
     check_dtype(residual, "residual", h, "h")
-    if check.autocasts(h) or wants_gradient(h, conv_weight, conv_bias, *fc, residual) or is_transformed():
+    tensors = (h, conv_weight, conv_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual)
+    if check.autocasts(h) or wants_gradient(*tensors) or is_transformed():
         u = reference.conv1x1(h, conv_weight, conv_bias)
-        return squeeze_excite(u, *fc, residual, act=act, gate=gate, out_act=out_act)
+        return squeeze_excite(
+            u, fc1_weight, fc1_bias, fc2_weight, fc2_bias, residual, act=act, gate=gate, out_act=out_act
+        )
     backend = backend_for(h)
     if backend is None:
-        return reference.conv1x1_squeeze_excite(
-            h, conv_weight, conv_bias, *fc, residual, act=act, gate=gate, out_act=out_act
-        )
-    folded_weight, folded_bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
-    return operator(
-        backend, dense(h), conv_weight, conv_bias, *without_float64(*excitation_form(fc), folded_weight, folded_bias),
-        packed, residual, act, gate, out_act or "none", inplace=inplace,
-    )  # fmt: skip
+        return reference.block(reference.conv1x1(h, conv_weight, conv_bias), NO_BATCH_NORM, fc, options)
+    weight, bias = folded or fold_squeeze(conv_weight, conv_bias, fc1_weight, fc1_bias)
+    fc = kernel_excitation(fc)
+    combined = kernel_excitation(fc._replace(fc1_weight=weight, fc1_bias=bias))
+    return operator(backend, dense(h), conv, fc, combined, options, inplace)

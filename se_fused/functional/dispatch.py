@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._params import BatchNormParams, BlockOptions, ExcitationParams
 from ..backends import Backend, find, forced
 
 __all__ = ["backend_for", "is_transformed", "left_to_the_compiler", "plain_is_faster", "wants_gradient"]
@@ -68,20 +69,18 @@ def backend_for(x: Tensor) -> Backend | None:
     return None
 
 
-def plain_is_faster(backend: Backend, x: Tensor, fc1_weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether ``auto`` runs plain PyTorch because it is faster: see :attr:`Backend.plain_from`.
-
-    Args:
-        backend: the backend whose kernels would run the call.
-        x: (N, C, *spatial).
-        fc1_weight: (R, C).
-        others: the other tensors that may require a gradient.
-    """
+def plain_is_faster(
+    backend: Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions
+) -> bool:
+    """Whether ``auto`` runs plain PyTorch because it is faster: see :attr:`Backend.plain_from`."""
     # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
     if torch.compiler.is_compiling() or x.numel() != x.shape[0] * x.shape[1] or forced() != "auto":
         return False
-    least = backend.plain_from.get((wants_gradient(x, fc1_weight, *others), x.dtype))
-    return least is not None and x.numel() * fc1_weight.shape[0] >= least
+    tensors = (
+        x, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, bn.weight, bn.bias, options.residual
+    )  # fmt: skip
+    least = backend.plain_from.get((wants_gradient(*tensors), x.dtype))
+    return least is not None and x.numel() * fc.squeezed >= least
 
 
 def left_to_the_compiler(training: bool) -> bool:

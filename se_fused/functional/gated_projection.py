@@ -8,14 +8,17 @@ from torch import Tensor
 
 from .. import _checks as check
 from .. import reference
+from .._params import BatchNormParams, Conv1x1Params
 from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv1x1 import gated_conv1x1 as operator
 from ..ops.layout import dense
 from ..ops.rescale import rescale
-from ._arguments import batch_norm_form, check_batch_norm, check_conv1x1, check_dtype, check_out_act, without_float64
+from ._arguments import ConvNames, check_batch_norm, check_conv1x1, check_dtype, check_out_act, kernel_batch_norm
 from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
+
+_NAMES = ConvNames("weight", "bias", "y", "D", "C")
 
 
 def batch_norm_act_squeeze(
@@ -59,16 +62,17 @@ def batch_norm_act_squeeze(
         TypeError: an argument is not a tensor, or has an unsupported dtype. ValueError: a wrong shape, device or name.
         BackendUnavailable: the backend requested with :func:`se_fused.use_backend` cannot run the call.
     """
-    bn = (running_mean, running_var, bn_weight, bn_bias)
+    bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_x(x)
-    check_batch_norm(x, bn, training, momentum, eps)
-    check_out_act(out_act)
+    check_batch_norm(bn, x)
+    name = check_out_act(out_act)
     backend = backend_for(x)
     if backend is None:
-        return reference.batch_norm_act_squeeze(x, *bn, training=training, momentum=momentum, eps=eps, out_act=out_act)
-    x = dense(x)
-    tensors, running = batch_norm_form(bn, x, training, momentum)
-    return squeeze(backend, running, x, *without_float64(*tensors), training, float(eps), out_act or "none")
+        return reference.batch_norm_act_squeeze(
+            x, running_mean, running_var, bn_weight, bn_bias, training=training, momentum=momentum, eps=eps,
+            out_act=out_act,
+        )  # fmt: skip
+    return squeeze(backend, dense(x), kernel_batch_norm(bn), name)
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -102,8 +106,8 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
     """
     check.check_x(y, "y")
     check.check_tensor(gate, "gate")
-    check.check_parameter(gate, "gate", tuple(y.shape[:2]), "(N, C)", y, "y")
-    check_conv1x1(y, weight, bias, ("weight", "bias"), ("D", "C"), "y")
+    check.check_parameters((("gate", gate),), tuple(y.shape[:2]), "(N, C)", y, "y")
+    check_conv1x1(Conv1x1Params(weight, bias), y, _NAMES)
     check_dtype(weight, "weight", y, "y")
     check_dtype(bias, "bias", y, "y")
     factor = gate.reshape(y.shape[:2])

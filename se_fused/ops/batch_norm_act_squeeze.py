@@ -7,196 +7,232 @@ in :mod:`.batch_norm_squeeze_excite`. The operators mutate nothing: they return 
 :func:`squeeze` updates the running ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from .._params import NO_EXCITATION, BatchNormParams, SavedTensors
 from ..activations import OUT_ACT_CODES
-from .dispatch import through_dispatcher
-from .double_backward import no_second_derivative
 from .excitation import BatchNorm, batch_norm, excitation_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
-from .running import move
+from .operators import define, no_second_derivative, register_autograd, through_dispatcher
+from .running import update
 
-__all__ = ["compose_squeeze", "compose_squeeze_backward", "squeeze"]
-
-_library = torch.library.Library("se_fused", "FRAGMENT")  # the operators live as long as this object
-_library.define(
-    "batch_norm_act_squeeze(Tensor x, Tensor? running_mean, Tensor? running_var, Tensor? bn_weight, Tensor? bn_bias,"
-    " bool batch_stats, float eps, str out_act) -> (Tensor y, Tensor squeezed, Tensor mean, Tensor stats)"
-)
-_library.define(
-    "batch_norm_act_squeeze_backward(Tensor dy, Tensor dsqueezed, Tensor x, Tensor mean, Tensor stats,"
-    " Tensor? bn_weight, Tensor? bn_bias, bool batch_stats, float eps, str out_act)"
-    " -> (Tensor dx, Tensor dbn_weight, Tensor dbn_bias)"
-)
+__all__ = ["BackwardArguments", "ForwardArguments", "compose_squeeze", "compose_squeeze_backward", "squeeze"]
 
 
-def _map(bn: BatchNorm, n: int) -> tuple[Tensor, Tensor]:
+# ---- the operators' arguments and results
+class ForwardArguments(NamedTuple):
+    """Arguments of ``batch_norm_act_squeeze``."""
+
+    x: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    bn_weight: Tensor | None
+    bn_bias: Tensor | None
+    batch_stats: bool
+    eps: float
+    out_act: str
+
+
+class Squeezed(NamedTuple):
+    """Results of ``batch_norm_act_squeeze``: y, its means, and what the backward pass needs."""
+
+    y: Tensor
+    squeezed: Tensor  # (N, C)
+    mean: Tensor  # (N, C), the centre of the backward pass's sums
+    stats: Tensor  # (2, C) the mean and biased variance that normalised
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of ``batch_norm_act_squeeze_backward``."""
+
+    dy: Tensor
+    dsqueezed: Tensor
+    x: Tensor
+    mean: Tensor
+    stats: Tensor
+    bn_weight: Tensor | None
+    bn_bias: Tensor | None
+    batch_stats: bool
+    eps: float
+    out_act: str
+
+
+class Gradients(NamedTuple):
+    """Results of ``batch_norm_act_squeeze_backward``."""
+
+    dx: Tensor
+    dbn_weight: Tensor
+    dbn_bias: Tensor
+
+
+def _map(norm: BatchNorm, n: int) -> tuple[Tensor, Tensor]:
     """Batch norm's coefficients as scale and shift (N, C)."""
-    return bn.a.expand(n, -1).contiguous(), bn.b.expand(n, -1).contiguous()
+    return norm.a.expand(n, -1).contiguous(), norm.b.expand(n, -1).contiguous()
 
 
-def compose_squeeze(
-    passes: Any,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    batch_stats: bool,
-    eps: float,
-    out_act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def compose_squeeze(passes: Any, x: Tensor, bn: BatchNormParams, out_act: str) -> Squeezed:
     """``batch_norm_act_squeeze`` from ``passes.moments`` and ``passes.scale_shift_act_mean``."""
     wide = accumulation_dtype(x.dtype)
-    if batch_stats:
+    if bn.batch_stats:
         m, v = passes.moments(x)
-        bn = batch_norm(m, v, positions(x), None, bn_weight, bn_bias, eps)
+        norm = batch_norm(bn, wide, positions(x), m, v)
     else:
-        assert running_mean is not None and running_var is not None
-        given = (running_mean.to(wide), running_var.to(wide))
-        bn = batch_norm(None, None, positions(x), given, bn_weight, bn_bias, eps)
-        # Any centre is right for the backward pass, which converts the sums around it to bn.mean.
-        m = given[0].repeat(x.shape[0], 1)
-    y, squeezed = passes.scale_shift_act_mean(x, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act])
-    return y, squeezed, m, torch.stack([bn.mean, bn.var])
+        norm = batch_norm(bn, wide, positions(x))
+        # Any centre is right for the backward pass, which converts the sums around it to the norm's mean.
+        m = norm.mean.repeat(x.shape[0], 1)
+    y, squeezed = passes.scale_shift_act_mean(x, *_map(norm, x.shape[0]), OUT_ACT_CODES[out_act])
+    return Squeezed(y, squeezed, m, torch.stack([norm.mean, norm.var]))
 
 
-def compose_squeeze_backward(
-    passes: Any,
-    dy: Tensor,
-    dsqueezed: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    stats: Tensor,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    batch_stats: bool,
-    eps: float,
-    out_act: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def compose_squeeze_backward(passes: Any, a: BackwardArguments) -> Gradients:
     """``batch_norm_act_squeeze_backward`` from the backend's ``scale_shift_act_mean_backward`` and
     ``scale_shift_act_backward``."""
-    bn = batch_norm(None, None, positions(x), (stats[0], stats[1]), bn_weight, bn_bias, eps)
-    added = (dsqueezed.to(mean.dtype) / positions(x)).contiguous()
+    x, mean = a.x, a.mean
+    bn = BatchNormParams(None, None, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
+    norm = batch_norm(bn.with_statistics(a.stats), mean.dtype, positions(x))
+    added = (a.dsqueezed.to(mean.dtype) / positions(x)).contiguous()
     dr, p, q = passes.scale_shift_act_mean_backward(
-        dense_like(dy, x), added, x, mean, *_map(bn, x.shape[0]), OUT_ACT_CODES[out_act]
+        dense_like(a.dy, x), added, x, mean, *_map(norm, x.shape[0]), OUT_ACT_CODES[a.out_act]
     )
-    g = excitation_backward(p, q, mean, None, None, bn, None, None, positions(x), batch_stats)
+    nothing = mean.new_empty(0)
+    saved = SavedTensors(x, nothing, mean, nothing, nothing, a.stats)
+    g = excitation_backward(p, q, saved, norm, NO_EXCITATION, None, a.batch_stats)
     assert g.bn_weight is not None and g.bn_bias is not None
     dx: Tensor = passes.scale_shift_act_backward(
-        dr, x if batch_stats else None, mean.new_empty(0), mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
+        dr, x if a.batch_stats else None, nothing, mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
     )
-    return dx, g.bn_weight, g.bn_bias
+    return Gradients(dx, g.bn_weight, g.bn_bias)
 
 
-# ---- the operators' implementations
-def _selected(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return compose_squeeze(backends.select(x.device.type, x.dtype), x, *args)
+# ---- the operators
+def _params(a: ForwardArguments) -> BatchNormParams:
+    return BatchNormParams(a.running_mean, a.running_var, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
 
 
-def _selected_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return compose_squeeze_backward(backends.select(dy.device.type, dy.dtype), dy, *args)
+def _operator_forward(a: ForwardArguments) -> Squeezed:
+    return compose_squeeze(backends.select(a.x.device.type, a.x.dtype), a.x, _params(a), a.out_act)
 
 
-_library.impl("batch_norm_act_squeeze", _selected, "CompositeExplicitAutograd")
-_library.impl("batch_norm_act_squeeze_backward", _selected_backward, "CompositeExplicitAutograd")
+def _operator_backward(a: BackwardArguments) -> Gradients:
+    return compose_squeeze_backward(backends.select(a.dy.device.type, a.dy.dtype), a)
 
 
-@torch.library.register_fake("se_fused::batch_norm_act_squeeze", lib=_library)
-def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    n, c = x.shape[:2]
+def _fake_forward(a: ForwardArguments) -> Squeezed:
+    n, c = a.x.shape[:2]
 
     def floats(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=accumulation_dtype(x.dtype))
+        return a.x.new_empty(shape, dtype=accumulation_dtype(a.x.dtype))
 
-    return torch.empty_like(x), floats(n, c), floats(n, c), floats(2, c)
+    return Squeezed(torch.empty_like(a.x), floats(n, c), floats(n, c), floats(2, c))
 
 
-@torch.library.register_fake("se_fused::batch_norm_act_squeeze_backward", lib=_library)
-def _backward_fake(dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), mean.new_empty(x.shape[1]), mean.new_empty(x.shape[1])
+def _fake_backward(a: BackwardArguments) -> Gradients:
+    c = a.x.shape[1]
+    return Gradients(torch.empty_like(a.x), a.mean.new_empty(c), a.mean.new_empty(c))
+
+
+define("batch_norm_act_squeeze", ForwardArguments, Squeezed, _operator_forward, _fake_forward)
+define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward)
 
 
 # ---- the operators from eager mode and from a graph
-def _forward(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, ...]:
-    """The operator's results. ``running`` is updated before they are returned."""
+def _forward(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str) -> Squeezed:
+    """The operator's results. Running statistics are updated before they are returned."""
     if through_dispatcher():
-        output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze(*args)
+        given = bn.without_running() if bn.batch_stats else bn
+        results = Squeezed(
+            *torch.ops.se_fused.batch_norm_act_squeeze(
+                x, given.running_mean, given.running_var, given.weight, given.bias, given.batch_stats, given.eps,
+                out_act,
+            )
+        )  # fmt: skip
     else:
-        output = compose_squeeze(backend, *args)
-    if running is not None:
-        move(running, output[-1])
-    return output
+        results = compose_squeeze(backend, x, bn, out_act)
+    if bn.updates:
+        update(bn, results.stats, x)
+    return results
 
 
-def _backward(backend: backends.Backend, *args: Any) -> tuple[Tensor, ...]:
-    if through_dispatcher():
-        output: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze_backward(*args)
-        return output
-    return compose_squeeze_backward(backend, *args)
+def _through_operator_backward(a: BackwardArguments) -> Gradients:
+    return Gradients(*torch.ops.se_fused.batch_norm_act_squeeze_backward(*a))
+
+
+def _backward(backend: backends.Backend, a: BackwardArguments) -> Gradients:
+    return _through_operator_backward(a) if through_dispatcher() else compose_squeeze_backward(backend, a)
 
 
 # ---- autograd, used by the operator's registration and by the Function for eager mode
-_TENSORS = 5  # leading tensor arguments of batch_norm_act_squeeze
+def _keep(ctx: Any, x: Tensor, bn: BatchNormParams, out_act: str, results: Squeezed) -> None:
+    ctx.save_for_backward(x, results.mean, results.stats, bn.weight, bn.bias)
+    ctx.options = (bn.batch_stats, bn.eps, out_act)
 
 
-def _keep(ctx: Any, inputs: Sequence[Any], mean: Tensor, stats: Tensor) -> None:
-    x, _, _, bn_weight, bn_bias, *ctx.options = inputs[: _TENSORS + 3]
-    ctx.save_for_backward(x, mean, stats, bn_weight, bn_bias)
+def _gradients(
+    ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[[BackwardArguments], Gradients]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight and bias; autograd converts them to the parameters' dtypes."""
+    x, mean, stats, weight, bias = ctx.saved_tensors
+    found = run(BackwardArguments(dy, dsqueezed, x, mean, stats, weight, bias, *ctx.options))
+    return (
+        found.dx,
+        None if weight is None else found.dbn_weight.reshape(weight.shape),
+        None if bias is None else found.dbn_bias.reshape(bias.shape),
+    )
 
 
-def _gradients(ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[..., Any]) -> tuple[Tensor | None, ...]:
-    x, mean, stats, *parameters = ctx.saved_tensors
-    dx, *others = run(dy, dsqueezed, x, mean, stats, *parameters, *ctx.options)
-    found = [None if t is None else d.to(t.dtype).reshape(t.shape) for d, t in zip(others, parameters, strict=True)]
-    return (dx, None, None, *found, None, None, None)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    given, results = ForwardArguments(*inputs), Squeezed(*output)
+    _keep(ctx, given.x, _params(given), given.out_act, results)
+    ctx.mark_non_differentiable(results.mean, results.stats)
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    _keep(ctx, inputs, *output[2:])
-    ctx.mark_non_differentiable(*output[2:])
+def _operator_gradients(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Any, ...]:
+    dx, dweight, dbias = _gradients(ctx, dy, dsqueezed, _through_operator_backward)
+    statistics = options = None
+    return dx, statistics, statistics, dweight, dbias, options, options, options
 
 
-def _operator_backward(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, dy, dsqueezed, torch.ops.se_fused.batch_norm_act_squeeze_backward)
+register_autograd("batch_norm_act_squeeze", _operator_gradients, _setup_context)
+register_autograd("batch_norm_act_squeeze_backward", no_second_derivative)
 
 
-torch.library.register_autograd(
-    "se_fused::batch_norm_act_squeeze", _operator_backward, setup_context=_setup_context, lib=_library
-)
-torch.library.register_autograd("se_fused::batch_norm_act_squeeze_backward", no_second_derivative, lib=_library)
+class _Call(NamedTuple):
+    """What the Function below needs beside the tensors that have a gradient."""
+
+    backend: backends.Backend
+    bn: BatchNormParams
+    out_act: str
 
 
 class _Squeeze(torch.autograd.Function):
     """The operator for eager mode, as in :mod:`.batch_norm_squeeze_excite`."""
 
     @staticmethod
-    def forward(ctx: Any, *args_and_backend: Any) -> tuple[Tensor, ...]:
-        *args, (ctx.backend, running) = args_and_backend
-        y, squeezed, mean, stats = _forward(ctx.backend, running, *args)
-        _keep(ctx, args, mean, stats)
-        return y, squeezed
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
+        ctx.backend, bn, out_act = call
+        results = _forward(ctx.backend, x, bn, out_act)
+        _keep(ctx, x, bn, out_act, results)
+        return results.y, results.squeezed
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor) -> tuple[Tensor | None, ...]:
         # With create_graph=True use the operator, whose autograd formula raises an error for second derivatives.
-        eager = partial(_backward, ctx.backend)
-        run = torch.ops.se_fused.batch_norm_act_squeeze_backward if torch.is_grad_enabled() else eager
-        return (*_gradients(ctx, dy, dsqueezed, run), None)
+        run = _through_operator_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
+        return *_gradients(ctx, dy, dsqueezed, run), None
 
 
-def squeeze(backend: backends.Backend, running: backends.Running | None, *args: Any) -> tuple[Tensor, Tensor]:
-    """y and squeezed of ``batch_norm_act_squeeze``, differentiable. Also updates ``running``."""
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:_TENSORS])
+def squeeze(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str) -> tuple[Tensor, Tensor]:
+    """y and squeezed of ``batch_norm_act_squeeze``, differentiable. Updates running statistics with ``batch_stats``."""
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bn.weight, bn.bias))
     if wants_grad and not torch.compiler.is_compiling():
-        y, squeezed = _Squeeze.apply(*args, (backend, running))
-    else:
-        y, squeezed, *_ = _forward(backend, running, *args)
-    return y, squeezed
+        y, squeezed = _Squeeze.apply(x, bn.weight, bn.bias, _Call(backend, bn, out_act))
+        return y, squeezed
+    results = _forward(backend, x, bn, out_act)
+    return results.y, results.squeezed

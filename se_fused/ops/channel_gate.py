@@ -12,125 +12,150 @@ Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from .._params import BlockOptions
 from ..activations import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
-from .dispatch import through_dispatcher
-from .double_backward import no_second_derivative
 from .layout import dense_like, mask_numel, positions
 from .moments import accumulation_dtype
+from .operators import define, no_second_derivative, register_autograd, through_dispatcher
 
-__all__ = ["rescale", "squeeze"]
-
-_library = torch.library.Library("se_fused", "FRAGMENT")  # the operators live as long as this object
-for _schema in (
-    "squeeze(Tensor x) -> Tensor",
-    "squeeze_backward(Tensor dr, Tensor factor, Tensor shift) -> Tensor",
-    "rescale(Tensor x, Tensor? residual, Tensor factor, str out_act, bool save) -> (Tensor y, Tensor mask)",
-    "rescale_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor, str out_act)"
-    " -> (Tensor dr, Tensor p, Tensor q)",
-):
-    _library.define(_schema)
+__all__ = ["Squeezed", "rescale", "squeeze"]
 
 
-def _squeeze(backend: Any, x: Tensor) -> Tensor:
-    mean: Tensor = backend.moments(x)[0]
+# ---- the operators' arguments and results
+class SqueezeArguments(NamedTuple):
+    x: Tensor
+
+
+class SqueezeBackwardArguments(NamedTuple):
+    dr: Tensor
+    factor: Tensor
+    shift: Tensor
+
+
+class RescaleArguments(NamedTuple):
+    x: Tensor
+    residual: Tensor | None
+    factor: Tensor
+    out_act: str
+    save: bool
+
+
+class Rescaled(NamedTuple):
+    y: Tensor
+    mask: Tensor
+
+
+class RescaleBackwardArguments(NamedTuple):
+    dy: Tensor
+    x: Tensor
+    residual: Tensor | None
+    mask: Tensor
+    mean: Tensor
+    factor: Tensor
+    out_act: str
+
+
+class RescaleGradients(NamedTuple):
+    dr: Tensor  # empty without an activation, where it equals dy
+    p: Tensor
+    q: Tensor
+
+
+# ---- the operators on a backend's passes
+def _squeeze(backend: Any, a: SqueezeArguments) -> Tensor:
+    mean: Tensor = backend.moments(a.x)[0]
     return mean
 
 
-def _squeeze_backward(backend: Any, dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    nothing = factor.new_empty(0)
-    dx: Tensor = backend.scale_shift_act_backward(dr, None, nothing, factor, factor, torch.zeros_like(factor), shift)
+def _squeeze_backward(backend: Any, a: SqueezeBackwardArguments) -> Tensor:
+    factor, nothing = a.factor, a.factor.new_empty(0)
+    dx: Tensor = backend.scale_shift_act_backward(
+        a.dr, None, nothing, factor, factor, torch.zeros_like(factor), a.shift
+    )
     return dx
 
 
-def _rescale(
-    backend: Any, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
-) -> tuple[Tensor, Tensor]:
-    code = OUT_ACT_CODES[out_act]
-    y, mask = backend.scale_shift_act(x, residual, factor, torch.zeros_like(factor), code, save and keeps_mask(code))
-    return y, mask
+def _rescale(backend: Any, a: RescaleArguments) -> Rescaled:
+    code, zero = OUT_ACT_CODES[a.out_act], torch.zeros_like(a.factor)
+    return Rescaled(*backend.scale_shift_act(a.x, a.residual, a.factor, zero, code, a.save and keeps_mask(code)))
 
 
-def _rescale_backward(
-    backend: Any,
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mask: Tensor,
-    mean: Tensor,
-    factor: Tensor,
-    out_act: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dr, P and Q. dr is empty without an activation, where it equals dy."""
-    code = OUT_ACT_CODES[out_act]
-    dr, p, q = backend.moments_backward(
-        dense_like(dy, x), x, residual, mask, mean, factor, torch.zeros_like(factor), code, writes_dr(code, True)
+def _rescale_backward(backend: Any, a: RescaleBackwardArguments) -> RescaleGradients:
+    code, zero = OUT_ACT_CODES[a.out_act], torch.zeros_like(a.factor)
+    return RescaleGradients(
+        *backend.moments_backward(
+            dense_like(a.dy, a.x), a.x, a.residual, a.mask, a.mean, a.factor, zero, code, writes_dr(code, True)
+        )
     )
-    return dr, p, q
-
-
-_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
-    "squeeze": _squeeze,
-    "squeeze_backward": _squeeze_backward,
-    "rescale": _rescale,
-    "rescale_backward": _rescale_backward,
-}
-
-
-def _selected(name: str, x: Tensor, *args: Any) -> Any:
-    return _IMPLEMENTATIONS[name](backends.select(x.device.type, x.dtype), x, *args)
-
-
-for _name in _IMPLEMENTATIONS:
-    _library.impl(_name, partial(_selected, _name), "CompositeExplicitAutograd")
 
 
 def _means(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
 
 
-@torch.library.register_fake("se_fused::squeeze", lib=_library)
-def _squeeze_fake(x: Tensor) -> Tensor:
-    return _means(x)
+def _fake_rescale(a: RescaleArguments) -> Rescaled:
+    if a.save and keeps_mask(OUT_ACT_CODES[a.out_act]):
+        return Rescaled(torch.empty_like(a.x), a.x.new_empty(mask_numel(a.x), dtype=torch.uint8))
+    return Rescaled(torch.empty_like(a.x), a.factor.new_empty(0))
 
 
-@torch.library.register_fake("se_fused::squeeze_backward", lib=_library)
-def _squeeze_backward_fake(dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    return torch.empty_like(dr)
+def _fake_rescale_backward(a: RescaleBackwardArguments) -> RescaleGradients:
+    writes = writes_dr(OUT_ACT_CODES[a.out_act], True)
+    return RescaleGradients(torch.empty_like(a.x) if writes else a.factor.new_empty(0), _means(a.x), _means(a.x))
 
 
-@torch.library.register_fake("se_fused::rescale", lib=_library)
-def _rescale_fake(
-    x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
-) -> tuple[Tensor, Tensor]:
-    if save and keeps_mask(OUT_ACT_CODES[out_act]):
-        return torch.empty_like(x), x.new_empty(mask_numel(x), dtype=torch.uint8)
-    return torch.empty_like(x), factor.new_empty(0)
+def _selected(run: Callable[..., Any], a: Any) -> Any:
+    """``run`` on the backend for the operator's first argument."""
+    first = next(iter(a))
+    return run(backends.select(first.device.type, first.dtype), a)
 
 
-@torch.library.register_fake("se_fused::rescale_backward", lib=_library)
-def _rescale_backward_fake(
-    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, mean: Tensor, factor: Tensor, out_act: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    dr = torch.empty_like(x) if writes_dr(OUT_ACT_CODES[out_act], True) else factor.new_empty(0)
-    return dr, _means(x), _means(x)
+define("squeeze", SqueezeArguments, Tensor, partial(_selected, _squeeze), lambda a: _means(a.x))
+define(
+    "squeeze_backward", SqueezeBackwardArguments, Tensor, partial(_selected, _squeeze_backward),
+    lambda a: torch.empty_like(a.dr),
+)  # fmt: skip
+define("rescale", RescaleArguments, Rescaled, partial(_selected, _rescale), _fake_rescale)
+define(
+    "rescale_backward", RescaleBackwardArguments, RescaleGradients, partial(_selected, _rescale_backward),
+    _fake_rescale_backward,
+)  # fmt: skip
+register_autograd("squeeze_backward", no_second_derivative)
+register_autograd("rescale_backward", no_second_derivative)
 
 
-for _name in ("squeeze_backward", "rescale_backward"):
-    torch.library.register_autograd(f"se_fused::{_name}", no_second_derivative, lib=_library)
+# ---- the operators from eager mode and from a graph: through PyTorch's dispatcher in graphs and under dispatch modes,
+# and in a backward pass with create_graph=True, where their autograd formula raises an error
+def _run_squeeze(backend: backends.Backend, a: SqueezeArguments) -> Tensor:
+    if through_dispatcher():
+        mean: Tensor = torch.ops.se_fused.squeeze(*a)
+        return mean
+    return _squeeze(backend, a)
 
 
-def _runner(name: str, backend: backends.Backend) -> Callable[..., Any]:
-    """The operator in graphs and under dispatch modes, and in a backward pass with create_graph=True, where its
-    autograd formula raises an error; otherwise its implementation, without the dispatcher."""
-    if through_dispatcher() or (name.endswith("backward") and torch.is_grad_enabled()):
-        return getattr(torch.ops.se_fused, name)
-    return partial(_IMPLEMENTATIONS[name], backend)
+def _run_squeeze_backward(backend: backends.Backend, a: SqueezeBackwardArguments) -> Tensor:
+    if through_dispatcher() or torch.is_grad_enabled():
+        dx: Tensor = torch.ops.se_fused.squeeze_backward(*a)
+        return dx
+    return _squeeze_backward(backend, a)
+
+
+def _run_rescale(backend: backends.Backend, a: RescaleArguments) -> Rescaled:
+    if through_dispatcher():
+        return Rescaled(*torch.ops.se_fused.rescale(*a))
+    return _rescale(backend, a)
+
+
+def _run_rescale_backward(backend: backends.Backend, a: RescaleBackwardArguments) -> RescaleGradients:
+    if through_dispatcher() or torch.is_grad_enabled():
+        return RescaleGradients(*torch.ops.se_fused.rescale_backward(*a))
+    return _rescale_backward(backend, a)
 
 
 class _Squeeze(torch.autograd.Function):
@@ -139,7 +164,7 @@ class _Squeeze(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend = backend
         ctx.shape, ctx.dtype, ctx.positions = x.shape, x.dtype, positions(x)
-        mean = _runner("squeeze", backend)(x)
+        mean = _run_squeeze(backend, SqueezeArguments(x))
         return mean, x.view_as(x), torch.empty_like(mean)
 
     @staticmethod
@@ -150,66 +175,64 @@ class _Squeeze(torch.autograd.Function):
             spread = (dz / ctx.positions).to(ctx.dtype).reshape(*dz.shape, *(1,) * (len(ctx.shape) - 2))
             return spread.expand(ctx.shape), None
         shift = torch.zeros_like(factor) if dz is None else dz / ctx.positions
-        return _runner("squeeze_backward", ctx.backend)(dr, factor, shift.contiguous()), None
+        return _run_squeeze_backward(ctx.backend, SqueezeBackwardArguments(dr, factor, shift.contiguous())), None
+
+
+class _Call(NamedTuple):
+    """What the Function below needs beside the tensors that have a gradient."""
+
+    backend: backends.Backend
+    mean: Tensor
+    options: BlockOptions
 
 
 class _Rescale(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        carrier: Tensor,
-        mean: Tensor,
-        factor: Tensor,
-        residual: Tensor | None,
-        out_act: str,
-        backend: backends.Backend,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, carrier: Tensor, factor: Tensor, residual: Tensor | None, call: _Call) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.out_act = backend, out_act
-        y, mask = _runner("rescale", backend)(x, residual, factor, out_act, True)
+        ctx.backend, mean, options = call
+        ctx.out_act = options.out_act
+        y, mask = _run_rescale(ctx.backend, RescaleArguments(x, residual, factor, options.out_act, True))
         # Only activations that the backward pass recomputes need the residual.
-        ctx.save_for_backward(x, residual if recomputed(OUT_ACT_CODES[out_act]) else None, mask, mean, factor)
+        kept = residual if recomputed(OUT_ACT_CODES[options.out_act]) else None
+        ctx.save_for_backward(x, kept, mask, mean, factor)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 7
+            return (None,) * 5
         x, residual, mask, mean, factor = ctx.saved_tensors
-        dr, p, q = _runner("rescale_backward", ctx.backend)(dy, x, residual, mask, mean, factor, ctx.out_act)
+        given = RescaleBackwardArguments(dy, x, residual, mask, mean, factor, ctx.out_act)
+        dr, p, q = _run_rescale_backward(ctx.backend, given)
         if not writes_dr(OUT_ACT_CODES[ctx.out_act], True):
             dr = dense_like(dy, x)
-        return dr, factor, None, q + mean * p, dr if ctx.needs_input_grad[4] else None, None, None
+        return dr, factor, q + mean * p, dr if ctx.needs_input_grad[3] else None, None
 
 
-def squeeze(backend: backends.Backend, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The channel means of a dense x (N, C, *spatial), and the tensors to pass to :func:`rescale`.
+class Squeezed(NamedTuple):
+    """Result of :func:`squeeze`."""
 
-    Returns:
-        mean (N, C), differentiable; x, which may only be passed to :func:`rescale`; the carrier, or None if x needs no
-        gradient.
-    """
+    mean: Tensor  # (N, C), differentiable
+    x: Tensor  # may only be passed to :func:`rescale`
+    carrier: Tensor | None  # None if x needs no gradient
+
+
+def squeeze(backend: backends.Backend, x: Tensor) -> Squeezed:
+    """The channel means of a dense x (N, C, *spatial), and the tensors that :func:`rescale` needs."""
     if torch.is_grad_enabled() and x.requires_grad:
-        mean, x, carrier = _Squeeze.apply(x, backend)
-        return mean, x, carrier
-    return _runner("squeeze", backend)(x), x, None
+        return Squeezed(*_Squeeze.apply(x, backend))
+    return Squeezed(_run_squeeze(backend, SqueezeArguments(x)), x, None)
 
 
-def rescale(
-    backend: backends.Backend,
-    x: Tensor,
-    carrier: Tensor | None,
-    mean: Tensor,
-    factor: Tensor,
-    residual: Tensor | None,
-    out_act: str,
-) -> Tensor:
-    """out_act(factor * x + residual), after :func:`squeeze`; factor: (N, C), contiguous, of mean's dtype."""
+def rescale(backend: backends.Backend, squeezed: Squeezed, factor: Tensor, options: BlockOptions) -> Tensor:
+    """out_act(factor * x + residual), after :func:`squeeze`; factor: (N, C), contiguous, of the mean's dtype."""
+    mean, x, carrier = squeezed
+    residual = options.residual
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, factor, residual)):
-        if carrier is None:
-            carrier = mean.detach()
-        y: Tensor = _Rescale.apply(x, carrier, mean.detach(), factor, residual, out_act, backend)
+        mean = mean.detach()
+        y: Tensor = _Rescale.apply(
+            x, mean if carrier is None else carrier, factor, residual, _Call(backend, mean, options)
+        )
         return y
-    y, _ = _runner("rescale", backend)(x, residual, factor, out_act, False)
-    return y
+    return _run_rescale(backend, RescaleArguments(x, residual, factor, options.out_act, False)).y

@@ -8,84 +8,79 @@ channels_last, a backend's ``conv1x1_squeeze_excite`` may compute it in this for
 cases the convolution runs first, and then the block of :mod:`.batch_norm_squeeze_excite`, in place on its output.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from ..activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from .._params import NO_BATCH_NORM, BlockOptions, Conv1x1Params, ExcitationParams
 from ..reference import conv1x1
 from .batch_norm_squeeze_excite import batch_norm_squeeze_excite
-from .dispatch import through_dispatcher
 from .layout import dense_like, is_channels_last
+from .operators import define, through_dispatcher
 
-__all__ = ["conv1x1_squeeze_excite"]
+__all__ = ["Arguments", "conv1x1_squeeze_excite"]
 
-_library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
-_library.define(
-    "conv1x1_squeeze_excite(Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor fc1_weight, Tensor? fc1_bias,"
-    " Tensor fc2_weight, Tensor? fc2_bias, Tensor folded_weight, Tensor folded_bias, Tensor? packed,"
-    " Tensor? residual, str act, str gate, str out_act) -> Tensor"
-)
+
+class Arguments(NamedTuple):
+    """Arguments of the operator. Programs that were exported contain them in this order."""
+
+    h: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    fc1_weight: Tensor
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor
+    fc2_bias: Tensor | None
+    folded_weight: Tensor
+    folded_bias: Tensor
+    packed: Tensor | None
+    residual: Tensor | None
+    act: str
+    gate: str
+    out_act: str
 
 
 def _run(
     backend: backends.Backend,
     h: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    folded_weight: Tensor,
-    folded_bias: Tensor,
-    packed: Tensor | None,
-    residual: Tensor | None,
-    act: str,
-    gate: str,
-    out_act: str,
-    *,
+    conv: Conv1x1Params,
+    fc: ExcitationParams,
+    folded: ExcitationParams,
+    options: BlockOptions,
     inplace: bool = False,
 ) -> Tensor:
     # With one channel or one position both orders are the same memory, and the convolution decides which one it
     # returns.
     rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
-    codes = ACT_CODES[act], GATE_CODES[gate], OUT_ACT_CODES[out_act]
-    if packed is not None and backend.packed_conv1x1_squeeze_excite is not None and rows_of_channels:
-        given = residual
-        if residual is not None:
-            residual = _like_result(residual)
+    given = options.residual
+    if conv.packed is not None and backend.packed_conv1x1_squeeze_excite is not None and rows_of_channels:
+        options = _like_result(options)
         # Write over the residual if the caller permits it, or if it is a copy made here.
-        y = _new_result(h, conv_weight) if residual is None or (residual is given and not inplace) else residual
-        backend.packed_conv1x1_squeeze_excite(
-            h, packed, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, *codes, y
-        )
+        own = options.residual is not given or inplace
+        y = options.residual if options.residual is not None and own else _new_result(h, conv.weight)
+        backend.packed_conv1x1_squeeze_excite(h, conv, folded, options, y)
         return y
     if backend.conv1x1_squeeze_excite is not None and rows_of_channels:
-        if residual is not None:
-            residual = _like_result(residual)
-        y = backend.conv1x1_squeeze_excite(
-            h, conv_weight, conv_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, folded_weight, folded_bias, residual,
-            *codes,
-        )  # fmt: skip
+        y = backend.conv1x1_squeeze_excite(h, conv, fc, folded, _like_result(options))
         return y
-    u = conv1x1(h, conv_weight, conv_bias)
-    if residual is not None:
-        residual = dense_like(residual, u)
-    none = (None, None, None, None)
-    fc = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return batch_norm_squeeze_excite(backend, True, None, u, residual, *none, *fc, None, False, 0.0, act, gate, out_act)
+    u = conv1x1(h, conv.weight, conv.bias)
+    if given is not None:
+        options = options._replace(residual=dense_like(given, u))
+    return batch_norm_squeeze_excite(backend, u, NO_BATCH_NORM, fc, options, inplace=True)
 
 
 def _channels_last(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
-def _like_result(residual: Tensor) -> Tensor:
-    """The residual in channels_last; not copied if it already is."""
-    return residual.contiguous(memory_format=_channels_last(residual))
+def _like_result(options: BlockOptions) -> BlockOptions:
+    """The options with the residual in channels_last; not copied if it already is."""
+    residual = options.residual
+    if residual is None:
+        return options
+    return options._replace(residual=residual.contiguous(memory_format=_channels_last(residual)))
 
 
 def _new_result(h: Tensor, conv_weight: Tensor) -> Tensor:
@@ -93,26 +88,48 @@ def _new_result(h: Tensor, conv_weight: Tensor) -> Tensor:
     return torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=_channels_last(h))
 
 
-def _conv1x1_squeeze_excite(h: Tensor, *args: Any) -> Tensor:
-    return _run(backends.select(h.device.type, h.dtype), h, *args)
+def _operator(a: Arguments) -> Tensor:
+    return _run(
+        backends.select(a.h.device.type, a.h.dtype),
+        a.h,
+        Conv1x1Params(a.conv_weight, a.conv_bias, a.packed),
+        ExcitationParams(a.fc1_weight, a.fc1_bias, a.fc2_weight, a.fc2_bias, a.act, a.gate),
+        ExcitationParams(a.folded_weight, a.folded_bias, a.fc2_weight, a.fc2_bias, a.act, a.gate),
+        BlockOptions(a.residual, None, a.out_act),
+    )
 
 
-_library.impl("conv1x1_squeeze_excite", _conv1x1_squeeze_excite, "CompositeExplicitAutograd")
+define("conv1x1_squeeze_excite", Arguments, Tensor, _operator, lambda a: conv1x1(a.h, a.conv_weight, a.conv_bias))
 
 
-@torch.library.register_fake("se_fused::conv1x1_squeeze_excite", lib=_library)
-def _conv1x1_squeeze_excite_fake(h: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, *_: Any) -> Tensor:
-    return conv1x1(h, conv_weight, conv_bias)
-
-
-def conv1x1_squeeze_excite(backend: backends.Backend, *args: Any, inplace: bool) -> Tensor:
+def conv1x1_squeeze_excite(
+    backend: backends.Backend,
+    h: Tensor,
+    conv: Conv1x1Params,
+    fc: ExcitationParams,
+    folded: ExcitationParams,
+    options: BlockOptions,
+    inplace: bool,
+) -> Tensor:
     """The operator: through the dispatcher in graphs and under dispatch modes, else directly on ``backend``. Not
     differentiable.
 
-    ``inplace`` permits writing the result over the residual. It has no effect in a graph, which plans its own memory.
+    Args:
+        backend: the backend whose kernels run.
+        h: (N, K, *spatial), dense.
+        conv, fc, options: checked, in the form that the kernels need.
+        folded: ``fc`` with the convolution folded into FC1 (``se_fused.functional.fold_squeeze``).
+        inplace: permits writing the result over the residual. It has no effect in a graph, which plans its own memory.
     """
     if through_dispatcher():
-        y: Tensor = torch.ops.se_fused.conv1x1_squeeze_excite(*args)
+        assert fc.fc1_weight is not None and fc.fc2_weight is not None
+        assert folded.fc1_weight is not None and folded.fc1_bias is not None
+        y: Tensor = torch.ops.se_fused.conv1x1_squeeze_excite(
+            *Arguments(
+                h, conv.weight, conv.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, folded.fc1_weight,
+                folded.fc1_bias, conv.packed, options.residual, fc.act, fc.gate, options.out_act,
+            )
+        )  # fmt: skip
         return y
     with torch.no_grad():
-        return _run(backend, *args, inplace=inplace)
+        return _run(backend, h, conv, fc, folded, options, inplace)

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._params import BatchNormParams, ExcitationParams, SavedTensors
 from ..activations import ACTIVATIONS, GATES
+from .layout import positions
 
 __all__ = [
     "BatchNorm",
     "Coefficients",
     "ExcitationGradients",
-    "ExcitationLayers",
     "batch_norm",
     "excitation",
     "excitation_backward",
@@ -37,44 +38,28 @@ class BatchNorm(NamedTuple):
 
 
 def batch_norm(
-    m: Tensor | None,
-    v: Tensor | None,
-    positions: int,
-    given: tuple[Tensor, Tensor] | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
+    bn: BatchNormParams, wide: torch.dtype, positions: int, m: Tensor | None = None, v: Tensor | None = None
 ) -> BatchNorm:
-    """Batch norm as an affine map. The batch statistics are merged from the samples' by Chan's formula, without
-    cancellation.
+    """Batch norm as an affine map. Batch statistics are merged from the samples' by Chan's formula, without
+    cancellation; otherwise the running statistics normalise.
 
     Args:
-        m, v: (N, C) from pass 1; None if ``given`` is not None.
+        bn: the parameters.
+        wide: the dtype of the result.
         positions: S.
-        given: mean and biased variance (C,) to use; None for the batch's.
-        weight, bias: gamma and beta (C,), or None for 1 and 0.
+        m, v: (N, C) from pass 1, for batch statistics.
     """
-    if given is not None:
-        mean, var = given
-    else:
+    if bn.batch_stats:
         assert m is not None and v is not None
         mean = m.mean(0)
         var = (v.sum(0) + positions * (m - mean).square().sum(0)) / (m.shape[0] * positions)
-    rstd = (var + eps).rsqrt()
-    a = rstd if weight is None else weight.to(rstd.dtype) * rstd
-    b = -a * mean if bias is None else bias.to(rstd.dtype) - a * mean
+    else:
+        assert bn.running_mean is not None and bn.running_var is not None
+        mean, var = bn.running_mean.to(wide), bn.running_var.to(wide)
+    rstd = (var + bn.eps).rsqrt()
+    a = rstd if bn.weight is None else bn.weight.to(rstd.dtype) * rstd
+    b = -a * mean if bn.bias is None else bn.bias.to(rstd.dtype) - a * mean
     return BatchNorm(mean, var, rstd, a, b)
-
-
-class ExcitationLayers(NamedTuple):
-    """The excitation's parameters; every bias may be None."""
-
-    fc1_weight: Tensor  # (R, C)
-    fc1_bias: Tensor | None
-    fc2_weight: Tensor  # (C, R)
-    fc2_bias: Tensor | None
-    act: str
-    gate: str
 
 
 class Coefficients(NamedTuple):
@@ -86,16 +71,16 @@ class Coefficients(NamedTuple):
     hidden: Tensor | None  # (N, R) before the activation
 
 
-def excitation(m: Tensor, bn: BatchNorm | None, layers: ExcitationLayers | None, d: Tensor | None) -> Coefficients:
+def excitation(m: Tensor, bn: BatchNorm | None, fc: ExcitationParams, d: Tensor | None) -> Coefficients:
     """Scale and shift of pass 2. z = a m + b is the squeeze of u, computed without reading u;
     s = gate(W2 act(W1 z + b1) + b2); pass 2 then computes d s u = scale x + shift."""
     factor = hidden = None
-    if layers is not None:
+    if fc.fc1_weight is not None and fc.fc2_weight is not None:
         z = m if bn is None else bn.a * m + bn.b
-        w1, b1, w2, b2 = (None if t is None else t.to(m.dtype) for t in layers[:4])
-        assert w1 is not None and w2 is not None
-        hidden = F.linear(z, w1.flatten(1), b1)
-        factor = GATES[layers.gate].forward(F.linear(ACTIVATIONS[layers.act].forward(hidden), w2.flatten(1), b2))
+        b1, b2 = (None if bias is None else bias.to(m.dtype) for bias in (fc.fc1_bias, fc.fc2_bias))
+        hidden = F.linear(z, fc.fc1_weight.to(m.dtype).flatten(1), b1)
+        active = ACTIVATIONS[fc.act].forward(hidden)
+        factor = GATES[fc.gate].forward(F.linear(active, fc.fc2_weight.to(m.dtype).flatten(1), b2))
     scale = torch.ones_like(m) if factor is None else factor
     if d is not None:
         scale = scale * d.to(m.dtype)[:, None]
@@ -121,13 +106,10 @@ class ExcitationGradients(NamedTuple):
 def excitation_backward(
     p: Tensor,
     q: Tensor,
-    m: Tensor,
-    factor: Tensor | None,
-    hidden: Tensor | None,
+    saved: SavedTensors,
     bn: BatchNorm | None,
-    layers: ExcitationLayers | None,
+    fc: ExcitationParams,
     d: Tensor | None,
-    positions: int,
     batch_stats: bool,
 ) -> ExcitationGradients:
     """All gradients but dr, from P = sum dr and Q = sum dr (x - m), both (N, C).
@@ -137,27 +119,28 @@ def excitation_backward(
     sum_n g1, dgamma = rstd sum_n (g2 + (m - mu) g1). Batch statistics depend on x. Given statistics do not, and k2 is
     then zero.
     """
+    m, s = saved.mean, positions(saved.x)
     one = torch.ones_like(m)
     a, b = (one[0], torch.zeros_like(m[0])) if bn is None else (bn.a, bn.b)
     ds_factor = one if d is None else d.to(m.dtype)[:, None].expand_as(m)
     dz = torch.zeros_like(m)
     dw1 = db1 = dw2 = db2 = dgamma = dbeta = None
-    if layers is not None:
-        assert factor is not None and hidden is not None
-        w1, w2 = layers.fc1_weight.to(m.dtype).flatten(1), layers.fc2_weight.to(m.dtype).flatten(1)
-        z = a * m + b
-        dq = GATES[layers.gate].backward(ds_factor * (a * q + z * p), factor)
-        dhidden = ACTIVATIONS[layers.act].backward(dq @ w2, hidden)
+    ds = ds_factor
+    if fc.fc1_weight is not None and fc.fc2_weight is not None:
+        w1, w2 = fc.fc1_weight.to(m.dtype).flatten(1), fc.fc2_weight.to(m.dtype).flatten(1)
+        act, z = ACTIVATIONS[fc.act], a * m + b
+        dq = GATES[fc.gate].backward(ds_factor * (a * q + z * p), saved.factor)
+        dhidden = act.backward(dq @ w2, saved.hidden)
         dz = dhidden @ w1
-        dw2, db2 = dq.T @ ACTIVATIONS[layers.act].forward(hidden), dq.sum(0)
+        dw2, db2 = dq.T @ act.forward(saved.hidden), dq.sum(0)
         dw1, db1 = dhidden.T @ z, dhidden.sum(0)
-    ds = ds_factor if factor is None else ds_factor * factor
-    k1, k2, k3 = a * ds, torch.zeros_like(m), dz / positions
+        ds = ds_factor * saved.factor
+    k1, k2, k3 = a * ds, torch.zeros_like(m), dz / s
     if bn is not None:
         g1, g2 = ds * p + dz, ds * q
         dbeta = g1.sum(0)
         dgamma = bn.rstd * (g2 + (m - bn.mean) * g1).sum(0)
-        count = m.shape[0] * positions
+        count = m.shape[0] * s
         if batch_stats:
             k2 = (-a * bn.rstd * dgamma / count).expand_as(m).contiguous()
             k3 = k3 - dbeta / count

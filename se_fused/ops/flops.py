@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from . import batch_norm_squeeze_excite, conv1x1_squeeze_excite, gated_conv1x1
+
 __all__ = ["FORMULAS", "register"]
 
 Shape = torch.Size
@@ -25,24 +27,26 @@ def _layer(n: int, weight: Shape | None) -> int:
     return 0 if weight is None else 2 * n * prod(weight)
 
 
-def _batch_norm_squeeze_excite_forward(x: Shape, *args: Any, **_: Any) -> int:
-    fc1_weight, fc2_weight = args[5], args[7]
-    return _layer(x[0], fc1_weight) + _layer(x[0], fc2_weight)
+def _batch_norm_squeeze_excite_forward(*shapes: Any, **_: Any) -> int:
+    a: Any = batch_norm_squeeze_excite.ForwardArguments(*shapes)
+    return _layer(a.x[0], a.fc1_weight) + _layer(a.x[0], a.fc2_weight)
 
 
-def _batch_norm_squeeze_excite_backward(dy: Shape, *args: Any, **_: Any) -> int:
-    fc1_weight, fc2_weight = args[9:11]
+def _batch_norm_squeeze_excite_backward(*shapes: Any, **_: Any) -> int:
+    a: Any = batch_norm_squeeze_excite.BackwardArguments(*shapes)
     # Two products per layer: one for the weight's gradient and one for the input's.
-    return 2 * (_layer(dy[0], fc1_weight) + _layer(dy[0], fc2_weight))
+    return 2 * (_layer(a.x[0], a.fc1_weight) + _layer(a.x[0], a.fc2_weight))
 
 
-def _conv1x1_squeeze_excite(h: Shape, weight: Shape, bias: Shape | None, *args: Any, **_: Any) -> int:
-    fc1_weight, fc2_weight = args[0], args[2]
-    return _layer(h[0] * prod(h[2:]), weight) + _layer(h[0], fc1_weight) + _layer(h[0], fc2_weight)
+def _conv1x1_squeeze_excite(*shapes: Any, **_: Any) -> int:
+    a: Any = conv1x1_squeeze_excite.Arguments(*shapes)
+    layers = _layer(a.h[0], a.fc1_weight) + _layer(a.h[0], a.fc2_weight)
+    return _layer(a.h[0] * prod(a.h[2:]), a.conv_weight) + layers
 
 
-def _gated_conv1x1(y: Shape, gate: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return _layer(y[0] * prod(y[2:]), weight)
+def _gated_conv1x1(*shapes: Any, **_: Any) -> int:
+    a: Any = gated_conv1x1.Arguments(*shapes)
+    return _layer(a.y[0] * prod(a.y[2:]), a.weight)
 
 
 def _convolution_pointwise(x: Shape, *args: Any, out_shape: Shape, **_: Any) -> int:

@@ -6,19 +6,27 @@ A backend's ``gated_conv1x1`` multiplies the loaded values by the gate, so the s
 gate is multiplied into W or into y; see :func:`scales_weight`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import backends
 from ..activations import OUT_ACT_CODES
 from ..reference import conv1x1
-from .dispatch import through_dispatcher
 from .layout import is_channels_last, positions
+from .operators import define, through_dispatcher
 
-__all__ = ["compose_gated_conv1x1", "gated_conv1x1", "scales_weight"]
+__all__ = ["Arguments", "compose_gated_conv1x1", "gated_conv1x1", "scales_weight"]
 
-_library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
-_library.define("gated_conv1x1(Tensor y, Tensor gate, Tensor weight, Tensor? bias) -> Tensor")
+
+class Arguments(NamedTuple):
+    """Arguments of the operator."""
+
+    y: Tensor
+    gate: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
 
 def _order(y: Tensor) -> str | None:
@@ -81,21 +89,20 @@ def _run(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bia
     return compose_gated_conv1x1(backend, y, gate, weight, bias)
 
 
-def _gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _run(backends.select(y.device.type, y.dtype), y, gate, weight, bias)
+def _operator(a: Arguments) -> Tensor:
+    return _run(backends.select(a.y.device.type, a.y.dtype), a.y, a.gate, a.weight, a.bias)
 
 
-_library.impl("gated_conv1x1", _gated_conv1x1, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("se_fused::gated_conv1x1", lib=_library)
-def _gated_conv1x1_fake(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    order = _order(y)
+def _fake(a: Arguments) -> Tensor:
+    order = _order(a.y)
     if order is None:
-        return conv1x1(y, weight, bias)
+        return conv1x1(a.y, a.weight, a.bias)
     if order == "contiguous":
-        return y.new_empty(y.shape[0], weight.shape[0], *y.shape[2:])
-    return y.new_empty(y.shape[0], *y.shape[2:], weight.shape[0]).movedim(-1, 1)
+        return a.y.new_empty(a.y.shape[0], a.weight.shape[0], *a.y.shape[2:])
+    return a.y.new_empty(a.y.shape[0], *a.y.shape[2:], a.weight.shape[0]).movedim(-1, 1)
+
+
+define("gated_conv1x1", Arguments, Tensor, _operator, _fake)
 
 
 def gated_conv1x1(backend: backends.Backend, y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

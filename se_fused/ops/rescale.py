@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .. import backends
 from ..activations import OUT_ACT_CODES
-from .dispatch import through_dispatcher
 from .layout import dense_like
 from .moments import per_channel
+from .operators import through_dispatcher
 
 __all__ = ["rescale"]
 

@@ -7,27 +7,38 @@ the hook on saved tensors, and PyTorch calls the hooks of an ``autograd.Function
 import torch
 from torch import Tensor
 
-from ..backends import Backend, Running
+from .._params import BatchNormParams
+from ..backends import Backend
+from .layout import positions
 
-__all__ = ["move", "moved_by_kernels", "running_statistics"]
-
-
-def running_statistics(mean: Tensor | None, var: Tensor | None, count: int, momentum: float) -> Running | None:
-    """The running statistics to update, or None if there are none. As in PyTorch, the running variance takes the
-    unbiased variance of ``count`` values."""
-    return None if mean is None or var is None else Running(mean, var, float(momentum), count / (count - 1))
+__all__ = ["kernels_update", "mark_updated", "update"]
 
 
-def moved_by_kernels(backend: Backend, running: Running | None) -> Running | None:
-    """``running`` if the backend's kernels can update it, else None."""
-    if running is None or not backend.moves_running:
-        return None
-    return running if running.mean.is_contiguous() and running.var.is_contiguous() else None
+def kernels_update(backend: Backend, bn: BatchNormParams) -> bool:
+    """Whether the backend's kernels can update the running statistics of ``bn``."""
+    if backend.batch_norm_squeeze_excite_forward is None:
+        return False
+    assert bn.running_mean is not None and bn.running_var is not None
+    return all(t.is_contiguous() and t.dtype != torch.float64 for t in (bn.running_mean, bn.running_var))
 
 
-def move(running: Running, stats: Tensor) -> None:
-    """Update the running statistics. stats: (2, C), the batch's mean and biased variance."""
+def mark_updated(bn: BatchNormParams) -> None:
+    """Tell autograd that kernels have written to the running statistics of ``bn``."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    torch.autograd.graph.increment_version((bn.running_mean, bn.running_var))
+
+
+def update(bn: BatchNormParams, stats: Tensor, x: Tensor) -> None:
+    """Update the running statistics of ``bn``: new = old + momentum (batch - old). As in PyTorch, the running variance
+    takes the unbiased variance.
+
+    Args:
+        stats: (2, C), the batch's mean and biased variance.
+        x: the batch; only its shape is used.
+    """
+    mean, var = bn.running_mean, bn.running_var
+    assert mean is not None and var is not None
+    count = x.shape[0] * positions(x)
     with torch.no_grad():
-        mean, var = stats.unbind(0)
-        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
-        running.var.lerp_((var * running.unbias).to(running.var.dtype), running.momentum)
+        mean.lerp_(stats[0].to(mean.dtype).reshape(mean.shape), bn.momentum)
+        var.lerp_((stats[1] * (count / (count - 1))).to(var.dtype).reshape(var.shape), bn.momentum)

@@ -5,6 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from se_fused import backends, functional
+from se_fused.activations import OUT_ACTIVATIONS
+from se_fused.ops.batch_norm_squeeze_excite import BackwardArguments, ForwardArguments
 from se_fused.testing.verify import OPS, Case
 
 
@@ -22,27 +24,18 @@ def forward_arguments(out_act="relu", training=True, dtype=torch.float32, layout
 @pytest.mark.quick
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACTIVATIONS)
 def test_opcheck(out_act, training, layout):
     """The operators pass PyTorch's checks of schema, fake implementation, autograd registration and AOT dispatch."""
     arguments = forward_arguments(out_act, training, layout=layout)
     torch.library.opcheck(torch.ops.se_fused.batch_norm_squeeze_excite_forward.default, arguments)
     with torch.no_grad():
         y, *saved = torch.ops.se_fused.batch_norm_squeeze_excite_forward(*arguments)
-    x, residual, _, _, bn_weight, bn_bias, fc1_weight, _, fc2_weight, _, d, *options = arguments
-    backward = (
-        torch.randn_like(y),
-        x,
-        residual,
-        *saved,
-        bn_weight,
-        bn_bias,
-        fc1_weight,
-        fc2_weight,
-        d,
-        *options[:-1],
-        True,
-    )
+    a = ForwardArguments(*arguments)
+    backward = BackwardArguments(
+        torch.randn_like(y), a.x, a.residual, *saved, a.bn_weight, a.bn_bias, a.fc1_weight, a.fc2_weight,
+        a.drop_path_scale, a.batch_stats, a.eps, a.act, a.gate, a.out_act, True,
+    )  # fmt: skip
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in backward]
     torch.library.opcheck(torch.ops.se_fused.batch_norm_squeeze_excite_backward.default, tuple(detached))
 

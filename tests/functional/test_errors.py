@@ -5,10 +5,14 @@ import torch
 
 import se_fused
 from se_fused import backends, functional
+from se_fused._params import NO_EXCITATION, BatchNormParams, BlockOptions
+from se_fused.activations import ACT_CODES
 
 pytestmark = pytest.mark.quick
 
 N, C, R = 2, 6, 3
+CPU = backends.BACKENDS["cpu"]
+BATCH_STATISTICS = BatchNormParams(None, None, None, None, True)
 
 
 def arguments():
@@ -125,11 +129,20 @@ def test_kernels_refuse_what_python_would_not_send(op):
         if op == "moments":
             torch.ops.se_fused_cpu.moments(x)
         else:
-            torch.ops.se_fused_cpu.batch_norm_squeeze_excite_forward(x, *[None] * 10, True, 1e-5, 1, 0, 1, False)
+            CPU.batch_norm_squeeze_excite_forward(x, BATCH_STATISTICS, NO_EXCITATION, BlockOptions(), False)
 
 
 def test_kernels_refuse_a_residual_in_another_order():
     x = torch.randn(2, 4, 6, 6)
     residual = x.contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="residual must have x's memory format"):
-        torch.ops.se_fused_cpu.batch_norm_squeeze_excite_forward(x, residual, *[None] * 9, True, 1e-5, 1, 0, 1, False)
+        CPU.batch_norm_squeeze_excite_forward(x, BATCH_STATISTICS, NO_EXCITATION, BlockOptions(residual), False)
+
+
+@pytest.mark.parametrize("number", [-1, ACT_CODES["gelu"], 99])
+def test_kernels_refuse_numbers_that_no_activation_has(number):
+    x, vector = torch.randn(2, 4, 3, 3), torch.randn(2, 4)
+    with pytest.raises(RuntimeError, match=f"out_act {number} is not the number of an activation that can close"):
+        CPU.scale_shift_act(x, None, vector, vector, number, False)
+    with pytest.raises(RuntimeError, match="out_act"):
+        CPU.scale_shift_act_mean_backward(x, vector, x, vector, vector, vector, number)

@@ -7,6 +7,8 @@ from torch import Tensor
 import se_fused
 from se_fused import backends, functional
 from se_fused._formats import DTYPES, LAYOUTS
+from se_fused._params import BatchNormParams, BlockOptions, ExcitationParams
+from se_fused.activations import OUT_ACTIVATIONS
 from se_fused.nn import is_own
 from se_fused.testing.verify import to_layout
 
@@ -41,16 +43,17 @@ def test_inference_gives_the_bits_of_training(
     """
     x = to_layout(torch.randn(shape).to(dtype), layout)
     residual = to_layout(torch.randn(shape).to(dtype), layout) if with_residual else None
-    tensors = (x, residual, *parameters(*shape[:2]))
-    for out_act in (0, 1, 2):
-        before = x.clone()
-        wanted = CPU.batch_norm_squeeze_excite_forward(*tensors, False, 1e-5, 1, 0, out_act, True)[0]
-        y, *absent = CPU.batch_norm_squeeze_excite_forward(*tensors, False, 1e-5, 1, 0, out_act, False)
+    mean, var, gamma, beta, w1, b1, w2, b2, drop = parameters(*shape[:2])
+    bn, fc = BatchNormParams(mean, var, gamma, beta, False, 0.1, 1e-5), ExcitationParams(w1, b1, w2, b2)
+    for out_act in OUT_ACTIVATIONS:
+        before, options = x.clone(), BlockOptions(residual, drop, out_act)
+        wanted = CPU.batch_norm_squeeze_excite_forward(x, bn, fc, options, True).y
+        y, *absent = CPU.batch_norm_squeeze_excite_forward(x, bn, fc, options, False)
         assert torch.equal(y, wanted) and torch.equal(x, before)
         assert all(t.numel() == 0 for t in absent)
         over = x.clone()
         for into in (torch.empty_like(x), over):
-            CPU.batch_norm_squeeze_excite_inference(over, *tensors[1:], 1e-5, 1, 0, out_act, into)
+            CPU.batch_norm_squeeze_excite_inference(over, bn, fc, options, into)
             assert torch.equal(into, wanted)
 
 

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from support.contract import CLOSINGS
+from support.records import records_of
 from torch import Tensor
 
 from se_fused import reference
+from se_fused._params import BatchNormParams, BlockOptions, SavedTensors
 from se_fused.activations import OUT_ACT_CODES, recomputed
 from se_fused.ops import channel_gate
 from se_fused.ops import moments as moments_definition
 from se_fused.ops import scale_shift_act as scale_shift_act_definition
 from se_fused.ops import scale_shift_act_mean as scale_shift_act_mean_definition
-from se_fused.ops.batch_norm_act_squeeze import compose_squeeze, compose_squeeze_backward
-from se_fused.ops.batch_norm_squeeze_excite import compose_backward, compose_forward
+from se_fused.ops.batch_norm_act_squeeze import BackwardArguments, compose_squeeze, compose_squeeze_backward
+from se_fused.ops.compose import compose_backward, compose_forward
 from se_fused.testing.verify import Case
 
 pytestmark = pytest.mark.quick
@@ -35,7 +37,6 @@ class Definitions:
     scale_shift_act_mean_backward = staticmethod(scale_shift_act_mean_definition.scale_shift_act_mean_backward)
 
 
-NO_GATE = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 CASES = {
     "bn-se-add-relu": {},
     "eval": {"training": False},
@@ -62,18 +63,13 @@ def test_composition_equals_autograd(options):
     dy = torch.randn_like(truth)
     gradients = dict(zip(inputs, torch.autograd.grad(truth, list(inputs.values()), dy), strict=True))
 
-    arguments = [given.get(k) for k in ("residual", "running_mean", "running_var", "bn_weight", "bn_bias", *NO_GATE)]
-    if case.training:
-        arguments[1:3] = None, None
-    options = (case.training, 1e-5, case.act, case.gate, case.out_act or "none")
+    x, bn, fc, options = records_of(case, given)
     with torch.no_grad():
-        x, d = given["x"], given["drop_path_scale"]
-        y, mask, mean, factor, hidden, stats = compose_forward(Definitions, x, *arguments, d, *options, True)
-        residual = given["residual"] if recomputed(OUT_ACT_CODES[options[-1]]) else None
-        kept = (residual, mask, mean, factor, hidden, stats)
-        parameters = [given.get(k) for k in ("bn_weight", "bn_bias", "fc1_weight", "fc2_weight")]
+        y, *saved = compose_forward(Definitions, x, bn, fc, options, True)
+        if not recomputed(OUT_ACT_CODES[options.out_act]):
+            options = options._replace(residual=None)
         want_dr = "residual" in inputs
-        results = compose_backward(Definitions, dy, x, *kept, *parameters, d, *options, want_dr)
+        results = compose_backward(Definitions, dy, SavedTensors(x, *saved), bn, fc, options, want_dr)
     # PyTorch's backward of hard sigmoid multiplies by a float32 1/6, which is 5e-9 off, also in float64.
     rtol, atol = (1e-7, 1e-7) if case.gate == "hard_sigmoid" else (1e-10, 1e-11)
     torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
@@ -93,7 +89,7 @@ def test_composition_equals_autograd(options):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-@pytest.mark.parametrize("out_act", [None, "relu", "silu", "hard_swish"])
+@pytest.mark.parametrize("out_act", OUT_ACT_CODES)
 def test_reference_gradcheck(training, out_act):
     """The reference's gradients agree with finite differences."""
     case = Case(
@@ -125,10 +121,11 @@ def test_squeeze_of_the_activated_map(out_act: str, batch_stats: bool) -> None:
     )
     dy, dsqueezed = torch.randn_like(y), torch.randn_like(squeezed)
     truth = torch.autograd.grad((y, squeezed), [x, weight, bias], (dy, dsqueezed))
-    options: tuple[Any, ...] = (batch_stats, 1e-5, out_act)
+    bn = BatchNormParams(mean, var, weight, bias, batch_stats, 0.1, 1e-5)
     with torch.no_grad():
-        mine, means, m, stats = compose_squeeze(Definitions, x, mean, var, weight, bias, *options)
-        found = compose_squeeze_backward(Definitions, dy, dsqueezed, x, m, stats, weight, bias, *options)
+        mine, means, m, stats = compose_squeeze(Definitions, x, bn, out_act)
+        saved = BackwardArguments(dy, dsqueezed, x, m, stats, weight, bias, batch_stats, bn.eps, out_act)
+        found = compose_squeeze_backward(Definitions, saved)
     for a, b in zip((mine, means, *found), (y, squeezed, *truth), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
@@ -146,8 +143,8 @@ def test_any_gate_over_the_means(out_act: str, with_residual: bool) -> None:
 
     truth = reference.channel_gate(x, gate, added, out_act=out_act)
     backend: Any = Definitions
-    mean, carried, carrier = channel_gate.squeeze(backend, x)
-    mine = channel_gate.rescale(backend, carried, carrier, mean, gate(mean), added, out_act)
+    squeezed = channel_gate.squeeze(backend, x)
+    mine = channel_gate.rescale(backend, squeezed, gate(squeezed.mean), BlockOptions(added, None, out_act))
     dy = torch.randn_like(truth)
     torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12)
     for a, b in zip(torch.autograd.grad(mine, inputs, dy), torch.autograd.grad(truth, inputs, dy), strict=True):

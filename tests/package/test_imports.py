@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = {
     "": [
         "__main__", "apps", "cli", "bench", "testing", "__init__", "info", "models", "nn", "functional", "ops",
-        "backends", "reference", "activations", "_checks", "_atomic_write", "_errors", "_formats", "_build",
-        "_version", "_build_info",
+        "backends", "reference", "activations", "_params", "_checks", "_atomic_write", "_errors", "_formats",
+        "_build", "_version", "_build_info",
     ],
     "bench": ["report", "compare", "accuracy", "workloads", "providers", "measure", "__init__"],
     "bench/report": [

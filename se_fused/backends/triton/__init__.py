@@ -51,7 +51,7 @@ class TritonBackend(LazyBackend):
     """The passes, excitation and the whole operator in Triton, for float32, bfloat16 and float16."""
 
     name = "triton"
-    offered = (*OPERATIONS, "batch_norm_squeeze_excite_forward", "conv1x1_squeeze_excite", "gated_conv1x1")
+    offered = (*OPERATIONS, "conv1x1_squeeze_excite", "gated_conv1x1")
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from ..._params import (
+    NO_EXCITATION,
+    BatchNormParams,
+    BlockOptions,
+    Conv1x1Params,
+    ExcitationParams,
+    SavedTensors,
+)
+from ...activations import OUT_ACT_CODES
 from . import batch_norm_squeeze_excite, conv1x1_squeeze_excite, passes
 from .launch import Launch, recording
 
@@ -178,21 +186,20 @@ def launches_of_block(
     x = _meta(*shape, dtype=dtype)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    fc: list[Any] = [None] * 4
+    fc = NO_EXCITATION
     if hidden is not None:
-        fc = [_meta(*size, dtype=dtype) for size in ((hidden, c), (hidden,), (c, hidden), (c,))]
-    scale_and_shift = [_meta(c), _meta(c)]
-    running = [None, None] if training else [_meta(c), _meta(c)]
-    infer: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference
-    forward: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward
-    backward: Any = batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward
-    codes = ACT_CODES[act], GATE_CODES["sigmoid"], OUT_ACT_CODES[out_act]
+        fc1, fc2 = _meta(hidden, c, dtype=dtype), _meta(c, hidden, dtype=dtype)
+        fc = ExcitationParams(fc1, _meta(hidden, dtype=dtype), fc2, _meta(c, dtype=dtype), act)
+    bn = BatchNormParams(_meta(c), _meta(c), _meta(c), _meta(c), training, 0.1, 1e-5)
+    if training:
+        bn = bn.without_running()
+    options = BlockOptions(x, None, out_act)
     with recording(dry=True) as launches:
         if not training:
-            infer(x, x, *running, *scale_and_shift, *fc, None, 1e-5, *codes, torch.empty_like(x))
+            batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference(x, bn, fc, options, torch.empty_like(x))
             return launches
-        y, *saved = forward(x, x, *running, *scale_and_shift, *fc, None, True, 1e-5, *codes, True)
-        backward(y, x, x, *saved, *scale_and_shift, fc[0], fc[2], None, True, 1e-5, *codes, True)
+        y, *saved = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward(x, bn, fc, options, True)
+        batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward(y, SavedTensors(x, *saved), bn, fc, options, True)
     return launches
 
 
@@ -207,10 +214,11 @@ def launches_of_conv1x1_squeeze_excite(shape: tuple[int, ...], dtype: torch.dtyp
 
     with recording(dry=True) as launches:
         conv1x1_squeeze_excite.product(
-            rows(k), _meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype), _meta(r, k), _meta(r),
-            _meta(c, r, dtype=dtype), _meta(c, dtype=dtype), rows(c), ACT_CODES["relu"], GATE_CODES["sigmoid"],
-            OUT_ACT_CODES["relu"],
-        )  # fmt: skip
+            rows(k),
+            Conv1x1Params(_meta(c, k, 1, 1, dtype=dtype), _meta(c, dtype=dtype)),
+            ExcitationParams(_meta(r, k), _meta(r), _meta(c, r, dtype=dtype), _meta(c, dtype=dtype)),
+            BlockOptions(rows(c), None, "relu"),
+        )
     return launches
 
 

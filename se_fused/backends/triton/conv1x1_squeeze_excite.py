@@ -12,19 +12,20 @@ convolution.
 
 from collections.abc import Callable
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..._params import NO_BATCH_NORM, BlockOptions, Conv1x1Params, ExcitationParams
 from ...activations import OUT_ACT_CODES
 from ...reference import conv1x1
 from .activations import activate
-from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, parameters_of
+from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, contiguous
 from .launch import launch
-from .launch_configs import Map, cdiv, device_of, product_config
+from .launch_configs import cdiv, device_of, product_config
 from .passes import map_of
 from .tuning import fastest
 
@@ -101,19 +102,20 @@ def _conv_precision() -> str:
     return "ieee"
 
 
+class _Epilogue(NamedTuple):
+    """What the product adds to its sums, as in :func:`conv1x1_kernel`; None if absent."""
+
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
 def _launch(
-    h: Tensor,
-    m: Map,
-    conv_weight: Tensor,
-    gate: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    out_act: int = OUT_ACT_CODES["none"],
+    h: Tensor, weight: Tensor, epilogue: _Epilogue, out_act: str = "none", gate: Tensor | None = None
 ) -> Tensor:
     """Launches the matrix product alone. h: channels_last, 4-D or 5-D."""
-    c, k = conv_weight.shape[:2]
+    m, (c, k) = map_of(h), weight.shape[:2]
     y = torch.empty(
         (m.n, c, *h.shape[2:]), dtype=h.dtype, device=h.device,
         memory_format=torch.channels_last if h.dim() == 4 else torch.channels_last_3d,
@@ -123,48 +125,26 @@ def _launch(
     align_k, align_c = gcd(k, 16), gcd(c, 16)
     launch(
         conv1x1_kernel, m.n * cdiv(m.s, config.m) * cdiv(c, config.n), h.device, config.options(), h=h, gate=gate,
-        weight=conv_weight.reshape(c, k).contiguous(), bias=bias, residual=residual, scale=scale, shift=shift, y=y,
-        inner_k=k // align_k, inner_c=c // align_c, positions=m.s, ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=out_act,
-        PRECISION="ieee" if exact else "tf32", WIDEN=h.device.type == "cpu", **config.blocks(),
+        weight=weight.reshape(c, k).contiguous(), bias=epilogue.bias, residual=epilogue.residual,
+        scale=epilogue.scale, shift=epilogue.shift, y=y, inner_k=k // align_k, inner_c=c // align_c, positions=m.s,
+        ALIGN_K=align_k, ALIGN_C=align_c, OUT_ACT=OUT_ACT_CODES[out_act], PRECISION="ieee" if exact else "tf32",
+        WIDEN=h.device.type == "cpu", **config.blocks(),
     )  # fmt: skip
     return y
 
 
-def product(
-    h: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    folded_weight: Tensor,
-    folded_bias: Tensor,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    residual: Tensor | None,
-    act: int,
-    gate: int,
-    out_act: int,
-) -> Tensor:
+def product(h: Tensor, conv: Conv1x1Params, folded: ExcitationParams, options: BlockOptions) -> Tensor:
     """conv1x1_squeeze_excite in three launches: means of h, excitation, product."""
-    m = map_of(h)
-    parameters = parameters_of(None, None, None, None, folded_weight, folded_bias, fc2_weight, fc2_bias, None)
-    (bias,) = parameters_of(conv_bias)
-    found = coefficients(h, m, parameters, False, 0.0, act, gate, False, bias)
-    return _launch(h, m, conv_weight, residual=residual, scale=found.scale, shift=found.shift, out_act=out_act)
+    found = coefficients(h, NO_BATCH_NORM, folded, None, False, contiguous(conv.bias))
+    return _launch(h, conv.weight, _Epilogue(None, options.residual, found.scale, found.shift), options.out_act)
 
 
 def conv1x1_squeeze_excite(
     h: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-    folded_weight: Tensor,
-    folded_bias: Tensor,
-    residual: Tensor | None,
-    act: int,
-    gate: int,
-    out_act: int,
+    conv: Conv1x1Params,
+    fc: ExcitationParams,
+    folded: ExcitationParams,
+    options: BlockOptions,
     *,
     block: Any = batch_norm_squeeze_excite_inference,
     block_name: str = "triton",
@@ -176,21 +156,15 @@ def conv1x1_squeeze_excite(
     first seen. ``block`` is the function of the fused block, of the backend ``block_name``.
     """
 
-    def as_product() -> Tensor:
-        return product(
-            h, conv_weight, conv_bias, folded_weight, folded_bias, fc2_weight, fc2_bias, residual, act, gate, out_act
-        )
-
     def separate() -> Tensor:
-        u = conv1x1(h, conv_weight, conv_bias)
-        none = (None, None, None, None)
-        block(u, residual, *none, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, 0.0, act, gate, out_act, u)
+        u = conv1x1(h, conv.weight, conv.bias)
+        block(u, NO_BATCH_NORM, fc, options, u)
         return u
 
-    ways = {"product": as_product, "convolution and block": separate}
+    ways = {"product": lambda: product(h, conv, folded, options), "convolution and block": separate}
     key = (
-        f"conv1x1_squeeze_excite {tuple(h.shape)} -> {conv_weight.shape[0]} {h.dtype} {_conv_precision()} "
-        f"r={fc2_weight.shape[1]} residual={residual is not None} block={block_name} "
+        f"conv1x1_squeeze_excite {tuple(h.shape)} -> {conv.weight.shape[0]} {h.dtype} {_conv_precision()} "
+        f"r={fc.squeezed} residual={options.residual is not None} block={block_name} "
         f"torch={torch.__version__}"
     )
     return ways[fastest(key, ways, h.device)]()
@@ -198,7 +172,7 @@ def conv1x1_squeeze_excite(
 
 def gated_product(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """gated_conv1x1 in one launch, the product with a gate."""
-    return _launch(y, map_of(y), weight, gate, None if bias is None else bias.contiguous())
+    return _launch(y, weight, _Epilogue(contiguous(bias)), gate=gate)
 
 
 def gated_conv1x1(

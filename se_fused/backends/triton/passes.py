@@ -1,7 +1,7 @@
 """The passes in Triton, host code: launch shapes, allocation and launches, and the passes that se_fused/ops defines."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,17 +125,18 @@ def launch_scale_shift_act(
     run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, torch.empty_like(y))), y)
 
 
+class MomentsBackward(NamedTuple):
+    """Maps and means that pass 1 backward reads."""
+
+    dy: Tensor
+    x: Tensor
+    residual: Tensor | None
+    mask: Tensor | None
+    mean: Tensor  # (N, C)
+
+
 def launch_moments_backward(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mask: Tensor,
-    mean: Tensor,
-    out_act: int,
-    want_dr: bool,
-    m: Map,
-    counters: Tensor | None,
-    **vectors: Any,
+    tensors: MomentsBackward, out_act: int, want_dr: bool, counters: Tensor | None, **vectors: Any
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Launches pass 1 backward. Returns dr (None unless wanted), and P and Q (splits, N, C). ``vectors``: scale and
     shift (N, C) or the saved tensors that they are computed from, and optionally ``added`` (N, C), which is added to
@@ -144,6 +145,8 @@ def launch_moments_backward(
         ("scale", "shift", "added", "factor", "stats", "bn_weight", "bn_bias", "drop")
     )
     given["eps"] = 0.0
+    dy, x, residual, mask, mean = tensors
+    m = map_of(x)
     added = vectors.get("added") is not None
     from_sum = recomputed(out_act) or added
 
@@ -223,7 +226,7 @@ def moments_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pass 1 backward: dr (empty unless ``want_dr``), P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
-        dy, x, residual, mask, mean, out_act, want_dr, map_of(x), None, scale=scale, shift=shift
+        MomentsBackward(dy, x, residual, mask, mean), out_act, want_dr, None, scale=scale, shift=shift
     )
     return x.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
 
@@ -254,7 +257,7 @@ def scale_shift_act_mean_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass of scale_shift_act_mean up to scale * x + shift: dr, P and Q (N, C)."""
     dr, p, q = launch_moments_backward(
-        dy, x, None, mean, mean, out_act, True, map_of(x), None, scale=scale, shift=shift, added=added
+        MomentsBackward(dy, x, None, None, mean), out_act, True, None, scale=scale, shift=shift, added=added
     )
     assert dr is not None
     return dr, _joined(p), _joined(q)

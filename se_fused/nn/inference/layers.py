@@ -179,7 +179,7 @@ class ConvAct(_Conv):
             packed = self._packed[shape] = op._reorder_convolution_weight(self.weight, *geometry, list(x.shape))
         act = ROWS[self.act]
         if residual is None:
-            y: Tensor = op._convolution_pointwise(x, packed, self.bias, *geometry, act.onednn or "none", [], "")
+            y = op._convolution_pointwise(x, packed, self.bias, *geometry, act.onednn or "none", [], "")
             if act.onednn is not None:
                 return y
         else:

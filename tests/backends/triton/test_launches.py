@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_fused
 from se_fused import backends, functional
-from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+from se_fused._params import BatchNormParams, BlockOptions, ExcitationParams, SavedTensors
+from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends import BackendUnavailable
 from se_fused.backends import triton as backend_module
 from se_fused.backends.triton import TritonBackend
@@ -251,21 +252,20 @@ def test_programs_wait_for_each_other(kernel: str, monkeypatch: pytest.MonkeyPat
     )
     torch.manual_seed(1)
     x = torch.randn(n, c, 3, 2).contiguous(memory_format=torch.channels_last)
-    bn = (torch.rand(c), torch.rand(c) + 0.5, torch.rand(c), torch.randn(c))
-    fc = (torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c))
-    codes = ACT_CODES["relu"], GATE_CODES["sigmoid"], OUT_ACT_CODES["relu"]
+    bn = BatchNormParams(torch.rand(c), torch.rand(c) + 0.5, torch.rand(c), torch.randn(c), False, 0.1, 1e-5)
+    fc = ExcitationParams(torch.randn(r, c), torch.randn(r), torch.randn(c, r), torch.randn(c))
+    options = BlockOptions(x, None, "relu")
 
     def run() -> tuple[list[Launch], list[torch.Tensor]]:
         with recording() as launches:
             if kernel == "l2_grouped":
                 y = torch.empty_like(x)
-                batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference(x, x, *bn, *fc, None, 1e-5, *codes, y)
+                batch_norm_squeeze_excite.batch_norm_squeeze_excite_inference(x, bn, fc, options, y)
                 return launches, [y]
-            y, *saved = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward(
-                x, x, None, None, *bn[2:], *fc, None, True, 1e-5, *codes, True
-            )
+            training = bn.without_running()._replace(batch_stats=True)
+            y, *saved = batch_norm_squeeze_excite.batch_norm_squeeze_excite_forward(x, training, fc, options, True)
             gradients = batch_norm_squeeze_excite.batch_norm_squeeze_excite_backward(
-                x, x, x, *saved, *bn[2:], fc[0], fc[2], None, True, 1e-5, *codes, True
+                x, SavedTensors(x, *saved), training, fc, options, True
             )
         return launches, [y, *gradients]
 

@@ -1,0 +1,100 @@
+// The operators of both libraries: schemas, and the functions that are bound to them. The functions of the whole
+// operator make records of their arguments and call the backend's functions of ops.h.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+// The arguments of each record (params.h) in a schema. Only the forward pass changes the running statistics.
+#define SE_BATCH_NORM_SCHEMA(mean_alias, var_alias)      \
+  "Tensor" mean_alias "? running_mean, Tensor" var_alias \
+  "? running_var, Tensor? bn_weight, Tensor? bn_bias, bool batch_stats, float momentum, float eps, "
+#define SE_EXCITATION_SCHEMA \
+  "Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, int act, int gate, "
+#define SE_END_SCHEMA "Tensor? residual, Tensor? drop_path_scale, int out_act, "
+
+// The same as parameters of the function that is bound to the schema, and the records made of them.
+#define SE_BATCH_NORM_PARAMETERS                                                                          \
+  const OptionalTensor &running_mean, const OptionalTensor &running_var, const OptionalTensor &bn_weight, \
+      const OptionalTensor &bn_bias, bool batch_stats, double momentum, double eps
+#define SE_EXCITATION_PARAMETERS                                                                      \
+  const OptionalTensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight, \
+      const OptionalTensor &fc2_bias, int64_t act, int64_t gate
+#define SE_END_PARAMETERS const OptionalTensor &residual, const OptionalTensor &drop_path_scale, int64_t out_act
+#define SE_BATCH_NORM_RECORD \
+  BatchNormParams { running_mean, running_var, bn_weight, bn_bias, batch_stats, momentum, eps }
+#define SE_EXCITATION_RECORD \
+  ExcitationParams { fc1_weight, fc1_bias, fc2_weight, fc2_bias, act_of(act), gate_of(gate) }
+#define SE_END_RECORD \
+  BlockOptions { residual, drop_path_scale, out_act_of(out_act) }
+
+namespace se_fused {
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
+    const Tensor& x, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS, bool save) {
+  return block_forward(x, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD, SE_END_RECORD, save);
+}
+
+inline void batch_norm_squeeze_excite_inference(const Tensor& x, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS,
+                                                SE_END_PARAMETERS, const Tensor& y) {
+  STD_TORCH_CHECK(!batch_stats, "inference takes the running statistics, so batch_stats must be false");
+  block_inference(x, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD, SE_END_RECORD, y);
+}
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& mask, const Tensor& mean, const Tensor& factor,
+    const Tensor& hidden, const Tensor& stats, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS,
+    bool want_dr) {
+  return block_backward(dy, {x, mask, mean, factor, hidden, stats}, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD,
+                        SE_END_RECORD, want_dr);
+}
+
+// CPU only.
+inline void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed, const OptionalTensor& conv_bias,
+                                          SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS, const Tensor& y) {
+  conv1x1_squeeze_excite(h, packed, conv_bias, SE_EXCITATION_RECORD, SE_END_RECORD, y);
+}
+
+template <class Library>
+void define_operators(Library& m) {
+  m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");
+  m.def(
+      "scale_shift_act(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
+      " -> (Tensor y, Tensor mask)");
+  m.def(
+      "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"
+      " int out_act, bool want_dr) -> (Tensor dr, Tensor p, Tensor q)");
+  m.def("scale_shift_act_mean(Tensor x, Tensor scale, Tensor shift, int out_act) -> (Tensor y, Tensor mean)");
+  m.def(
+      "scale_shift_act_mean_backward(Tensor dy, Tensor added, Tensor x, Tensor mean, Tensor scale, Tensor shift,"
+      " int out_act) -> (Tensor dr, Tensor p, Tensor q)");
+  m.def(
+      "scale_shift_act_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3)"
+      " -> Tensor dx");
+  m.def("batch_norm_squeeze_excite_forward(Tensor x, " SE_BATCH_NORM_SCHEMA("(a!)", "(b!)")
+            SE_EXCITATION_SCHEMA SE_END_SCHEMA
+        "bool save) -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
+  m.def("batch_norm_squeeze_excite_inference(Tensor x, " SE_BATCH_NORM_SCHEMA("", "") SE_EXCITATION_SCHEMA SE_END_SCHEMA
+        "Tensor(a!) y) -> ()");
+  m.def(
+      "batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor mask, Tensor mean, Tensor factor,"
+      " Tensor hidden, Tensor stats, " SE_BATCH_NORM_SCHEMA("", "") SE_EXCITATION_SCHEMA SE_END_SCHEMA
+      "bool want_dr) -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight,"
+      " Tensor dfc1_bias, Tensor dfc2_weight, Tensor dfc2_bias)");
+}
+
+template <class Library>
+void implement_operators(Library& m) {
+  m.impl("moments", TORCH_BOX(&moments));
+  m.impl("scale_shift_act", TORCH_BOX(&scale_shift_act));
+  m.impl("moments_backward", TORCH_BOX(&moments_backward));
+  m.impl("scale_shift_act_backward", TORCH_BOX(&scale_shift_act_backward));
+  m.impl("scale_shift_act_mean", TORCH_BOX(&scale_shift_act_mean));
+  m.impl("scale_shift_act_mean_backward", TORCH_BOX(&scale_shift_act_mean_backward));
+  m.impl("batch_norm_squeeze_excite_forward", TORCH_BOX(&batch_norm_squeeze_excite_forward));
+  m.impl("batch_norm_squeeze_excite_inference", TORCH_BOX(&batch_norm_squeeze_excite_inference));
+  m.impl("batch_norm_squeeze_excite_backward", TORCH_BOX(&batch_norm_squeeze_excite_backward));
+}
+
+}  // namespace se_fused

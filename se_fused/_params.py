@@ -1,0 +1,124 @@
+"""The arguments of a block's call as records, from the public functions to the kernels.
+
+A public function puts its arguments into these records and checks them (functional/_arguments.py). Everything below it
+takes the records and checks nothing again. csrc/params.h has the same records for C++.
+
+Symbols: N batch, C channels, R squeezed channels. A tensor that is None is absent.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = [
+    "NO_BATCH_NORM",
+    "NO_EXCITATION",
+    "BatchNormParams",
+    "BlockOptions",
+    "Conv1x1Params",
+    "ExcitationParams",
+    "Gradients",
+    "Results",
+    "SavedTensors",
+]
+
+
+class BatchNormParams(NamedTuple):
+    """Batch norm. There is none if ``present`` is False."""
+
+    running_mean: Tensor | None  # (C,)
+    running_var: Tensor | None  # (C,)
+    weight: Tensor | None  # gamma (C,); None for 1
+    bias: Tensor | None  # beta (C,); None for 0
+    batch_stats: bool
+    """Whether to normalise by the batch and update the running statistics, or to normalise by the running ones."""
+    momentum: float = 0.0
+    eps: float = 0.0
+
+    @property
+    def present(self) -> bool:
+        return self.batch_stats or self.running_mean is not None
+
+    @property
+    def updates(self) -> bool:
+        """Whether there are running statistics to update."""
+        return self.batch_stats and self.running_mean is not None
+
+    def with_statistics(self, stats: Tensor) -> "BatchNormParams":
+        """The same with the saved statistics (2, C) to normalise by."""
+        return BatchNormParams(stats[0], stats[1], self.weight, self.bias, False, self.momentum, self.eps)
+
+    def without_running(self) -> "BatchNormParams":
+        """The same without running statistics, which are then not updated."""
+        return BatchNormParams(None, None, self.weight, self.bias, self.batch_stats, self.momentum, self.eps)
+
+
+class ExcitationParams(NamedTuple):
+    """The excitation FC-activation-FC-gate. There is none without ``fc1_weight``."""
+
+    fc1_weight: Tensor | None  # (R, C)
+    fc1_bias: Tensor | None  # (R,)
+    fc2_weight: Tensor | None  # (C, R)
+    fc2_bias: Tensor | None  # (C,)
+    act: str = "relu"
+    gate: str = "sigmoid"
+
+    @property
+    def squeezed(self) -> int:
+        """R; 0 without excitation."""
+        return 0 if self.fc1_weight is None else self.fc1_weight.shape[0]
+
+
+class BlockOptions(NamedTuple):
+    """What follows at the end of a block: out_act(drop_path_scale * u + residual)."""
+
+    residual: Tensor | None = None  # of x's shape, dtype and memory order
+    drop_path_scale: Tensor | None = None  # (N,)
+    out_act: str = "none"
+
+
+class Conv1x1Params(NamedTuple):
+    """A 1x1 convolution before the block, in inference."""
+
+    weight: Tensor  # (C, K) or (C, K, 1, ...)
+    bias: Tensor | None  # (C,)
+    packed: Tensor | None = None  # the weight in panels: se_fused.functional.pack_conv1x1
+
+
+class Results(NamedTuple):
+    """Results of the forward pass. An empty tensor stands for an absent one."""
+
+    y: Tensor
+    mask: Tensor  # uint8, one bit per element
+    mean: Tensor  # (N, C) of x
+    factor: Tensor  # (N, C) the gate's value
+    hidden: Tensor  # (N, R) before the activation
+    stats: Tensor  # (2, C) the mean and biased variance that normalised
+
+
+class SavedTensors(NamedTuple):
+    """What the backward pass receives from the forward pass: x and its results other than y."""
+
+    x: Tensor
+    mask: Tensor
+    mean: Tensor
+    factor: Tensor
+    hidden: Tensor
+    stats: Tensor
+
+
+class Gradients(NamedTuple):
+    """Results of the backward pass. An empty tensor stands for an absent one."""
+
+    dx: Tensor
+    dr: Tensor  # dy * out_act', the residual's gradient; empty if it equals dy, or is neither wanted nor needed for dx
+    dbn_weight: Tensor
+    dbn_bias: Tensor
+    dfc1_weight: Tensor
+    dfc1_bias: Tensor
+    dfc2_weight: Tensor
+    dfc2_bias: Tensor
+
+
+NO_BATCH_NORM = BatchNormParams(None, None, None, None, False)
+NO_EXCITATION = ExcitationParams(None, None, None, None)

@@ -1,0 +1,88 @@
+"""Calls of the operators of a C++ library. They take the fields of the records one by one, and numbers for names
+(csrc/schemas.h)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .._params import (
+    BatchNormParams,
+    BlockOptions,
+    Conv1x1Params,
+    ExcitationParams,
+    Gradients,
+    Results,
+    SavedTensors,
+)
+from ..activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
+
+__all__ = ["with_records"]
+
+Operator = Callable[..., Any]
+
+
+def _excitation(fc: ExcitationParams) -> tuple[Any, ...]:
+    return fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, ACT_CODES[fc.act], GATE_CODES[fc.gate]
+
+
+def _options(options: BlockOptions) -> tuple[Any, ...]:
+    return options.residual, options.drop_path_scale, OUT_ACT_CODES[options.out_act]
+
+
+def _forward(operator: Operator) -> Callable[..., Results]:
+    def batch_norm_squeeze_excite_forward(
+        x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
+    ) -> Results:
+        return Results(*operator(x, *bn, *_excitation(fc), *_options(options), save))
+
+    return batch_norm_squeeze_excite_forward
+
+
+def _inference(operator: Operator) -> Callable[..., None]:
+    def batch_norm_squeeze_excite_inference(
+        x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, y: Tensor
+    ) -> None:
+        operator(x, *bn, *_excitation(fc), *_options(options), y)
+
+    return batch_norm_squeeze_excite_inference
+
+
+def _backward(operator: Operator) -> Callable[..., Gradients]:
+    def batch_norm_squeeze_excite_backward(
+        dy: Tensor,
+        saved: SavedTensors,
+        bn: BatchNormParams,
+        fc: ExcitationParams,
+        options: BlockOptions,
+        want_dr: bool,
+    ) -> Gradients:
+        return Gradients(*operator(dy, *saved, *bn, *_excitation(fc), *_options(options), want_dr))
+
+    return batch_norm_squeeze_excite_backward
+
+
+def _packed(operator: Operator) -> Callable[..., None]:
+    def packed_conv1x1_squeeze_excite(
+        h: Tensor, conv: Conv1x1Params, folded: ExcitationParams, options: BlockOptions, y: Tensor
+    ) -> None:
+        operator(h, conv.packed, conv.bias, *_excitation(folded), *_options(options), y)
+
+    return packed_conv1x1_squeeze_excite
+
+
+_WITH_RECORDS: dict[str, Callable[[Operator], Callable[..., Any]]] = {
+    "batch_norm_squeeze_excite_forward": _forward,
+    "batch_norm_squeeze_excite_inference": _inference,
+    "batch_norm_squeeze_excite_backward": _backward,
+    "packed_conv1x1_squeeze_excite": _packed,
+}
+
+
+def with_records(namespace: Any, name: str) -> Callable[..., Any]:
+    """The operator ``name`` of a library's namespace as the function that a backend has: with records for those of the
+    whole block; the passes take plain arguments."""
+    operator = getattr(namespace, name).default
+    wrap = _WITH_RECORDS.get(name)
+    function: Callable[..., Any] = operator if wrap is None else wrap(operator)
+    return function

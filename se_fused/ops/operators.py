@@ -1,0 +1,64 @@
+"""Definition of the operators of ``torch.ops.se_fused``. An operator's arguments stand in one place, a NamedTuple: its
+schema has the fields' names and types, and its implementations receive the record."""
+
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+__all__ = ["define", "no_second_derivative", "register_autograd", "schema", "through_dispatcher"]
+
+_library = torch.library.Library("se_fused", "DEF")  # the operators live as long as this object
+
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", float: "float", str: "str"}
+
+
+def schema(name: str, arguments: type, results: type) -> str:
+    """The schema of an operator from the records of its arguments and its results; ``Tensor`` is a single result."""
+    given = ", ".join(f"{_TYPES[kind]} {field}" for field, kind in get_type_hints(arguments).items())
+    if results is Tensor:
+        return f"{name}({given}) -> Tensor"
+    return f"{name}({given}) -> ({', '.join(f'Tensor {field}' for field in get_type_hints(results))})"
+
+
+def define(name: str, arguments: type, results: type, run: Callable[[Any], Any], fake: Callable[[Any], Any]) -> None:
+    """Define the operator ``torch.ops.se_fused.<name>``.
+
+    Args:
+        name: the operator's name.
+        arguments, results: NamedTuple classes; ``results`` may be ``Tensor``.
+        run: computes the results from the record of the arguments, on any device.
+        fake: the same for tensors without memory: shapes, strides and dtypes.
+    """
+    _library.define(schema(name, arguments, results))
+    _library.impl(name, lambda *given: run(arguments(*given)), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"se_fused::{name}", lambda *given: fake(arguments(*given)), lib=_library)
+
+
+def register_autograd(
+    name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
+) -> None:
+    """Register the autograd formula of an operator, as ``torch.library.register_autograd``."""
+    torch.library.register_autograd(f"se_fused::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def no_second_derivative(ctx: Any, *_: Any) -> None:
+    """The autograd formula of every backward operator, which always raises.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError(
+        "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
+    )
+
+
+def through_dispatcher() -> bool:
+    """Whether a call must go through PyTorch's dispatcher, rather than directly to a backend's kernels: a graph is
+    traced, or a ``TorchDispatchMode`` is active.
+
+    Dispatch modes such as FLOP counters, fake tensors and memory trackers do not see kernels that Python launches
+    directly. Nothing else needs the dispatcher, and this check costs 0.1 us.
+    """
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
