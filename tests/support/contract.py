@@ -129,6 +129,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def is_allowed(values: Values, name: str, value: Any) -> bool:
+    """Whether a call may have this value beside those that are chosen."""
+    more = {**values, name: value}
+    return all(rule.holds(more) for rule in RULES if name in rule.axes)
+
+
 def case_of(values: Values) -> Case:
     """The call of these values; axes of a backend's own are left out."""
     given = {name: value for name, value in values.items() if name in AXES or name == "shape"}
@@ -152,7 +158,6 @@ def calls(budget: int, strength: int, more: Mapping[str, Sequence[Any]]) -> Iter
         yield f"{number}-{'-'.join(told)}-{str(values['dtype']).removeprefix('torch.')}", values
 
 
-
 # Every closing activation with each kind of residual: each op decides from both what it saves and what it writes.
 _RESIDUALS: dict[str, dict[str, Any]] = {
     "residual": {},
@@ -172,18 +177,22 @@ CLOSINGS: dict[str, dict[str, Any]] = {
 
 # ---- the checks
 DRAWS = (1, 5, 40)
-"""Draws of numbers per case: more only if fewer fail. Gradients are held to eager's error as a median over draws. Few
-draws of a small map are chance, and among many cases some are unlucky; a fault stays."""
+"""Draws of numbers per call: more only if the gradients of fewer fail. Gradients are held to eager's error as a median
+over draws. Few draws of a small map are chance, and among many calls some are unlucky; a fault stays."""
 
 
-def meets(case: Case, backend: str, device: str, draws: Sequence[int] = DRAWS) -> None:
+def meets(case: Case, backend: str, device: str) -> None:
     """Check one call against the contract."""
-    for count in draws[:-1]:
+    for draws in DRAWS:
         try:
-            return passes(case, backend, device, range(count))
-        except AssertionError:
-            pass
-    return passes(case, backend, device, range(draws[-1]))
+            return passes(case, backend, device, range(draws))
+        except OutOfBound:
+            if draws == DRAWS[-1]:
+                raise
+
+
+class OutOfBound(AssertionError):
+    """A gradient's error is larger than its bound, as a median over the draws."""
 
 
 def passes(case: Case, backend: str, device: str, seeds: Sequence[int] = (0, 1, 2)) -> None:
@@ -193,7 +202,8 @@ def passes(case: Case, backend: str, device: str, seeds: Sequence[int] = (0, 1, 
     assert not result.faults, "; ".join(result.faults)
     assert result.forward <= 1, f"forward error is {result.forward:.2f} of its bound"
     for name, (error, bound) in result.gradients.items():
-        assert error <= bound, f"gradient of {name}: {error:.2e} > {bound:.2e}"
+        if not error <= bound:
+            raise OutOfBound(f"gradient of {name}: {error:.2e} > {bound:.2e}")
 
 
 def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:

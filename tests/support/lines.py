@@ -1,9 +1,9 @@
-"""The backends under the op contract (contract.py), one line each. A new backend gets the whole contract by its line."""
+"""The backends under the op contract (contract.py), one line each: a new backend gets the whole contract by one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ GPU = torch.cuda.is_available()
 
 
 @contextmanager
-def _named(name: str, **settings: Any) -> Iterator[None]:
+def _named(name: str) -> Iterator[None]:
     """Run calls on the backend of this name alone."""
     with backends.use_backend(name):
         yield
@@ -65,8 +65,37 @@ def _cuda_on_cpu(order: str, like: str) -> Iterator[None]:
         backends.BACKENDS["cuda"] = before
 
 
+def _why_no_triton() -> str | None:
+    return backends.BACKENDS["triton"].can_use("cuda" if GPU else "cpu", torch.float32)
+
+
 def _why_no_cuda() -> str | None:
     return backends.BACKENDS["cuda"].can_use("cuda", torch.float32) if GPU else shim_library.why_not()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much of the contract a tier can afford: the time of a call limits the size of its maps and their number."""
+
+    elements: int
+    """The most elements of a map."""
+    strengths: Mapping[str, int]
+    """Tier -> how many axes' combinations the calls cover."""
+    random_elements: int
+    """The most elements of a random call's map, which fuzz.py draws."""
+    random_calls: Mapping[str, int]
+    """Tier -> the number of random calls."""
+
+
+KERNELS = Budget(
+    elements=70_000, strengths={"quick": 2, "test": 2, "nightly": 3},
+    random_elements=20_000, random_calls={"test": 100, "nightly": 2000},
+)  # fmt: skip
+# An interpreted program takes milliseconds.
+INTERPRETED = Budget(
+    elements=4_000, strengths={"quick": 1, "test": 2, "nightly": 3},
+    random_elements=1_000, random_calls={"test": 10, "nightly": 300},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,10 +104,7 @@ class Line:
 
     name: str
     device: str
-    elements: int
-    """The most elements of a map. It limits the time of a call: interpreted kernels take milliseconds per program."""
-    strengths: Mapping[str, int]
-    """Tier -> how many axes' combinations the tier's calls cover."""
+    budget: Budget
     active: Callable[..., AbstractContextManager[None]]
     """Makes calls run on the backend. Its arguments are one value of each of ``axes``."""
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -91,24 +117,15 @@ class Line:
         return self.active(**{name: values[name] for name in self.axes})
 
 
-_DEVICE = "cuda" if GPU else "cpu"
-FAST = {"quick": 2, "test": 2, "nightly": 3}
-SLOW = {"quick": 1, "test": 2, "nightly": 3}
+ON_GPU = ("cuda", KERNELS) if GPU else ("cpu", INTERPRETED)
+ON_SHIM = {"order": ("forwards", "backwards"), "like": ("H200", "A100")}
 
 LINES = {
     line.name: line
     for line in (
-        Line("reference", "cpu", 20_000, SLOW, lambda: _named("reference")),
-        Line("cpu", "cpu", 70_000, FAST, _cpu, {"instructions": SUPPORTED}),
-        Line(
-            "triton", _DEVICE, 4_000, SLOW, lambda: _named("triton"),
-            why_not=lambda: backends.BACKENDS["triton"].can_use(_DEVICE, torch.float32),
-        ),
-        Line("cuda", "cuda", 70_000, FAST, lambda: _named("cuda"), why_not=_why_no_cuda)
-        if GPU
-        else Line(
-            "cuda", "cpu", 4_000, SLOW, _cuda_on_cpu,
-            {"order": ("forwards", "backwards"), "like": ("H200", "A100")}, _why_no_cuda,
-        ),
+        Line("reference", "cpu", KERNELS, partial(_named, "reference")),
+        Line("cpu", "cpu", KERNELS, _cpu, {"instructions": SUPPORTED}),
+        Line("triton", *ON_GPU, partial(_named, "triton"), why_not=_why_no_triton),
+        Line("cuda", *ON_GPU, *((partial(_named, "cuda"),) if GPU else (_cuda_on_cpu, ON_SHIM)), why_not=_why_no_cuda),
     )
-}  # fmt: skip
+}
