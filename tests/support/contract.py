@@ -39,7 +39,6 @@ MORE_SHAPES: dict[str, Shape] = {
     "one-element": (1, 1, 1),
     "prime": (3, 13, 11, 5),
     "vectors": (2, 32, 4, 8),  # C and S are multiples of every vector
-    "many-samples": (19, 9, 2, 3),
     "many-channels": (2, 300, 3, 1),  # more than a block of threads processes side by side
     "long-rows": (1, 3, 37, 29),
 }
@@ -47,8 +46,8 @@ MORE_SHAPES: dict[str, Shape] = {
 
 def shapes(budget: int) -> dict[str, Shape]:
     """The shapes by class. The largest has about ``budget`` elements, in rows that are no multiple of a vector."""
-    side = math.isqrt(budget // 64)
-    return SHAPES | MORE_SHAPES | {"huge": (2, 32, side, side | 1)}
+    channels, side = (70 if budget > 10_000 else 9), math.isqrt(budget // 64)
+    return SHAPES | MORE_SHAPES | {"many-samples": (19, channels, 2, 3), "huge": (2, 32, side, side | 1)}
 
 
 # ---- the description
@@ -69,12 +68,12 @@ AXES: dict[str, tuple[Any, ...]] = {
     "absent": ABSENT,
     "act": tuple(reference.ACTIVATIONS),
     "gate": tuple(reference.GATES),
-    "hidden": (6, 1, 37),
+    "hidden": (6, 1, 75),
     "dtype": tuple(DTYPES.values()),
     "parameter_dtype": (None, torch.float32),
     "layout": tuple(LAYOUTS),
     "x_view": ("dense", "offset", "sliced", "permuted"),
-    "mean": (0.0, 1.0, 30.0),
+    "mean": (0.0, 1.0, 100.0),
     "gradients": GRADIENTS,
     "dy_view": VIEWS,
     "inplace": (False, True),
