@@ -109,8 +109,8 @@ def _right(rehearse: bool) -> list[Step]:
         *(Step(f"contract triton {i + 1}/8", triton_contract, 70.0, 150.0,
                reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/8"}, settles="the op contract")
           for i in range(8)),
-        *(Step(f"calls {backend} {i + 1}/{of}", _pytest(*_CALLS, f"{backend}- or {backend}]"), 40.0, 150.0, reader="pytest",
-               environment={"SE_FUSED_TEST_SHARD": f"{i}/{of}"}, settles="the op contract")
+        *(Step(f"calls {backend} {i + 1}/{of}", _pytest(*_CALLS, f"{backend}- or {backend}]"), 40.0, 150.0,
+               reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/{of}"}, settles="the op contract")
           for backend, of in (("cuda", 1), ("triton", 6)) for i in range(of)),
         Step("2^31 elements", _pytest(gpu, "-k", "int32"), 30.0, 90.0, alone=True, reader="pytest",
              settles="64-bit offsets"),

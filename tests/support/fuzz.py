@@ -27,6 +27,8 @@ from support.lines import LINES, Line
 
 BATCH = 250
 """Calls that one run of hypothesis draws; from the first failure on, the run reduces it."""
+REDUCTION = 90.0
+"""Seconds for that. A failing call is drawn 40 times before it counts, which takes long in an interpreter."""
 
 
 # ---- random calls
@@ -101,18 +103,21 @@ def search(
     """Run random calls on a backend, until one fails, ``cases`` have run, or the time is over."""
     found = Search(line, seed)
     start = time.monotonic()
+    failed = math.inf  # when the first call failed
 
     def is_over() -> bool:
         found.seconds = time.monotonic() - start
         return found.seconds >= seconds or (cases is not None and found.cases >= cases)
 
     def one(values: dict[str, Any]) -> None:
-        if found.failing is None and is_over():
+        nonlocal failed
+        if is_over() if found.failing is None else time.monotonic() > failed + REDUCTION:
             return
         try:
             with line.using(values):
                 contract.meets(contract.case_of(values), line.name, line.device)
         except Exception as error:
+            failed = min(failed, time.monotonic())
             found.failing, found.problem = values, f"{type(error).__name__}: {error}"
             raise
         if found.failing is None:
