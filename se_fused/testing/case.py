@@ -13,7 +13,7 @@ from .. import reference
 from .._formats import LAYOUTS
 from .generators import generator_on
 
-__all__ = ["ALL_OPS", "GRADIENTS", "OPS", "VIEWS", "Case", "to_layout", "to_view"]
+__all__ = ["ALL_OPS", "GRADIENTS", "OPS", "VIEWS", "Case", "to_layout", "to_usual", "to_view"]
 
 OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
 ALL_OPS = (*OPS, "batch_norm_act_squeeze", "channel_gate")
@@ -28,6 +28,13 @@ number at all places, as in the gradient of a sum."""
 def to_layout(x: Tensor, layout: str) -> Tensor:
     """x (N, C, *spatial) in memory order ``layout``."""
     return x.contiguous() if layout == "contiguous" else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def to_usual(x: Tensor, layout: str) -> Tensor:
+    """A copy of x (N, C, *spatial) with the strides that a new tensor of memory order ``layout`` has."""
+    if layout == "contiguous":
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 def to_view(x: Tensor, layout: str, view: str) -> Tensor:

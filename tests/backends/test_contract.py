@@ -23,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         listed = [
             pytest.param((line, values), id=f"{line.name}-{name}")
             for line in LINES.values()
-            for name, values in contract.calls(line.budget.elements, line.budget.strengths[tier], line.axes)
+            for name, values in contract.calls(line.budget.elements, line.budget.strengths[tier], line.all_axes)
         ]
         metafunc.parametrize("call", listed)
 

@@ -141,16 +141,18 @@ def case_of(values: Values) -> Case:
     return Case(**given, residual=view is not None, residual_view=view or "dense")
 
 
-def calls(budget: int, strength: int, more: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def calls(
+    budget: int, strength: int, others: Mapping[str, Sequence[Any]] = AXES
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """A covering array of the description: (name, values) of each call.
 
     Args:
         budget: the most elements of a map.
         strength: the number of axes whose combinations are covered.
-        more: axes of the backend's own, such as the instruction sets.
+        others: the axes but the shape. A backend may have more, such as the instruction sets.
     """
     by_class = shapes(budget)
-    axes = {"op": AXES["op"], "shape": tuple(by_class.values()), **AXES, **more}
+    axes = {"op": AXES["op"], "shape": tuple(by_class.values()), **others}
     names = {shape: name for name, shape in by_class.items()}
     for number, values in enumerate(covering_array(axes, RULES, strength)):
         told = (values["op"], names[values["shape"]], values["out_act"], values["act"], values["layout"])

@@ -51,7 +51,7 @@ def shapes(draw: st.DrawFn, largest: int) -> tuple[int, ...]:
 def calls(draw: st.DrawFn, line: Line) -> dict[str, Any]:
     """The values of a call's axes, and of the backend's own."""
     values: dict[str, Any] = {"op": draw(st.sampled_from(ALL_OPS)), "shape": draw(shapes(line.budget.random_elements))}
-    for name, choices in {**contract.AXES, **line.axes}.items():
+    for name, choices in line.all_axes.items():
         if name in values:
             continue
         allowed = [value for value in choices if contract.is_allowed(values, name, value)]
