@@ -15,7 +15,7 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '
 
 .DEFAULT_GOAL := help
 FORCE:
-.PHONY: FORCE help venv run quick test nightly lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
+.PHONY: FORCE help venv run quick test nightly fuzz lint format bench wheel gpu gpu-pack gpu-keep cuda-all clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,14 @@ nightly: venv lint cuda-all  ## every combination, sanitizers, every GPU's machi
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest --tier nightly -m isa -q $(WORKERS)
 	$(PY) -m pytest benchmarks --benchmark-only --preset smoke -q
 	$(PY) tests/mutants/run.py --tier test
+
+BACKEND ?= cpu
+SECONDS ?= 600
+SEED ?= 0
+# Searches with different seeds may run side by side.
+fuzz: venv  ## random calls against the op contract: BACKEND=cpu|cuda|triton|reference, SECONDS=600 or CASES=10000, SEED=0
+	PYTHONPATH=tests:. OMP_WAIT_POLICY=PASSIVE $(PY) -m support.fuzz $(BACKEND) --seed $(SEED) \
+	  $(if $(CASES),--cases $(CASES),--seconds $(SECONDS))
 
 lint: venv  ## check with ruff, mypy and clang-format; changes nothing
 	$(VENV)/bin/ruff check .

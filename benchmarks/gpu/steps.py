@@ -69,6 +69,10 @@ def _families(backend: str, families: Sequence[str], rehearse: bool) -> list[Ste
     ]  # fmt: skip
 
 
+# The op contract's calls on one backend: each pair of values, because triples would take too long here.
+_CALLS = ("tests/backends/test_contract.py", "--tier", "test", "-k")
+
+
 def _right(rehearse: bool) -> list[Step]:
     cuda, triton = _families("cuda", _CUDA, rehearse), _families("triton", _TRITON, rehearse)
     waiting = len(_WAITING)
@@ -81,7 +85,7 @@ def _right(rehearse: bool) -> list[Step]:
             for step in found
             if step.name.split()[0] in ("excitation", "l2_grouped", "cluster_fused", "scale_shift_act_mean")
         ]
-        few = ("tests/backends/cuda/test_contract.py", "-k", "test_shapes and odd-S")
+        few = (*_CALLS, "cuda and odd-S")
         return [
             *found,
             Step("contract cuda 1/2", _pytest(*few), 10.0, 60.0, reader="pytest",
@@ -105,6 +109,9 @@ def _right(rehearse: bool) -> list[Step]:
         *(Step(f"contract triton {i + 1}/8", triton_contract, 70.0, 150.0,
                reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/8"}, settles="the op contract")
           for i in range(8)),
+        *(Step(f"calls {backend} {i + 1}/{of}", _pytest(*_CALLS, f"{backend}- or {backend}]"), 40.0, 150.0,
+               reader="pytest", environment={"SE_FUSED_TEST_SHARD": f"{i}/{of}"}, settles="the op contract")
+          for backend, of in (("cuda", 1), ("triton", 6)) for i in range(of)),
         Step("2^31 elements", _pytest(gpu, "-k", "int32"), 30.0, 90.0, alone=True, reader="pytest",
              settles="64-bit offsets"),
     ]  # fmt: skip

@@ -3,7 +3,8 @@
 The arguments of a case are drawn from a seed. The case runs through :mod:`se_fused.functional`, through plain PyTorch
 in the same dtype, and through plain PyTorch in float64, which is the truth. The forward error must be within a derived
 bound, element by element. Each gradient may have twice the error of eager PyTorch. Gradients are compared by the median
-over several draws, because errors of a single draw are random where a sum cancels.
+over several draws, because errors of a single draw are random where a sum cancels. Dtypes, memory orders, and which
+tensors were written are compared too.
 """
 
 import itertools
@@ -18,90 +19,28 @@ from torch import Tensor
 
 from .. import backends, functional, reference
 from .._formats import DTYPES, LAYOUTS
-from .error_bounds import GRADIENT_FLOOR, forward_bound, relative_error
+from ..ops.layout import is_channels_last
+from .case import ALL_OPS, OPS, Case, to_layout, to_usual, to_view
+from .error_bounds import EPS, GRADIENT_FLOOR, forward_bound, relative_error, squeeze_bound
 from .generators import generator_on
 
-__all__ = ["Case", "Result", "cases", "check", "run"]
-
-OPS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act")
-_GATE = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
-_BATCH_NORM = ("running_mean", "running_var", "bn_weight", "bn_bias")
+__all__ = ["OPS", "Case", "Result", "cases", "check", "run", "to_layout"]
 
 
-def to_layout(x: Tensor, layout: str) -> Tensor:
-    """x (N, C, *spatial) in memory order ``layout``."""
-    return x.contiguous() if layout == "contiguous" else x.movedim(1, -1).contiguous().movedim(-1, 1)
+def _plain(given: dict[str, Any], layout: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The arguments for plain PyTorch, in ``dtype`` if it is given, with maps of the usual strides.
 
+    PyTorch 2.14.1's batch norm returns a wrong gradient for maps with other strides of a dimension of size 1: x of
+    shape (1, 2, 1, 2) and strides (4, 1, 2, 2), and a contiguous gradient, on the CPU.
+    """
 
-@dataclass(frozen=True)
-class Case:
-    """Description of one call of an operator: name, shape, dtype, layout, device and options, without tensors."""
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        t = value.detach().to(dtype or value.dtype)
+        return (to_usual(t, layout) if t.dim() > 2 else t).requires_grad_(value.requires_grad)
 
-    op: str
-    shape: tuple[int, ...] = (4, 24, 7, 5)  # an odd number of positions, more channels than one vector step
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    device: str = "cpu"
-    training: bool = True
-    hidden: int = 6
-    act: str = "relu"
-    gate: str = "sigmoid"
-    out_act: str | None = "relu"
-    residual: bool = True
-    residual_grad: bool = True  # whether the residual requires a gradient
-    drop_path: bool = True
-    absent: tuple[str, ...] = ()  # parameters that are None
-    parameter_dtype: torch.dtype | None = None  # None: float32 for batch norm, x's for the layers
-    mean: float = 1.0  # of x, in standard deviations; a large mean causes cancellation
-
-    def draw(self, seed: int) -> dict[str, Any]:
-        """The call's arguments by name, with numbers drawn from ``seed``. Differentiable tensors require a gradient."""
-        generator = generator_on(self.device, seed)
-        n, c = self.shape[:2]
-
-        def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-            numbers = torch.randn(*shape, generator=generator, device=generator.device)
-            return (numbers * scale).to(self.device, dtype)
-
-        layer_dtype = self.parameter_dtype or self.dtype
-        norm_dtype = self.parameter_dtype or torch.float32
-        given: dict[str, Any] = {"x": to_layout((normal(*self.shape) + self.mean).to(self.dtype), self.layout)}
-        if "batch_norm" in self.op:
-            given["running_mean"] = normal(c, dtype=norm_dtype)
-            given["running_var"] = (normal(c).abs() + 0.5).to(norm_dtype)
-            given["bn_weight"] = (normal(c, scale=0.3) + 1).to(norm_dtype)
-            given["bn_bias"] = normal(c, scale=0.3, dtype=norm_dtype)
-        if "squeeze_excite" in self.op:
-            given["fc1_weight"] = normal(self.hidden, c, scale=c**-0.5, dtype=layer_dtype)
-            given["fc1_bias"] = normal(self.hidden, scale=0.3, dtype=layer_dtype)
-            given["fc2_weight"] = normal(c, self.hidden, scale=self.hidden**-0.5, dtype=layer_dtype)
-            given["fc2_bias"] = normal(c, scale=0.3, dtype=layer_dtype)
-        given["residual"] = to_layout(normal(*self.shape, dtype=self.dtype), self.layout) if self.residual else None
-        for name, value in given.items():
-            if name in self.absent:
-                given[name] = None
-            elif value is not None and not name.startswith("running"):
-                value.requires_grad_(name != "residual" or self.residual_grad)
-        keep = torch.rand(n, generator=generator, device=generator.device) > 0.3
-        given["drop_path_scale"] = (keep / 0.7).to(self.device) if self.drop_path else None
-        given["out_act"] = self.out_act
-        if "batch_norm" in self.op:
-            given.update(training=self.training, eps=1e-5, momentum=0.3)
-        if "squeeze_excite" in self.op:
-            given.update(act=self.act, gate=self.gate)
-        return given
-
-    def call(self, module: ModuleType, given: dict[str, Any]) -> Tensor:
-        """Run the op of ``module`` (functional or reference)."""
-        function: Callable[..., Tensor] = getattr(module, self.op)
-        return function(**given)
-
-
-def _double(given: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.detach().double().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
-        for name, value in given.items()
-    }
+    return {name: one(value) for name, value in given.items()}
 
 
 def _copy(given: dict[str, Any]) -> dict[str, Any]:
@@ -119,11 +58,13 @@ class Result:
     forward_error: float = 0.0  # relative, median of draws
     eager_error: float = 0.0
     gradients: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (error, bound)
+    faults: list[str] = field(default_factory=list)  # of shapes, dtypes, memory orders and written tensors, in words
 
     @property
     def ok(self) -> bool:
-        """Whether every error is within its bound; a NaN is not."""
-        return self.forward <= 1 and all(error <= bound for error, bound in self.gradients.values())
+        """Whether nothing is at fault and every error is within its bound; a NaN is not."""
+        within = self.forward <= 1 and all(error <= bound for error, bound in self.gradients.values())
+        return within and not self.faults
 
     @property
     def worst_gradient(self) -> tuple[str, float, float]:
@@ -132,49 +73,124 @@ class Result:
         return (name, *self.gradients[name])
 
 
-def _run(case: Case, module: ModuleType, given: dict[str, Any], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass
+class _Ran:
+    outputs: tuple[Tensor, ...]
+    gradients: dict[str, Tensor]
+    statistics: dict[str, Tensor]  # the running statistics after a training step
+
+
+def _run(case: Case, module: ModuleType, given: dict[str, Any], seed: int) -> _Ran:
     given = _copy(given)
     y = case.call(module, given)
+    outputs = y if isinstance(y, tuple) else (y,)
     wanted = {k: v for k, v in given.items() if isinstance(v, Tensor) and v.requires_grad}
-    generator = generator_on(case.device, seed + 1)
-    dy = torch.randn(case.shape, generator=generator, device=generator.device).to(case.device, case.dtype)
-    gradients = torch.autograd.grad(y, list(wanted.values()), to_layout(dy, case.layout).to(y.dtype))
-    results = dict(zip(wanted, gradients, strict=True))
-    if case.training:
-        results |= {k: v for k, v in given.items() if k.startswith("running") and v is not None}
-    return y.detach(), results
+    gradients: dict[str, Tensor] = {}
+    if wanted:
+        generator = generator_on(case.device, seed + 1)
+        dy = torch.randn(case.shape, generator=generator, device=generator.device).to(case.device, case.dtype)
+        dy = to_view(dy, case.layout, case.dy_view)
+        dy = dy if module is functional else to_usual(dy, case.layout)
+        incoming = [dy.to(outputs[0].dtype)]
+        for mean in outputs[1:]:  # each of S positions has a part of a mean's gradient
+            dm = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device, mean.dtype)
+            incoming.append(dm * outputs[0].shape[2:].numel() ** 0.5)
+        gradients = dict(zip(wanted, torch.autograd.grad(outputs, list(wanted.values()), incoming), strict=True))
+    statistics = {k: v for k, v in given.items() if k.startswith("running") and v is not None and case.training}
+    return _Ran(outputs, gradients, statistics)
+
+
+def _bounds(case: Case, wide: dict[str, Any], y: Tensor, plain: bool) -> tuple[Tensor, ...]:
+    """The largest errors of the outputs. ``plain`` PyTorch rounds each of its steps to the dtype, not the result alone:
+    the bound for float32, with the dtype's unit in place of float32's."""
+    dtype, unit = (torch.float32, torch.finfo(case.dtype).eps / EPS) if plain else (case.dtype, 1.0)
+    squeezes = case.op == "batch_norm_act_squeeze"
+    bounds = squeeze_bound(wide, y, dtype) if squeezes else (forward_bound(wide, y, dtype),)
+    return tuple(bound * unit for bound in bounds)
+
+
+def _order(t: Tensor) -> tuple[int, ...]:
+    """The strides of the dimensions that have more than one index; the others' are arbitrary."""
+    return tuple(stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1)
+
+
+def _faults(case: Case, given: dict[str, Any], wide: dict[str, Any], ran: _Ran, plain: bool) -> Iterator[str]:
+    """What is wrong apart from the numbers, in words. Memory orders of ``plain`` PyTorch are its own."""
+    x, y = given["x"], ran.outputs[0]
+    wanted = [k for k, v in given.items() if isinstance(v, Tensor) and v.requires_grad]
+    if (y.shape, y.dtype) != (x.shape, x.dtype):
+        yield f"the result is {y.dtype} of shape {tuple(y.shape)}"
+    if y.requires_grad != bool(wanted):
+        yield f"the result {'requires a' if y.requires_grad else 'has no'} gradient"
+    for name, gradient in ran.gradients.items():
+        if (gradient.shape, gradient.dtype) != (given[name].shape, given[name].dtype):
+            yield f"the gradient of {name} is {gradient.dtype} of shape {tuple(gradient.shape)}"
+    if (x.is_contiguous() or is_channels_last(x)) and x.numel() and not plain:
+        if _order(y) != _order(x):
+            yield f"the result has strides {y.stride()}, x {x.stride()}"
+        if "x" in ran.gradients and _order(ran.gradients["x"]) != _order(x):
+            yield f"the gradient of x has strides {ran.gradients['x'].stride()}, x {x.stride()}"
+        if case.overwrites_x and y is not x:
+            yield "the result is not written over x"
+    for name, value in given.items():
+        written = isinstance(value, Tensor) and not torch.equal(value.double(), wide[name])
+        if written and not (name == "x" and case.overwrites_x):
+            yield f"{name} is written to"
 
 
 def check(case: Case, seeds: Sequence[int] = (0, 1, 2)) -> Result:
-    """Run one case on the current backend, with one draw per seed."""
+    """Run one case on the current backend, with one draw per seed. Of empty maps, only shapes and the like are
+    compared."""
     backend, _ = backends.find(case.device, case.dtype)
     result = Result(case, "reference" if backend is None else backend.name)
+    plain = backend is None
     errors: dict[str, list[tuple[float, float]]] = {}
     forward: list[tuple[float, float]] = []
     for seed in seeds:
         given = case.draw(seed)
-        wide = _double(given)
-        truth, true_gradients = _run(case, reference, wide, seed)
-        mine, my_gradients = _run(case, functional, given, seed)
-        eager, eager_gradients = _run(case, reference, given, seed)
-        excess = (mine.double() - truth).abs() / forward_bound(wide, truth, case.dtype)
-        result.forward = max(result.forward, float("inf") if excess.isnan().any() else excess.max().item())
-        forward.append((relative_error(mine, truth), relative_error(eager, truth)))
-        for name, gradient in my_gradients.items():
-            theirs = relative_error(eager_gradients[name], true_gradients[name])
-            errors.setdefault(name, []).append((relative_error(gradient, true_gradients[name]), theirs))
-    result.forward_error, result.eager_error = (statistics.median(e) for e in zip(*forward, strict=True))
-    for name, pairs in errors.items():
-        mine_median, eager_median = (statistics.median(e) for e in zip(*pairs, strict=True))
+        wide = _plain(given, case.layout, torch.float64)
+        truth = _run(case, reference, wide, seed)
+        eager = _run(case, reference, _plain(given, case.layout), seed)
+        mine = _run(case, functional, given, seed)  # may write over x
+        result.faults += [fault for fault in _faults(case, given, wide, mine, plain) if fault not in result.faults]
+        if not given["x"].numel():
+            continue
+        y, *_ = (t.detach() for t in truth.outputs)
+        pairs = zip(mine.outputs, truth.outputs, _bounds(case, wide, y, plain), strict=True)
+        for output, exact, bound in pairs:
+            excess = (output.detach().double() - exact.detach()).abs() / bound.detach()
+            result.forward = max(result.forward, float("inf") if excess.isnan().any() else excess.max().item())
+        forward.append((relative_error(mine.outputs[0].detach(), y), relative_error(eager.outputs[0].detach(), y)))
+        for results, theirs, true in (
+            (mine.gradients, eager.gradients, truth.gradients),
+            (mine.statistics, eager.statistics, truth.statistics),
+        ):
+            for name, found in results.items():
+                pair = (relative_error(t, true[name]) for t in (found, theirs[name]))
+                errors.setdefault(name, []).append((next(pair), next(pair)))
+    if forward:
+        result.forward_error, result.eager_error = (statistics.median(e) for e in zip(*forward, strict=True))
+    for name, of_draws in errors.items():
+        mine_median, eager_median = (statistics.median(e) for e in zip(*of_draws, strict=True))
         result.gradients[name] = (mine_median, 2 * eager_median + GRADIENT_FLOOR)
     return result
 
 
 def cases(devices: Sequence[str] = ("cpu",)) -> Iterator[Case]:
-    """Every op × training × dtype × layout, on small maps with an odd number of positions."""
-    for device, op, (_, dtype), layout in itertools.product(devices, OPS, DTYPES.items(), LAYOUTS):
-        for training in (True, False) if "batch_norm" in op else (False,):
-            yield Case(op, dtype=dtype, layout=layout, device=device, training=training)
+    """Every op × training × dtype × layout, on small maps with an odd number of positions. Each closing activation
+    occurs with each op × training, with each dtype and with each layout."""
+    modes = [(op, training) for op in ALL_OPS for training in ((True, False) if "batch_norm" in op else (False,))]
+    formats = list(itertools.product(DTYPES.values(), LAYOUTS))
+    closings = list(reference.OUT_ACTIVATIONS)
+    for device, (shift, (op, training)) in itertools.product(devices, enumerate(modes)):
+        for number in range(max(len(formats), len(closings))):
+            dtype, layout = formats[number % len(formats)]
+            # channel_gate's bound holds for a gate that computes in float32.
+            parameter_dtype = torch.float32 if op == "channel_gate" else None
+            yield Case(
+                op, dtype=dtype, layout=layout, device=device, training=training, parameter_dtype=parameter_dtype,
+                out_act=closings[(number + shift) % len(closings)],
+            )  # fmt: skip
 
 
 def run(devices: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None) -> list[Result]:

@@ -1,4 +1,5 @@
-"""Tests of the CUDA backend against the op contract: on a GPU if there is one, otherwise on the CPU.
+"""Tests of the CUDA backend beside the op contract (tests/backends/test_contract.py): its passes, the paths of
+inference, split sums, and what it refuses. They run on a GPU if there is one, otherwise on the CPU.
 
 The shim (cuda_shim/cuda_shim.h) runs the kernels' own source with every thread as a fiber, in both orders; it cannot
 show races between blocks. test_compiled_code.py checks the compiled code of the same kernels.
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support import contract, shim_library
-from support.contract import OPTIONS, SHAPES, Shape
+from support.contract import Shape
 from support.cuda_backend import (  # noqa: F401 (fixtures)
     A100,
     DEVICE,
@@ -133,44 +134,9 @@ def passes(case: Case) -> None:
 @pytest.mark.quick
 @pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(shape: Shape, dtype: torch.dtype, layout: str) -> None:
-    passes(Case("batch_norm_squeeze_excite", shape, dtype, layout))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("op", ["squeeze_excite", "batch_norm_act"])
-def test_other_ops(op: str, dtype: torch.dtype, layout: str) -> None:
-    passes(Case(op, (3, 20, 7, 5), dtype, layout, training="batch_norm" in op))
-
-
-@pytest.mark.quick
-@pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize(("layout", "dtype"), [("contiguous", torch.float32), ("channels_last", torch.bfloat16)])
-def test_options(options: dict[str, Any], layout: str, dtype: torch.dtype) -> None:
-    given = {"op": "batch_norm_squeeze_excite", "shape": (4, 24, 5, 3), "dtype": dtype, "layout": layout}
-    passes(Case(**given | options))
-
-
-@pytest.mark.parametrize("act", reference.ACTIVATIONS)
-def test_activations(act: str) -> None:
-    case = Case("squeeze_excite", (4, 24, 3, 3), device=DEVICE, training=False, act=act, hidden=24)
-    passes(case)
-    assert contract.infer(case)[0] <= 1
-
-
-@pytest.mark.quick
-def test_running_statistics_follow_pytorch() -> None:
-    contract.check_running_statistics(DEVICE)
-    contract.check_statistics_of_infinity(DEVICE)
-
-
-def test_gate_slopes_at_corners() -> None:
-    contract.check_gate_corners(DEVICE)
+def test_several_tiles(layout: str) -> None:
+    """The excitation's sums have several tiles of samples, channels and hidden units."""
+    passes(Case("batch_norm_squeeze_excite", (18, 70, 2, 2), layout=layout, hidden=75))
 
 
 @pytest.mark.quick
@@ -297,14 +263,6 @@ def test_launches() -> None:
     infer(Case("batch_norm_act", (3, 16, 4, 3), training=False), ["scale_shift_act"])
 
 
-@pytest.mark.quick
-def test_empty_batches() -> None:
-    for op in OPS:
-        given = Case(op, (0, 16, 4, 3), device=DEVICE, training=False).draw(0)
-        with torch.no_grad():
-            assert getattr(functional, op)(**given).shape == (0, 16, 4, 3)
-
-
 def test_compiles_without_a_break() -> None:
     given = Case("batch_norm_squeeze_excite", (3, 8, 4, 3), device=DEVICE).draw(0)
     call = torch.compile(functional.batch_norm_squeeze_excite, fullgraph=True, backend="aot_eager")
@@ -367,14 +325,16 @@ def test_says_which_dtypes(backend: CudaBackend) -> None:
 @on_shim
 @pytest.mark.nightly
 def test_no_access_outside_of_memory() -> None:
-    """Part of this file runs again with AddressSanitizer and alignment checks in the kernels."""
+    """Part of this file, and the contract's calls, run again with AddressSanitizer and alignment checks in the
+    kernels."""
     runtime = shim_library.sanitizer_runtime()
     if runtime is None:
         pytest.skip("the compiler has no AddressSanitizer")
     built = shim_library.library(sanitized=True)
     half = "bfloat16 and (test_l2_grouped or (test_scale_shift_act and contiguous))"
-    chosen = f"test_clusters or test_samples or ({half}) or odd-S"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", __file__, "-k", f"forwards and ({chosen})"]
+    chosen = f"(forwards and (test_clusters or test_samples or ({half}))) or test_calls[cuda"
+    files = [__file__, str(Path(__file__).parents[1] / "test_contract.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", *files, "-k", chosen, "--tier", "test"]
     env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "SE_FUSED_SHIM": str(built)}
     said = subprocess.run(command, env=os.environ | env, text=True, capture_output=True, check=False)
     assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
