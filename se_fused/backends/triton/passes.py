@@ -210,7 +210,7 @@ def scale_shift_act(
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save_mask else None
     launch_scale_shift_act(x, residual, y, mask, out_act, m, scale=scale, shift=shift)
-    return y, x.new_empty(0) if mask is None else mask
+    return y, scale.new_empty(0) if mask is None else mask
 
 
 def moments_backward(
@@ -228,7 +228,7 @@ def moments_backward(
     dr, p, q = launch_moments_backward(
         MomentsBackward(dy, x, residual, mask, mean), out_act, want_dr, None, scale=scale, shift=shift
     )
-    return x.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
+    return mean.new_empty(0) if dr is None else dr, p.sum(0), q.sum(0)
 
 
 def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:
