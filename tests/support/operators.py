@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
     @property
     def overload(self) -> Any:
-        """The operator as an ``OpOverload``."""
+        """The operator, as PyTorch calls it."""
         return getattr(torch.ops.se_fused, self.operator).default
 
     def detached(self) -> "Call":
