@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 
 from se_fused._formats import DTYPES
 from se_fused.bench.workloads.block import BlockWorkload
@@ -11,9 +11,7 @@ __all__ = ["block_benchmark"]
 
 
 def block_benchmark(
-    benchmark: Any,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     shape: tuple[int, int, int, int],
     block: str,
     dtype: str,
@@ -30,8 +28,9 @@ def block_benchmark(
     norm, _, mode = block.partition("-")
     key = " ".join([block, "x".join(map(str, shape)), dtype, layout])
     spec = WorkloadSpec(
-        key, lambda: BlockWorkload(shape, DTYPES[dtype], layout, mode, settings.device, batch_norm=norm == "bn_se")
+        key,
+        lambda: BlockWorkload(shape, DTYPES[dtype], layout, mode, bench.settings.device, batch_norm=norm == "bn_se"),
     )
-    workloads.start_group(key)
-    to = (spec, "se_fused", layout)
-    run(benchmark, workloads, settings, spec, candidate, layout, kind="block", group=key, to=to, info=info)
+    bench.workloads.start_group(key)
+    mine, to = Contender(spec, candidate, layout), Contender(spec, "se_fused", layout)
+    bench.run(mine, to, kind="block", group=key, info=info)

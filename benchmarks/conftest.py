@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import PRESETS, cases
-from harness import Settings, WorkloadCache
+from harness import Bench, Settings, WorkloadCache
 
 from se_fused.bench.measure.device_limits import limits
 from se_fused.bench.measure.memory import keep_freed_memory
@@ -59,6 +59,11 @@ def settings(pytestconfig: pytest.Config) -> Settings:
 @pytest.fixture(scope="session")
 def workloads() -> WorkloadCache:
     return WorkloadCache()
+
+
+@pytest.fixture
+def bench(benchmark: Any, workloads: WorkloadCache, settings: Settings) -> Bench:
+    return Bench(benchmark, workloads, settings)
 
 
 @pytest.hookimpl(hookwrapper=True)

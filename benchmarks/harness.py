@@ -24,7 +24,7 @@ from se_fused.bench.providers.registry import PROVIDERS, allowance, compiles, wh
 from se_fused.bench.providers.torch_compile import fresh_compiler
 from se_fused.bench.workloads.base import Candidate, Workload
 
-__all__ = ["Settings", "WorkloadCache", "WorkloadSpec", "run"]
+__all__ = ["Bench", "Contender", "Settings", "WorkloadCache", "WorkloadSpec"]
 
 PAUSE = 0.05  # seconds of sleep: threads of the SPINNING engines keep spinning for a while after a call (NOTES.md)
 SPINNING = ("openvino", "onnxruntime")
@@ -58,6 +58,15 @@ class WorkloadSpec:
     build: Callable[[], Workload]
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A candidate of a workload, in a layout."""
+
+    spec: WorkloadSpec
+    name: str
+    layout: str
+
+
 @dataclass
 class WorkloadCache:
     """Workloads and checked candidates of the current group of benchmarks."""
@@ -82,8 +91,9 @@ class WorkloadCache:
             self.checks[spec.key] = AccuracyCheck(spec.build())
         return self.checks[spec.key]
 
-    def checked(self, spec: WorkloadSpec, name: str, layout: str) -> tuple[Candidate, Result]:
+    def checked(self, contender: Contender) -> tuple[Candidate, Result]:
         """A candidate whose results agree with float64; skips the test if it cannot run here, fails if it differs."""
+        spec, name, layout = contender.spec, contender.name, contender.layout
         workload = self.check(spec).workload
         reason = why_not(name, workload.device, workload.dtype, workload.mode) if name in PROVIDERS else None
         if reason is not None:
@@ -178,78 +188,77 @@ def cold_times(mine: Sequence[Run], reference: Sequence[Run], device: str, budge
     return measured["mine"], measured["theirs"]
 
 
-def run(
-    benchmark: Any,
-    workloads: WorkloadCache,
-    settings: Settings,
-    spec: WorkloadSpec,
-    name: str,
-    layout: str,
-    *,
-    kind: str,
-    group: str,
-    to: tuple[WorkloadSpec, str, str],
-    info: dict[str, Any] | None = None,
-) -> None:
-    """Run one benchmark.
+@dataclass(frozen=True)
+class Bench:
+    """What a benchmark needs from the session: the fixture ``bench``."""
 
-    Args:
-        benchmark: pytest-benchmark's fixture.
-        workloads, settings: fixtures of the session.
-        spec: the workload.
-        name, layout: the candidate.
-        kind: "pass", "block", "conv1x1", "network" or "convert".
-        group: group in the report; candidates of one group are compared with each other.
-        to: workload, name and layout of the reference, another checked candidate. If it is the candidate itself, the
-            reference is a copy of as many bytes.
-        info: additional entries of ``extra_info``.
-    """
-    keep_freed_memory()
-    device = settings.device
-    candidate, result = workloads.checked(spec, name, layout)
-    workload = workloads.check(spec).workload
-    counted, working_set = workload.counted() or (None, COPIED)
-    to_itself = (to[0].key, *to[1:]) == (spec.key, name, layout)
-    other = None if to_itself else workloads.checked(*to)[0]
-    reference = copier(device, working_set) if other is None else other.run
-    benchmark.group = group
-    about = workload.describe() | {"layout": layout, "kind": kind, "candidate": name, "errors": result.errors}
-    benchmark.extra_info.update(about, **(info or {}))
-    before = snapshot(device)
-    budget = settings.budget(workload)
-    pause = PAUSE if name in SPINNING or to[1] in SPINNING else 0.0
-    prime = candidate.rotate is not None  # not for networks, which replace the content of the caches in each call
-    theirs = timed(benchmark, candidate.run, reference, device, budget, prime=prime, pause=pause)
-    if theirs is None:  # --benchmark-disable
-        return
-    mine = list(benchmark.stats.stats.data)
-    extra: dict[str, Any] = {}
-    if device != "cpu":
-        mine, theirs, extra["timed_by"] = on_device(candidate.run, reference, device, budget, prime)
-    warm = Timing.of(mine)
-    extra["seconds"] = warm.as_dict()
-    compared = {"ratio": (mine, theirs)}
-    sets = 1 if candidate.rotate is None else cold_sets(working_set, settings)
-    if candidate.rotate is not None and sets > 1:
-        if other is None or other.rotate is None:
-            others: Sequence[Run] = [copier(device, working_set) for _ in range(sets)]
-        else:
-            others = other.rotate(sets)
-        compared["cold_ratio"] = cold_times(candidate.rotate(sets), others, device, budget / 2)
-        extra["cold"] = Timing.of(compared["cold_ratio"][0]).as_dict()
-        del others
-    if counted is not None:
-        extra |= {"counted_bytes": counted, "working_set_bytes": working_set, "flops": workload.flops(),
-                  "gb_per_second": counted / warm.median / 1e9}  # fmt: skip
-    quotients = {key: ratio(*both) for key, both in compared.items()}
-    if other is not None:
-        extra |= {key: {"to": to[1], **quotient.as_dict()} for key, quotient in quotients.items()}
-    elif counted is not None:  # the reference is a copy of the working set: compare the speeds
-        names = {"ratio": "warm", "cold_ratio": "cold"}
-        extra["share_of_copy"] = {names[key]: counted / working_set / q.median for key, q in quotients.items()}
-    candidate.reset()  # otherwise gradients of earlier runs would be freed during the measurement
-    extra["peak_bytes"] = peak_memory(candidate.run, workload.device)
-    candidate.reset()
-    if workload.mode != "infer":
-        extra["saved_bytes"] = saved_bytes(candidate.forward, candidate.kept)
-    benchmark.extra_info.update(extra, telemetry={"before": before, "after": snapshot(device)})
+    benchmark: Any  # pytest-benchmark's fixture
+    workloads: WorkloadCache
+    settings: Settings
+
+    def run(self, mine: Contender, to: Contender, *, kind: str, group: str, info: dict[str, Any] | None = None) -> None:
+        """Run one benchmark.
+
+        Args:
+            mine: the candidate.
+            to: the reference, another checked candidate. If it is the candidate itself, the reference is a copy of as
+                many bytes.
+            kind: "pass", "block", "conv1x1", "network" or "convert".
+            group: group in the report; candidates of one group are compared with each other.
+            info: additional entries of ``extra_info``.
+        """
+        keep_freed_memory()
+        benchmark, workloads, settings = self.benchmark, self.workloads, self.settings
+        device = settings.device
+        candidate, result = workloads.checked(mine)
+        workload = workloads.check(mine.spec).workload
+        counted, working_set = workload.counted() or (None, COPIED)
+        to_itself = (to.spec.key, to.name, to.layout) == (mine.spec.key, mine.name, mine.layout)
+        other = None if to_itself else workloads.checked(to)[0]
+        reference = copier(device, working_set) if other is None else other.run
+        benchmark.group = group
+        about = workload.describe() | {
+            "layout": mine.layout,
+            "kind": kind,
+            "candidate": mine.name,
+            "errors": result.errors,
+        }
+        benchmark.extra_info.update(about, **(info or {}))
+        before = snapshot(device)
+        budget = settings.budget(workload)
+        pause = PAUSE if mine.name in SPINNING or to.name in SPINNING else 0.0
+        prime = candidate.rotate is not None  # not for networks, which replace the content of the caches in each call
+        theirs = timed(benchmark, candidate.run, reference, device, budget, prime=prime, pause=pause)
+        if theirs is None:  # --benchmark-disable
+            return
+        seconds = list(benchmark.stats.stats.data)
+        extra: dict[str, Any] = {}
+        if device != "cpu":
+            seconds, theirs, extra["timed_by"] = on_device(candidate.run, reference, device, budget, prime)
+        warm = Timing.of(seconds)
+        extra["seconds"] = warm.as_dict()
+        compared = {"ratio": (seconds, theirs)}
+        sets = 1 if candidate.rotate is None else cold_sets(working_set, settings)
+        if candidate.rotate is not None and sets > 1:
+            if other is None or other.rotate is None:
+                others: Sequence[Run] = [copier(device, working_set) for _ in range(sets)]
+            else:
+                others = other.rotate(sets)
+            compared["cold_ratio"] = cold_times(candidate.rotate(sets), others, device, budget / 2)
+            extra["cold"] = Timing.of(compared["cold_ratio"][0]).as_dict()
+            del others
+        if counted is not None:
+            extra |= {"counted_bytes": counted, "working_set_bytes": working_set, "flops": workload.flops(),
+                      "gb_per_second": counted / warm.median / 1e9}  # fmt: skip
+        quotients = {key: ratio(*both) for key, both in compared.items()}
+        if other is not None:
+            extra |= {key: {"to": to.name, **quotient.as_dict()} for key, quotient in quotients.items()}
+        elif counted is not None:  # the reference is a copy of the working set: compare the speeds
+            names = {"ratio": "warm", "cold_ratio": "cold"}
+            extra["share_of_copy"] = {names[key]: counted / working_set / q.median for key, q in quotients.items()}
+        candidate.reset()  # otherwise gradients of earlier runs would be freed during the measurement
+        extra["peak_bytes"] = peak_memory(candidate.run, workload.device)
+        candidate.reset()
+        if workload.mode != "infer":
+            extra["saved_bytes"] = saved_bytes(candidate.forward, candidate.kept)
+        benchmark.extra_info.update(extra, telemetry={"before": before, "after": snapshot(device)})

@@ -5,17 +5,15 @@ A group of the report is one workload: the same map, dtype and layout.
 
 from block import block_benchmark
 from cases import sizes
-from harness import Settings, WorkloadCache
+from harness import Bench
 
 
 def test_block(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     stage: str,
     block: str,
     dtype: str,
     layout: str,
     candidate: str,
 ) -> None:
-    block_benchmark(benchmark, workloads, settings, sizes(stage), block, dtype, layout, candidate)
+    block_benchmark(bench, sizes(stage), block, dtype, layout, candidate)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from cases import sizes
 from cublaslt import bytes_moved, cublaslt_conv1x1
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 from torch import Tensor
 
 from se_fused import backends, functional, reference
@@ -116,9 +116,7 @@ class Conv1x1Workload(Workload):
         return 2 * n * c * (c // 4) * h * w
 
 
-def test_conv1x1(
-    benchmark, workloads: WorkloadCache, settings: Settings, stage: str, dtype: str, candidate: str
-) -> None:
+def test_conv1x1(bench: Bench, stage: str, dtype: str, candidate: str) -> None:
     if candidate == "cublaslt" and torch.version.cuda is None:
         pytest.skip("cuBLASLt needs an NVIDIA GPU")
     n, c, h, w = sizes(stage)
@@ -126,10 +124,9 @@ def test_conv1x1(
 
     def spec(plain: bool) -> WorkloadSpec:
         return WorkloadSpec(
-            f"{group} {plain}", lambda: Conv1x1Workload((n, c, h, w), DTYPES[dtype], settings.device, plain)
+            f"{group} {plain}", lambda: Conv1x1Workload((n, c, h, w), DTYPES[dtype], bench.settings.device, plain)
         )
 
-    workloads.start_group(group)
-    to = (spec(False), "se_fused", "channels_last")
-    wanted = spec(candidate == "convolution")
-    run(benchmark, workloads, settings, wanted, candidate, "channels_last", kind="conv1x1", group=group, to=to)
+    bench.workloads.start_group(group)
+    mine = Contender(spec(candidate == "convolution"), candidate, "channels_last")
+    bench.run(mine, Contender(spec(False), "se_fused", "channels_last"), kind="conv1x1", group=group)

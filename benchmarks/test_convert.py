@@ -1,15 +1,14 @@
 """Benchmarks of networks of timm, torchvision and MONAI before and after ``se_fused.convert``."""
 
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 
 from se_fused._formats import DTYPES
 from se_fused.bench.workloads.converted import ConvertWorkload
+from se_fused.bench.workloads.network import ImageBatch
 
 
 def test_convert(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     model: str,
     mode: str,
     batch: str,
@@ -23,20 +22,15 @@ def test_convert(
     spec = WorkloadSpec(
         group,
         lambda: ConvertWorkload(
-            name, library, mode, DTYPES[dtype], settings.device, batch=int(batch), size=int(size), layouts=(layout,)
+            name,
+            library,
+            mode,
+            DTYPES[dtype],
+            bench.settings.device,
+            layouts=(layout,),
+            data=ImageBatch(int(batch), int(size)),
         ),
     )
-    workloads.start_group(group)
-    to = (spec, "converted", layout)
-    run(
-        benchmark,
-        workloads,
-        settings,
-        spec,
-        candidate,
-        layout,
-        kind="convert",
-        group=group,
-        to=to,
-        info={"network": name},
-    )
+    bench.workloads.start_group(group)
+    mine, to = Contender(spec, candidate, layout), Contender(spec, "converted", layout)
+    bench.run(mine, to, kind="convert", group=group, info={"network": name})

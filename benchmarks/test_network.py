@@ -4,10 +4,10 @@ The reference of a baseline is se_fused in channels_last. The reference of a net
 with SE, for the cost of SE.
 """
 
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 
 from se_fused._formats import DTYPES
-from se_fused.bench.workloads.network import ModelWorkload
+from se_fused.bench.workloads.network import ImageBatch, ModelWorkload
 
 PLAIN = {
     "seresnet18": "resnet18",
@@ -19,9 +19,7 @@ PLAIN = {
 
 
 def test_network(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     network: str,
     mode: str,
     batch: str,
@@ -36,17 +34,16 @@ def test_network(
     def spec(name: str) -> WorkloadSpec:
         return WorkloadSpec(
             f"{name} {group}",
-            lambda: ModelWorkload(name, mode, DTYPES[dtype], settings.device, batch=int(batch), size=int(size)),
+            lambda: ModelWorkload(
+                name, mode, DTYPES[dtype], bench.settings.device, data=ImageBatch(int(batch), int(size))
+            ),
         )
 
-    workloads.start_group(group)
+    bench.workloads.start_group(group)
     with_se, info = spec(network), {"network": network}
     if kind == "plain":
         info["plain"] = True
-        run(
-            benchmark, workloads, settings, spec(PLAIN[network]), candidate, layout, kind="network", group=group,
-            to=(with_se, candidate, layout), info=info,
-        )  # fmt: skip
-        return
-    to = with_se, "se_fused", "channels_last"
-    run(benchmark, workloads, settings, with_se, candidate, layout, kind="network", group=group, to=to, info=info)
+        mine, to = (Contender(each, candidate, layout) for each in (spec(PLAIN[network]), with_se))
+    else:
+        mine, to = Contender(with_se, candidate, layout), Contender(with_se, "se_fused", "channels_last")
+    bench.run(mine, to, kind="network", group=group, info=info)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import PASSES, sizes
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 from torch import Tensor
 
 from se_fused import backends
@@ -102,23 +102,21 @@ class PassWorkload(Workload):
 
 
 def test_pass(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     stage: str,
     dtype: str,
     layout: str,
     backend: str,
     kernel: str,
 ) -> None:
-    if (reason := backends.why_not(backends.BACKENDS[backend], settings.device, DTYPES[dtype])) is not None:
+    if (reason := backends.why_not(backends.BACKENDS[backend], bench.settings.device, DTYPES[dtype])) is not None:
         pytest.skip(f"{backend}: {reason}")
     shape = sizes(stage)
     group = f"passes {stage} {dtype} {layout}"
     spec = WorkloadSpec(
         f"{group} {backend} {kernel}",
-        lambda: PassWorkload(kernel, backend, shape, DTYPES[dtype], layout, settings.device),
+        lambda: PassWorkload(kernel, backend, shape, DTYPES[dtype], layout, bench.settings.device),
     )
-    workloads.start_group(spec.key)
-    to = (spec, "se_fused", layout)
-    run(benchmark, workloads, settings, spec, "se_fused", layout, kind="pass", group=group, to=to)
+    bench.workloads.start_group(spec.key)
+    mine = Contender(spec, "se_fused", layout)
+    bench.run(mine, mine, kind="pass", group=group)

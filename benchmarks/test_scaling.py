@@ -7,10 +7,10 @@ fixed sizes are a 14x14 map of 512 channels (axis batch), the first stage of Res
 """
 
 from block import block_benchmark
-from harness import Settings, WorkloadCache, WorkloadSpec, run
+from harness import Bench, Contender, WorkloadSpec
 
 from se_fused._formats import DTYPES
-from se_fused.bench.workloads.network import ModelWorkload
+from se_fused.bench.workloads.network import ImageBatch, ModelWorkload
 
 # height and width for each number of positions
 PLANES = {1: (1, 1), 10: (2, 5), 100: (10, 10), 1000: (25, 40), 10_000: (100, 100), 100_000: (250, 400),
@@ -31,24 +31,20 @@ def shape_of(axis: str, value: int, gpu: bool) -> tuple[int, int, int, int]:
 
 
 def test_scaling(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     axis: str,
     value: str,
     block: str,
     dtype: str,
     candidate: str,
 ) -> None:
-    shape = shape_of(axis, int(value), settings.device != "cpu")
+    shape = shape_of(axis, int(value), bench.settings.device != "cpu")
     study = {"study": {"axis": axis, "value": int(value)}}
-    block_benchmark(benchmark, workloads, settings, shape, block, dtype, "channels_last", candidate, study)
+    block_benchmark(bench, shape, block, dtype, "channels_last", candidate, study)
 
 
 def test_network_scaling(
-    benchmark,
-    workloads: WorkloadCache,
-    settings: Settings,
+    bench: Bench,
     axis: str,
     value: str,
     network: str,
@@ -60,13 +56,14 @@ def test_network_scaling(
 
     The fixed batch is 1, or 8 on a GPU.
     """
-    usual = 64 if settings.preset == "smoke" else 224
-    batch, size = (int(value), usual) if axis == "batch" else (8 if settings.device != "cpu" else 1, int(value))
+    usual = 64 if bench.settings.preset == "smoke" else 224
+    batch, size = (int(value), usual) if axis == "batch" else (8 if bench.settings.device != "cpu" else 1, int(value))
     group = f"{network} infer {batch}x{size} {dtype} by {axis}"
     spec = WorkloadSpec(
-        group, lambda: ModelWorkload(network, "infer", DTYPES[dtype], settings.device, batch=batch, size=size)
+        group,
+        lambda: ModelWorkload(network, "infer", DTYPES[dtype], bench.settings.device, data=ImageBatch(batch, size)),
     )
-    workloads.start_group(group)
+    bench.workloads.start_group(group)
     info = {"network": network, "study": {"axis": axis, "value": int(value)}}
-    to = (spec, "se_fused optimized", "channels_last")
-    run(benchmark, workloads, settings, spec, candidate, layout, kind="network", group=group, to=to, info=info)
+    mine, to = Contender(spec, candidate, layout), Contender(spec, "se_fused optimized", "channels_last")
+    bench.run(mine, to, kind="network", group=group, info=info)

@@ -6,18 +6,21 @@
 
 #include "ops.h"
 
-// The arguments of each record (params.h) in a schema. Only the forward pass changes the running statistics.
-#define SE_BATCH_NORM_SCHEMA(mean_alias, var_alias)      \
-  "Tensor" mean_alias "? running_mean, Tensor" var_alias \
-  "? running_var, Tensor? bn_weight, Tensor? bn_bias, bool batch_stats, float momentum, float eps, "
+// The arguments of each record (params.h) in a schema. Only the forward pass changes the running statistics. Inference
+// has no batch statistics and no momentum: each argument takes 600 instructions.
+#define SE_BATCH_NORM_SCHEMA(mean_alias, var_alias, training) \
+  "Tensor" mean_alias "? running_mean, Tensor" var_alias      \
+  "? running_var, Tensor? bn_weight, Tensor? bn_bias, " training "float eps, "
+#define SE_TRAINING_SCHEMA "bool batch_stats, float momentum, "
 #define SE_EXCITATION_SCHEMA \
   "Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, int act, int gate, "
 #define SE_END_SCHEMA "Tensor? residual, Tensor? drop_path_scale, int out_act, "
 
 // The same as parameters of the function that is bound to the schema, and the records made of them.
-#define SE_BATCH_NORM_PARAMETERS                                                                          \
+#define SE_BATCH_NORM_PARAMETERS(training)                                                                \
   const OptionalTensor &running_mean, const OptionalTensor &running_var, const OptionalTensor &bn_weight, \
-      const OptionalTensor &bn_bias, bool batch_stats, double momentum, double eps
+      const OptionalTensor &bn_bias, training double eps
+#define SE_TRAINING_PARAMETERS bool batch_stats, double momentum,
 #define SE_EXCITATION_PARAMETERS                                                                      \
   const OptionalTensor &fc1_weight, const OptionalTensor &fc1_bias, const OptionalTensor &fc2_weight, \
       const OptionalTensor &fc2_bias, int64_t act, int64_t gate
@@ -32,20 +35,22 @@
 namespace se_fused {
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_forward(
-    const Tensor& x, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS, bool save) {
+    const Tensor& x, SE_BATCH_NORM_PARAMETERS(SE_TRAINING_PARAMETERS), SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS,
+    bool save) {
   return block_forward(x, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD, SE_END_RECORD, save);
 }
 
-inline void batch_norm_squeeze_excite_inference(const Tensor& x, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS,
+inline void batch_norm_squeeze_excite_inference(const Tensor& x, SE_BATCH_NORM_PARAMETERS(), SE_EXCITATION_PARAMETERS,
                                                 SE_END_PARAMETERS, const Tensor& y) {
-  STD_TORCH_CHECK(!batch_stats, "inference takes the running statistics, so batch_stats must be false");
+  const bool batch_stats = false;
+  const double momentum = 0;
   block_inference(x, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD, SE_END_RECORD, y);
 }
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squeeze_excite_backward(
     const Tensor& dy, const Tensor& x, const Tensor& mask, const Tensor& mean, const Tensor& factor,
-    const Tensor& hidden, const Tensor& stats, SE_BATCH_NORM_PARAMETERS, SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS,
-    bool want_dr) {
+    const Tensor& hidden, const Tensor& stats, SE_BATCH_NORM_PARAMETERS(SE_TRAINING_PARAMETERS),
+    SE_EXCITATION_PARAMETERS, SE_END_PARAMETERS, bool want_dr) {
   return block_backward(dy, {x, mask, mean, factor, hidden, stats}, SE_BATCH_NORM_RECORD, SE_EXCITATION_RECORD,
                         SE_END_RECORD, want_dr);
 }
@@ -72,14 +77,15 @@ void define_operators(Library& m) {
   m.def(
       "scale_shift_act_backward(Tensor dr, Tensor? x, Tensor mask, Tensor mean, Tensor k1, Tensor k2, Tensor k3)"
       " -> Tensor dx");
-  m.def("batch_norm_squeeze_excite_forward(Tensor x, " SE_BATCH_NORM_SCHEMA("(a!)", "(b!)")
+  m.def("batch_norm_squeeze_excite_forward(Tensor x, " SE_BATCH_NORM_SCHEMA("(a!)", "(b!)", SE_TRAINING_SCHEMA)
             SE_EXCITATION_SCHEMA SE_END_SCHEMA
         "bool save) -> (Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)");
-  m.def("batch_norm_squeeze_excite_inference(Tensor x, " SE_BATCH_NORM_SCHEMA("", "") SE_EXCITATION_SCHEMA SE_END_SCHEMA
-        "Tensor(a!) y) -> ()");
+  m.def("batch_norm_squeeze_excite_inference(Tensor x, " SE_BATCH_NORM_SCHEMA("", "", "")
+            SE_EXCITATION_SCHEMA SE_END_SCHEMA "Tensor(a!) y) -> ()");
   m.def(
       "batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor mask, Tensor mean, Tensor factor,"
-      " Tensor hidden, Tensor stats, " SE_BATCH_NORM_SCHEMA("", "") SE_EXCITATION_SCHEMA SE_END_SCHEMA
+      " Tensor hidden, Tensor stats, " SE_BATCH_NORM_SCHEMA("", "", SE_TRAINING_SCHEMA)
+          SE_EXCITATION_SCHEMA SE_END_SCHEMA
       "bool want_dr) -> (Tensor dx, Tensor dr, Tensor dbn_weight, Tensor dbn_bias, Tensor dfc1_weight,"
       " Tensor dfc1_bias, Tensor dfc2_weight, Tensor dfc2_bias)");
 }

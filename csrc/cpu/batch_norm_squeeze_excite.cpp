@@ -43,13 +43,18 @@ Args excitation_args(const Layout& layout, const Parameters& p, const Excitation
   return g;
 }
 
-// Updates a running statistic, if it is given.
-void move(const OptionalTensor& running, const float* batch, double factor, double momentum, const Layout& layout,
-          const char* name) {
+// Updates a running statistic, if it is given; check_statistic has checked it.
+void move(const OptionalTensor& running, const float* batch, double factor, double momentum, int64_t c) {
   if (!running) return;
-  check_vector(*running, layout.c, name);
-  kernels().move[type_index(*running, name)](mutable_bytes(*running), batch, static_cast<float>(factor),
-                                             static_cast<float>(momentum), layout.c);
+  kernels().move[type_index(*running, "running statistics")](mutable_bytes(*running), batch, static_cast<float>(factor),
+                                                             static_cast<float>(momentum), c);
+}
+
+// Checks a running statistic, both before one of them is written.
+void check_statistic(const OptionalTensor& running, int64_t c, const char* name) {
+  if (!running) return;
+  check_vector(*running, c, name);
+  type_index(*running, name);
 }
 
 // The results other than y, for the backward pass and the running statistics.
@@ -65,6 +70,8 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   check_like(end.residual, x, layout, "residual");
   STD_TORCH_CHECK(norm.running_mean.has_value() == norm.running_var.has_value(),
                   "running_mean and running_var are required together");
+  check_statistic(norm.running_mean, c, "running_mean");
+  check_statistic(norm.running_var, c, "running_var");
 
   const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
   Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
@@ -131,8 +138,8 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   if (norm.batch_stats) {
     batch_norm(bn);
     const double count = static_cast<double>(n * layout.s);
-    move(norm.running_mean, bn.mu, 1, norm.momentum, layout, "running_mean");
-    move(norm.running_var, bn.var, count / (count - 1), norm.momentum, layout, "running_var");
+    move(norm.running_mean, bn.mu, 1, norm.momentum, c);
+    move(norm.running_var, bn.var, count / (count - 1), norm.momentum, c);
   }
   excitation(kernels().excitation[p.weight_type], g);
   scale_shift_act(passes, second, item, layout, save ? kPastCaches : kPastCachesInference);

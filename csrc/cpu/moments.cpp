@@ -83,7 +83,8 @@ namespace se_fused {
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Layout layout = layout_of(x, "x");
   Tensor mean = new_float(x, {layout.n, layout.c}), m2 = new_float(x, {layout.n, layout.c});
-  cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, floats(mean), floats(m2));
+  if (layout.numel())
+    cpu::moments(cpu::pass_kernels(x), cpu::bytes(x), cpu::item_bytes(x), layout, floats(mean), floats(m2));
   return {mean, m2};
 }
 
@@ -109,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tens
   args.p = floats(p);
   args.q = floats(q);
   args.out_act = act;
-  cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
+  if (layout.numel()) cpu::moments_backward(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout);
   return {dr, p, q};
 }
 

@@ -44,7 +44,11 @@ def _inference(operator: Operator) -> Callable[..., None]:
     def batch_norm_squeeze_excite_inference(
         x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, y: Tensor
     ) -> None:
-        operator(x, *_flat(bn, fc, options), y)
+        operator(
+            x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight,
+            fc.fc2_bias, ACT_CODES[fc.act], GATE_CODES[fc.gate], options.residual, options.drop_path_scale,
+            OUT_ACT_CODES[options.out_act], y,
+        )  # fmt: skip
 
     return batch_norm_squeeze_excite_inference
 

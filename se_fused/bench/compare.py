@@ -18,7 +18,7 @@ from .measure.timing import first_line, rounds_for, synchronizer, timed_together
 from .providers.registry import BASELINES, OURS
 from .workloads.base import MODES, Workload
 from .workloads.block import STAGES, BlockWorkload
-from .workloads.network import ModelWorkload
+from .workloads.network import ImageBatch, ModelWorkload
 
 __all__ = ["Row", "measure", "parse_target", "plan", "run"]
 
@@ -195,7 +195,12 @@ def plan(
             for mode in modes:
                 builds.append(
                     lambda dtype=dtype, mode=mode: ModelWorkload(  # type: ignore[misc]
-                        target, mode, DTYPES[dtype], device, layouts=layouts, batch=batch or 8, size=size or 224
+                        target,
+                        mode,
+                        DTYPES[dtype],
+                        device,
+                        layouts=layouts,
+                        data=ImageBatch(batch=batch or 8, size=size or 224),
                     )
                 )
         return builds

@@ -39,7 +39,8 @@ def _block(
     if not (compiling and fc is None and norm.present and left_to_the_compiler(norm.batch_stats)):
         backend = backend_for(x, compiling)
     # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
-    if backend is None or (fc is not None and not compiling and plain_is_faster(backend, x, norm, fc, options)):
+    has_one_position = fc is not None and not compiling and x.numel() == x.shape[0] * x.shape[1]
+    if backend is None or (has_one_position and plain_is_faster(backend, x, norm, layers, options)):
         return reference.block(x, norm, layers, options)
     if bn is not None and (any_wide or type(bn.momentum) is not float or type(bn.eps) is not float):
         norm = kernel_batch_norm(bn)

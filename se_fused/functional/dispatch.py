@@ -78,9 +78,9 @@ def backend_for(x: Tensor, compiling: bool | None = None) -> Backend | None:
 def plain_is_faster(
     backend: Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions
 ) -> bool:
-    """Whether ``auto`` runs plain PyTorch because it is faster: see :attr:`Backend.plain_from`."""
-    shape = x.shape
-    if x.numel() != shape[0] * shape[1] or forced() != "auto":
+    """Whether ``auto`` runs plain PyTorch for an x with one position because it is faster: see
+    :attr:`Backend.plain_from`."""
+    if forced() != "auto":
         return False
     tensors = (
         x, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias, bn.weight, bn.bias, options.residual

@@ -8,7 +8,7 @@ The operators mutate nothing: they return the batch's statistics, and :func:`bat
 running ones. In inference, eager mode may write y over x if the caller permits it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,8 +75,10 @@ class BackwardArguments(NamedTuple):
 
 
 def _forward_records(a: ForwardArguments) -> tuple[BatchNormParams, ExcitationParams, BlockOptions]:
+    # Kernels update running statistics that they get with batch_stats, and the operator mutates nothing.
+    running = (None, None) if a.batch_stats else (a.running_mean, a.running_var)
     return (
-        BatchNormParams(a.running_mean, a.running_var, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps),
+        BatchNormParams(*running, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps),
         ExcitationParams(a.fc1_weight, a.fc1_bias, a.fc2_weight, a.fc2_bias, a.act, a.gate),
         BlockOptions(a.residual, a.drop_path_scale, a.out_act),
     )
@@ -120,19 +122,21 @@ def _call_backward(
 
 
 # ---- the operators
+def _distinct(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Absent results may share one empty tensor, but an operator's results must be distinct tensors."""
+    return (t if t.numel() else t.new_empty(0) for t in results)
+
+
 def _operator_forward(a: ForwardArguments) -> Results:
     results = _call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, *_forward_records(a), a.save)
-    # Absent results may share one empty tensor, but an operator's results must be distinct tensors.
-    return Results(*(t if t.numel() or t is results.y else t.new_empty(0) for t in results))
+    return Results(*_distinct(results))
 
 
 def _operator_backward(a: BackwardArguments) -> Gradients:
     found = _call_backward(backends.select(a.x.device.type, a.x.dtype), a.dy, *_backward_records(a), a.want_dr)
     wide = a.mean.dtype  # a backend may return a parameter's gradient in the parameter's dtype
-    return Gradients(
-        found.dx, found.dr, found.dbn_weight.to(wide), found.dbn_bias.to(wide), found.dfc1_weight.to(wide),
-        found.dfc1_bias.to(wide), found.dfc2_weight.to(wide), found.dfc2_bias.to(wide),
-    )  # fmt: skip
+    dx, dr, *parameters = _distinct(found)
+    return Gradients(dx, dr, *(t.to(wide) for t in parameters))
 
 
 def _fake_forward(a: ForwardArguments) -> Results:

@@ -53,8 +53,9 @@ def _run(
     inplace: bool = False,
 ) -> Tensor:
     # With one channel or one position both orders are the same memory, and the convolution decides which one it
-    # returns.
-    rows_of_channels = h.dim() > 3 and is_channels_last(h) and not h.is_contiguous()
+    # returns. The result may have one channel too.
+    has_one_order = h.is_contiguous() or conv.weight.shape[0] == 1
+    rows_of_channels = h.dim() > 3 and is_channels_last(h) and not has_one_order
     given = options.residual
     if conv.packed is not None and backend.packed_conv1x1_squeeze_excite is not None and rows_of_channels:
         options = _like_result(options)

@@ -49,11 +49,11 @@ def _gated_conv1x1(*shapes: Any, **_: Any) -> int:
     return _layer(a.y[0] * prod(a.y[2:]), a.weight)
 
 
-def _convolution_pointwise(x: Shape, *args: Any, out_shape: Shape, **_: Any) -> int:
+def _convolution_pointwise(x: Shape, second: Any, third: Any, *_: Any, out_shape: Shape, **__: Any) -> int:
     """oneDNN's convolution with a fused elementwise operation. The weight keeps its shape (C, K / groups, *kernel) in
     oneDNN's memory order. It comes after x or, in the binary overload, after another map, so it is the last of the two
     with x's number of dimensions."""
-    weight = [t for t in args[:2] if t is not None and len(t) == len(x)][-1]
+    weight = [t for t in (second, third) if t is not None and len(t) == len(x)][-1]
     return _layer(out_shape[0] * prod(out_shape[2:]), weight)
 
 

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 __all__ = ["define", "no_second_derivative", "register_autograd", "schema", "through_dispatcher"]
 
@@ -27,12 +28,20 @@ def define(name: str, arguments: type, results: type, run: Callable[[Any], Any],
 
     Args:
         name: the operator's name.
-        arguments, results: NamedTuple classes; ``results`` may be ``Tensor``.
+        arguments, results: NamedTuple classes; ``results`` may be ``Tensor``. The first argument is a map.
         run: computes the results from the record of the arguments, on any device.
         fake: the same for tensors without memory: shapes, strides and dtypes.
     """
+
+    def run_unless_empty(*given: Any) -> Any:
+        # Kernels do not run on a map without elements. Sums over it, such as the parameters' gradients, are zero.
+        a = arguments(*given)
+        if next(iter(a)).numel():
+            return run(a)
+        return tree_map(torch.zero_, fake(a))
+
     _library.define(schema(name, arguments, results))
-    _library.impl(name, lambda *given: run(arguments(*given)), "CompositeExplicitAutograd")
+    _library.impl(name, run_unless_empty, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_fused::{name}", lambda *given: fake(arguments(*given)), lib=_library)
 
 

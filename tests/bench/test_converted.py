@@ -12,13 +12,14 @@ import se_fused
 from se_fused._formats import LAYOUTS
 from se_fused.bench.providers.modules import LIBRARIES
 from se_fused.bench.workloads.converted import CONVERTED, ConvertWorkload, library_model
+from se_fused.bench.workloads.network import ImageBatch
 
 SMALL = [("seresnet18", "timm"), ("mobilenetv3_small_050", "timm"), ("mobilenet_v3_small", "torchvision")]
 
 
 def built(name: str, library: str, mode: str, dtype: torch.dtype = torch.float32) -> ConvertWorkload:
     pytest.importorskip(library)
-    return ConvertWorkload(name, library, mode, dtype, "cpu", batch=4, size=64, num_classes=10)
+    return ConvertWorkload(name, library, mode, dtype, "cpu", data=ImageBatch(batch=4, size=64, num_classes=10))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -17,7 +17,7 @@ from se_fused.bench.providers.registry import ALL_MODES
 from se_fused.bench.workloads import block, network
 from se_fused.bench.workloads.base import Workload
 from se_fused.bench.workloads.block import BlockWorkload
-from se_fused.bench.workloads.network import ModelWorkload
+from se_fused.bench.workloads.network import ImageBatch, ModelWorkload
 from se_fused.testing.error_bounds import GRADIENT_FLOOR, relative_error
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -116,7 +116,7 @@ def test_hidden_units_of_every_library(library: str, channels: int) -> None:
 @pytest.mark.parametrize("network", ["seresnet18", "resnet18"])
 @pytest.mark.parametrize("name", [n for n in registry.NETWORK_PROVIDERS if not registry.compiles(n) and n != "eager"])
 def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
-    workload = ModelWorkload(network, "infer", dtype, "cpu", batch=4, size=64, num_classes=10)
+    workload = ModelWorkload(network, "infer", dtype, "cpu", data=ImageBatch(batch=4, size=64, num_classes=10))
     reason = registry.why_not(name, "cpu", dtype, "infer")
     if reason is not None:
         with pytest.raises(ValueError) as refused:
@@ -133,7 +133,7 @@ def test_network_inference(name: str, network: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("network", ["seresnet18", "resnet18"])
 def test_network_training(network: str) -> None:
-    workload = ModelWorkload(network, "train", torch.float32, "cpu", batch=4, size=64, num_classes=10)
+    workload = ModelWorkload(network, "train", torch.float32, "cpu", data=ImageBatch(batch=4, size=64, num_classes=10))
     assert_agrees(workload, "se_fused")
     mine, other = (workload.candidate("se_fused", "contiguous") for _ in range(2))
     assert not {t.data_ptr() for t in mine.kept} & {t.data_ptr() for t in other.kept}, "candidates share weights"
@@ -141,7 +141,9 @@ def test_network_training(network: str) -> None:
 
 def test_engines_follow_float64_closely() -> None:
     """In float32, engines err like PyTorch; their allowances are for the largest network in 16 bits."""
-    workload = ModelWorkload("seresnet18", "infer", torch.float32, "cpu", batch=4, size=64, num_classes=10)
+    workload = ModelWorkload(
+        "seresnet18", "infer", torch.float32, "cpu", data=ImageBatch(batch=4, size=64, num_classes=10)
+    )
     truth = workload.truth()
     for name in engines.ENGINES:
         if registry.why_not(name, "cpu", torch.float32, "infer") is None:
@@ -232,7 +234,7 @@ def test_compiled_candidates_live_side_by_side(mode: str, monkeypatch: pytest.Mo
         BlockWorkload((1, 8, 2, w), torch.float32, "contiguous", mode, "cpu") for w in range(1, 11)
     ]
     built += [
-        ModelWorkload(n, mode, torch.float32, "cpu", batch=2, size=32, num_classes=2)
+        ModelWorkload(n, mode, torch.float32, "cpu", data=ImageBatch(batch=2, size=32, num_classes=2))
         for n in ("seresnet18", "resnet18")
     ]
     candidates = [workload.candidate("compile", workload.compiled_layout) for workload in built]
@@ -351,7 +353,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="layout must be the workload's, 'contiguous'; got 'channels_last'"):
         workload.candidate("timm", "channels_last")
     with pytest.raises(ValueError, match="mode must be infer or train for a network; got 'forward'"):
-        ModelWorkload("seresnet18", "forward", torch.float32, "cpu", batch=1, size=32)
+        ModelWorkload("seresnet18", "forward", torch.float32, "cpu", data=ImageBatch(batch=1, size=32))
 
 
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:

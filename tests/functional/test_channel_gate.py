@@ -129,20 +129,6 @@ def test_compiled_through_aot():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("out_act", ["none", "relu", "silu", "hard_swish"])
-def test_opcheck(out_act):
-    given = {k: v.detach() if isinstance(v, Tensor) else v for k, v in CASE.draw(0).items()}
-    x, residual, factor = given["x"], given["residual"], torch.rand(4, 24)
-    ops = torch.ops.se_fused
-    torch.library.opcheck(ops.squeeze.default, (x,))
-    torch.library.opcheck(ops.squeeze_backward.default, (x, factor, factor))
-    torch.library.opcheck(ops.rescale.default, (x, residual, factor, out_act, True))
-    y, mask = ops.rescale(x, residual, factor, out_act, True)
-    torch.library.opcheck(
-        ops.rescale_backward.default, (torch.randn_like(y), x, residual, mask, factor, factor, out_act)
-    )
-
-
 def test_second_derivatives():
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     (dx,) = torch.autograd.grad(functional.channel_gate(x, torch.sigmoid).square().sum(), x, create_graph=True)

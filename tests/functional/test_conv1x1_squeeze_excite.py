@@ -243,18 +243,6 @@ def test_compiles_without_a_break(backend: str, layout: str) -> None:
     assert error(given, y, out_act="relu") <= 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_operator(backend: str) -> None:
-    given = draw(SHAPES["odd"], torch.float32, "channels_last")
-    folded = fold_squeeze(*(given[k] for k in ("conv_weight", "conv_bias", "fc1_weight", "fc1_bias")))
-    h, w, b, *fc, residual = given.values()
-    with backends.use_backend(backend):
-        torch.library.opcheck(
-            torch.ops.se_fused.conv1x1_squeeze_excite.default,
-            (h, w, b, *fc, *folded, pack_conv1x1(w), residual, "relu", "sigmoid", "relu"),
-        )
-
-
 def test_autocast() -> None:
     given = draw(SHAPES["odd"], torch.float32, "contiguous")
     with torch.autocast(DEVICE, torch.bfloat16), torch.no_grad():

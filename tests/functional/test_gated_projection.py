@@ -132,23 +132,6 @@ def test_compiles_without_a_break(training: bool, backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@each_backend
-def test_operators(backend: str) -> None:
-    for training in (True, False):
-        x, mean, var, w, b, *_ = draw(Case("batch_norm_act", (2, 5, 4, 3), device=DEVICE), 0).values()
-        bn = (None, None, w, b) if training else (mean, var, w, b)
-        with backends.use_backend(backend):
-            op = torch.ops.se_fused.batch_norm_act_squeeze.default
-            torch.library.opcheck(op, (x, *bn, training, 1e-5, "silu"))
-            _, _, m, stats = op(x, *bn, training, 1e-5, "silu")
-            args = (torch.randn_like(x), torch.randn_like(m), x, m, stats, w, b, training, 1e-5, "silu")
-            tests = ("test_schema", "test_faketensor")
-            detached = [t.detach() if isinstance(t, Tensor) else t for t in args]
-            torch.library.opcheck(
-                torch.ops.se_fused.batch_norm_act_squeeze_backward.default, detached, test_utils=tests
-            )
-
-
 def test_autocast_is_eager_modes() -> None:
     given = draw(Case("batch_norm_act", dtype=torch.bfloat16, device=DEVICE, out_act="silu"), 0)
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -301,8 +284,6 @@ def test_the_gated_convolution_compiles(backend: str, layout: str) -> None:
         with backends.use_backend(backend), torch.no_grad():
             compiled = torch.compile(gated_conv1x1, fullgraph=True, backend="aot_eager")
             assert torch.equal(compiled(**given), gated_conv1x1(**given))
-    with backends.use_backend(backend):
-        torch.library.opcheck(torch.ops.se_fused.gated_conv1x1.default, tuple(given.values()))
 
 
 def test_autocast_of_the_gated_convolution() -> None:

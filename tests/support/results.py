@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from se_fused._formats import LAYOUTS
 from se_fused.bench.report.load import parse
@@ -35,17 +35,23 @@ def spread(median: float, width: float = 0.02, n: int = 15) -> dict[str, float]:
     return {"median": median, "q1": median * (1 - width / 2), "q3": median * (1 + width / 2), "n": n}
 
 
+class _Group(NamedTuple):
+    """What the candidates of a benchmark have in common."""
+
+    kind: str
+    title: str
+    mode: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class _Writer:
     def __init__(self, seed: int, noise: float) -> None:
         self.random, self.noise, self.entries = random.Random(seed), noise, []
 
     def add(
         self,
-        kind: str,
-        title: str,
-        mode: str,
-        shape: tuple[int, ...],
-        dtype: str,
+        group: _Group,
         candidate: str,
         seconds: float,
         layout: str,
@@ -53,6 +59,7 @@ class _Writer:
         to: str = "se_fused",
         **more: Any,
     ) -> None:
+        kind, title, mode, shape, dtype = group
         seconds *= math.exp(self.random.gauss(0, self.noise))
         marks = [title.replace(" ", "_"), "x".join(map(str, shape)), dtype, layout, candidate.replace(" ", "_"), mode]
         marks += ["plain"] if more.get("plain") else []
@@ -100,7 +107,7 @@ def _block(
         if names is not None and name not in names:
             continue
         factor = factor if name == "se_fused" else factor * gain
-        to.add("block", TITLES[mode], mode, shape, dtype, name, (4e-6 + counted / 20e9) * factor, layout,
+        to.add(_Group("block", TITLES[mode], mode, shape, dtype), name, (4e-6 + counted / 20e9) * factor, layout,
                None if name == "se_fused" else factor, counted_bytes=counted, flops=counted,
                working_set_bytes=counted, peak_bytes=int(_elements(shape) * SIZES[dtype] * (1 + factor)),
                **({"saved_bytes": int(_elements(shape) * SIZES[dtype] * factor)} if mode == "train" else {}),
@@ -112,6 +119,7 @@ def _network(to: _Writer, batch: int, size: int, dtype: str, mode: str, plain: b
     title = f"seresnet50 {'inference' if mode == 'infer' else 'forward+backward'}"
     work = batch * (size / 224) ** 2 * (3 if mode == "train" else 1)
     shape, flops = (batch, 3, size, size), int(5e8 * work)
+    group = _Group("network", title, mode, shape, dtype)
     for (name, layout), factor in NETWORK.items():
         ratio = None if (name, layout) == ("se_fused", "channels_last") else factor
         fields = {"network": "seresnet50", "baseline": "timm 1.0.31", "flops": flops, "counted_bytes": int(6e7 * work),
@@ -120,11 +128,10 @@ def _network(to: _Writer, batch: int, size: int, dtype: str, mode: str, plain: b
             if name in ("openvino", "compile freezing", "se_fused optimized"):
                 continue
             fields["saved_bytes"] = int(90e6 * batch * factor)
-        to.add("network", title, mode, shape, dtype, name, base * factor, layout, ratio, **fields)
+        to.add(group, name, base * factor, layout, ratio, **fields)
         cost = SE_COST.get(name)
         if plain and cost is not None:
-            to.add("network", title, mode, shape, dtype, name, base * factor / (1 + cost), layout, 1 / (1 + cost), name,
-                   **fields, plain=True)  # fmt: skip
+            to.add(group, name, base * factor / (1 + cost), layout, 1 / (1 + cost), name, **fields, plain=True)
 
 
 def document(
@@ -153,20 +160,24 @@ def document(
         for dtype in dtypes:
             for name, passes in (("moments (cpu)", 1), ("scale_shift_act (cpu)", 3)):
                 counted = passes * _elements(shape) * SIZES[dtype]
-                to.add("pass", name, "forward", shape, dtype, "se_fused", counted / 22e9, "contiguous",
+                to.add(_Group("pass", name, "forward", shape, dtype), "se_fused", counted / 22e9, "contiguous",
                        counted_bytes=counted, flops=2 * _elements(shape), working_set_bytes=counted)  # fmt: skip
     ways = {"se_fused": 1.0, "product": 1.1, "separate": 1.5, "eager": 1.6, "convolution": 0.92}
     for name, factor in ways.items():
-        to.add("conv1x1", "gated convolution", "infer", (8, 256, 56, 56), "float32", name, 2e-3 * factor,
-               "channels_last", None if name == "se_fused" else factor, counted_bytes=4 * 10**7)  # fmt: skip
+        group = _Group("conv1x1", "gated convolution", "infer", (8, 256, 56, 56), "float32")
+        ratio = None if name == "se_fused" else factor
+        to.add(group, name, 2e-3 * factor, "channels_last", ratio, counted_bytes=4 * 10**7)
     for batch in (1,) if small else (1, 8):
         for dtype in dtypes:
             for mode in ("infer", "train"):
                 _network(to, batch, 224, dtype, mode)
     for name, factor in (("converted", 1.0), ("original", 1.31)):
-        to.add("convert", "timm seresnet50 inference", "infer", (8, 3, 224, 224), "float32", name, 0.12 * factor,
-               "channels_last", None if name == "converted" else factor, "converted", network="seresnet50",
-               peak_bytes=int(4e8 * factor))  # fmt: skip
+        group = _Group("convert", "timm seresnet50 inference", "infer", (8, 3, 224, 224), "float32")
+        ratio = None if name == "converted" else factor
+        to.add(
+            group, name, 0.12 * factor, "channels_last", ratio, "converted", network="seresnet50",
+            peak_bytes=int(4e8 * factor),
+        )  # fmt: skip
     if not small:
         few = ("se_fused", "eager", "compile")
         for mode in PASSES:

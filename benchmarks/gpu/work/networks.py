@@ -26,7 +26,7 @@ from se_fused.bench.providers.registry import compiles, why_not
 from se_fused.bench.providers.torch_compile import fresh_compiler
 from se_fused.bench.workloads import network
 from se_fused.bench.workloads.base import Candidate
-from se_fused.bench.workloads.network import ModelWorkload
+from se_fused.bench.workloads.network import ImageBatch, ModelWorkload
 
 from ..target import Target, target
 from . import at, emit
@@ -110,8 +110,8 @@ def _network(name: str, mode: str, batch: int, there: Target, ahead: bool) -> di
     about = {"network": name, "mode": mode, "batch": batch, "image": there.image,
              "dtype": str(there.dtype).removeprefix("torch.")}  # fmt: skip
     workload = _Workload(
-        name, mode, there.dtype, there.device, layouts=(LAYOUT,), batch=batch, size=there.image,
-        num_classes=10 if there.rehearsal else 1000,
+        name, mode, there.dtype, there.device, layouts=(LAYOUT,),
+        data=ImageBatch(batch, there.image, num_classes=10 if there.rehearsal else 1000),
     )  # fmt: skip
     judge = None if ahead else AccuracyCheck(workload)
     ours: Candidate | None = None

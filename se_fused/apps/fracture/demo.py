@@ -23,7 +23,7 @@ from ...bench.report import plots
 from ...bench.report.console import print_rows, print_table, table
 from ...bench.report.format import times
 from ...bench.report.style import style
-from ...bench.workloads.network import ModelWorkload, settle, shared_start
+from ...bench.workloads.network import ImageBatch, ModelWorkload, settle, shared_start
 from ...testing.error_bounds import relative_error
 from .images import load_folder
 from .synth import CLASSES, phantoms
@@ -149,8 +149,8 @@ def _train(
     for i in range(settings.steps):
         x, labels = _batch(data, images, i, settings.batch)
         workload = ModelWorkload(
-            settings.model, "train", DTYPES[settings.dtype], settings.device, images=x, targets=labels,
-            num_classes=num_classes, start=ours,
+            settings.model, "train", DTYPES[settings.dtype], settings.device,
+            data=ImageBatch(images=x, targets=labels, num_classes=num_classes), start=ours,
         )  # fmt: skip
         progress(f"training step {i + 1} of {settings.steps}", i / settings.steps)
         truth = workload.truth()
@@ -182,7 +182,8 @@ def run(data: Data, settings: Settings, progress: Progress = lambda *_: None) ->
     first, labels = _batch(data, images, 0, settings.batch)
     start = shared_start(settings.model, num_classes, 1)
     settle(start, first)
-    shared: dict[str, Any] = {"images": first, "targets": labels, "num_classes": num_classes, "start": start}
+    pictures = ImageBatch(images=first, targets=labels, num_classes=num_classes)
+    shared: dict[str, Any] = {"data": pictures, "start": start}
     dtype = DTYPES[settings.dtype]
 
     steps = _train(data, images, settings, start, num_classes, lambda w, s: progress(w, 0.25 * s))

@@ -212,7 +212,7 @@ def scale_shift_act(
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save_mask else None
     launch_scale_shift_act(x, residual, y, mask, out_act, m, Coefficients(scale, shift))
-    return y, x.new_empty(0) if mask is None else mask
+    return y, scale.new_empty(0) if mask is None else mask
 
 
 def moments_backward(
@@ -230,7 +230,7 @@ def moments_backward(
     dr, sums = launch_moments_backward(
         MomentsBackward(dy, x, residual, mask, mean), out_act, want_dr, None, Coefficients(scale, shift)
     )
-    return x.new_empty(0) if dr is None else dr, sums.p.sum(0), sums.q.sum(0)
+    return mean.new_empty(0) if dr is None else dr, sums.p.sum(0), sums.q.sum(0)
 
 
 def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..._formats import LAYOUTS
 from ...nn import convert
 from ..providers.modules import LIBRARIES
 from ..providers.registry import missing
 from .base import Candidate
-from .network import NetworkWorkload, settle
+from .network import ImageBatch, NetworkWorkload, settle
 
 __all__ = ["CONVERTED", "ConvertWorkload", "library_model"]
 
@@ -84,10 +84,7 @@ class ConvertWorkload(NetworkWorkload):
         mode: "infer" or "train".
         dtype, device: dtype, as described above, and device.
         layouts: layouts in which both are measured.
-        batch, size, in_chans: shape (batch, in_chans, size, size) of random images.
-        num_classes: number of classes.
-        images: (N, C, H, W) float32 images to use instead of random ones.
-        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
+        data: the images and their classes.
         seed: seed of the weights.
 
     Raises:
@@ -106,20 +103,14 @@ class ConvertWorkload(NetworkWorkload):
         device: str | torch.device,
         *,
         layouts: Sequence[str] = tuple(LAYOUTS),
-        batch: int = 8,
-        size: int = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        images: Tensor | None = None,
-        targets: Tensor | None = None,
+        data: ImageBatch,
         seed: int = 0,
     ) -> None:
-        shape = (batch, in_chans, size, size) if images is None else tuple(images.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            original = library_model(name, library, num_classes, shape[1])
+            original = library_model(name, library, data.num_classes, data.shape[1])
         what = "inference" if mode == "infer" else "forward+backward"
-        super().__init__(f"{library} {name} {what}", mode, dtype, device, layouts, shape, images, targets, num_classes)
+        super().__init__(f"{library} {name} {what}", mode, dtype, device, layouts, data)
         original = original.to(self.device)
         settle(original, self.inputs["contiguous"].float())
         self.baseline = f"{library} {metadata.version(library)}"

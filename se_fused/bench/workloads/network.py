@@ -6,6 +6,7 @@ The baseline is timm's model or else se_fused's model in plain PyTorch, eager, c
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..providers.torch_compile import between_graphs, compile_mode, compiled, fr
 from .base import MODES, Candidate, Workload
 
 __all__ = [
+    "ImageBatch",
     "ModelWorkload",
     "NetworkWorkload",
     "network_bytes",
@@ -167,6 +169,34 @@ def network_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, mo
     return moved, working_set
 
 
+@dataclass(frozen=True)
+class ImageBatch:
+    """The images and classes of a network's workload.
+
+    Args:
+        batch, size, in_chans: shape (batch, in_chans, size, size) of random images.
+        num_classes: number of classes.
+        images: (N, C, H, W) float32 images to use instead of random ones.
+        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
+    """
+
+    batch: int = 8
+    size: int = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    images: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return (self.batch, self.in_chans, self.size, self.size) if self.images is None else tuple(self.images.shape)
+
+    def classes(self) -> Tensor:
+        """The class of each image."""
+        return torch.arange(self.shape[0]) % self.num_classes if self.targets is None else self.targets
+
+
 class NetworkWorkload(Workload):
     """Base class of network workloads; subclasses set ``_models``.
 
@@ -178,10 +208,7 @@ class NetworkWorkload(Workload):
         mode: "infer" or "train".
         dtype, device: dtype, as described above, and device.
         layouts: layouts in which se_fused and the eager baseline are measured.
-        shape: shape (N, C, H, W) of the images.
-        images: (N, C, H, W) float32 images; None uses normal random numbers.
-        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
-        num_classes: number of classes.
+        data: the images and their classes.
         learning_rate: if above zero, the timed training step includes a step of SGD with momentum.
     """
 
@@ -199,25 +226,21 @@ class NetworkWorkload(Workload):
         dtype: torch.dtype,
         device: str | torch.device,
         layouts: Sequence[str],
-        shape: Sequence[int],
-        images: Tensor | None,
-        targets: Tensor | None,
-        num_classes: int,
+        data: ImageBatch,
         learning_rate: float = 0.0,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be infer or train for a network; got {mode!r}")
         self.title, self.learning_rate = title, learning_rate
         self.mode, self.dtype, self.device, self.layouts = mode, dtype, torch.device(device), tuple(layouts)
-        self._given = images
-        self.shape = tuple(shape)
+        self._given = data.images
+        self.shape = data.shape
         input_dtype = dtype if mode == "infer" else torch.float32
         self.inputs = {
             layout: torch.empty(self.shape, dtype=input_dtype, device=self.device).to(memory_format=LAYOUTS[layout])
             for layout in LAYOUTS
         }
-        counted = torch.arange(self.images) % num_classes if targets is None else targets
-        self.targets = counted.to(self.device)
+        self.targets = data.classes().to(self.device)
         self.draw(0)
 
     @torch.no_grad()
@@ -310,10 +333,7 @@ class ModelWorkload(NetworkWorkload):
         mode: "infer" or "train".
         dtype, device: dtype, as described above, and device.
         layouts: layouts in which se_fused and the eager baseline are measured.
-        images: (N, C, H, W) float32 images; None uses normal random numbers of shape (batch, in_chans, size, size).
-        targets: (N,) int64 classes; None uses the numbers 0 to N - 1 modulo ``num_classes``.
-        batch, size, in_chans: shape of random images.
-        num_classes: number of classes.
+        data: the images and their classes.
         start: model of se_fused with the initial weights of all candidates; None: :func:`shared_start`.
         learning_rate: if above zero, the timed training step includes a step of SGD with momentum.
 
@@ -329,23 +349,14 @@ class ModelWorkload(NetworkWorkload):
         device: str | torch.device,
         *,
         layouts: Sequence[str] = tuple(LAYOUTS),
-        images: Tensor | None = None,
-        targets: Tensor | None = None,
-        batch: int = 8,
-        size: int = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        data: ImageBatch,
         start: nn.Module | None = None,
         learning_rate: float = 0.0,
     ) -> None:
-        if images is not None:
-            batch, in_chans = images.shape[:2]
         step = "training step" if learning_rate else "forward+backward"
-        super().__init__(
-            f"{name} {'inference' if mode == 'infer' else step}", mode, dtype, device, layouts,
-            (batch, in_chans, size, size) if images is None else images.shape, images, targets, num_classes,
-            learning_rate,
-        )  # fmt: skip
+        title = f"{name} {'inference' if mode == 'infer' else step}"
+        super().__init__(title, mode, dtype, device, layouts, data, learning_rate)
+        num_classes = data.num_classes
         ours = shared_start(name, num_classes, self.shape[1]) if start is None else copy.deepcopy(start)
         ours = ours.to(self.device)
         if start is None:

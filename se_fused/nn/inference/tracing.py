@@ -203,10 +203,10 @@ class _Tracer(fx.Tracer):
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.arguments.names]
         proxies = [constants.get(name, proxy) for name, proxy in zip(self.arguments.names, proxies, strict=True)]
 
-        def forward(root: nn.Module, *given: Any) -> Any:
-            return root.forward(*given[:count], **dict(zip(by_name, given[count:], strict=True)))
+        def forward(root: nn.Module, places: list[Any], names: dict[str, Any]) -> Any:
+            return root.forward(*places, **names)
 
-        return forward, [self.root, *proxies]
+        return forward, [self.root, proxies[:count], dict(zip(by_name, proxies[count:], strict=True))]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -22,7 +22,7 @@ from se_fused.apps.fracture.evaluation import metrics
 from se_fused.apps.fracture.evaluation.comparison import compare, write_comparison
 from se_fused.apps.fracture.evaluation.comparison_report import headline, mean_sd, p_value, report_text, table_markdown
 from se_fused.apps.fracture.evaluation.runs import by_model, load_runs, runs_below, title, train_missing
-from se_fused.apps.fracture.evaluation.speed import measure_speed
+from se_fused.apps.fracture.evaluation.speed import SpeedOptions, measure_speed
 from se_fused.apps.fracture.manifest import Manifest
 from se_fused.apps.fracture.predictions import Predictions
 
@@ -65,7 +65,9 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(runs, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "comparison"
-    return output, write_comparison(load_runs(runs_below(runs)), output, draws=200, batch=2, rounds=1)
+    return output, write_comparison(
+        load_runs(runs_below(runs)), output, draws=200, speed=SpeedOptions(batch=2, rounds=1)
+    )
 
 
 def test_models_in_the_papers_order_by_seed(runs):
@@ -177,7 +179,7 @@ def test_what_differs_is_not_timed(monkeypatch):
         return forward(self, x) * (1.001 if forced() == "auto" and self is not None else 1.0)
 
     monkeypatch.setattr(type(wrong.model), "forward", lying)
-    rows = measure_speed({"a": wrong, "b": narrow("unet")}, batch=2, rounds=1)["modes"]["infer"]
+    rows = measure_speed({"a": wrong, "b": narrow("unet")}, SpeedOptions(batch=2, rounds=1))["modes"]["infer"]
     assert "logits: error" in rows["a"]["differs"] and "fused" not in rows["a"]
     assert rows["b"]["differs"] == "" and "fused" in rows["b"]
 

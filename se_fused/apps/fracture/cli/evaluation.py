@@ -176,6 +176,7 @@ def compare_models_command(
     try:
         from ..evaluation.comparison import write_comparison
         from ..evaluation.runs import SYSTEMS, load_runs, runs_below, train_missing
+        from ..evaluation.speed import SpeedOptions
         from ..training import Config
     except ImportError as error:
         raise InputError(f"{_MISSING} ({error})") from None
@@ -191,8 +192,8 @@ def compare_models_command(
             )  # fmt: skip
             device = base.training.device if device is None and base.training.device != "auto" else device
         content = write_comparison(
-            load_runs(folders, progress), output, draws=draws, seed=seed, device=device or "cpu", batch=batch,
-            dtype=DTYPES[dtype], speed=speed, progress=progress,
+            load_runs(folders, progress), output, draws=draws, seed=seed, progress=progress,
+            speed=SpeedOptions(device or "cpu", batch, DTYPES[dtype]) if speed else None,
         )  # fmt: skip
     _show_comparison(content, output)
 

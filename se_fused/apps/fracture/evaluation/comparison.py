@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...._atomic_write import write_text
 from ....info.provenance import place
@@ -28,7 +27,7 @@ from .metrics import metrics
 from .pairs import holm, mcnemar, paired, seed_mean
 from .report import baseline_figures
 from .runs import Finished, by_model, title
-from .speed import measure_speed
+from .speed import SpeedOptions, measure_speed
 
 __all__ = ["compare", "write_comparison"]
 
@@ -149,11 +148,7 @@ def write_comparison(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    batch: int = 32,
-    dtype: torch.dtype = torch.float32,
-    speed: bool = True,
-    rounds: int | None = None,
+    speed: SpeedOptions | None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Compare runs; writes table1.md, table1.csv, figure2.png, figure3.png, confusion.png, report.md, results.json.
@@ -162,8 +157,7 @@ def write_comparison(
         runs: from :func:`se_fused.apps.fracture.evaluation.runs.load_runs`.
         output: output folder; created if missing.
         draws, seed: number and random seed of the bootstrap resamples.
-        device, batch, dtype, rounds: as in :func:`se_fused.apps.fracture.evaluation.speed.measure_speed`.
-        speed: whether to measure the speed.
+        speed: how to measure the speed, or None not to measure it.
         progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
@@ -171,12 +165,9 @@ def write_comparison(
     """
     output.mkdir(parents=True, exist_ok=True)
     measured = None
-    if speed:
+    if speed is not None:
         classifiers = {name: group[0].classifier for name, group in by_model(runs).items()}
-        measured = measure_speed(
-            classifiers, device=device, batch=batch, dtype=dtype, rounds=rounds,
-            progress=lambda what, share: progress(what, share / 2),
-        )  # fmt: skip
+        measured = measure_speed(classifiers, speed, lambda what, share: progress(what, share / 2))
     content = compare(
         runs, draws=draws, seed=seed, speed=measured, progress=lambda what, share: progress(what, 0.5 + 0.45 * share)
     )

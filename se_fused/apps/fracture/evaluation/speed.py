@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ....bench.measure.timing import Timing, first_line, in_turn, ratio, rounds_
 from ....testing.error_bounds import GRADIENT_FLOOR, relative_error
 from ..classifier import Classifier
 
-__all__ = ["BACKENDS", "measure_speed"]
+__all__ = ["BACKENDS", "SpeedOptions", "measure_speed"]
 
 BACKENDS = {"fused": "auto", "plain": "reference"}
 """{variant: backend}: the fused kernels, if there are any for the device, and the same network in plain PyTorch."""
@@ -26,6 +27,23 @@ _FACTOR = 10.0
 _SECONDS = 6.0
 
 Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """How :func:`measure_speed` measures.
+
+    Args:
+        device: device of the measurement.
+        batch: batch size, >= 2.
+        dtype: float32, or bfloat16 or float16 for autocast.
+        rounds: number of rounds; None: as many as take about 6 s, at least 5.
+    """
+
+    device: torch.device | str = "cpu"
+    batch: int = 32
+    dtype: torch.dtype = torch.float32
+    rounds: int | None = None
 
 
 def _step(model: nn.Module, mode: str, x: Tensor, labels: Tensor, low: torch.dtype | None) -> Tensor:
@@ -78,11 +96,7 @@ def _pair(classifier: Classifier, mode: str, device: torch.device) -> dict[str, 
 
 def measure_speed(
     classifiers: Mapping[str, Classifier],
-    *,
-    device: torch.device | str = "cpu",
-    batch: int = 32,
-    dtype: torch.dtype = torch.float32,
-    rounds: int | None = None,
+    options: SpeedOptions,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Measure time and memory of one batch for all models, with fused kernels and in plain PyTorch.
@@ -92,10 +106,7 @@ def measure_speed(
 
     Args:
         classifiers: {model: classifier}.
-        device: device of the measurement.
-        batch: batch size, >= 2.
-        dtype: float32, or bfloat16 or float16 for autocast.
-        rounds: number of rounds; None: as many as take about 6 s, at least 5.
+        options: device, batch size, dtype and number of rounds.
         progress: called with a description of the current step and the completed share, 0 to 1.
 
     Returns:
@@ -104,9 +115,9 @@ def measure_speed(
         n}, "differs": text}}}}``. "train" is a forward and a backward pass, without the optimizer step. "speedup" is
         the time of plain divided by the time of fused in the same rounds; above 1 the fused kernels are faster.
     """
+    batch, device, dtype = options.batch, torch.device(options.device), options.dtype
     check_int(batch, "batch", 2)
     keep_freed_memory()
-    device = torch.device(device)
     low = None if dtype == torch.float32 else dtype
     modes: dict[str, Any] = {}
     for k, mode in enumerate(MODES):
@@ -128,7 +139,7 @@ def measure_speed(
                 for way, model in pair.items():
                     steps[f"{name} {way}"] = _called(model, way, mode, x, labels, low)
         progress(f"timing {mode}", (k + 0.4) / 2)
-        times = _times(steps, device, rounds)
+        times = _times(steps, device, options.rounds)
         for name, row in rows.items():
             if row["differs"]:
                 continue
