@@ -81,9 +81,8 @@ def check_parameters(parameters: Iterable[Parameter], x: Tensor, of: str = "x") 
             raise ValueError(f"{name} is on {t.device}, {of} on {x.device}: move one, for example {name}.to(x.device)")
         given = t.shape
         if given != shape and (given[: len(shape)] != shape or any(size != 1 for size in given[len(shape) :])):
-            also = " or that of a 1x1 convolution" if len(shape) == 2 else ""
             raise ValueError(
-                f"{name} must be {meaning} = {shape}{also}, got {tuple(given)} for {of} of shape {tuple(x.shape)}"
+                f"{name} must be {meaning} = {shape}, got {tuple(given)} for {of} of shape {tuple(x.shape)}"
             )
         if dtype is _WIDE:
             any_wide = True

@@ -36,12 +36,7 @@ BAD = {
     "residual's device": ("residual", torch.randn(N, C, 4, 4, device="meta"), ValueError, "residual is on meta"),
     "fc1 transposed": ("fc1_weight", torch.randn(C, R), ValueError, r"must be \(R, C\) = \(6, 6\).*\(6, 3\)"),
     "fc1 is 3x3": ("fc1_weight", torch.randn(R, C, 3, 3), ValueError, "fc1_weight must be"),
-    "fc1 is 1-D": (
-        "fc1_weight",
-        torch.randn(C),
-        ValueError,
-        r"fc1_weight must be \(R, C\) = \(6, 6\) or that of a 1x1 convolution, got \(6,\)",
-    ),
+    "fc1 is 1-D": ("fc1_weight", torch.randn(C), ValueError, r"fc1_weight must be \(R, C\) = \(6, 6\), got \(6,\)"),
     "fc1 has no outputs": ("fc1_weight", torch.randn(0, C), ValueError, "at least one output"),
     "fc1 missing": ("fc1_weight", None, TypeError, "fc1_weight must be a torch.Tensor, got NoneType"),
     "fc2's shape": ("fc2_weight", torch.randn(C, R + 1), ValueError, r"fc2_weight must be \(C, R\) = \(6, 3\)"),
