@@ -65,7 +65,7 @@ template <class Library>
 void define_operators(Library& m) {
   m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");
   m.def(
-      "scale_shift_act(Tensor x, Tensor? residual, Tensor scale, Tensor shift, int out_act, bool save_mask)"
+      "scale_shift_act(Tensor x, Tensor? residual, Tensor scale, Tensor? shift, int out_act, bool save_mask)"
       " -> (Tensor y, Tensor mask)");
   m.def(
       "moments_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor scale, Tensor shift,"

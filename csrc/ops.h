@@ -17,9 +17,10 @@ namespace se_fused {
 // mean (N, C) and m2 (N, C) = sum (x - mean)^2
 std::tuple<Tensor, Tensor> moments(const Tensor& x);
 
-// (y, mask): y = out_act(scale * x + shift + residual); mask: uint8, one bit per element, or empty without save_mask
+// (y, mask): y = out_act(scale * x + shift + residual), without shift if it is absent; mask: uint8, one bit per
+// element, or empty without save_mask
 std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
-                                           const Tensor& shift, int64_t out_act, bool save_mask);
+                                           const OptionalTensor& shift, int64_t out_act, bool save_mask);
 
 // (dr, P, Q): dr = dy * out_act', P = sum dr, Q = sum dr * (x - mean); dr is empty if not wanted
 std::tuple<Tensor, Tensor, Tensor> moments_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& residual,

@@ -185,22 +185,31 @@ def keep_order(y: Tensor, x: Tensor) -> Tensor:
     without AVX-512. PyTorch's own convolution then runs and returns the contiguous order, as every 1-D convolution
     does.
     """
+    contiguous = x.is_contiguous()
+    if contiguous and y.is_contiguous():
+        return y  # y itself and not a view, because a trace would record the view
     rows = y.movedim(1, -1)  # tensors inside vmap raise if tested with memory_format=torch.channels_last
     last = x.movedim(1, -1).is_contiguous()
-    if (last and rows.is_contiguous()) or (x.is_contiguous() and y.is_contiguous()):
-        return y  # y itself and not a view, because a trace would record the view
-    if x.is_contiguous():
+    if last and rows.is_contiguous():
+        return y
+    if contiguous:
         return y.contiguous()
     return rows.contiguous().movedim(-1, 1) if last else y
 
 
+_CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
 def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of (N, K, *spatial) with weight (C, K) or (C, K, 1, ...): (N, C, *spatial), in h's order."""
-    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[h.dim()]
-    # The weight becomes a matrix first: with the strides of a channels_last weight the result would be channels_last
-    # for any h.
-    weight = weight.flatten(1)
-    return keep_order(conv(h, weight.reshape(weight.shape + (1,) * (h.dim() - 2)), bias), h)
+    dims = h.dim()
+    conv = _CONV[dims]
+    # A weight of another shape becomes a matrix first, and so does one in channels_last: with its strides the result
+    # would be channels_last for any h.
+    if weight.dim() != dims or not weight.is_contiguous():
+        weight = weight.flatten(1)
+        weight = weight.reshape(weight.shape + (1,) * (dims - 2))
+    return keep_order(conv(h, weight, bias), h)
 
 
 def conv1x1_squeeze_excite(

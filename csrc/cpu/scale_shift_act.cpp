@@ -46,7 +46,7 @@ void scale_shift_act_backward(const PassKernels& k, const ScaleShiftActBackwardA
 namespace se_fused {
 
 std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
-                                           const Tensor& shift, int64_t out_act, bool save_mask) {
+                                           const OptionalTensor& shift, int64_t out_act, bool save_mask) {
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
   check_like(residual, x, layout, "residual");
@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.y = cpu::mutable_bytes(y);
   args.mask = save_mask ? reinterpret_cast<uint8_t*>(cpu::mutable_bytes(mask)) : nullptr;
   args.scale = float_vector(scale, nc, "scale");
-  args.shift = float_vector(shift, nc, "shift");
+  const std::unique_ptr<float[]> zeros(shift ? nullptr : new float[nc]());
+  args.shift = shift ? float_vector(*shift, nc, "shift") : zeros.get();
   args.out_act = out_act_of(out_act);
   cpu::scale_shift_act(cpu::pass_kernels(x), args, cpu::item_bytes(x), layout, cpu::kPastCaches);
   return {y, mask};

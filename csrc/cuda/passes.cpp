@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x) {
 }
 
 std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor& residual, const Tensor& scale,
-                                           const Tensor& shift, int64_t out_act, bool save_mask) {
+                                           const OptionalTensor& shift, int64_t out_act, bool save_mask) {
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t nc = layout.n * layout.c;
@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.y = mutable_data(y);
   args.mask = save_mask ? static_cast<uint8_t*>(mutable_data(mask)) : nullptr;
   args.by.scale = float_vector(scale, nc, "scale");
-  args.by.shift = float_vector(shift, nc, "shift");
+  const Tensor added = shift ? *shift : torch::stable::new_zeros(scale, {layout.n, layout.c});
+  args.by.shift = float_vector(added, nc, "shift");
   args.out_act = out_act_of(out_act);
   args.map = map;
   args.cut = part_of(args.map);

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _checks as check
 from .._params import BatchNormParams, BlockOptions, Conv1x1Params, ExcitationParams
 from ..activations import ACTIVATIONS, GATES, OUT_ACTIVATIONS
-from ..ops.layout import dense_like
+from ..ops.layout import dense_like, is_channels_last
 
 __all__ = [
     "ConvNames",
@@ -25,7 +25,9 @@ __all__ = [
     "check_residual",
     "common_dtype",
     "excitation_parameters",
+    "has_float_settings",
     "has_kernel_form",
+    "has_kernel_order",
     "kernel_batch_norm",
     "kernel_excitation",
     "kernel_options",
@@ -197,6 +199,11 @@ def _narrow(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.dtype != torch.float64 else t.float()
 
 
+def has_float_settings(bn: BatchNormParams) -> bool:
+    """Whether momentum and eps are floats; they may be ints."""
+    return type(bn.momentum) is float and type(bn.eps) is float
+
+
 def kernel_batch_norm(bn: BatchNormParams) -> BatchNormParams:
     """Batch norm's settings as floats, and its tensors without float64; but running statistics that are to be updated
     stay as they are."""
@@ -225,6 +232,16 @@ def kernel_excitation(fc: ExcitationParams) -> ExcitationParams:
     if fc1_weight.dtype != fc2_weight.dtype or fc1_weight.dtype == torch.float64:
         fc1_weight, fc2_weight = fc1_weight.float(), fc2_weight.float()
     return ExcitationParams(fc1_weight, _narrow(fc.fc1_bias), fc2_weight, _narrow(fc.fc2_bias), fc.act, fc.gate)
+
+
+def has_kernel_order(x: Tensor, options: BlockOptions) -> bool:
+    """Whether x is dense, the residual has its memory order, and nothing else has to be converted."""
+    residual = options.residual
+    if options.drop_path_scale is not None:
+        return False
+    if x.is_contiguous():
+        return residual is None or residual.is_contiguous()
+    return is_channels_last(x) and (residual is None or residual.stride() == x.stride())
 
 
 def kernel_options(options: BlockOptions, x: Tensor) -> BlockOptions:

@@ -11,7 +11,9 @@ from ..ops.operators import through_dispatcher
 from ._arguments import (
     check_block,
     common_dtype,
+    has_float_settings,
     has_kernel_form,
+    has_kernel_order,
     kernel_batch_norm,
     kernel_excitation,
     kernel_options,
@@ -30,7 +32,6 @@ def _block(
     residual = options.residual
     if residual is not None and residual.dtype != x.dtype:
         x, options = common_dtype(x, options)
-        residual = options.residual
     layers = NO_EXCITATION if fc is None else fc
     norm = NO_BATCH_NORM if bn is None else bn
     through = through_dispatcher()
@@ -42,12 +43,11 @@ def _block(
     has_one_position = fc is not None and not compiling and x.numel() == x.shape[0] * x.shape[1]
     if backend is None or (has_one_position and plain_is_faster(backend, x, norm, layers, options)):
         return reference.block(x, norm, layers, options)
-    if bn is not None and (any_wide or type(bn.momentum) is not float or type(bn.eps) is not float):
+    if bn is not None and (any_wide or not has_float_settings(bn)):
         norm = kernel_batch_norm(bn)
     if fc is not None and (any_wide or not has_kernel_form(fc)):
         layers = kernel_excitation(fc)
-    contiguous = x.is_contiguous() and (residual is None or residual.is_contiguous())
-    if not contiguous or options.drop_path_scale is not None:
+    if not has_kernel_order(x, options):
         x = dense(x)
         options = kernel_options(options, x)
     return operator(backend, x, norm, layers, options, inplace, through)

@@ -11,7 +11,7 @@ from .. import reference
 from .._params import BlockOptions
 from ..ops.channel_gate import rescale, squeeze
 from ..ops.layout import dense
-from ._arguments import check_options, common_dtype, kernel_options
+from ._arguments import check_options, common_dtype, has_kernel_order, kernel_options
 from .dispatch import backend_for, left_to_the_compiler
 
 __all__ = ["channel_gate"]
@@ -63,16 +63,21 @@ def channel_gate(
         raise TypeError(f"gate must be callable, (N, C) means to an (N, C) factor, got {type(gate).__name__}")
     options = BlockOptions(residual, drop_path_scale, out_act or "none")
     check_options(options, x)
-    x, options = common_dtype(x, options)
+    if residual is not None and residual.dtype != x.dtype:
+        x, options = common_dtype(x, options)
+    compiling = torch.compiler.is_compiling()
     # An exported program would lose the gradients of ops.channel_gate, because its operators have no autograd formulas.
-    for_training = torch.compiler.is_exporting() and torch.is_grad_enabled()
-    backend = None if for_training or left_to_the_compiler(training=False) else backend_for(x)
+    for_training = compiling and torch.compiler.is_exporting() and torch.is_grad_enabled()
+    backend = None
+    if not (for_training or (compiling and left_to_the_compiler(training=False))):
+        backend = backend_for(x, compiling)
     if backend is None:
         return reference.channel_gate(
             x, lambda m: _checked_factor(gate(m), x), options.residual, out_act=out_act, drop_path_scale=drop_path_scale
         )
-    x = dense(x)
-    options = kernel_options(options, x)
+    if not has_kernel_order(x, options):
+        x = dense(x)
+        options = kernel_options(options, x)
     squeezed = squeeze(backend, x)
     factor = _checked_factor(gate(squeezed.mean), x).to(squeezed.mean.dtype)
     if options.drop_path_scale is not None:

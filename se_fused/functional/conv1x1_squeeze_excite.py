@@ -28,6 +28,11 @@ _NAMES = ConvNames("conv_weight", "conv_bias", "h", "C", "K")
 _PANEL = 16  # channels per weight panel, as in csrc/cpu/conv1x1_squeeze_excite.inl
 
 
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight (C, K), or that of a 1x1 convolution, as (C, K)."""
+    return weight if weight.dim() == 2 else weight.flatten(1)
+
+
 def fold_squeeze(
     conv_weight: Tensor, conv_bias: Tensor | None, fc1_weight: Tensor, fc1_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -43,11 +48,12 @@ def fold_squeeze(
     Returns:
         Weight (R, K) and bias (R,), float32; the products are computed in float64.
     """
-    w1, w3 = fc1_weight.flatten(1).double(), conv_weight.flatten(1).double()
-    bias = w1.new_zeros(w1.shape[0]) if fc1_bias is None else fc1_bias.double()
+    w1, w3 = _matrix(fc1_weight).double(), _matrix(conv_weight).double()
+    weight = torch.mm(w1, w3).float()
     if conv_bias is not None:
-        bias = bias + w1 @ conv_bias.double()
-    return (w1 @ w3).float(), bias.float()
+        bias = torch.mv(w1, conv_bias.double())
+        return weight, (bias if fc1_bias is None else bias + fc1_bias).float()
+    return weight, weight.new_zeros(weight.shape[0]) if fc1_bias is None else fc1_bias.float()
 
 
 def pack_conv1x1(conv_weight: Tensor) -> Tensor:
@@ -59,9 +65,11 @@ def pack_conv1x1(conv_weight: Tensor) -> Tensor:
     Returns:
         (ceil(C / 16), K, 16), float32.
     """
-    weight = conv_weight.detach().flatten(1).float()
-    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % _PANEL))
-    return padded.reshape(-1, _PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+    weight = _matrix(conv_weight.detach()).float()
+    channels, k = weight.shape
+    if channels % _PANEL:
+        weight = F.pad(weight, (0, 0, 0, -channels % _PANEL))
+    return weight.reshape(-1, _PANEL, k).transpose(1, 2).contiguous()
 
 
 def conv1x1_squeeze_excite(

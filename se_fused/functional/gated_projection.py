@@ -13,7 +13,15 @@ from ..ops.batch_norm_act_squeeze import squeeze
 from ..ops.gated_conv1x1 import gated_conv1x1 as operator
 from ..ops.layout import dense
 from ..ops.rescale import rescale
-from ._arguments import ConvNames, batch_norm_parameters, check_conv1x1, check_dtype, check_out_act, kernel_batch_norm
+from ._arguments import (
+    ConvNames,
+    batch_norm_parameters,
+    check_conv1x1,
+    check_dtype,
+    check_out_act,
+    has_float_settings,
+    kernel_batch_norm,
+)
 from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
@@ -64,7 +72,10 @@ def batch_norm_act_squeeze(
     """
     bn = BatchNormParams(running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
     check.check_x(x)
-    check.check_parameters(batch_norm_parameters(bn, x, x.shape[1]), x)
+    if check.check_parameters(batch_norm_parameters(bn, x, x.shape[1]), x) or not has_float_settings(bn):
+        narrow = kernel_batch_norm(bn)
+    else:
+        narrow = bn
     name = check_out_act(out_act)
     backend = backend_for(x)
     if backend is None:
@@ -72,7 +83,7 @@ def batch_norm_act_squeeze(
             x, running_mean, running_var, bn_weight, bn_bias, training=training, momentum=momentum, eps=eps,
             out_act=out_act,
         )  # fmt: skip
-    return squeeze(backend, dense(x), kernel_batch_norm(bn), name)
+    return squeeze(backend, dense(x), narrow, name)
 
 
 def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,8 +10,6 @@ other code may use these tensors.
 Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,34 +65,38 @@ class RescaleGradients(NamedTuple):
     q: Tensor
 
 
-# ---- the operators on a backend's passes
-def _squeeze(backend: Any, a: SqueezeArguments) -> Tensor:
-    mean: Tensor = backend.moments(a.x)[0]
+# ---- on a backend's passes
+def _squeeze(backend: Any, x: Tensor) -> Tensor:
+    mean: Tensor = backend.moments(x)[0]
     return mean
 
 
-def _squeeze_backward(backend: Any, a: SqueezeBackwardArguments) -> Tensor:
-    factor, nothing = a.factor, a.factor.new_empty(0)
-    dx: Tensor = backend.scale_shift_act_backward(
-        a.dr, None, nothing, factor, factor, torch.zeros_like(factor), a.shift
-    )
+def _squeeze_backward(backend: Any, dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    # Without x the pass reads neither means nor k2, so factor stands for both.
+    dx: Tensor = backend.scale_shift_act_backward(dr, None, factor.new_empty(0), factor, factor, factor, shift)
     return dx
 
 
-def _rescale(backend: Any, a: RescaleArguments) -> Rescaled:
-    code, zero = OUT_ACT_CODES[a.out_act], torch.zeros_like(a.factor)
-    return Rescaled(*backend.scale_shift_act(a.x, a.residual, a.factor, zero, code, a.save and keeps_mask(code)))
+def _rescale(
+    backend: Any, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
+) -> tuple[Tensor, Tensor]:
+    code = OUT_ACT_CODES[out_act]
+    y, mask = backend.scale_shift_act(x, residual, factor, None, code, save and keeps_mask(code))
+    return y, mask
 
 
 def _rescale_backward(backend: Any, a: RescaleBackwardArguments) -> RescaleGradients:
-    code, zero = OUT_ACT_CODES[a.out_act], torch.zeros_like(a.factor)
+    code = OUT_ACT_CODES[a.out_act]
+    # Scale and shift are read only where the derivative is recomputed.
+    shift = torch.zeros_like(a.factor) if recomputed(code) else a.factor
     return RescaleGradients(
         *backend.moments_backward(
-            dense_like(a.dy, a.x), a.x, a.residual, a.mask, a.mean, a.factor, zero, code, writes_dr(code, True)
+            dense_like(a.dy, a.x), a.x, a.residual, a.mask, a.mean, a.factor, shift, code, writes_dr(code, True)
         )
     )
 
 
+# ---- the operators
 def _means(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
 
@@ -110,46 +112,59 @@ def _fake_rescale_backward(a: RescaleBackwardArguments) -> RescaleGradients:
     return RescaleGradients(torch.empty_like(a.x) if writes else a.factor.new_empty(0), _means(a.x), _means(a.x))
 
 
-def _selected(run: Callable[..., Any], a: Any) -> Any:
-    """``run`` on the backend for the operator's first argument."""
-    first = next(iter(a))
-    return run(backends.select(first.device.type, first.dtype), a)
+def _backend_of(x: Tensor) -> backends.Backend:
+    return backends.select(x.device.type, x.dtype)
 
 
-define("squeeze", SqueezeArguments, Tensor, partial(_selected, _squeeze), lambda a: _means(a.x))
+define("squeeze", SqueezeArguments, Tensor, lambda a: _squeeze(_backend_of(a.x), a.x), lambda a: _means(a.x))
 define(
-    "squeeze_backward", SqueezeBackwardArguments, Tensor, partial(_selected, _squeeze_backward),
+    "squeeze_backward",
+    SqueezeBackwardArguments,
+    Tensor,
+    lambda a: _squeeze_backward(_backend_of(a.dr), a.dr, a.factor, a.shift),
     lambda a: torch.empty_like(a.dr),
-)  # fmt: skip
-define("rescale", RescaleArguments, Rescaled, partial(_selected, _rescale), _fake_rescale)
+)
 define(
-    "rescale_backward", RescaleBackwardArguments, RescaleGradients, partial(_selected, _rescale_backward),
+    "rescale",
+    RescaleArguments,
+    Rescaled,
+    lambda a: Rescaled(*_rescale(_backend_of(a.x), a.x, a.residual, a.factor, a.out_act, a.save)),
+    _fake_rescale,
+)
+define(
+    "rescale_backward",
+    RescaleBackwardArguments,
+    RescaleGradients,
+    lambda a: _rescale_backward(_backend_of(a.x), a),
     _fake_rescale_backward,
-)  # fmt: skip
+)
 register_autograd("squeeze_backward", no_second_derivative)
 register_autograd("rescale_backward", no_second_derivative)
 
 
 # ---- the operators from eager mode and from a graph: through PyTorch's dispatcher in graphs and under dispatch modes,
 # and in a backward pass with create_graph=True, where their autograd formula raises an error
-def _run_squeeze(backend: backends.Backend, a: SqueezeArguments) -> Tensor:
+def _run_squeeze(backend: backends.Backend, x: Tensor) -> Tensor:
     if through_dispatcher():
-        mean: Tensor = torch.ops.se_fused.squeeze(*a)
+        mean: Tensor = torch.ops.se_fused.squeeze(x)
         return mean
-    return _squeeze(backend, a)
+    return _squeeze(backend, x)
 
 
-def _run_squeeze_backward(backend: backends.Backend, a: SqueezeBackwardArguments) -> Tensor:
+def _run_squeeze_backward(backend: backends.Backend, dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
     if through_dispatcher() or torch.is_grad_enabled():
-        dx: Tensor = torch.ops.se_fused.squeeze_backward(*a)
+        dx: Tensor = torch.ops.se_fused.squeeze_backward(dr, factor, shift)
         return dx
-    return _squeeze_backward(backend, a)
+    return _squeeze_backward(backend, dr, factor, shift)
 
 
-def _run_rescale(backend: backends.Backend, a: RescaleArguments) -> Rescaled:
+def _run_rescale(
+    backend: backends.Backend, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
+) -> tuple[Tensor, Tensor]:
     if through_dispatcher():
-        return Rescaled(*torch.ops.se_fused.rescale(*a))
-    return _rescale(backend, a)
+        y, mask = torch.ops.se_fused.rescale(x, residual, factor, out_act, save)
+        return y, mask
+    return _rescale(backend, x, residual, factor, out_act, save)
 
 
 def _run_rescale_backward(backend: backends.Backend, a: RescaleBackwardArguments) -> RescaleGradients:
@@ -164,7 +179,7 @@ class _Squeeze(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend = backend
         ctx.shape, ctx.dtype, ctx.positions = x.shape, x.dtype, positions(x)
-        mean = _run_squeeze(backend, SqueezeArguments(x))
+        mean = _run_squeeze(backend, x)
         return mean, x.view_as(x), torch.empty_like(mean)
 
     @staticmethod
@@ -175,7 +190,7 @@ class _Squeeze(torch.autograd.Function):
             spread = (dz / ctx.positions).to(ctx.dtype).reshape(*dz.shape, *(1,) * (len(ctx.shape) - 2))
             return spread.expand(ctx.shape), None
         shift = torch.zeros_like(factor) if dz is None else dz / ctx.positions
-        return _run_squeeze_backward(ctx.backend, SqueezeBackwardArguments(dr, factor, shift.contiguous())), None
+        return _run_squeeze_backward(ctx.backend, dr, factor, shift.contiguous()), None
 
 
 class _Call(NamedTuple):
@@ -192,7 +207,7 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.backend, mean, options = call
         ctx.out_act = options.out_act
-        y, mask = _run_rescale(ctx.backend, RescaleArguments(x, residual, factor, options.out_act, True))
+        y, mask = _run_rescale(ctx.backend, x, residual, factor, options.out_act, True)
         # Only activations that the backward pass recomputes need the residual.
         kept = residual if recomputed(OUT_ACT_CODES[options.out_act]) else None
         ctx.save_for_backward(x, kept, mask, mean, factor)
@@ -222,7 +237,7 @@ def squeeze(backend: backends.Backend, x: Tensor) -> Squeezed:
     """The channel means of a dense x (N, C, *spatial), and the tensors that :func:`rescale` needs."""
     if torch.is_grad_enabled() and x.requires_grad:
         return Squeezed(*_Squeeze.apply(x, backend))
-    return Squeezed(_run_squeeze(backend, SqueezeArguments(x)), x, None)
+    return Squeezed(_run_squeeze(backend, x), x, None)
 
 
 def rescale(backend: backends.Backend, squeezed: Squeezed, factor: Tensor, options: BlockOptions) -> Tensor:
@@ -235,4 +250,4 @@ def rescale(backend: backends.Backend, squeezed: Squeezed, factor: Tensor, optio
             x, mean if carrier is None else carrier, factor, residual, _Call(backend, mean, options)
         )
         return y
-    return _run_rescale(backend, RescaleArguments(x, residual, factor, options.out_act, False)).y
+    return _run_rescale(backend, x, residual, factor, options.out_act, False)[0]

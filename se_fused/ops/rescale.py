@@ -20,7 +20,7 @@ __all__ = ["rescale"]
 
 
 def _scaled(backend: backends.Backend, x: Tensor, factor: Tensor) -> Tensor:
-    y: Tensor = backend.scale_shift_act(x, None, factor, torch.zeros_like(factor), OUT_ACT_CODES["none"], False)[0]
+    y: Tensor = backend.scale_shift_act(x, None, factor, None, OUT_ACT_CODES["none"], False)[0]
     return y
 
 
@@ -42,7 +42,8 @@ class _Rescale(torch.autograd.Function):
         dfactor = None
         if wants_dfactor:
             nothing, zero, none = factor.new_empty(0), torch.zeros_like(factor), OUT_ACT_CODES["none"]
-            _, _, dfactor = ctx.backend.moments_backward(dy, x, None, nothing, zero, factor, zero, none, False)
+            # scale and shift are not read, because the derivative is 1
+            _, _, dfactor = ctx.backend.moments_backward(dy, x, None, nothing, zero, factor, factor, none, False)
         return _scaled(ctx.backend, dy, factor) if wants_dx else None, dfactor, None
 
 

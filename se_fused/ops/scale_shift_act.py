@@ -15,13 +15,15 @@ __all__ = ["scale_shift_act", "scale_shift_act_backward"]
 
 
 def scale_shift_act(
-    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, out_act: int, save_mask: bool
+    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor | None, out_act: int, save_mask: bool
 ) -> tuple[Tensor, Tensor]:
-    """y = out_act(scale * x + shift + residual), rounded once, and the mask of ReLU's gradient.
+    """y = out_act(scale * x + shift + residual), rounded once, and the mask of ReLU's gradient. A shift of None is 0.
 
     The mask is set where the sum is positive or NaN, as in PyTorch's ReLU. It is empty unless ``save_mask``.
     """
-    t = per_channel(scale, x) * x.to(scale.dtype) + per_channel(shift, x)
+    t = per_channel(scale, x) * x.to(scale.dtype)
+    if shift is not None:
+        t = t + per_channel(shift, x)
     if residual is not None:
         t = t + residual
     mask = x.new_empty(0, dtype=scale.dtype)

@@ -205,13 +205,14 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scale_shift_act(
-    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor, out_act: int, save_mask: bool
+    x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor | None, out_act: int, save_mask: bool
 ) -> tuple[Tensor, Tensor]:
     """Pass 2 forward: y, and the mask, which is empty unless ``save_mask``."""
     m = map_of(x)
     y = torch.empty_like(x)
     mask = mask_like(x, m) if save_mask else None
-    launch_scale_shift_act(x, residual, y, mask, out_act, m, Coefficients(scale, shift))
+    given = Coefficients(scale, torch.zeros_like(scale) if shift is None else shift)
+    launch_scale_shift_act(x, residual, y, mask, out_act, m, given)
     return y, scale.new_empty(0) if mask is None else mask
 
 
