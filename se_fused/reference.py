@@ -188,13 +188,27 @@ def keep_order(y: Tensor, x: Tensor) -> Tensor:
     contiguous = x.is_contiguous()
     if contiguous and y.is_contiguous():
         return y  # y itself and not a view, because a trace would record the view
-    rows = y.movedim(1, -1)  # tensors inside vmap raise if tested with memory_format=torch.channels_last
-    last = x.movedim(1, -1).is_contiguous()
-    if last and rows.is_contiguous():
+    last = _is_channels_last(x)
+    if last and _is_channels_last(y):
         return y
     if contiguous:
         return y.contiguous()
-    return rows.contiguous().movedim(-1, 1) if last else y
+    return y.movedim(1, -1).contiguous().movedim(-1, 1) if last else y
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """Whether t (N, C, *spatial) is dense and adjacent elements are channels. Tensors inside vmap raise if they are
+    tested with a memory_format."""
+    sizes, strides = t.shape, t.stride()
+    if sizes[1] != 1 and strides[1] != 1:
+        return False
+    expected, d = sizes[1], len(sizes) - 1
+    while d > 1:
+        if sizes[d] != 1 and strides[d] != expected:
+            return False
+        expected *= sizes[d]
+        d -= 1
+    return sizes[0] == 1 or bool(strides[0] == expected)
 
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -207,8 +221,8 @@ def conv1x1(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # A weight of another shape becomes a matrix first, and so does one in channels_last: with its strides the result
     # would be channels_last for any h.
     if weight.dim() != dims or not weight.is_contiguous():
-        weight = weight.flatten(1)
-        weight = weight.reshape(weight.shape + (1,) * (dims - 2))
+        matrix = weight if weight.dim() == 2 else weight.flatten(1)
+        weight = matrix.reshape(matrix.shape + (1,) * (dims - 2))
     return keep_order(conv(h, weight, bias), h)
 
 

@@ -153,13 +153,13 @@ def check_block(x: Tensor, bn: BatchNormParams | None, fc: ExcitationParams | No
 
 
 class ConvNames(NamedTuple):
-    """How messages name the arguments of a 1x1 convolution: weight, bias and map, and the channels after and before."""
+    """How messages name the arguments of a 1x1 convolution, weight, bias and map, and the shapes of the first two."""
 
     weight: str
     bias: str
     x: str
-    out: str
-    given: str
+    matrix: str
+    vector: str
 
 
 def check_conv1x1(conv: Conv1x1Params, x: Tensor, names: ConvNames) -> None:
@@ -168,13 +168,12 @@ def check_conv1x1(conv: Conv1x1Params, x: Tensor, names: ConvNames) -> None:
     check.check_tensor(weight, names.weight)
     if weight.dim() < 2 or weight.shape[0] < 1:
         raise ValueError(
-            f"{names.weight} must be ({names.out}, {names.given}) or that of a 1x1 convolution, "
-            f"got shape {tuple(weight.shape)}"
+            f"{names.weight} must be {names.matrix} or that of a 1x1 convolution, got shape {tuple(weight.shape)}"
         )
     channels = weight.shape[0]
     parameters = (
-        (names.weight, weight, (channels, x.shape[1]), f"({names.out}, {names.given})"),
-        (names.bias, conv.bias, (channels,), f"({names.out},)"),
+        (names.weight, weight, (channels, x.shape[1]), names.matrix),
+        (names.bias, conv.bias, (channels,), names.vector),
     )
     check.check_parameters(parameters, x, names.x)
 

@@ -79,7 +79,12 @@ def channel_gate(
         x = dense(x)
         options = kernel_options(options, x)
     squeezed = squeeze(backend, x)
-    factor = _checked_factor(gate(squeezed.mean), x).to(squeezed.mean.dtype)
+    mean = squeezed.mean
+    factor = gate(mean)
+    if not isinstance(factor, Tensor) or factor.shape != mean.shape:
+        _checked_factor(factor, x)
+    if factor.dtype != mean.dtype:
+        factor = factor.to(mean.dtype)
     if options.drop_path_scale is not None:
         factor = factor * options.drop_path_scale[:, None].to(factor.dtype)
     return rescale(backend, squeezed, factor.contiguous(), options)

@@ -24,7 +24,7 @@ from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["conv1x1_squeeze_excite", "fold_squeeze", "pack_conv1x1"]
 
-_NAMES = ConvNames("conv_weight", "conv_bias", "h", "C", "K")
+_NAMES = ConvNames("conv_weight", "conv_bias", "h", "(C, K)", "(C,)")
 _PANEL = 16  # channels per weight panel, as in csrc/cpu/conv1x1_squeeze_excite.inl
 
 
@@ -123,8 +123,9 @@ def conv1x1_squeeze_excite(
     check.check_x(h, "h")
     check_conv1x1(conv, h, _NAMES)
     check_dtype(conv_weight, "conv_weight", h, "h")
-    c, k = conv_weight.shape[:2]
-    check_residual(residual, h, torch.Size((h.shape[0], c, *h.shape[2:])))
+    n, k, *spatial = h.shape
+    c = conv_weight.shape[0]
+    check_residual(residual, h, torch.Size((n, c, *spatial)))
     options = BlockOptions(residual, None, check_out_act(out_act))
     parameters = excitation_parameters(fc, c)
     if folded is not None:

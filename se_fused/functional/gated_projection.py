@@ -26,7 +26,7 @@ from .dispatch import backend_for, is_transformed, wants_gradient
 
 __all__ = ["batch_norm_act_squeeze", "gated_conv1x1"]
 
-_NAMES = ConvNames("weight", "bias", "y", "D", "C")
+_NAMES = ConvNames("weight", "bias", "y", "(D, C)", "(D,)")
 
 
 def batch_norm_act_squeeze(
@@ -121,7 +121,7 @@ def gated_conv1x1(y: Tensor, gate: Tensor, weight: Tensor, bias: Tensor | None =
     check_conv1x1(Conv1x1Params(weight, bias), y, _NAMES)
     check_dtype(weight, "weight", y, "y")
     check_dtype(bias, "bias", y, "y")
-    factor = gate.reshape(y.shape[:2])
+    factor = gate if gate.dim() == 2 else gate.reshape(y.shape[:2])
     backend = backend_for(y)
     if backend is None:
         return reference.gated_conv1x1(y, factor, weight, bias)

@@ -10,6 +10,7 @@ other code may use these tensors.
 Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -225,7 +226,8 @@ class _Rescale(torch.autograd.Function):
         return dr, factor, q + mean * p, dr if ctx.needs_input_grad[3] else None, None
 
 
-class Squeezed(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Squeezed:
     """Result of :func:`squeeze`."""
 
     mean: Tensor  # (N, C), differentiable
@@ -242,8 +244,7 @@ def squeeze(backend: backends.Backend, x: Tensor) -> Squeezed:
 
 def rescale(backend: backends.Backend, squeezed: Squeezed, factor: Tensor, options: BlockOptions) -> Tensor:
     """out_act(factor * x + residual), after :func:`squeeze`; factor: (N, C), contiguous, of the mean's dtype."""
-    mean, x, carrier = squeezed
-    residual = options.residual
+    mean, x, carrier, residual = squeezed.mean, squeezed.x, squeezed.carrier, options.residual
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, factor, residual)):
         mean = mean.detach()
         y: Tensor = _Rescale.apply(

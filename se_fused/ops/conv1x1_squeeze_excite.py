@@ -61,7 +61,11 @@ def _run(
         options = _like_result(options)
         # Write over the residual if the caller permits it, or if it is a copy made here.
         own = options.residual is not given or inplace
-        y = options.residual if options.residual is not None and own else _new_result(h, conv.weight)
+        residual = options.residual
+        if residual is None:
+            y = _new_result(h, conv.weight)
+        else:
+            y = residual if own else torch.empty_like(residual)
         backend.packed_conv1x1_squeeze_excite(h, conv, folded, options, y)
         return y
     if backend.conv1x1_squeeze_excite is not None and rows_of_channels:
@@ -80,7 +84,7 @@ def _channels_last(x: Tensor) -> torch.memory_format:
 def _like_result(options: BlockOptions) -> BlockOptions:
     """The options with the residual in channels_last; not copied if it already is."""
     residual = options.residual
-    if residual is None:
+    if residual is None or is_channels_last(residual):
         return options
     return replace(options, residual=residual.contiguous(memory_format=_channels_last(residual)))
 

@@ -32,7 +32,8 @@ class Arguments(NamedTuple):
 def _order(y: Tensor) -> str | None:
     """Memory order of y (N, C, *spatial) and of the convolution's result. None if both orders are the same memory,
     where the convolution decides which one it returns, and for a 3-D y that is not contiguous."""
-    if y.shape[1] == 1 or positions(y) == 1:
+    sizes = y.shape
+    if sizes[1] == 1 or y.numel() == sizes[0] * sizes[1]:
         return None
     if y.is_contiguous():
         return "contiguous"
