@@ -9,6 +9,7 @@ running ones. In inference, eager mode may write y over x if the caller permits 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -206,13 +207,20 @@ def _through_operator_backward(
 
 # ---- the operators from eager mode and from a graph
 def _forward(
-    backend: backends.Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
+    backend: backends.Backend,
+    x: Tensor,
+    bn: BatchNormParams,
+    fc: ExcitationParams,
+    options: BlockOptions,
+    save: bool,
+    through: bool,
 ) -> Results:
     """The results of the forward pass. Running statistics are updated before they are returned."""
     if not bn.updates:
-        run = _through_operator_forward if through_dispatcher() else partial(_call_forward, backend)
-        return run(x, bn, fc, options, save)
-    if through_dispatcher():
+        if through:
+            return _through_operator_forward(x, bn, fc, options, save)
+        return _call_forward(backend, x, bn, fc, options, save)
+    if through:
         results = _through_operator_forward(x, bn.without_running(), fc, options, save)
         update(bn, results.stats, x)
     elif kernels_update(backend, bn):
@@ -250,19 +258,22 @@ def _keep(
         x, results.mask, results.mean, results.factor, results.hidden, results.stats, residual, bn.weight, bn.bias,
         fc.fc1_weight, fc.fc2_weight, options.drop_path_scale,
     )  # fmt: skip
-    ctx.norm = (bn.batch_stats, bn.momentum, bn.eps)
-    ctx.names = (fc.act, fc.gate, options.out_act)
-    # The kernels return matrices (R, C) and vectors; parameters may be those of a 1x1 convolution.
-    ctx.shapes = [
-        None if t is None else t.shape
-        for t in (bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias)
-    ]
+    ctx.settings = (bn.batch_stats, bn.momentum, bn.eps, fc.act, fc.gate, options.out_act)
+    # The layers' biases are not needed, but their shapes are.
+    ctx.fc1_bias = None if fc.fc1_bias is None else fc.fc1_bias.shape
+    ctx.fc2_bias = None if fc.fc2_bias is None else fc.fc2_bias.shape
 
 
 def _shaped(gradient: Tensor, shape: torch.Size | None) -> Tensor | None:
+    """The gradient of a parameter of this shape. The kernels return matrices (R, C) and vectors; parameters may be
+    those of a 1x1 convolution."""
     if shape is None:
         return None
     return gradient if gradient.shape == shape else gradient.reshape(shape)
+
+
+def _shaped_like(gradient: Tensor, parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else _shaped(gradient, parameter.shape)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., Gradients]) -> tuple[Tensor | None, ...]:
@@ -272,19 +283,24 @@ def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., Gradients]) -> tu
         return (None,) * 8
     (x, mask, mean, factor, hidden, stats, residual, bn_weight, bn_bias, fc1_weight, fc2_weight,
      drop_path_scale) = ctx.saved_tensors  # fmt: skip
-    act, gate, out_act = ctx.names
+    batch_stats, momentum, eps, act, gate, out_act = ctx.settings
     want_dr = ctx.needs_input_grad[1]
-    dx, dr, *others = run(
+    g = run(
         dy,
         SavedTensors(x, mask, mean, factor, hidden, stats),
-        BatchNormParams(None, None, bn_weight, bn_bias, *ctx.norm),
+        BatchNormParams(None, None, bn_weight, bn_bias, batch_stats, momentum, eps),
         ExcitationParams(fc1_weight, None, fc2_weight, None, act, gate),
         BlockOptions(residual, drop_path_scale, out_act),
         want_dr,
     )
-    if want_dr and not writes_dr(OUT_ACT_CODES[out_act], True):
-        dr = dy  # the residual's gradient without an activation
-    return (dx, dr if want_dr else None, *map(_shaped, others, ctx.shapes))
+    dr = None
+    if want_dr:  # without an activation the residual's gradient is dy
+        dr = g.dr if writes_dr(OUT_ACT_CODES[out_act], True) else dy
+    return (
+        g.dx, dr, _shaped_like(g.dbn_weight, bn_weight), _shaped_like(g.dbn_bias, bn_bias),
+        _shaped_like(g.dfc1_weight, fc1_weight), _shaped(g.dfc1_bias, ctx.fc1_bias),
+        _shaped_like(g.dfc2_weight, fc2_weight), _shaped(g.dfc2_bias, ctx.fc2_bias),
+    )  # fmt: skip
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -313,13 +329,15 @@ register_autograd("batch_norm_squeeze_excite_forward", _operator_gradients, _set
 register_autograd("batch_norm_squeeze_excite_backward", no_second_derivative)
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Call:
     """What the Function below needs beside the tensors that have a gradient."""
 
     backend: backends.Backend
     bn: BatchNormParams
     fc: ExcitationParams
     options: BlockOptions
+    through: bool
 
 
 class _BatchNormSqueezeExcite(torch.autograd.Function):
@@ -341,8 +359,9 @@ class _BatchNormSqueezeExcite(torch.autograd.Function):
         fc2_bias: Tensor | None,
         call: _Call,
     ) -> Tensor:
-        ctx.backend, bn, fc, options = call
-        results = _forward(ctx.backend, x, bn, fc, options, True)
+        bn, fc, options = call.bn, call.fc, call.options
+        ctx.backend = call.backend
+        results = _forward(call.backend, x, bn, fc, options, True, call.through)
         _keep(ctx, x, bn, fc, options, results)
         return results.y
 
@@ -383,14 +402,15 @@ def batch_norm_squeeze_excite(
         through: :func:`.through_dispatcher`, which the caller has tested.
     """
     wants_grad = torch.is_grad_enabled() and _wants_grad(x, bn, fc, options)
-    if wants_grad and not torch.compiler.is_compiling():  # in a graph the operator has its own gradient
+    in_graph = through and torch.compiler.is_compiling()
+    if wants_grad and not in_graph:  # in a graph the operator has its own gradient
         y: Tensor = _BatchNormSqueezeExcite.apply(
             x, options.residual, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias,
-            _Call(backend, bn, fc, options),
+            _Call(backend, bn, fc, options, through),
         )  # fmt: skip
         return y
     if bn.batch_stats or backend.batch_norm_squeeze_excite_inference is None or through:
-        return _forward(backend, x, bn, fc, options, wants_grad).y
+        return _forward(backend, x, bn, fc, options, wants_grad, through).y
     y = x if inplace else torch.empty_like(x)
     backend.batch_norm_squeeze_excite_inference(x, bn, fc, options, y)
     return y

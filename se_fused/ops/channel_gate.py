@@ -11,6 +11,7 @@ Symbols as in :mod:`se_fused.ops.moments`; s, mean: (N, C).
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from .. import backends
 from .._params import BlockOptions
 from ..activations import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
-from .layout import dense_like, mask_numel, positions
+from .layout import dense_like, mask_numel
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
 
@@ -145,27 +146,11 @@ register_autograd("rescale_backward", no_second_derivative)
 
 # ---- the operators from eager mode and from a graph: through PyTorch's dispatcher in graphs and under dispatch modes,
 # and in a backward pass with create_graph=True, where their autograd formula raises an error
-def _run_squeeze(backend: backends.Backend, x: Tensor) -> Tensor:
-    if through_dispatcher():
-        mean: Tensor = torch.ops.se_fused.squeeze(x)
-        return mean
-    return _squeeze(backend, x)
-
-
 def _run_squeeze_backward(backend: backends.Backend, dr: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
     if through_dispatcher() or torch.is_grad_enabled():
         dx: Tensor = torch.ops.se_fused.squeeze_backward(dr, factor, shift)
         return dx
     return _squeeze_backward(backend, dr, factor, shift)
-
-
-def _run_rescale(
-    backend: backends.Backend, x: Tensor, residual: Tensor | None, factor: Tensor, out_act: str, save: bool
-) -> tuple[Tensor, Tensor]:
-    if through_dispatcher():
-        y, mask = torch.ops.se_fused.rescale(x, residual, factor, out_act, save)
-        return y, mask
-    return _rescale(backend, x, residual, factor, out_act, save)
 
 
 def _run_rescale_backward(backend: backends.Backend, a: RescaleBackwardArguments) -> RescaleGradients:
@@ -176,42 +161,52 @@ def _run_rescale_backward(backend: backends.Backend, a: RescaleBackwardArguments
 
 class _Squeeze(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, backend: backends.Backend) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, backend: backends.Backend, through: bool) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.backend = backend
-        ctx.shape, ctx.dtype, ctx.positions = x.shape, x.dtype, positions(x)
-        mean = _run_squeeze(backend, x)
-        return mean, x.view_as(x), torch.empty_like(mean)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        if through:
+            mean = torch.ops.se_fused.squeeze(x)
+            return mean, x, torch.empty_like(mean)
+        mean, carrier = backend.moments(x)  # the second result is not needed, so its memory can be the carrier
+        return mean, x, carrier
 
     @staticmethod
-    def backward(ctx: Any, dz: Tensor | None, dr: Tensor | None, factor: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(
+        ctx: Any, dz: Tensor | None, dr: Tensor | None, factor: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
         if dr is None or factor is None:  # only the gate's value was used, not the rescaled map
             if dz is None:
-                return None, None
-            spread = (dz / ctx.positions).to(ctx.dtype).reshape(*dz.shape, *(1,) * (len(ctx.shape) - 2))
-            return spread.expand(ctx.shape), None
-        shift = torch.zeros_like(factor) if dz is None else dz / ctx.positions
-        return _run_squeeze_backward(ctx.backend, dr, factor, shift.contiguous()), None
+                return None, None, None
+            spread = (dz / prod(ctx.shape[2:])).to(ctx.dtype).reshape(*dz.shape, *(1,) * (len(ctx.shape) - 2))
+            return spread.expand(ctx.shape), None, None
+        shift = torch.zeros_like(factor) if dz is None else dz / prod(ctx.shape[2:])
+        return _run_squeeze_backward(ctx.backend, dr, factor, shift.contiguous()), None, None
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Call:
     """What the Function below needs beside the tensors that have a gradient."""
 
     backend: backends.Backend
     mean: Tensor
-    options: BlockOptions
+    out_act: str
+    through: bool
 
 
 class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, carrier: Tensor, factor: Tensor, residual: Tensor | None, call: _Call) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.backend, mean, options = call
-        ctx.out_act = options.out_act
-        y, mask = _run_rescale(ctx.backend, x, residual, factor, options.out_act, True)
+        out_act = ctx.out_act = call.out_act
+        ctx.backend = call.backend
+        if call.through:
+            y, mask = torch.ops.se_fused.rescale(x, residual, factor, out_act, True)
+        else:
+            y, mask = _rescale(call.backend, x, residual, factor, out_act, True)
         # Only activations that the backward pass recomputes need the residual.
-        kept = residual if recomputed(OUT_ACT_CODES[options.out_act]) else None
-        ctx.save_for_backward(x, kept, mask, mean, factor)
+        kept = residual if recomputed(OUT_ACT_CODES[out_act]) else None
+        ctx.save_for_backward(x, kept, mask, call.mean, factor)
         return y
 
     @staticmethod
@@ -233,22 +228,31 @@ class Squeezed:
     mean: Tensor  # (N, C), differentiable
     x: Tensor  # may only be passed to :func:`rescale`
     carrier: Tensor | None  # None if x needs no gradient
+    through: bool  # whether the call goes through PyTorch's dispatcher
 
 
 def squeeze(backend: backends.Backend, x: Tensor) -> Squeezed:
     """The channel means of a dense x (N, C, *spatial), and the tensors that :func:`rescale` needs."""
+    through = through_dispatcher()
     if torch.is_grad_enabled() and x.requires_grad:
-        return Squeezed(*_Squeeze.apply(x, backend))
-    return Squeezed(_run_squeeze(backend, x), x, None)
+        return Squeezed(*_Squeeze.apply(x, backend, through), through)
+    return Squeezed(torch.ops.se_fused.squeeze(x) if through else _squeeze(backend, x), x, None, through)
+
+
+def _wants_grad(x: Tensor, factor: Tensor, residual: Tensor | None) -> bool:
+    return x.requires_grad or factor.requires_grad or (residual is not None and residual.requires_grad)
 
 
 def rescale(backend: backends.Backend, squeezed: Squeezed, factor: Tensor, options: BlockOptions) -> Tensor:
     """out_act(factor * x + residual), after :func:`squeeze`; factor: (N, C), contiguous, of the mean's dtype."""
-    mean, x, carrier, residual = squeezed.mean, squeezed.x, squeezed.carrier, options.residual
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, factor, residual)):
-        mean = mean.detach()
-        y: Tensor = _Rescale.apply(
-            x, mean if carrier is None else carrier, factor, residual, _Call(backend, mean, options)
-        )
+    x, residual, out_act = squeezed.x, options.residual, options.out_act
+    y: Tensor
+    if torch.is_grad_enabled() and _wants_grad(x, factor, residual):
+        mean, carrier = squeezed.mean.detach(), squeezed.carrier
+        call = _Call(backend, mean, out_act, squeezed.through)
+        y = _Rescale.apply(x, mean if carrier is None else carrier, factor, residual, call)
         return y
-    return _run_rescale(backend, x, residual, factor, options.out_act, False)[0]
+    if squeezed.through:
+        y, _ = torch.ops.se_fused.rescale(x, residual, factor, out_act, False)
+        return y
+    return _rescale(backend, x, residual, factor, out_act, False)[0]
