@@ -21,6 +21,9 @@ __all__ = ["with_records"]
 
 Operator = Callable[..., Any]
 
+# An operator's results as a NamedTuple, in half of the instructions of its constructor.
+_record: Any = tuple.__new__
+
 
 def _flat(bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> tuple[Any, ...]:
     """The fields of the records in the order of the schemas."""
@@ -35,7 +38,7 @@ def _forward(operator: Operator) -> Callable[..., Results]:
     def batch_norm_squeeze_excite_forward(
         x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
     ) -> Results:
-        return Results(*operator(x, *_flat(bn, fc, options), save))
+        return _record(Results, operator(x, *_flat(bn, fc, options), save))
 
     return batch_norm_squeeze_excite_forward
 
@@ -62,7 +65,7 @@ def _backward(operator: Operator) -> Callable[..., Gradients]:
         options: BlockOptions,
         want_dr: bool,
     ) -> Gradients:
-        return Gradients(*operator(dy, *saved, *_flat(bn, fc, options), want_dr))
+        return _record(Gradients, operator(dy, *saved, *_flat(bn, fc, options), want_dr))
 
     return batch_norm_squeeze_excite_backward
 

@@ -11,6 +11,7 @@ from .. import reference
 from .._params import BlockOptions
 from ..ops.channel_gate import rescale, squeeze
 from ..ops.layout import dense
+from ..ops.operators import through_dispatcher
 from ._arguments import check_options, common_dtype, has_kernel_order, kernel_options
 from .dispatch import backend_for, left_to_the_compiler
 
@@ -65,7 +66,8 @@ def channel_gate(
     check_options(options, x)
     if residual is not None and residual.dtype != x.dtype:
         x, options = common_dtype(x, options)
-    compiling = torch.compiler.is_compiling()
+    through = through_dispatcher()
+    compiling = through and torch.compiler.is_compiling()
     # An exported program would lose the gradients of ops.channel_gate, because its operators have no autograd formulas.
     for_training = compiling and torch.compiler.is_exporting() and torch.is_grad_enabled()
     backend = None
@@ -78,7 +80,7 @@ def channel_gate(
     if not has_kernel_order(x, options):
         x = dense(x)
         options = kernel_options(options, x)
-    squeezed = squeeze(backend, x)
+    squeezed = squeeze(backend, x, through)
     mean = squeezed.mean
     factor = gate(mean)
     if not isinstance(factor, Tensor) or factor.shape != mean.shape:

@@ -253,7 +253,9 @@ def _keep(
     """Saves tensors and options for the backward pass: x, and all results but y."""
     ctx.set_materialize_grads(False)
     # Only activations that the backward pass recomputes need the residual.
-    residual = options.residual if recomputed(OUT_ACT_CODES[options.out_act]) else None
+    residual = options.residual
+    if residual is not None and not recomputed(OUT_ACT_CODES[options.out_act]):
+        residual = None
     ctx.save_for_backward(
         x, results.mask, results.mean, results.factor, results.hidden, results.stats, residual, bn.weight, bn.bias,
         fc.fc1_weight, fc.fc2_weight, options.drop_path_scale,

@@ -231,11 +231,12 @@ class Squeezed:
     through: bool  # whether the call goes through PyTorch's dispatcher
 
 
-def squeeze(backend: backends.Backend, x: Tensor) -> Squeezed:
-    """The channel means of a dense x (N, C, *spatial), and the tensors that :func:`rescale` needs."""
-    through = through_dispatcher()
+def squeeze(backend: backends.Backend, x: Tensor, through: bool) -> Squeezed:
+    """The channel means of a dense x (N, C, *spatial), and the tensors that :func:`rescale` needs. ``through``:
+    :func:`.through_dispatcher`, which the caller has tested."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return Squeezed(*_Squeeze.apply(x, backend, through), through)
+        mean, given, carrier = _Squeeze.apply(x, backend, through)
+        return Squeezed(mean, given, carrier, through)
     return Squeezed(torch.ops.se_fused.squeeze(x) if through else _squeeze(backend, x), x, None, through)
 
 
