@@ -131,6 +131,33 @@ def test_autocast(x_dtype, layout):
     assert [g.dtype for g in gradients] == [x_dtype, torch.float32, torch.float32]
 
 
+FORMS = {
+    "float64": lambda name, t: t.double(),
+    "several-dtypes": lambda name, t: t.bfloat16() if name in ("fc1_weight", "bn_bias", "running_var") else t,
+    "strides": lambda name, t: t.T.contiguous().T if t.dim() == 2 else t,
+}
+
+
+@pytest.mark.grid(quick=2)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_in_any_form(form, training):
+    """Results with parameters and statistics in float64, in several dtypes, or with strides are those with contiguous
+    float32; gradients and statistics have the dtypes that were given."""
+    given = Case("batch_norm_squeeze_excite", training=training).draw(0)
+    formed = {k: FORMS[form](k, v.detach()) for k, v in given.items() if k.startswith(("running", "bn", "fc"))}
+    results = []
+    for change in (torch.clone, lambda t: t.float().contiguous().clone()):
+        parameters = {k: change(t).requires_grad_(not k.startswith("running")) for k, t in formed.items()}
+        with backends.use_backend("cpu"):
+            y = functional.batch_norm_squeeze_excite(**(given | parameters))
+        y.square().sum().backward()
+        results.append({"y": y} | {k: t if t.grad is None else t.grad for k, t in parameters.items()})
+    for name, found in results[0].items():
+        torch.testing.assert_close(found, results[1][name].to(found.dtype))
+        assert name == "y" or found.dtype == formed[name].dtype
+
+
 def test_conv_shaped_weights_in_any_memory_format():
     x = torch.randn(2, 6, 5, 5)
     w1, w2 = torch.randn(3, 6), torch.randn(6, 3)

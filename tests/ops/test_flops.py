@@ -161,6 +161,20 @@ def test_a_mode_sees_operators_and_changes_nothing(name: str, backend: str) -> N
         assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["squeeze_excite", "batch_norm_act"])
+def test_a_mode_sees_operators_in_inference(name: str) -> None:
+    """In eager mode, such a call has a shorter way to the kernels than the operator."""
+    x, _ = arguments("channels_last")
+    call = {
+        "squeeze_excite": lambda: functional.squeeze_excite(x, *SE),
+        "batch_norm_act": lambda: functional.batch_norm_act(x, *BN, training=False),
+    }[name]
+    with se_fused.use_backend("cpu"), torch.no_grad(), Seen() as mode:
+        call()
+    assert [n.split(".")[1] for n in mode.names if n.startswith("se_fused")] == OURS[name][:1]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", BOTH)
 def test_fake_tensors(name: str, layout: str) -> None:

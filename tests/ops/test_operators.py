@@ -224,6 +224,22 @@ def test_fake_results_have_the_form_of_real_ones(compared: tuple[str, Family, di
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.operators[0])
+def test_results_of_an_empty_map_are_zero(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over no elements, such as the parameters' gradients, are zero and not what new memory holds."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # NaN, or the largest integer
+    _, values = next(family.covering(1))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.no_grad():
+            for call in family.calls(values | {"shape": "no-samples"}):
+                results = call.overload(*call.arguments)
+                for t in [results] if isinstance(results, Tensor) else results:
+                    assert t.count_nonzero() == 0, call.operator
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.operators[0])
 def test_float64_has_no_operator(family: Family) -> None:
     """Maps in float64 run in plain PyTorch, so no operator gets one."""
     _, values = next(family.covering(1))

@@ -94,6 +94,10 @@ def test_names_elsewhere(name: str) -> None:
 
 
 def test_other_options_have_no_name() -> None:
+    class Swish(torch.nn.Module):
+        """Has a name of timm's, but is not timm's."""
+
+    assert activations.name_of_module(Swish()) is None
     assert activations.name_of_module(torch.nn.LeakyReLU(0.2)) is None
     assert activations.name_of_module(torch.nn.Softplus()) is None
 
