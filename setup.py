@@ -27,8 +27,10 @@ MODES = ("auto", "cpu", "cuda", "none")
 # and Python.
 TARGET_ABI, DEFINES = "2.10", ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # No -march, because the instruction set is selected at run time. No -ffast-math, because NaN and Inf must propagate.
-# -ffp-contract=fast allows fused multiply-adds.
-CXX_FLAGS = "-std=c++20 -O3 -g0 -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+# -ffp-contract=fast allows fused multiply-adds. -Werror=switch refuses an activation or a gate without code.
+CXX_FLAGS = (
+    "-std=c++20 -O3 -g0 -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Werror=switch"
+).split()
 
 
 def fail(message: str) -> None:

@@ -110,15 +110,25 @@ static float activate_slope(Act act, float x) {
 
 // ---- gates
 SE_INLINE F open_gate(Gate gate, F q) {
-  if (gate == Gate::sigmoid) return sigmoid(q);
-  const F t = q * splat(1.f / 6.f) + splat(0.5f);
-  const F low = select(less(t, zero()), zero(), t);  // NaN passes both comparisons
-  return select(greater(low, splat(1.f)), splat(1.f), low);
+  switch (gate) {
+    case Gate::sigmoid: return sigmoid(q);
+    case Gate::hard_sigmoid: {
+      const F t = q * splat(1.f / 6.f) + splat(0.5f);
+      const F low = select(less(t, zero()), zero(), t);  // NaN passes both comparisons
+      return select(greater(low, splat(1.f)), splat(1.f), low);
+    }
+  }
+  __builtin_unreachable();
 }
 
 // d gate / d q from the gate's value. The corners of hard sigmoid have slope 0, as in PyTorch.
 SE_INLINE F gate_slope(Gate gate, F s) {
-  if (gate == Gate::sigmoid) return s * (splat(1.f) - s);
-  const F slope = select(greater(s, zero()), splat(1.f / 6.f), zero());
-  return select(less(s, splat(1.f)), slope, zero());
+  switch (gate) {
+    case Gate::sigmoid: return s * (splat(1.f) - s);
+    case Gate::hard_sigmoid: {
+      const F slope = select(greater(s, zero()), splat(1.f / 6.f), zero());
+      return select(less(s, splat(1.f)), slope, zero());
+    }
+  }
+  __builtin_unreachable();
 }

@@ -83,15 +83,23 @@ SE_DEVICE void by_out_act(Act act, const F& f) {
 }
 
 SE_DEVICE float open_gate(Gate gate, float q) {
-  if (gate == Gate::sigmoid) return sigmoid(q);
-  const float t = q / 6.f + 0.5f;
-  return t < 0.f ? 0.f : t > 1.f ? 1.f : t;
+  switch (gate) {
+    case Gate::sigmoid: return sigmoid(q);
+    case Gate::hard_sigmoid: {
+      const float t = q / 6.f + 0.5f;
+      return t < 0.f ? 0.f : t > 1.f ? 1.f : t;
+    }
+  }
+  return q;
 }
 
 // d gate / d q from the gate's value s.
 SE_DEVICE float gate_slope(Gate gate, float s) {
-  if (gate == Gate::sigmoid) return s * (1.f - s);
-  return s > 0.f && s < 1.f ? 1.f / 6.f : 0.f;
+  switch (gate) {
+    case Gate::sigmoid: return s * (1.f - s);
+    case Gate::hard_sigmoid: return s > 0.f && s < 1.f ? 1.f / 6.f : 0.f;
+  }
+  return s;
 }
 
 // ---- parameters of any dtype; all threads take the same branch

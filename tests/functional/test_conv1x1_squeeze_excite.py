@@ -104,11 +104,9 @@ def test_the_result_is_in_hs_order(shape: tuple, dtype: torch.dtype, layout: str
 
 
 OPTIONS = {
-    "silu": {"out_act": "silu"},
-    "hard_swish": {"out_act": "hard_swish"},
-    "plain": {"out_act": None},
+    "default": {"out_act": None},
     "gelu-hard": {"act": "gelu", "gate": "hard_sigmoid", "out_act": "relu"},
-}
+} | {out_act: {"out_act": out_act} for out_act in reference.OUT_ACTIVATIONS}
 ABSENT = {"all": (), "no-residual": ("residual",), "no-biases": ("conv_bias", "fc1_bias", "fc2_bias")}
 
 
@@ -270,7 +268,7 @@ BAD = {
     "folded": ("folded", (torch.randn(3, 4), torch.randn(3)), ValueError, r"folded\[0\] must be \(R, K\) = \(3, 5\)"),
     "packed": ("packed", torch.randn(2, 24, 16), ValueError, r"packed must be .* = \(2, 5, 16\), got \(2, 24, 16\)"),
     "packed's dtype": ("packed", torch.randn(2, 5, 16).half(), TypeError, "packed must be float32 as pack_conv1x1"),
-    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of"),
+    "out_act": ("out_act", "softmax", ValueError, "out_act must be one of"),
 }
 
 

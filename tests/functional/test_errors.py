@@ -6,7 +6,7 @@ import torch
 import se_fused
 from se_fused import backends, functional
 from se_fused._params import NO_EXCITATION, BatchNormParams, BlockOptions
-from se_fused.activations import ACT_CODES
+from se_fused.activations import ACTIVATIONS, GATES, OUT_ACT_CODES, OUT_ACTIVATIONS
 
 pytestmark = pytest.mark.quick
 
@@ -22,6 +22,13 @@ def arguments():
         "fc1_bias": torch.zeros(R), "fc2_weight": torch.randn(C, R), "fc2_bias": torch.zeros(C),
         "residual": torch.randn(N, C, 4, 4), "training": True,
     }  # fmt: skip
+
+
+INNER = next(name for name, row in ACTIVATIONS.items() if row.keeps is None)  # closes no block
+
+
+def quoted(names):
+    return ", ".join(map(repr, names))
 
 
 BAD = {
@@ -51,9 +58,9 @@ BAD = {
     "momentum text": ("momentum", "0.1", TypeError, "momentum must be a number, got str"),
     "eps": ("eps", -1e-5, ValueError, "eps must lie in"),
     "eps NaN": ("eps", float("nan"), ValueError, "eps must lie in"),
-    "act": ("act", "rleu", ValueError, "act must be one of 'identity', 'relu'.*got 'rleu'"),
-    "gate": ("gate", "softmax", ValueError, "gate must be one of 'sigmoid', 'hard_sigmoid'"),
-    "out_act": ("out_act", "gelu", ValueError, "out_act must be one of 'none', 'relu', 'silu', .*got 'gelu'"),
+    "act": ("act", "rleu", ValueError, f"act must be one of {quoted(ACTIVATIONS)}, got 'rleu'"),
+    "gate": ("gate", "softmax", ValueError, f"gate must be one of {quoted(GATES)}, got 'softmax'"),
+    "out_act": ("out_act", INNER, ValueError, f"out_act must be one of {quoted(OUT_ACTIVATIONS)}, got {INNER!r}"),
     "drop_path shape": ("drop_path_scale", torch.ones(N + 1), ValueError, r"drop_path_scale must be \(N,\) = \(2,\)"),
     "drop_path gradient": ("drop_path_scale", torch.ones(N).requires_grad_(), ValueError, "not require a gradient"),
 }
@@ -139,7 +146,7 @@ def test_kernels_refuse_a_residual_in_another_order():
         CPU.batch_norm_squeeze_excite_forward(x, BATCH_STATISTICS, NO_EXCITATION, BlockOptions(residual), False)
 
 
-@pytest.mark.parametrize("number", [-1, ACT_CODES["gelu"], 99])
+@pytest.mark.parametrize("number", [-1, *sorted(set(range(len(ACTIVATIONS))) - set(OUT_ACT_CODES.values())), 99])
 def test_kernels_refuse_numbers_that_no_activation_has(number):
     x, vector = torch.randn(2, 4, 3, 3), torch.randn(2, 4)
     with pytest.raises(RuntimeError, match=f"out_act {number} is not the number of an activation that can close"):

@@ -314,7 +314,7 @@ def test_bad_input(name: str, value: Any, kind: type[Exception], message: str) -
 def test_bad_input_of_the_squeeze() -> None:
     given = draw(Case("batch_norm_act", device=DEVICE), 0)
     for change, kind, message in (
-        ({"out_act": "gelu"}, ValueError, "out_act must be one of 'none', 'relu', 'silu', 'hard_swish', got 'gelu'"),
+        ({"out_act": "softmax"}, ValueError, "out_act must be one of 'none', .*got 'softmax'"),
         ({"training": 1}, TypeError, "training must be True or False, got 1"),
         ({"running_mean": None}, ValueError, "must both be tensors"),
         ({"x": given["x"][0, 0]}, ValueError, "x must be"),

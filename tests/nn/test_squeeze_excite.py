@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import timm.layers
@@ -10,8 +11,8 @@ from support.modules import SPACES, assert_as_close, batch, one_thread, randomis
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from se_fused.activations import ACTIVATIONS
 from se_fused.nn import DropPath, SqueezeExcite, activation_name, drop_path_scale, gate_name
-from se_fused.reference import ACTIVATIONS
 
 pytestmark = pytest.mark.quick
 
@@ -124,21 +125,18 @@ def test_squeeze_excite_respects_its_layers(touch: str, calls: list[str]) -> Non
     assert not seen or len(seen) == 2
 
 
-@pytest.mark.parametrize("layer", [f"{name}-class" for name in ACTIVATIONS] + ["timm-swish", "instance", "partial"])
-def test_activation_names(layer: str) -> None:
-    classes = {
-        "identity": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU,
-        "gelu": nn.GELU, "gelu_tanh": timm.layers.GELUTanh, "hard_swish": nn.Hardswish, "mish": nn.Mish,
-        "tanh": nn.Tanh,
-    }  # fmt: skip
-    given = {
-        "timm-swish": timm.layers.activations.Swish,
-        "instance": nn.GELU(approximate="tanh"),
-        "partial": functools.partial(nn.LeakyReLU, 0.01),
-    }.get(layer) or classes[layer.removesuffix("-class")]
+LAYERS = {
+    "class": nn.Hardswish,
+    "timm-class": timm.layers.activations.Swish,
+    "instance": nn.GELU(approximate="tanh"),
+} | {name: functools.partial(row.modules[0], **row.attributes) for name, row in ACTIVATIONS.items()}
+
+
+@pytest.mark.parametrize("given", LAYERS.values(), ids=LAYERS)
+def test_activation_names(given: Any) -> None:
     built = given() if isinstance(given, type | functools.partial) else given
     x = torch.linspace(-4, 4, 33)
-    torch.testing.assert_close(ACTIVATIONS[activation_name(given)](x), built(x))
+    torch.testing.assert_close(ACTIVATIONS[activation_name(given)].forward(x), built(x))
     assert activation_name(activation_name(given)) == activation_name(given)
 
 
@@ -175,8 +173,8 @@ def test_aliases() -> None:
             r"act_layer must be one of .*got LeakyReLU\(neg",
         ),
         (dict(act_layer=nn.Sigmoid), ValueError, r"act_layer must be one of .*Sigmoid"),
-        (dict(gate_layer="softmax"), ValueError, r"gate_layer must be one of sigmoid, hard_sigmoid .*got 'softmax'"),
-        (dict(gate_layer=nn.ReLU), ValueError, r"gate_layer must be one of sigmoid, hard_sigmoid .*ReLU"),
+        (dict(gate_layer="softmax"), ValueError, r"gate_layer must be one of sigmoid, .*got 'softmax'"),
+        (dict(gate_layer=nn.ReLU), ValueError, r"gate_layer must be one of sigmoid, .*ReLU"),
     ],
     ids=lambda v: "-".join(f"{k}={str(a)[:20]}" for k, a in v.items()) if isinstance(v, dict) else "",
 )

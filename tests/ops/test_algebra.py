@@ -5,11 +5,11 @@ rounding for every combination of the optional parts.
 """
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
 from support.contract import CLOSINGS
+from support.definitions import Definitions
 from support.records import records_of
 from torch import Tensor
 
@@ -17,25 +17,11 @@ from se_fused import reference
 from se_fused._params import BatchNormParams, BlockOptions, SavedTensors
 from se_fused.activations import OUT_ACT_CODES, recomputed
 from se_fused.ops import channel_gate
-from se_fused.ops import moments as moments_definition
-from se_fused.ops import scale_shift_act as scale_shift_act_definition
-from se_fused.ops import scale_shift_act_mean as scale_shift_act_mean_definition
 from se_fused.ops.batch_norm_act_squeeze import BackwardArguments, compose_squeeze, compose_squeeze_backward
 from se_fused.ops.compose import compose_backward, compose_forward
 from se_fused.testing.verify import Case
 
 pytestmark = pytest.mark.quick
-
-
-class Definitions:
-    """The passes as defined in se_fused.ops."""
-
-    moments = staticmethod(moments_definition.moments)
-    moments_backward = staticmethod(moments_definition.moments_backward)
-    scale_shift_act = staticmethod(scale_shift_act_definition.scale_shift_act)
-    scale_shift_act_backward = staticmethod(scale_shift_act_definition.scale_shift_act_backward)
-    scale_shift_act_mean = staticmethod(scale_shift_act_mean_definition.scale_shift_act_mean)
-    scale_shift_act_mean_backward = staticmethod(scale_shift_act_mean_definition.scale_shift_act_mean_backward)
 
 
 CASES = {
@@ -66,11 +52,11 @@ def test_composition_equals_autograd(options):
 
     x, bn, fc, options = records_of(case, given)
     with torch.no_grad():
-        y, *saved = compose_forward(Definitions, x, bn, fc, options, True)
+        y, *saved = compose_forward(Definitions(), x, bn, fc, options, True)
         if not recomputed(OUT_ACT_CODES[options.out_act]):
             options = dataclasses.replace(options, residual=None)
         want_dr = "residual" in inputs
-        results = compose_backward(Definitions, dy, SavedTensors(x, *saved), bn, fc, options, want_dr)
+        results = compose_backward(Definitions(), dy, SavedTensors(x, *saved), bn, fc, options, want_dr)
     # PyTorch's backward of hard sigmoid multiplies by a float32 1/6, which is 5e-9 off, also in float64.
     rtol, atol = (1e-7, 1e-7) if case.gate == "hard_sigmoid" else (1e-10, 1e-11)
     torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
@@ -124,9 +110,9 @@ def test_squeeze_of_the_activated_map(out_act: str, batch_stats: bool) -> None:
     truth = torch.autograd.grad((y, squeezed), [x, weight, bias], (dy, dsqueezed))
     bn = BatchNormParams(mean, var, weight, bias, batch_stats, 0.1, 1e-5)
     with torch.no_grad():
-        mine, means, m, stats = compose_squeeze(Definitions, x, bn, out_act)
+        mine, means, m, stats = compose_squeeze(Definitions(), x, bn, out_act)
         saved = BackwardArguments(dy, dsqueezed, x, m, stats, weight, bias, batch_stats, bn.eps, out_act)
-        found = compose_squeeze_backward(Definitions, saved)
+        found = compose_squeeze_backward(Definitions(), saved)
     for a, b in zip((mine, means, *found), (y, squeezed, *truth), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
@@ -143,7 +129,7 @@ def test_any_gate_over_the_means(out_act: str, with_residual: bool) -> None:
         return torch.sigmoid(mean @ matrix)
 
     truth = reference.channel_gate(x, gate, added, out_act=out_act)
-    backend: Any = Definitions
+    backend = Definitions()
     squeezed = channel_gate.squeeze(backend, x, through=False)
     mine = channel_gate.rescale(backend, squeezed, gate(squeezed.mean), BlockOptions(added, None, out_act))
     dy = torch.randn_like(truth)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from se_fused import functional, reference
 from se_fused._formats import DTYPES, LAYOUTS
+from se_fused.activations import ACTIVATIONS
 from se_fused.ops.layout import is_channels_last
 from se_fused.testing.case import ALL_OPS, GRADIENTS, VIEWS, Case
 from se_fused.testing.error_bounds import forward_bound
@@ -219,23 +220,25 @@ def infer(case: Case, inplace: bool = False) -> tuple[float, Tensor, Tensor]:
 
 
 def check_gate_corners(device: str) -> None:
-    """Hard gates that are closed, open and at the corners in between: PyTorch's choice of slope. No random draw is
-    likely to have them."""
+    """Gates that are closed, open and at the corners in between: PyTorch's choice of slope. No random draw is likely to
+    have the corners of hard_sigmoid."""
     corners = torch.tensor([-4.0, -3.0, 0.0, 3.0, 4.0], device=device)
     x, w1, w2 = (torch.ones(shape, device=device) for shape in ((2, 5, 3, 3), (4, 5), (5, 4)))
-    gradients = []
-    for module in (functional, reference):
-        bias = corners.clone().requires_grad_()
-        y = module.squeeze_excite(x, w1, None, w2 * 0, bias, gate="hard_sigmoid")
-        gradients.append(torch.autograd.grad(y.sum(), bias)[0])
-    torch.testing.assert_close(*gradients)
+    for gate in reference.GATES:
+        gradients = []
+        for module in (functional, reference):
+            bias = corners.clone().requires_grad_()
+            y = module.squeeze_excite(x, w1, None, w2 * 0, bias, gate=gate)
+            gradients.append(torch.autograd.grad(y.sum(), bias)[0])
+        torch.testing.assert_close(*gradients)
 
 
 def check_corners(act: str, device: str) -> None:
     """Hidden values at which the slope of an activation jumps: PyTorch's choice. No random draw is likely to have
     them."""
-    corners = torch.tensor([-3.0, 0.0, 3.0, 6.0], device=device)
-    x, w1, w2 = torch.ones(2, 5, 3, 3, device=device), torch.zeros(4, 5, device=device), torch.randn(5, 4).to(device)
+    corners = torch.tensor(sorted({at for row in ACTIVATIONS.values() for at in row.corners}), device=device)
+    r = len(corners)
+    x, w1, w2 = torch.ones(2, 5, 3, 3, device=device), torch.zeros(r, 5, device=device), torch.randn(5, r).to(device)
     gradients = []
     for module in (functional, reference):
         bias = corners.clone().requires_grad_()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from se_fused import reference
-from se_fused.activations import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
+from se_fused.activations import OUT_ACT_CODES, by_code, keeps_mask, recomputed, writes_dr
 from se_fused.ops import moments as moments_definition
 from se_fused.ops import scale_shift_act as scale_shift_act_definition
 from se_fused.ops import scale_shift_act_mean as scale_shift_act_mean_definition
@@ -16,7 +16,7 @@ from se_fused.testing.verify import to_layout
 
 Shape = tuple[int, ...]
 NONE = OUT_ACT_CODES["none"]
-CORNERS = {OUT_ACT_CODES["relu"]: (0.0,), OUT_ACT_CODES["hard_swish"]: (-3.0, 3.0)}
+CORNERS = {code: by_code(code).corners for code in OUT_ACT_CODES.values()}
 """Activation code -> the points at which its derivative jumps."""
 ACTIVATED = [(code, True) for code in OUT_ACT_CODES.values()] + [(OUT_ACT_CODES["relu"], False)]
 """(out_act, with a residual) of pass 2. The addition is the same code for all activations, so one is tested without."""
@@ -139,7 +139,7 @@ def check_scale_shift_act_mean_backward(
     t, _ = scale_shift_act_definition.scale_shift_act(wide[2], None, wide[4], wide[5], NONE, False)
     # At a jump of the derivative, float32 and float64 may be on different sides.
     at_corner = torch.zeros_like(t, dtype=torch.bool)
-    for corner in CORNERS.get(out_act, ()):
+    for corner in CORNERS[out_act]:
         at_corner |= (t - corner).abs() < 1e-5
     close(dr.where(~at_corner, 0), true_dr.where(~at_corner, 0), dtype, 16 + 8 * added.double().abs().max())
     assert dr.stride() == x.stride()
@@ -175,7 +175,7 @@ def check_nan_and_infinity(backend: Any, shape: Shape, dtype: torch.dtype, layou
     torch.testing.assert_close(y, torch.relu(x), rtol=0, atol=0, equal_nan=True)
     truth = torch.autograd.grad(torch.relu(x.requires_grad_()).sum(), x)[0]
     assert torch.equal(unpack_mask(mask, x), truth != 0)
-    for name in ("none", "relu", "hard_swish"):
+    for name in OUT_ACT_CODES:
         y, mean = backend.scale_shift_act_mean(x.detach(), one, nothing, OUT_ACT_CODES[name])
         truth = reference.OUT_ACTIVATIONS[name](x.detach().float())
         assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isinf(), truth.isinf())
