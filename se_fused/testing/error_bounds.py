@@ -15,7 +15,16 @@ from torch import Tensor
 from ..activations import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from ..ops.moments import per_channel
 
-__all__ = ["EPS", "GRADIENT_FLOOR", "conv_bound", "forward_bound", "relative_error", "squeeze_bound", "ulp"]
+__all__ = [
+    "EPS",
+    "GRADIENT_FLOOR",
+    "conv_bound",
+    "forward_bound",
+    "mean_error",
+    "relative_error",
+    "squeeze_bound",
+    "ulp",
+]
 
 EPS = torch.finfo(torch.float32).eps
 GRADIENT_FLOOR = 8 * EPS
@@ -36,6 +45,12 @@ def relative_error(mine: Tensor, truth: Tensor) -> float:
     if difference != difference:
         return float("inf")
     return difference / max(truth.norm().item(), torch.finfo(torch.float64).tiny)
+
+
+def mean_error(x: Tensor) -> Tensor:
+    """The largest error of each mean over the positions (N, C) of x (N, C, *spatial), float64, as a float32 sum."""
+    size = x.flatten(2).abs()
+    return EPS * size.shape[2] ** 0.5 * size.mean(2)
 
 
 def _gate_bound(

@@ -20,11 +20,12 @@ from torch import Tensor
 from .. import backends, functional, reference
 from .._formats import DTYPES, LAYOUTS
 from ..ops.layout import is_channels_last
+from ..ops.moments import per_channel
 from .case import ALL_OPS, OPS, Case, to_layout, to_usual, to_view
-from .error_bounds import EPS, GRADIENT_FLOOR, forward_bound, relative_error, squeeze_bound
+from .error_bounds import EPS, GRADIENT_FLOOR, forward_bound, mean_error, relative_error, squeeze_bound
 from .generators import generator_on
 
-__all__ = ["OPS", "Case", "Result", "cases", "check", "run", "to_layout"]
+__all__ = ["OPS", "Case", "Result", "cases", "check", "condition", "run", "to_layout"]
 
 
 def _plain(given: dict[str, Any], layout: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -174,6 +175,32 @@ def check(case: Case, seeds: Sequence[int] = (0, 1, 2)) -> Result:
         mine_median, eager_median = (statistics.median(e) for e in zip(*of_draws, strict=True))
         result.gradients[name] = (mine_median, 2 * eager_median + GRADIENT_FLOOR)
     return result
+
+
+def condition(case: Case, seeds: Sequence[int]) -> dict[str, float]:
+    """Relative change of each exact gradient when x changes by rounding errors of float32, as a median over the draws.
+
+    Every element changes by up to half a unit of its precision, as if x were rounded once more, and the elements of
+    each (n, c) change together by the error that a float32 mean of S terms may have (error_bounds.py), with random
+    signs. A computation in float32 rounds in about this way, on whatever path. Where the exact gradient changes by
+    more than eager's error, as with a mean of 100 standard deviations or at a kink, eager's error is chance, and an
+    implementation that rounds elsewhere may have this change as its own error.
+    """
+    changes: dict[str, list[float]] = {}
+    for seed in seeds:
+        wide = _plain(case.draw(seed), case.layout, torch.float64)
+        x: Tensor = wide["x"].detach()
+        generator = generator_on(case.device, seed + 2)
+        elements, means = (
+            torch.rand(shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device) * 2 - 1
+            for shape in (x.shape, x.shape[:2])
+        )
+        moved = x * (1 + EPS / 2 * elements) + per_channel(mean_error(x) * means.sign(), x)
+        given = {**wide, "x": to_usual(moved, case.layout).requires_grad_(wide["x"].requires_grad)}
+        truth, changed = (_run(case, reference, arguments, seed).gradients for arguments in (wide, given))
+        for name, gradient in truth.items():
+            changes.setdefault(name, []).append(relative_error(changed[name], gradient))
+    return {name: statistics.median(of_draws) for name, of_draws in changes.items()}
 
 
 def cases(devices: Sequence[str] = ("cpu",)) -> Iterator[Case]:

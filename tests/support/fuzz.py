@@ -62,6 +62,18 @@ def calls(draw: st.DrawFn, line: Line) -> dict[str, Any]:
 
 
 # ---- the search
+def meets(case: Case, line: Line) -> None:
+    """Check one random call against the contract.
+
+    Some of many calls have gradients whose error is chance for eager too: twice eager's error is no bound there. They
+    may have what rounding of x changes in the exact gradient as well.
+    """
+    try:
+        contract.meets(case, line.name, line.device)
+    except contract.OutOfBound:
+        contract.passes(case, line.name, line.device, range(contract.DRAWS[-1]), conditioned=True)
+
+
 @dataclass
 class Search:
     """What a search found."""
@@ -115,7 +127,7 @@ def search(
             return
         try:
             with line.using(values):
-                contract.meets(contract.case_of(values), line.name, line.device)
+                meets(contract.case_of(values), line)
         except Exception as error:
             failed = min(failed, time.monotonic())
             found.failing, found.problem = values, f"{type(error).__name__}: {error}"
@@ -155,7 +167,7 @@ def again(backend: str, own: dict[str, str], case: Case) -> None:
     as_in_tests()
     line = LINES[backend]
     with line.using(own):
-        contract.meets(case, line.name, line.device)
+        meets(case, line)
 
 
 def main(arguments: list[str]) -> int:
