@@ -20,7 +20,7 @@ from torch import Tensor
 
 from se_fused import backends, functional, reference
 from se_fused._formats import DTYPES
-from se_fused.activations import ACT_CODES, GATE_CODES
+from se_fused._params import NO_BATCH_NORM, ExcitationParams
 from se_fused.bench.workloads.base import Candidate, Workload
 
 WAYS = {"product": "product", "separate": "convolution and block"}
@@ -28,12 +28,10 @@ WAYS = {"product": "product", "separate": "convolution and block"}
 
 def gate(x: Tensor, folded: tuple[Tensor, ...], fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
     """The gate (N, C), float32, by the two launches that also precede this library's product."""
-    from se_fused.backends.triton.batch_norm_squeeze_excite import coefficients, parameters_of
-    from se_fused.backends.triton.passes import map_of
+    from se_fused.backends.triton.batch_norm_squeeze_excite import coefficients
 
-    parameters = parameters_of(None, None, None, None, *folded, fc2_weight, fc2_bias, None)
-    codes = ACT_CODES["relu"], GATE_CODES["sigmoid"]
-    return coefficients(x, map_of(x), parameters, False, 0.0, *codes, False).scale
+    weight, bias = folded
+    return coefficients(x, NO_BATCH_NORM, ExcitationParams(weight, bias, fc2_weight, fc2_bias), None, False).scale
 
 
 @contextmanager
