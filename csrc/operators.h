@@ -61,6 +61,19 @@ inline void packed_conv1x1_squeeze_excite(const Tensor& h, const Tensor& packed,
   conv1x1_squeeze_excite(h, packed, conv_bias, SE_EXCITATION_RECORD, SE_END_RECORD, y);
 }
 
+// CPU only.
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_act_squeeze(
+    const Tensor& x, SE_BATCH_NORM_PARAMETERS(SE_TRAINING_PARAMETERS), int64_t out_act, bool save) {
+  return act_squeeze_forward(x, SE_BATCH_NORM_RECORD, out_act_of(out_act), save);
+}
+
+// CPU only.
+inline std::tuple<Tensor, Tensor, Tensor> batch_norm_act_squeeze_backward(
+    const Tensor& dy, const Tensor& dsqueezed, const Tensor& x, const Tensor& mean, const Tensor& stats,
+    SE_BATCH_NORM_PARAMETERS(SE_TRAINING_PARAMETERS), int64_t out_act) {
+  return act_squeeze_backward(dy, dsqueezed, x, mean, stats, SE_BATCH_NORM_RECORD, out_act_of(out_act));
+}
+
 template <class Library>
 void define_operators(Library& m) {
   m.def("moments(Tensor x) -> (Tensor mean, Tensor m2)");

@@ -60,6 +60,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
     const Tensor& dy, const SavedTensors& saved, const BatchNormParams& bn, const ExcitationParams& fc,
     const BlockOptions& end, bool want_dr);
 
+// Batch norm, activation and the mean of the activated map, CPU only. Returns (y, squeezed (N, C), mean (N, C), stats
+// (2, C)): squeezed is y's mean before it is rounded, mean the centre of the backward pass's sums, stats the mean and
+// biased variance that normalised. mean is empty unless `save`, and stats unless `save` or batch_stats.
+std::tuple<Tensor, Tensor, Tensor, Tensor> act_squeeze_forward(const Tensor& x, const BatchNormParams& bn, Act out_act,
+                                                               bool save);
+
+// Its backward pass, CPU only: (dx, dbn_weight, dbn_bias). bn has no running statistics.
+std::tuple<Tensor, Tensor, Tensor> act_squeeze_backward(const Tensor& dy, const Tensor& dsqueezed, const Tensor& x,
+                                                        const Tensor& mean, const Tensor& stats,
+                                                        const BatchNormParams& bn, Act out_act);
+
 // Caps the instruction set ("" removes the cap) and returns the name of the one in use. CPU only.
 std::string capability(const std::optional<std::string>& cap);
 

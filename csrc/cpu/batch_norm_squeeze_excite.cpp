@@ -1,5 +1,5 @@
 // The whole operator in one call, forward and backward: pass 1, excitation, pass 2.
-#include "excitation.h"
+#include "batch_norm.h"
 #include "passes.h"
 
 namespace se_fused::cpu {
@@ -11,13 +11,10 @@ struct Parameters {
   int64_t r = 0;
   int weight_type = 0;
   const void *fc1_weight = nullptr, *fc2_weight = nullptr;
-  const float *bn_weight, *bn_bias, *drop;
+  const float* drop;
 
-  Parameters(const Layout& layout, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
-             Scratch& scratch)
+  Parameters(const Layout& layout, const ExcitationParams& fc, const BlockOptions& end, Scratch& scratch)
       : has_excitation(fc.fc1_weight.has_value()) {
-    bn_weight = as_floats(bn.weight, layout.c, scratch, "bn_weight");
-    bn_bias = as_floats(bn.bias, layout.c, scratch, "bn_bias");
     drop = as_floats(end.drop_path_scale, layout.n, scratch, "drop_path_scale");
     if (!has_excitation) return;
     r = check_weights(*fc.fc1_weight, fc.fc2_weight, layout.c);
@@ -43,20 +40,6 @@ Args excitation_args(const Layout& layout, const Parameters& p, const Excitation
   return g;
 }
 
-// Updates a running statistic, if it is given; check_statistic has checked it.
-void move(const OptionalTensor& running, const float* batch, double factor, double momentum, int64_t c) {
-  if (!running) return;
-  kernels().move[type_index(*running, "running statistics")](mutable_bytes(*running), batch, static_cast<float>(factor),
-                                                             static_cast<float>(momentum), c);
-}
-
-// Checks a running statistic, both before one of them is written.
-void check_statistic(const OptionalTensor& running, int64_t c, const char* name) {
-  if (!running) return;
-  check_vector(*running, c, name);
-  type_index(*running, name);
-}
-
 // The results other than y, for the backward pass and the running statistics.
 struct Saved {
   Tensor mask, mean, factor, hidden, stats;
@@ -68,15 +51,12 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
   check_like(end.residual, x, layout, "residual");
-  STD_TORCH_CHECK(norm.running_mean.has_value() == norm.running_var.has_value(),
-                  "running_mean and running_var are required together");
-  check_statistic(norm.running_mean, c, "running_mean");
-  check_statistic(norm.running_var, c, "running_var");
+  check_running(norm, c);
 
   const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
-  Scratch scratch(8 * nc + 8 * c + 2 * n * r_bound + n + r_bound);
+  Scratch scratch(8 * nc + (kBatchNormVectors + 1) * c + 2 * n * r_bound + n + r_bound);
   const bool has_bn = norm.batch_stats || norm.running_mean.has_value();
-  const Parameters p(layout, norm, fc, end, scratch);
+  const Parameters p(layout, fc, end, scratch);
 
   const bool save_mask = save && keeps_mask(end.out_act);
   Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
@@ -91,26 +71,11 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   auto g = excitation_args<ExcitationArgs>(layout, p, fc, mean);
   BatchNormArgs bn{};
   if (has_bn) {
-    const bool keep = save || norm.batch_stats;
-    bn.n = n;
-    bn.c = c;
-    bn.s = layout.s;
+    bn = batch_norm_args(layout, norm, save || norm.batch_stats ? floats(saved.stats) : nullptr, scratch);
     bn.mean = mean;
     bn.m2 = m2;
-    bn.weight = p.bn_weight;
-    bn.bias = p.bn_bias;
-    bn.eps = static_cast<float>(norm.eps);
     bn.batch_stats = norm.batch_stats;
-    bn.mu = keep ? floats(saved.stats) : scratch.take(c);
-    bn.var = keep ? bn.mu + c : scratch.take(c);
-    bn.rstd = scratch.take(c);
-    bn.a = scratch.take(c);
-    bn.b = scratch.take(c);
-    if (!norm.batch_stats) {
-      std::copy_n(as_floats(norm.running_mean, c, scratch, "running_mean"), c, bn.mu);
-      std::copy_n(as_floats(norm.running_var, c, scratch, "running_var"), c, bn.var);
-      batch_norm(bn);
-    }
+    if (!norm.batch_stats) use_running(norm, bn, scratch);
     g.a = bn.a;
     g.b = bn.b;
   }
@@ -137,9 +102,7 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   if (norm.batch_stats || p.has_excitation || save) moments(passes, bytes(x), item, layout, mean, m2);
   if (norm.batch_stats) {
     batch_norm(bn);
-    const double count = static_cast<double>(n * layout.s);
-    move(norm.running_mean, bn.mu, 1, norm.momentum, c);
-    move(norm.running_var, bn.var, count / (count - 1), norm.momentum, c);
+    update_running(norm, bn);
   }
   excitation(kernels().excitation[p.weight_type], g);
   scale_shift_act(passes, second, item, layout, save ? kPastCaches : kPastCachesInference);
@@ -180,9 +143,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   check_like(end.residual, x, layout, "residual");
 
   const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
-  Scratch scratch(14 * nc + 8 * c + 3 * n * r_bound + n);
+  Scratch scratch(14 * nc + kBatchNormVectors * c + 3 * n * r_bound + n);
   const bool has_bn = saved.stats.numel() != 0;
-  const Parameters p(layout, norm, fc, end, scratch);
+  const Parameters p(layout, fc, end, scratch);
   const int64_t r = p.r;
 
   Tensor dx = torch::stable::empty_like(x);
@@ -201,16 +164,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   g.batch_stats = norm.batch_stats;
   if (has_bn) {
     // a, b and rstd take a few (C,) operations, so they are recomputed rather than saved.
-    BatchNormArgs bn{};
-    bn.c = c;
-    bn.weight = p.bn_weight;
-    bn.bias = p.bn_bias;
-    bn.eps = static_cast<float>(norm.eps);
-    bn.mu = const_cast<float*>(float_vector(saved.stats, 2 * c, "stats"));
-    bn.var = bn.mu + c;
-    bn.rstd = scratch.take(c);
-    bn.a = scratch.take(c);
-    bn.b = scratch.take(c);
+    float* const stats = const_cast<float*>(float_vector(saved.stats, 2 * c, "stats"));
+    const BatchNormArgs bn = batch_norm_args(layout, norm, stats, scratch);
     batch_norm(bn);
     g.a = bn.a;
     g.b = bn.b;

@@ -58,15 +58,23 @@ class Scratch {
   float *next_, *end_;
 };
 
-// A parameter vector as float32: the tensor's memory if it is float32, else a converted copy in scratch. Null if
-// absent.
+// A parameter vector as float32: the tensor's memory if it is contiguous float32, else a converted copy in scratch.
+// Null if absent. It may be a view with a step; its sizes after the first are 1.
 inline const float* as_floats(const OptionalTensor& t, int64_t numel, Scratch& scratch, const char* name) {
   if (!t) return nullptr;
-  check_vector(*t, numel, name);
+  const bool contiguous = t->is_contiguous();
   const int type = type_index(*t, name);
-  if (type == 0) return static_cast<const float*>(t->const_data_ptr());
+  const auto* const from = static_cast<const char*>(t->const_data_ptr());
+  if (contiguous || t->size(0) != numel) check_vector(*t, numel, name);
+  if (contiguous && type == 0) return reinterpret_cast<const float*>(from);
   float* const out = scratch.take(numel);
-  kernels().to_float[type](t->const_data_ptr(), out, numel);
+  const auto convert = kernels().to_float[type];
+  if (contiguous) {
+    convert(from, out, numel);
+  } else {
+    const int64_t step = t->stride(0) * (type == 0 ? 4 : 2);
+    for (int64_t i = 0; i < numel; ++i) convert(from + i * step, out + i, 1);
+  }
   return out;
 }
 

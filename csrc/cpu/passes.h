@@ -29,6 +29,9 @@ void moments(const PassKernels& k, const void* x, int64_t item, const Layout& la
 void scale_shift_act(const PassKernels& k, ScaleShiftActArgs args, int64_t item, const Layout& layout,
                      int64_t past_caches_from);
 
+// The same with the mean of the result: args.total (N, C) holds the means on return.
+void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& args, int64_t item, const Layout& layout);
+
 // args.mean, scale, shift, p, q: (N, C)
 void moments_backward(const PassKernels& k, const MomentsBackwardArgs& args, int64_t item, const Layout& layout);
 

@@ -3,9 +3,7 @@
 #include "passes.h"
 
 namespace se_fused::cpu {
-namespace {
 
-// args.total: (N, C), holds the means on return. rows, len and the pointers of each thread's share are set here.
 void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& args, int64_t item, const Layout& layout) {
   const bool past = past_caches(args.y, item, layout);
   const auto part = [&](int64_t n, int64_t row, int64_t rows, float* total) {
@@ -38,7 +36,6 @@ void scale_shift_act_mean(const PassKernels& k, const ScaleShiftActMeanArgs& arg
   for (int64_t i = 0; i < layout.n * c; ++i) args.total[i] /= static_cast<float>(layout.s);
 }
 
-}  // namespace
 }  // namespace se_fused::cpu
 
 namespace se_fused {

@@ -63,7 +63,7 @@ class Operations:
     scale_shift_act_mean_backward: Any
     batch_norm_squeeze_excite_forward: Any
     """(x, bn, fc, options, save) -> Results. Updates running statistics that are given with ``batch_stats``; they are
-    contiguous and not float64. A backend without it and the next two sets them to None."""
+    contiguous and not float64."""
     batch_norm_squeeze_excite_inference: Any
     """(x, bn, fc, options, y) -> None, without batch statistics; saves nothing and writes into y, which may be x."""
     batch_norm_squeeze_excite_backward: Any
@@ -98,9 +98,25 @@ class Backend(Operations):
     """(h, conv, folded, options, y) -> None, for packed weights; y may be the residual. None if the backend has no such
     kernel."""
 
+    batch_norm_act_squeeze: Any
+    """(x, bn, out_act, save) -> (y, squeezed, mean, stats), float32 beside y. Updates running statistics as
+    ``batch_norm_squeeze_excite_forward`` does. mean is empty unless ``save``; stats is so too without ``batch_stats``.
+    None if the backend has no such operator and its passes are composed."""
+
+    batch_norm_act_squeeze_backward: Any
+    """(dy, dsqueezed, x, mean, stats, bn, out_act) -> (dx, dbn_weight, dbn_bias), float32 beside dx; running statistics
+    are None. None where ``batch_norm_act_squeeze`` is."""
+
     gated_conv1x1: Any
     """For y in channels_last, in inference; its last argument is an alternative callable with the same result. None if
     the backend has no such kernel."""
+
+    def __getattr__(self, name: str) -> Any:
+        """None for an operation that the backend does not have."""
+        if name not in OPTIONAL:
+            raise AttributeError(name)
+        setattr(self, name, None)  # a plain attribute from now on
+        return None
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         """None if the backend can process a tensor of this device type and dtype, else a short reason why not."""
@@ -111,11 +127,23 @@ class Backend(Operations):
         raise NotImplementedError
 
 
+OPTIONAL = (
+    "batch_norm_squeeze_excite_forward",
+    "batch_norm_squeeze_excite_inference",
+    "batch_norm_squeeze_excite_backward",
+    "batch_norm_act_squeeze",
+    "batch_norm_act_squeeze_backward",
+    "conv1x1_squeeze_excite",
+    "packed_conv1x1_squeeze_excite",
+    "gated_conv1x1",
+)
+"""Names of the operations that a backend may leave out: they are then composed of the passes, or run in PyTorch."""
+
+
 class LazyBackend(Backend):
     """A GPU backend that is loaded when it is first needed; each operation is looked up at its first use."""
 
     auto_devices = ("cuda",)
-    packed_conv1x1_squeeze_excite = None
     offered: tuple[str, ...] = OPERATIONS
     """Names of the operations that :meth:`find` returns."""
 
@@ -139,7 +167,7 @@ class LazyBackend(Backend):
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.offered:
-            raise AttributeError(name)
+            return super().__getattr__(name)
         if (reason := self.load()) is not None:
             raise RuntimeError(reason)
         operation = self.find(name)

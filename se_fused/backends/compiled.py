@@ -83,11 +83,37 @@ def _packed(operator: Operator) -> Callable[..., None]:
     return packed_conv1x1_squeeze_excite
 
 
+def _squeeze(operator: Operator) -> Callable[..., tuple[Tensor, ...]]:
+    def batch_norm_act_squeeze(x: Tensor, bn: BatchNormParams, out_act: str, save: bool) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = operator(
+            x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.batch_stats, bn.momentum, bn.eps,
+            OUT_ACT_CODES[out_act], save,
+        )  # fmt: skip
+        return results
+
+    return batch_norm_act_squeeze
+
+
+def _squeeze_backward(operator: Operator) -> Callable[..., tuple[Tensor, ...]]:
+    def batch_norm_act_squeeze_backward(
+        dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn: BatchNormParams, out_act: str
+    ) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = operator(
+            dy, dsqueezed, x, mean, stats, None, None, bn.weight, bn.bias, bn.batch_stats, bn.momentum, bn.eps,
+            OUT_ACT_CODES[out_act],
+        )  # fmt: skip
+        return gradients
+
+    return batch_norm_act_squeeze_backward
+
+
 _WITH_RECORDS: dict[str, Callable[[Operator], Callable[..., Any]]] = {
     "batch_norm_squeeze_excite_forward": _forward,
     "batch_norm_squeeze_excite_inference": _inference,
     "batch_norm_squeeze_excite_backward": _backward,
     "packed_conv1x1_squeeze_excite": _packed,
+    "batch_norm_act_squeeze": _squeeze,
+    "batch_norm_act_squeeze_backward": _squeeze_backward,
 }
 
 

@@ -29,6 +29,10 @@ def _load() -> str | None:
     return None
 
 
+_OWN = ("packed_conv1x1_squeeze_excite", "batch_norm_act_squeeze", "batch_norm_act_squeeze_backward")
+"""Operators of this library alone."""
+
+
 class CpuBackend(Backend):
     """The passes, excitation and the whole operator in C++, for float32, bfloat16 and float16, with AVX-512, AVX2 or
     the compiler's default instruction set."""
@@ -56,7 +60,7 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         self.load_error = _load()
         if self.load_error is None:
-            for operation in (*OPERATIONS, "packed_conv1x1_squeeze_excite"):
+            for operation in (*OPERATIONS, *_OWN):
                 setattr(self, operation, with_records(torch.ops.se_fused_cpu, operation))
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:

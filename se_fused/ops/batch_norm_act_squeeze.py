@@ -2,8 +2,8 @@
 
     y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b: the coefficients of batch norm
 
-It is composed of a backend's passes, with the arithmetic of :mod:`.excitation` between them, like the composed operator
-in :mod:`.batch_norm_squeeze_excite`. The operators mutate nothing: they return the batch's statistics, and
+A backend with the whole operator runs it in one call. For a backend with only the passes it is composed of them, with
+the arithmetic of :mod:`.excitation` between them. The operators mutate nothing: they return the batch's statistics, and
 :func:`squeeze` updates the running ones.
 """
 
@@ -21,7 +21,7 @@ from .excitation import BatchNorm, batch_norm, excitation_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
-from .running import update
+from .running import kernels_update, mark_updated, update
 
 __all__ = ["BackwardArguments", "ForwardArguments", "compose_squeeze", "compose_squeeze_backward", "squeeze"]
 
@@ -91,37 +91,75 @@ def compose_squeeze(passes: Any, x: Tensor, bn: BatchNormParams, out_act: str) -
     return Squeezed(y, squeezed, m, torch.stack([norm.mean, norm.var]))
 
 
-def compose_squeeze_backward(passes: Any, a: BackwardArguments) -> Gradients:
-    """``batch_norm_act_squeeze_backward`` from the backend's ``scale_shift_act_mean_backward`` and
-    ``scale_shift_act_backward``."""
-    x, mean = a.x, a.mean
-    bn = BatchNormParams(None, None, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
-    norm = batch_norm(bn.with_statistics(a.stats), mean.dtype, positions(x))
-    added = (a.dsqueezed.to(mean.dtype) / positions(x)).contiguous()
-    dr, p, q = passes.scale_shift_act_mean_backward(
-        dense_like(a.dy, x), added, x, mean, *_map(norm, x.shape[0]), OUT_ACT_CODES[a.out_act]
-    )
+def compose_squeeze_backward(
+    passes: Any,
+    dy: Tensor,
+    dsqueezed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    stats: Tensor,
+    bn: BatchNormParams,
+    out_act: str,
+) -> Gradients:
+    """``batch_norm_act_squeeze_backward`` from ``passes.scale_shift_act_mean_backward`` and
+    ``passes.scale_shift_act_backward``, for dy in the memory order of x and contiguous dsqueezed."""
+    norm = batch_norm(bn.with_statistics(stats), mean.dtype, positions(x))
+    added = dsqueezed.to(mean.dtype) / positions(x)
+    dr, p, q = passes.scale_shift_act_mean_backward(dy, added, x, mean, *_map(norm, x.shape[0]), OUT_ACT_CODES[out_act])
     nothing = mean.new_empty(0)
-    saved = SavedTensors(x, nothing, mean, nothing, nothing, a.stats)
-    g = excitation_backward(p, q, saved, norm, NO_EXCITATION, None, a.batch_stats)
+    saved = SavedTensors(x, nothing, mean, nothing, nothing, stats)
+    g = excitation_backward(p, q, saved, norm, NO_EXCITATION, None, bn.batch_stats)
     assert g.bn_weight is not None and g.bn_bias is not None
     dx: Tensor = passes.scale_shift_act_backward(
-        dr, x if a.batch_stats else None, nothing, mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
+        dr, x if bn.batch_stats else None, nothing, mean, g.k1.contiguous(), g.k2.contiguous(), g.k3.contiguous()
     )
     return Gradients(dx, g.bn_weight, g.bn_bias)
 
 
+# ---- a backend's kernels. Tuples have the fields of Squeezed and Gradients: each NamedTuple takes 3,400 instructions
+def _call_forward(
+    backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool
+) -> tuple[Tensor, ...]:
+    """Without ``save`` the mean may be absent, and without ``batch_stats`` the statistics too."""
+    if backend.batch_norm_act_squeeze is None:
+        return compose_squeeze(backend, x, bn, out_act)
+    results: tuple[Tensor, ...] = backend.batch_norm_act_squeeze(x, bn, out_act, save)
+    return results
+
+
+def _call_backward(
+    backend: backends.Backend,
+    dy: Tensor,
+    dsqueezed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    stats: Tensor,
+    bn: BatchNormParams,
+    out_act: str,
+) -> tuple[Tensor, ...]:
+    # A gradient may have any strides: expanded by a sum, transposed by a loss.
+    dy, dsqueezed = dense_like(dy, x), dsqueezed.contiguous()
+    if backend.batch_norm_act_squeeze_backward is None:
+        return compose_squeeze_backward(backend, dy, dsqueezed, x, mean, stats, bn, out_act)
+    gradients: tuple[Tensor, ...] = backend.batch_norm_act_squeeze_backward(dy, dsqueezed, x, mean, stats, bn, out_act)
+    return gradients
+
+
 # ---- the operators
 def _params(a: ForwardArguments) -> BatchNormParams:
-    return BatchNormParams(a.running_mean, a.running_var, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
+    # Kernels update running statistics that they get with batch_stats, and the operator mutates nothing.
+    running = (None, None) if a.batch_stats else (a.running_mean, a.running_var)
+    return BatchNormParams(*running, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
 
 
 def _operator_forward(a: ForwardArguments) -> Squeezed:
-    return compose_squeeze(backends.select(a.x.device.type, a.x.dtype), a.x, _params(a), a.out_act)
+    return Squeezed(*_call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, _params(a), a.out_act, True))
 
 
 def _operator_backward(a: BackwardArguments) -> Gradients:
-    return compose_squeeze_backward(backends.select(a.dy.device.type, a.dy.dtype), a)
+    bn = BatchNormParams(None, None, a.bn_weight, a.bn_bias, a.batch_stats, 0.0, a.eps)
+    backend = backends.select(a.dy.device.type, a.dy.dtype)
+    return Gradients(*_call_backward(backend, a.dy, a.dsqueezed, a.x, a.mean, a.stats, bn, a.out_act))
 
 
 def _fake_forward(a: ForwardArguments) -> Squeezed:
@@ -143,53 +181,65 @@ define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operato
 
 
 # ---- the operators from eager mode and from a graph
-def _forward(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str) -> Squeezed:
-    """The operator's results. Running statistics are updated before they are returned."""
-    if through_dispatcher():
-        given = bn.without_running() if bn.batch_stats else bn
-        results = Squeezed(
-            *torch.ops.se_fused.batch_norm_act_squeeze(
-                x, given.running_mean, given.running_var, given.weight, given.bias, given.batch_stats, given.eps,
-                out_act,
-            )
-        )  # fmt: skip
-    else:
-        results = compose_squeeze(backend, x, bn, out_act)
-    if bn.updates:
-        update(bn, results.stats, x)
+def _through_operator_forward(x: Tensor, bn: BatchNormParams, out_act: str) -> tuple[Tensor, ...]:
+    given = ForwardArguments(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.batch_stats, bn.eps, out_act)
+    results: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze(*given)
     return results
 
 
-def _through_operator_backward(a: BackwardArguments) -> Gradients:
-    return Gradients(*torch.ops.se_fused.batch_norm_act_squeeze_backward(*a))
+def _through_operator_backward(
+    dy: Tensor, dsqueezed: Tensor, x: Tensor, mean: Tensor, stats: Tensor, bn: BatchNormParams, out_act: str
+) -> tuple[Tensor, ...]:
+    given = BackwardArguments(dy, dsqueezed, x, mean, stats, bn.weight, bn.bias, bn.batch_stats, bn.eps, out_act)
+    gradients: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze_backward(*given)
+    return gradients
 
 
-def _backward(backend: backends.Backend, a: BackwardArguments) -> Gradients:
-    return _through_operator_backward(a) if through_dispatcher() else compose_squeeze_backward(backend, a)
+def _forward(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool) -> tuple[Tensor, ...]:
+    """The results of the forward pass. Running statistics are updated before they are returned."""
+    through, updates = through_dispatcher(), bn.updates
+    if updates and not through and backend.batch_norm_act_squeeze is not None and kernels_update(backend, bn):
+        results = _call_forward(backend, x, bn, out_act, save)
+        mark_updated(bn)
+        return results
+    given = bn.without_running() if updates else bn
+    if through:
+        results = _through_operator_forward(x, given, out_act)
+    else:
+        results = _call_forward(backend, x, given, out_act, save)
+    if updates:
+        update(bn, results[3], x)
+    return results
+
+
+def _backward(backend: backends.Backend, *given: Any) -> tuple[Tensor, ...]:
+    return _through_operator_backward(*given) if through_dispatcher() else _call_backward(backend, *given)
 
 
 # ---- autograd, used by the operator's registration and by the Function for eager mode
-def _keep(ctx: Any, x: Tensor, bn: BatchNormParams, out_act: str, results: Squeezed) -> None:
-    ctx.save_for_backward(x, results.mean, results.stats, bn.weight, bn.bias)
+def _keep(ctx: Any, x: Tensor, mean: Tensor, stats: Tensor, bn: BatchNormParams, out_act: str) -> None:
+    ctx.save_for_backward(x, mean, stats, bn.weight, bn.bias)
     ctx.options = (bn.batch_stats, bn.eps, out_act)
 
 
 def _gradients(
-    ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[[BackwardArguments], Gradients]
+    ctx: Any, dy: Tensor, dsqueezed: Tensor, run: Callable[..., tuple[Tensor, ...]]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias; autograd converts them to the parameters' dtypes."""
     x, mean, stats, weight, bias = ctx.saved_tensors
-    found = run(BackwardArguments(dy, dsqueezed, x, mean, stats, weight, bias, *ctx.options))
+    batch_stats, eps, out_act = ctx.options
+    bn = BatchNormParams(None, None, weight, bias, batch_stats, 0.0, eps)
+    dx, dweight, dbias = run(dy, dsqueezed, x, mean, stats, bn, out_act)
     return (
-        found.dx,
-        None if weight is None else found.dbn_weight.reshape(weight.shape),
-        None if bias is None else found.dbn_bias.reshape(bias.shape),
+        dx,
+        None if weight is None else dweight.reshape(weight.shape),
+        None if bias is None else dbias.reshape(bias.shape),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     given, results = ForwardArguments(*inputs), Squeezed(*output)
-    _keep(ctx, given.x, _params(given), given.out_act, results)
+    _keep(ctx, given.x, results.mean, results.stats, _params(given), given.out_act)
     ctx.mark_non_differentiable(results.mean, results.stats)
 
 
@@ -203,36 +253,41 @@ register_autograd("batch_norm_act_squeeze", _operator_gradients, _setup_context)
 register_autograd("batch_norm_act_squeeze_backward", no_second_derivative)
 
 
-class _Call(NamedTuple):
-    """What the Function below needs beside the tensors that have a gradient."""
-
-    backend: backends.Backend
-    bn: BatchNormParams
-    out_act: str
-
-
 class _Squeeze(torch.autograd.Function):
     """The operator for eager mode, as in :mod:`.batch_norm_squeeze_excite`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
-        ctx.backend, bn, out_act = call
-        results = _forward(ctx.backend, x, bn, out_act)
-        _keep(ctx, x, bn, out_act, results)
-        return results.y, results.squeezed
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        backend: backends.Backend,
+        bn: BatchNormParams,
+        out_act: str,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.backend = backend
+        y, squeezed, mean, stats = _forward(backend, x, bn, out_act, True)
+        _keep(ctx, x, mean, stats, bn, out_act)
+        return y, squeezed
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dsqueezed: Tensor) -> tuple[Tensor | None, ...]:
         # With create_graph=True use the operator, whose autograd formula raises an error for second derivatives.
         run = _through_operator_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
-        return *_gradients(ctx, dy, dsqueezed, run), None
+        return *_gradients(ctx, dy, dsqueezed, run), None, None, None
+
+
+def _wants_grad(x: Tensor, bn: BatchNormParams) -> bool:
+    weight, bias = bn.weight, bn.bias
+    return x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
 
 
 def squeeze(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str) -> tuple[Tensor, Tensor]:
     """y and squeezed of ``batch_norm_act_squeeze``, differentiable. Updates running statistics with ``batch_stats``."""
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bn.weight, bn.bias))
+    wants_grad = torch.is_grad_enabled() and _wants_grad(x, bn)
     if wants_grad and not torch.compiler.is_compiling():
-        y, squeezed = _Squeeze.apply(x, bn.weight, bn.bias, _Call(backend, bn, out_act))
-        return y, squeezed
-    results = _forward(backend, x, bn, out_act)
-    return results.y, results.squeezed
+        y, squeezed = _Squeeze.apply(x, bn.weight, bn.bias, backend, bn, out_act)
+    else:
+        y, squeezed, _, _ = _forward(backend, x, bn, out_act, wants_grad)
+    return y, squeezed

@@ -44,7 +44,7 @@ def batch_norm(
     cancellation; otherwise the running statistics normalise.
 
     Args:
-        bn: the parameters.
+        bn: the parameters, which may have sizes of 1 after the channels.
         wide: the dtype of the result.
         positions: S.
         m, v: (N, C) from pass 1, for batch statistics.
@@ -55,10 +55,10 @@ def batch_norm(
         var = (v.sum(0) + positions * (m - mean).square().sum(0)) / (m.shape[0] * positions)
     else:
         assert bn.running_mean is not None and bn.running_var is not None
-        mean, var = bn.running_mean.to(wide), bn.running_var.to(wide)
+        mean, var = bn.running_mean.to(wide).flatten(), bn.running_var.to(wide).flatten()
     rstd = (var + bn.eps).rsqrt()
-    a = rstd if bn.weight is None else bn.weight.to(rstd.dtype) * rstd
-    b = -a * mean if bn.bias is None else bn.bias.to(rstd.dtype) - a * mean
+    a = rstd if bn.weight is None else bn.weight.to(rstd.dtype).flatten() * rstd
+    b = -a * mean if bn.bias is None else bn.bias.to(rstd.dtype).flatten() - a * mean
     return BatchNorm(mean, var, rstd, a, b)
 
 

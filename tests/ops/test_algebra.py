@@ -17,7 +17,7 @@ from se_fused import reference
 from se_fused._params import BatchNormParams, BlockOptions, SavedTensors
 from se_fused.activations import OUT_ACT_CODES, recomputed
 from se_fused.ops import channel_gate
-from se_fused.ops.batch_norm_act_squeeze import BackwardArguments, compose_squeeze, compose_squeeze_backward
+from se_fused.ops.batch_norm_act_squeeze import compose_squeeze, compose_squeeze_backward
 from se_fused.ops.compose import compose_backward, compose_forward
 from se_fused.testing.verify import Case
 
@@ -111,8 +111,7 @@ def test_squeeze_of_the_activated_map(out_act: str, batch_stats: bool) -> None:
     bn = BatchNormParams(mean, var, weight, bias, batch_stats, 0.1, 1e-5)
     with torch.no_grad():
         mine, means, m, stats = compose_squeeze(Definitions(), x, bn, out_act)
-        saved = BackwardArguments(dy, dsqueezed, x, m, stats, weight, bias, batch_stats, bn.eps, out_act)
-        found = compose_squeeze_backward(Definitions(), saved)
+        found = compose_squeeze_backward(Definitions(), dy, dsqueezed, x, m, stats, bn, out_act)
     for a, b in zip((mine, means, *found), (y, squeezed, *truth), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 

@@ -96,6 +96,21 @@ def _packed() -> Iterator[Arguments]:
         yield h, pack_conv1x1(torch.randn(C, K)), torch.randn(C), *_excitation(K), residual, None, code, y
 
 
+def _squeeze() -> Iterator[Arguments]:
+    for code in OUT_ACT_CODES.values():
+        for batch_stats in (True, False):
+            for save in (True, False):
+                yield _map(), *_norm(batch_stats), code, save
+
+
+def _squeeze_backward() -> Iterator[Arguments]:
+    for code in OUT_ACT_CODES.values():
+        for batch_stats in (True, False):
+            dsqueezed, mean = _per_sample(2)
+            norm = (None, None, *_norm(batch_stats)[2:])
+            yield _map(), dsqueezed, _map(), mean, torch.rand(2, C) + 1, *norm, code
+
+
 def _capability() -> Iterator[Arguments]:
     yield (None,)
 
@@ -111,6 +126,8 @@ CPU_CALLS: dict[str, Callable[[], Iterator[Arguments]]] = {
     "batch_norm_squeeze_excite_inference": _inference,
     "batch_norm_squeeze_excite_backward": _backward,
     "packed_conv1x1_squeeze_excite": _packed,
+    "batch_norm_act_squeeze": _squeeze,
+    "batch_norm_act_squeeze_backward": _squeeze_backward,
     "capability": _capability,
 }
 """By operator: generates the arguments of calls, among which each argument that the operator writes to changes."""

@@ -21,12 +21,6 @@ class Definitions(Backend):
     scale_shift_act_backward = staticmethod(scale_shift_act_backward)
     scale_shift_act_mean = staticmethod(scale_shift_act_mean)
     scale_shift_act_mean_backward = staticmethod(scale_shift_act_mean_backward)
-    batch_norm_squeeze_excite_forward = None
-    batch_norm_squeeze_excite_inference = None
-    batch_norm_squeeze_excite_backward = None
-    conv1x1_squeeze_excite = None
-    packed_conv1x1_squeeze_excite = None
-    gated_conv1x1 = None
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:
         return None if dtype in SUPPORTED else dtype_reason(dtype)
