@@ -127,7 +127,7 @@ def batch_norm_parameters(bn: BatchNormParams, x: Tensor, channels: int) -> tupl
         check.check_number(momentum, "momentum", 0.0, 1.0)
     if type(eps) is not float or not eps >= 0.0:
         check.check_number(eps, "eps", 0.0, float("inf"))
-    if training and x.numel() == channels:
+    if training and channels and x.numel() == channels:
         raise ValueError(f"training needs more than one value per channel, got x of shape {tuple(x.shape)}")
     vector = (channels,)
     return (
