@@ -41,8 +41,9 @@ class Function:
     """What activations and gates have in common: the function and the names under which other libraries have it."""
 
     forward: Callable[[Tensor], Tensor]
-    modules: tuple[type[nn.Module], ...] = ()
-    """Classes of PyTorch that compute it, if their attributes have the values of ``attributes``."""
+    modules: tuple[type[nn.Module], ...]
+    """Classes of PyTorch that compute it, if their attributes have the values of ``attributes``; () if there is none.
+    """
     attributes: dict[str, Any] = field(default_factory=dict)
     timm: tuple[str, ...] = ()
     """timm's classes, by name, because timm may not be installed."""
