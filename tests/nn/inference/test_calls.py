@@ -152,12 +152,12 @@ def test_a_recorded_map_is_no_obstacle() -> None:
 @pytest.mark.parametrize("name", ["densenet121", "resnet18", "efficientnet_b0"])
 def test_feature_extractors(name: str) -> None:
     """torchvision's feature extractors, with a graph per mode and copies in training mode, can be optimised."""
-    torchvision = pytest.importorskip("torchvision")
-    model = ready(torchvision.models.get_model(name, num_classes=5))
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = ready(pytest.importorskip("torchvision").models.get_model(name, num_classes=5))
     nodes = {"features.denseblock1": "a"} if name == "densenet121" else {}
     nodes |= {"layer1": "a", "layer3": "b"} if name == "resnet18" else {}
     nodes |= {"features.1": "a", "flatten": "b"} if name == "efficientnet_b0" else {}
-    extractor = torchvision.models.feature_extraction.create_feature_extractor(model, nodes).eval()
+    extractor = extraction.create_feature_extractor(model, nodes).eval()
     optimized_and_same(extractor, images(2, 3, 64, 64))
 
 
