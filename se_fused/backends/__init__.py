@@ -107,23 +107,28 @@ def _why_none(device: str, dtype: torch.dtype) -> str:
     return "; ".join(f"{name}: {why_not(backend, device, dtype)}" for name, backend in BACKENDS.items())
 
 
-def find(device: str, dtype: torch.dtype) -> tuple[Backend | None, str]:
+def find(device: str, dtype: torch.dtype, name: str | None = None) -> tuple[Backend | None, str]:
     """The backend for a call on this device type and dtype, or None and the reason why the call runs in plain PyTorch.
+
+    Args:
+        device, dtype: of the call's map.
+        name: the backend to use, ``"auto"`` or ``"reference"``; None for the one that is requested.
 
     Raises:
         BackendUnavailable: a backend was requested by name and cannot run.
     """
-    if _forced == "auto":
+    asked = name or _forced
+    if asked == "auto":
         for backend in _AUTO.get(device, ()):  # runs in each call, so reasons are built only if no backend is found
             if backend.can_use(device, dtype) is None:
                 return backend, ""
         return None, _why_none(device, dtype)
-    if _forced == "reference":
+    if asked == "reference":
         return None, "requested"
-    reason = BACKENDS[_forced].can_use(device, dtype)
+    reason = BACKENDS[asked].can_use(device, dtype)
     if reason is not None:
-        raise BackendUnavailable(f"backend {_forced!r} was requested but cannot run here: {reason}")
-    return BACKENDS[_forced], ""
+        raise BackendUnavailable(f"backend {asked!r} was requested but cannot run here: {reason}")
+    return BACKENDS[asked], ""
 
 
 def select(device: str, dtype: torch.dtype) -> Backend:
@@ -133,12 +138,7 @@ def select(device: str, dtype: torch.dtype) -> Backend:
     Raises:
         BackendUnavailable: no backend can run the call, or the one requested by name cannot.
     """
-    with_kernels = _forced if _forced != "reference" else "auto"
-    if with_kernels != "auto":
-        backend, _ = find(device, dtype)
-        assert backend is not None, "only 'reference' has none"
-        return backend
-    for found in _AUTO.get(device, ()):
-        if found.can_use(device, dtype) is None:
-            return found
-    raise BackendUnavailable(f"no backend can run {dtype} on {device}: {_why_none(device, dtype)}")
+    backend, reason = find(device, dtype, "auto" if _forced == "reference" else _forced)
+    if backend is None:
+        raise BackendUnavailable(f"no backend can run {dtype} on {device}: {reason}")
+    return backend

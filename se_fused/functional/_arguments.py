@@ -180,14 +180,13 @@ def check_conv1x1(conv: Conv1x1Params, x: Tensor, names: ConvNames) -> None:
 
 # ---- conversion to the form that the kernels need
 def common_dtype(x: Tensor, options: BlockOptions) -> tuple[Tensor, BlockOptions]:
-    """x and the residual in one dtype. Under autocast they may differ and are promoted, as in eager mode.
+    """x and a residual of another dtype in one dtype. Under autocast they are promoted, as in eager mode.
 
     Raises:
         TypeError: their dtypes differ without autocast.
     """
     residual = options.residual
-    if residual is None or residual.dtype == x.dtype:
-        return x, options
+    assert residual is not None
     check_dtype(residual, "residual", x)
     common = torch.promote_types(x.dtype, residual.dtype)
     return x.to(common), replace(options, residual=residual.to(common))

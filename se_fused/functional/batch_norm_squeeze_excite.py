@@ -37,7 +37,7 @@ def _block(
     through = through_dispatcher()
     compiling = through and torch.compiler.is_compiling()
     backend = None
-    if not (compiling and fc is None and norm.present and left_to_the_compiler(norm.batch_stats)):
+    if not (compiling and fc is None and left_to_the_compiler(norm.batch_stats)):
         backend = backend_for(x, compiling)
     # A graph always uses the kernels: a condition on sizes would specialise it to these sizes.
     has_one_position = fc is not None and not compiling and x.numel() == x.shape[0] * x.shape[1]

@@ -198,7 +198,7 @@ def _through_operator_backward(
 def _forward(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool) -> tuple[Tensor, ...]:
     """The results of the forward pass. Running statistics are updated before they are returned."""
     through, updates = through_dispatcher(), bn.updates
-    if updates and not through and backend.batch_norm_act_squeeze is not None and kernels_update(backend, bn):
+    if updates and not through and kernels_update(backend.batch_norm_act_squeeze, bn):
         results = _call_forward(backend, x, bn, out_act, save)
         mark_updated(bn)
         return results

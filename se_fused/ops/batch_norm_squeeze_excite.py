@@ -223,7 +223,7 @@ def _forward(
     if through:
         results = _through_operator_forward(x, bn.without_running(), fc, options, save)
         update(bn, results.stats, x)
-    elif kernels_update(backend, bn):
+    elif kernels_update(backend.batch_norm_squeeze_excite_forward, bn):
         results = _call_forward(backend, x, bn, fc, options, save)
         mark_updated(bn)
     else:

@@ -37,11 +37,7 @@ def dense(x: Tensor) -> Tensor:
 
 def dense_like(t: Tensor, x: Tensor) -> Tensor:
     """t in the memory order of x; not copied if it already has that order."""
-    if x.is_contiguous():
-        same = t.is_contiguous()
-    else:
-        same = t.stride() == x.stride() or is_channels_last(t)
-    if same or t.stride() == x.stride():
+    if t.stride() == x.stride() or (t.is_contiguous() if x.is_contiguous() else is_channels_last(t)):
         return t
     return torch.empty_like(x, dtype=t.dtype).copy_(t)
 

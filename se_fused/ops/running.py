@@ -4,19 +4,20 @@ Code after the forward pass may never run: non-reentrant gradient checkpointing 
 the hook on saved tensors, and PyTorch calls the hooks of an ``autograd.Function`` when its ``forward`` has returned.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._params import BatchNormParams
-from ..backends import Backend
 from .layout import positions
 
 __all__ = ["kernels_update", "mark_updated", "update"]
 
 
-def kernels_update(backend: Backend, bn: BatchNormParams) -> bool:
-    """Whether the backend's kernels can update the running statistics of ``bn``."""
-    if backend.batch_norm_squeeze_excite_forward is None:
+def kernels_update(operation: Any, bn: BatchNormParams) -> bool:
+    """Whether a backend's operation, None if it has none, can update the running statistics of ``bn``."""
+    if operation is None:
         return False
     assert bn.running_mean is not None and bn.running_var is not None
     return all(t.is_contiguous() and t.dtype != torch.float64 for t in (bn.running_mean, bn.running_var))
