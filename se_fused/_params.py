@@ -20,8 +20,11 @@ __all__ = [
     "BatchNormParams",
     "BlockOptions",
     "Conv1x1Params",
+    "ConvNormParams",
+    "ConvParams",
     "ExcitationParams",
     "Gradients",
+    "ResidualBlockParams",
     "Results",
     "SavedTensors",
 ]
@@ -91,6 +94,53 @@ class Conv1x1Params:
     weight: Tensor  # (C, K) or (C, K, 1, ...)
     bias: Tensor | None  # (C,)
     packed: Tensor | None = None  # the weight in panels: se_fused.functional.pack_conv1x1
+
+
+@dataclass(slots=True, eq=False)
+class ConvParams:
+    """A convolution, as :func:`torch.convolution` takes it; one number per spatial dimension."""
+
+    weight: Tensor  # (D, C / groups, *kernel)
+    bias: Tensor | None  # (D,)
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def is_product(self) -> bool:
+        """Whether each position of the result depends on the same position of the input alone: a product of the
+        weight (D, C) with the vectors of channels."""
+        ones = all(k == s == 1 for k, s in zip(self.weight.shape[2:], self.stride, strict=True))
+        return ones and self.groups == 1 and not any(self.padding)
+
+
+@dataclass(slots=True, eq=False)
+class ConvNormParams:
+    """out_act(bn(conv(x))). The last one of a branch ends with its block instead."""
+
+    conv: ConvParams
+    bn: BatchNormParams
+    out_act: str = "none"
+
+
+@dataclass(slots=True, eq=False)
+class ResidualBlockParams:
+    """A whole residual block: out_act(drop_path_scale * SE(branch(x)) + shortcut(x)).
+
+    The activation of the branch's last layer is the block's, after the addition. SE is left out with
+    ``NO_EXCITATION``. Without ``shortcut`` the block's residual is added, which is x itself if there is no other.
+    """
+
+    branch: tuple[ConvNormParams, ...]
+    shortcut: ConvNormParams | None
+    fc: ExcitationParams
+    drop_path_scale: Tensor | None  # (N,)
+
+    @property
+    def layers(self) -> tuple[ConvNormParams, ...]:
+        """All convolutions with their norms: the branch's, then the shortcut's."""
+        return self.branch if self.shortcut is None else (*self.branch, self.shortcut)
 
 
 class Results(NamedTuple):

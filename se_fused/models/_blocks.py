@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from .._checks import check_choice
 from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_block_end, is_own
+from ..nn.block_plan import BlockModules, ConvNorm
 from ..nn.known import refuse_torchscript
+from ..nn.whole_block import whole_block
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
 
@@ -125,6 +127,13 @@ class _Block(nn.Module):
         """Register convolutions and batch norms in the order in which forward calls them."""
         raise NotImplementedError
 
+    def modules_of_block(self) -> BlockModules | None:
+        """The block's modules, for one call; None if no call has its order of operations."""
+        raise NotImplementedError
+
+    def _as_one(self, branch: tuple[ConvNorm, ...]) -> BlockModules:
+        return BlockModules(branch, self.downsample, self.se, self.drop_path)
+
     def last_norm(self) -> nn.BatchNorm2d:
         """The last batch norm, before SE and the addition; ``zero_init_last`` sets its weight to zero."""
         raise NotImplementedError
@@ -162,7 +171,14 @@ class BasicBlock(_Block):
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
 
+    def modules_of_block(self) -> BlockModules | None:
+        if self.caffe and self.se is not None:  # a ReLU stands between the batch norm and SE
+            return None
+        return self._as_one((ConvNorm(self.conv1, self.bn1, "relu"), ConvNorm(self.conv2, self.bn2, "relu")))
+
     def forward(self, x: Tensor) -> Tensor:
+        if (y := whole_block(self, x, type(self).modules_of_block)) is not None:
+            return y
         shortcut = x if self.downsample is None else self.downsample(x)
         u = conv_bn_act(self.conv1, self.bn1, x)
         if self.caffe and self.se is not None:
@@ -204,7 +220,13 @@ class Bottleneck(_Block):
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn3
 
+    def modules_of_block(self) -> BlockModules | None:
+        convs, norms = (self.conv1, self.conv2, self.conv3), (self.bn1, self.bn2, self.bn3)
+        return self._as_one(tuple(ConvNorm(conv, bn, "relu") for conv, bn in zip(convs, norms, strict=True)))
+
     def forward(self, x: Tensor) -> Tensor:
+        if (y := whole_block(self, x, type(self).modules_of_block)) is not None:
+            return y
         shortcut = x if self.downsample is None else self.downsample(x)
         u = conv_bn_act(self.conv1, self.bn1, x)
         u = conv_bn_act(self.conv2, self.bn2, u)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .known import is_nothing, is_of, is_plain, out_activation, untouched
 
 __all__ = [
+    "PLAIN",
     "BatchNorm",
     "brought_activation",
     "is_batch_norm",
@@ -24,7 +25,7 @@ __all__ = [
     "take",
 ]
 
-_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def is_batch_norm_act(bn: object) -> bool:
@@ -42,7 +43,7 @@ def _is_frozen_act(bn: object) -> bool:
 
 def is_batch_norm(bn: object) -> bool:
     """Whether the module is a batch norm without an activation. Ignores hooks."""
-    return type(bn) in (*_PLAIN, nn.SyncBatchNorm) or _is_frozen(bn)
+    return type(bn) in (*PLAIN, nn.SyncBatchNorm) or _is_frozen(bn)
 
 
 def brought_activation(bn: nn.Module) -> str | None:
@@ -64,7 +65,7 @@ def is_fusable(bn: nn.Module, x: Tensor) -> bool:
     """Whether a kernel can compute bn(x), and bn has no activation inside."""
     if x.dim() < 3:  # BatchNorm1d on (N, C): no spatial dimensions
         return False
-    if is_plain(bn, *_PLAIN):
+    if is_plain(bn, *PLAIN):
         return True
     if _is_frozen(bn):
         return x.dim() == 4 and untouched(bn)

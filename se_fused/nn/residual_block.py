@@ -13,11 +13,11 @@ from torch.nn.modules import module as _module
 
 from .. import functional as F_se
 from .._checks import check_rate
-from .known import is_plain
+from .known import is_nothing, is_of, is_plain, untouched
 from .norms import is_fusable, promoted, take
 from .squeeze_excite import SqueezeExcite, close_block
 
-__all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_block_end", "is_own"]
+__all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_block_end", "is_own", "path_scale"]
 
 
 def drop_path_scale(x: Tensor, drop_prob: float, scale_by_keep: bool = True) -> Tensor:
@@ -68,6 +68,23 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3f}"
+
+
+def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Module | None]:
+    """Factors of stochastic depth, (N,) or None, and the module if it must be called instead, else None.
+
+    The random numbers are those of timm's ``DropPath`` for a map of x's dtype and device.
+    """
+    if is_nothing(drop):
+        return None, None
+    assert drop is not None
+    if is_plain(drop, DropPath):
+        return drop.scale(x), None
+    if not (is_of(drop, "timm.layers.drop", "DropPath") and untouched(drop)):
+        return None, drop
+    if not drop.training or drop.drop_prob == 0.0:
+        return None, None
+    return drop_path_scale(x, drop.drop_prob, drop.scale_by_keep), None  # type: ignore[arg-type]
 
 
 def _is_fusable_se(se: nn.Module) -> TypeGuard[SqueezeExcite]:

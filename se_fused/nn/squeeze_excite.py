@@ -13,7 +13,14 @@ from ..activations import ALIASES, name_of_module
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 from .known import is_plain, refuse_torchscript
 
-__all__ = ["SqueezeExcite", "activation_name", "close_block", "excitation_arguments", "gate_name"]
+__all__ = [
+    "SqueezeExcite",
+    "activation_name",
+    "close_block",
+    "excitation_arguments",
+    "fusable_arguments",
+    "gate_name",
+]
 
 Layer = str | nn.Module | type[nn.Module] | functools.partial[nn.Module]
 """An activation or gate as an argument: a name, a class, an instance, or a partial of a class."""
@@ -207,3 +214,9 @@ class SqueezeExcite(nn.Module):
 
     def extra_repr(self) -> str:
         return f"act={self.act}, gate={self.gate}"
+
+
+def fusable_arguments(se: nn.Module) -> dict[str, Any] | None:
+    """Keyword arguments of :func:`se_fused.functional.squeeze_excite` from a layer; None if it must be called: it has
+    hooks or is not a :class:`SqueezeExcite`, or its layers were replaced."""
+    return se.arguments() if is_plain(se, SqueezeExcite) and se.is_fusable() else None

@@ -25,7 +25,7 @@ from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
 from .running import kernels_update, mark_updated, update
 
-__all__ = ["BackwardArguments", "ForwardArguments", "batch_norm_squeeze_excite"]
+__all__ = ["BackwardArguments", "ForwardArguments", "batch_norm_squeeze_excite", "call_backward", "call_forward"]
 
 
 # ---- the operators' arguments
@@ -97,7 +97,7 @@ def _backward_records(
 
 
 # ---- a backend's kernels
-def _call_forward(
+def _kernels_forward(
     backend: backends.Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
 ) -> Results:
     if backend.batch_norm_squeeze_excite_forward is None:
@@ -106,7 +106,23 @@ def _call_forward(
     return results
 
 
-def _call_backward(
+def call_forward(
+    backend: backends.Backend, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
+) -> Results:
+    """The results of the forward pass by a backend's kernels. Running statistics are updated before they are
+    returned."""
+    if not bn.updates:
+        return _kernels_forward(backend, x, bn, fc, options, save)
+    if kernels_update(backend.batch_norm_squeeze_excite_forward, bn):
+        results = _kernels_forward(backend, x, bn, fc, options, save)
+        mark_updated(bn)
+        return results
+    results = _kernels_forward(backend, x, bn.without_running(), fc, options, save)
+    update(bn, results.stats, x)
+    return results
+
+
+def call_backward(
     backend: backends.Backend,
     dy: Tensor,
     saved: SavedTensors,
@@ -115,6 +131,7 @@ def _call_backward(
     options: BlockOptions,
     want_dr: bool,
 ) -> Gradients:
+    """The results of the backward pass by a backend's kernels."""
     dy = dense_like(dy, saved.x)  # a gradient may have any strides: expanded by a sum, transposed by a loss
     if backend.batch_norm_squeeze_excite_backward is None:
         return compose_backward(backend, dy, saved, bn, fc, options, want_dr)
@@ -129,12 +146,12 @@ def _distinct(results: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _operator_forward(a: ForwardArguments) -> Results:
-    results = _call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, *_forward_records(a), a.save)
+    results = _kernels_forward(backends.select(a.x.device.type, a.x.dtype), a.x, *_forward_records(a), a.save)
     return Results(*_distinct(results))
 
 
 def _operator_backward(a: BackwardArguments) -> Gradients:
-    found = _call_backward(backends.select(a.x.device.type, a.x.dtype), a.dy, *_backward_records(a), a.want_dr)
+    found = call_backward(backends.select(a.x.device.type, a.x.dtype), a.dy, *_backward_records(a), a.want_dr)
     wide = a.mean.dtype  # a backend may return a parameter's gradient in the parameter's dtype
     dx, dr, *parameters = _distinct(found)
     return Gradients(dx, dr, *(t.to(wide) for t in parameters))
@@ -216,19 +233,12 @@ def _forward(
     through: bool,
 ) -> Results:
     """The results of the forward pass. Running statistics are updated before they are returned."""
+    if not through:
+        return call_forward(backend, x, bn, fc, options, save)
     if not bn.updates:
-        if through:
-            return _through_operator_forward(x, bn, fc, options, save)
-        return _call_forward(backend, x, bn, fc, options, save)
-    if through:
-        results = _through_operator_forward(x, bn.without_running(), fc, options, save)
-        update(bn, results.stats, x)
-    elif kernels_update(backend.batch_norm_squeeze_excite_forward, bn):
-        results = _call_forward(backend, x, bn, fc, options, save)
-        mark_updated(bn)
-    else:
-        results = _call_forward(backend, x, bn.without_running(), fc, options, save)
-        update(bn, results.stats, x)
+        return _through_operator_forward(x, bn, fc, options, save)
+    results = _through_operator_forward(x, bn.without_running(), fc, options, save)
+    update(bn, results.stats, x)
     return results
 
 
@@ -243,7 +253,7 @@ def _backward(
 ) -> Gradients:
     if through_dispatcher():
         return _through_operator_backward(dy, saved, bn, fc, options, want_dr)
-    return _call_backward(backend, dy, saved, bn, fc, options, want_dr)
+    return call_backward(backend, dy, saved, bn, fc, options, want_dr)
 
 
 # ---- autograd, used by the operator's registration and by the Function for eager mode

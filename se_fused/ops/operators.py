@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["define", "no_second_derivative", "register_autograd", "schema", "through_dispatcher"]
+__all__ = [
+    "define",
+    "no_second_derivative",
+    "refuse_second_derivatives",
+    "register_autograd",
+    "schema",
+    "through_dispatcher",
+]
 
 _library = torch.library.Library("se_fused", "DEF")  # the operators live as long as this object
 
@@ -52,15 +59,34 @@ def register_autograd(
     torch.library.register_autograd(f"se_fused::{name}", backward, setup_context=setup_context, lib=_library)
 
 
+_NO_SECOND_DERIVATIVE = (
+    "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
+)
+
+
 def no_second_derivative(ctx: Any, *_: Any) -> None:
     """The autograd formula of every backward operator, which always raises.
 
     Raises:
         RuntimeError: always.
     """
-    raise RuntimeError(
-        "se_fused does not compute second derivatives: use se_fused.use_backend('reference') around the forward pass"
-    )
+    raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(g if g is None else g.view_as(g) for g in gradients)
+
+    backward = staticmethod(no_second_derivative)
+
+
+def refuse_second_derivatives(*gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients that were computed without a graph, so that their derivatives raise an error rather than be missing.
+    For ``create_graph=True``."""
+    some = next(g for g in gradients if g is not None)
+    refused: tuple[Tensor | None, ...] = _Refusal.apply(some.new_empty(0).requires_grad_(), *gradients)
+    return refused
 
 
 def through_dispatcher() -> bool:

@@ -29,7 +29,10 @@ ORDER = {
         "__init__", "conv1x1_squeeze_excite", "gated_projection", "channel_gate", "batch_norm_squeeze_excite",
         "_arguments", "dispatch",
     ],
-    "nn": ["__init__", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite", "known"],
+    "nn": [
+        "__init__", "inference", "convert", "whole_block", "block_plan", "residual_block", "norms", "se_layers",
+        "squeeze_excite", "known",
+    ],
     "nn/convert": [
         "__init__", "api", "report", "decide", "monai", "timm", "torchvision", "inverted_residual", "block_end",
         "attention_layers", "modules", "class_swap",

@@ -12,6 +12,9 @@ from typing import Any, ClassVar, TypeGuard
 
 from torch import Tensor, nn
 
+from ..block_plan import BlockModules
+from ..whole_block import whole_block
+
 __all__ = [
     "HANDLERS",
     "Fused",
@@ -81,15 +84,31 @@ class Fused(nn.Module):
         )
 
 
-def block_forward(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Decorator of a block's forward that runs the original forward for a torch.fx proxy."""
+BlockForward = Callable[[Any, Tensor], Tensor]
 
-    @functools.wraps(forward)
-    def run(self: Any, x: Tensor) -> Tensor:
-        y: Tensor = forward(self, x) if isinstance(x, Tensor) else self.original.forward(self, x)
-        return y
 
-    return run
+def block_forward(
+    modules: Callable[[Any], BlockModules | None] | None = None,
+) -> Callable[[BlockForward], BlockForward]:
+    """Decorator of a block's forward: computes the whole block in one call where possible, and runs the original
+    forward for a torch.fx proxy.
+
+    Args:
+        modules: returns the block's modules for :func:`.whole_block`; None for a class of blocks that no call has.
+    """
+
+    def decorate(forward: BlockForward) -> BlockForward:
+        @functools.wraps(forward)
+        def run(self: Any, x: Tensor) -> Tensor:
+            if not isinstance(x, Tensor):
+                original: Tensor = self.original.forward(self, x)
+                return original
+            y = None if modules is None else whole_block(self, x, modules)
+            return forward(self, x) if y is None else y
+
+        return run
+
+    return decorate
 
 
 def is_fused(module: nn.Module) -> TypeGuard[Fused]:

@@ -146,7 +146,7 @@ def _close(self: Any, bn: nn.Module, projection: nn.Module, out: Tensor, x: Tens
     return block_end(out, x, bn=bn, act=None, drop=self.drop_path, own=is_own(projection))
 
 
-@block_forward
+@block_forward()
 def _inverted_residual(self: Any, x: Tensor) -> Tensor:
     out = self.conv_pw(_space_to_depth(self, x))
     out = self.conv_dw(norm_act(self.bn1, None, out, is_own(self.conv_pw)))
@@ -154,7 +154,7 @@ def _inverted_residual(self: Any, x: Tensor) -> Tensor:
     return _close(self, self.bn3, self.conv_pwl, out, x)
 
 
-@block_forward
+@block_forward()
 def _depthwise_separable(self: Any, x: Tensor) -> Tensor:
     out = self.conv_dw(_space_to_depth(self, x))
     out = _middle(self.bn1, self.aa, self.se, self.conv_pw, out, is_own(self.conv_dw))
@@ -188,7 +188,7 @@ def _layers(block: Any) -> list[nn.Module] | None:
     return layers
 
 
-@block_forward
+@block_forward()
 def _sequential(self: Any, x: Tensor) -> Tensor:
     layers = _layers(self.block)
     if layers is None:

@@ -1,4 +1,4 @@
-"""Fused calls for groups of submodules: convolution, batch norm and activation, and stochastic depth.
+"""Fused calls for groups of submodules: convolution, batch norm and activation.
 
 The submodules are inspected in every call, because hooks may be added and modules replaced at any time. Single modules
 are recognised by :mod:`..known` and :mod:`..norms`.
@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ... import functional as F_se
-from ..known import is_nothing, is_of, is_plain, out_activation, untouched
+from ..known import is_of, out_activation, untouched
 from ..norms import is_batch_norm, is_batch_norm_act, normalisation, promoted, take
-from ..residual_block import DropPath, drop_path_scale, is_own
+from ..residual_block import is_own
 
 __all__ = [
     "ConvNormAct",
@@ -21,7 +21,6 @@ __all__ = [
     "conv_parts",
     "norm_act",
     "norm_refusal",
-    "path_scale",
 ]
 
 
@@ -99,20 +98,3 @@ def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = module(x)
         return y
     return apply(parts, x)
-
-
-def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Module | None]:
-    """Factors of stochastic depth, (N,) or None, and the module if it must be called instead, else None.
-
-    The random numbers are those of timm's ``DropPath`` for a map of x's dtype and device.
-    """
-    if is_nothing(drop):
-        return None, None
-    assert drop is not None
-    if is_plain(drop, DropPath):
-        return drop.scale(x), None
-    if not (is_of(drop, "timm.layers.drop", "DropPath") and untouched(drop)):
-        return None, drop
-    if not drop.training or drop.drop_prob == 0.0:
-        return None, None
-    return drop_path_scale(x, drop.drop_prob, drop.scale_by_keep), None  # type: ignore[arg-type]

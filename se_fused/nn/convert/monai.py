@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..block_plan import BlockModules, ConvNorm
+from ..known import is_nothing
 from ..residual_block import is_own
+from .attention_layers import arguments_of
 from .block_end import block_end, describe_block_end
 from .class_swap import Handler, block_forward, register
 from .modules import conv_norm_act, conv_parts, norm_refusal
@@ -13,7 +16,24 @@ from .modules import conv_norm_act, conv_parts, norm_refusal
 __all__: list[str] = []
 
 
-@block_forward
+def _modules(self: Any) -> BlockModules | None:
+    branch = [conv_parts(module) for module in (self.conv1, self.conv2, self.conv3)]
+    shortcut = None if is_nothing(self.project) else conv_parts(self.project)
+    first, second, third = branch
+    if first is None or second is None or third is None or third.act is not None:
+        return None
+    if shortcut is None and not is_nothing(self.project):
+        return None
+    return BlockModules(
+        (ConvNorm(*first), ConvNorm(*second), ConvNorm(third.conv, third.bn, self.act)),
+        None if shortcut is None else ConvNorm(*shortcut),
+        self.se_layer,
+        arguments=arguments_of,
+        containers=(self.conv1, self.conv2, self.conv3, self.project),
+    )
+
+
+@block_forward(_modules)
 def _forward(self: Any, x: Tensor) -> Tensor:
     residual = self.project(x)
     out = conv_norm_act(self.conv2, conv_norm_act(self.conv1, x))

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..block_plan import BlockModules, ConvNorm
 from ..known import is_nothing
 from ..residual_block import is_own
-from .block_end import block_end, bottleneck_branches, describe_block_end, register_block
+from .attention_layers import arguments_of
+from .block_end import block_end, bottleneck_branches, describe_block_end, register_block, single_relu_modules
 from .class_swap import Handler, block_forward, register
 from .inverted_residual import gate_and_project
 from .modules import ConvNormAct, apply, conv_norm_act, conv_parts, norm_act, norm_refusal
@@ -32,14 +34,27 @@ def _end(self: Any, out: Tensor, x: Tensor, conv: nn.Module, bn: nn.Module, act:
     )  # fmt: skip
 
 
-@block_forward
+def _basic_modules(self: Any) -> BlockModules:
+    branch = ConvNorm(self.conv1, self.bn1, self.act1), ConvNorm(self.conv2, self.bn2, self.act2)
+    return BlockModules(branch, self.downsample, self.se, self.drop_path, arguments_of, (self.drop_block, self.aa))
+
+
+def _bottleneck_modules(self: Any) -> BlockModules:
+    branch = (
+        ConvNorm(self.conv1, self.bn1, self.act1), ConvNorm(self.conv2, self.bn2, self.act2),
+        ConvNorm(self.conv3, self.bn3, self.act3),
+    )  # fmt: skip
+    return BlockModules(branch, self.downsample, self.se, self.drop_path, arguments_of, (self.drop_block, self.aa))
+
+
+@block_forward(_basic_modules)
 def _basic_block(self: Any, x: Tensor) -> Tensor:
     out = _inner(self.bn1, self.drop_block, self.act1, self.conv1(x), is_own(self.conv1))
     out = self.conv2(self.aa(out))
     return _end(self, out, x, self.conv2, self.bn2, self.act2)
 
 
-@block_forward
+@block_forward(_bottleneck_modules)
 def _bottleneck(self: Any, x: Tensor) -> Tensor:
     out = apply(ConvNormAct(self.conv1, self.bn1, self.act1), x)
     out = _inner(self.bn2, self.drop_block, self.act2, self.conv2(out), is_own(self.conv2))
@@ -51,13 +66,13 @@ register_block(_basic_block, "bn2", "se", "act2", "timm.models.resnet.BasicBlock
 register_block(_bottleneck, "bn3", "se", "act3", "timm.models.resnet.Bottleneck")
 
 
-@block_forward
+@block_forward(lambda block: single_relu_modules(block, block.se_module))
 def _legacy_bottleneck(self: Any, x: Tensor) -> Tensor:
     out, residual = bottleneck_branches(self, x)
     return block_end(out, residual, bn=self.bn3, se=self.se_module, act=self.relu, own=is_own(self.conv3))
 
 
-@block_forward
+@block_forward()
 def _legacy_block(self: Any, x: Tensor) -> Tensor:
     out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
     out = apply(ConvNormAct(self.conv2, self.bn2, self.relu), out)  # in this block, SE follows the activation
@@ -86,7 +101,7 @@ def _last(module: Any, x: Tensor) -> tuple[Tensor, nn.Module | None, bool]:
     return parts.conv(x), parts.bn, is_own(parts.conv)
 
 
-@block_forward
+@block_forward()
 def _regnet_bottleneck(self: Any, x: Tensor) -> Tensor:
     out, bn, own = gate_and_project(self.conv2, self.se, self.conv3, conv_norm_act(self.conv1, x))
     if self.downsample is None:  # timm then skips the addition and stochastic depth
@@ -94,14 +109,14 @@ def _regnet_bottleneck(self: Any, x: Tensor) -> Tensor:
     return block_end(out, x, bn=bn, drop=self.drop_path, act=self.act3, shortcut=self.downsample, own=own)
 
 
-@block_forward
+@block_forward()
 def _tresnet_basic_block(self: Any, x: Tensor) -> Tensor:
     residual = x if self.downsample is None else self.downsample(x)
     out, bn, own = _last(self.conv2, self.conv1(x))
     return block_end(out, residual, bn=bn, se=self.se, drop=self.drop_path, act=self.act, own=own)
 
 
-@block_forward
+@block_forward()
 def _tresnet_bottleneck(self: Any, x: Tensor) -> Tensor:
     residual = x if self.downsample is None else self.downsample(x)
     out = self.conv2(self.conv1(x))

@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..block_plan import BlockModules, ConvNorm
 from ..known import is_of, untouched
 from ..residual_block import is_own
-from .block_end import block_end, bottleneck_branches, describe_block_end, register_block
+from .block_end import block_end, bottleneck_branches, describe_block_end, register_block, single_relu_modules
 from .class_swap import Handler, block_forward, register
 from .inverted_residual import gate_and_project
 from .modules import ConvNormAct, apply, conv_norm_act, conv_parts, norm_refusal
@@ -14,7 +15,12 @@ from .modules import ConvNormAct, apply, conv_norm_act, conv_parts, norm_refusal
 __all__: list[str] = []
 
 
-@block_forward
+def _basic_modules(self: Any) -> BlockModules:
+    branch = ConvNorm(self.conv1, self.bn1, self.relu), ConvNorm(self.conv2, self.bn2, self.relu)
+    return BlockModules(branch, self.downsample)
+
+
+@block_forward(_basic_modules)
 def _basic_block(self: Any, x: Tensor) -> Tensor:
     out = apply(ConvNormAct(self.conv1, self.bn1, self.relu), x)
     out = self.conv2(out)
@@ -22,7 +28,7 @@ def _basic_block(self: Any, x: Tensor) -> Tensor:
     return block_end(out, residual, bn=self.bn2, act=self.relu, own=is_own(self.conv2), in_place=True)
 
 
-@block_forward
+@block_forward(single_relu_modules)
 def _bottleneck(self: Any, x: Tensor) -> Tensor:
     out, residual = bottleneck_branches(self, x)
     return block_end(out, residual, bn=self.bn3, act=self.relu, own=is_own(self.conv3), in_place=True)
@@ -32,7 +38,7 @@ register_block(_basic_block, "bn2", None, "relu", "torchvision.models.resnet.Bas
 register_block(_bottleneck, "bn3", None, "relu", "torchvision.models.resnet.Bottleneck")
 
 
-@block_forward
+@block_forward()
 def _regnet_block(self: Any, x: Tensor) -> Tensor:
     branch, last = self.f, self.f._modules.get("c")
     parts = None if last is None or not untouched(branch) else conv_parts(last)

@@ -1,0 +1,258 @@
+"""What a residual block's modules are, read once.
+
+Reading the attributes of modules and checking their hooks takes as long on the host as launching their kernels. So a
+block is read once into a plan, and each call compares what was read: classes, children, hooks, settings.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .known import is_nothing, is_plain, out_activation
+from .norms import PLAIN
+from .squeeze_excite import fusable_arguments
+
+__all__ = ["BlockModules", "ConvNorm", "Layer", "Plan", "plan_of"]
+
+
+class ConvNorm(NamedTuple):
+    """A convolution, its batch norm, and the activation after it as a module or a name."""
+
+    conv: nn.Module
+    bn: nn.Module
+    act: nn.Module | str | None = None
+
+
+class BlockModules(NamedTuple):
+    """The modules of a residual block: act(drop(se(branch(x))) + shortcut(x)).
+
+    The last activation of ``branch`` is that of the block, after the addition.
+    """
+
+    branch: tuple[ConvNorm, ...]
+    shortcut: ConvNorm | nn.Module | None = None  # or a Sequential of a convolution and a batch norm; None adds x
+    se: nn.Module | None = None
+    drop: nn.Module | None = None
+    arguments: Callable[[Any], dict[str, Any] | None] = fusable_arguments
+    """The keyword arguments of :func:`se_fused.functional.squeeze_excite` from ``se``; None if it must be called."""
+    absent: tuple[nn.Module | None, ...] = ()
+    """Modules that must do nothing."""
+    containers: tuple[nn.Module, ...] = ()
+    """Modules around those above, which must not have hooks."""
+
+
+_CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+Place = tuple[dict[str, Any], str]  # a module's dictionary of tensors or attributes, and a name in it
+_ABSENT: Place = ({"": None}, "")
+
+
+class _Unsuitable(Exception):
+    """The block's modules must be called."""
+
+
+def _require(condition: object) -> None:
+    if not condition:
+        raise _Unsuitable
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """The constant part of a layer's records, beside its tensors."""
+
+    conv: tuple[Any, ...]  # stride, padding, dilation, groups
+    bn: tuple[Any, ...]  # batch_stats, momentum, eps
+    out_act: str
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What was read from a block's modules."""
+
+    block: weakref.ref[nn.Module]
+    suitable: bool = False
+    """Whether the block can be one call. If not, it is read again when what was read of it changes."""
+    dim: int = 4
+    layers: list[Layer] = field(default_factory=list)
+    has_shortcut: bool = False
+    act: str = "relu"
+    gate: str = "sigmoid"
+    drop: nn.Module | None = None
+    # Compared in every call.
+    modules: tuple[nn.Module, ...] = ()
+    types: tuple[type, ...] = ()
+    children: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...] = ()
+    hooks: tuple[dict[Any, Any], ...] = ()
+    hook_counts: tuple[int, ...] = ()
+    attributes: tuple[dict[str, Any], ...] = ()
+    overrides: list[bool] = field(default_factory=list)
+    settings: tuple[Place, ...] = ()
+    values: list[Any] = field(default_factory=list)
+    # Read in every call: six tensors of each layer, and four of the excitation.
+    tensors: tuple[Place, ...] = ()
+    counters: tuple[Place, ...] = ()
+    # The calls that were checked: whether kernels have them.
+    checked: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+
+    def holds(self) -> bool:
+        """Whether the modules are still what was read."""
+        if tuple(map(type, self.modules)) != self.types or tuple(map(len, self.hooks)) != self.hook_counts:
+            return False
+        for children, known in self.children:
+            if tuple(children.values()) != known:
+                return False
+        if ["forward" in attributes for attributes in self.attributes] != self.overrides:
+            return False
+        return [values[name] for values, name in self.settings] == self.values
+
+
+class _Reader:
+    """Reads a block's modules into a plan."""
+
+    def __init__(self, reference: weakref.ref[nn.Module], block: nn.Module) -> None:
+        self.plan = Plan(reference)
+        self.modules: list[nn.Module] = []
+        self.owners: list[nn.Module] = [block]
+        self.settings: list[Place] = []
+        self.tensors: list[Place] = []
+        self.counters: list[Place] = []
+
+    def module(self, module: nn.Module | None) -> None:
+        """A module whose class and hooks are compared, with all modules in it."""
+        if module is not None:
+            for part in module.modules():
+                self.modules.append(part)
+                if part._modules:
+                    self.owners.append(part)
+
+    def setting(self, module: nn.Module, *names: str) -> Iterator[Any]:
+        """Attributes of a module that are compared."""
+        for name in names:
+            _require(name in module.__dict__)
+            self.settings.append((module.__dict__, name))
+            yield module.__dict__[name]
+
+    def tensor(self, module: nn.Module, name: str) -> None:
+        """A parameter or buffer, or None."""
+        for tensors in (module._parameters, module._buffers):
+            if name in tensors:
+                self.tensors.append((tensors, name))
+                return
+        raise _Unsuitable
+
+    def layer(self, layer: ConvNorm) -> None:
+        """A convolution with its batch norm and activation."""
+        conv, bn, act = layer
+        for module in (conv, bn, act):
+            if isinstance(module, nn.Module):
+                self.module(module)
+        _require(is_plain(conv, *_CONVOLUTIONS))
+        self.plan.dim = _CONVOLUTIONS[type(conv)]  # type: ignore[index]
+        stride, padding, dilation, groups, mode = self.setting(conv, *_SETTINGS)
+        _require(mode == "zeros" and isinstance(padding, tuple))
+        name = act if isinstance(act, str) else out_activation(act)
+        _require(name is not None)
+        self.plan.layers.append(Layer((stride, padding, dilation, groups), self.norm(bn), name))  # type: ignore[arg-type]
+        for owner, tensor in (
+            (conv, "weight"), (conv, "bias"),
+            (bn, "running_mean"), (bn, "running_var"), (bn, "weight"), (bn, "bias"),
+        ):  # fmt: skip
+            self.tensor(owner, tensor)
+
+    def norm(self, bn: nn.Module) -> tuple[bool, float, float]:
+        """Settings of a batch norm that normalises by the batch or by its running statistics."""
+        # A frozen batch norm promotes x to the dtype of its buffers; a SyncBatchNorm may have to synchronise.
+        _require(type(bn) in PLAIN)
+        assert isinstance(bn, _BatchNorm)
+        training, momentum, eps, tracks = self.setting(bn, "training", "momentum", "eps", "track_running_stats")
+        _require(tracks and bn.running_mean is not None and bn.running_var is not None and momentum is not None)
+        if training and bn.num_batches_tracked is not None:
+            self.counters.append((bn._buffers, "num_batches_tracked"))
+        return bool(training), float(momentum), float(eps)
+
+    def excitation(self, given: BlockModules) -> None:
+        """The SE layer's parameters, wherever in its modules they are."""
+        se = given.se
+        if se is None:
+            self.tensors += [_ABSENT] * 4
+            return
+        self.module(se)
+        if (arguments := given.arguments(se)) is None:
+            raise _Unsuitable
+        for module in se.modules():
+            for name in ("act", "gate"):
+                if isinstance(module.__dict__.get(name), str):
+                    self.settings.append((module.__dict__, name))
+        self.plan.act, self.plan.gate = arguments["act"], arguments["gate"]
+        places = {id(t): (m._parameters, name) for m in se.modules() for name, t in m._parameters.items()}
+        for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
+            tensor = arguments[name]
+            _require(tensor is None or id(tensor) in places)
+            self.tensors.append(_ABSENT if tensor is None else places[id(tensor)])
+
+    def shortcut(self, shortcut: ConvNorm | nn.Module | None) -> None:
+        if shortcut is None:
+            return
+        if isinstance(shortcut, nn.Module):
+            self.module(shortcut)
+            children = list(shortcut._modules.values())
+            _require(isinstance(shortcut, nn.Sequential) and len(children) == 2)
+            shortcut = ConvNorm(*children)  # type: ignore[arg-type]
+        self.layer(shortcut)
+        self.plan.has_shortcut = True
+
+    def block_of(self, given: BlockModules) -> None:
+        """All modules of the block."""
+        for module in (*given.absent, *given.containers):
+            self.module(module)
+        _require(all(map(is_nothing, given.absent)))
+        for layer in given.branch:
+            self.layer(layer)
+        self.shortcut(given.shortcut)
+        self.excitation(given)
+        self.module(given.drop)
+        self.plan.drop = given.drop
+
+    def finish(self, suitable: bool) -> Plan:
+        """The plan of what was read so far."""
+        plan = self.plan
+        plan.modules = tuple(dict.fromkeys(self.modules))
+        plan.types = tuple(map(type, plan.modules))
+        plan.children = tuple((m._modules, tuple(m._modules.values())) for m in dict.fromkeys(self.owners))
+        plan.hooks = tuple(getattr(m, name) for m in plan.modules for name in _HOOKS)
+        plan.hook_counts = tuple(map(len, plan.hooks))
+        plan.attributes = tuple(m.__dict__ for m in plan.modules)
+        plan.overrides = ["forward" in values for values in plan.attributes]
+        plan.settings = tuple(self.settings)
+        plan.values = [values[name] for values, name in self.settings]
+        plan.tensors, plan.counters = tuple(self.tensors), tuple(self.counters)
+        plan.suitable = suitable and not any(plan.hooks) and not any(plan.overrides)
+        return plan
+
+
+_plans: dict[int, Plan] = {}
+"""Plans of blocks by id; a plan is removed together with its block."""
+
+
+def plan_of(block: nn.Module, modules: Callable[[Any], BlockModules | None]) -> Plan:
+    key = id(block)
+    plan = _plans.get(key)
+    if plan is not None and plan.block() is block and plan.holds():
+        return plan
+    reader = _Reader(weakref.ref(block, lambda _: _plans.pop(key, None)), block)
+    try:
+        if (given := modules(block)) is None:
+            raise _Unsuitable
+        reader.block_of(given)
+    except _Unsuitable:
+        plan = reader.finish(False)
+    else:
+        plan = reader.finish(True)
+    _plans[key] = plan
+    return plan
