@@ -41,24 +41,23 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
                                                                  const Tensor& mean, const Tensor& scale,
                                                                  const Tensor& shift, int64_t out_act);
 
-// The forward pass of the whole operator. Returns (y, mask, mean (N, C), factor (N, C), hidden (N, R), stats (2, C) =
-// batch mean and biased variance). All but y and stats are empty unless `save`; stats is empty without batch norm.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
-                                                                         const ExcitationParams& fc,
-                                                                         const BlockOptions& end, bool save);
+// The forward pass of the whole operator, for an x with elements. Writes y and what is wanted of mask, mean (N, C),
+// factor (N, C), hidden (N, R) and stats (2, C) = batch mean and biased variance.
+void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                   const Tensor& y, const Kept& kept);
 
-// The same with the running statistics and nothing saved. Writes into y, which may be x; not returning a tensor saves
-// about 2 us per call.
+// The same with the running statistics and nothing kept. y may be x.
 void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
                      const Tensor& y);
 
-// The backward pass of the whole operator. Returns (dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight,
-// dfc2_bias). dr is the residual's gradient; it is empty if writes_dr() is false, and then equals dy or is not wanted.
-// bn has no running statistics, and fc no biases. Parameter gradients are float32 on the CPU. On CUDA those of batch
-// norm have its parameters' dtypes, and those of the two layers have the dtype of fc1_weight.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
-    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& bn, const ExcitationParams& fc,
-    const BlockOptions& end, bool want_dr);
+// The backward pass of the whole operator, for an x with elements. Writes dx, the residual's gradient dr if it is given,
+// and the parameters' gradients, those of batch norm if there are statistics and those of the layers if there are any.
+// bn has no running statistics, and fc no biases.
+void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
+                    const BlockOptions& end, const Tensor& dx, const OptionalTensor& dr, const Slots& gradients);
+
+// The dtype of a parameter's gradient: float32 on the CPU; on CUDA the parameter's, because each cast is a launch.
+torch::headeronly::ScalarType gradient_type(torch::headeronly::ScalarType parameter);
 
 // Batch norm, activation and the mean of the activated map, CPU only. Returns (y, squeezed (N, C), mean (N, C), stats
 // (2, C)): squeezed is y's mean before it is rounded, mean the centre of the backward pass's sums, stats the mean and

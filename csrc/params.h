@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
@@ -49,9 +50,27 @@ struct BlockOptions {
   Act out_act;
 };
 
-// x and the forward pass's results, for the backward pass.
-struct SavedTensors {
-  const Tensor &x, &mask, &mean, &factor, &hidden, &stats;
+// Memory for the forward pass's results beside y; null if a result is not wanted. With a mean, all that the backward
+// pass needs is wanted.
+struct Kept {
+  uint8_t* mask = nullptr;
+  float *mean = nullptr, *factor = nullptr, *hidden = nullptr, *stats = nullptr;
+};
+
+// x and the forward pass's results, for the backward pass; null if a result is absent.
+struct Saved {
+  const Tensor& x;
+  const uint8_t* mask;
+  const float *mean, *factor, *hidden, *stats;
+};
+
+// Memory for a parameter's gradient.
+struct Slot {
+  void* data;
+  torch::headeronly::ScalarType type;
+};
+struct Slots {
+  Slot bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
 };
 
 }  // namespace se_fused

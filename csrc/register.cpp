@@ -24,5 +24,6 @@ STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(se_fused_cpu, CompositeExplicitAutograd, m) {
+  se_fused::implement_settings(m);
   m.impl("capability", TORCH_BOX(&se_fused::capability));
 }

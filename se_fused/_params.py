@@ -9,8 +9,8 @@ nothing changes a record after it is made. The results, which operators return a
 Symbols: N batch, C channels, R squeezed channels. A tensor that is None is absent.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,11 +19,12 @@ __all__ = [
     "NO_EXCITATION",
     "BatchNormParams",
     "BlockOptions",
+    "BlockSettings",
     "Conv1x1Params",
-    "ConvNormParams",
     "ConvParams",
     "ExcitationParams",
     "Gradients",
+    "LayerSettings",
     "ResidualBlockParams",
     "Results",
     "SavedTensors",
@@ -115,32 +116,80 @@ class ConvParams:
         return ones and self.groups == 1 and not any(self.padding)
 
 
-@dataclass(slots=True, eq=False)
-class ConvNormParams:
-    """out_act(bn(conv(x))). The last one of a branch ends with its block instead."""
+@dataclass(slots=True, frozen=True)
+class LayerSettings:
+    """Settings of a convolution and of the batch norm and activation after it, out_act(bn(conv(x)))."""
 
-    conv: ConvParams
-    bn: BatchNormParams
-    out_act: str = "none"
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    out_act: str
+    batch_stats: bool
+    momentum: float
+    eps: float
+
+
+@dataclass(slots=True, eq=False)
+class BlockSettings:
+    """Settings of a residual block, which stay the same from call to call."""
+
+    layers: tuple[LayerSettings, ...]
+    has_shortcut: bool
+    act: str = "relu"
+    gate: str = "sigmoid"
+    plans: dict[Any, int] = field(default_factory=dict)
+    """Numbers of these settings in C++ libraries, by library."""
+
+    @property
+    def last(self) -> int:
+        """Number of the branch's last layer, which ends the block."""
+        return len(self.layers) - self.has_shortcut - 1
 
 
 @dataclass(slots=True, eq=False)
 class ResidualBlockParams:
     """A whole residual block: out_act(drop_path_scale * SE(branch(x)) + shortcut(x)).
 
-    The activation of the branch's last layer is the block's, after the addition. SE is left out with
-    ``NO_EXCITATION``. Without ``shortcut`` the block's residual is added, which is x itself if there is no other.
+    Layers are numbered along the branch; the shortcut's, if there is one, is the last. The activation of the branch's
+    last layer is the block's, after the addition. Without a shortcut x itself is added.
     """
 
-    branch: tuple[ConvNormParams, ...]
-    shortcut: ConvNormParams | None
-    fc: ExcitationParams
-    drop_path_scale: Tensor | None  # (N,)
+    settings: BlockSettings
+    tensors: list[Any]
+    """Six of each layer: the convolution's weight and bias, running mean, running variance, weight and bias of batch
+    norm; then the excitation's four, all None without SE."""
+    drop_path_scale: Tensor | None = None  # (N,)
+
+    def conv(self, i: int) -> ConvParams:
+        """The convolution of layer i."""
+        layer = self.settings.layers[i]
+        weight, bias = self.tensors[6 * i : 6 * i + 2]
+        return ConvParams(weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def bn(self, i: int) -> BatchNormParams:
+        """The batch norm of layer i."""
+        layer = self.settings.layers[i]
+        mean, var, weight, bias = self.tensors[6 * i + 2 : 6 * i + 6]
+        return BatchNormParams(mean, var, weight, bias, layer.batch_stats, layer.momentum, layer.eps)
 
     @property
-    def layers(self) -> tuple[ConvNormParams, ...]:
-        """All convolutions with their norms: the branch's, then the shortcut's."""
-        return self.branch if self.shortcut is None else (*self.branch, self.shortcut)
+    def fc(self) -> ExcitationParams:
+        """The excitation."""
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias = self.tensors[-4:]
+        return ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, self.settings.act, self.settings.gate)
+
+    def running(self) -> list[Tensor]:
+        """The running statistics that a call updates."""
+        places = [6 * i + 2 for i, layer in enumerate(self.settings.layers) if layer.batch_stats]
+        return [t for i in places for t in self.tensors[i : i + 2]]
+
+    def without_running(self) -> "ResidualBlockParams":
+        """The same without the running statistics that a call updates, and in the backward pass without any."""
+        tensors = list(self.tensors)
+        for i in range(2, len(tensors) - 4, 6):
+            tensors[i] = tensors[i + 1] = None
+        return ResidualBlockParams(self.settings, tensors, self.drop_path_scale)
 
 
 class Results(NamedTuple):

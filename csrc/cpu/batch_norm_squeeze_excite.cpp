@@ -40,14 +40,9 @@ Args excitation_args(const Layout& layout, const Parameters& p, const Excitation
   return g;
 }
 
-// The results other than y, for the backward pass and the running statistics.
-struct Saved {
-  Tensor mask, mean, factor, hidden, stats;
-};
-
 // y may share x's memory: every element is read before it is written.
-Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationParams& fc, const BlockOptions& end,
-              bool save, const Layout& layout, char* y, const Tensor& nothing) {
+void forward(const Tensor& x, const BatchNormParams& norm, const ExcitationParams& fc, const BlockOptions& end,
+             const Layout& layout, const Tensor& y, const Kept& kept) {
   const int64_t n = layout.n, c = layout.c, nc = n * c, item = item_bytes(x);
   const PassKernels& passes = pass_kernels(x);
   check_like(end.residual, x, layout, "residual");
@@ -58,20 +53,14 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   const bool has_bn = norm.batch_stats || norm.running_mean.has_value();
   const Parameters p(layout, fc, end, scratch);
 
-  const bool save_mask = save && keeps_mask(end.out_act);
-  Saved saved{save_mask ? new_mask(x, layout) : nothing, save ? new_float(x, {n, c}) : nothing,
-              save && p.has_excitation ? new_float(x, {n, c}) : nothing,
-              save && p.has_excitation ? new_float(x, {n, p.r}) : nothing,
-              has_bn && (save || norm.batch_stats) ? new_float(x, {2, c}) : nothing};
-  if (layout.numel() == 0) return saved;
-
-  float* const mean = save ? floats(saved.mean) : scratch.take(nc);
+  const bool save = kept.mean;
+  float* const mean = save ? kept.mean : scratch.take(nc);
   float* const m2 = norm.batch_stats ? scratch.take(nc) : nullptr;
 
   auto g = excitation_args<ExcitationArgs>(layout, p, fc, mean);
   BatchNormArgs bn{};
   if (has_bn) {
-    bn = batch_norm_args(layout, norm, save || norm.batch_stats ? floats(saved.stats) : nullptr, scratch);
+    bn = batch_norm_args(layout, norm, kept.stats, scratch);
     bn.mean = mean;
     bn.m2 = m2;
     bn.batch_stats = norm.batch_stats;
@@ -84,17 +73,17 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   if (p.has_excitation) {
     g.fc1_bias = as_floats(fc.fc1_bias, p.r, scratch, "fc1_bias");
     g.fc2_bias = as_floats(fc.fc2_bias, c, scratch, "fc2_bias");
-    g.hidden = save ? floats(saved.hidden) : scratch.take(n * p.r);
+    g.hidden = kept.hidden ? kept.hidden : scratch.take(n * p.r);
     g.active = scratch.take(n * p.r);
-    g.factor = save ? floats(saved.factor) : scratch.take(nc);
+    g.factor = kept.factor ? kept.factor : scratch.take(nc);
     g.z = has_bn ? scratch.take(nc) : mean;
   }
 
   ScaleShiftActArgs second{};
   second.x = bytes(x);
   second.residual = bytes(end.residual);
-  second.y = y;
-  second.mask = save_mask ? reinterpret_cast<uint8_t*>(mutable_bytes(saved.mask)) : nullptr;
+  second.y = mutable_bytes(y);
+  second.mask = kept.mask;
   second.scale = g.scale;
   second.shift = g.shift;
   second.out_act = end.out_act;
@@ -106,7 +95,6 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
   }
   excitation(kernels().excitation[p.weight_type], g);
   scale_shift_act(passes, second, item, layout, save ? kPastCaches : kPastCachesInference);
-  return saved;
 }
 
 }  // namespace
@@ -114,26 +102,22 @@ Saved forward(const Tensor& x, const BatchNormParams& norm, const ExcitationPara
 
 namespace se_fused {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
-                                                                         const ExcitationParams& fc,
-                                                                         const BlockOptions& end, bool save) {
-  const Layout layout = layout_of(x, "x");
-  Tensor y = torch::stable::empty_like(x);
-  const Tensor nothing = new_nothing(x);  // shared by all absent results: each allocation takes about 1 us
-  const auto s = cpu::forward(x, bn, fc, end, save, layout, cpu::mutable_bytes(y), nothing);
-  return {y, s.mask, s.mean, s.factor, s.hidden, s.stats};
+void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                   const Tensor& y, const Kept& kept) {
+  cpu::forward(x, bn, fc, end, layout_of(x, "x"), y, kept);
 }
 
 void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
                      const Tensor& y) {
   const Layout layout = layout_of(x, "x");
   check_like(y, x, layout, "y");
-  cpu::forward(x, bn, fc, end, false, layout, cpu::mutable_bytes(y), y);
+  if (layout.numel()) cpu::forward(x, bn, fc, end, layout, y, {});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
-    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& norm, const ExcitationParams& fc,
-    const BlockOptions& end, bool want_dr) {
+ScalarType gradient_type(ScalarType) { return ScalarType::Float; }
+
+void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& norm, const ExcitationParams& fc,
+                    const BlockOptions& end, const Tensor& dx, const OptionalTensor& dr, const Slots& gradients) {
   using namespace cpu;
   const Tensor& x = saved.x;
   const Layout layout = layout_of(x, "x");
@@ -144,35 +128,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
 
   const int64_t r_bound = fc.fc1_weight ? fc.fc1_weight->size(0) : 0;
   Scratch scratch(14 * nc + kBatchNormVectors * c + 3 * n * r_bound + n);
-  const bool has_bn = saved.stats.numel() != 0;
   const Parameters p(layout, fc, end, scratch);
   const int64_t r = p.r;
-
-  Tensor dx = torch::stable::empty_like(x);
-  const bool write_dr = writes_dr(end.out_act, want_dr);
-  Tensor dr = write_dr ? torch::stable::empty_like(x) : new_nothing(x);
-  Tensor dbn_weight = has_bn ? new_float(x, {c}) : new_nothing(x),
-         dbn_bias = has_bn ? new_float(x, {c}) : new_nothing(x);
-  Tensor dfc1_weight = p.has_excitation ? new_float(x, {r, c}) : new_nothing(x);
-  Tensor dfc1_bias = p.has_excitation ? new_float(x, {r}) : new_nothing(x);
-  Tensor dfc2_weight = p.has_excitation ? new_float(x, {c, r}) : new_nothing(x);
-  Tensor dfc2_bias = p.has_excitation ? new_float(x, {c}) : new_nothing(x);
+  const auto floats_of = [](const Slot& slot) { return static_cast<float*>(slot.data); };
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
 
-  auto g = excitation_args<ExcitationBackwardArgs>(layout, p, fc, float_vector(saved.mean, nc, "mean"));
+  auto g = excitation_args<ExcitationBackwardArgs>(layout, p, fc, saved.mean);
   g.s = layout.s;
   g.batch_stats = norm.batch_stats;
-  if (has_bn) {
+  if (saved.stats) {
     // a, b and rstd take a few (C,) operations, so they are recomputed rather than saved.
-    float* const stats = const_cast<float*>(float_vector(saved.stats, 2 * c, "stats"));
-    const BatchNormArgs bn = batch_norm_args(layout, norm, stats, scratch);
+    const BatchNormArgs bn = batch_norm_args(layout, norm, const_cast<float*>(saved.stats), scratch);
     batch_norm(bn);
     g.a = bn.a;
     g.b = bn.b;
     g.mu = bn.mu;
     g.rstd = bn.rstd;
-    g.dbn_weight = floats(dbn_weight);
-    g.dbn_bias = floats(dbn_bias);
+    g.dbn_weight = floats_of(gradients.bn_weight);
+    g.dbn_bias = floats_of(gradients.bn_bias);
   }
   float* const sums = scratch.take(2 * nc);
   g.p = sums;
@@ -181,28 +154,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   g.k2 = scratch.take(nc);
   g.k3 = scratch.take(nc);
   if (p.has_excitation) {
-    g.factor = float_vector(saved.factor, nc, "factor");
-    g.hidden = float_vector(saved.hidden, n * r, "hidden");
+    g.factor = saved.factor;
+    g.hidden = saved.hidden;
     g.z = scratch.take(nc);
     g.dq = scratch.take(nc);
     g.dz = scratch.take(nc);
     g.active = scratch.take(n * r);
     g.dhidden = scratch.take(n * r);
-    g.dfc1_weight = floats(dfc1_weight);
-    g.dfc1_bias = floats(dfc1_bias);
-    g.dfc2_weight = floats(dfc2_weight);
-    g.dfc2_bias = floats(dfc2_bias);
+    g.dfc1_weight = floats_of(gradients.fc1_weight);
+    g.dfc1_bias = floats_of(gradients.fc1_bias);
+    g.dfc2_weight = floats_of(gradients.fc2_weight);
+    g.dfc2_bias = floats_of(gradients.fc2_bias);
   }
 
   MomentsBackwardArgs first{};
   first.dy = bytes(dy);
   first.x = bytes(x);
   first.mean = g.mean;
-  first.dr = write_dr ? mutable_bytes(dr) : nullptr;
+  first.dr = dr ? mutable_bytes(*dr) : nullptr;
   first.p = sums;
   first.q = sums + nc;
   first.out_act = end.out_act;
-  if (keeps_mask(end.out_act)) first.mask = mask_of(saved.mask, layout);
+  if (keeps_mask(end.out_act)) first.mask = saved.mask;
   if (keeps_input(end.out_act)) {  // scale and shift of the forward pass, recomputed from the saved tensors
     first.residual = bytes(end.residual);
     ExcitationArgs forward{};
@@ -222,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   excitation_backward(kernels().excitation[p.weight_type], g);
 
   ScaleShiftActBackwardArgs second{};
-  second.dr = write_dr ? bytes(dr) : bytes(dy);
-  second.mask = write_dr ? nullptr : first.mask;
+  second.dr = dr ? bytes(*dr) : bytes(dy);
+  second.mask = dr ? nullptr : first.mask;
   second.x = norm.batch_stats ? bytes(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
@@ -231,7 +204,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   second.k3 = g.k3;
   second.dx = mutable_bytes(dx);
   scale_shift_act_backward(passes, second, item, layout);
-  return {dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
 }
 
 }  // namespace se_fused

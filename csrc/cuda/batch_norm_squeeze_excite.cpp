@@ -149,14 +149,12 @@ namespace se_fused {
 
 using namespace cuda;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const Tensor& x, const BatchNormParams& bn,
-                                                                         const ExcitationParams& fc,
-                                                                         const BlockOptions& end, bool save) {
+void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
+                   const Tensor& y, const Kept& kept) {
   const Place place(x);
   const Layout layout = layout_of(x, "x");
   const int64_t n = layout.n, c = layout.c;
   check_like(end.residual, x, layout, "residual");
-  Tensor y = torch::stable::empty_like(x);
   const Map map = map_of(x, layout, {data(x), data(end.residual), data(y)});
   FirstHalf half{x, map, {}, norm_of(bn, c), layers_of(fc, c), vector_of(end.drop_path_scale, n, "drop_path_scale")};
   if (bn.batch_stats) {  // the kernels update the running statistics and take the batch's instead
@@ -165,28 +163,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(const T
     half.moved_var = taken(half.norm.var);
     half.momentum = bn.momentum;
   }
-  const bool has_bn = bn.batch_stats || bn.running_mean, has_excitation = half.fc.fc1_weight;
-  const bool save_mask = save && keeps_mask(end.out_act);
-  const Tensor nothing = new_nothing(x);
-  Tensor mask = save_mask ? new_mask(x, layout) : nothing, mean = save ? new_float(x, {n, c}) : nothing,
-         factor = save && has_excitation ? new_float(x, {n, c}) : nothing,
-         hidden = save && has_excitation ? new_float(x, {n, half.fc.r}) : nothing,
-         stats = has_bn && (save || bn.batch_stats) ? new_float(x, {2, c}) : nothing;
-  if (layout.numel()) {
-    const auto given = [&](const Tensor& t) { return t.numel() ? floats(t) : nullptr; };
-    half.cut = cut_of(map, place.device);
-    half.mean = given(mean);
-    half.stats = given(stats);
-    half.factor = given(factor);
-    half.hidden = given(hidden);
-    Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
-    ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
-    if (save_mask) second.mask = static_cast<uint8_t*>(mutable_data(mask));
-    coefficients(place, half, scratch, second);
-    place.run(second);
-  }
-  return {y, mask, mean, factor, hidden, stats};
+  half.cut = cut_of(map, place.device);
+  half.mean = kept.mean;
+  half.stats = kept.stats;
+  half.factor = kept.factor;
+  half.hidden = kept.hidden;
+  Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
+  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  second.mask = kept.mask;
+  coefficients(place, half, scratch, second);
+  place.run(second);
 }
+
+ScalarType gradient_type(ScalarType parameter) { return parameter; }
 
 void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
                      const Tensor& y) {
@@ -222,9 +211,8 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   place.run(second);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward(
-    const Tensor& dy, const SavedTensors& saved, const BatchNormParams& bn, const ExcitationParams& fc,
-    const BlockOptions& end, bool want_dr) {
+void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
+                    const BlockOptions& end, const Tensor& dx, const OptionalTensor& dr, const Slots& gradients) {
   const Tensor& x = saved.x;
   const Place place(x);
   const Layout layout = layout_of(x, "x");
@@ -232,24 +220,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   check_like(dy, x, layout, "dy");
   check_like(end.residual, x, layout, "residual");
   STD_TORCH_CHECK(layout.numel() > 0, "x must not be empty");
-  const bool from_sum = keeps_input(end.out_act), has_bn = saved.stats.numel() != 0;
-  const bool write_dr = writes_dr(end.out_act, want_dr);
-  const Tensor nothing = new_nothing(x);
-  Tensor dx = torch::stable::empty_like(x), dr = write_dr ? torch::stable::empty_like(x) : nothing;
+  const bool from_sum = keeps_input(end.out_act);
   const ExcitationLayers layers = layers_of(fc, c);
   const bool has_excitation = layers.fc1_weight;
   const int64_t r = layers.r;
-  // Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
-  const auto like = [&](const OptionalTensor& t) {
-    return t ? torch::stable::empty_like(*t) : new_float(x, {has_bn ? c : 0});
-  };
-  Tensor dbn_weight = like(bn.weight), dbn_bias = like(bn.bias);
-  const auto weight = [&](std::initializer_list<int64_t> sizes) {
-    return has_excitation ? torch::stable::new_empty(*fc.fc1_weight, sizes) : nothing;
-  };
-  Tensor dfc1_weight = weight({r, c}), dfc1_bias = weight({r}), dfc2_weight = weight({c, r}), dfc2_bias = weight({c});
-
-  const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), write_dr ? data(dr) : nullptr});
+  const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
   const Cut cut = cut_of(map, place.device);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
   Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
@@ -260,19 +235,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   g.c = map.c;
   g.s = map.s;
   g.splits = cut.splits;
-  g.mean = float_vector(saved.mean, nc, "mean");
-  if (has_bn) {
-    const float* const given = float_vector(saved.stats, 2 * c, "stats");
+  g.mean = saved.mean;
+  if (saved.stats) {
     g.norm = norm_of(bn, c);
-    g.norm.mean = {given, Type::float32};
-    g.norm.var = {given + c, Type::float32};
+    g.norm.mean = {saved.stats, Type::float32};
+    g.norm.var = {saved.stats + c, Type::float32};
   }
   g.fc = layers;
   g.drop = vector_of(end.drop_path_scale, n, "drop_path_scale");
   g.batch_stats = bn.batch_stats;
   if (has_excitation) {
-    g.factor = float_vector(saved.factor, nc, "factor");
-    g.hidden = float_vector(saved.hidden, n * r, "hidden");
+    g.factor = saved.factor;
+    g.hidden = saved.hidden;
     g.dq = scratch.take(nc);
     g.dhidden = scratch.take(n * r);
   }
@@ -282,9 +256,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   first.x = data(x);
   first.residual = from_sum ? data(end.residual) : nullptr;
   first.mean = g.mean;
-  if (keeps_mask(end.out_act)) first.mask = mask_of(saved.mask, layout);
+  if (keeps_mask(end.out_act)) first.mask = saved.mask;
   if (from_sum) first.by = {nullptr, nullptr, g.factor, g.norm, g.drop};
-  first.dr = write_dr ? mutable_data(dr) : nullptr;
+  first.dr = dr ? mutable_data(*dr) : nullptr;
   first.p = scratch.take(cut.splits * nc);
   first.q = scratch.take(cut.splits * nc);
   first.counters = counters;
@@ -299,18 +273,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   g.k1 = scratch.take(nc);
   g.k2 = bn.batch_stats ? scratch.take(nc) : nullptr;
   g.k3 = scratch.take(nc);
-  const auto result = [](const Tensor& t, const char* name) { return Result{mutable_data(t), type_of(t, name)}; };
-  g.dbn_weight = result(dbn_weight, "bn_weight");
-  g.dbn_bias = result(dbn_bias, "bn_bias");
-  g.dfc1_weight = result(dfc1_weight, "fc1_weight");
-  g.dfc1_bias = result(dfc1_bias, "fc1_weight");
-  g.dfc2_weight = result(dfc2_weight, "fc2_weight");
-  g.dfc2_bias = result(dfc2_bias, "fc2_weight");
+  const auto result = [](const Slot& slot) { return Result{slot.data, type_of(slot.type, "a gradient")}; };
+  g.dbn_weight = result(gradients.bn_weight);
+  g.dbn_bias = result(gradients.bn_bias);
+  g.dfc1_weight = result(gradients.fc1_weight);
+  g.dfc1_bias = result(gradients.fc1_bias);
+  g.dfc2_weight = result(gradients.fc2_weight);
+  g.dfc2_bias = result(gradients.fc2_bias);
   g.counters = counters;
 
   ScaleShiftActBackward second{};
-  second.dr = write_dr ? data(dr) : data(dy);
-  second.mask = write_dr ? nullptr : first.mask;
+  second.dr = dr ? data(*dr) : data(dy);
+  second.mask = dr ? nullptr : first.mask;
   second.x = bn.batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
@@ -323,7 +297,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block
   place.run(first);
   place.run(g, place.device.multiprocessors);
   place.run(second);
-  return {dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
 }
 
 }  // namespace se_fused

@@ -43,6 +43,7 @@ SE_DEFINE(SE_LIBRARY, m) {
 SE_IMPLEMENT(SE_LIBRARY, SE_DEVICE_KEY, m) { se_fused::implement_operators(m); }
 
 SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
+  se_fused::implement_settings(m);
   m.impl("problem", TORCH_BOX(&se_fused::cuda::problem));
   m.impl("plan", TORCH_BOX(&se_fused::cuda::describe_plan));
   m.impl("force_plan", TORCH_BOX(&se_fused::cuda::force_plan));

@@ -13,14 +13,15 @@
 
 namespace se_fused::cuda {
 
-inline Type type_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
+inline Type type_of(ScalarType type, const char* name) {
+  switch (type) {
     case ScalarType::Float: return Type::float32;
     case ScalarType::BFloat16: return Type::bfloat16;
     case ScalarType::Half: return Type::float16;
     default: STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
   }
 }
+inline Type type_of(const Tensor& t, const char* name) { return type_of(t.scalar_type(), name); }
 
 // Makes x's device the current one for the time of a call, and launches on its current stream.
 class Place {

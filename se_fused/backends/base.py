@@ -90,6 +90,14 @@ class Backend(Operations):
     """(gradients recorded, x is channels_last) -> elements of a float32 x from which on ``auto`` fuses the middle of an
     inverted residual block. For a smaller x the separate modules were measured to be faster."""
 
+    residual_block_forward: Any
+    """(x, block, save) -> [y, and what the backward pass needs]. Updates running statistics. None if the backend has no
+    such operator and the block is composed (:mod:`se_fused.ops.compose_residual_block`)."""
+
+    residual_block_backward: Any
+    """(dy, x, block, kept, wanted) -> gradients, as :func:`se_fused.ops.compose_residual_block.compose_backward`. None
+    where ``residual_block_forward`` is."""
+
     conv1x1_squeeze_excite: Any
     """(h, conv, fc, folded, options) -> y, for h in channels_last, in inference. None if the backend has no such
     kernel."""
@@ -131,6 +139,8 @@ OPTIONAL = (
     "batch_norm_squeeze_excite_forward",
     "batch_norm_squeeze_excite_inference",
     "batch_norm_squeeze_excite_backward",
+    "residual_block_forward",
+    "residual_block_backward",
     "batch_norm_act_squeeze",
     "batch_norm_act_squeeze_backward",
     "conv1x1_squeeze_excite",

@@ -9,9 +9,11 @@ from torch import Tensor
 from .._params import (
     BatchNormParams,
     BlockOptions,
+    BlockSettings,
     Conv1x1Params,
     ExcitationParams,
     Gradients,
+    ResidualBlockParams,
     Results,
     SavedTensors,
 )
@@ -107,6 +109,53 @@ def _squeeze_backward(operator: Operator) -> Callable[..., tuple[Tensor, ...]]:
     return batch_norm_act_squeeze_backward
 
 
+def _number(namespace: Any, settings: BlockSettings) -> int:
+    """The number of the settings in a library, which it gets once."""
+    number = settings.plans.get(namespace)
+    if number is None:
+        layers = settings.layers
+        numbers = [len(layers[0].stride), len(layers), int(settings.has_shortcut)]
+        numbers += ACT_CODES[settings.act], GATE_CODES[settings.gate]
+        norms: list[float] = []
+        for layer in layers:
+            numbers += *layer.stride, *layer.padding, *layer.dilation, layer.groups, OUT_ACT_CODES[layer.out_act]
+            norms += float(layer.batch_stats), layer.momentum, layer.eps
+        key = (namespace, tuple(numbers), tuple(norms))
+        number = _numbers.get(key)
+        if number is None:
+            number = _numbers[key] = int(namespace.residual_block_plan(numbers, norms))
+        settings.plans[namespace] = number
+    return number
+
+
+_numbers: dict[Any, int] = {}
+
+
+def _block_forward(operator: Operator, namespace: Any) -> Callable[..., list[Tensor]]:
+    def residual_block_forward(x: Tensor, block: ResidualBlockParams, save: bool) -> list[Tensor]:
+        number = _number(namespace, block.settings)
+        results: list[Tensor] = operator(x, block.tensors, block.drop_path_scale, number, save)
+        return results
+
+    return residual_block_forward
+
+
+def _block_backward(operator: Operator, namespace: Any) -> Callable[..., list[Tensor | None]]:
+    def residual_block_backward(
+        dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor], wanted: int
+    ) -> list[Tensor | None]:
+        number = _number(namespace, block.settings)
+        found: list[Tensor | None] = operator(dy, x, block.tensors, block.drop_path_scale, kept, number, wanted)
+        return found
+
+    return residual_block_backward
+
+
+_WITH_PLANS: dict[str, Callable[[Operator, Any], Callable[..., Any]]] = {
+    "residual_block_forward": _block_forward,
+    "residual_block_backward": _block_backward,
+}
+
 _WITH_RECORDS: dict[str, Callable[[Operator], Callable[..., Any]]] = {
     "batch_norm_squeeze_excite_forward": _forward,
     "batch_norm_squeeze_excite_inference": _inference,
@@ -122,6 +171,8 @@ def with_records(namespace: Any, name: str) -> Callable[..., Any]:
     whole block; the passes take plain arguments."""
     # OpOverload.__call__ only passes its arguments on to _op, in 1,800 instructions.
     operator = getattr(namespace, name).default._op
+    if name in _WITH_PLANS:
+        return _WITH_PLANS[name](operator, namespace)
     wrap = _WITH_RECORDS.get(name)
     function: Callable[..., Any] = operator if wrap is None else wrap(operator)
     return function

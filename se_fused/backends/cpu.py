@@ -29,8 +29,14 @@ def _load() -> str | None:
     return None
 
 
-_OWN = ("packed_conv1x1_squeeze_excite", "batch_norm_act_squeeze", "batch_norm_act_squeeze_backward")
-"""Operators of this library alone."""
+_MORE = (
+    "residual_block_forward",
+    "residual_block_backward",
+    "packed_conv1x1_squeeze_excite",
+    "batch_norm_act_squeeze",
+    "batch_norm_act_squeeze_backward",
+)
+"""Operators that a backend may leave out."""
 
 
 class CpuBackend(Backend):
@@ -60,7 +66,7 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         self.load_error = _load()
         if self.load_error is None:
-            for operation in (*OPERATIONS, *_OWN):
+            for operation in (*OPERATIONS, *_MORE):
                 setattr(self, operation, with_records(torch.ops.se_fused_cpu, operation))
 
     def can_use(self, device: str, dtype: torch.dtype) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .._build import find_library, recorded
-from .base import Backend, LazyBackend, dtype_reason
+from .base import OPERATIONS, Backend, LazyBackend, dtype_reason
 from .compiled import with_records
 
 __all__ = ["CudaBackend"]
@@ -44,6 +44,7 @@ class CudaBackend(LazyBackend):
     """
 
     name = "cuda"
+    offered = (*OPERATIONS, "residual_block_forward", "residual_block_backward")
 
     def __init__(
         self,

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._params import BlockSettings, LayerSettings
 from .known import is_nothing, is_plain, out_activation
 from .norms import PLAIN
 from .squeeze_excite import fusable_arguments
 
-__all__ = ["BlockModules", "ConvNorm", "Layer", "Plan", "plan_of"]
+__all__ = ["BlockModules", "ConvNorm", "Plan", "plan_of"]
 
 
 class ConvNorm(NamedTuple):
@@ -63,15 +64,6 @@ def _require(condition: object) -> None:
 
 
 @dataclass(slots=True, eq=False)
-class Layer:
-    """The constant part of a layer's records, beside its tensors."""
-
-    conv: tuple[Any, ...]  # stride, padding, dilation, groups
-    bn: tuple[Any, ...]  # batch_stats, momentum, eps
-    out_act: str
-
-
-@dataclass(slots=True, eq=False)
 class Plan:
     """What was read from a block's modules."""
 
@@ -79,10 +71,7 @@ class Plan:
     suitable: bool = False
     """Whether the block can be one call. If not, it is read again when what was read of it changes."""
     dim: int = 4
-    layers: list[Layer] = field(default_factory=list)
-    has_shortcut: bool = False
-    act: str = "relu"
-    gate: str = "sigmoid"
+    settings: BlockSettings = field(default_factory=lambda: BlockSettings((), False))
     drop: nn.Module | None = None
     # Compared in every call.
     modules: tuple[nn.Module, ...] = ()
@@ -92,7 +81,7 @@ class Plan:
     hook_counts: tuple[int, ...] = ()
     attributes: tuple[dict[str, Any], ...] = ()
     overrides: list[bool] = field(default_factory=list)
-    settings: tuple[Place, ...] = ()
+    compared: tuple[Place, ...] = ()
     values: list[Any] = field(default_factory=list)
     # Read in every call: six tensors of each layer, and four of the excitation.
     tensors: tuple[Place, ...] = ()
@@ -109,7 +98,7 @@ class Plan:
                 return False
         if ["forward" in attributes for attributes in self.attributes] != self.overrides:
             return False
-        return [values[name] for values, name in self.settings] == self.values
+        return [values[name] for values, name in self.compared] == self.values
 
 
 class _Reader:
@@ -119,9 +108,12 @@ class _Reader:
         self.plan = Plan(reference)
         self.modules: list[nn.Module] = []
         self.owners: list[nn.Module] = [block]
-        self.settings: list[Place] = []
+        self.compared: list[Place] = []
+        self.layers: list[LayerSettings] = []
         self.tensors: list[Place] = []
         self.counters: list[Place] = []
+        self.names = "relu", "sigmoid"
+        self.has_shortcut = False
 
     def module(self, module: nn.Module | None) -> None:
         """A module whose class and hooks are compared, with all modules in it."""
@@ -135,7 +127,7 @@ class _Reader:
         """Attributes of a module that are compared."""
         for name in names:
             _require(name in module.__dict__)
-            self.settings.append((module.__dict__, name))
+            self.compared.append((module.__dict__, name))
             yield module.__dict__[name]
 
     def tensor(self, module: nn.Module, name: str) -> None:
@@ -158,7 +150,8 @@ class _Reader:
         _require(mode == "zeros" and isinstance(padding, tuple))
         name = act if isinstance(act, str) else out_activation(act)
         _require(name is not None)
-        self.plan.layers.append(Layer((stride, padding, dilation, groups), self.norm(bn), name))  # type: ignore[arg-type]
+        assert name is not None
+        self.layers.append(LayerSettings(stride, padding, dilation, groups, name, *self.norm(bn)))
         for owner, tensor in (
             (conv, "weight"), (conv, "bias"),
             (bn, "running_mean"), (bn, "running_var"), (bn, "weight"), (bn, "bias"),
@@ -188,8 +181,8 @@ class _Reader:
         for module in se.modules():
             for name in ("act", "gate"):
                 if isinstance(module.__dict__.get(name), str):
-                    self.settings.append((module.__dict__, name))
-        self.plan.act, self.plan.gate = arguments["act"], arguments["gate"]
+                    self.compared.append((module.__dict__, name))
+        self.names = arguments["act"], arguments["gate"]
         places = {id(t): (m._parameters, name) for m in se.modules() for name, t in m._parameters.items()}
         for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
             tensor = arguments[name]
@@ -205,7 +198,7 @@ class _Reader:
             _require(isinstance(shortcut, nn.Sequential) and len(children) == 2)
             shortcut = ConvNorm(*children)  # type: ignore[arg-type]
         self.layer(shortcut)
-        self.plan.has_shortcut = True
+        self.has_shortcut = True
 
     def block_of(self, given: BlockModules) -> None:
         """All modules of the block."""
@@ -229,9 +222,10 @@ class _Reader:
         plan.hook_counts = tuple(map(len, plan.hooks))
         plan.attributes = tuple(m.__dict__ for m in plan.modules)
         plan.overrides = ["forward" in values for values in plan.attributes]
-        plan.settings = tuple(self.settings)
-        plan.values = [values[name] for values, name in self.settings]
+        plan.compared = tuple(self.compared)
+        plan.values = [values[name] for values, name in self.compared]
         plan.tensors, plan.counters = tuple(self.tensors), tuple(self.counters)
+        plan.settings = BlockSettings(tuple(self.layers), self.has_shortcut, *self.names)
         plan.suitable = suitable and not any(plan.hooks) and not any(plan.overrides)
         return plan
 

@@ -4,7 +4,7 @@ A block's forward calls :func:`whole_block` first. Its result is None if the mod
 hooks or was replaced, a graph is traced, or no kernel exists for the call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -15,12 +15,12 @@ from torch.nn.modules import module as _module
 
 from .._checks import autocasts
 from .._formats import DTYPES
-from .._params import BatchNormParams, ConvNormParams, ConvParams, ExcitationParams, ResidualBlockParams
+from .._params import LayerSettings, ResidualBlockParams
 from ..functional.dispatch import backend_for
 from ..ops.layout import is_channels_last
 from ..ops.operators import through_dispatcher
 from ..ops.residual_block import residual_block
-from .block_plan import BlockModules, Layer, Plan, plan_of
+from .block_plan import BlockModules, Plan, plan_of
 from .residual_block import path_scale
 
 __all__ = ["whole_block"]
@@ -30,17 +30,16 @@ _MAX_CHECKED = 64  # kinds of calls that a block remembers, mostly shapes of x
 _DTYPES = frozenset(DTYPES.values())
 
 
-def _sizes(x: Tensor, layers: list[Layer], weights: list[Tensor]) -> tuple[int, ...] | None:
+def _sizes(x: Tensor, layers: Sequence[LayerSettings], weights: list[Tensor]) -> tuple[int, ...] | None:
     """Shape of the result without N: (D, *spatial). None if a convolution does not take its input."""
     channels, *sizes = x.shape[1:]
     for layer, weight in zip(layers, weights, strict=True):
-        stride, padding, dilation, groups = layer.conv
-        if weight.dim() != x.dim() or weight.shape[1] * groups != channels:
+        if weight.dim() != x.dim() or weight.shape[1] * layer.groups != channels:
             return None
         kernel = weight.shape[2:]
         sizes = [
             (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True)
+            for size, k, s, p, d in zip(sizes, kernel, layer.stride, layer.padding, layer.dilation, strict=True)
         ]
         channels = weight.shape[0]
     return (channels, *sizes) if min(sizes) > 0 else None
@@ -51,7 +50,8 @@ def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: 
     present = [t for t in tensors if t is not None]
     if not all(type(t) in (Tensor, nn.Parameter) and t.device == x.device for t in present):
         return False
-    of_layers = [tensors[6 * i : 6 * i + 6] for i in range(len(plan.layers))]
+    layers = plan.settings.layers
+    of_layers = [tensors[6 * i : 6 * i + 6] for i in range(len(layers))]
     for weight, bias, *norm in of_layers:
         if weight is None or any(t is not None and t.shape != weight.shape[:1] for t in (bias, *norm)):
             return False
@@ -64,9 +64,9 @@ def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: 
     if any(t.dtype not in _DTYPES or not t.is_contiguous() for t in fc):
         return False
     weights: list[Any] = [layer[0] for layer in of_layers]
-    count = len(weights) - plan.has_shortcut
-    y = _sizes(x, plan.layers[:count], weights[:count])
-    shortcut = _sizes(x, plan.layers[count:], weights[count:])
+    count = plan.settings.last + 1
+    y = _sizes(x, layers[:count], weights[:count])
+    shortcut = _sizes(x, layers[count:], weights[count:])
     if y is None or y != shortcut or x.shape[0] * prod(y[1:]) < 2:
         return False
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors[-4:]
@@ -76,18 +76,6 @@ def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: 
     c, r = y[0], fc1_weight.shape[0]
     shapes = ((fc1_weight, r * c), (fc2_weight, r * c), (fc1_bias, r), (fc2_bias, c))
     return fc1_weight.dtype == fc2_weight.dtype and all(t is None or t.numel() == size for t, size in shapes)
-
-
-def _record(plan: Plan, tensors: list[Any], scale: Tensor | None) -> ResidualBlockParams:
-    layers = []
-    for i, layer in enumerate(plan.layers):
-        weight, bias, mean, var, bn_weight, bn_bias = tensors[6 * i : 6 * i + 6]
-        conv = ConvParams(weight, bias, *layer.conv)
-        layers.append(ConvNormParams(conv, BatchNormParams(mean, var, bn_weight, bn_bias, *layer.bn), layer.out_act))
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors[-4:]
-    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, plan.act, plan.gate)
-    shortcut = layers.pop() if plan.has_shortcut else None
-    return ResidualBlockParams(tuple(layers), shortcut, fc, scale)
 
 
 def whole_block(block: nn.Module, x: Tensor, modules: Callable[[Any], BlockModules | None]) -> Tensor | None:
@@ -133,4 +121,4 @@ def whole_block(block: nn.Module, x: Tensor, modules: Callable[[Any], BlockModul
             return None
     if plan.counters:
         torch._foreach_add_([values[name] for values, name in plan.counters], 1)
-    return residual_block(backend, x, _record(plan, tensors, scale))
+    return residual_block(backend, x, ResidualBlockParams(plan.settings, tensors, scale))

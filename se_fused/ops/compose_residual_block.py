@@ -1,11 +1,10 @@
 """A whole residual block from PyTorch's convolutions and a backend's kernels: for a backend without the block as one
-operation, and the definition of that operation.
+operation, and the definition of that operation (csrc/residual_block.h).
 
-Symbols: N batch, C channels of x, D those of y. The layers of a block are numbered 0, 1, ... along its branch, and the
-shortcut's is the last.
+Layers are numbered as in :class:`.ResidualBlockParams`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from .._params import (
     NO_EXCITATION,
     BatchNormParams,
     BlockOptions,
-    ConvNormParams,
     ConvParams,
     ExcitationParams,
     Gradients,
@@ -23,39 +21,20 @@ from .._params import (
 )
 from ..activations import OUT_ACT_CODES, recomputed, writes_dr
 from .batch_norm_squeeze_excite import call_backward, call_forward
-from .layout import dense, dense_like, is_channels_last
+from .layout import dense, dense_like
 
-__all__ = ["BlockGradients", "LayerGradients", "Wanted", "compose_block_backward", "compose_block_forward"]
+__all__ = ["LEFT_TO_PRODUCT", "WANTS_X", "compose_backward", "compose_forward", "convolve_backward", "wants"]
+
+# The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; then four of
+# each layer: weight and bias of the convolution and of batch norm.
+WANTS_X, LEFT_TO_PRODUCT, _BEFORE_LAYERS = 1, 2, 2
 
 _convolution_backward = torch.ops.aten.convolution_backward.default._op
 
 
-class LayerGradients(NamedTuple):
-    """Gradients of a layer's parameters, shaped as those; None for one that is not wanted."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    bn_weight: Tensor | None
-    bn_bias: Tensor | None
-
-
-NO_GRADIENTS = LayerGradients(None, None, None, None)
-
-
-class BlockGradients(NamedTuple):
-    """Gradients of a block: dx, of each layer, and of the excitation's parameters in the order of their record."""
-
-    dx: Tensor | None
-    layers: list[LayerGradients]
-    fc: tuple[Tensor, ...]
-
-
-class Wanted(NamedTuple):
-    """Which gradients are wanted: dx, each layer's four, and any of the excitation's."""
-
-    x: bool
-    layers: tuple[tuple[bool, ...], ...]
-    fc: bool
+def wants(wanted: int, layer: int) -> int:
+    """The four bits of a layer."""
+    return wanted >> (_BEFORE_LAYERS + 4 * layer) & 15
 
 
 # ---- convolutions
@@ -67,11 +46,11 @@ def _convolve(x: Tensor, conv: ConvParams) -> Tensor:
     return dense(u)
 
 
-def _convolve_backward(
-    du: Tensor, x: Tensor, conv: ConvParams, want_dx: bool, wanted: tuple[bool, ...]
+def convolve_backward(
+    du: Tensor, x: Tensor, conv: ConvParams, want_dx: bool, want_weight: bool, want_bias: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias; None for those that are not wanted."""
-    masks = [want_dx, wanted[0], wanted[1]]
+    """Gradients of input, weight and bias of a convolution; None for those that are not wanted."""
+    masks = [want_dx, want_weight, want_bias]
     if not any(masks):
         return None, None, None
     zeros, sizes = (0,) * len(conv.stride), None if conv.bias is None else conv.bias.shape
@@ -81,125 +60,104 @@ def _convolve_backward(
     return gradients
 
 
-def adds_by_product(conv: ConvParams, t: Tensor) -> bool:
-    """Whether the input's gradient is added to ``t``, of x's shape, as a matrix product that accumulates. It saves two
-    passes over t: the convolution's gradient is neither written nor read again.
-
-    That needs a 1x1 convolution of stride 1 and channels_last memory. In float32 on a GPU both computations must have
-    the same precision: PyTorch allows TF32 in convolutions, but not in products, which are then several times slower.
-    """
-    if not conv.is_product or not is_channels_last(t):
-        return False
-    if t.is_cuda and t.dtype == torch.float32:
-        return torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32
-    return True
-
-
-def _rows(t: Tensor) -> Tensor:
-    """(N, C, *spatial) in channels_last -> (N * S, C), a view."""
-    c = t.shape[1]
-    return t.as_strided((t.numel() // c, c), (c, 1))
-
-
-def _add_input_gradient(base: Tensor, du: Tensor, x: Tensor, conv: ConvParams, own: bool) -> Tensor:
-    """``base`` plus the gradient of the convolution's input. ``own``: base may be overwritten."""
-    if adds_by_product(conv, base) and is_channels_last(du):
-        rows = _rows(base)
-        weight = conv.weight.reshape(conv.weight.shape[:2])
-        if own:
-            torch.addmm(rows, _rows(du), weight, out=rows)
-            return base
-        added = torch.empty_like(base)
-        torch.addmm(rows, _rows(du), weight, out=_rows(added))
-        return added
-    dx, _, _ = _convolve_backward(du, x, conv, True, (False, False))
-    assert dx is not None
-    return dx.add_(base)
-
-
 # ---- the block
-def compose_block_forward(
-    backend: Any, x: Tensor, block: ResidualBlockParams, save: bool
-) -> tuple[Tensor, list[Tensor | None]]:
-    """y and, if ``save``, what :func:`compose_block_backward` needs beside x and the parameters. Running statistics are
-    updated."""
+_KEPT = 7  # tensors that the composition keeps of a layer: its input, its convolution's result, five of Results
 
-    def layer(a: Tensor, params: ConvNormParams, fc: ExcitationParams, options: BlockOptions) -> Tensor:
-        u = _convolve(a, params.conv)
-        if options.residual is not None:
-            options.residual = dense_like(options.residual, u)
-        if not save and not params.bn.batch_stats and backend.batch_norm_squeeze_excite_inference is not None:
-            backend.batch_norm_squeeze_excite_inference(u, params.bn, fc, options, u)  # u is no one else's
+
+def compose_forward(backend: Any, x: Tensor, block: ResidualBlockParams, save: bool) -> list[Tensor]:
+    """y and, if ``save``, what :func:`compose_backward` needs beside x and the parameters. Running statistics are
+    updated."""
+    settings = block.settings
+    kept: list[Tensor] = []
+
+    def layer(i: int, a: Tensor, residual: Tensor | None) -> Tensor:
+        u = _convolve(a, block.conv(i))
+        fc, drop = (block.fc, block.drop_path_scale) if i == settings.last else (NO_EXCITATION, None)
+        if residual is not None:
+            residual = dense_like(residual, u)
+        bn, options = block.bn(i), BlockOptions(residual, drop, settings.layers[i].out_act)
+        if not save and not bn.batch_stats and backend.batch_norm_squeeze_excite_inference is not None:
+            backend.batch_norm_squeeze_excite_inference(u, bn, fc, options, u)  # nothing else uses u
             return u
-        results = call_forward(backend, u, params.bn, fc, options, save)
+        results = call_forward(backend, u, bn, fc, options, save)
         if save:
             kept.extend((a, u, *results[1:]))
-            kept.append(options.residual if recomputed(OUT_ACT_CODES[options.out_act]) else None)
+            if residual is not None and recomputed(OUT_ACT_CODES[options.out_act]):
+                kept.append(residual)
         return results.y
 
-    kept: list[Tensor | None] = []
     residual = x
-    if block.shortcut is not None:
-        residual = layer(x, block.shortcut, NO_EXCITATION, BlockOptions())
-        first, kept = kept, []
+    if settings.has_shortcut:
+        residual = layer(len(settings.layers) - 1, x, None)
+        shortcut, kept = kept, []
     a = x
-    *inner, last = block.branch
-    for params in inner:
-        a = layer(a, params, NO_EXCITATION, BlockOptions(out_act=params.out_act))
-    y = layer(a, last, block.fc, BlockOptions(residual, block.drop_path_scale, last.out_act))
-    if block.shortcut is not None:
-        kept += first
-    return y, kept
+    for i in range(settings.last):
+        a = layer(i, a, None)
+    y = layer(settings.last, a, residual)
+    if settings.has_shortcut:
+        of_branch = _KEPT * (settings.last + 1)
+        kept[of_branch:of_branch] = shortcut
+    return [y, *kept]
 
 
-_KEPT = 8  # tensors that a layer keeps: its input, its convolution's output, five results, and the residual
+def compose_backward(
+    backend: Any, dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor], wanted: int
+) -> list[Tensor | None]:
+    """The gradients of :func:`compose_forward`.
 
+    Returns:
+        Of x, of the first layer, four of each layer, and four of the excitation. x's gradient is the sum of the first
+        two: what the shortcut gives, None if it is dy itself, and the gradient of the first convolution's input; with
+        LEFT_TO_PRODUCT that of its result. Those of a layer belong to weight and bias of the convolution and of batch
+        norm.
+    """
+    settings = block.settings
+    layers, last = len(settings.layers), settings.last
+    residual = kept[_KEPT * layers] if len(kept) > _KEPT * layers else None
+    found: list[Tensor | None] = [None] * (2 + 4 * layers + 4)
+    want_x = bool(wanted & WANTS_X)
 
-def compose_block_backward(
-    backend: Any, dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor | None], wanted: Wanted
-) -> BlockGradients:
-    """The gradients of :func:`compose_block_forward`."""
-    layers, last = block.layers, len(block.branch) - 1
-    found = [NO_GRADIENTS] * len(layers)
-
-    def norm(i: int, dy: Tensor, fc: ExcitationParams, drop: Tensor | None, want_dr: bool) -> Gradients:
+    def norm(i: int, dy: Tensor, want_dr: bool) -> Gradients:
         """The gradients of layer i after its convolution."""
-        bn, saved = layers[i].bn, kept[_KEPT * i : _KEPT * (i + 1)]
-        norm = BatchNormParams(None, None, bn.weight, bn.bias, bn.batch_stats, bn.momentum, bn.eps)
-        options = BlockOptions(saved[-1], drop, layers[i].out_act)
-        return call_backward(backend, dy, SavedTensors(*saved[1:-1]), norm, fc, options, want_dr)  # type: ignore[arg-type]
+        bn, fc, drop = block.bn(i), NO_EXCITATION, None
+        if i == last:
+            fc, drop = block.fc, block.drop_path_scale
+            fc = ExcitationParams(fc.fc1_weight, None, fc.fc2_weight, None, fc.act, fc.gate)
+        settings_of_bn = bn.batch_stats, bn.momentum, bn.eps
+        bn = BatchNormParams(None, None, bn.weight, bn.bias, *settings_of_bn)
+        saved = SavedTensors(*kept[_KEPT * i + 1 : _KEPT * (i + 1)])
+        options = BlockOptions(residual if i == last else None, drop, settings.layers[i].out_act)
+        g = call_backward(backend, dy, saved, bn, fc, options, want_dr)
+        found[2 + 4 * i + 2 : 2 + 4 * i + 4] = g.dbn_weight, g.dbn_bias
+        if i == last and fc.fc1_weight is not None:
+            found[-4:] = g[4:]
+        return g
 
-    def conv(i: int, g: Gradients, want_da: bool) -> Tensor | None:
-        """The gradient of layer i's input; those of its parameters are put into ``found``."""
-        params, (want_weight, want_bias, *_) = layers[i], wanted.layers[i]
-        a = kept[_KEPT * i]
-        assert a is not None
-        da, weight, bias = _convolve_backward(g.dx, a, params.conv, want_da, (want_weight, want_bias))
-        bn = params.bn
-        found[i] = LayerGradients(
-            weight, bias, None if bn.weight is None else g.dbn_weight, None if bn.bias is None else g.dbn_bias
+    def conv(i: int, du: Tensor, want_input: bool) -> Tensor | None:
+        """The gradient of layer i's input; those of its weight and bias are put into ``found``."""
+        flags = wants(wanted, i)
+        da, *gradients = convolve_backward(
+            du, kept[_KEPT * i], block.conv(i), want_input, bool(flags & 1), bool(flags & 2)
         )
+        found[2 + 4 * i : 2 + 4 * i + 2] = gradients
         return da
 
-    want_shortcut = wanted.x if block.shortcut is None else wanted.x or any(wanted.layers[-1])
-    fc = block.fc
-    weights = ExcitationParams(fc.fc1_weight, None, fc.fc2_weight, None, fc.act, fc.gate)
-    g = end = norm(last, dy, weights, block.drop_path_scale, want_shortcut)
-    i = last
-    while i > 0 and (wanted.x or any(any(flags) for flags in wanted.layers[:i])):
-        da = conv(i, g, True)
+    want_shortcut = want_x or (settings.has_shortcut and wants(wanted, layers - 1) != 0)
+    end = norm(last, dy, want_shortcut)
+    i, du = last, end.dx
+    while i > 0 and (want_x or any(wants(wanted, j) for j in range(i))):
+        da = conv(i, du, True)
         assert da is not None
         i -= 1
-        g = norm(i, da, NO_EXCITATION, None, False)
-    conv(i, g, False)
-    dx = None
+        du = norm(i, da, False).dx
+    by_product = bool(wanted & LEFT_TO_PRODUCT)
+    dx = conv(i, du, i == 0 and want_x and not by_product)
+    if want_x:
+        found[1] = du if by_product else dx
     if want_shortcut:
-        own = writes_dr(OUT_ACT_CODES[layers[last].out_act], True)
-        dx = end.dr if own else dy
-        if block.shortcut is not None:
-            dx = conv(len(layers) - 1, norm(len(layers) - 1, dx, NO_EXCITATION, None, False), wanted.x)
-            own = True
-        if wanted.x:
-            assert dx is not None and i == 0
-            dx = _add_input_gradient(dx, g.dx, x, layers[0].conv, own)
-    return BlockGradients(dx, found, tuple(end[4:]))
+        dr = end.dr if writes_dr(OUT_ACT_CODES[settings.layers[last].out_act], True) else None
+        if settings.has_shortcut:
+            dr = conv(layers - 1, norm(layers - 1, dy if dr is None else dr, False).dx, want_x)
+        if want_x:
+            found[0] = dr
+    return found

@@ -9,113 +9,156 @@ A backend may have the whole block as one operation; otherwise it is composed (:
 Graphs do not use this node: torch.compile gets a block as its operators.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from .._params import ConvNormParams, ExcitationParams, ResidualBlockParams
-from .compose_residual_block import Wanted, compose_block_backward, compose_block_forward
+from .._params import ConvParams, ResidualBlockParams
+from .compose_residual_block import (
+    LEFT_TO_PRODUCT,
+    WANTS_X,
+    compose_backward,
+    compose_forward,
+)
+from .layout import is_channels_last
 from .operators import refuse_second_derivatives
 
 __all__ = ["residual_block"]
 
-Parameters = list[Tensor | None]
+
+# ---- the gradient of x
+def adds_by_product(conv: ConvParams, t: Tensor) -> bool:
+    """Whether the gradient of the first convolution's input is added to ``t``, of x's shape, by a matrix product that
+    accumulates. It saves two passes over t: the convolution's gradient is neither written nor read again.
+
+    That needs a 1x1 convolution of stride 1 and channels_last memory. In float32 on a GPU both computations must have
+    the same precision: PyTorch allows TF32 in convolutions, but not in products, which are then several times slower.
+    """
+    if not conv.is_product or not is_channels_last(t):
+        return False
+    if t.is_cuda and t.dtype == torch.float32:
+        return torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32
+    return True
 
 
-def _parameters(block: ResidualBlockParams) -> Parameters:
-    """The tensors that may have a gradient: four of each layer, four of the excitation."""
-    tensors: Parameters = []
-    for layer in block.layers:
-        tensors += layer.conv.weight, layer.conv.bias, layer.bn.weight, layer.bn.bias
-    fc = block.fc
-    return [*tensors, fc.fc1_weight, fc.fc1_bias, fc.fc2_weight, fc.fc2_bias]
+def _rows(t: Tensor) -> Tensor:
+    """(N, C, *spatial) in channels_last -> (N * S, C), a view."""
+    c = t.shape[1]
+    return t.as_strided((t.numel() // c, c), (c, 1))
 
 
+def _sum(base: Tensor | None, of_layer: Tensor, dy: Tensor, conv: ConvParams, by_product: bool) -> Tensor:
+    """The gradient of x from the first two results of a block's backward pass."""
+    if not by_product:
+        return of_layer.add_(dy if base is None else base)
+    if not is_channels_last(of_layer):
+        of_layer = of_layer.contiguous(memory_format=torch.channels_last)
+    weight = conv.weight.as_strided(conv.weight.shape[:2], (conv.weight.shape[1], 1))
+    if base is None:  # dy is the caller's
+        return torch.addmm(_rows(dy), _rows(of_layer), weight).as_strided(dy.shape, dy.stride())
+    rows = _rows(base)
+    torch.addmm(rows, _rows(of_layer), weight, out=rows)
+    return base
+
+
+# ---- a backend's block
+def _forward(backend: backends.Backend, x: Tensor, block: ResidualBlockParams, save: bool) -> list[Tensor]:
+    if backend.residual_block_forward is None:
+        return compose_forward(backend, x, block, save)
+    try:
+        results: list[Tensor] = backend.residual_block_forward(x, block, save)
+    except RuntimeError:
+        # The stable ABI hides PyTorch's message and its class, such as OutOfMemoryError. The same steps one by one
+        # raise that error; they do not update the running statistics.
+        compose_forward(backend, x, block.without_running(), save)
+        raise
+    if running := block.running():
+        torch.autograd.graph.increment_version(running)
+    return results
+
+
+def _backward(
+    backend: backends.Backend, dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor], wanted: int
+) -> list[Tensor | None]:
+    if backend.residual_block_backward is None:
+        return compose_backward(backend, dy, x, block, kept, wanted)
+    gradients: list[Tensor | None] = backend.residual_block_backward(dy, x, block, kept, wanted)
+    return gradients
+
+
+# ---- autograd
 def _cast(block: ResidualBlockParams, dtype: torch.dtype) -> ResidualBlockParams:
     """The block with its convolutions in x's dtype, which autocast has chosen."""
+    tensors = block.tensors
+    for i in range(0, len(tensors) - 4, 6):
+        for j in (i, i + 1):
+            t = tensors[j]
+            if t is not None and t.dtype != dtype:
+                if tensors is block.tensors:
+                    tensors = list(tensors)
+                tensors[j] = t.to(dtype)
+    return block if tensors is block.tensors else ResidualBlockParams(block.settings, tensors, block.drop_path_scale)
 
-    def cast(layer: ConvNormParams) -> ConvNormParams:
-        conv = layer.conv
-        if conv.weight.dtype == dtype:
-            return layer
-        bias = None if conv.bias is None else conv.bias.to(dtype)
-        return replace(layer, conv=replace(conv, weight=conv.weight.to(dtype), bias=bias))
 
-    shortcut = None if block.shortcut is None else cast(block.shortcut)
-    return replace(block, branch=tuple(map(cast, block.branch)), shortcut=shortcut)
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """What the node needs beside the tensors that have a gradient."""
-
-    backend: backends.Backend
-    block: ResidualBlockParams
+def _wanted(needed: tuple[bool, ...]) -> int:
+    """The bits of the gradients that x and six tensors of each layer need, without LEFT_TO_PRODUCT."""
+    want_x, *flags = needed
+    wanted, bit = WANTS_X if want_x else 0, 4
+    for i in range(0, len(flags) - 4, 6):
+        for flag in (flags[i], flags[i + 1], flags[i + 4], flags[i + 5]):
+            wanted |= bit * flag
+            bit *= 2
+    return wanted
 
 
 class _ResidualBlock(torch.autograd.Function):
     # setup_context is needed only for torch.func, and costs an inspect.signature per call.
     @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, backend: backends.Backend, block: ResidualBlockParams, x: Tensor, *tensors: Tensor | None
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        block = _cast(call.block, x.dtype)
-        y, kept = compose_block_forward(call.backend, x, block, True)
-        ctx.backend = call.backend
-        # The record keeps no tensors: autograd must see all of them, for its hooks and its checks of versions.
-        ctx.save_for_backward(x, block.drop_path_scale, *_parameters(block), *kept)
-        ctx.block = _without_tensors(block)
-        ctx.shapes = [None if p is None else p.shape for p in parameters]
+        block = _cast(block, x.dtype)
+        y, *kept = _forward(backend, x, block, True)
+        ctx.backend, ctx.settings = backend, block.settings
+        # The residual's dtype is x's, the gradients' shapes are the parameters'; the library's results have them.
+        ctx.save_for_backward(x, block.drop_path_scale, *block.without_running().tensors, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        _, want_x, *flags = ctx.needs_input_grad
         x, drop, *saved = ctx.saved_tensors
-        count = len(ctx.shapes)
-        block = _with_tensors(ctx.block, saved[:count], drop)
-        wanted = Wanted(
-            want_x, tuple(tuple(flags[4 * i : 4 * i + 4]) for i in range(len(block.layers))), any(flags[-4:])
-        )
+        settings, needed = ctx.settings, ctx.needs_input_grad[2:]
+        count = len(needed) - 1
+        block = ResidualBlockParams(settings, saved[:count], drop)
+        wanted = _wanted(needed)
         with torch.no_grad():
-            found = compose_block_backward(ctx.backend, dy, x, block, saved[count:], wanted)
-        gradients = [g for layer in found.layers for g in layer]
-        gradients += found.fc if block.fc.fc1_weight is not None else (None,) * 4
-        shaped = [
-            None if g is None or shape is None else g if g.shape == shape else g.reshape(shape)
-            for g, shape in zip(gradients, ctx.shapes, strict=True)
-        ]
+            by_product = False
+            if wanted & WANTS_X:
+                first = block.conv(0)
+                by_product = adds_by_product(first, x) and is_channels_last(dy)
+                if by_product:
+                    wanted |= LEFT_TO_PRODUCT
+            base, of_layer, *found = _backward(ctx.backend, dy, x, block, saved[count:], wanted)
+            dx = None
+            if wanted & WANTS_X:
+                assert of_layer is not None
+                dx = _sum(base, of_layer, dy, first, by_product)
+        gradients: list[Tensor | None] = [dx]
+        for i in range(len(settings.layers)):
+            weight, bias, bn_weight, bn_bias = found[4 * i : 4 * i + 4]
+            gradients += weight, bias, None, None, bn_weight, bn_bias
+        gradients += found[-4:]
+        for i, (g, t) in enumerate(zip(gradients[1:], saved, strict=False), 1):
+            if g is not None:
+                gradients[i] = None if t is None else g if g.shape == t.shape else g.reshape(t.shape)
         if torch.is_grad_enabled():
-            return None, *refuse_second_derivatives(found.dx, *shaped)
-        return None, found.dx, *shaped
-
-
-def _with_tensors(block: ResidualBlockParams, tensors: Parameters, drop: Tensor | None) -> ResidualBlockParams:
-    """The block with other parameters, in the order of :func:`_parameters`."""
-
-    def put(layer: ConvNormParams, i: int) -> ConvNormParams:
-        weight, bias, bn_weight, bn_bias = tensors[4 * i : 4 * i + 4]
-        conv: Any = layer.conv
-        bn: Any = layer.bn
-        return ConvNormParams(
-            type(conv)(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups),
-            type(bn)(None, None, bn_weight, bn_bias, bn.batch_stats, bn.momentum, bn.eps),
-            layer.out_act,
-        )
-
-    branch = tuple(put(layer, i) for i, layer in enumerate(block.branch))
-    shortcut = None if block.shortcut is None else put(block.shortcut, len(branch))
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors[-4:]
-    fc = ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, block.fc.act, block.fc.gate)
-    return ResidualBlockParams(branch, shortcut, fc, drop)
-
-
-def _without_tensors(block: ResidualBlockParams) -> ResidualBlockParams:
-    return _with_tensors(block, [None] * (4 * len(block.layers) + 4), None)
+            return None, None, *refuse_second_derivatives(*gradients)
+        return None, None, *gradients
 
 
 def residual_block(backend: backends.Backend, x: Tensor, block: ResidualBlockParams) -> Tensor:
@@ -130,9 +173,7 @@ def residual_block(backend: backends.Backend, x: Tensor, block: ResidualBlockPar
     Returns:
         y (N, D, *spatial), in x's dtype. Running statistics are updated.
     """
-    parameters = _parameters(block)
-    if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
-        y: Tensor = _ResidualBlock.apply(_Call(backend, block), x, *parameters)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in block.tensors)):
+        y: Tensor = _ResidualBlock.apply(backend, block, x, *block.tensors)
         return y
-    y, _ = compose_block_forward(backend, x, _cast(block, x.dtype), False)
-    return y
+    return _forward(backend, x, _cast(block, x.dtype), False)[0]
