@@ -64,10 +64,10 @@ struct Saved {
   const float *mean, *factor, *hidden, *stats;
 };
 
-// Memory for a parameter's gradient.
+// Memory for a parameter's gradient; null if there is no such parameter.
 struct Slot {
-  void* data;
-  torch::headeronly::ScalarType type;
+  void* data = nullptr;
+  torch::headeronly::ScalarType type = torch::headeronly::ScalarType::Float;
 };
 struct Slots {
   Slot bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias;
