@@ -230,12 +230,14 @@ class _Reader:
         return plan
 
 
-_plans: dict[int, Plan] = {}
-"""Plans of blocks by id; a plan is removed together with its block."""
+_plans: dict[tuple[int, bool], Plan] = {}
+"""Plans of blocks by id and training flag, so that evaluation between steps reads nothing again. A plan is removed
+together with its block."""
 
 
 def plan_of(block: nn.Module, modules: Callable[[Any], BlockModules | None]) -> Plan:
-    key = id(block)
+    """The plan of a block, read if it was not read before or has changed since."""
+    key = id(block), block.training
     plan = _plans.get(key)
     if plan is not None and plan.block() is block and plan.holds():
         return plan
