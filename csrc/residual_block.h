@@ -276,8 +276,9 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
   memory.allocate();
 
   Tensors found(2 + kGradients * layers + 4);
-  // The gradient of layer i's convolution's result.
-  const auto norm = [&](int64_t i, const Tensor& given, const OptionalTensor& dr) {
+  // The gradient of layer i's convolution's result. dr receives the gradient before the addition, if it is not `given`
+  // itself.
+  const auto norm = [&](int64_t i, const Tensor& given, bool want_dr, OptionalTensor& dr) {
     const Layer& layer = plan.layers[i];
     const OptionalTensor* const t = parameters(i);
     const Tensor& u = kept[2 * i];
@@ -292,6 +293,7 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
     check_vector(kept[2 * i + 1], parts.parts.bytes(), "what a layer keeps");
     const Kept k = parts.in(kept[2 * i + 1]);
     Tensor du = torch::stable::empty_like(u);
+    if (writes_dr(layer.out_act, want_dr)) dr = torch::stable::empty_like(u);
     Slots slots{memory.slot(2 * i), memory.slot(2 * i + 1), {}, {}, {}, {}};
     for (int64_t j = 0; closes && fc[0] && j < 4; ++j)
       (&slots.fc1_weight)[j] = memory.slot(2 * layers + j);
@@ -315,20 +317,24 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
 
   const bool want_shortcut = want_x || (plan.has_shortcut && wants(layers - 1));
   OptionalTensor dr;
-  if (writes_dr(plan.layers[last].out_act, want_shortcut)) dr = torch::stable::empty_like(kept[2 * last]);
-  Tensor du = norm(last, dy, dr);
+  Tensor du = norm(last, dy, want_shortcut, dr);
   int64_t i = last;
   const auto wants_before = [&](int64_t end) {
     for (int64_t j = 0; j < end; ++j)
       if (wants(j)) return true;
     return want_x;
   };
-  for (; i > 0 && wants_before(i); --i) du = norm(i - 1, *conv(i, du, input(i), true), none);
+  for (; i > 0 && wants_before(i); --i) {
+    OptionalTensor inner;  // some activations need it for du
+    du = norm(i - 1, *conv(i, du, input(i), true), false, inner);
+  }
   const bool by_product = wanted & kLeftToProduct;
   const OptionalTensor dx = conv(i, du, input(i), i == 0 && want_x && !by_product);
   if (want_x) found[1] = by_product ? du : dx;
-  if (plan.has_shortcut && want_shortcut)
-    dr = conv(layers - 1, norm(layers - 1, dr ? *dr : dy, none), x, want_x);
+  if (plan.has_shortcut && want_shortcut) {
+    OptionalTensor inner;
+    dr = conv(layers - 1, norm(layers - 1, dr ? *dr : dy, false, inner), x, want_x);
+  }
   if (want_x) found[0] = dr;
   return found;
 }

@@ -4,6 +4,7 @@ operation, and the definition of that operation (csrc/residual_block.h).
 Layers are numbered as in :class:`.ResidualBlockParams`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..activations import OUT_ACT_CODES, recomputed, writes_dr
 from .batch_norm_squeeze_excite import call_backward, call_forward
 from .layout import dense, dense_like
 
-__all__ = ["LEFT_TO_PRODUCT", "WANTS_X", "compose_backward", "compose_forward", "convolve_backward", "wants"]
+__all__ = ["LEFT_TO_PRODUCT", "WANTS_X", "compose_backward", "compose_forward", "wants"]
 
 # The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; then four of
 # each layer: weight and bias of the convolution and of batch norm.
@@ -46,7 +47,7 @@ def _convolve(x: Tensor, conv: ConvParams) -> Tensor:
     return dense(u)
 
 
-def convolve_backward(
+def _convolve_backward(
     du: Tensor, x: Tensor, conv: ConvParams, want_dx: bool, want_weight: bool, want_bias: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias of a convolution; None for those that are not wanted."""
@@ -100,6 +101,14 @@ def compose_forward(backend: Any, x: Tensor, block: ResidualBlockParams, save: b
     return [y, *kept]
 
 
+def _shaped(gradients: Sequence[Tensor], parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients in the shapes of their parameters; None where there is no parameter."""
+    return [
+        None if t is None else g if g.shape == t.shape else g.reshape(t.shape)
+        for g, t in zip(gradients, parameters, strict=True)
+    ]
+
+
 def compose_backward(
     backend: Any, dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor], wanted: int
 ) -> list[Tensor | None]:
@@ -128,15 +137,15 @@ def compose_backward(
         saved = SavedTensors(*kept[_KEPT * i + 1 : _KEPT * (i + 1)])
         options = BlockOptions(residual if i == last else None, drop, settings.layers[i].out_act)
         g = call_backward(backend, dy, saved, bn, fc, options, want_dr)
-        found[2 + 4 * i + 2 : 2 + 4 * i + 4] = g.dbn_weight, g.dbn_bias
+        found[2 + 4 * i + 2 : 2 + 4 * i + 4] = _shaped((g.dbn_weight, g.dbn_bias), (bn.weight, bn.bias))
         if i == last and fc.fc1_weight is not None:
-            found[-4:] = g[4:]
+            found[-4:] = _shaped(g[4:], block.tensors[-4:])
         return g
 
     def conv(i: int, du: Tensor, want_input: bool) -> Tensor | None:
         """The gradient of layer i's input; those of its weight and bias are put into ``found``."""
         flags = wants(wanted, i)
-        da, *gradients = convolve_backward(
+        da, *gradients = _convolve_backward(
             du, kept[_KEPT * i], block.conv(i), want_input, bool(flags & 1), bool(flags & 2)
         )
         found[2 + 4 * i : 2 + 4 * i + 2] = gradients

@@ -22,7 +22,7 @@ from .compose_residual_block import (
     compose_backward,
     compose_forward,
 )
-from .layout import is_channels_last
+from .layout import dense_like, is_channels_last
 from .operators import refuse_second_derivatives
 
 __all__ = ["residual_block"]
@@ -39,7 +39,8 @@ def adds_by_product(conv: ConvParams, t: Tensor) -> bool:
     if not conv.is_product or not is_channels_last(t):
         return False
     if t.is_cuda and t.dtype == torch.float32:
-        return torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32
+        products, convolutions = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+        return (products == "tf32") == (convolutions == "tf32")
     return True
 
 
@@ -49,17 +50,19 @@ def _rows(t: Tensor) -> Tensor:
     return t.as_strided((t.numel() // c, c), (c, 1))
 
 
-def _sum(base: Tensor | None, of_layer: Tensor, dy: Tensor, conv: ConvParams, by_product: bool) -> Tensor:
-    """The gradient of x from the first two results of a block's backward pass."""
-    if not by_product:
+def _sum(base: Tensor | None, of_layer: Tensor, dy: Tensor, x: Tensor, conv: ConvParams | None) -> Tensor:
+    """The gradient of x from the first two results of a block's backward pass; with ``conv`` the second is to be
+    multiplied by its weight."""
+    if conv is None:
         return of_layer.add_(dy if base is None else base)
-    if not is_channels_last(of_layer):
-        of_layer = of_layer.contiguous(memory_format=torch.channels_last)
-    weight = conv.weight.as_strided(conv.weight.shape[:2], (conv.weight.shape[1], 1))
-    if base is None:  # dy is the caller's
-        return torch.addmm(_rows(dy), _rows(of_layer), weight).as_strided(dy.shape, dy.stride())
+    product = _rows(dense_like(of_layer, x)), conv.weight.as_strided(conv.weight.shape[:2], (conv.weight.shape[1], 1))
+    if base is None:  # dy belongs to the caller
+        dx = torch.empty_like(x)
+        torch.addmm(_rows(dense_like(dy, x)), *product, out=_rows(dx))
+        return dx
+    base = dense_like(base, x)
     rows = _rows(base)
-    torch.addmm(rows, _rows(of_layer), weight, out=rows)
+    torch.addmm(rows, *product, out=rows)
     return base
 
 
@@ -123,7 +126,6 @@ class _ResidualBlock(torch.autograd.Function):
         block = _cast(block, x.dtype)
         y, *kept = _forward(backend, x, block, True)
         ctx.backend, ctx.settings = backend, block.settings
-        # The residual's dtype is x's, the gradients' shapes are the parameters'; the library's results have them.
         ctx.save_for_backward(x, block.drop_path_scale, *block.without_running().tensors, *kept)
         return y
 
@@ -137,25 +139,18 @@ class _ResidualBlock(torch.autograd.Function):
         block = ResidualBlockParams(settings, saved[:count], drop)
         wanted = _wanted(needed)
         with torch.no_grad():
-            by_product = False
-            if wanted & WANTS_X:
-                first = block.conv(0)
-                by_product = adds_by_product(first, x) and is_channels_last(dy)
-                if by_product:
-                    wanted |= LEFT_TO_PRODUCT
+            first = block.conv(0) if wanted & WANTS_X else None
+            if first is not None and adds_by_product(first, x):
+                wanted |= LEFT_TO_PRODUCT
             base, of_layer, *found = _backward(ctx.backend, dy, x, block, saved[count:], wanted)
             dx = None
-            if wanted & WANTS_X:
-                assert of_layer is not None
-                dx = _sum(base, of_layer, dy, first, by_product)
+            if of_layer is not None:
+                dx = _sum(base, of_layer, dy, x, first if wanted & LEFT_TO_PRODUCT else None)
         gradients: list[Tensor | None] = [dx]
         for i in range(len(settings.layers)):
             weight, bias, bn_weight, bn_bias = found[4 * i : 4 * i + 4]
             gradients += weight, bias, None, None, bn_weight, bn_bias
         gradients += found[-4:]
-        for i, (g, t) in enumerate(zip(gradients[1:], saved, strict=False), 1):
-            if g is not None:
-                gradients[i] = None if t is None else g if g.shape == t.shape else g.reshape(t.shape)
         if torch.is_grad_enabled():
             return None, None, *refuse_second_derivatives(*gradients)
         return None, None, *gradients

@@ -11,7 +11,7 @@ from timm.models import _efficientnet_blocks, regnet, senet, tresnet
 from torch import Tensor, nn
 
 import se_fused
-from support.modules import EPS, SPACES, assert_as_close, batch, randomise, rms, spy_on_functional
+from support.modules import EPS, SPACES, assert_as_close, batch, randomise, rms, spy_on_blocks, spy_on_functional
 
 SqueezeExcitation = torchvision.ops.SqueezeExcitation
 
@@ -108,8 +108,16 @@ def run(module: nn.Module, x: Tensor) -> list[Tensor]:
     return [y.detach(), *gradients, *(b.clone() for b in module.buffers() if b.is_floating_point())]
 
 
-def compare(build, calls, dims, monkeypatch, training=True):
-    """Compare a converted module with its original, and check the calls that it makes.
+WHOLE = {
+    "legacy", "legacy-next", "legacy-154", "torchvision-regnet-x", "torchvision-bottleneck", "monai-SEBottleneck-1d",
+    "monai-SEResNetBottleneck-2d", "monai-no-act",
+}  # fmt: skip
+"""The blocks that are computed in one call. The others have another order, or a shortcut without batch norm."""
+
+
+def compare(build, calls, dims, monkeypatch, training=True, whole=False):
+    """Compare a converted module with its original, as one call if it is a ``whole`` block and by its modules, and check
+    the calls that it makes.
 
     In float64 they agree to the last digits; in float32 the error is compared with the original's own.
     """
@@ -126,13 +134,18 @@ def compare(build, calls, dims, monkeypatch, training=True):
     for a, b in zip(run(wide, x.double()), exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     theirs = run(plain, x)
-    seen = spy_on_functional(monkeypatch)
+    one_by_one = copy.deepcopy(fused)
+    blocks = spy_on_blocks(monkeypatch)
     ours = run(fused, x)
+    assert len(blocks) == whole
+    seen = spy_on_functional(monkeypatch)
+    by_modules = run(one_by_one, x)
     if calls is not None:
         assert seen == calls
     largest = max(map(rms, exact))
-    for a, b, c in zip(ours, theirs, exact, strict=True):
-        if rms(c) < 1e-12:  # the gradient of a bias before a batch norm cancels to rounding errors
-            assert rms(a) <= EPS * x.numel() ** 0.5 * largest
-        else:
-            assert_as_close(a, b, c)
+    for a, b, c, d in zip(ours, theirs, exact, by_modules, strict=True):
+        for found in (a, d):
+            if rms(c) < 1e-12:  # the gradient of a bias before a batch norm cancels to rounding errors
+                assert rms(found) <= EPS * x.numel() ** 0.5 * largest
+            else:
+                assert_as_close(found, b, c)

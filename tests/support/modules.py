@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from se_fused import functional as F_se
+from se_fused.nn import whole_block
 
 SPACES = {1: (10,), 2: (5, 4), 3: (2, 3, 4)}
 
@@ -80,8 +81,30 @@ PROJECTION = ("batch_norm_act_squeeze", "gated_conv1x1")
 FUNCTIONS = ("squeeze_excite", "batch_norm_squeeze_excite", "batch_norm_act", "channel_gate", *PROJECTION)
 
 
+def modules_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make blocks call their modules, as for a traced graph."""
+    monkeypatch.setattr(whole_block, "through_dispatcher", lambda: True)
+
+
+def spy_on_blocks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """A list that receives the result of each block that is computed in one call."""
+    results: list[Tensor] = []
+    residual_block = whole_block.residual_block
+
+    def run(*arguments: Any) -> Tensor:
+        results.append(residual_block(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(whole_block, "residual_block", run)
+    return results
+
+
 def spy_on_functional(monkeypatch: pytest.MonkeyPatch, functions: Sequence[str] = FUNCTIONS) -> list[str]:
-    """A list that receives the names of called functions of se_fused.functional, in the order of the calls."""
+    """A list that receives the names of called functions of se_fused.functional, in the order of the calls.
+
+    Blocks call the functions from now on, not :func:`whole_block`, which computes them in one call.
+    """
+    modules_only(monkeypatch)
     names: list[str] = []
     for name in functions:
         function: Callable[..., Any] = getattr(F_se, name)

@@ -38,7 +38,24 @@ register_block(_basic_block, "bn2", None, "relu", "torchvision.models.resnet.Bas
 register_block(_bottleneck, "bn3", None, "relu", "torchvision.models.resnet.Bottleneck")
 
 
-@block_forward()
+def _regnet_modules(self: Any) -> BlockModules | None:
+    branch = self.f
+    if not untouched(branch) or list(branch._modules) != ["a", "b", "c"]:  # RegNetX; RegNetY has SE before c
+        return None
+    layers = [conv_parts(module) for module in branch._modules.values()]
+    shortcut = None if self.proj is None else conv_parts(self.proj)
+    first, second, third = layers
+    if first is None or second is None or third is None or (shortcut is None and self.proj is not None):
+        return None
+    containers = (branch,) if self.proj is None else (branch, self.proj)
+    return BlockModules(
+        (ConvNorm(*first), ConvNorm(*second), ConvNorm(third.conv, third.bn, self.activation)),
+        None if shortcut is None else ConvNorm(*shortcut),
+        containers=containers,
+    )
+
+
+@block_forward(_regnet_modules)
 def _regnet_block(self: Any, x: Tensor) -> Tensor:
     branch, last = self.f, self.f._modules.get("c")
     parts = None if last is None or not untouched(branch) else conv_parts(last)

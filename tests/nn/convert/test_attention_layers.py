@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from support.attention_blocks import BLOCKS, LAYERS, SqueezeExcitation, compare, monai
+from support.attention_blocks import BLOCKS, LAYERS, WHOLE, SqueezeExcitation, compare, monai
 from support.modules import batch, one_thread, randomise  # noqa: F401
 from timm.layers import EffectiveSEModule, SEModule
 from timm.models import senet
@@ -27,7 +27,7 @@ def test_layers(name, monkeypatch):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name, training, monkeypatch):
-    compare(*BLOCKS[name], monkeypatch, training)
+    compare(*BLOCKS[name], monkeypatch, training, whole=name in WHOLE)
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if "maxpool" not in n])
