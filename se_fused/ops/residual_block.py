@@ -39,8 +39,8 @@ def adds_by_product(conv: ConvParams, t: Tensor) -> bool:
     if not conv.is_product or not is_channels_last(t):
         return False
     if t.is_cuda and t.dtype == torch.float32:
-        products, convolutions = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-        return (products == "tf32") == (convolutions == "tf32")
+        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        return (products.fp32_precision == "tf32") == (convolutions.fp32_precision == "tf32")
     return True
 
 

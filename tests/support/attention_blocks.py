@@ -116,8 +116,8 @@ WHOLE = {
 
 
 def compare(build, calls, dims, monkeypatch, training=True, whole=False):
-    """Compare a converted module with its original, as one call if it is a ``whole`` block and by its modules, and check
-    the calls that it makes.
+    """Compare a converted module with its original, and check the calls that it makes. A ``whole`` block is compared as
+    one call, and by its modules.
 
     In float64 they agree to the last digits; in float32 the error is compared with the original's own.
     """
