@@ -9,9 +9,11 @@ What the host does on CUDA beyond this is not in its counts: the driver's part o
 of a kernel, and the copy of a launch's arguments.
 """
 
+import ctypes
 import functools
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +23,7 @@ import torch
 from se_fused import backends
 from se_fused.backends.cuda import CudaBackend
 
-__all__ = ["DEVICE", "allocations", "launched", "load", "why_not"]
+__all__ = ["DEVICE", "allocations", "backend", "launched", "library", "load", "name_frames", "why_not"]
 
 DEVICE = "standin"
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +68,17 @@ def library() -> Path:
     objects += compiled.objects(sources(), [*FLAGS, *OURS, *headers])
     built: Path = compiled.link(objects, [*LINK_FLAGS, f"-L{home}/lib"])
     return built
+
+
+def name_frames(parts: Iterable[Sequence[str]]) -> None:
+    """Run each Python frame below a function ``se_part_<i>``, where i is the first part with a piece of the name of the
+    frame's file. Frames of other files are in part 0."""
+    flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-optimize-sibling-calls"]
+    flags += [f"-I{sysconfig.get_path('include')}"]
+    compiled = _compiled()
+    built = compiled.build(sorted((HERE / "frames").glob("*.cpp")), flags, ["-shared"])
+    rules = "".join(f"{piece} {part}\n" for part, pieces in enumerate(parts) for piece in pieces)
+    ctypes.PyDLL(str(built)).se_name_frames(rules.encode())
 
 
 class StandInBackend(CudaBackend):
