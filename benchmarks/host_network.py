@@ -1,6 +1,6 @@
 """The host's share of a network: instructions of whole passes of SE-ResNet50 on a device without kernels.
 
-    python -m benchmarks.host --network [--autocast] [--parts] [--time] [--markdown] [--only se_fused timm]
+    python -m benchmarks.host_network [--autocast] [--parts] [--time] [--markdown] [--only se_fused timm]
 
 Ours, timm's model converted by se_fused, and timm's run on the stand-in device (benchmarks/standin), where PyTorch's
 and se_fused's host code runs as on CUDA and launches are counted. Callgrind counts the instructions of all threads;
@@ -283,7 +283,7 @@ def show(title: str, heads: Sequence[str], rows: list[list[str]], left: int, mar
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host --network", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_network", description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast instead of float32")
     parser.add_argument("--parts", action="store_true", help="split the instructions among the parts of the work")

@@ -97,7 +97,7 @@ def _problem(index: int) -> str:
 
 
 class _Module(ModuleType):
-    """What PyTorch expects of ``torch.standin``."""
+    """What PyTorch expects of the module of a device type."""
 
     def is_available(self) -> bool:
         return True

@@ -1,8 +1,13 @@
-// Names for the interpreter's work in callgrind's files: each Python frame runs below a function of this library that is
-// named after the part of the frame's file. Without it, all Python code is one function, _PyEval_EvalFrameDefault.
-#define Py_BUILD_CORE 1
+// Names for the interpreter's work in callgrind's files: each Python frame runs below a function of this library that
+// is named after the part of the frame's file. Without it, all Python code is one function, _PyEval_EvalFrameDefault.
+#include <patchlevel.h>
+#if PY_VERSION_HEX < 0x030C0000
+#define Py_BUILD_CORE 1  // for the members of a frame
 #include <Python.h>
 #include <internal/pycore_frame.h>
+#else
+#include <Python.h>
+#endif
 
 #include <cstring>
 #include <string>
@@ -17,14 +22,14 @@ using Frame = _PyInterpreterFrame;
 // Pieces of file names and their part, by name; the first that occurs in a file's name counts.
 std::vector<std::pair<std::string, int>> rules;
 
-// The functions se_part_0 ... are found by name in callgrind's files (benchmarks/host_parts.py).
+// These functions are found by name in callgrind's files (benchmarks/host_parts.py).
 #define SE_PARTS(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7)
-#define SE_PART(i)                                                                                                  \
-  extern "C" __attribute__((noinline, visibility("default"))) PyObject* se_part_##i(PyThreadState* thread, Frame* frame, \
-                                                                                   int thrown) {                    \
-    PyObject* const result = _PyEval_EvalFrameDefault(thread, frame, thrown);                                       \
-    asm volatile("" ::"r"(result), "i"(i));                                                                         \
-    return result;                                                                                                  \
+#define SE_PART(i)                                                                                              \
+  extern "C" __attribute__((noinline, visibility("default"))) PyObject* se_part_##i(PyThreadState* thread,      \
+                                                                                    Frame* frame, int thrown) { \
+    PyObject* const result = _PyEval_EvalFrameDefault(thread, frame, thrown);                                   \
+    asm volatile("" ::"r"(result), "i"(i));                                                                     \
+    return result;                                                                                              \
   }
 SE_PARTS(SE_PART)
 #define SE_NAME(i) se_part_##i,
@@ -46,7 +51,7 @@ int part_of(PyCodeObject* code) {
 }
 
 extern "C" __attribute__((noinline, visibility("default"))) PyObject* se_hook(PyThreadState* thread, Frame* frame,
-                                                                             int thrown) {
+                                                                              int thrown) {
 #if PY_VERSION_HEX < 0x030C0000
   return kParts[part_of(frame->f_code)](thread, frame, thrown);
 #else
