@@ -12,6 +12,7 @@ export MAX_JOBS
 
 PY = $(VENV)/bin/python
 CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+STANDIN = $(shell find benchmarks/standin -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
 FORCE:
@@ -80,12 +81,12 @@ lint: venv  ## check with ruff, mypy and clang-format; changes nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(STANDIN)
 
 format: venv  ## format the sources with ruff and clang-format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $(CPP)
+	$(VENV)/bin/clang-format -i $(CPP) $(STANDIN)
 
 bench: venv  ## run the benchmarks (an hour on two cores) and write a report with figures to build/report
 	@mkdir -p build

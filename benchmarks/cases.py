@@ -182,6 +182,17 @@ def convert_rows(preset: str, device: str) -> Rows:
     ]
 
 
+def host_rows(preset: str, device: str) -> Rows:
+    """Rows (mode, dtype, candidate) of SE-ResNet50 on the stand-in device, whatever the machine has."""
+    smoke = preset == "smoke"
+    return [
+        (mode, dtype, candidate)
+        for mode in ("inference", "step")
+        for dtype in ("float32", "bfloat16")[: 1 if smoke else None]
+        for candidate in ("se_fused", "converted")[: 1 if smoke else None]
+    ]
+
+
 def scaling_rows(preset: str, device: str) -> Rows:
     """Rows (axis, value, block, dtype, candidate)."""
     candidates = ("se_fused", "eager", *(() if preset == "smoke" else ("timm", "compile")))
@@ -220,6 +231,7 @@ _CASES = {
     "test_conv1x1": ("stage dtype candidate", conv1x1_rows),
     "test_network": ("network mode batch size dtype candidate layout kind", network_rows),
     "test_convert": ("model mode batch size dtype layout candidate", convert_rows),
+    "test_host": ("mode dtype candidate", host_rows),
     "test_scaling": ("axis value block dtype candidate", scaling_rows),
     "test_network_scaling": ("axis value network dtype candidate layout", network_scaling_rows),
 }

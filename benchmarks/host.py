@@ -3,7 +3,8 @@
     python -m benchmarks.host [--layout channels_last] [function ...]
 
 The map has 1 x 16 x 2 x 2 elements (2 samples in training), so that nearly all instructions are those of Python, of
-PyTorch's dispatcher and of allocations. Counts repeat to about 1 %, where seconds on a shared machine do not. The
+PyTorch's dispatcher and of allocations. With --network, whole networks on a device without kernels instead
+(host_network.py). Counts repeat to about 1 %, where seconds on a shared machine do not. The
 forward pass is counted; with --backward, forward and backward. It needs valgrind and takes two minutes.
 """
 
@@ -114,10 +115,16 @@ def count(layout: str, training: bool, backward: bool) -> dict[str, int]:
 
 
 def main() -> None:
+    if "--network" in sys.argv[1:]:
+        from benchmarks import host_network
+
+        host_network.main([argument for argument in sys.argv[1:] if argument != "--network"])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="functions to show; all by default")
     parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
     parser.add_argument("--backward", action="store_true", help="count training with its backward pass too")
+    parser.add_argument("--network", action="store_true", help="whole networks; --network --help lists its options")
     parser.add_argument("--training", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--count", metavar="LAYOUT", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -14,37 +14,12 @@
 //   2. z of the block's channels, and their part of the product W1 z
 //   3. hidden as the sum of these parts, and s of the block's channels
 //   4. scale and shift of the block's partition, and y
+#include "cluster_layout.h"
 #include "launch.cuh"
 #include "moments.cuh"
 #include "scale_shift_act.cuh"
 
 namespace se_fused::cuda {
-
-// Offsets in a block's shared memory, in bytes.
-struct Layout {
-  size_t coefficients, work, barrier, all;
-  int length;                              // of the partition's coefficients
-  size_t z, partial, active, scale_shift;  // offsets in `work`, in floats
-
-  SE_BOTH explicit Layout(const ClusterFused& g) {
-    const Map& map = g.op.map;
-    const size_t item = map.type == Type::float32 ? 4 : 2, r = g.op.fc.r;
-    length = map.by_rows() ? g.partition : map.c;
-    coefficients = ((size_t)g.partition * (map.by_rows() ? map.s : map.c) * item + 127) / 128 * 128;
-    work = coefficients + 2 * sizeof(float) * length;
-    z = 0;
-    partial = z + (size_t)g.samples * g.channels;
-    active = partial + g.samples * r;
-    scale_shift = active + g.samples * r;
-    const size_t scale_shift_end = scale_shift + 2 * (size_t)g.samples * g.channels, columns = 8 * (size_t)g.threads;
-    const size_t floats =
-        !map.by_rows() && columns > scale_shift_end ? columns : scale_shift_end;  // column_moments uses `work` first
-    barrier = (work + sizeof(float) * floats + 15) / 16 * 16;
-    all = barrier + 16;
-  }
-};
-
-size_t shared_bytes(const ClusterFused& g) { return Layout(g).all; }
 
 #ifdef SE_HAS_CLUSTERS
 // Calls put(row, sample, sum over i < length of weights[row, i] x[sample, i]) for rows of a weight and the cluster's
@@ -84,7 +59,7 @@ template <class T, Mode mode>
 SE_DEVICE void cluster_fused(const ClusterFused& g) {
   SE_SHARED(memory);
   constexpr bool by_rows = mode <= Mode::rows_single;
-  const Layout layout(g);
+  const ClusterLayout layout(g);
   const Map& map = g.op.map;
   const ExcitationLayers& fc = g.op.fc;
   T* const x = reinterpret_cast<T*>(memory);

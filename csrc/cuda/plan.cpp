@@ -4,6 +4,8 @@
 #include <atomic>
 #include <iterator>
 
+#include "cluster_layout.h"
+
 namespace se_fused::cuda {
 namespace {
 
@@ -25,6 +27,8 @@ constexpr int kMaxSplits = 256;  // limits the merging, which reads every split
 int lanes_of_columns(const Map& map) { return std::min(power_of_two(ceil_div(map.c, 8)), 32); }
 
 }  // namespace
+
+size_t shared_bytes(const ClusterFused& g) { return ClusterLayout(g).all; }
 
 int lanes_of_row(const Map& map) { return std::min(power_of_two(ceil_div(map.s, 8)), 32); }
 

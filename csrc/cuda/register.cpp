@@ -18,7 +18,7 @@ void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int
 void reverse(bool on);
 std::string launched();
 }  // namespace se_fused::cuda
-#else
+#elif !defined(SE_LIBRARY)  // benchmarks/standin builds the host code for a device without kernels
 #define SE_LIBRARY se_fused_cuda
 #define SE_DEVICE_KEY CUDA
 #endif

@@ -27,7 +27,8 @@ def load(name: str):
 
 cases = load("cases")
 TESTS = (
-    "test_pass", "test_block", "test_conv1x1", "test_network", "test_convert", "test_scaling", "test_network_scaling",
+    "test_pass", "test_block", "test_conv1x1", "test_network", "test_convert", "test_host", "test_scaling",
+    "test_network_scaling",
 )  # fmt: skip
 
 
