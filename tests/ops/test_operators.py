@@ -79,6 +79,9 @@ batch_norm_act_squeeze(Tensor x, Tensor? running_mean, Tensor? running_var, Tens
 bool batch_stats, float eps, str out_act) -> (Tensor y, Tensor squeezed, Tensor mean, Tensor stats)
 batch_norm_act_squeeze_backward(Tensor dy, Tensor dsqueezed, Tensor x, Tensor mean, Tensor stats, Tensor? bn_weight, \
 Tensor? bn_bias, bool batch_stats, float eps, str out_act) -> (Tensor dx, Tensor dbn_weight, Tensor dbn_bias)
+batch_norm_act_squeeze_train(Tensor x, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor? bn_weight, \
+Tensor? bn_bias, bool batch_stats, float eps, str out_act, float momentum) -> (Tensor y, Tensor squeezed, \
+Tensor mean, Tensor stats)
 batch_norm_squeeze_excite_backward(Tensor dy, Tensor x, Tensor? residual, Tensor mask, Tensor mean, Tensor factor, \
 Tensor hidden, Tensor stats, Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc2_weight, \
 Tensor? drop_path_scale, bool batch_stats, float eps, str act, str gate, str out_act, bool want_dr) -> (Tensor dx, \
@@ -88,6 +91,10 @@ batch_norm_squeeze_excite_forward(Tensor x, Tensor? residual, Tensor? running_me
 Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, \
 Tensor? drop_path_scale, bool batch_stats, float eps, str act, str gate, str out_act, bool save) -> (Tensor y, \
 Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)
+batch_norm_squeeze_excite_train(Tensor x, Tensor? residual, Tensor(a!) running_mean, Tensor(b!) running_var, \
+Tensor? bn_weight, Tensor? bn_bias, Tensor? fc1_weight, Tensor? fc1_bias, Tensor? fc2_weight, Tensor? fc2_bias, \
+Tensor? drop_path_scale, bool batch_stats, float eps, str act, str gate, str out_act, bool save, float momentum) -> \
+(Tensor y, Tensor mask, Tensor mean, Tensor factor, Tensor hidden, Tensor stats)
 conv1x1_squeeze_excite(Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor fc1_weight, Tensor? fc1_bias, \
 Tensor fc2_weight, Tensor? fc2_bias, Tensor folded_weight, Tensor folded_bias, Tensor? packed, Tensor? residual, \
 str act, str gate, str out_act) -> Tensor
