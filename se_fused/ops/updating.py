@@ -19,9 +19,18 @@ __all__ = ["define_updating", "in_training_graph", "with_momentum"]
 _library = torch.library.Library("se_fused", "FRAGMENT")  # the operators live as long as this object
 
 
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# torch.compile calls it and takes the result as a constant (see backends/base.py). PyTorch 2.11, where it traces the
+# function, takes every graph for an exported one.
+_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def in_training_graph() -> bool:
     """Whether a graph is traced that may contain operators with side effects: torch.compile's, not an exported one."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not _exporting()
 
 
 def with_momentum(arguments: type) -> Any:
