@@ -198,8 +198,8 @@ def _fake_backward(a: BackwardArguments) -> Gradients:
     return Gradients(torch.empty_like(a.x), a.mean.new_empty(c), a.mean.new_empty(c))
 
 
-define("batch_norm_act_squeeze", ForwardArguments, Squeezed, _operator_forward, _fake_forward)
-define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward)
+define("batch_norm_act_squeeze", ForwardArguments, Squeezed, _operator_forward, _fake_forward, True)
+define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward, True)
 
 
 # ---- the operators from eager mode and from a graph

@@ -216,8 +216,8 @@ def _fake_backward(a: BackwardArguments) -> Gradients:
     )
 
 
-define("batch_norm_squeeze_excite_forward", ForwardArguments, Results, _operator_forward, _fake_forward)
-define("batch_norm_squeeze_excite_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward)
+define("batch_norm_squeeze_excite_forward", ForwardArguments, Results, _operator_forward, _fake_forward, True)
+define("batch_norm_squeeze_excite_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward, True)
 
 
 def _through_operator_forward(

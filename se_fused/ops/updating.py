@@ -12,6 +12,7 @@ import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._pytree import tree_map
 
+from .layout import in_kernel_order
 from .operators import schema
 
 __all__ = ["define_updating", "in_training_graph", "with_momentum"]
@@ -61,7 +62,7 @@ def define_updating(
 
     def run_unless_empty(*given: Any) -> Any:
         # As in the functional operator. A map without elements has no statistics either.
-        a = arguments(*given)
+        a = in_kernel_order(arguments(*given))
         if a.x.numel():
             return run(a)
         return tree_map(torch.zero_, fake(a))
@@ -69,9 +70,11 @@ def define_updating(
     written = schema(name, arguments, results)
     for letter, field in (("a", "running_mean"), ("b", "running_var")):
         written = written.replace(f"Tensor? {field}", f"Tensor({letter}!) {field}")
-    _library.define(written)
+    _library.define(written, tags=(torch.Tag.flexible_layout,))  # as any_order in .operators
     _library.impl(name, run_unless_empty, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"se_fused::{name}", lambda *given: fake(arguments(*given)), lib=_library)
+    torch.library.register_fake(
+        f"se_fused::{name}", lambda *given: fake(in_kernel_order(arguments(*given))), lib=_library
+    )
 
     # torch.library.register_autograd accepts functional operators alone. This is what it registers for them. No tensor
     # that the backward pass needs is written to.
