@@ -12,6 +12,7 @@ import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._pytree import tree_map
 
+from .input_gradient import install
 from .layout import in_kernel_order
 from .operators import schema
 
@@ -21,6 +22,7 @@ _library = torch.library.Library("se_fused", "FRAGMENT")  # the operators live a
 
 
 def _exporting() -> bool:
+    install()  # a graph with our operators is traced, so this runs before Inductor sees it
     return torch.compiler.is_exporting()
 
 

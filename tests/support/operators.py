@@ -228,6 +228,13 @@ def _gated(v: Values) -> Iterator[Call]:
     yield Call("gated_conv1x1", (y, torch.rand(n, c), weight, bias))
 
 
+def _input_gradient(v: Values) -> Iterator[Call]:
+    n, c, *spatial = SHAPES[v["shape"]]
+    k = v["channels"]
+    weight = torch.randn(k, c, *(1,) * len(spatial)).to(v["dtype"])
+    yield Call("add_input_gradient", (_map(v, (n, c, *spatial)), _map(v, (n, k, *spatial), v["other"]), weight))
+
+
 # ---- the descriptions
 _COMMON: dict[str, tuple[Any, ...]] = {
     "shape": tuple(SHAPES),
@@ -335,6 +342,7 @@ FAMILIES = (
         _COMMON | {"channels": (3, 40, 1), "bias": (True, False), "as convolution": (True, False)},
         _gated,
     ),
+    Family(("add_input_gradient",), _COMMON | {"channels": (3, 1), "other": tuple(LAYOUTS)}, _input_gradient),
 )
 
 BY_OPERATOR = {name: family for family in FAMILIES for name in family.operators}
