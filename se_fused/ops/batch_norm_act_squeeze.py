@@ -3,8 +3,9 @@
     y = out_act(a x + b),   squeezed = mean of y over the positions,   a and b: the coefficients of batch norm
 
 A backend with the whole operator runs it in one call. For a backend with only the passes it is composed of them, with
-the arithmetic of :mod:`.excitation` between them. The operators mutate nothing: they return the batch's statistics, and
-:func:`squeeze` updates the running ones.
+the arithmetic of :mod:`.excitation` between them. Two of the operators mutate nothing: they return the batch's
+statistics, and :func:`squeeze` updates the running ones. ``se_fused::batch_norm_act_squeeze_train`` updates them itself
+(:mod:`.updating`).
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .layout import dense_like, positions
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
 from .running import kernels_update, mark_updated, update
+from .updating import define_updating, in_training_graph, with_momentum
 
 __all__ = ["BackwardArguments", "ForwardArguments", "compose_squeeze", "compose_squeeze_backward", "squeeze"]
 
@@ -117,13 +119,28 @@ def compose_squeeze_backward(
 
 
 # ---- a backend's kernels. Tuples have the fields of Squeezed and Gradients: each NamedTuple takes 3,400 instructions
-def _call_forward(
+def _kernels_forward(
     backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool
 ) -> tuple[Tensor, ...]:
     """Without ``save`` the mean may be absent, and without ``batch_stats`` the statistics too."""
     if backend.batch_norm_act_squeeze is None:
         return compose_squeeze(backend, x, bn, out_act)
     results: tuple[Tensor, ...] = backend.batch_norm_act_squeeze(x, bn, out_act, save)
+    return results
+
+
+def _call_forward(
+    backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool
+) -> tuple[Tensor, ...]:
+    """The results by a backend's kernels. Running statistics are updated before they are returned."""
+    if not bn.updates:
+        return _kernels_forward(backend, x, bn, out_act, save)
+    if kernels_update(backend.batch_norm_act_squeeze, bn):
+        results = _kernels_forward(backend, x, bn, out_act, save)
+        mark_updated(bn)
+        return results
+    results = _kernels_forward(backend, x, bn.without_running(), out_act, save)
+    update(bn, results[3], x)
     return results
 
 
@@ -153,7 +170,12 @@ def _params(a: ForwardArguments) -> BatchNormParams:
 
 
 def _operator_forward(a: ForwardArguments) -> Squeezed:
-    return Squeezed(*_call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, _params(a), a.out_act, True))
+    return Squeezed(*_kernels_forward(backends.select(a.x.device.type, a.x.dtype), a.x, _params(a), a.out_act, True))
+
+
+def _operator_train(a: Any) -> Squeezed:
+    bn = BatchNormParams(a.running_mean, a.running_var, a.bn_weight, a.bn_bias, True, a.momentum, a.eps)
+    return Squeezed(*_call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, bn, a.out_act, True))
 
 
 def _operator_backward(a: BackwardArguments) -> Gradients:
@@ -176,14 +198,19 @@ def _fake_backward(a: BackwardArguments) -> Gradients:
     return Gradients(torch.empty_like(a.x), a.mean.new_empty(c), a.mean.new_empty(c))
 
 
-define("batch_norm_act_squeeze", ForwardArguments, Squeezed, _operator_forward, _fake_forward)
-define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward)
+define("batch_norm_act_squeeze", ForwardArguments, Squeezed, _operator_forward, _fake_forward, True)
+define("batch_norm_act_squeeze_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward, True)
 
 
 # ---- the operators from eager mode and from a graph
 def _through_operator_forward(x: Tensor, bn: BatchNormParams, out_act: str) -> tuple[Tensor, ...]:
+    """The results of the operator: of the one that updates the running statistics, if there are any to update."""
     given = ForwardArguments(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.batch_stats, bn.eps, out_act)
-    results: tuple[Tensor, ...] = torch.ops.se_fused.batch_norm_act_squeeze(*given)
+    results: tuple[Tensor, ...]
+    if bn.updates:
+        results = torch.ops.se_fused.batch_norm_act_squeeze_train(*given, bn.momentum)
+    else:
+        results = torch.ops.se_fused.batch_norm_act_squeeze(*given)
     return results
 
 
@@ -197,18 +224,12 @@ def _through_operator_backward(
 
 def _forward(backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool) -> tuple[Tensor, ...]:
     """The results of the forward pass. Running statistics are updated before they are returned."""
-    through, updates = through_dispatcher(), bn.updates
-    if updates and not through and kernels_update(backend.batch_norm_act_squeeze, bn):
-        results = _call_forward(backend, x, bn, out_act, save)
-        mark_updated(bn)
-        return results
-    given = bn.without_running() if updates else bn
-    if through:
-        results = _through_operator_forward(x, given, out_act)
-    else:
-        results = _call_forward(backend, x, given, out_act, save)
-    if updates:
-        update(bn, results[3], x)
+    if not through_dispatcher():
+        return _call_forward(backend, x, bn, out_act, save)
+    if not bn.updates or in_training_graph():
+        return _through_operator_forward(x, bn, out_act)
+    results = _through_operator_forward(x, bn.without_running(), out_act)
+    update(bn, results[3], x)
     return results
 
 
@@ -251,6 +272,15 @@ def _operator_gradients(ctx: Any, dy: Tensor, dsqueezed: Tensor, *_: Any) -> tup
 
 register_autograd("batch_norm_act_squeeze", _operator_gradients, _setup_context)
 register_autograd("batch_norm_act_squeeze_backward", no_second_derivative)
+define_updating(
+    "batch_norm_act_squeeze_train",
+    with_momentum(ForwardArguments),
+    Squeezed,
+    _operator_train,
+    _fake_forward,
+    _setup_context,
+    _operator_gradients,
+)
 
 
 class _Squeeze(torch.autograd.Function):

@@ -4,11 +4,12 @@ Two operators, ``se_fused::batch_norm_squeeze_excite_forward`` and ``se_fused::b
 the boundary for ``torch.compile`` and export; the backend is chosen inside them. A backend with the whole operator runs
 it in one call. For a backend with only the passes it is composed (:mod:`.compose`).
 
-The operators mutate nothing: they return the batch's statistics, and :func:`batch_norm_squeeze_excite` updates the
-running ones. In inference, eager mode may write y over x if the caller permits it.
+These operators mutate nothing: they return the batch's statistics, and :func:`batch_norm_squeeze_excite` updates the
+running ones. A third one, ``se_fused::batch_norm_squeeze_excite_train``, updates them itself: torch.compile's graphs
+have it (:mod:`.updating`). In inference, eager mode may write y over x if the caller permits it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,14 +19,23 @@ from torch import Tensor
 
 from .. import backends
 from .._params import BatchNormParams, BlockOptions, ExcitationParams, Gradients, Results, SavedTensors
-from ..activations import OUT_ACT_CODES, keeps_mask, recomputed, writes_dr
+from ..activations import OUT_ACT_CODES, keeps_mask, writes_dr
+from .block_gradients import gradients, keep
 from .compose import compose_backward, compose_forward
 from .layout import dense_like, mask_numel
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
 from .running import kernels_update, mark_updated, update
+from .updating import define_updating, in_training_graph, with_momentum
 
-__all__ = ["BackwardArguments", "ForwardArguments", "batch_norm_squeeze_excite", "call_backward", "call_forward"]
+__all__ = [
+    "BackwardArguments",
+    "ForwardArguments",
+    "TrainArguments",
+    "batch_norm_squeeze_excite",
+    "call_backward",
+    "call_forward",
+]
 
 
 # ---- the operators' arguments
@@ -49,6 +59,10 @@ class ForwardArguments(NamedTuple):
     gate: str
     out_act: str
     save: bool
+
+
+TrainArguments = with_momentum(ForwardArguments)
+"""Arguments of ``batch_norm_squeeze_excite_train``."""
 
 
 class BackwardArguments(NamedTuple):
@@ -150,6 +164,12 @@ def _operator_forward(a: ForwardArguments) -> Results:
     return Results(*_distinct(results))
 
 
+def _operator_train(a: Any) -> Results:
+    _, fc, options = _forward_records(a)
+    bn = BatchNormParams(a.running_mean, a.running_var, a.bn_weight, a.bn_bias, True, a.momentum, a.eps)
+    return Results(*_distinct(call_forward(backends.select(a.x.device.type, a.x.dtype), a.x, bn, fc, options, a.save)))
+
+
 def _operator_backward(a: BackwardArguments) -> Gradients:
     found = call_backward(backends.select(a.x.device.type, a.x.dtype), a.dy, *_backward_records(a), a.want_dr)
     wide = a.mean.dtype  # a backend may return a parameter's gradient in the parameter's dtype
@@ -196,18 +216,21 @@ def _fake_backward(a: BackwardArguments) -> Gradients:
     )
 
 
-define("batch_norm_squeeze_excite_forward", ForwardArguments, Results, _operator_forward, _fake_forward)
-define("batch_norm_squeeze_excite_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward)
+define("batch_norm_squeeze_excite_forward", ForwardArguments, Results, _operator_forward, _fake_forward, True)
+define("batch_norm_squeeze_excite_backward", BackwardArguments, Gradients, _operator_backward, _fake_backward, True)
 
 
 def _through_operator_forward(
     x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
 ) -> Results:
+    """The results of the operator: of the one that updates the running statistics, if there are any to update."""
     given = ForwardArguments(
         x, options.residual, bn.running_mean, bn.running_var, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias,
         fc.fc2_weight, fc.fc2_bias, options.drop_path_scale, bn.batch_stats, bn.eps, fc.act, fc.gate, options.out_act,
         save,
     )  # fmt: skip
+    if bn.updates:
+        return Results(*torch.ops.se_fused.batch_norm_squeeze_excite_train(*given, bn.momentum))
     return Results(*torch.ops.se_fused.batch_norm_squeeze_excite_forward(*given))
 
 
@@ -235,7 +258,7 @@ def _forward(
     """The results of the forward pass. Running statistics are updated before they are returned."""
     if not through:
         return call_forward(backend, x, bn, fc, options, save)
-    if not bn.updates:
+    if not bn.updates or in_training_graph():
         return _through_operator_forward(x, bn, fc, options, save)
     results = _through_operator_forward(x, bn.without_running(), fc, options, save)
     update(bn, results.stats, x)
@@ -256,65 +279,6 @@ def _backward(
     return call_backward(backend, dy, saved, bn, fc, options, want_dr)
 
 
-# ---- autograd, used by the operator's registration and by the Function for eager mode
-def _keep(
-    ctx: Any, x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, results: Results
-) -> None:
-    """Saves tensors and options for the backward pass: x, and all results but y."""
-    ctx.set_materialize_grads(False)
-    # Only activations that the backward pass recomputes need the residual.
-    residual = options.residual
-    if residual is not None and not recomputed(OUT_ACT_CODES[options.out_act]):
-        residual = None
-    ctx.save_for_backward(
-        x, results.mask, results.mean, results.factor, results.hidden, results.stats, residual, bn.weight, bn.bias,
-        fc.fc1_weight, fc.fc2_weight, options.drop_path_scale,
-    )  # fmt: skip
-    ctx.settings = (bn.batch_stats, bn.momentum, bn.eps, fc.act, fc.gate, options.out_act)
-    # The layers' biases are not needed, but their shapes are.
-    ctx.fc1_bias = None if fc.fc1_bias is None else fc.fc1_bias.shape
-    ctx.fc2_bias = None if fc.fc2_bias is None else fc.fc2_bias.shape
-
-
-def _shaped(gradient: Tensor, shape: torch.Size | None) -> Tensor | None:
-    """The gradient of a parameter of this shape. The kernels return matrices (R, C) and vectors; parameters may be
-    those of a 1x1 convolution."""
-    if shape is None:
-        return None
-    return gradient if gradient.shape == shape else gradient.reshape(shape)
-
-
-def _shaped_like(gradient: Tensor, parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else _shaped(gradient, parameter.shape)
-
-
-def _gradients(ctx: Any, dy: Tensor | None, run: Callable[..., Gradients]) -> tuple[Tensor | None, ...]:
-    """The gradients of x, residual, and the parameters of batch norm and of the two layers, computed by ``run``. They
-    may be float32 for parameters of another dtype; autograd converts them."""
-    if dy is None:
-        return (None,) * 8
-    (x, mask, mean, factor, hidden, stats, residual, bn_weight, bn_bias, fc1_weight, fc2_weight,
-     drop_path_scale) = ctx.saved_tensors  # fmt: skip
-    batch_stats, momentum, eps, act, gate, out_act = ctx.settings
-    want_dr = ctx.needs_input_grad[1]
-    g = run(
-        dy,
-        SavedTensors(x, mask, mean, factor, hidden, stats),
-        BatchNormParams(None, None, bn_weight, bn_bias, batch_stats, momentum, eps),
-        ExcitationParams(fc1_weight, None, fc2_weight, None, act, gate),
-        BlockOptions(residual, drop_path_scale, out_act),
-        want_dr,
-    )
-    dr = None
-    if want_dr:  # without an activation the residual's gradient is dy
-        dr = g.dr if writes_dr(OUT_ACT_CODES[out_act], True) else dy
-    return (
-        g.dx, dr, _shaped_like(g.dbn_weight, bn_weight), _shaped_like(g.dbn_bias, bn_bias),
-        _shaped_like(g.dfc1_weight, fc1_weight), _shaped(g.dfc1_bias, ctx.fc1_bias),
-        _shaped_like(g.dfc2_weight, fc2_weight), _shaped(g.dfc2_bias, ctx.fc2_bias),
-    )  # fmt: skip
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     given, results = ForwardArguments(*inputs), Results(*output)
     if not given.save:
@@ -322,14 +286,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
             "se_fused::batch_norm_squeeze_excite_forward was called with save=False on inputs that require a gradient: "
             "a program exported under torch.no_grad() must also run under torch.no_grad()"
         )
-    _keep(ctx, given.x, *_forward_records(given), results)
+    keep(ctx, given.x, *_forward_records(given), results)
     ctx.mark_non_differentiable(results.mask, results.mean, results.factor, results.hidden, results.stats)
 
 
 def _operator_gradients(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias = _gradients(
-        ctx, dy, _through_operator_backward
-    )
+    found = gradients(ctx, dy, _through_operator_backward)
+    dx, dr, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias = found
     statistics = options = None
     return (
         dx, dr, statistics, statistics, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias, options,
@@ -339,6 +302,15 @@ def _operator_gradients(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]
 
 register_autograd("batch_norm_squeeze_excite_forward", _operator_gradients, _setup_context)
 register_autograd("batch_norm_squeeze_excite_backward", no_second_derivative)
+define_updating(
+    "batch_norm_squeeze_excite_train",
+    TrainArguments,
+    Results,
+    _operator_train,
+    _fake_forward,
+    _setup_context,
+    _operator_gradients,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -374,14 +346,14 @@ class _BatchNormSqueezeExcite(torch.autograd.Function):
         bn, fc, options = call.bn, call.fc, call.options
         ctx.backend = call.backend
         results = _forward(call.backend, x, bn, fc, options, True, call.through)
-        _keep(ctx, x, bn, fc, options, results)
+        keep(ctx, x, bn, fc, options, results)
         return results.y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         # With create_graph=True use the operator, whose autograd formula raises an error for second derivatives.
         run = _through_operator_backward if torch.is_grad_enabled() else partial(_backward, ctx.backend)
-        return *_gradients(ctx, dy, run), None
+        return *gradients(ctx, dy, run), None
 
 
 def _wants_grad(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> bool:
@@ -404,7 +376,7 @@ def batch_norm_squeeze_excite(
 
     Eager mode calls ``backend`` directly, without the operator's wrapper. Graphs and dispatch modes use the operator,
     which selects a backend itself. Running statistics are updated with ``batch_stats``: by the kernels if they can,
-    else by PyTorch, in a graph after the operator.
+    else by PyTorch; in exported programs and under dispatch modes by PyTorch after the operator.
 
     Args:
         backend: the backend whose kernels run.

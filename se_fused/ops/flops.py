@@ -32,6 +32,11 @@ def _batch_norm_squeeze_excite_forward(*shapes: Any, **_: Any) -> int:
     return _layer(a.x[0], a.fc1_weight) + _layer(a.x[0], a.fc2_weight)
 
 
+def _batch_norm_squeeze_excite_train(*shapes: Any, **_: Any) -> int:
+    a: Any = batch_norm_squeeze_excite.TrainArguments(*shapes)
+    return _layer(a.x[0], a.fc1_weight) + _layer(a.x[0], a.fc2_weight)
+
+
 def _batch_norm_squeeze_excite_backward(*shapes: Any, **_: Any) -> int:
     a: Any = batch_norm_squeeze_excite.BackwardArguments(*shapes)
     # Two products per layer: one for the weight's gradient and one for the input's.
@@ -59,6 +64,7 @@ def _convolution_pointwise(x: Shape, second: Any, third: Any, *_: Any, out_shape
 
 FORMULAS: dict[tuple[str, str], Callable[..., int]] = {
     ("se_fused", "batch_norm_squeeze_excite_forward"): _batch_norm_squeeze_excite_forward,
+    ("se_fused", "batch_norm_squeeze_excite_train"): _batch_norm_squeeze_excite_train,
     ("se_fused", "batch_norm_squeeze_excite_backward"): _batch_norm_squeeze_excite_backward,
     ("se_fused", "conv1x1_squeeze_excite"): _conv1x1_squeeze_excite,
     ("se_fused", "gated_conv1x1"): _gated_conv1x1,

@@ -6,10 +6,21 @@ its C channels. The mask of a ReLU has one bit per element, in the map's memory 
 bytes, lowest bit first.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["dense", "dense_like", "is_channels_last", "mask_numel", "pack_mask", "positions", "unpack_mask"]
+__all__ = [
+    "dense",
+    "dense_like",
+    "in_kernel_order",
+    "is_channels_last",
+    "mask_numel",
+    "pack_mask",
+    "positions",
+    "unpack_mask",
+]
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -40,6 +51,24 @@ def dense_like(t: Tensor, x: Tensor) -> Tensor:
     if t.stride() == x.stride() or (t.is_contiguous() if x.is_contiguous() else is_channels_last(t)):
         return t
     return torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
+def in_kernel_order(arguments: Any) -> Any:
+    """An operator's arguments in the memory orders that kernels take: x dense, maps of its shape in its order, other
+    tensors contiguous, but running statistics as they are, because an operator may write to them.
+
+    A compiler gives x, and each other tensor, another order than the traced one where that saves it a copy.
+    """
+    x = dense(arguments.x)
+
+    def ordered(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or name.startswith("running"):
+            return value
+        if name == "x":
+            return x
+        return dense_like(value, x) if value.shape == x.shape else value.contiguous()
+
+    return type(arguments)(*(ordered(*each) for each in zip(arguments._fields, arguments, strict=True)))
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .layout import in_kernel_order
+
 __all__ = [
     "define",
     "no_second_derivative",
@@ -30,7 +32,14 @@ def schema(name: str, arguments: type, results: type) -> str:
     return f"{name}({given}) -> ({', '.join(f'Tensor {field}' for field in get_type_hints(results))})"
 
 
-def define(name: str, arguments: type, results: type, run: Callable[[Any], Any], fake: Callable[[Any], Any]) -> None:
+def define(
+    name: str,
+    arguments: type,
+    results: type,
+    run: Callable[[Any], Any],
+    fake: Callable[[Any], Any],
+    any_order: bool = False,
+) -> None:
     """Define the operator ``torch.ops.se_fused.<name>``.
 
     Args:
@@ -38,18 +47,23 @@ def define(name: str, arguments: type, results: type, run: Callable[[Any], Any],
         arguments, results: NamedTuple classes; ``results`` may be ``Tensor``. The first argument is a map.
         run: computes the results from the record of the arguments, on any device.
         fake: the same for tensors without memory: shapes, strides and dtypes.
+        any_order: for an operator with a map ``x``: ``run`` and ``fake`` get the arguments in the memory orders that
+            kernels take, whatever their strides. A compiler then need not restore those that it traced.
     """
 
     def run_unless_empty(*given: Any) -> Any:
         # Kernels do not run on a map without elements. Sums over it, such as the parameters' gradients, are zero.
-        a = arguments(*given)
+        a = record(*given)
         if next(iter(a)).numel():
             return run(a)
         return tree_map(torch.zero_, fake(a))
 
-    _library.define(schema(name, arguments, results))
+    def record(*given: Any) -> Any:
+        return in_kernel_order(arguments(*given)) if any_order else arguments(*given)
+
+    _library.define(schema(name, arguments, results), tags=(torch.Tag.flexible_layout,) if any_order else ())
     _library.impl(name, run_unless_empty, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"se_fused::{name}", lambda *given: fake(arguments(*given)), lib=_library)
+    torch.library.register_fake(f"se_fused::{name}", lambda *given: fake(record(*given)), lib=_library)
 
 
 def register_autograd(

@@ -128,6 +128,14 @@ def _excitation(v: Values, c: int, grad: bool = True) -> list[Tensor | None]:
     return [w1, b1, w2, b2] if v["biases"] else [w1, None, w2, None]
 
 
+def _updating(v: Values, operator: str, functional: Call) -> Call:
+    """The call of the operator that also updates running statistics, of any dtype."""
+    arguments: Any = functional.arguments
+    c = arguments.x.shape[1]
+    mean, var = torch.randn(c).to(v["statistics"]), torch.rand(c).to(v["statistics"])
+    return Call(operator, (*arguments._replace(running_mean=mean, running_var=var), 0.1))
+
+
 # ---- the families
 def _block(v: Values) -> Iterator[Call]:
     shape, grad = SHAPES[v["shape"]], v["save"]
@@ -145,6 +153,8 @@ def _block(v: Values) -> Iterator[Call]:
         ),
     )
     yield forward
+    if norm.batch_stats:
+        yield _updating(v, "batch_norm_squeeze_excite_train", forward)
     if grad:
         with torch.no_grad():
             saved = Results(*forward.overload(*forward.arguments))
@@ -163,6 +173,8 @@ def _norm_and_means(v: Values) -> Iterator[Call]:
     norm = _norm(v, x.shape[1])
     forward = Call("batch_norm_act_squeeze", batch_norm_act_squeeze.ForwardArguments(x, *norm, 1e-5, v["out_act"]))
     yield forward
+    if norm.batch_stats:
+        yield _updating(v, "batch_norm_act_squeeze_train", forward)
     with torch.no_grad():
         y, squeezed, mean, stats = forward.overload(*forward.arguments)
     yield Call(
@@ -216,6 +228,13 @@ def _gated(v: Values) -> Iterator[Call]:
     yield Call("gated_conv1x1", (y, torch.rand(n, c), weight, bias))
 
 
+def _input_gradient(v: Values) -> Iterator[Call]:
+    n, c, *spatial = SHAPES[v["shape"]]
+    k = v["channels"]
+    weight = torch.randn(k, c, *(1,) * len(spatial)).to(v["dtype"])
+    yield Call("add_input_gradient", (_map(v, (n, c, *spatial)), _map(v, (n, k, *spatial), v["other"]), weight))
+
+
 # ---- the descriptions
 _COMMON: dict[str, tuple[Any, ...]] = {
     "shape": tuple(SHAPES),
@@ -223,6 +242,7 @@ _COMMON: dict[str, tuple[Any, ...]] = {
     "layout": tuple(LAYOUTS),
 }
 _NORM: dict[str, tuple[Any, ...]] = {"batch_stats": (True, False), "affine": (True, False)}
+_STATISTICS_DTYPE: dict[str, tuple[Any, ...]] = {"statistics": (torch.float32, torch.bfloat16, torch.float64)}
 _EXCITATION: dict[str, tuple[Any, ...]] = {
     "biases": (True, False),
     "as convolution": (False, True),
@@ -253,9 +273,14 @@ _CONVOLVED = Rule(("shape",), lambda shape: shape != "no-positions")
 
 FAMILIES = (
     Family(
-        ("batch_norm_squeeze_excite_forward", "batch_norm_squeeze_excite_backward"),
+        (
+            "batch_norm_squeeze_excite_forward",
+            "batch_norm_squeeze_excite_train",
+            "batch_norm_squeeze_excite_backward",
+        ),
         _COMMON
         | _NORM
+        | _STATISTICS_DTYPE
         | _EXCITATION
         | _PARAMETERS
         | _OUT_ACT
@@ -271,6 +296,7 @@ FAMILIES = (
         (
             _STATISTICS,
             *_only("parts", lambda parts: "bn" in parts, batch_stats=False, affine=True),
+            *_only("batch_stats", lambda batch: batch, statistics=torch.float32),
             *_only(
                 "parts",
                 lambda parts: "se" in parts,
@@ -285,10 +311,10 @@ FAMILIES = (
         ),
     ),
     Family(
-        ("batch_norm_act_squeeze", "batch_norm_act_squeeze_backward"),
-        _COMMON | _NORM | _PARAMETERS | _OUT_ACT | {"dy": GRADIENTS},
+        ("batch_norm_act_squeeze", "batch_norm_act_squeeze_train", "batch_norm_act_squeeze_backward"),
+        _COMMON | _NORM | _STATISTICS_DTYPE | _PARAMETERS | _OUT_ACT | {"dy": GRADIENTS},
         _norm_and_means,
-        (_STATISTICS,),
+        (_STATISTICS, *_only("batch_stats", lambda batch: batch, statistics=torch.float32)),
     ),
     Family(
         ("squeeze", "rescale", "rescale_backward", "squeeze_backward"),
@@ -316,6 +342,7 @@ FAMILIES = (
         _COMMON | {"channels": (3, 40, 1), "bias": (True, False), "as convolution": (True, False)},
         _gated,
     ),
+    Family(("add_input_gradient",), _COMMON | {"channels": (3, 1), "other": tuple(LAYOUTS)}, _input_gradient),
 )
 
 BY_OPERATOR = {name: family for family in FAMILIES for name in family.operators}
