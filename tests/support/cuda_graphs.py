@@ -38,6 +38,9 @@ class Stream:
     def wait_stream(self, other: "Stream") -> None:
         self.waited.append(other.name)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream cannot be copied or stored")
+
 
 class Graph:
     """A CUDA graph: the recorded operators, with their arguments and results."""
