@@ -105,6 +105,19 @@ def test_other_dtypes_and_settings_call_the_model(cuda: GraphsOnCpu) -> None:
         fast(x, mask=x)
 
 
+def test_casts_of_weights_are_part_of_the_graph(cuda: GraphsOnCpu) -> None:
+    """Autocast stores the casts of weights until its block ends; a graph that used them would miss later values."""
+    plain, x = model(), images(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = se_fused.graphed(plain, x)
+        before = fast(x)
+    randomise(plain, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        same(fast, plain, x)
+        assert not torch.equal(fast(x), before)
+    assert cuda.replays == [3]
+
+
 def test_one_channel_has_no_layout(cuda: GraphsOnCpu) -> None:
     fast = se_fused.graphed(nn.Conv2d(1, 2, 3).eval(), images(2, 1, 5, 5))
     same(fast, fast.module, images(2, 1, 5, 5, seed=2).to(memory_format=torch.channels_last))
