@@ -26,7 +26,7 @@ from .models import (
     list_models,
     load_pretrained,
 )
-from .nn import SqueezeExcite, conversion_report, convert, optimize_for_inference, revert
+from .nn import SqueezeExcite, conversion_report, convert, graphed, optimize_for_inference, revert
 from .ops import flops as _flops
 
 _flops.register()
@@ -50,6 +50,7 @@ __all__ = [
     "convert",
     "create_model",
     "functional",
+    "graphed",
     "info",
     "list_models",
     "load_pretrained",

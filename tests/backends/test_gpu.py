@@ -7,11 +7,14 @@ right`` runs them under compute-sanitizer's memcheck.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from support.triton_groups import l2_grouped_config_of
+from torch import nn
 
+import se_fused
 from se_fused import backends, functional, reference
 from se_fused._formats import LAYOUTS
 from se_fused.testing.verify import Case, check, to_layout
@@ -162,6 +165,101 @@ def test_cuda_graph() -> None:
             x.normal_()
             graph.replay()
             torch.testing.assert_close(y, reference.squeeze_excite(x, *fc, x, out_act="relu"))
+
+
+def small_network() -> nn.Module:
+    """Two SE blocks of a network without max pooling, whose backward pass is not reproducible on a GPU."""
+    torch.manual_seed(0)
+    model = se_fused.SEResNet18(num_classes=5, drop_path_rate=0.2)
+    return nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.layer1, model.layer2, nn.Flatten(2)).cuda()
+
+
+@pytest.fixture(name="reproducible")
+def cudnn_in_a_fixed_order() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
+
+
+@pytest.mark.usefixtures("reproducible")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("optimised", [False, True], ids=["plain", "optimised"])
+def test_graphed(dtype: torch.dtype, optimised: bool) -> None:
+    """Replays give the bits of eager calls, for two batch sizes in turn, with other weights and on another stream."""
+    model = small_network().to(dtype).eval()
+    sizes = [torch.randn(n, 3, 64, 64, device="cuda", dtype=dtype) for n in (1, 4)]
+    if optimised:
+        fast = se_fused.optimize_for_inference(model, sizes[0], cuda_graph=True)
+        fast.add(sizes[1])
+    else:
+        fast = se_fused.graphed(model, *sizes)
+    kept = []
+    for turn in range(6):
+        x = torch.randn_like(sizes[turn % 2])
+        with torch.cuda.stream(torch.cuda.Stream() if turn == 3 else torch.cuda.current_stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            assert fast.why_not(x) is None
+            y = fast(x)
+        torch.cuda.synchronize()
+        with torch.no_grad():
+            kept.append((y, fast.module(x)))
+            for parameter in fast.module.parameters():
+                parameter.mul_(0.9)
+    assert all(torch.equal(mine, theirs) for mine, theirs in kept)
+    other = torch.randn(3, 3, 64, 64, device="cuda", dtype=dtype)
+    assert fast.why_not(other) is not None and fast(other).shape[0] == 3
+
+
+def test_what_cannot_be_captured() -> None:
+    """After a capture that failed, the same model can be captured without what failed, and the GPU is usable."""
+
+    class Reads(nn.Module):
+        reads = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (x.sum().item() if self.reads else 2)
+
+    model, x = Reads().eval(), torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        se_fused.graphed(model, x)
+    model.reads = False
+    assert torch.equal(se_fused.graphed(model, x)(x), 2 * x)
+
+
+@pytest.mark.usefixtures("reproducible")
+def test_a_training_step_as_a_graph() -> None:
+    """Three replays of a captured training step give the losses, weights and statistics of three plain steps."""
+    found = []
+    for graphed in (True, False):
+        model = small_network().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), capturable=True)
+        torch.manual_seed(1)
+        batches = torch.randn(6, 8, 3, 32, 32)
+        images = torch.zeros_like(batches[0], device="cuda").contiguous(memory_format=torch.channels_last)
+
+        def step(model: nn.Module = model, optimizer: Any = optimizer, images: Any = images) -> torch.Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+                loss = model(images).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        side, graph, losses = torch.cuda.Stream(), torch.cuda.CUDAGraph(), []
+        for number, batch in enumerate(batches):
+            images.copy_(batch)
+            if number < 3 or not graphed:
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    loss = step()
+                torch.cuda.current_stream().wait_stream(side)
+            else:
+                if number == 3:
+                    with torch.cuda.graph(graph):
+                        loss = step()
+                graph.replay()
+            losses.append(loss.clone())
+        found.append([*losses, *model.state_dict().values()])
+    assert all(torch.equal(mine, plain) for mine, plain in zip(*found, strict=True))
 
 
 def on_two_streams(call: Callable[[], list[torch.Tensor]], times: int) -> list[list[torch.Tensor]]:

@@ -290,6 +290,7 @@ def test_frozen_weights_are_constants() -> None:
 # ---- refusals and their reasons
 REFUSED = [
     ("se_fused optimized", "cpu", torch.float32, "train", "se_fused optimized computes inference only"),
+    ("se_fused graphed", "cpu", torch.float32, "infer", "se_fused graphed computes inference on GPUs only"),
     ("compile freezing", "cuda", torch.float32, "infer", "compile freezing is compared in inference on CPUs only"),
     ("compile freezing", "cpu", torch.float32, "train", "compile freezing is compared in inference on CPUs only"),
     ("compile max-autotune", "cpu", torch.float32, "infer", "max-autotune is compared on GPUs only: it needs a GPU"),

@@ -38,8 +38,8 @@ ORDER = {
         "attention_layers", "modules", "class_swap",
     ],
     "nn/inference": [
-        "__init__", "optimize", "checking", "copies", "rewriting", "functional", "tracing", "layers", "matching",
-        "folding", "casts",
+        "__init__", "optimize", "cuda_graph", "captures", "checking", "copies", "rewriting", "functional", "tracing",
+        "layers", "matching", "folding", "casts",
     ],
     "models": [
         "__init__", "factory", "checkpoints", "_misfits", "_places", "_zoos", "_files", "_listing", "unet", "densenet",

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..._params import NO_BATCH_NORM, BlockOptions, Conv1x1Params, ExcitationParams
 from ...activations import OUT_ACT_CODES
 from ...reference import conv1x1
+from ..convolution_bias import bias_as_batch_norm
 from .activations import activate
 from .arguments import Epilogue
 from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, contiguous
@@ -146,8 +147,8 @@ def conv1x1_squeeze_excite(
     """
 
     def separate() -> Tensor:
-        u = conv1x1(h, conv.weight, conv.bias)
-        block(u, NO_BATCH_NORM, fc, options, u)
+        u = conv1x1(h, conv.weight, None)
+        block(u, bias_as_batch_norm(conv.bias), fc, options, u)
         return u
 
     ways = {"product": lambda: product(h, conv, folded, options), "convolution and block": separate}

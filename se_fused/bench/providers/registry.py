@@ -73,6 +73,11 @@ PROVIDERS: dict[str, Provider] = {
             layout="channels_last", modes=("infer",), only="se_fused optimized computes inference only",
         ),
         Provider(
+            "se_fused graphed", "se_fused.optimize_for_inference as a CUDA graph", networks=True,
+            distribution="se_fused", layout="channels_last", modes=("infer",), devices=("cuda",),
+            only="se_fused graphed computes inference on GPUs only",
+        ),
+        Provider(
             "se_fused compile", "se_fused under torch.compile", networks=True, distribution="se_fused",
             layout="channels_last",
         ),

@@ -380,6 +380,8 @@ class ModelWorkload(NetworkWorkload):
         model: Callable[[Tensor], Tensor] | None = None
         if name == "se_fused optimized":
             model = optimize_for_inference(raw, dtype=self.dtype)
+        elif name == "se_fused graphed":
+            model = optimize_for_inference(raw, x, dtype=self.dtype, cuda_graph=True)
         elif name == "compile freezing":
             model = frozen(raw)
         elif compiles(name):

@@ -4,9 +4,10 @@
 the graph, and for each node the shape, the storages and the writes of its tensors; ``functional`` turns calls of
 functions into modules; ``matching`` recognises supported modules; ``rewriting`` merges the operations after a layer
 into the layer; ``checking`` compares the result with the model. ``layers``, ``folding`` and ``casts`` define the layers
-of the optimised model.
+of the optimised model. ``cuda_graph`` contains :func:`graphed`, for models that are optimised or not.
 """
 
+from .cuda_graph import Graphed, graphed
 from .optimize import optimize_for_inference
 
-__all__ = ["optimize_for_inference"]
+__all__ = ["Graphed", "graphed", "optimize_for_inference"]

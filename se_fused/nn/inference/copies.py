@@ -13,11 +13,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .tracing import first_line
 
-__all__ = ["plain_copy", "unwrapped"]
+__all__ = ["computes_weight", "plain_copy", "unwrapped"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Hooks that compute a module's weight. Each has remove(), which leaves the computed weight in the module.
 _WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
+
+
+def computes_weight(hook: object) -> bool:
+    """Whether a forward pre-hook computes a weight of its module: weight norm, spectral norm or pruning."""
+    return isinstance(hook, _WEIGHTS)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

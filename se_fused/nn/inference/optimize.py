@@ -1,17 +1,22 @@
 """optimize_for_inference: merge batch norm, SE, addition and activation into the convolutions before them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
+from ..._checks import check_bool
 from ..convert import convert
 from ..convert.report import NOTED
+from . import captures
+from .captures import check_example
 from .casts import CastInput, CastOutput, Fixed
 from .checking import check
 from .copies import plain_copy, unwrapped
+from .cuda_graph import Graphed
 from .layers import ConvAct, ConvSqueezeExcite, NormAct, Rescale, compute_dtype
 from .matching import CONVS
 from .rewriting import rewrite
@@ -19,6 +24,7 @@ from .tracing import Arguments, add_layer, arguments_of_call, first_line, trace
 
 __all__ = ["optimize_for_inference"]
 
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 _SPATIAL = {nn.Conv1d: (1024,), nn.Conv2d: (224, 224), nn.Conv3d: (64, 64, 64)}
 
 
@@ -42,12 +48,25 @@ def _called(model: nn.Module, arguments: Arguments) -> Any:
         ) from error
 
 
+@overload
+def optimize_for_inference(
+    model: nn.Module, example_input: Example | None = None, *, dtype: torch.dtype | None = None
+) -> fx.GraphModule: ...
+
+
+@overload
+def optimize_for_inference(
+    model: nn.Module, example_input: Example, *, dtype: torch.dtype | None = None, cuda_graph: Literal[True]
+) -> Graphed: ...
+
+
 def optimize_for_inference(
     model: nn.Module,
-    example_input: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+    example_input: Example | None = None,
     *,
     dtype: torch.dtype | None = None,
-) -> fx.GraphModule:
+    cuda_graph: bool = False,
+) -> fx.GraphModule | Graphed:
     """Return a new model that computes what ``model.eval()`` computes, with fewer passes over memory.
 
     Batch norm is folded into convolutions and linear layers. Activation, residual addition and the rescaling of SE
@@ -75,17 +94,21 @@ def optimize_for_inference(
             parameters. On a CPU whose 16-bit convolutions are slower than its float32 ones
             (:func:`.layers.compute_dtype`), all layers compute in float32, and only the results are cast to ``dtype``;
             the ``cast_input`` layer shows this dtype when the result is printed.
+        cuda_graph: capture the result for calls like ``example_input``, as :func:`se_fused.graphed` does; the model and
+            the example must be on a GPU.
 
     Returns:
         The optimised model, in eval mode. It accepts inputs of any floating-point dtype and returns results in
-        ``dtype``.
+        ``dtype``. With ``cuda_graph``, a :class:`se_fused.nn.Graphed` of this model, which is its ``module``.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module`` or is scripted, or ``dtype`` or ``example_input`` is not one of the
             above.
         ValueError: torch.fx cannot trace the model; the model cannot be copied or called with ``example_input``; or
             ``example_input`` is None and the model has no convolution.
-        RuntimeError: the result is more than twice as far from the float64 result as the model's own result.
+            With ``cuda_graph``, also those of :func:`se_fused.graphed`, and if ``example_input`` is None.
+        RuntimeError: the result is more than twice as far from the float64 result as the model's own result; or it
+            cannot be captured.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"model must be a torch.nn.Module that is not scripted, got {type(model).__name__}")
@@ -95,6 +118,8 @@ def optimize_for_inference(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ValueError("model has no parameters: there is nothing to optimise")
+    if check_bool(cuda_graph, "cuda_graph"):
+        _check_capture(parameter.device, example_input)
     wanted = parameter.dtype if dtype is None else dtype
     if wanted not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {wanted}")
@@ -121,7 +146,22 @@ def optimize_for_inference(
                 "in an optimised model, whose maps are channels_last, the view may be a copy: remove the inplace=True "
                 "or the underscore of the method, or use se_fused.convert(model)"
             ) from error
-    return gm
+    if not cuda_graph:
+        return gm
+    result = Graphed(gm)
+    result.add(example, "example_input")
+    return result
+
+
+def _check_capture(device: torch.device, example: Example | None) -> None:
+    """Raise an error, before the work, if a model on ``device`` cannot be captured for this example."""
+    if device.type != captures.DEVICE:
+        raise ValueError(
+            f"cuda_graph needs a model on a GPU, this one is on {device}: model.cuda(), or leave cuda_graph out"
+        )
+    if example is None:
+        raise ValueError("cuda_graph captures calls of example_input's shape: give example_input")
+    check_example("example_input", tree_leaves(example))
 
 
 def _cast(gm: fx.GraphModule, dtype: torch.dtype) -> None:

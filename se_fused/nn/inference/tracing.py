@@ -101,12 +101,15 @@ class Arguments(NamedTuple):
         return {name: value for name, value in zip(self.names, self.values, strict=True) if _is_constant(value)}
 
 
-def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Arguments:
-    """Arguments of a call of the model, from the user's ``example_input``.
+def arguments_of_call(
+    model: nn.Module, example: Tensor | tuple[Any, ...] | Mapping[str, Any], name: str = "example_input"
+) -> Arguments:
+    """Arguments of a call of the model, from an example that the user gives.
 
     Args:
         model: the model whose ``forward`` takes the arguments.
         example: the single argument as a tensor, a tuple of positional arguments, or a dictionary of arguments by name.
+        name: the user's name for the example, for messages.
 
     Raises:
         TypeError: ``example`` has another type.
@@ -120,18 +123,18 @@ def arguments_of_call(model: nn.Module, example: Tensor | tuple[Any, ...] | Mapp
         by_place, by_name = example, {}
     else:
         raise TypeError(
-            "example_input must be a tensor, a tuple of arguments or a dictionary of arguments by name, got "
+            f"{name} must be a tensor, a tuple of arguments or a dictionary of arguments by name, got "
             f"{type(example).__name__}; for a model whose argument is a list or a dictionary, use a tuple: (value,)"
         )
     if _is_constant((by_place, by_name)):
-        raise ValueError("example_input must hold at least one tensor, got none")
+        raise ValueError(f"{name} must hold at least one tensor, got none")
     signature = inspect.signature(model.forward)
     try:
         signature.bind(*by_place, **by_name)
     except TypeError as error:
         raise ValueError(
             f"model.forward{signature} cannot be called with {len(by_place) + len(by_name)} of its arguments "
-            f"({error}): give example_input=(first, second, ...) or example_input={{'name': value, ...}}"
+            f"({error}): give {name} as (first, second, ...) or {{'name': value, ...}}"
         ) from error
     places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in places[: len(by_place)]]

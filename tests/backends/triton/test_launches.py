@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.launches import Operators
 from support.one_program import one_program
 from support.paths import ROOT
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_fused
 from se_fused import backends, functional
@@ -95,22 +95,6 @@ def test_bytes_of_a_training_step() -> None:
     assert moved["moments_kernel"] == 1 and moved["scale_shift_act_kernel"] == 3 + mask
     assert moved["moments_backward_kernel"] == 3 + mask and moved["scale_shift_act_backward_kernel"] == 3
     assert moved["excitation_kernel"] == moved["excitation_backward_kernel"] == 0
-
-
-class Operators(TorchDispatchMode):
-    """Records the PyTorch operators that compute, each of which would be a launch; views and allocations do not."""
-
-    FREE = ("empty", "new_empty", "view", "reshape", "detach", "select", "alias", "as_strided", "unbind", "split")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.__name__.split(".")[0]
-        if not name.removeprefix("_").startswith(self.FREE):
-            self.names.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.skipif(TRITON.can_use("cpu", torch.float32) is not None, reason=str(TRITON.can_use("cpu", torch.float32)))
