@@ -18,7 +18,6 @@ from se_fused.activations import (
     GATES,
     OUT_ACT_CODES,
     OUT_ACTIVATIONS,
-    Activation,
     Function,
     keeps_mask,
     names_in_words,

@@ -29,7 +29,9 @@ ORDER = {
         "__init__", "conv1x1_squeeze_excite", "gated_projection", "channel_gate", "batch_norm_squeeze_excite",
         "_arguments", "dispatch",
     ],
-    "nn": ["__init__", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite", "known"],
+    "nn": [
+        "__init__", "compile", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite", "known",
+    ],
     "nn/convert": [
         "__init__", "api", "report", "decide", "monai", "timm", "torchvision", "inverted_residual", "block_end",
         "attention_layers", "modules", "class_swap",
@@ -38,6 +40,7 @@ ORDER = {
         "__init__", "optimize", "checking", "copies", "rewriting", "functional", "tracing", "layers", "matching",
         "folding", "casts",
     ],
+    "nn/compile": ["__init__", "dynamo", "rewriting", "matching", "graph"],
     "models": [
         "__init__", "factory", "checkpoints", "_misfits", "_places", "_zoos", "_files", "_listing", "unet", "densenet",
         "resnet", "se_resnet", "_registry", "_classifier", "_blocks",

@@ -1,9 +1,10 @@
 """The backend "se_fused" of ``torch.compile``, which needs no conversion of the model.
 
-``backend`` is the entry point: rewrite Dynamo's graph, then compile it. ``graph`` says what nodes return, alias and
-overwrite; ``matching`` recognises squeeze-excite layers and the ends of blocks; ``rewriting`` replaces them.
+``dynamo`` contains the backend, the entry point: rewrite Dynamo's graph, then compile it. ``graph`` says what nodes
+return, alias and overwrite; ``matching`` recognises squeeze-excite layers and the ends of blocks; ``rewriting``
+replaces them. Nothing else of the library imports this package, because it imports sympy.
 """
 
-from .backend import se_fused
+from .dynamo import backend
 
-__all__ = ["se_fused"]
+__all__ = ["backend"]

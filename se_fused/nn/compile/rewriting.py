@@ -120,14 +120,16 @@ class _Rewriter:
         layer: Excitation | None,
         end: End,
     ) -> bool:
-        """Replace nodes, in the graph's order, by a call of ``function`` on x, unless another node depends on what is
-        between them.
+        """Replace nodes, in the graph's order, by a call of ``function`` on x, unless another node reads one of their
+        intermediate results, or one is the residual.
 
         Returns:
             Whether the graph was changed.
         """
         inside = set(nodes)
-        if any(user not in inside for node in nodes[:-1] for user in users(node)) or not can_join(nodes):
+        if any(user not in inside for node in nodes[:-1] for user in users(node)):
+            return False
+        if end.residual in inside or end.scale in inside or not can_join(nodes):
             return False
         last = nodes[-1]
         options: dict[str, Any] = {"residual": end.residual, "out_act": end.out_act}

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from .rewriting import rewrite
 
-__all__ = ["se_fused"]
+__all__ = ["backend"]
 
 
 def _compiler(then: str | Callable[..., Any], mode: str | None, options: dict[str, Any]) -> Callable[..., Any]:
@@ -25,7 +24,7 @@ def _compiler(then: str | Callable[..., Any], mode: str | None, options: dict[st
     return lambda gm, inputs: compiler(gm, inputs, **given)
 
 
-def se_fused(
+def backend(
     gm: fx.GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
     """``torch.compile(model, backend="se_fused")``: run the squeeze-excite layers and batch norms of any model in this
