@@ -49,6 +49,8 @@ class Function:
     """timm's classes, by name, because timm may not be installed."""
     aliases: tuple[str, ...] = ()
     """Other names of the same function in arguments of modules."""
+    functions: tuple[Any, ...] = ()
+    """Functions and tensor methods that compute it without further options, as torch.fx and Dynamo record them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,6 @@ class Activation(Function):
     """What the derivative needs if the activation closes a block. "nothing": it is 1. "mask": the forward pass saves
     one bit per element. "input": the backward pass recomputes the activation's input. None: no kernel closes a block
     with it."""
-    functions: tuple[Any, ...] = ()
-    """Functions and tensor methods that compute it without further options, as torch.fx records them."""
     steepest: float = 1.13
     """An upper bound of the slope, for error bounds. It holds for GELU (1.129), which only hard-swish exceeds."""
     inplace: Callable[[Tensor], Tensor] | None = None
@@ -135,6 +135,7 @@ ACTIVATIONS: dict[str, Activation] = {
         modules=(nn.GELU,),
         attributes={"approximate": "none"},
         timm=("GELU",),
+        functions=(F.gelu,),
     ),
     "gelu_tanh": Activation(
         forward=lambda x: F.gelu(x, approximate="tanh"),
@@ -155,12 +156,19 @@ ACTIVATIONS: dict[str, Activation] = {
         keeps="input",
         onednn="hardswish",
     ),
-    "mish": Activation(forward=F.mish, backward=aten.mish_backward, modules=(nn.Mish,), timm=("Mish", "MishMe")),
+    "mish": Activation(
+        forward=F.mish,
+        backward=aten.mish_backward,
+        modules=(nn.Mish,),
+        timm=("Mish", "MishMe"),
+        functions=(F.mish,),
+    ),
     "tanh": Activation(
         forward=torch.tanh,
         backward=lambda g, x: aten.tanh_backward(g, torch.tanh(x)),
         modules=(nn.Tanh,),
         timm=("Tanh",),
+        functions=(torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"),
     ),
 }
 """The activations between the two layers, by name."""
@@ -177,6 +185,7 @@ GATES: dict[str, Gate] = {
         steepest=1 / 4,
         modules=(nn.Sigmoid,),
         timm=("Sigmoid",),
+        functions=(torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"),
     ),
     "hard_sigmoid": Gate(
         forward=F.hardsigmoid,
@@ -185,6 +194,7 @@ GATES: dict[str, Gate] = {
         modules=(nn.Hardsigmoid,),
         timm=("HardSigmoid", "HardSigmoidMe"),
         aliases=("hardsigmoid",),
+        functions=(F.hardsigmoid,),
     ),
 }
 """The gates, by name."""
@@ -196,8 +206,8 @@ _ROWS: dict[str, Function] = {**ACTIVATIONS, **GATES}
 ALIASES = {alias: name for name, row in _ROWS.items() for alias in row.aliases}
 """Other names of the same functions."""
 
-FUNCTIONS: dict[Any, str] = {function: name for name, row in OUT_ACTIVATIONS.items() for function in row.functions}
-"""The activations at the end of a block, by function and by tensor method, as torch.fx records them."""
+FUNCTIONS: dict[Any, str] = {function: name for name, row in _ROWS.items() for function in row.functions}
+"""The activations and gates, by function and by tensor method."""
 
 _BY_CLASS: dict[type[nn.Module], list[str]] = {}
 _BY_TIMM_NAME: dict[str, str] = {}

@@ -18,7 +18,6 @@ from se_fused.activations import (
     GATES,
     OUT_ACT_CODES,
     OUT_ACTIVATIONS,
-    Activation,
     Function,
     keeps_mask,
     names_in_words,
@@ -86,10 +85,9 @@ def test_names_elsewhere(name: str) -> None:
         assert torch.equal(module(x), row.forward(x)) and activations.name_of_module(module) == name
     for alias in row.aliases:
         assert activations.ALIASES[alias] == name and alias not in ROWS
-    if isinstance(row, Activation):
-        for function in row.functions:
-            result = getattr(x.clone(), function)() if isinstance(function, str) else function(x.clone())
-            assert torch.equal(result, row.forward(x)) and activations.FUNCTIONS[function] == name
+    for function in row.functions:
+        result = getattr(x.clone(), function)() if isinstance(function, str) else function(x.clone())
+        assert torch.equal(result, row.forward(x)) and activations.FUNCTIONS[function] == name
 
 
 def test_other_options_have_no_name() -> None:

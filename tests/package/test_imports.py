@@ -30,8 +30,8 @@ ORDER = {
         "_arguments", "dispatch",
     ],
     "nn": [
-        "__init__", "inference", "convert", "whole_block", "block_plan", "residual_block", "norms", "se_layers",
-        "squeeze_excite", "known",
+        "__init__", "compile", "inference", "convert", "whole_block", "block_plan", "residual_block", "norms",
+        "se_layers", "squeeze_excite", "known",
     ],
     "nn/convert": [
         "__init__", "api", "report", "decide", "monai", "timm", "torchvision", "inverted_residual", "block_end",
@@ -41,6 +41,7 @@ ORDER = {
         "__init__", "optimize", "cuda_graph", "captures", "checking", "copies", "rewriting", "functional", "tracing",
         "layers", "matching", "folding", "casts",
     ],
+    "nn/compile": ["__init__", "dynamo", "rewriting", "matching", "graph"],
     "models": [
         "__init__", "factory", "checkpoints", "_misfits", "_places", "_zoos", "_files", "_listing", "unet", "densenet",
         "resnet", "se_resnet", "_registry", "_classifier", "_blocks",

@@ -21,7 +21,7 @@ from .layers import ConvAct, ConvSqueezeExcite, GatedConvAct, NormAct, Rescale
 from .matching import CONVS, is_norm, squeeze_excite_arguments, why_no_conv
 from .tracing import add_layer, kind, storages, writes
 
-__all__ = ["Rewritten", "rewrite"]
+__all__ = ["Rewritten", "is_add", "rewrite"]
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in inference
@@ -29,7 +29,7 @@ _OWNERS = (ConvAct, ConvSqueezeExcite, GatedConvAct, Rescale, NormAct, nn.MaxPoo
 """Modules that return a new tensor and no view of their input."""
 
 
-def _is_add(node: fx.Node) -> bool:
+def is_add(node: fx.Node) -> bool:
     """Whether the node adds two different maps of the same shape and dtype."""
     called = node.op == "call_function" and node.target in _ADDS
     if not (called or (node.op == "call_method" and node.target in ("add", "add_"))) or node.kwargs:
@@ -115,8 +115,9 @@ class _Rewriter:
         module = self.module(node)
         if module is not None:
             name = activation(module)
-            return name if name in OUT_ACTIVATIONS else None
-        return FUNCTIONS.get(node.target) if len(node.args) == 1 else None
+        else:
+            name = FUNCTIONS.get(node.target) if len(node.args) == 1 else None
+        return name if name in OUT_ACTIVATIONS else None
 
     def _replace(self, chain: _Chain, name: str, layer: nn.Module, *args: Any) -> None:
         """Replace the nodes of a chain by a call of ``layer``."""
@@ -265,7 +266,7 @@ class _Rewriter:
             if residual is not None or act is not None:
                 return residual, str(act or "none")
         residual, add = None, chain.next()
-        if add is not None and _is_add(add):
+        if add is not None and is_add(add):
             residual = add.args[1] if add.args[0] is node else add.args[0]
             chain.take(add, residual)
         return residual, self._activated(chain)
