@@ -19,7 +19,7 @@ from .._params import (
 )
 from ..activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES
 
-__all__ = ["with_records"]
+__all__ = ["number_of", "with_records"]
 
 Operator = Callable[..., Any]
 
@@ -109,7 +109,7 @@ def _squeeze_backward(operator: Operator) -> Callable[..., tuple[Tensor, ...]]:
     return batch_norm_act_squeeze_backward
 
 
-def _number(namespace: Any, settings: BlockSettings) -> int:
+def number_of(namespace: Any, settings: BlockSettings) -> int:
     """The number of the settings in a library, which it gets once."""
     number = settings.plans.get(namespace)
     if number is None:
@@ -133,7 +133,7 @@ _numbers: dict[Any, int] = {}
 
 def _block_forward(operator: Operator, namespace: Any) -> Callable[..., list[Tensor]]:
     def residual_block_forward(x: Tensor, block: ResidualBlockParams, save: bool) -> list[Tensor]:
-        number = _number(namespace, block.settings)
+        number = number_of(namespace, block.settings)
         results: list[Tensor] = operator(x, block.tensors, block.drop_path_scale, number, save)
         return results
 
@@ -144,7 +144,7 @@ def _block_backward(operator: Operator, namespace: Any) -> Callable[..., list[Te
     def residual_block_backward(
         dy: Tensor, x: Tensor, block: ResidualBlockParams, kept: list[Tensor], wanted: int
     ) -> list[Tensor | None]:
-        number = _number(namespace, block.settings)
+        number = number_of(namespace, block.settings)
         found: list[Tensor | None] = operator(dy, x, block.tensors, block.drop_path_scale, kept, number, wanted)
         return found
 

@@ -15,6 +15,7 @@ from support.cpu_operators import CPU_CALLS
 from support.operators import BY_OPERATOR, FAMILIES, Call, Family
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from se_fused import backends
 from se_fused.ops.operators import schema
@@ -172,6 +173,10 @@ def test_opcheck(checked: tuple[Family, dict[str, Any]]) -> None:
         torch.library.opcheck(call.overload, call.arguments)
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
 @pytest.mark.parametrize("name", CPU_CALLS)
 def test_mutations_and_aliases_of_the_cpu_library(name: str) -> None:
     """An operator writes to the arguments that its schema says, and to no other. Its results are new memory."""
@@ -179,13 +184,12 @@ def test_mutations_and_aliases_of_the_cpu_library(name: str) -> None:
     declared = [a.alias_info is not None and a.alias_info.is_write for a in overload._schema.arguments]
     written = [False] * len(declared)
     for arguments in CPU_CALLS[name]():
-        before = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        before = [[t.clone() for t in tensors_in(a)] for a in arguments]
         results = overload(*arguments)
-        pairs = list(zip(before, arguments, strict=True))
-        changed = [isinstance(a, Tensor) and not torch.equal(a, b) for a, b in pairs]
+        changed = [not all(map(torch.equal, a, tensors_in(b))) for a, b in zip(before, arguments, strict=True)]
         written = [now or then for now, then in zip(changed, written, strict=True)]
-        given = {t.untyped_storage().data_ptr() for t in arguments if isinstance(t, Tensor)}
-        made = [t for t in (results if isinstance(results, tuple) else (results,)) if isinstance(t, Tensor)]
+        given = {t.untyped_storage().data_ptr() for t in tensors_in(arguments)}
+        made = tensors_in(results)
         assert not given & {t.untyped_storage().data_ptr() for t in made if t.numel()}
         # Absent results share one empty tensor, which opcheck takes for an alias.
         if sum(t.numel() == 0 for t in made) < 2:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from se_fused.activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask
+from se_fused.backends.compiled import number_of
 from se_fused.functional import pack_conv1x1
+from se_fused.nn.block_plan import plan_of
 from se_fused.ops.layout import pack_mask
+from support.residual_blocks import block, maps
 
 Arguments = tuple[Any, ...]
 
@@ -111,6 +114,36 @@ def _squeeze_backward() -> Iterator[Arguments]:
             yield _map(), dsqueezed, _map(), mean, torch.rand(2, C) + 1, *norm, code
 
 
+def _block(training: bool) -> tuple[Tensor, list[Tensor | None], int]:
+    """x, the tensors and the plan of a residual block with a projection."""
+    made = block(shortcut=2).train(training)
+    plan = plan_of(made, type(made).modules_of_block)
+    tensors = [values[name] for values, name in plan.tensors]
+    detached = [t if t is None else t.detach().clone() for t in tensors]
+    return maps(made), detached, number_of(torch.ops.se_fused_cpu, plan.settings)
+
+
+def _block_plan() -> Iterator[Arguments]:
+    # dimensions, layers, shortcut, act, gate; stride, padding, dilation, groups, out_act of a layer
+    yield [1, 1, 0, ACT_CODES["relu"], GATE_CODES["sigmoid"], 1, 0, 1, 1, OUT_ACT_CODES["relu"]], [1.0, 0.1, 1e-5]
+
+
+def _block_forward() -> Iterator[Arguments]:
+    for training in (True, False):
+        for save in (True, False):
+            x, tensors, plan = _block(training)
+            yield x, tensors, torch.rand(len(x)), plan, save
+
+
+def _block_backward() -> Iterator[Arguments]:
+    for wanted in (-1, 0b0111, 1 << 2):  # all; x and the first weight with a product; the first weight
+        x, tensors, plan = _block(training=True)
+        y, *kept = torch.ops.se_fused_cpu.residual_block_forward(x, tensors, None, plan, True)
+        for i in range(2, len(tensors) - 4, 6):
+            tensors[i] = tensors[i + 1] = None
+        yield torch.randn_like(y), x, tensors, None, kept, plan, wanted & (2**18 - 1)
+
+
 def _capability() -> Iterator[Arguments]:
     yield (None,)
 
@@ -128,6 +161,9 @@ CPU_CALLS: dict[str, Callable[[], Iterator[Arguments]]] = {
     "packed_conv1x1_squeeze_excite": _packed,
     "batch_norm_act_squeeze": _squeeze,
     "batch_norm_act_squeeze_backward": _squeeze_backward,
+    "residual_block_plan": _block_plan,
+    "residual_block_forward": _block_forward,
+    "residual_block_backward": _block_backward,
     "capability": _capability,
 }
 """By operator: generates the arguments of calls, among which each argument that the operator writes to changes."""
