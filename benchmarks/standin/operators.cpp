@@ -220,6 +220,12 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     SE_COUNT_LAUNCH("addmm");
     return made<meta::structured_addmm>(c, a, b, beta, alpha);
   });
+  m.impl("addmm.out",
+         [](const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&, Tensor& out) -> Tensor& {
+           SE_COUNT_LAUNCH("addmm");
+           return out;
+         });
+  m.impl("_foreach_add_.Scalar", [](at::TensorList, const Scalar&) { SE_COUNT_LAUNCH("foreach_add"); });
   m.impl("max_pool2d_with_indices", [](const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                        IntArrayRef dilation, bool ceil_mode) {
     SE_COUNT_LAUNCH("max_pool2d");
