@@ -152,8 +152,8 @@ void define_operators(Library& m) {
   // Tensors and settings of a residual block: residual_block.h.
   m.def("residual_block_plan(int[] settings, float[] norms) -> int");
   m.def(
-      "residual_block_forward(Tensor x, Tensor(a!)?[] tensors, Tensor? drop_path_scale, int plan, bool save)"
-      " -> Tensor[]");
+      "residual_block_forward(Tensor x, Tensor(a!)?[] tensors, Tensor? residual, Tensor? drop_path_scale, int plan,"
+      " bool save) -> Tensor[]");
   m.def(
       "residual_block_backward(Tensor dy, Tensor x, Tensor?[] tensors, Tensor? drop_path_scale, Tensor[] kept, int plan,"
       " int wanted) -> Tensor?[]");

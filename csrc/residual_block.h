@@ -1,5 +1,5 @@
-// A whole residual block in one call: out_act(drop_path_scale * SE(branch(x)) + shortcut(x)). PyTorch computes the
-// convolutions, called through its dispatcher, and a backend's functions (ops.h) all else. The same code serves every
+// A whole residual block in one call: out_act(drop_path_scale * SE(branch(x)) + residual), where the residual is x,
+// shortcut(x), another tensor or absent. PyTorch computes the convolutions, called through its dispatcher, and a backend's functions (ops.h) all else. The same code serves every
 // backend. se_fused/ops/compose_residual_block.py is its definition in Python.
 //
 // Layers are numbered along the branch; the shortcut's, if there is one, is the last. `tensors` holds six of each layer,
@@ -26,12 +26,18 @@ struct ResidualBlockPlan {
     bool batch_stats;
     double momentum, eps;
   };
+  enum class Residual { none, x, shortcut, given };
   std::vector<Layer> layers;
-  bool has_shortcut;
+  Residual residual;
   Act act;
   Gate gate;
 
-  int64_t branch() const { return static_cast<int64_t>(layers.size()) - has_shortcut; }
+  bool has_shortcut() const { return residual == Residual::shortcut; }
+  int64_t branch() const { return static_cast<int64_t>(layers.size()) - has_shortcut(); }
+  // Whether the backward pass adds a residual again that it has not got as x.
+  bool keeps_residual() const {
+    return keeps_input(layers[branch() - 1].out_act) && (has_shortcut() || residual == Residual::given);
+  }
 };
 
 // Plans live as long as the process: there are as many as there are different blocks.
@@ -52,8 +58,7 @@ struct ResidualBlockPlans {
   }
 };
 
-// Makes a plan and returns its number. settings: spatial dimensions, number of layers, whether the last is the
-// shortcut's, act, gate; then of each layer stride, padding and dilation (one number per dimension each), groups,
+// Makes a plan and returns its number. settings: spatial dimensions, number of layers, the residual, act, gate; then of each layer stride, padding and dilation (one number per dimension each), groups,
 // out_act. norms: of each layer batch_stats, momentum, eps.
 inline int64_t residual_block_plan(std::vector<int64_t> settings, std::vector<double> norms) {
   size_t at = 0;
@@ -65,7 +70,9 @@ inline int64_t residual_block_plan(std::vector<int64_t> settings, std::vector<do
   STD_TORCH_CHECK(dims >= 1 && dims <= 3 && static_cast<int64_t>(norms.size()) == 3 * layers,
                   "settings and norms do not fit");
   ResidualBlockPlan plan{};
-  plan.has_shortcut = next();
+  const int64_t residual = next();
+  STD_TORCH_CHECK(residual >= 0 && residual <= 3, "residual ", residual, " is not the number of a kind of residual");
+  plan.residual = static_cast<ResidualBlockPlan::Residual>(residual);
   plan.act = act_of(next());
   plan.gate = gate_of(next());
   for (int64_t i = 0; i < layers; ++i) {
@@ -80,7 +87,7 @@ inline int64_t residual_block_plan(std::vector<int64_t> settings, std::vector<do
     layer.eps = norms[3 * i + 2];
     plan.layers.push_back(std::move(layer));
   }
-  STD_TORCH_CHECK(plan.branch() > 0, "a block has at least one layer in its branch");
+  STD_TORCH_CHECK(layers > plan.has_shortcut(), "a block has at least one layer in its branch");
   ResidualBlockPlans& known = ResidualBlockPlans::all();
   const std::lock_guard<std::mutex> lock(known.mutex);
   known.plans.push_back(std::move(plan));
@@ -188,9 +195,9 @@ class GradientMemory {
 }  // namespace block
 
 // Returns y and, with `save`, what the backward pass needs: of each layer the convolution's result and one tensor of
-// bytes; then the results of the branch's layers but the last, and that of the shortcut if the backward pass adds it
-// again. Running statistics are updated.
-inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensors tensors,
+// bytes; then the results of the branch's layers but the last, and the residual if keeps_residual(). `added` is the
+// residual if it is given. Running statistics are updated.
+inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensors tensors, const OptionalTensor& added,
                                                   const OptionalTensor& drop_path_scale, int64_t number, bool save) {
   const ResidualBlockPlan& plan = ResidualBlockPlans::at(number);
   block::check_tensors(plan, tensors, x);
@@ -198,7 +205,7 @@ inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensor
   const int64_t layers = static_cast<int64_t>(plan.layers.size()), last = plan.branch() - 1;
   const OptionalTensor* const fc = tensors.data() + block::kTensors * layers;
   std::vector<Tensor> kept(2 * layers, x), inner;
-  const auto run = [&](int64_t i, const Tensor& a, const OptionalTensor& given) {
+  const auto run = [&](int64_t i, const Tensor& a, const OptionalTensor& to_add) {
     const block::Layer& layer = plan.layers[i];
     const OptionalTensor* const t = tensors.data() + block::kTensors * i;
     STD_TORCH_CHECK(t[0].has_value(), "a convolution has no weight");
@@ -206,7 +213,7 @@ inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensor
     const Layout layout = layout_of(u, "the convolution's result");
     const bool closes = i == last;
     OptionalTensor residual;
-    if (closes) residual = block::ordered_like(*given, u, layout);
+    if (to_add) residual = block::ordered_like(*to_add, u, layout);
     const BatchNormParams bn{t[2], t[3], t[4], t[5], layer.batch_stats, layer.momentum, layer.eps};
     const ExcitationParams excitation{closes ? fc[0] : none, closes ? fc[1] : none, closes ? fc[2] : none,
                                       closes ? fc[3] : none, plan.act,           plan.gate};
@@ -221,11 +228,14 @@ inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensor
     block_forward(u, bn, excitation, end, y, parts.in(memory));
     kept[2 * i] = u;
     kept[2 * i + 1] = memory;
-    if (closes && keeps_input(end.out_act) && plan.has_shortcut) inner.push_back(*residual);
+    if (closes && plan.keeps_residual()) inner.push_back(*residual);
     return y;
   };
-  OptionalTensor residual = x;
-  if (plan.has_shortcut) residual = run(layers - 1, x, none);
+  using Residual = ResidualBlockPlan::Residual;
+  STD_TORCH_CHECK(added.has_value() == (plan.residual == Residual::given), "the residual does not fit the plan");
+  OptionalTensor residual = added;
+  if (plan.residual == Residual::x) residual = x;
+  if (plan.has_shortcut()) residual = run(layers - 1, x, none);
   Tensor a = x;
   for (int64_t i = 0; i < last; ++i) {
     a = run(i, a, none);
@@ -239,13 +249,14 @@ inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensor
   return results;
 }
 
-// The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; then four of
-// each layer, in the order of its gradients.
-constexpr int64_t kWantsX = 1, kLeftToProduct = 2, kBeforeLayers = 2, kGradients = 4;
+// The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; the gradient of
+// a given residual; then four of each layer, in the order of its gradients.
+constexpr int64_t kWantsX = 1, kLeftToProduct = 2, kWantsResidual = 4, kBeforeLayers = 3, kGradients = 4;
 
-// Returns (of x, of the first layer, four of each layer, four of the excitation). x's gradient is the sum of the first
-// two: what the shortcut gives, null if it is dy itself, and the gradient of the first convolution's input; with
-// kLeftToProduct that of its result. Of a layer: weight, bias, weight and bias of batch norm. kept: the forward pass's
+// Returns (of the residual, of the first layer, four of each layer, four of the excitation). The first is the gradient
+// of a given residual or, in x's gradient, that of x or of the shortcut's input; null if it is dy itself. The second is
+// the gradient of the first convolution's input; with kLeftToProduct that of its result. x's gradient is their sum
+// unless the residual is given or absent. Of a layer: weight, bias, weight and bias of batch norm. kept: the forward pass's
 // results but y. tensors: without running statistics.
 inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x, block::Tensors tensors,
                                               const OptionalTensor& drop_path_scale, std::vector<Tensor> kept,
@@ -256,8 +267,8 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
   const OptionalTensor none;
   const int64_t layers = static_cast<int64_t>(plan.layers.size()), last = plan.branch() - 1;
   const OptionalTensor* const fc = tensors.data() + kTensors * layers;
-  const bool keeps_residual = keeps_input(plan.layers[last].out_act);
-  STD_TORCH_CHECK(static_cast<int64_t>(kept.size()) == 2 * layers + last + (keeps_residual && plan.has_shortcut),
+  using Residual = ResidualBlockPlan::Residual;
+  STD_TORCH_CHECK(static_cast<int64_t>(kept.size()) == 2 * layers + last + plan.keeps_residual(),
                   "kept tensors do not fit the plan");
   const auto parameters = [&](int64_t i) { return tensors.data() + kTensors * i; };
   const auto wants = [&](int64_t i) { return wanted >> (kBeforeLayers + kGradients * i) & 15; };
@@ -285,7 +296,8 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
     const Layout layout = layout_of(u, "the convolution's result");
     const bool closes = i == last;
     OptionalTensor residual;
-    if (closes && keeps_residual) residual = plan.has_shortcut ? kept.back() : ordered_like(x, u, layout);
+    if (closes && plan.keeps_residual()) residual = kept.back();
+    if (closes && keeps_input(layer.out_act) && plan.residual == Residual::x) residual = ordered_like(x, u, layout);
     const BatchNormParams bn{none, none, t[4], t[5], layer.batch_stats, layer.momentum, layer.eps};
     const ExcitationParams excitation{closes ? fc[0] : none, none, closes ? fc[2] : none, none, plan.act, plan.gate};
     const BlockOptions end{residual, closes ? drop_path_scale : none, layer.out_act};
@@ -315,9 +327,12 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
   };
   const auto input = [&](int64_t i) -> const Tensor& { return i ? kept[2 * layers + i - 1] : x; };
 
-  const bool want_shortcut = want_x || (plan.has_shortcut && wants(layers - 1));
+  bool want_dr = want_x;
+  if (plan.has_shortcut()) want_dr = want_x || wants(layers - 1);
+  if (plan.residual == Residual::given) want_dr = wanted & kWantsResidual;
+  if (plan.residual == Residual::none) want_dr = false;
   OptionalTensor dr;
-  Tensor du = norm(last, dy, want_shortcut, dr);
+  Tensor du = norm(last, dy, want_dr, dr);
   int64_t i = last;
   const auto wants_before = [&](int64_t end) {
     for (int64_t j = 0; j < end; ++j)
@@ -331,11 +346,12 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
   const bool by_product = wanted & kLeftToProduct;
   const OptionalTensor dx = conv(i, du, input(i), i == 0 && want_x && !by_product);
   if (want_x) found[1] = by_product ? du : dx;
-  if (plan.has_shortcut && want_shortcut) {
+  if (plan.has_shortcut() && want_dr) {
     OptionalTensor inner;
     dr = conv(layers - 1, norm(layers - 1, dr ? *dr : dy, false, inner), x, want_x);
+    want_dr = want_x;
   }
-  if (want_x) found[0] = dr;
+  if (want_dr) found[0] = dr;
   return found;
 }
 

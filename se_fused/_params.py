@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "NO_BATCH_NORM",
     "NO_EXCITATION",
+    "RESIDUALS",
     "BatchNormParams",
     "BlockOptions",
     "BlockSettings",
@@ -135,11 +136,17 @@ class BlockSettings:
     """Settings of a residual block, which stay the same from call to call."""
 
     layers: tuple[LayerSettings, ...]
-    has_shortcut: bool
+    residual: str
+    """What is added at the end, of RESIDUALS: nothing, x, the result of the last layer for x, or a given tensor."""
     act: str = "relu"
     gate: str = "sigmoid"
     plans: dict[Any, int] = field(default_factory=dict)
     """Numbers of these settings in C++ libraries, by library."""
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the last layer is the shortcut's."""
+        return self.residual == "shortcut"
 
     @property
     def last(self) -> int:
@@ -149,16 +156,17 @@ class BlockSettings:
 
 @dataclass(slots=True, eq=False)
 class ResidualBlockParams:
-    """A whole residual block: out_act(drop_path_scale * SE(branch(x)) + shortcut(x)).
+    """A whole residual block: out_act(drop_path_scale * SE(branch(x)) + residual), or a part of one.
 
     Layers are numbered along the branch; the shortcut's, if there is one, is the last. The activation of the branch's
-    last layer is the block's, after the addition. Without a shortcut x itself is added.
+    last layer is the block's, after the addition.
     """
 
     settings: BlockSettings
     tensors: list[Any]
     """Six of each layer: the convolution's weight and bias, running mean, running variance, weight and bias of batch
     norm; then the excitation's four, all None without SE."""
+    residual: Tensor | None = None  # the tensor to add, if the settings say that it is given
     drop_path_scale: Tensor | None = None  # (N,)
 
     def conv(self, i: int) -> ConvParams:
@@ -189,7 +197,7 @@ class ResidualBlockParams:
         tensors = list(self.tensors)
         for i in range(2, len(tensors) - 4, 6):
             tensors[i] = tensors[i + 1] = None
-        return ResidualBlockParams(self.settings, tensors, self.drop_path_scale)
+        return ResidualBlockParams(self.settings, tensors, self.residual, self.drop_path_scale)
 
 
 class Results(NamedTuple):
@@ -227,5 +235,7 @@ class Gradients(NamedTuple):
     dfc2_bias: Tensor
 
 
+RESIDUALS = ("none", "x", "shortcut", "given")
+"""What a block adds at its end; the position is the number in C++."""
 NO_BATCH_NORM = BatchNormParams(None, None, None, None, False)
 NO_EXCITATION = ExcitationParams(None, None, None, None)

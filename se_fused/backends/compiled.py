@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .._params import (
+    RESIDUALS,
     BatchNormParams,
     BlockOptions,
     BlockSettings,
@@ -114,7 +115,7 @@ def number_of(namespace: Any, settings: BlockSettings) -> int:
     number = settings.plans.get(namespace)
     if number is None:
         layers = settings.layers
-        numbers = [len(layers[0].stride), len(layers), int(settings.has_shortcut)]
+        numbers = [len(layers[0].stride), len(layers), RESIDUALS.index(settings.residual)]
         numbers += ACT_CODES[settings.act], GATE_CODES[settings.gate]
         norms: list[float] = []
         for layer in layers:
@@ -134,7 +135,7 @@ _numbers: dict[Any, int] = {}
 def _block_forward(operator: Operator, namespace: Any) -> Callable[..., list[Tensor]]:
     def residual_block_forward(x: Tensor, block: ResidualBlockParams, save: bool) -> list[Tensor]:
         number = number_of(namespace, block.settings)
-        results: list[Tensor] = operator(x, block.tensors, block.drop_path_scale, number, save)
+        results: list[Tensor] = operator(x, block.tensors, block.residual, block.drop_path_scale, number, save)
         return results
 
     return residual_block_forward

@@ -17,7 +17,7 @@ from .known import is_nothing, is_plain, out_activation
 from .norms import PLAIN
 from .squeeze_excite import fusable_arguments
 
-__all__ = ["BlockModules", "ConvNorm", "Plan", "plan_of"]
+__all__ = ["BlockModules", "ConvNorm", "ModulesOf", "Plan", "plan_of"]
 
 
 class ConvNorm(NamedTuple):
@@ -29,13 +29,14 @@ class ConvNorm(NamedTuple):
 
 
 class BlockModules(NamedTuple):
-    """The modules of a residual block: act(drop(se(branch(x))) + shortcut(x)).
+    """The modules of a residual block, or of a part of one: act(drop(se(branch(x))) + residual).
 
-    The last activation of ``branch`` is that of the block, after the addition.
+    The last activation of ``branch`` is that of the block, after the addition. The residual is shortcut(x) with a
+    ``shortcut``, else what ``residual`` says.
     """
 
     branch: tuple[ConvNorm, ...]
-    shortcut: ConvNorm | nn.Module | None = None  # or a Sequential of a convolution and a batch norm; None adds x
+    shortcut: ConvNorm | nn.Module | None = None  # or a Sequential of a convolution and a batch norm
     se: nn.Module | None = None
     drop: nn.Module | None = None
     arguments: Callable[[Any], dict[str, Any] | None] = fusable_arguments
@@ -44,6 +45,8 @@ class BlockModules(NamedTuple):
     """Modules that must do nothing."""
     containers: tuple[nn.Module, ...] = ()
     """Modules around those above, which must not have hooks."""
+    residual: str = "x"
+    """Without a shortcut: "x", "none", or "given" for a tensor that the call has."""
 
 
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
@@ -71,7 +74,7 @@ class Plan:
     suitable: bool = False
     """Whether the block can be one call. If not, it is read again when what was read of it changes."""
     dim: int = 4
-    settings: BlockSettings = field(default_factory=lambda: BlockSettings((), False))
+    settings: BlockSettings = field(default_factory=lambda: BlockSettings((), "none"))
     drop: nn.Module | None = None
     # Compared in every call.
     modules: tuple[nn.Module, ...] = ()
@@ -113,7 +116,7 @@ class _Reader:
         self.tensors: list[Place] = []
         self.counters: list[Place] = []
         self.names = "relu", "sigmoid"
-        self.has_shortcut = False
+        self.residual = "none"
 
     def module(self, module: nn.Module | None) -> None:
         """A module whose class and hooks are compared, with all modules in it."""
@@ -198,7 +201,6 @@ class _Reader:
             _require(isinstance(shortcut, nn.Sequential) and len(children) == 2)
             shortcut = ConvNorm(*children)  # type: ignore[arg-type]
         self.layer(shortcut)
-        self.has_shortcut = True
 
     def block_of(self, given: BlockModules) -> None:
         """All modules of the block."""
@@ -211,6 +213,7 @@ class _Reader:
         self.excitation(given)
         self.module(given.drop)
         self.plan.drop = given.drop
+        self.residual = given.residual if given.shortcut is None else "shortcut"
 
     def finish(self, suitable: bool) -> Plan:
         """The plan of what was read so far."""
@@ -225,19 +228,21 @@ class _Reader:
         plan.compared = tuple(self.compared)
         plan.values = [values[name] for values, name in self.compared]
         plan.tensors, plan.counters = tuple(self.tensors), tuple(self.counters)
-        plan.settings = BlockSettings(tuple(self.layers), self.has_shortcut, *self.names)
+        plan.settings = BlockSettings(tuple(self.layers), self.residual, *self.names)
         plan.suitable = suitable and not any(plan.hooks) and not any(plan.overrides)
         return plan
 
 
-_plans: dict[tuple[int, bool], Plan] = {}
-"""Plans of blocks by id and training flag, so that evaluation between steps reads nothing again. A plan is removed
-together with its block."""
+ModulesOf = Callable[[Any], BlockModules | None]
+
+_plans: dict[tuple[int, bool, ModulesOf], Plan] = {}
+"""Plans by the block's id, its training flag, so that evaluation between steps reads nothing again, and the function
+that gives its modules, because a block may have several parts. A plan is removed together with its block."""
 
 
-def plan_of(block: nn.Module, modules: Callable[[Any], BlockModules | None]) -> Plan:
+def plan_of(block: nn.Module, modules: ModulesOf) -> Plan:
     """The plan of a block, read if it was not read before or has changed since."""
-    key = id(block), block.training
+    key = id(block), block.training, modules
     plan = _plans.get(key)
     if plan is not None and plan.block() is block and plan.holds():
         return plan

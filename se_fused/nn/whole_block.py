@@ -4,7 +4,7 @@ A block's forward calls :func:`whole_block` first. Its result is None if the mod
 hooks or was replaced, a graph is traced, or no kernel exists for the call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -20,7 +20,7 @@ from ..functional.dispatch import backend_for
 from ..ops.layout import is_channels_last
 from ..ops.operators import through_dispatcher
 from ..ops.residual_block import residual_block
-from .block_plan import BlockModules, Plan, plan_of
+from .block_plan import ModulesOf, Plan, plan_of
 from .residual_block import path_scale
 
 __all__ = ["whole_block"]
@@ -45,9 +45,11 @@ def _sizes(x: Tensor, layers: Sequence[LayerSettings], weights: list[Tensor]) ->
     return (channels, *sizes) if min(sizes) > 0 else None
 
 
-def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: bool) -> bool:
+def _has_kernels(plan: Plan, x: Tensor, residual: Tensor | None, tensors: list[Tensor | None], autocast: bool) -> bool:
     """Whether the kernels take the block's tensors as they are. If not, the modules convert them or raise an error."""
-    present = [t for t in tensors if t is not None]
+    present = [t for t in (residual, *tensors) if t is not None]
+    if residual is not None and residual.dtype != x.dtype:
+        return False
     if not all(type(t) in (Tensor, nn.Parameter) and t.device == x.device for t in present):
         return False
     layers = plan.settings.layers
@@ -67,7 +69,11 @@ def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: 
     count = plan.settings.last + 1
     y = _sizes(x, layers[:count], weights[:count])
     shortcut = _sizes(x, layers[count:], weights[count:])
-    if y is None or y != shortcut or x.shape[0] * prod(y[1:]) < 2:
+    if y is None or x.shape[0] * prod(y[1:]) < 2:
+        return False
+    if plan.settings.residual in ("x", "shortcut") and y != shortcut:
+        return False
+    if residual is not None and (residual.shape[1:] != y or residual.shape[0] != x.shape[0]):
         return False
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors[-4:]
     if fc1_weight is None:
@@ -78,13 +84,15 @@ def _has_kernels(plan: Plan, x: Tensor, tensors: list[Tensor | None], autocast: 
     return fc1_weight.dtype == fc2_weight.dtype and all(t is None or t.numel() == size for t, size in shapes)
 
 
-def whole_block(block: nn.Module, x: Tensor, modules: Callable[[Any], BlockModules | None]) -> Tensor | None:
+def whole_block(block: nn.Module, x: Tensor, modules: ModulesOf, residual: Tensor | None = None) -> Tensor | None:
     """The block's result in one call, or None if its modules must be called.
 
     Args:
         block: the residual block.
         x: (N, C, *spatial), its input.
-        modules: returns the block's modules; None if no call has its order of operations.
+        modules: returns the modules of the block, or of a part of it; None if no call has its order of operations. One
+            function, not a new one in each call.
+        residual: the tensor to add at the end, for modules whose residual is given.
 
     Returns:
         (N, D, *spatial), x's dtype. Running statistics and ``num_batches_tracked`` are updated as the batch norms
@@ -101,14 +109,23 @@ def whole_block(block: nn.Module, x: Tensor, modules: Callable[[Any], BlockModul
     if backend is None:
         return None
     tensors: list[Any] = [values[name] for values, name in plan.tensors]
-    present = [t for t in tensors if t is not None]
+    present = [t for t in (residual, *tensors) if t is not None]
     autocast = autocasts(x)
     if autocast and torch.get_autocast_dtype(x.device.type) != x.dtype:
         return None
-    key = (x.shape, x.dtype, x.device, autocast, *map(type, present), *map(_dtype, present), *map(_device, present))
+    key = (
+        x.shape,
+        None if residual is None else residual.shape,
+        x.dtype,
+        x.device,
+        autocast,
+        *map(type, present),
+        *map(_dtype, present),
+        *map(_device, present),
+    )
     supported = plan.checked.get(key)
     if supported is None:
-        supported = _has_kernels(plan, x, tensors, autocast)
+        supported = _has_kernels(plan, x, residual, tensors, autocast)
         if len(plan.checked) >= _MAX_CHECKED:
             plan.checked.clear()
         plan.checked[key] = supported
@@ -121,4 +138,4 @@ def whole_block(block: nn.Module, x: Tensor, modules: Callable[[Any], BlockModul
             return None
     if plan.counters:
         torch._foreach_add_([values[name] for values, name in plan.counters], 1)
-    return residual_block(backend, x, ResidualBlockParams(plan.settings, tensors, scale))
+    return residual_block(backend, x, ResidualBlockParams(plan.settings, tensors, residual, scale))

@@ -24,11 +24,11 @@ from ..activations import OUT_ACT_CODES, recomputed, writes_dr
 from .batch_norm_squeeze_excite import call_backward, call_forward
 from .layout import dense, dense_like
 
-__all__ = ["LEFT_TO_PRODUCT", "WANTS_X", "compose_backward", "compose_forward", "wants"]
+__all__ = ["LEFT_TO_PRODUCT", "WANTS_RESIDUAL", "WANTS_X", "compose_backward", "compose_forward", "wants"]
 
-# The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; then four of
-# each layer: weight and bias of the convolution and of batch norm.
-WANTS_X, LEFT_TO_PRODUCT, _BEFORE_LAYERS = 1, 2, 2
+# The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; the gradient of
+# a given residual; then four of each layer: weight and bias of the convolution and of batch norm.
+WANTS_X, LEFT_TO_PRODUCT, WANTS_RESIDUAL, _BEFORE_LAYERS = 1, 2, 4, 3
 
 _convolution_backward = torch.ops.aten.convolution_backward.default._op
 
@@ -87,7 +87,7 @@ def compose_forward(backend: Any, x: Tensor, block: ResidualBlockParams, save: b
                 kept.append(residual)
         return results.y
 
-    residual = x
+    residual = x if settings.residual == "x" else block.residual
     if settings.has_shortcut:
         residual = layer(len(settings.layers) - 1, x, None)
         shortcut, kept = kept, []
@@ -115,10 +115,11 @@ def compose_backward(
     """The gradients of :func:`compose_forward`.
 
     Returns:
-        Of x, of the first layer, four of each layer, and four of the excitation. x's gradient is the sum of the first
-        two: what the shortcut gives, None if it is dy itself, and the gradient of the first convolution's input; with
-        LEFT_TO_PRODUCT that of its result. Those of a layer belong to weight and bias of the convolution and of batch
-        norm.
+        Of the residual, of the first layer, four of each layer, and four of the excitation. The first is the gradient
+        of a given residual or, in x's gradient, that of x or of the shortcut's input; None if it is dy itself. The
+        second is the gradient of the first convolution's input; with LEFT_TO_PRODUCT that of its result. x's gradient
+        is their sum unless the residual is given or absent. Those of a layer belong to weight and bias of the
+        convolution and of batch norm.
     """
     settings = block.settings
     layers, last = len(settings.layers), settings.last
@@ -151,8 +152,13 @@ def compose_backward(
         found[2 + 4 * i : 2 + 4 * i + 2] = gradients
         return da
 
-    want_shortcut = want_x or (settings.has_shortcut and wants(wanted, layers - 1) != 0)
-    end = norm(last, dy, want_shortcut)
+    want_dr = {
+        "none": False,
+        "x": want_x,
+        "shortcut": want_x or wants(wanted, layers - 1) != 0,
+        "given": bool(wanted & WANTS_RESIDUAL),
+    }[settings.residual]
+    end = norm(last, dy, want_dr)
     i, du = last, end.dx
     while i > 0 and (want_x or any(wants(wanted, j) for j in range(i))):
         da = conv(i, du, True)
@@ -163,10 +169,9 @@ def compose_backward(
     dx = conv(i, du, i == 0 and want_x and not by_product)
     if want_x:
         found[1] = du if by_product else dx
-    if want_shortcut:
+    if want_dr:
         dr = end.dr if writes_dr(OUT_ACT_CODES[settings.layers[last].out_act], True) else None
         if settings.has_shortcut:
             dr = conv(layers - 1, norm(layers - 1, dy if dr is None else dr, False).dx, want_x)
-        if want_x:
-            found[0] = dr
+        found[0] = dr
     return found

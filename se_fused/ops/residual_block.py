@@ -18,6 +18,7 @@ from .. import backends
 from .._params import ConvParams, ResidualBlockParams
 from .compose_residual_block import (
     LEFT_TO_PRODUCT,
+    WANTS_RESIDUAL,
     WANTS_X,
     compose_backward,
     compose_forward,
@@ -102,13 +103,15 @@ def _cast(block: ResidualBlockParams, dtype: torch.dtype) -> ResidualBlockParams
                 if tensors is block.tensors:
                     tensors = list(tensors)
                 tensors[j] = t.to(dtype)
-    return block if tensors is block.tensors else ResidualBlockParams(block.settings, tensors, block.drop_path_scale)
+    if tensors is block.tensors:
+        return block
+    return ResidualBlockParams(block.settings, tensors, block.residual, block.drop_path_scale)
 
 
 def _wanted(needed: tuple[bool, ...]) -> int:
-    """The bits of the gradients that x and six tensors of each layer need, without LEFT_TO_PRODUCT."""
-    want_x, *flags = needed
-    wanted, bit = WANTS_X if want_x else 0, 4
+    """The bits of the gradients that x, the residual and six tensors of each layer need, without LEFT_TO_PRODUCT."""
+    want_x, want_residual, *flags = needed
+    wanted, bit = WANTS_X * want_x | WANTS_RESIDUAL * want_residual, 2 * WANTS_RESIDUAL
     for i in range(0, len(flags) - 4, 6):
         for flag in (flags[i], flags[i + 1], flags[i + 4], flags[i + 5]):
             wanted |= bit * flag
@@ -120,7 +123,12 @@ class _ResidualBlock(torch.autograd.Function):
     # setup_context is needed only for torch.func, and costs an inspect.signature per call.
     @staticmethod
     def forward(
-        ctx: Any, backend: backends.Backend, block: ResidualBlockParams, x: Tensor, *tensors: Tensor | None
+        ctx: Any,
+        backend: backends.Backend,
+        block: ResidualBlockParams,
+        x: Tensor,
+        residual: Tensor | None,
+        *tensors: Tensor | None,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         block = _cast(block, x.dtype)
@@ -135,18 +143,21 @@ class _ResidualBlock(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         x, drop, *saved = ctx.saved_tensors
         settings, needed = ctx.settings, ctx.needs_input_grad[2:]
-        count = len(needed) - 1
-        block = ResidualBlockParams(settings, saved[:count], drop)
+        count = len(needed) - 2
+        block = ResidualBlockParams(settings, saved[:count], None, drop)
         wanted = _wanted(needed)
         with torch.no_grad():
-            first = block.conv(0) if wanted & WANTS_X else None
+            adds_to_x = settings.residual in ("x", "shortcut")
+            first = block.conv(0) if wanted & WANTS_X and adds_to_x else None
             if first is not None and adds_by_product(first, x):
                 wanted |= LEFT_TO_PRODUCT
             base, of_layer, *found = _backward(ctx.backend, dy, x, block, saved[count:], wanted)
-            dx = None
-            if of_layer is not None:
+            dx, dresidual = of_layer, None
+            if wanted & WANTS_RESIDUAL:
+                dresidual = dy if base is None else base
+            if of_layer is not None and adds_to_x:
                 dx = _sum(base, of_layer, dy, x, first if wanted & LEFT_TO_PRODUCT else None)
-        gradients: list[Tensor | None] = [dx]
+        gradients: list[Tensor | None] = [dx, dresidual]
         for i in range(len(settings.layers)):
             weight, bias, bn_weight, bn_bias = found[4 * i : 4 * i + 4]
             gradients += weight, bias, None, None, bn_weight, bn_bias
@@ -154,6 +165,13 @@ class _ResidualBlock(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *refuse_second_derivatives(*gradients)
         return None, None, *gradients
+
+
+def _needs_gradient(x: Tensor, block: ResidualBlockParams) -> bool:
+    for t in (x, block.residual, *block.tensors):
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def residual_block(backend: backends.Backend, x: Tensor, block: ResidualBlockParams) -> Tensor:
@@ -168,7 +186,7 @@ def residual_block(backend: backends.Backend, x: Tensor, block: ResidualBlockPar
     Returns:
         y (N, D, *spatial), in x's dtype. Running statistics are updated.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in block.tensors)):
-        y: Tensor = _ResidualBlock.apply(backend, block, x, *block.tensors)
+    if torch.is_grad_enabled() and (_needs_gradient(x, block)):
+        y: Tensor = _ResidualBlock.apply(backend, block, x, block.residual, *block.tensors)
         return y
     return _forward(backend, x, _cast(block, x.dtype), False)[0]

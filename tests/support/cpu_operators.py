@@ -124,7 +124,7 @@ def _block(training: bool) -> tuple[Tensor, list[Tensor | None], int]:
 
 
 def _block_plan() -> Iterator[Arguments]:
-    # dimensions, layers, shortcut, act, gate; stride, padding, dilation, groups, out_act of a layer
+    # dimensions, layers, residual, act, gate; stride, padding, dilation, groups, out_act of a layer
     yield [1, 1, 0, ACT_CODES["relu"], GATE_CODES["sigmoid"], 1, 0, 1, 1, OUT_ACT_CODES["relu"]], [1.0, 0.1, 1e-5]
 
 
@@ -132,16 +132,16 @@ def _block_forward() -> Iterator[Arguments]:
     for training in (True, False):
         for save in (True, False):
             x, tensors, plan = _block(training)
-            yield x, tensors, torch.rand(len(x)), plan, save
+            yield x, tensors, None, torch.rand(len(x)), plan, save
 
 
 def _block_backward() -> Iterator[Arguments]:
-    for wanted in (-1, 0b0111, 1 << 2):  # all; x and the first weight with a product; the first weight
+    for wanted in (-1, 0b1011, 1 << 3):  # all; x and the first weight with a product; the first weight
         x, tensors, plan = _block(training=True)
-        y, *kept = torch.ops.se_fused_cpu.residual_block_forward(x, tensors, None, plan, True)
+        y, *kept = torch.ops.se_fused_cpu.residual_block_forward(x, tensors, None, None, plan, True)
         for i in range(2, len(tensors) - 4, 6):
             tensors[i] = tensors[i + 1] = None
-        yield torch.randn_like(y), x, tensors, None, kept, plan, wanted & (2**18 - 1)
+        yield torch.randn_like(y), x, tensors, None, kept, plan, wanted & (2**19 - 1)
 
 
 def _capability() -> Iterator[Arguments]:
