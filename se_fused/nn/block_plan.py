@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._params import BlockSettings, LayerSettings
 from .known import is_nothing, is_plain, out_activation
-from .norms import PLAIN
+from .norms import PLAIN, brought_activation, is_batch_norm_act
 from .squeeze_excite import fusable_arguments
 
 __all__ = ["BlockModules", "ConvNorm", "ModulesOf", "Plan", "plan_of"]
@@ -152,6 +152,9 @@ class _Reader:
         stride, padding, dilation, groups, mode = self.setting(conv, *_SETTINGS)
         _require(mode == "zeros" and isinstance(padding, tuple))
         name = act if isinstance(act, str) else out_activation(act)
+        if is_batch_norm_act(bn):  # timm's batch norm with an activation inside
+            _require(name == "none")
+            name = brought_activation(bn)
         _require(name is not None)
         assert name is not None
         self.layers.append(LayerSettings(stride, padding, dilation, groups, name, *self.norm(bn)))
@@ -164,7 +167,7 @@ class _Reader:
     def norm(self, bn: nn.Module) -> tuple[bool, float, float]:
         """Settings of a batch norm that normalises by the batch or by its running statistics."""
         # A frozen batch norm promotes x to the dtype of its buffers; a SyncBatchNorm may have to synchronise.
-        _require(type(bn) in PLAIN)
+        _require(type(bn) in PLAIN or (is_batch_norm_act(bn) and isinstance(bn, _BatchNorm)))
         assert isinstance(bn, _BatchNorm)
         training, momentum, eps, tracks = self.setting(bn, "training", "momentum", "eps", "track_running_stats")
         _require(tracks and bn.running_mean is not None and bn.running_var is not None and momentum is not None)

@@ -113,16 +113,8 @@ def whole_block(block: nn.Module, x: Tensor, modules: ModulesOf, residual: Tenso
     autocast = autocasts(x)
     if autocast and torch.get_autocast_dtype(x.device.type) != x.dtype:
         return None
-    key = (
-        x.shape,
-        None if residual is None else residual.shape,
-        x.dtype,
-        x.device,
-        autocast,
-        *map(type, present),
-        *map(_dtype, present),
-        *map(_device, present),
-    )
+    kinds = *map(type, present), *map(_dtype, present), *map(_device, present)
+    key = x.shape, None if residual is None else residual.shape, x.dtype, x.device, autocast, kinds
     supported = plan.checked.get(key)
     if supported is None:
         supported = _has_kernels(plan, x, residual, tensors, autocast)

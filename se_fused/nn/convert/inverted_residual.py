@@ -8,7 +8,8 @@ block performs the steps of the original forward in the same order.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from ... import functional as F_se
 from ..._checks import autocasts
 from ...backends import find, forced
+from ..block_plan import BlockModules, ConvNorm
 from ..known import is_nothing, is_of, is_plain, out_activation, untouched
 from ..norms import brought_activation, is_fusable, promoted, take
 from ..residual_block import is_own
 from ..se_layers import excitation
+from ..whole_block import whole_block
 from .block_end import block_end
 from .class_swap import Handler, block_forward, register
 from .modules import conv_norm_act, conv_parts, norm_act, norm_refusal
@@ -140,25 +143,78 @@ def _space_to_depth(self: Any, x: Tensor) -> Tensor:
     return x if self.conv_s2d is None else norm_act(self.bn_s2d, None, self.conv_s2d(x), is_own(self.conv_s2d))
 
 
-def _close(self: Any, bn: nn.Module, projection: nn.Module, out: Tensor, x: Tensor) -> Tensor:
-    if not self.has_skip:
-        return block_end(out, None, bn=bn, act=None, own=is_own(projection))
-    return block_end(out, x, bn=bn, act=None, drop=self.drop_path, own=is_own(projection))
+class _Names(NamedTuple):
+    """Names of a block's modules: depthwise convolution and projection, each with its batch norm."""
+
+    depthwise: str
+    depthwise_bn: str
+    projection: str
+    projection_bn: str
+
+
+_INVERTED, _SEPARABLE = _Names("conv_dw", "bn2", "conv_pwl", "bn3"), _Names("conv_dw", "bn1", "conv_pw", "bn2")
+
+
+def _pair(self: Any, conv: str, bn: str) -> ConvNorm:
+    return ConvNorm(getattr(self, conv), getattr(self, bn))
+
+
+def _expansion_modules(self: Any) -> BlockModules:
+    return BlockModules((_pair(self, "conv_pw", "bn1"),), residual="none")
+
+
+def _without_se_modules(names: _Names, self: Any) -> BlockModules | None:
+    """All layers of a block without SE."""
+    if self.conv_s2d is not None:
+        return None
+    layers = [_pair(self, names.depthwise, names.depthwise_bn), _pair(self, names.projection, names.projection_bn)]
+    if names is _INVERTED:
+        layers.insert(0, _pair(self, "conv_pw", "bn1"))
+    drop, residual = (self.drop_path, "x") if self.has_skip else (None, "none")
+    return BlockModules(tuple(layers), drop=drop, absent=(self.aa, self.se), residual=residual)
+
+
+def _projection_modules(names: _Names, self: Any) -> BlockModules:
+    layer = _pair(self, names.projection, names.projection_bn)
+    drop, residual = (self.drop_path, "given") if self.has_skip else (None, "none")
+    return BlockModules((layer,), drop=drop, residual=residual)
+
+
+# One function for each part of each class, by which their plans are found.
+_WITHOUT_SE = {names: partial(_without_se_modules, names) for names in (_INVERTED, _SEPARABLE)}
+_PROJECTION = {names: partial(_projection_modules, names) for names in (_INVERTED, _SEPARABLE)}
+
+
+def _timm_block(self: Any, names: _Names, x: Tensor) -> Tensor:
+    has_se = not is_nothing(self.se)
+    if not has_se and (whole := whole_block(self, x, _WITHOUT_SE[names])) is not None:
+        return whole
+    out = _space_to_depth(self, x)
+    if names is _INVERTED:
+        expanded = whole_block(self, out, _expansion_modules)
+        out = norm_act(self.bn1, None, self.conv_pw(out), is_own(self.conv_pw)) if expanded is None else expanded
+    depthwise, projection = getattr(self, names.depthwise), getattr(self, names.projection)
+    bn, last = getattr(self, names.depthwise_bn), getattr(self, names.projection_bn)
+    out, residual = depthwise(out), x if self.has_skip else None
+    if has_se and is_nothing(self.aa) and _modules_are_faster(out):
+        out = self.se(bn(out))
+        if (closed := whole_block(self, out, _PROJECTION[names], residual)) is not None:
+            return closed
+        out = projection(out)
+    else:
+        out = _middle(bn, self.aa, self.se, projection, out, is_own(depthwise))
+    drop = self.drop_path if self.has_skip else None
+    return block_end(out, residual, bn=last, act=None, drop=drop, own=is_own(projection))
 
 
 @block_forward()
 def _inverted_residual(self: Any, x: Tensor) -> Tensor:
-    out = self.conv_pw(_space_to_depth(self, x))
-    out = self.conv_dw(norm_act(self.bn1, None, out, is_own(self.conv_pw)))
-    out = _middle(self.bn2, self.aa, self.se, self.conv_pwl, out, is_own(self.conv_dw))
-    return _close(self, self.bn3, self.conv_pwl, out, x)
+    return _timm_block(self, _INVERTED, x)
 
 
 @block_forward()
 def _depthwise_separable(self: Any, x: Tensor) -> Tensor:
-    out = self.conv_dw(_space_to_depth(self, x))
-    out = _middle(self.bn1, self.aa, self.se, self.conv_pw, out, is_own(self.conv_dw))
-    return _close(self, self.bn2, self.conv_pw, out, x)
+    return _timm_block(self, _SEPARABLE, x)
 
 
 def _describe(se: object) -> str:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ... import functional as F_se
+from ..block_plan import BlockModules, ConvNorm
 from ..known import is_of, out_activation, untouched
 from ..norms import is_batch_norm, is_batch_norm_act, normalisation, promoted, take
 from ..residual_block import is_own
+from ..whole_block import whole_block
 
 __all__ = [
     "ConvNormAct",
@@ -91,8 +93,16 @@ def apply(parts: ConvNormAct, x: Tensor) -> Tensor:
     return norm_act(parts.bn, parts.act, parts.conv(x), is_own(parts.conv))
 
 
+def _modules_of(module: nn.Module) -> BlockModules | None:
+    parts = conv_parts(module)
+    return None if parts is None else BlockModules((ConvNorm(*parts),), residual="none", containers=(module,))
+
+
 def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:
-    """module(x), with batch norm and activation in one call if :func:`conv_parts` supports the module."""
+    """module(x), in one call or with batch norm and activation in one call, if :func:`conv_parts` supports the
+    module."""
+    if (out := whole_block(module, x, _modules_of)) is not None:
+        return out
     parts = conv_parts(module)
     if parts is None:
         y: Tensor = module(x)
