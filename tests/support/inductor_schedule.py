@@ -20,6 +20,7 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, config, output_code
 from torch._inductor.cudagraph_utils import check_for_mutation
+from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -185,6 +186,7 @@ def _schedules(step: Callable[[], None], **options: Any) -> list[Schedule]:
         for node in graph.graph.nodes:
             if "device" in node.kwargs:
                 node.kwargs = {**node.kwargs, "device": CUDA}
+        view_to_reshape(graph)  # as Inductor does first: strides may differ from the traced ones
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*given)
         return compile_fx.compile_fx_inner(graph, given, **settings)
 
