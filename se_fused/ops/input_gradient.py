@@ -57,7 +57,8 @@ def _is_shortcut_gradient(node: Any) -> bool:
     if not (isinstance(node, fx.Node) and node.target is operator.getitem and len(node.users) == 1):
         return False
     made_by: Any = node.args[0]
-    return made_by.target is torch.ops.se_fused.batch_norm_squeeze_excite_backward.default and node.args[1] == 1
+    number: Any = node.args[1]
+    return number == 1 and made_by.target is torch.ops.se_fused.batch_norm_squeeze_excite_backward.default
 
 
 def _is_product(node: Any) -> bool:

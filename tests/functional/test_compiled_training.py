@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import se_fused
 from se_fused import functional
+from se_fused._formats import LAYOUTS
 from se_fused._params import BatchNormParams
 from se_fused.ops.running import update
 from se_fused.testing.verify import Case
@@ -166,3 +167,34 @@ def test_a_step_of_a_network() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     for (name, a), (_, b) in zip(compiled.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("x_order, other", [("contiguous", "channels_last"), ("channels_last", "contiguous")])
+@pytest.mark.parametrize("out_act", ["relu", "silu"])
+def test_maps_in_different_orders(x_order: str, other: str, out_act: str) -> None:
+    """A compiler may give the operators each tensor in another order than the traced one."""
+    given = Case("batch_norm_squeeze_excite", training=True).draw(0)
+    names = "residual running_mean running_var bn_weight bn_bias fc1_weight fc1_bias fc2_weight fc2_bias"
+    tensors = [given[name].detach() for name in names.split()]
+    x, dy = given["x"].detach(), torch.randn_like(given["x"])
+    w1, w2 = tensors[5], tensors[7]
+
+    def step(orders: tuple[str, str, str], transposed: bool) -> list[Tensor]:
+        a, b, c = (t.contiguous(memory_format=LAYOUTS[o]) for t, o in zip((x, tensors[0], dy), orders, strict=True))
+        layers = [t.t().contiguous().t() if transposed else t for t in (w1, w2)]
+        mean, var = tensors[1].clone(), tensors[2].clone()
+        rest = (given["drop_path_scale"], True, 1e-5, "relu", "sigmoid", out_act, True, 0.1)
+        y, *saved = torch.ops.se_fused.batch_norm_squeeze_excite_train(
+            a, b, mean, var, *tensors[3:5], layers[0], tensors[6], layers[1], tensors[8], *rest
+        )
+        kept = b if out_act == "silu" else None
+        found = torch.ops.se_fused.batch_norm_squeeze_excite_backward(
+            c, a, kept, *saved, *tensors[3:5], *layers, *rest[:-2], True
+        )
+        assert y.stride() == found[0].stride() == a.stride()
+        return [y, mean, var, *found]
+
+    truth = step((x_order, x_order, x_order), False)
+    for a, b in zip(step((x_order, other, other), True), truth, strict=True):
+        assert torch.equal(a, b)

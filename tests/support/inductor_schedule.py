@@ -9,7 +9,7 @@ Fake CUDA tensors from the start would do without the move, but autograd's engin
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.device_interface import CudaInterface
 from torch._guards import detect_fake_mode
-from torch._inductor import compile_fx, config
+from torch._inductor import compile_fx, config, output_code
+from torch._inductor.cudagraph_utils import check_for_mutation
+from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime.hints import DeviceProperties
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -53,12 +55,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The kernels of one graph, Inductor's source, and why it would not be captured as a CUDA graph."""
+    """The kernels of one graph, Inductor's source, and whether it is captured as a CUDA graph."""
 
     backward: bool
     kernels: list[Kernel]
     source: str
-    no_cuda_graph: str | None
+    cuda_graph: str = "not asked for"
+    """Empty if Inductor would capture it (``mode="reduce-overhead"``), else the reason why not."""
 
     @property
     def bytes(self) -> int:
@@ -155,7 +158,7 @@ def _schedules(step: Callable[[], None], **options: Any) -> list[Schedule]:
     def to_module(lowering: GraphLowering) -> Any:
         code, _ = lowering.codegen()
         kernels = [kernel for kernel in map(_kernel, lowering.scheduler.nodes) if kernel is not None]
-        found.append(Schedule(bool(lowering.is_backward), kernels, getattr(code, "value", code), None))
+        found.append(Schedule(bool(lowering.is_backward), kernels, getattr(code, "value", code)))
         outputs = lowering.orig_gm.graph.output_node().args[0]
         values = [node.meta["val"] if isinstance(node, torch.fx.Node) else None for node in outputs]
 
@@ -164,6 +167,14 @@ def _schedules(step: Callable[[], None], **options: Any) -> list[Schedule]:
             return [None if v is None else torch.empty_strided(v.size(), v.stride(), dtype=v.dtype) for v in values]
 
         return SimpleNamespace(call=call, __file__="none")
+
+    def decided(reason: str) -> None:
+        found[-1] = replace(found[-1], cuda_graph=reason)
+
+    def cudagraphify(model: Any, static_input_idxs: Sequence[int] = (), **given: Any) -> Any:
+        wrapped: Any = SimpleNamespace(static_input_idxs=static_input_idxs, **given)
+        decided(check_for_mutation(wrapped, [None] * len(given["placeholders"]), lambda _: False) or "")
+        return model
 
     def on_cuda(graph: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
         mode = detect_fake_mode(inputs)
@@ -175,6 +186,7 @@ def _schedules(step: Callable[[], None], **options: Any) -> list[Schedule]:
         for node in graph.graph.nodes:
             if "device" in node.kwargs:
                 node.kwargs = {**node.kwargs, "device": CUDA}
+        view_to_reshape(graph)  # as Inductor does first: strides may differ from the traced ones
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*given)
         return compile_fx.compile_fx_inner(graph, given, **settings)
 
@@ -186,6 +198,8 @@ def _schedules(step: Callable[[], None], **options: Any) -> list[Schedule]:
         _h100(),
         config.patch(force_disable_caches=True, compile_threads=1, **options),
         mock.patch.object(GraphLowering, "compile_to_module", to_module),
+        mock.patch.object(compile_fx, "cudagraphify", cudagraphify),
+        mock.patch.object(output_code, "log_cudagraph_skip_and_bump_counter", decided),
     ):
         step(compiler)
     return found
