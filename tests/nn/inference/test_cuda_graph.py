@@ -437,13 +437,25 @@ def test_other_refusals(cuda: GraphsOnCpu) -> None:
     assert se_fused.graphed(nn.DataParallel(fast.module), x).module is fast.module
 
 
+class Plus(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.number
+
+
 def test_compilers_are_refused(cuda: GraphsOnCpu) -> None:
     x = images(1, 3, 8, 8)
     fast = se_fused.graphed(model(), x)
     with pytest.raises(Exception, match=r"graphed model cannot be compiled.*\.module"):
         torch.compile(fast, fullgraph=True, backend="eager")(x)
-    with pytest.raises(RuntimeError, match="graphed model cannot be compiled, exported or traced"):
-        torch.jit.trace(fast, x)
+    for export in (torch.jit.trace, torch.export.export):
+        with pytest.raises(RuntimeError, match="graphed model cannot be compiled, exported or traced"):
+            export(fast, (x,))
+    same(torch.compile(lambda x: fast(x) + 1, backend="eager"), nn.Sequential(fast.module, Plus(1)), x)
+    assert cuda.replays == [1]
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile"):
         torch.jit.script(fast)
 
