@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.cuda_graphs import GraphsOnCpu
+from support.cuda_graphs import GraphsOnCpu, cuda_stand_in  # noqa: F401 (fixture)
 from support.documents import blocks, section
 from support.paths import ROOT
 from torch import nn
@@ -14,10 +14,9 @@ from torch import nn
 import se_fused
 
 
-@pytest.fixture(name="cuda")
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> GraphsOnCpu:
+@pytest.fixture(autouse=True)
+def adam_takes_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
-    return GraphsOnCpu(monkeypatch)
 
 
 def example() -> str:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["GraphsOnCpu"]
+import se_fused
+from support.modules import randomise
+
+__all__ = ["Detector", "GraphsOnCpu", "Stream", "cuda_stand_in", "same", "small_model"]
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -145,3 +148,34 @@ class GraphsOnCpu:
         if not graph.calls:
             warnings.warn("The CUDA Graph is empty. This usually means ...", UserWarning, stacklevel=1)
         self.current = before
+
+
+@pytest.fixture(name="cuda")
+def cuda_stand_in(monkeypatch: pytest.MonkeyPatch) -> GraphsOnCpu:
+    return GraphsOnCpu(monkeypatch)
+
+
+# ---- models for the tests of se_fused.graphed
+def small_model() -> nn.Sequential:
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), se_fused.SqueezeExcite(8, rd_channels=2))
+    randomise(layers, 0)
+    return layers.eval()
+
+
+class Detector(nn.Module):
+    """Several arguments and results, nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, image: Tensor, boxes: dict[str, Tensor], wide: bool = False, *, shift: float = 0.0) -> Any:
+        y = image * self.scale[:, None, None] + shift
+        first = y.sum((1, 2, 3)) if wide else y.mean((1, 2, 3))
+        return {"scores": (first, boxes["a"] * 2), "count": 3, "maps": [y], "none": None}
+
+
+def same(graphed: Any, plain: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Check that both give the same bits."""
+    with torch.no_grad():
+        torch.testing.assert_close(graphed(*args, **kwargs), plain(*args, **kwargs), rtol=0, atol=0)

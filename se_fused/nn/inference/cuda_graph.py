@@ -106,7 +106,7 @@ class Graphed(nn.Module):
         return None if self._knows(key) else f"no graph for {key}; there are graphs for {self._keys()}"
 
     def _keys(self) -> str:
-        return "; ".join(map(str, self._graphs))
+        return "; ".join(map(str, list(self._graphs)))  # other threads may add graphs
 
     def _knows(self, key: Key) -> bool:
         try:
@@ -119,7 +119,8 @@ class Graphed(nn.Module):
 
         Raises:
             ValueError: a module is in training mode, or gradients are recorded and an argument requires grad.
-            RuntimeError: the call is compiled, exported or traced; or the model was changed and cannot be captured.
+            RuntimeError: the call is compiled with ``fullgraph=True``, exported or traced; or the model was changed and
+                cannot be captured.
         """
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             raise RuntimeError(
@@ -256,11 +257,11 @@ def graphed(model: nn.Module, *examples: Tensor | tuple[Any, ...] | Mapping[str,
     at the capture. Every other call runs the model itself: it is right, but not faster, and :meth:`Graphed.why_not`
     gives the reason. Results never require grad.
 
-    The result is a module that shares the model's parameters. Values that are written into them, by ``load_state_dict``
-    or an optimiser, hold for the next call. If parameters, buffers or submodules are replaced, moved or cast, the next
-    call captures its graph again. Its ``state_dict`` has the model's keys. ``copy.deepcopy`` and ``torch.save`` leave
-    the graphs out, and the first call captures them again. Several threads and streams may call it; they wait for each
-    other.
+    The result is a module that shares the model's parameters, and keeps their memory as long as its graphs. Values that
+    are written into them, by ``load_state_dict`` or an optimiser, hold for the next call. If parameters, buffers or
+    submodules are replaced, moved or cast, the next call captures its graph again. Its ``state_dict`` has the model's
+    keys. ``copy.deepcopy`` and ``torch.save`` leave the graphs out, and the first call captures them again. Several
+    threads and streams may call it; they wait for each other.
 
     Fixed at the capture, so that changing them later has no effect, are: attributes that are neither parameters nor
     buffers, values that the forward computes on the host, and settings of PyTorch such as ``allow_tf32``. Hooks that

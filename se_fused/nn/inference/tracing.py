@@ -134,7 +134,7 @@ def arguments_of_call(
     except TypeError as error:
         raise ValueError(
             f"model.forward{signature} cannot be called with {len(by_place) + len(by_name)} of its arguments "
-            f"({error}): give {name} as (first, second, ...) or {{'name': value, ...}}"
+            f"({error}): give {name}=(first, second, ...) or {name}={{'name': value, ...}}"
         ) from error
     places = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in places[: len(by_place)]]

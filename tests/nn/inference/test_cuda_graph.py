@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.cuda_graphs import GraphsOnCpu, Stream
+from support.cuda_graphs import Detector, GraphsOnCpu, Stream, cuda_stand_in, same, small_model  # noqa: F401 (fixture)
 from support.modules import randomise
 from support.optimize import images
 from torch import Tensor, nn
-from torch.nn.utils import spectral_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 import se_fused
@@ -20,25 +19,9 @@ from se_fused.nn import Graphed
 pytestmark = pytest.mark.quick
 
 
-@pytest.fixture(name="cuda")
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> GraphsOnCpu:
-    return GraphsOnCpu(monkeypatch)
-
-
-def model() -> nn.Sequential:
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), se_fused.SqueezeExcite(8, rd_channels=2))
-    randomise(layers, 0)
-    return layers.eval()
-
-
-def same(graphed: Any, plain: nn.Module, *args: Any, **kwargs: Any) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(graphed(*args, **kwargs), plain(*args, **kwargs), rtol=0, atol=0)
-
-
 # ---- replays
 def test_calls_replay_the_graph_of_their_shape(cuda: GraphsOnCpu) -> None:
-    plain = model()
+    plain = small_model()
     fast = se_fused.graphed(plain, images(1, 3, 8, 8), images(4, 3, 8, 8))
     assert isinstance(fast, Graphed) and fast.module is plain and not fast.training
     assert cuda.replays == [0, 0] and cuda.options == [{"capture_error_mode": "thread_local"}] * 2
@@ -74,7 +57,7 @@ def test_the_capture_runs_on_a_side_stream_after_three_calls(cuda: GraphsOnCpu) 
     ids=["batch", "size", "layout", "gaps", "expanded"],
 )
 def test_other_tensors_call_the_model(cuda: GraphsOnCpu, change: Any) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x)
     other = change(x)
     assert fast.why_not(x) is None
@@ -85,7 +68,7 @@ def test_other_tensors_call_the_model(cuda: GraphsOnCpu, change: Any) -> None:
 
 def test_other_dtypes_and_settings_call_the_model(cuda: GraphsOnCpu) -> None:
     x = images(1, 3, 8, 8)
-    plain = model()
+    plain = small_model()
     fast = se_fused.graphed(plain, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast to bfloat16" in str(fast.why_not(x))
@@ -107,7 +90,7 @@ def test_other_dtypes_and_settings_call_the_model(cuda: GraphsOnCpu) -> None:
 
 def test_casts_of_weights_are_part_of_the_graph(cuda: GraphsOnCpu) -> None:
     """Autocast stores the casts of weights until its block ends; a graph that used them would miss later values."""
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         fast = se_fused.graphed(plain, x)
         before = fast(x)
@@ -126,7 +109,7 @@ def test_one_channel_has_no_layout(cuda: GraphsOnCpu) -> None:
 
 def test_results_are_copies_unless_told_otherwise(cuda: GraphsOnCpu) -> None:
     x, other = images(1, 3, 8, 8), images(1, 3, 8, 8, seed=5)
-    plain = model()
+    plain = small_model()
     fast = se_fused.graphed(plain, x)
     first = fast(x)
     kept = first.clone()
@@ -137,19 +120,6 @@ def test_results_are_copies_unless_told_otherwise(cuda: GraphsOnCpu) -> None:
     second = bare(other)
     assert first is second and torch.equal(first, fast(other))
     assert "clone=False" in repr(bare) and "(1, 3, 8, 8) of float32" in repr(bare)
-
-
-class Detector(nn.Module):
-    """Several arguments and results, nested."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-
-    def forward(self, image: Tensor, boxes: dict[str, Tensor], wide: bool = False, *, shift: float = 0.0) -> Any:
-        y = image * self.scale[:, None, None] + shift
-        first = y.sum((1, 2, 3)) if wide else y.mean((1, 2, 3))
-        return {"scores": (first, boxes["a"] * 2), "count": 3, "maps": [y], "none": None}
 
 
 def test_nested_arguments_and_results(cuda: GraphsOnCpu) -> None:
@@ -182,7 +152,7 @@ def test_inputs_that_the_model_writes_to_are_not_changed(cuda: GraphsOnCpu) -> N
 
 def test_inference_mode(cuda: GraphsOnCpu) -> None:
     """A graph that is captured in inference mode can be replayed outside, and the reverse."""
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     with torch.inference_mode():
         inside = se_fused.graphed(plain, images(1, 3, 8, 8))
     same(inside, plain, x)
@@ -194,7 +164,7 @@ def test_inference_mode(cuda: GraphsOnCpu) -> None:
 
 
 def test_streams_and_threads_wait_for_each_other(cuda: GraphsOnCpu) -> None:
-    plain = model()
+    plain = small_model()
     fast = se_fused.graphed(plain, images(1, 3, 8, 8))
     fast(images(1, 3, 8, 8))
     other = Stream(name="other")
@@ -220,7 +190,7 @@ def test_streams_and_threads_wait_for_each_other(cuda: GraphsOnCpu) -> None:
 
 
 def test_modes_and_captures_see_the_operators_of_the_model(cuda: GraphsOnCpu) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x)
     with FlopCounterMode(display=False) as mine:
         assert "TorchDispatchMode" in str(fast.why_not(x))
@@ -238,7 +208,7 @@ def test_modes_and_captures_see_the_operators_of_the_model(cuda: GraphsOnCpu) ->
 
 # ---- changes of the model
 def test_values_that_are_written_hold_for_the_next_call(cuda: GraphsOnCpu) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x)
     before = fast(x)
     other = copy.deepcopy(plain)
@@ -261,7 +231,7 @@ def test_values_that_are_written_hold_for_the_next_call(cuda: GraphsOnCpu) -> No
     ids=["assign", "data", "buffer", "module", "append", "cast"],
 )
 def test_what_is_replaced_is_captured_again(cuda: GraphsOnCpu, change: Any) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x, images(2, 3, 8, 8))
     same(fast, plain, x)
     change(plain)
@@ -273,7 +243,7 @@ def test_what_is_replaced_is_captured_again(cuda: GraphsOnCpu, change: Any) -> N
 
 
 def test_moving_the_graphed_model_drops_its_graphs(cuda: GraphsOnCpu) -> None:
-    fast = se_fused.graphed(model(), images(1, 3, 8, 8))
+    fast = se_fused.graphed(small_model(), images(1, 3, 8, 8))
     fast.to(torch.bfloat16)
     x = images(1, 3, 8, 8).bfloat16()
     same(fast, fast.module, x)
@@ -283,11 +253,11 @@ def test_moving_the_graphed_model_drops_its_graphs(cuda: GraphsOnCpu) -> None:
 
 
 def test_the_graphed_model_is_a_module(cuda: GraphsOnCpu) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
+    plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x)
     assert fast.eval() is fast and fast.state_dict().keys() == plain.state_dict().keys()
     outer = nn.Sequential(fast, nn.ReLU()).eval()
-    inner = nn.Sequential(model(), nn.ReLU()).eval()
+    inner = nn.Sequential(small_model(), nn.ReLU()).eval()
     assert outer.state_dict().keys() == inner.state_dict().keys()
     randomise(inner, 9)
     outer.load_state_dict(inner.state_dict())
@@ -309,7 +279,7 @@ def test_the_graphed_model_is_a_module(cuda: GraphsOnCpu) -> None:
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = model()
+        self.body = small_model()
 
     def forward(self, image: Tensor, scale: Tensor | None = None) -> Tensor:
         y: Tensor = self.body(image)
@@ -318,7 +288,7 @@ class TwoInputs(nn.Module):
 
 def test_an_optimised_model_is_graphed(cuda: GraphsOnCpu) -> None:
     x = images(2, 3, 8, 8).double()  # graphs are for the example's own dtype, not for the one that is checked
-    plain = model()
+    plain = small_model()
     fast = se_fused.optimize_for_inference(plain, x, cuda_graph=True)
     assert isinstance(fast, Graphed) and isinstance(fast.module, torch.fx.GraphModule)
     torch.testing.assert_close(fast(x), plain(x.float()), rtol=1e-4, atol=1e-4)
@@ -332,124 +302,11 @@ def test_an_optimised_model_is_graphed(cuda: GraphsOnCpu) -> None:
 
 def test_an_optimised_model_without_an_example_or_a_gpu(cuda: GraphsOnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="cuda_graph captures calls of example_input's shape: give example_input"):
-        se_fused.optimize_for_inference(model(), cuda_graph=True)
+        se_fused.optimize_for_inference(small_model(), cuda_graph=True)
     with pytest.raises(TypeError, match="cuda_graph must be"):
-        se_fused.optimize_for_inference(model(), images(1, 3, 8, 8), cuda_graph=1)  # type: ignore[call-overload]
+        se_fused.optimize_for_inference(small_model(), images(1, 3, 8, 8), cuda_graph=1)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="example_input has a tensor on meta"):
-        se_fused.optimize_for_inference(model(), images(1, 3, 8, 8).to("meta"), cuda_graph=True)
+        se_fused.optimize_for_inference(small_model(), images(1, 3, 8, 8).to("meta"), cuda_graph=True)
     monkeypatch.setattr("se_fused.nn.inference.captures.DEVICE", "cuda")
     with pytest.raises(ValueError, match=r"cuda_graph needs a model on a GPU, this one is on cpu: model\.cuda\(\)"):
-        se_fused.optimize_for_inference(model(), images(1, 3, 8, 8), cuda_graph=True)
-
-
-# ---- refusals
-def test_a_model_in_training_mode_is_refused(cuda: GraphsOnCpu) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
-    plain[1].train()
-    with pytest.raises(ValueError, match=r"model\.1 is in training mode.*model\.eval\(\)"):
-        se_fused.graphed(plain, x)
-    fast = se_fused.graphed(plain.eval(), x)
-    for change in (plain.train, fast.train, plain[1].train):
-        change()
-        for images_ in (x, images(2, 3, 8, 8)):
-            with pytest.raises(ValueError, match="in training mode"):
-                fast(images_)
-        fast.eval()
-        same(fast, plain, x)
-
-
-def test_models_that_cannot_be_captured(cuda: GraphsOnCpu) -> None:
-    x = images(1, 3, 8, 8)
-
-    class Reads(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x if float(x.sum()) > 0 else -x
-
-    class Returns(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return Detector, x + 1
-
-    with pytest.raises(RuntimeError, match=r"cannot be captured.*not permitted when stream is capturing\).*\.item\(\)"):
-        se_fused.graphed(Reads().eval(), x)
-    assert cuda.current.name == "default"
-    with pytest.raises(TypeError, match="model returns a type: a graphed model returns tensors"):
-        se_fused.graphed(Returns().eval(), x)
-    cuda.empty = True
-    with pytest.raises(RuntimeError, match=r"cannot be captured.*The CUDA Graph is empty.*streams of its own"):
-        se_fused.graphed(model(), x)
-
-
-def test_hooks_are_refused_unless_they_compute_a_weight(cuda: GraphsOnCpu) -> None:
-    plain, x = model(), images(1, 3, 8, 8)
-    hook = plain[2].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"model\.2 has forward hooks.*remove them"):
-        se_fused.graphed(plain, x)
-    hook.remove()
-    spectral_norm(plain[0])
-    same(se_fused.graphed(plain, x), plain, x)
-
-
-@pytest.mark.parametrize(
-    ("example", "error", "message"),
-    [
-        ([images(1, 3, 8, 8)], TypeError, r"examples\[1\] must be a tensor, a tuple"),
-        ((), ValueError, r"examples\[1\] must hold at least one tensor"),
-        ((images(1, 3, 8, 8), 3), ValueError, r"give examples\[1\] as \(first, second"),
-        (images(1, 3, 8, 8).requires_grad_(), ValueError, r"examples\[1\] requires grad.*examples\[1\]\.detach\(\)"),
-        (images(1, 3, 8, 16)[..., ::2], ValueError, r"examples\[1\] has gaps.*examples\[1\]\.contiguous\(\)"),
-        (images(1, 3, 8, 1).expand(1, 3, 8, 8), ValueError, r"examples\[1\] has gaps between its elements or shares"),
-        (images(0, 3, 8, 8), ValueError, r"examples\[1\] has a tensor without elements"),
-        (images(1, 3, 8, 8).to("meta"), ValueError, r"examples\[1\] has a tensor on meta.*\.cuda\(\)"),
-    ],
-)
-def test_examples_that_are_refused(cuda: GraphsOnCpu, example: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        se_fused.graphed(model(), images(1, 3, 8, 8), example)
-
-
-def test_values_that_cannot_be_compared_are_refused(cuda: GraphsOnCpu) -> None:
-    with pytest.raises(TypeError, match=r"examples\[0\] holds a set: give tensors, numbers"):
-        se_fused.graphed(Detector().eval(), (images(2, 3, 4, 4), {"a": torch.arange(3)}, {1}))
-
-
-def test_without_a_gpu() -> None:
-    with pytest.raises(ValueError, match=r"examples\[0\] has a tensor on cpu, and a CUDA graph needs a GPU"):
-        se_fused.graphed(model(), images(1, 3, 8, 8))
-
-
-def test_other_refusals(cuda: GraphsOnCpu) -> None:
-    x = images(1, 3, 8, 8)
-    fast = se_fused.graphed(model(), x)
-    with pytest.raises(TypeError, match="not scripted, got function"):
-        se_fused.graphed(lambda x: x, x)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"graphed already.*model\.add"):
-        se_fused.graphed(fast, x)
-    with pytest.raises(ValueError, match="examples: give at least one"):
-        se_fused.graphed(model())
-    with pytest.raises(TypeError, match="clone"):
-        se_fused.graphed(model(), x, clone=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"model\.0\.weight is on meta.*model\.to\('cpu'\)"):
-        se_fused.graphed(model().to("meta"), x)
-    with pytest.raises(ValueError, match=r"argument 0 requires grad.*torch\.no_grad\(\)"):
-        fast(x.clone().requires_grad_())
-    with torch.no_grad():
-        same(fast, fast.module, x.clone().requires_grad_())
-    assert se_fused.graphed(nn.DataParallel(fast.module), x).module is fast.module
-
-
-def test_compilers_are_refused(cuda: GraphsOnCpu) -> None:
-    x = images(1, 3, 8, 8)
-    fast = se_fused.graphed(model(), x)
-    with pytest.raises(Exception, match=r"graphed model cannot be compiled.*\.module"):
-        torch.compile(fast, fullgraph=True, backend="eager")(x)
-    with pytest.raises(RuntimeError, match="graphed model cannot be compiled, exported or traced"):
-        torch.jit.trace(fast, x)
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile"):
-        torch.jit.script(fast)
-
-    @torch.compile(fullgraph=True, backend="eager")
-    def both(x: Tensor) -> Tensor:
-        return se_fused.graphed(fast.module, x)(x)
-
-    with pytest.raises(Exception, match="graphed cannot be compiled"):
-        both(x)
+        se_fused.optimize_for_inference(small_model(), images(1, 3, 8, 8), cuda_graph=True)
