@@ -200,14 +200,12 @@ def time_in_turns(names: Sequence[str], batch: int, autocast: bool, rounds: int)
 
 
 def run_once(model: nn.Module, x: Tensor, kind: str, autocast: bool) -> None:
-    """One pass of inference, or one step."""
+    """One pass of inference, or one step, in the mode that the model has."""
     with torch.autocast(x.device.type, torch.bfloat16) if autocast else nullcontext():
         if kind == "inference":
-            model.eval()
             with torch.no_grad():
                 model(x)
             return
-        model.train()
         model.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(x), torch.empty(len(x), dtype=torch.long, device=x.device))
     loss.backward()
@@ -228,6 +226,8 @@ def serve() -> None:
             name, kind, dtype = line.split()
             if name not in models:
                 models[name] = network(name)
+            if models[name].training != (kind == "step"):  # setting it takes a tenth of a step
+                models[name].train(kind == "step")
             start = time.perf_counter()
             run_once(models[name], x, kind, dtype == "bfloat16")
             print(time.perf_counter() - start, flush=True)

@@ -17,7 +17,13 @@ __all__ = ["FRAMES", "PARTS", "parts"]
 FRAMES = {
     "other Python": (),
     "nn.Module": ("torch/nn/modules/module.py",),
-    "checks, records": ("se_fused/functional/", "se_fused/_", "se_fused/nn/known.py", "se_fused/nn/norms.py"),
+    "checks, records": (
+        "se_fused/functional/",
+        "se_fused/_",
+        "se_fused/nn/known.py",
+        "se_fused/nn/norms.py",
+        "<string>",
+    ),  # the last is the generated code of dataclasses
     "operators, backends in Python": ("se_fused/ops/", "se_fused/backends/"),
     "models, layers": ("se_fused/nn/", "se_fused/models/", "timm/", "torch/nn/"),
     "PyTorch's Python": ("torch/",),

@@ -59,6 +59,7 @@ def sources() -> list[Path]:
     return sorted([*(csrc / "cuda").glob("*.cpp"), *(f for f in csrc.glob("*.cpp") if f.name not in others)])
 
 
+@functools.cache
 def library() -> Path:
     """Build the stand-in with se_fused's host code, or take it from the cache."""
     compiled, home = _compiled(), Path(torch.__file__).parent

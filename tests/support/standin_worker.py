@@ -26,7 +26,6 @@ def form(t: Tensor) -> list[Any]:
 
 def forms(name: str, device: str) -> dict[str, list[Any]]:
     """The forms of the results of all modules in training, of their gradients, and of the parameters' gradients."""
-    torch.manual_seed(0)
     model = host_network.network(name, device, MODEL).train()
     found: dict[str, list[Any]] = {}
 
