@@ -30,7 +30,8 @@ ORDER = {
         "_arguments", "dispatch",
     ],
     "nn": [
-        "__init__", "compile", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite", "known",
+        "__init__", "compile", "inference", "convert", "residual_block", "norms", "se_layers", "squeeze_excite",
+        "known",
     ],
     "nn/convert": [
         "__init__", "api", "report", "decide", "monai", "timm", "torchvision", "inverted_residual", "block_end",

@@ -295,6 +295,7 @@ def test_parts_are_left():
         return p.excited(u) + u
 
     assert replaced(with_its_map) == {SE: 1}
+    assert replaced(lambda p, x: p.excited(u := p.bn(x)) + u.sigmoid()) == {SE: 1}
 
 
 def test_hooks_are_second_users():
@@ -316,6 +317,7 @@ def test_other_dtypes_and_backends():
     x = torch.randn(N, C, 5, 4)
     for model, given, name, wanted in (
         (copy.deepcopy(run).double(), x.double(), "auto", {}),
+        (copy.deepcopy(run).double(), x.double(), "cpu", {}),
         (run, x, "reference", {}),
         (run, x, "cpu", {BN_SE: 1}),
     ):
