@@ -19,7 +19,7 @@ from ..inference.tracing import kind
 from .graph import BATCH_NORM, arguments, requires_grad, same_sizes, starts_with
 
 __all__ = [
-    "BatchNorm", "End", "Excitation", "activated", "batch_norm", "block_end", "excitation", "in_place",
+    "BatchNorm", "End", "Excitation", "activated", "batch_norm", "block_end", "excitation",
     "projection", "questions", "users",
 ]  # fmt: skip
 
@@ -303,7 +303,7 @@ def excitation(node: fx.Node) -> Excitation | None:
         return None
     first, second = node.args
     found = _excites(node, first, second)
-    return found if found is not None or in_place(node) else _excites(node, second, first)
+    return found if found is not None or _in_place(node) else _excites(node, second, first)
 
 
 # ---- the end of a block
@@ -323,7 +323,7 @@ def _next(node: fx.Node) -> fx.Node | None:
     return user if user is not None and _like(user, node) else None
 
 
-def in_place(node: fx.Node) -> bool:
+def _in_place(node: fx.Node) -> bool:
     """Whether a product or sum is written over its first argument."""
     return node.target in _IN_PLACE
 
@@ -340,13 +340,13 @@ def block_end(u: fx.Node) -> End:
     """What follows u and can be computed together with it."""
     end = End([])
     user = _next(u)
-    if user is not None and _is_product(user) and (user.args[0] is u or not in_place(user)):
+    if user is not None and _is_product(user) and (user.args[0] is u or not _in_place(user)):
         scale = user.args[1] if user.args[0] is u else user.args[0]
         if _is_scale(scale, u):
             end.scale = scale  # type: ignore[assignment]
             end.nodes.append(user)
             u, user = user, _next(user)
-    if user is not None and is_add(user) and (user.args[0] is u or not in_place(user)):
+    if user is not None and is_add(user) and (user.args[0] is u or not _in_place(user)):
         end.residual = user.args[1] if user.args[0] is u else user.args[0]  # type: ignore[assignment]
         end.nodes.append(user)
         u, user = user, _next(user)

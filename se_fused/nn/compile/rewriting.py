@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx
 
 from ... import functional as F_se
-from ..._checks import FLOATS
 from ...backends import find
 from ...functional.dispatch import left_to_the_compiler
 from ..inference.tracing import kind, writes
@@ -25,7 +24,6 @@ from .matching import (
     batch_norm,
     block_end,
     excitation,
-    in_place,
     projection,
     questions,
     users,
@@ -46,9 +44,8 @@ def _batch_norm_act_means(
 def _has_kernels(x: fx.Node) -> bool:
     """Whether a backend has kernels for the map. Plain PyTorch is left to the compiler, which knows it best."""
     value: Tensor = x.meta["example_value"]
-    if value.dtype not in FLOATS or value.dtype == torch.float64:
-        return False
-    return find(value.device.type, value.dtype)[0] is not None
+    # float64 has no kernels, and a backend that is requested by name raises an error for it.
+    return value.dtype != torch.float64 and find(value.device.type, value.dtype)[0] is not None
 
 
 class _Rewriter:
@@ -79,9 +76,8 @@ class _Rewriter:
             joined = [norm.node, *nodes]
             if self._replace(F_se.batch_norm_squeeze_excite, norm.x, joined, norm, layer, end):
                 return
-        if in_place(layer.product) or (not end.nodes and self._gate_projection(layer)):
-            return
-        self._replace(F_se.squeeze_excite, layer.x, nodes, None, layer, end)
+        if end.nodes or not self._gate_projection(layer):
+            self._replace(F_se.squeeze_excite, layer.x, nodes, None, layer, end)
 
     def _gate_projection(self, layer: Excitation) -> bool:
         """Fuse batch norm, activation and means before a squeeze-excite layer, and the scaling with the 1x1 convolution

@@ -171,7 +171,7 @@ def test_projection():
     apart = {BN: 1, SE: 1}
     assert replaced(lambda p, x: run(p, x, stride=2)) == apart
     assert replaced(lambda p, x: run(p, x, lambda p: p.kernel[:, :2], groups=3)) == apart
-    assert replaced(lambda p, x: run(p, x, lambda p: p.kernel.expand(C, C, 3, 3), padding=1)) == apart
+    assert replaced(lambda p, x: run(p, x, lambda p: p.kernel.expand(C, C, 3, 3))) == apart
     assert replaced(lambda p, x: F.conv2d(p.excited(u := F.silu(p.bn(x))), p.kernel) + u) == apart
 
 
@@ -239,7 +239,8 @@ def without_gradient(p, x):
 
 
 def other_means(p, x):
-    return x * p.gate(x.mean((1, 2))[:, :1].expand(N, C))
+    u = F.pad(x, (0, 2))  # as wide as it has channels
+    return u * p.gate(u.mean((1, 2)))
 
 
 def other_channels(p, x):
@@ -290,11 +291,19 @@ def test_parts_are_left():
     assert replaced(lambda p, x: torch.add(p.excited(p.bn(x)), x, alpha=2)) == {BN_SE: 1}
     assert replaced(lambda p, x: p.excited(second_user(p, x))) == {SE: 1}
 
+    def added_in_place(p, x):
+        r = x * 2
+        r += p.excited(p.bn(x))
+        return r
+
+    assert replaced(added_in_place) == {BN_SE: 1}
+
     def with_its_map(p, x):
         u = p.bn(x)
         return p.excited(u) + u
 
     assert replaced(with_its_map) == {SE: 1}
+    assert replaced(lambda p, x: p.excited(u := p.bn(x)) + u.sigmoid()) == {SE: 1}
 
 
 def test_hooks_are_second_users():
@@ -316,6 +325,7 @@ def test_other_dtypes_and_backends():
     x = torch.randn(N, C, 5, 4)
     for model, given, name, wanted in (
         (copy.deepcopy(run).double(), x.double(), "auto", {}),
+        (copy.deepcopy(run).double(), x.double(), "cpu", {}),
         (run, x, "reference", {}),
         (run, x, "cpu", {BN_SE: 1}),
     ):
