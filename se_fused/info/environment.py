@@ -133,6 +133,7 @@ def info() -> dict[str, Any]:
     Returns:
         A dictionary whose values can all be written as JSON. ``backends`` contains load errors unchanged.
     """
+    choices = _choices()  # loads backends, which can then tell more
     return {
         "se_fused": __version__,
         "path": str(Path(__file__).parents[1]),
@@ -145,5 +146,5 @@ def info() -> dict[str, Any]:
         "kernels": kernels.cuda_kernels(),
         "backends": {name: backend.describe() for name, backend in backends.BACKENDS.items()},
         "asked_for": backends.forced(),
-        "choices": _choices(),
+        "choices": choices,
     }

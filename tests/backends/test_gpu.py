@@ -60,14 +60,16 @@ def test_training(shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_l2_grouped_inference(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that wait for each other give the right result, also when there are more than can run at once."""
-    from se_fused.backends.triton import batch_norm_squeeze_excite
+    from se_fused.backends.triton import batch_norm_squeeze_excite, plan
 
     monkeypatch.setattr(batch_norm_squeeze_excite, "l2_grouped_config", l2_grouped_config_of(512, 32, 3))
+    plan.forget()
     x = to_layout(torch.randn(32, 96, 13, 11), layout).cuda()
     fc = weights(96, 24, torch.float32)
     truth = reference.squeeze_excite(x, *fc, x, out_act="relu")
     for _ in range(20):
         torch.testing.assert_close(infer(x, *fc), truth)
+    plan.forget()
 
 
 @pytest.mark.sanitizer

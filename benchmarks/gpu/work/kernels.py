@@ -97,14 +97,16 @@ def _inferred(shape: Shape, dtype: torch.dtype, layout: str, device: str) -> flo
 @contextmanager
 def _l2_grouped_by_triton(there: Target) -> Iterator[None]:
     """Use Triton's l2_grouped kernel for every map, with many programs, and groups that do and do not divide N."""
-    from se_fused.backends.triton import batch_norm_squeeze_excite
+    from se_fused.backends.triton import batch_norm_squeeze_excite, plan
 
     before = batch_norm_squeeze_excite.l2_grouped_config
     batch_norm_squeeze_excite.l2_grouped_config = l2_grouped_config_of(512, 32, 3, 2 if there.rehearsal else None)
+    plan.forget()
     try:
         yield
     finally:
         batch_norm_squeeze_excite.l2_grouped_config = before
+        plan.forget()
 
 
 def _forced(backend: str, path: str, there: Target) -> AbstractContextManager[Any]:

@@ -85,7 +85,13 @@ class TritonBackend(LazyBackend):
     def describe(self) -> dict[str, Any]:
         if self._error is not None:
             return {"built": False, "reason": self._error}
-        return {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}
+        found = {"built": True, "triton": metadata.version("triton"), "interpreter": self._interprets}
+        if self._modules:  # known once Triton is imported
+            reason = import_module(".compiled_launch", __name__).why_not()
+            found["launches"] = (
+                "remembered" if reason is None else f"through Triton's JITFunction.run, because {reason}"
+            )
+        return found
 
     def find(self, name: str) -> Any:
         return next(getattr(module, name) for module in self._modules if name in module.__all__)

@@ -1,7 +1,11 @@
 """The whole operator in Triton, host code: three launches each for forward and backward; in inference one to three.
 
-Argument order and results are those of the operators in se_fused/ops/batch_norm_squeeze_excite.py.
+Argument order and results are those of the operators in se_fused/ops/batch_norm_squeeze_excite.py. Each operator is
+remembered (plan.py): the function that it runs takes its tensors, its settings and the momentum, does nothing but
+allocate and launch, and runs once per kind of call.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +31,9 @@ from .excitation_backward import excitation_backward_kernel
 from .l2_grouped import l2_grouped_kernel
 from .launch import launch
 from .launch_configs import L2GroupedConfig, cdiv, device_of, excitation_config, l2_grouped_config
+from .memory import empty, empty_like, floats, zeros
 from .passes import (
     COUNTERS,
-    floats,
     launch_moments,
     launch_moments_backward,
     launch_scale_shift_act,
@@ -38,6 +42,7 @@ from .passes import (
     mask_like,
     precision,
 )
+from .plan import Remembered
 
 __all__ = [
     "batch_norm_squeeze_excite_backward",
@@ -88,7 +93,7 @@ def coefficients(
     convolution, whose bias is ``out_bias`` (conv1x1_squeeze_excite.py).
     """
     m, r = map_of(x), fc.squeezed
-    counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
+    counters = empty(x, (COUNTERS,), torch.int32)
     parts, squares, config = launch_moments(x, m, bn.batch_stats, counters)
     mean = parts[0] if len(parts) == 1 else floats(x, m.n, m.c)
     stats = floats(x, 2, m.c) if bn.present and (save or bn.batch_stats) else None
@@ -112,13 +117,37 @@ def coefficients(
     return results
 
 
-def batch_norm_squeeze_excite_forward(
-    x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
-) -> Results:
-    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2."""
+# ---- forward
+def _given(x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> tuple[Any, ...]:
+    return (
+        x, options.residual, bn.running_mean, bn.running_var, bn.weight, bn.bias, fc.fc1_weight, fc.fc1_bias,
+        fc.fc2_weight, fc.fc2_bias, options.drop_path_scale,
+    )  # fmt: skip
+
+
+def _settings(bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions) -> tuple[Any, ...]:
+    return bn.batch_stats, float(bn.eps), fc.squeezed, fc.act, fc.gate, options.out_act
+
+
+def _records(
+    given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float
+) -> tuple[BatchNormParams, ExcitationParams, BlockOptions]:
+    (residual, running_mean, running_var, bn_weight, bn_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+     drop_path_scale) = given  # fmt: skip
+    batch_stats, eps, _squeezed, act, gate, out_act = settings
+    return (
+        BatchNormParams(running_mean, running_var, bn_weight, bn_bias, batch_stats, momentum, eps),
+        ExcitationParams(fc1_weight, fc1_bias, fc2_weight, fc2_bias, act, gate),
+        BlockOptions(residual, drop_path_scale, out_act),
+    )
+
+
+def _forward(given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float) -> Results:
+    x, save = given[0], settings[-1]
+    bn, fc, options = _records(given[1:], settings[:-1], momentum)
     m, out_act = map_of(x), OUT_ACT_CODES[options.out_act]
     found = coefficients(x, bn, fc, options.drop_path_scale, save)
-    y = torch.empty_like(x)
+    y = empty_like(x)
     mask = mask_like(x, m) if save and keeps_mask(out_act) else None
     launch_scale_shift_act(x, options.residual, y, mask, out_act, m, Coefficients(found.scale, found.shift))
     nothing = found.scale.new_empty(0)
@@ -131,6 +160,20 @@ def batch_norm_squeeze_excite_forward(
     )
 
 
+_remembered_forward = Remembered(_forward)
+
+
+def batch_norm_squeeze_excite_forward(
+    x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
+) -> Results:
+    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2."""
+    results: Results = _remembered_forward(_given(x, bn, fc, options), (*_settings(bn, fc, options), save), bn.momentum)
+    return results
+
+
+# ---- inference
+
+
 def _l2_grouped(
     x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, y: Tensor, plan: L2GroupedConfig
 ) -> None:
@@ -138,7 +181,7 @@ def _l2_grouped(
     g = excitation_config(m.n, m.c, r, "l2_grouped")
     splits = plan.passes.splits(m)
     blocks = cdiv(m.c, plan.passes.channels)
-    counters = torch.zeros(1 + 3 * cdiv(m.n, plan.group) + m.n * blocks, dtype=torch.int32, device=x.device)
+    counters = zeros(x, (1 + 3 * cdiv(m.n, plan.group) + m.n * blocks,), torch.int32)
     mean_parts = floats(x, splits, m.n, m.c)
     mean = mean_parts[0] if splits == 1 else floats(x, m.n, m.c)
     results = ExcitationResults(floats(x, m.n, m.c), floats(x, m.n, m.c), mean, None, None, floats(x, m.n, r))
@@ -151,6 +194,24 @@ def _l2_grouped(
     )  # fmt: skip
 
 
+def _inference(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: float) -> None:
+    x, y = given[0], given[-1]
+    bn, fc, options = _records(given[1:-1], settings, 0.0)
+    m, out_act, drop = map_of(x), OUT_ACT_CODES[options.out_act], options.drop_path_scale
+    if fc.fc1_weight is None:
+        launch_scale_shift_act(x, options.residual, y, None, out_act, m, Coefficients(drop=contiguous(drop)), _norm(bn))
+        return
+    plan = l2_grouped_config(m, device_of(x.device))
+    if plan is not None:
+        _l2_grouped(x, bn, fc, options, y, plan)
+        return
+    found = coefficients(x, bn, fc, drop, False)
+    launch_scale_shift_act(x, options.residual, y, None, out_act, m, Coefficients(found.scale, found.shift))
+
+
+_remembered_inference = Remembered(_inference)
+
+
 def batch_norm_squeeze_excite_inference(
     x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, y: Tensor
 ) -> None:
@@ -159,17 +220,50 @@ def batch_norm_squeeze_excite_inference(
     One launch without squeeze-excite, else three. If l2_grouped.py applies, because x does not stay in L2, two
     launches: one zeroes the counters, the other does everything else.
     """
-    m, out_act, drop = map_of(x), OUT_ACT_CODES[options.out_act], options.drop_path_scale
-    if fc.fc1_weight is None:
-        given = Coefficients(drop=contiguous(drop))
-        launch_scale_shift_act(x, options.residual, y, None, out_act, m, given, _norm(bn))
-        return
-    plan = l2_grouped_config(m, device_of(x.device))
-    if plan is not None:
-        _l2_grouped(x, bn, fc, options, y, plan)
-        return
-    found = coefficients(x, bn, fc, drop, False)
-    launch_scale_shift_act(x, options.residual, y, None, out_act, m, Coefficients(found.scale, found.shift))
+    _remembered_inference((*_given(x, bn, fc, options), y), _settings(bn, fc, options))
+
+
+# ---- backward
+def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: float) -> Gradients:
+    (x, dy, mask, mean, factor, hidden, stats, residual, bn_weight, bn_bias, fc1_weight, fc2_weight,
+     drop_path_scale) = given  # fmt: skip
+    batch_stats, eps, r, act, gate, out_act_name, want_dr = settings
+    m, out_act = map_of(x), OUT_ACT_CODES[out_act_name]
+    norm, drop = Norm(None, None, contiguous(bn_weight), contiguous(bn_bias), eps), contiguous(drop_path_scale)
+    has_bn = stats is not None
+    layers = Layers(contiguous(fc1_weight), None, contiguous(fc2_weight), None)
+    kept = Saved(mean, factor, hidden, stats)
+    counters = empty(x, (COUNTERS,), torch.int32)
+    dr, parts = launch_moments_backward(
+        MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), counters,
+        Coefficients(factor=factor, drop=drop), norm, stats,
+    )  # fmt: skip
+    splits = len(parts.p)
+    sums = Sums(parts.p[0], parts.q[0]) if splits == 1 else Sums(floats(x, m.n, m.c), floats(x, m.n, m.c))
+    to_dx = DxCoefficients(floats(x, m.n, m.c), floats(x, m.n, m.c) if batch_stats else None, floats(x, m.n, m.c))
+    # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
+    dbn = [floats(x, m.c if has_bn else 0) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
+    fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
+    shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
+    weights = [empty(x, shape, fc_dtype) for shape in shapes]
+    g = excitation_config(m.n, m.c, r, "backward")
+    n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
+    launch(
+        excitation_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
+        g.options(device_of(x.device)), counters=counters, parts=parts, sums=sums, saved=kept, norm=norm, layers=layers,
+        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)) if r else Scratch(None, None), to_dx=to_dx,
+        gradients=ParameterGradients(*dbn, *weights), samples=m.n, channels=m.c, squeezed=r, splits=splits,
+        position_count=m.s, ACT=ACT_CODES[act], GATE=GATE_CODES[gate], BATCH_STATS=batch_stats,
+        PRECISION=precision(x.device), **g.blocks(),
+    )  # fmt: skip
+    dx = launch_scale_shift_act_backward(
+        dy if dr is None else dr, x if batch_stats else None, mask if keeps_mask(out_act) and dr is None else None,
+        mean, to_dx, m,
+    )  # fmt: skip
+    return Gradients(dx, mean.new_empty(0) if dr is None else dr, *dbn, *weights)
+
+
+_remembered_backward = Remembered(_backward)
 
 
 def batch_norm_squeeze_excite_backward(
@@ -182,36 +276,13 @@ def batch_norm_squeeze_excite_backward(
 ) -> Gradients:
     """The backward pass in three launches: pass 1, excitation, pass 2."""
     x, mask, mean, factor, hidden, stats = saved
-    m, out_act, batch_stats = map_of(x), OUT_ACT_CODES[options.out_act], bn.batch_stats
-    norm, drop = _norm_without_statistics(bn), contiguous(options.drop_path_scale)
-    r, has_bn = fc.squeezed, stats.numel() > 0
-    layers = Layers(contiguous(fc.fc1_weight), None, contiguous(fc.fc2_weight), None)
-    kept = Saved(mean, factor if r else None, hidden if r else None, stats if has_bn else None)
-    counters = torch.empty(COUNTERS, dtype=torch.int32, device=x.device)
-    dr, parts = launch_moments_backward(
-        MomentsBackward(dy, x, options.residual, mask, mean), out_act, writes_dr(out_act, want_dr), counters,
-        Coefficients(factor=kept.factor, drop=drop), norm, kept.stats,
+    excites = fc.fc1_weight is not None
+    gradients: Gradients = _remembered_backward(
+        (
+            x, dy, mask, mean, factor if excites else None, hidden if excites else None,
+            stats if stats.numel() else None, options.residual, bn.weight, bn.bias, fc.fc1_weight, fc.fc2_weight,
+            options.drop_path_scale,
+        ),
+        (*_settings(bn, fc, options), want_dr),
     )  # fmt: skip
-    splits = len(parts.p)
-    sums = Sums(parts.p[0], parts.q[0]) if splits == 1 else Sums(floats(x, m.n, m.c), floats(x, m.n, m.c))
-    to_dx = DxCoefficients(floats(x, m.n, m.c), floats(x, m.n, m.c) if batch_stats else None, floats(x, m.n, m.c))
-    # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
-    dbn = [floats(x, m.c if has_bn else 0) if t is None else torch.empty_like(t) for t in (norm.weight, norm.bias)]
-    fc_dtype = torch.float32 if fc.fc1_weight is None else fc.fc1_weight.dtype
-    shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
-    weights = [torch.empty(shape, dtype=fc_dtype, device=x.device) for shape in shapes]
-    g = excitation_config(m.n, m.c, r, "backward")
-    n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
-    launch(
-        excitation_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
-        g.options(device_of(x.device)), counters=counters, parts=parts, sums=sums, saved=kept, norm=norm, layers=layers,
-        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)) if r else Scratch(None, None), to_dx=to_dx,
-        gradients=ParameterGradients(*dbn, *weights), samples=m.n, channels=m.c, squeezed=r, splits=splits,
-        position_count=m.s, ACT=ACT_CODES[fc.act], GATE=GATE_CODES[fc.gate], BATCH_STATS=batch_stats,
-        PRECISION=precision(x.device), **g.blocks(),
-    )  # fmt: skip
-    dx = launch_scale_shift_act_backward(
-        dy if dr is None else dr, x if batch_stats else None, mask if keeps_mask(out_act) and dr is None else None,
-        mean, to_dx, m,
-    )  # fmt: skip
-    return Gradients(dx, mean.new_empty(0) if dr is None else dr, *dbn, *weights)
+    return gradients

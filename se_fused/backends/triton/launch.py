@@ -1,14 +1,16 @@
-"""Launching and recording of Triton kernels. All launches use :func:`launch`, so that they can be counted, listed and
-compiled for other GPUs."""
+"""Launching and recording of Triton kernels. All launches use :func:`launch`, so that they can be counted, listed,
+compiled for other GPUs, and traced for plan.py."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["Launch", "launch", "recording"]
+__all__ = ["Allocation", "Launch", "Trace", "current_trace", "is_recording", "launch", "recording", "tracing"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,50 @@ def recording(dry: bool = False) -> Iterator[list[Launch]]:
         _recorders.pop()
 
 
+def is_recording() -> bool:
+    """Whether launches are recorded."""
+    return bool(_recorders)
+
+
+# ---- traces
+@dataclass(frozen=True)
+class Allocation:
+    """Memory that a traced call allocated."""
+
+    tensor: Tensor
+    zeroed: bool
+
+
+@dataclass
+class Trace:
+    """What a call allocated and launched, in order."""
+
+    allocations: list[Allocation] = field(default_factory=list)
+    launches: list[tuple[Launch, Any]] = field(default_factory=list)  # with what Triton compiled for them
+
+
+class _Current(threading.local):
+    trace: Trace | None = None
+
+
+_current = _Current()  # of this thread: autograd's threads launch at the same time
+
+
+def current_trace() -> Trace | None:
+    """The trace of this thread, if there is one."""
+    return _current.trace
+
+
+@contextmanager
+def tracing(trace: Trace | None) -> Iterator[None]:
+    """Collects what this thread allocates and launches until the end of the block; None interrupts that."""
+    before, _current.trace = _current.trace, trace
+    try:
+        yield
+    finally:
+        _current.trace = before
+
+
 def launch(kernel: Any, grid: int, device: torch.device, options: dict[str, int], **arguments: Any) -> None:
     """Launch ``grid`` programs on the current stream of ``device``."""
     dry = False
@@ -55,4 +101,6 @@ def launch(kernel: Any, grid: int, device: torch.device, options: dict[str, int]
         return
     other = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if other else nullcontext():
-        kernel[(grid,)](**arguments, **options)
+        compiled = kernel[(grid,)](**arguments, **options)
+    if _current.trace is not None:
+        _current.trace.launches.append((Launch(kernel, (grid,), arguments, options), compiled))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...activations import keeps_mask, recomputed
 from .arguments import NO_NORM, Coefficients, DxCoefficients, MomentsBackward, Norm, Sums
-from .launch import launch
+from .launch import launch, tracing
 from .launch_configs import Map, PassConfig, cdiv, device_of, neighbours, pass_config
+from .memory import empty, empty_like, floats
 from .moments import moments_backward_kernel, moments_kernel
 from .scale_shift_act import scale_shift_act_backward_kernel, scale_shift_act_kernel
 from .scale_shift_act_mean import scale_shift_act_mean_kernel, scale_shift_act_mean_unaligned_kernel
@@ -43,15 +44,10 @@ def map_of(x: Tensor) -> Map:
     return Map(n, c, s, s == 1 or not x.is_contiguous(), x.element_size())
 
 
-def floats(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised float32 tensor on the device of ``like``."""
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
-
-
 def mask_like(x: Tensor, m: Map) -> Tensor:
     """An uninitialised mask for x."""
     rows = m.n * m.s if m.channels_last else m.channel_count
-    return torch.empty(rows * cdiv(m.length, 8), dtype=torch.uint8, device=x.device)
+    return empty(x, (rows * cdiv(m.length, 8),), torch.uint8)
 
 
 def precision(device: torch.device) -> str:
@@ -66,7 +62,8 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
         return default
     shapes = {str(config): config for config in (default, *neighbours(default, m))}
     calls = {name: (lambda config=config: run(config)) for name, config in shapes.items()}
-    return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
+    with tracing(None):
+        return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
 
 
 def _geometry(m: Map, config: PassConfig, sums: bool = False) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def launch_scale_shift_act(
         )  # fmt: skip
 
     # Timing writes into other memory, because y may be x, which must not be scaled more than once.
-    run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, torch.empty_like(y))), y)
+    run(_choose("scale_shift_act", x, m, 2, False, lambda config: run(config, empty_like(y))), y)
 
 
 def launch_moments_backward(
@@ -159,7 +156,7 @@ def launch_moments_backward(
     def run(config: PassConfig) -> tuple[Tensor | None, Sums]:
         splits = config.splits(m)
         sums = Sums(floats(x, splits, m.n, m.c), floats(x, splits, m.n, m.c))
-        dr = torch.empty_like(x) if want_dr else None
+        dr = empty_like(x) if want_dr else None
         more = {} if m.unaligned else {"samples": m.samples, "WHOLE": config.positions >= m.s}
         launch(
             moments_backward_unaligned_kernel if m.unaligned else moments_backward_kernel, config.programs(m), x.device,
@@ -178,7 +175,7 @@ def launch_scale_shift_act_backward(
     """Launches pass 2 backward. Returns dx."""
 
     def run(config: PassConfig) -> Tensor:
-        dx = torch.empty_like(dr)
+        dx = empty_like(dr)
         launch(
             scale_shift_act_backward_unaligned_kernel if m.unaligned else scale_shift_act_backward_kernel,
             config.programs(m), dr.device, config.options(), dr=dr, x=x, mask=mask, mean=mean, to_dx=to_dx, dx=dx,
@@ -209,7 +206,7 @@ def scale_shift_act(
 ) -> tuple[Tensor, Tensor]:
     """Pass 2 forward: y, and the mask, which is empty unless ``save_mask``."""
     m = map_of(x)
-    y = torch.empty_like(x)
+    y = empty_like(x)
     mask = mask_like(x, m) if save_mask else None
     given = Coefficients(scale, torch.zeros_like(scale) if shift is None else shift)
     launch_scale_shift_act(x, residual, y, mask, out_act, m, given)
@@ -240,7 +237,7 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
     m = map_of(x)
 
     def run(config: PassConfig) -> tuple[Tensor, Tensor]:
-        y, parts = torch.empty_like(x), floats(x, config.splits(m), m.n, m.c)
+        y, parts = empty_like(x), floats(x, config.splits(m), m.n, m.c)
         samples = {} if m.unaligned else {"samples": m.samples}
         launch(
             scale_shift_act_mean_unaligned_kernel if m.unaligned else scale_shift_act_mean_kernel, config.programs(m),
