@@ -69,8 +69,9 @@ def _families(backend: str, families: Sequence[str], rehearse: bool) -> list[Ste
     ]  # fmt: skip
 
 
-# The op contract's calls on one backend: each pair of values, because triples would take too long here.
-_CALLS = ("tests/backends/test_contract.py", "--tier", "test", "-k")
+# The op contract's calls on one backend, and whole residual blocks: each pair of values, because triples would take too
+# long here.
+_CALLS = ("tests/backends/test_contract.py", "tests/backends/test_residual_block.py", "--tier", "test", "-k")
 
 
 def _right(rehearse: bool) -> list[Step]:

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from support.modules import assert_as_close, modules_only, one_thread, spy_on_blocks  # noqa: F401 (a fixture)
@@ -11,6 +12,7 @@ from support.residual_blocks import block, maps, step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import se_fused
 from se_fused import backends
 from se_fused.nn import DropPath, SqueezeExcite, block_plan
 from se_fused.ops import residual_block
@@ -86,10 +88,15 @@ def test_a_norm_in_eval_mode(layer: str, calls: list[Tensor]) -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-def test_dy_is_not_overwritten(kind: str) -> None:
-    """dy belongs to the caller, and may have any strides."""
-    made = block(kind)
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "linear"])
+def test_dy_is_not_overwritten(kind: str, calls: list[Tensor]) -> None:
+    """dy belongs to the caller, and may have any strides. It is the residual's gradient without a closing activation."""
+    if kind == "linear":
+        made = timm.models.resnet.Bottleneck(32, 8)
+        made.act3 = nn.Identity()
+        se_fused.convert(made)
+    else:
+        made = block(kind)
     x = maps(made).requires_grad_()
     y = made(x)
     for dy in (torch.randn_like(y), torch.randn(y.shape), torch.randn(1, y.shape[1], 1, 1).expand_as(y)):
@@ -97,6 +104,7 @@ def test_dy_is_not_overwritten(kind: str) -> None:
         first = torch.autograd.grad(y, x, dy, retain_graph=True)[0]
         assert torch.equal(dy, kept)
         assert torch.equal(torch.autograd.grad(y, x, dy, retain_graph=True)[0], first)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
