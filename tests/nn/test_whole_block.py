@@ -90,7 +90,7 @@ def test_a_norm_in_eval_mode(layer: str, calls: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck", "linear"])
 def test_dy_is_not_overwritten(kind: str, calls: list[Tensor]) -> None:
-    """dy belongs to the caller, and may have any strides. It is the residual's gradient without a closing activation."""
+    """dy belongs to the caller, also where it is the residual's gradient as it is, and may have any strides."""
     if kind == "linear":
         made = timm.models.resnet.Bottleneck(32, 8)
         made.act3 = nn.Identity()
