@@ -4,7 +4,8 @@ A block's input x has two gradients: dr of the shortcut, and that of the first c
 matrix product, and a product can add to what the memory of its result holds: this costs one read of dr. PyTorch writes
 both gradients and adds them in a kernel of three passes.
 
-torch.compile's graphs get the operator ``se_fused::add_input_gradient`` by a pass over Inductor's graph, on GPUs.
+The node of :mod:`.residual_block` calls :func:`add_input_gradient`. torch.compile's graphs get the operator
+``se_fused::add_input_gradient`` by a pass over Inductor's graph, on GPUs.
 """
 
 import operator
@@ -16,13 +17,28 @@ from torch import Tensor, fx
 
 from .layout import dense, is_channels_last
 
-__all__ = ["DEVICES", "accumulate_in_products", "add_input_gradient", "install"]
+__all__ = ["DEVICES", "accumulate_in_products", "add_input_gradient", "install", "product_is_as_precise"]
 
 DEVICES = ("cuda",)
 """Device types on which the pass replaces the sum. On CPUs it was not measured."""
 
 _library = torch.library.Library("se_fused", "FRAGMENT")  # the operator lives as long as this object
 _library.define("add_input_gradient(Tensor(a!) dr, Tensor dy, Tensor weight) -> ()", tags=(torch.Tag.flexible_layout,))
+
+
+def product_is_as_precise(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a matrix product has the precision of a convolution. In float32 on a GPU, PyTorch allows TF32 in
+    convolutions but not in products, which are then several times slower."""
+    if device_type != "cuda" or dtype != torch.float32:
+        return True
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return (products.fp32_precision == "tf32") == (convolutions.fp32_precision == "tf32")
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(N, C, *spatial) in channels_last -> (N * S, C), a view."""
+    c = t.shape[1]
+    return t.as_strided((t.numel() // c, c), (c, 1))
 
 
 def add_input_gradient(dr: Tensor, dy: Tensor, weight: Tensor) -> None:
@@ -37,8 +53,9 @@ def add_input_gradient(dr: Tensor, dy: Tensor, weight: Tensor) -> None:
         return
     matrix = weight.flatten(1)
     if is_channels_last(dr):
-        rows = dr.movedim(1, -1)
-        rows.view(-1, rows.shape[-1]).addmm_(dy.movedim(1, -1).reshape(-1, dy.shape[1]), matrix)
+        rows = _rows(dr)
+        of_dy = _rows(dy) if is_channels_last(dy) else dy.movedim(1, -1).reshape(-1, dy.shape[1])
+        torch.addmm(rows, of_dy, matrix, out=rows)
     elif dr.is_contiguous():
         dr.view(*dr.shape[:2], -1).baddbmm_(matrix.t().expand(dr.shape[0], -1, -1), dy.flatten(2))
     else:
@@ -71,7 +88,10 @@ def _is_product(node: Any) -> bool:
     _, _, weight, _, stride, padding, _, transposed, _, groups, _ = made_by.args
     sizes = weight.meta["val"].shape[2:]
     simple = all(s == 1 for s in (*stride, *sizes)) and all(p == 0 for p in padding)
-    return simple and not transposed and groups == 1 and weight.meta["val"].device.type in DEVICES
+    value = weight.meta["val"]
+    if value.device.type not in DEVICES or not product_is_as_precise(value.device.type, value.dtype):
+        return False
+    return simple and not transposed and groups == 1
 
 
 def accumulate_in_products(graph: fx.Graph) -> None:

@@ -23,6 +23,7 @@ from .compose_residual_block import (
     compose_backward,
     compose_forward,
 )
+from .input_gradient import add_input_gradient, product_is_as_precise
 from .layout import dense_like, is_channels_last
 from .operators import refuse_second_derivatives
 
@@ -31,24 +32,9 @@ __all__ = ["residual_block"]
 
 # ---- the gradient of x
 def adds_by_product(conv: ConvParams, t: Tensor) -> bool:
-    """Whether the gradient of the first convolution's input is added to ``t``, of x's shape, by a matrix product that
-    accumulates. It saves two passes over t: the convolution's gradient is neither written nor read again.
-
-    That needs a 1x1 convolution of stride 1 and channels_last memory. In float32 on a GPU both computations must have
-    the same precision: PyTorch allows TF32 in convolutions, but not in products, which are then several times slower.
-    """
-    if not conv.is_product or not is_channels_last(t):
-        return False
-    if t.is_cuda and t.dtype == torch.float32:
-        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        return (products.fp32_precision == "tf32") == (convolutions.fp32_precision == "tf32")
-    return True
-
-
-def _rows(t: Tensor) -> Tensor:
-    """(N, C, *spatial) in channels_last -> (N * S, C), a view."""
-    c = t.shape[1]
-    return t.as_strided((t.numel() // c, c), (c, 1))
+    """Whether the gradient of the first convolution's input is added to ``t``, of x's shape, by the product that
+    computes it (:mod:`.input_gradient`): for a 1x1 convolution of stride 1 in channels_last memory."""
+    return conv.is_product and is_channels_last(t) and product_is_as_precise(t.device.type, t.dtype)
 
 
 def _sum(base: Tensor | None, of_layer: Tensor, dy: Tensor, x: Tensor, conv: ConvParams | None) -> Tensor:
@@ -56,14 +42,11 @@ def _sum(base: Tensor | None, of_layer: Tensor, dy: Tensor, x: Tensor, conv: Con
     multiplied by its weight."""
     if conv is None:
         return of_layer.add_(dy if base is None else base)
-    product = _rows(dense_like(of_layer, x)), conv.weight.as_strided(conv.weight.shape[:2], (conv.weight.shape[1], 1))
     if base is None:  # dy belongs to the caller
-        dx = torch.empty_like(x)
-        torch.addmm(_rows(dense_like(dy, x)), *product, out=_rows(dx))
-        return dx
-    base = dense_like(base, x)
-    rows = _rows(base)
-    torch.addmm(rows, *product, out=rows)
+        base = torch.empty_like(x).copy_(dy)
+    else:
+        base = dense_like(base, x)
+    add_input_gradient(base, of_layer, conv.weight)
     return base
 
 

@@ -240,7 +240,7 @@ def test_products_need_the_precision_of_convolutions(monkeypatch) -> None:
     """In float32 on a GPU, a product without TF32 is slower than the convolution with it."""
 
     class Cuda:
-        is_cuda, dtype = True, torch.float32
+        device, dtype = torch.device("cuda"), torch.float32
 
     made = block()
     conv = residual_block.ResidualBlockParams(
