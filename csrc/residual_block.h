@@ -341,7 +341,8 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
   };
   for (; i > 0 && wants_before(i); --i) {
     OptionalTensor inner;  // some activations need it for du
-    du = norm(i - 1, *conv(i, du, input(i), true), false, inner);
+    du = *conv(i, du, input(i), true);  // frees the gradient before it
+    du = norm(i - 1, du, false, inner);
   }
   const bool by_product = wanted & kLeftToProduct;
   const OptionalTensor dx = conv(i, du, input(i), i == 0 && want_x && !by_product);

@@ -163,8 +163,8 @@ def compose_backward(
     while i > 0 and (want_x or any(wants(wanted, j) for j in range(i))):
         da = conv(i, du, True)
         assert da is not None
-        i -= 1
-        du = norm(i, da, False).dx
+        i, du = i - 1, da  # frees the gradient before it
+        du = norm(i, du, False).dx
     by_product = bool(wanted & LEFT_TO_PRODUCT)
     dx = conv(i, du, i == 0 and want_x and not by_product)
     if want_x:

@@ -22,6 +22,7 @@ __all__ = [
     "unpack_mask",
 ]
 
+_MAPS = ("dy", "residual")  # an operator's arguments of x's shape, beside x
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -54,8 +55,9 @@ def dense_like(t: Tensor, x: Tensor) -> Tensor:
 
 
 def in_kernel_order(arguments: Any) -> Any:
-    """An operator's arguments in the memory orders that kernels take: x dense, maps of its shape in its order, other
-    tensors contiguous, but running statistics as they are, because an operator may write to them.
+    """An operator's arguments in the memory orders that kernels take: x dense, the other maps in its order, all else
+    contiguous, but running statistics as they are, because an operator may write to them. Maps are known by their
+    names: a comparison of shapes would be a condition on the batch size of a graph.
 
     A compiler gives x, and each other tensor, another order than the traced one where that saves it a copy.
     """
@@ -66,7 +68,7 @@ def in_kernel_order(arguments: Any) -> Any:
             return value
         if name == "x":
             return x
-        return dense_like(value, x) if value.shape == x.shape else value.contiguous()
+        return dense_like(value, x) if name in _MAPS else value.contiguous()
 
     return type(arguments)(*(ordered(*each) for each in zip(arguments._fields, arguments, strict=True)))
 

@@ -58,7 +58,7 @@ def test_batch_norm_and_activation_in_inference_are_left_to_the_compiler():
         with torch.set_grad_enabled(grad):
             y = torch.compile(getattr(functional, op), fullgraph=True, backend=keep)(**fresh[0])
             torch.testing.assert_close(y, getattr(functional, op)(**fresh[1]), rtol=1e-5, atol=1e-5)
-        return any("batch_norm_squeeze_excite_forward" in str(node.target) for node in graphs[0].graph.nodes)
+        return any("se_fused.batch_norm_squeeze_excite" in str(node.target) for node in graphs[0].graph.nodes)
 
     assert not operators("batch_norm_act")
     assert operators("batch_norm_act", grad=True)

@@ -139,7 +139,7 @@ def test_gradients_are_timms(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param("seresnet18", marks=pytest.mark.isa), "seresnet50"])
 def test_training_steps_are_timms(name: str) -> None:
-    """Logits, running statistics, counters and parameters are timm's in three steps of SGD.
+    """Logits, running statistics, counters and parameters are timm's in ten steps of SGD.
 
     Each step starts from the float64 state, rounded. The results of the forward pass are continuous, so no flip is
     allowed for. A flip changes the update: without the common state, after three steps three of ten seeds' networks of
@@ -148,7 +148,7 @@ def test_training_steps_are_timms(name: str) -> None:
     ours, theirs = pair(name)
     truth = copy.deepcopy(theirs).double()
     optimizers = {m: torch.optim.SGD(m.train().parameters(), lr=1e-3) for m in (ours, theirs, truth)}
-    for step in range(3):
+    for step in range(10):
         before = {k: v.clone() for k, v in truth.float().state_dict().items()}
         logits = []
         for model, optimizer in optimizers.items():

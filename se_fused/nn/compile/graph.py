@@ -42,7 +42,7 @@ def same_sizes(first: Iterable[int | SymInt], second: Iterable[int | SymInt]) ->
     return len(one) == len(two) and all(statically_known_true(a == b) for a, b in zip(one, two, strict=True))
 
 
-def starts_with(node: Any, *sizes: int | SymInt) -> bool:
+def starts_with(node: Any, sizes: Sequence[int | SymInt]) -> bool:
     """Whether a node returns a tensor of these sizes, followed by sizes of 1 alone."""
     found = kind(node)
     if found is None or len(found.shape) < len(sizes):

@@ -144,7 +144,7 @@ def _is_1x1(given: dict[str, Any]) -> bool:
     if weight is None or of is None or len(weight.shape) != len(of.shape) or given.get("groups", 1) != 1:
         return False
     return (
-        starts_with(given["weight"], *weight.shape[:2])
+        starts_with(given["weight"], weight.shape[:2])
         and _all(given.get("stride", 1), 1)
         and (given.get("padding", 0) in ("same", "valid") or _all(given.get("padding", 0), 0))
     )
@@ -182,7 +182,7 @@ class _Walk:
         """Pass nodes that only add or remove sizes of 1 after (N, channels)."""
         while self.is_free() and _is_call(self.at, *_RESHAPES) and self.at.args:
             before = self.at.args[0]
-            if not (starts_with(self.at, self.batch, channels) and starts_with(before, self.batch, channels)):
+            if not (starts_with(self.at, (self.batch, channels)) and starts_with(before, (self.batch, channels))):
                 return
             if self.at.target is operator.getitem and not _takes_all(self.at.args[1]):
                 return
@@ -198,7 +198,7 @@ class _Walk:
 
     def layer(self, channels: Any) -> tuple[Any, Any, Any] | None:
         """Pass a linear layer or 1x1 convolution with so many outputs; return weight, bias and number of inputs."""
-        if not self.is_free() or not starts_with(self.at, self.batch, channels):
+        if not self.is_free() or not starts_with(self.at, (self.batch, channels)):
             return None
         if _is_call(self.at, F.linear):
             given = arguments(self.at, _CONV[:3])
@@ -212,7 +212,7 @@ class _Walk:
         if weight is None:
             return None
         size = weight.shape[1]
-        if not (starts_with(given["weight"], channels, size) and starts_with(given["input"], self.batch, size)):
+        if not (starts_with(given["weight"], (channels, size)) and starts_with(given["input"], (self.batch, size))):
             return None
         self.step(given["input"])
         return given["weight"], given.get("bias"), size
@@ -221,7 +221,7 @@ class _Walk:
         """Pass the mean of x over its positions; return whether that is what the walk has reached."""
         node = self.at
         shape = kind(x).shape  # type: ignore[union-attr]
-        if not self.is_free() or not starts_with(node, *shape[:2]) or not node.args:
+        if not self.is_free() or not starts_with(node, shape[:2]) or not node.args:
             return False
         of = kind(node.args[0])
         if of is None or not _averages(node, len(of.shape)):
@@ -271,7 +271,7 @@ def _excites(product: fx.Node, x: Any, factor: Any) -> Excitation | None:
         walk.step(factor.args[0])
     scaling = (*walk.taken(), product)
     found = kind(walk.at)
-    if found is None or len(found.shape) != len(shape) or not starts_with(walk.at, n, c):
+    if found is None or len(found.shape) != len(shape) or not starts_with(walk.at, (n, c)):
         return None
     walk.reshapes(c)
     gate = walk.function(GATES)
@@ -333,7 +333,7 @@ def _is_scale(node: Any, u: fx.Node) -> bool:
     found, mine = kind(node), kind(u)
     if found is None or mine is None or found.dtype != mine.dtype or len(found.shape) != len(mine.shape):
         return False
-    return starts_with(node, mine.shape[0]) and not requires_grad(node)
+    return starts_with(node, mine.shape[:1]) and not requires_grad(node)
 
 
 def block_end(u: fx.Node) -> End:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from se_fused import __main__, cli, functional
+from se_fused import __main__, cli
 from se_fused.bench import compare
+from se_fused.nn import whole_block
 
 # The demo compares losses by their median over the steps, because one step is a single sample of rounding errors.
 DEMO = ["fracture", "demo", "--model", "seresnet18", "--size", "32", "--batch", "2", "--steps", "3", "--no-compile"]
@@ -61,8 +62,8 @@ def test_demo_on_a_folder(tmp_path):
 
 
 def test_demo_fails_on_disagreement(monkeypatch):
-    right = functional.batch_norm_squeeze_excite
-    monkeypatch.setattr(functional, "batch_norm_squeeze_excite", lambda *a, **k: 1.01 * right(*a, **k))
+    right = whole_block.residual_block
+    monkeypatch.setattr(whole_block, "residual_block", lambda *a: 1.01 * right(*a))
     shown = invoke(*DEMO)
     assert shown.exit_code == 1
     assert "do NOT agree" in shown.output and "DIFFERS" in shown.output and "The results agree" not in shown.output

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import se_fused
+from se_fused.functional import dispatch
 from se_fused.nn import Graphed
 
 pytestmark = pytest.mark.quick
@@ -189,7 +190,8 @@ def test_streams_and_threads_wait_for_each_other(cuda: GraphsOnCpu) -> None:
     assert not wrong and cuda.replays == [84]
 
 
-def test_modes_and_captures_see_the_operators_of_the_model(cuda: GraphsOnCpu) -> None:
+def test_modes_and_captures_see_the_operators_of_the_model(cuda: GraphsOnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_warned", set())  # each warning comes once
     plain, x = small_model(), images(1, 3, 8, 8)
     fast = se_fused.graphed(plain, x)
     with FlopCounterMode(display=False) as mine:
