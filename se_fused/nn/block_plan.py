@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from .._params import BlockSettings, LayerSettings
 from .known import is_nothing, is_plain, out_activation
@@ -51,6 +52,7 @@ class BlockModules(NamedTuple):
 
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
+_SIMPLE = (bool, int, float, str)  # types of settings of activations and of layers such as SE
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Place = tuple[dict[str, Any], str]  # a module's dictionary of tensors or attributes, and a name in it
@@ -125,6 +127,9 @@ class _Reader:
                 self.modules.append(part)
                 if part._modules:
                     self.owners.append(part)
+                if not isinstance(part, _BatchNorm | _ConvNd):  # settings of these are read by name
+                    values = part.__dict__
+                    self.compared += [(values, name) for name, value in values.items() if type(value) in _SIMPLE]
 
     def setting(self, module: nn.Module, *names: str) -> Iterator[Any]:
         """Attributes of a module that are compared."""
@@ -184,10 +189,6 @@ class _Reader:
         self.module(se)
         if (arguments := given.arguments(se)) is None:
             raise _Unsuitable
-        for module in se.modules():
-            for name in ("act", "gate"):
-                if isinstance(module.__dict__.get(name), str):
-                    self.compared.append((module.__dict__, name))
         self.names = arguments["act"], arguments["gate"]
         places = {id(t): (m._parameters, name) for m in se.modules() for name, t in m._parameters.items()}
         for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):

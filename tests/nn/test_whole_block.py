@@ -318,6 +318,7 @@ def test_modules_are_called(change: str, when: str, calls: list[Tensor]) -> None
         lambda made: setattr(made.bn3, "eps", 0.5),
         lambda made: setattr(made.bn3, "momentum", 0.5),
         lambda made: setattr(made.se, "act", "silu"),
+        lambda made: setattr(made.se, "gate", "hard_sigmoid"),
         lambda made: made.se.fc1.__setattr__("weight", nn.Parameter(torch.randn(4, 32, 1, 1))),
         lambda made: setattr(made, "conv3", nn.Conv2d(8, 32, 1)),
         lambda made: setattr(made, "se", None),
@@ -330,13 +331,23 @@ def test_modules_are_called(change: str, when: str, calls: list[Tensor]) -> None
         lambda made: made.load_state_dict({k: v + 1 for k, v in made.state_dict().items()}, assign=True),
     ],
 )  # fmt: skip
-def test_changes_are_seen(change, calls: list[Tensor]) -> None:
+def test_changes_are_seen(change, calls: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """A block whose parts or settings changed after its first call is computed in one call, with the change."""
     made = block(shortcut=2)
     made(maps(made))
     change(made)
-    assert_same_step(made, maps(made))
+    twin, truth = copy.deepcopy(made), copy.deepcopy(made).double()
+    results = []
+    for each in (made, twin, truth):
+        if each is twin:
+            modules_only(monkeypatch)
+        torch.manual_seed(0)
+        y = each(maps(each).to(each.conv1.weight.dtype))
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in each.parameters()), *(b for b in each.buffers() if b.is_floating_point())])
     assert len(calls) == 2
+    for ours, theirs, exact in zip(*results, strict=True):
+        assert_as_close(ours, theirs, exact)
 
 
 def test_hooks_are_seen_until_they_are_removed(calls: list[Tensor]) -> None:
@@ -396,6 +407,16 @@ def test_sync_batch_norm(calls: list[Tensor]) -> None:
     assert not dist.is_initialized()
     made.eval()(maps(made))
     assert not calls
+
+
+def test_a_changed_layer_of_another_library(calls: list[Tensor]) -> None:
+    """A setting that decides whether a kernel has the layer is compared too."""
+    made = se_fused.convert(timm.models.resnet.Bottleneck(32, 8, attn_layer="se"))
+    made(maps(made))
+    assert len(calls) == 1
+    made.se.add_maxpool = True
+    made(maps(made))
+    assert len(calls) == 1
 
 
 # ---- plans
