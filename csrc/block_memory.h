@@ -1,5 +1,5 @@
-// Memory of the whole operator's results beside the maps, in one place for all backends: what the forward pass keeps, and
-// the parameters' gradients.
+// Memory of the whole operator's results beside the maps, in one place for all backends: what the forward pass keeps,
+// and the parameters' gradients.
 #pragma once
 
 #include "new_tensors.h"

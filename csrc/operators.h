@@ -51,7 +51,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_squ
   };
   Tensor y = torch::stable::empty_like(x), mask = sizes.mask ? new_mask(x, layout) : nothing,
          mean = wanted(sizes.mean, {n, c}), factor = wanted(sizes.factor, {n, c}),
-         hidden = wanted(sizes.hidden, {n, sizes.hidden / std::max<int64_t>(n, 1)}), stats = wanted(sizes.stats, {2, c});
+         hidden = wanted(sizes.hidden, {n, sizes.hidden / std::max<int64_t>(n, 1)}),
+         stats = wanted(sizes.stats, {2, c});
   if (layout.numel()) {
     const auto at = [](const Tensor& t) { return t.numel() ? floats(t) : nullptr; };
     uint8_t* const bits = sizes.mask ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr;
@@ -81,8 +82,11 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
   const auto at = [](const Tensor& t, int64_t size, const char* name) {
     return size ? float_vector(t, size, name) : nullptr;
   };
-  const Saved saved{x, sizes.mask ? mask_of(mask, layout) : nullptr, at(mean, sizes.mean, "mean"),
-                    at(factor, sizes.factor, "factor"), at(hidden, sizes.hidden, "hidden"),
+  const Saved saved{x,
+                    sizes.mask ? mask_of(mask, layout) : nullptr,
+                    at(mean, sizes.mean, "mean"),
+                    at(factor, sizes.factor, "factor"),
+                    at(hidden, sizes.hidden, "hidden"),
                     at(stats, sizes.stats, "stats")};
   const Tensor nothing = new_nothing(x);
   const auto gradient = [&](bool wanted, const OptionalTensor& like, std::initializer_list<int64_t> shape) {
@@ -97,9 +101,9 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
          dfc2_bias = gradient(r, fc.fc1_weight, {c});
   const OptionalTensor dr = write_dr ? OptionalTensor(torch::stable::empty_like(x)) : std::nullopt;
   const auto slot = [](const Tensor& t) { return Slot{t.mutable_data_ptr(), t.scalar_type()}; };
-  block_backward(dy, saved, bn, fc, end, dx, dr,
-                 {slot(dbn_weight), slot(dbn_bias), slot(dfc1_weight), slot(dfc1_bias), slot(dfc2_weight),
-                  slot(dfc2_bias)});
+  block_backward(
+      dy, saved, bn, fc, end, dx, dr,
+      {slot(dbn_weight), slot(dbn_bias), slot(dfc1_weight), slot(dfc1_bias), slot(dfc2_weight), slot(dfc2_bias)});
   return {dx, dr ? *dr : nothing, dbn_weight, dbn_bias, dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias};
 }
 
@@ -155,7 +159,8 @@ void define_operators(Library& m) {
       "residual_block_forward(Tensor x, Tensor(a!)?[] tensors, Tensor? residual, Tensor? drop_path_scale, int plan,"
       " bool save) -> Tensor[]");
   m.def(
-      "residual_block_backward(Tensor dy, Tensor x, Tensor?[] tensors, Tensor? drop_path_scale, Tensor[] kept, int plan,"
+      "residual_block_backward(Tensor dy, Tensor x, Tensor?[] tensors, Tensor? drop_path_scale, Tensor[] kept, int "
+      "plan,"
       " int wanted) -> Tensor?[]");
 }
 

@@ -50,9 +50,9 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
 void block_inference(const Tensor& x, const BatchNormParams& bn, const ExcitationParams& fc, const BlockOptions& end,
                      const Tensor& y);
 
-// The backward pass of the whole operator, for an x with elements. Writes dx, the residual's gradient dr if it is given,
-// and the parameters' gradients, those of batch norm if there are statistics and those of the layers if there are any.
-// bn has no running statistics, and fc no biases.
+// The backward pass of the whole operator, for an x with elements. Writes dx, the residual's gradient dr if it is
+// given, and the parameters' gradients, those of batch norm if there are statistics and those of the layers if there
+// are any. bn has no running statistics, and fc no biases.
 void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
                     const BlockOptions& end, const Tensor& dx, const OptionalTensor& dr, const Slots& gradients);
 

@@ -1,10 +1,11 @@
 // A whole residual block in one call: out_act(drop_path_scale * SE(branch(x)) + residual), where the residual is x,
-// shortcut(x), another tensor or absent. PyTorch computes the convolutions, called through its dispatcher, and a backend's functions (ops.h) all else. The same code serves every
-// backend. se_fused/ops/compose_residual_block.py is its definition in Python.
+// shortcut(x), another tensor or absent. PyTorch computes the convolutions, called through its dispatcher, and a
+// backend's functions (ops.h) all else. The same code serves every backend. se_fused/ops/compose_residual_block.py is
+// its definition in Python.
 //
-// Layers are numbered along the branch; the shortcut's, if there is one, is the last. `tensors` holds six of each layer,
-// and four of the excitation: the weight and bias of the convolution; running mean, running variance, weight and bias
-// of batch norm; the weights and biases of the two layers.
+// Layers are numbered along the branch; the shortcut's, if there is one, is the last. `tensors` holds six of each
+// layer, and four of the excitation: the weight and bias of the convolution; running mean, running variance, weight and
+// bias of batch norm; the weights and biases of the two layers.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -58,8 +59,9 @@ struct ResidualBlockPlans {
   }
 };
 
-// Makes a plan and returns its number. settings: spatial dimensions, number of layers, the residual, act, gate; then of each layer stride, padding and dilation (one number per dimension each), groups,
-// out_act. norms: of each layer batch_stats, momentum, eps.
+// Makes a plan and returns its number. settings: spatial dimensions, number of layers, the residual, act, gate; then of
+// each layer stride, padding and dilation (one number per dimension each), groups, out_act. norms: of each layer
+// batch_stats, momentum, eps.
 inline int64_t residual_block_plan(std::vector<int64_t> settings, std::vector<double> norms) {
   size_t at = 0;
   const auto next = [&] {
@@ -114,15 +116,9 @@ inline void check_tensors(const ResidualBlockPlan& plan, const Tensors& tensors,
 
 inline Tensor convolution(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Layer& layer) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 9> stack{from(x),
-                                    from(weight),
-                                    from(bias),
-                                    from(layer.stride),
-                                    from(layer.padding),
-                                    from(layer.dilation),
-                                    from(false),
-                                    from(layer.zeros),
-                                    from(layer.groups)};
+  std::array<StableIValue, 9> stack{
+      from(x),     from(weight),      from(bias),        from(layer.stride), from(layer.padding), from(layer.dilation),
+      from(false), from(layer.zeros), from(layer.groups)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -136,9 +132,17 @@ inline std::array<OptionalTensor, 3> convolution_backward(const Tensor& du, cons
   std::optional<std::vector<int64_t>> bias;
   if (wanted[2]) bias = std::vector<int64_t>{weight.size(0)};
   const torch::headeronly::HeaderOnlyArrayRef<bool> masks(wanted.data(), 3);
-  std::array<StableIValue, 11> stack{
-      from(du),    from(x), from(weight), from(bias), from(layer.stride), from(layer.padding), from(layer.dilation),
-      from(false), from(layer.zeros), from(layer.groups), from(masks)};
+  std::array<StableIValue, 11> stack{from(du),
+                                     from(x),
+                                     from(weight),
+                                     from(bias),
+                                     from(layer.stride),
+                                     from(layer.padding),
+                                     from(layer.dilation),
+                                     from(false),
+                                     from(layer.zeros),
+                                     from(layer.groups),
+                                     from(masks)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   for (int i = 0; i < 3; ++i) {
     Tensor t = torch::stable::detail::to<Tensor>(stack[i]);  // undefined if not wanted; owned all the same
@@ -154,8 +158,8 @@ inline Tensor ordered_like(const Tensor& t, const Tensor& x, const Layout& layou
   return torch::stable::copy_(copy, t);
 }
 
-// The gradients of all vectors and of the excitation in one allocation, in the dtype that they share; in float32 if they
-// share none, and autograd converts them.
+// The gradients of all vectors and of the excitation in one allocation, in the dtype that they share; in float32 if
+// they share none, and autograd converts them.
 class GradientMemory {
  public:
   explicit GradientMemory(const Tensor& x) : x_(x) {}
@@ -215,8 +219,12 @@ inline std::vector<Tensor> residual_block_forward(const Tensor& x, block::Tensor
     OptionalTensor residual;
     if (to_add) residual = block::ordered_like(*to_add, u, layout);
     const BatchNormParams bn{t[2], t[3], t[4], t[5], layer.batch_stats, layer.momentum, layer.eps};
-    const ExcitationParams excitation{closes ? fc[0] : none, closes ? fc[1] : none, closes ? fc[2] : none,
-                                      closes ? fc[3] : none, plan.act,           plan.gate};
+    const ExcitationParams excitation{closes ? fc[0] : none,
+                                      closes ? fc[1] : none,
+                                      closes ? fc[2] : none,
+                                      closes ? fc[3] : none,
+                                      plan.act,
+                                      plan.gate};
     const BlockOptions end{residual, closes ? drop_path_scale : none, layer.out_act};
     if (!save && !layer.batch_stats) {
       block_inference(u, bn, excitation, end, u);
@@ -256,8 +264,8 @@ constexpr int64_t kWantsX = 1, kLeftToProduct = 2, kWantsResidual = 4, kBeforeLa
 // Returns (of the residual, of the first layer, four of each layer, four of the excitation). The first is the gradient
 // of a given residual or, in x's gradient, that of x or of the shortcut's input; null if it is dy itself. The second is
 // the gradient of the first convolution's input; with kLeftToProduct that of its result. x's gradient is their sum
-// unless the residual is given or absent. Of a layer: weight, bias, weight and bias of batch norm. kept: the forward pass's
-// results but y. tensors: without running statistics.
+// unless the residual is given or absent. Of a layer: weight, bias, weight and bias of batch norm. kept: the forward
+// pass's results but y. tensors: without running statistics.
 inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x, block::Tensors tensors,
                                               const OptionalTensor& drop_path_scale, std::vector<Tensor> kept,
                                               int64_t number, int64_t wanted) {
@@ -307,10 +315,9 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
     Tensor du = torch::stable::empty_like(u);
     if (writes_dr(layer.out_act, want_dr)) dr = torch::stable::empty_like(u);
     Slots slots{memory.slot(2 * i), memory.slot(2 * i + 1), {}, {}, {}, {}};
-    for (int64_t j = 0; closes && fc[0] && j < 4; ++j)
-      (&slots.fc1_weight)[j] = memory.slot(2 * layers + j);
-    block_backward(ordered_like(given, u, layout), {u, k.mask, k.mean, k.factor, k.hidden, k.stats}, bn, excitation, end,
-                   du, dr, slots);
+    for (int64_t j = 0; closes && fc[0] && j < 4; ++j) (&slots.fc1_weight)[j] = memory.slot(2 * layers + j);
+    block_backward(ordered_like(given, u, layout), {u, k.mask, k.mean, k.factor, k.hidden, k.stats}, bn, excitation,
+                   end, du, dr, slots);
     for (int64_t j = 0; j < 2; ++j)
       if (t[4 + j]) found[2 + kGradients * i + 2 + j] = memory.tensor(2 * i + j, *t[4 + j]);
     for (int64_t j = 0; closes && fc[0] && j < 4; ++j)
@@ -340,7 +347,7 @@ inline block::Tensors residual_block_backward(const Tensor& dy, const Tensor& x,
     return want_x;
   };
   for (; i > 0 && wants_before(i); --i) {
-    OptionalTensor inner;  // some activations need it for du
+    OptionalTensor inner;               // some activations need it for du
     du = *conv(i, du, input(i), true);  // frees the gradient before it
     du = norm(i - 1, du, false, inner);
   }
