@@ -46,7 +46,8 @@ def _sizes(x: Tensor, layers: Sequence[LayerSettings], weights: list[Tensor]) ->
 
 
 def _has_kernels(plan: Plan, x: Tensor, residual: Tensor | None, tensors: list[Tensor | None], autocast: bool) -> bool:
-    """Whether the kernels take the block's tensors as they are. If not, the modules convert them or raise an error."""
+    """Whether the kernels take the block's tensors as they are. If not, the modules convert them or raise an error, or
+    choose plain PyTorch for the excitation of maps with one position (:attr:`.Backend.plain_from`)."""
     present = [t for t in (residual, *tensors) if t is not None]
     if residual is not None and residual.dtype != x.dtype:
         return False
@@ -78,6 +79,8 @@ def _has_kernels(plan: Plan, x: Tensor, residual: Tensor | None, tensors: list[T
     fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors[-4:]
     if fc1_weight is None:
         return True
+    if prod(y[1:]) == 1:
+        return False
     assert fc2_weight is not None
     c, r = y[0], fc1_weight.shape[0]
     shapes = ((fc1_weight, r * c), (fc2_weight, r * c), (fc1_bias, r), (fc2_bias, c))

@@ -502,6 +502,28 @@ def test_an_error_of_pytorch_keeps_its_class(monkeypatch: pytest.MonkeyPatch) ->
         made(maps(made))
 
 
+def test_training_without_gradients(calls: list[Tensor]) -> None:
+    """Running statistics are updated, and nothing is kept."""
+    made = block(shortcut=2)
+    twin, x = copy.deepcopy(made), maps(made)
+    with torch.no_grad():
+        y = made(x)
+        with pytest.MonkeyPatch.context() as patch:
+            modules_only(patch)
+            torch.testing.assert_close(y, twin(x))
+    assert not y.requires_grad and len(calls) == 1
+    for ours, theirs in zip(made.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_maps_with_one_position_call_the_modules(calls: list[Tensor]) -> None:
+    """There the excitation may be faster in plain PyTorch, which the function for the block's end decides."""
+    for se in (True, False):
+        made = block(shortcut=2, se=se)
+        made(maps(made, size=2))
+    assert len(calls) == 1
+
+
 def test_empty_batches(calls: list[Tensor]) -> None:
     made = block().eval()
     assert made(maps(made)[:0]).shape == (0, 32, 6, 6) and not calls
