@@ -1,9 +1,10 @@
-"""A residual block as one autograd node: y = out_act(d * SE(branch(x)) + shortcut(x)), for eager mode.
+"""A residual block, or a part of one, as one autograd node: y = out_act(d * SE(branch(x)) + residual), for eager mode.
 
-The branch and the shortcut are convolutions with batch norms (:class:`.ResidualBlockParams`). PyTorch computes the
-convolutions, a backend all else. One node instead of one per operation saves the host's time for checks, calls of
-modules and autograd. It also adds the gradients of branch and shortcut without a pass of its own: where the branch
-starts with a 1x1 convolution of stride 1, the product that computes that gradient accumulates.
+The residual is x, shortcut(x), another map or absent. The branch and the shortcut are convolutions with batch norms
+(:class:`.ResidualBlockParams`). PyTorch computes the convolutions, a backend all else. One node instead of one per
+operation saves the host's time for checks, calls of modules and autograd. It also adds the gradients of branch and
+shortcut without a pass of its own: where the branch starts with a 1x1 convolution of stride 1, the product that
+computes that gradient accumulates.
 
 A backend may have the whole block as one operation; otherwise it is composed (:mod:`.compose_residual_block`).
 Graphs do not use this node: torch.compile gets a block as its operators.
@@ -169,7 +170,7 @@ def residual_block(backend: backends.Backend, x: Tensor, block: ResidualBlockPar
     Returns:
         y (N, D, *spatial), in x's dtype. Running statistics are updated.
     """
-    if torch.is_grad_enabled() and (_needs_gradient(x, block)):
+    if torch.is_grad_enabled() and _needs_gradient(x, block):
         y: Tensor = _ResidualBlock.apply(backend, block, x, block.residual, *block.tensors)
         return y
     return _forward(backend, x, _cast(block, x.dtype), False)[0]
