@@ -3,10 +3,14 @@
 import copy
 
 import pytest
+import timm
 import torch
 from support.lines import LINES, Line
-from support.modules import assert_as_close, modules_only, spy_on_blocks
+from support.modules import assert_as_close, modules_only, randomise, spy_on_blocks
 from support.residual_blocks import block, maps, step
+from torch import nn
+
+import se_fused
 
 pytestmark = pytest.mark.quick
 
@@ -47,6 +51,31 @@ def test_one_call_is_the_modules(line: Line, name: str, channels_last: bool, tra
             continue
         assert_as_close(value.cpu(), theirs[key].cpu(), truth[key])
         assert value.stride() == theirs[key].stride(), key
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("line", WITH_KERNELS.values(), ids=WITH_KERNELS)
+def test_an_activation_that_reads_the_sum_again(line: Line, stride: int, monkeypatch) -> None:
+    """SiLU, whose backward pass adds the residual again: x itself, or a projection of it."""
+    if (reason := line.why_not()) is not None:
+        pytest.skip(reason)
+    projection = None if stride == 1 else nn.Sequential(nn.Conv2d(32, 32, 1, 2, bias=False), nn.BatchNorm2d(32))
+    made = timm.models.resnet.Bottleneck(32, 8, stride, projection, act_layer=nn.SiLU, attn_layer="se")
+    randomise(made)
+    for part in made.modules():
+        if isinstance(part, nn.SiLU):
+            part.inplace = False
+    x = maps(made)
+    truth = step(copy.deepcopy(made).double(), x.double())
+    theirs = step(made, x)
+    made, x = se_fused.convert(made).to(line.device), x.to(line.device)
+    calls = spy_on_blocks(monkeypatch)
+    with line.using({axis: values[-1] for axis, values in line.axes.items()}):
+        ours = step(made, x)
+    assert len(calls) == 1
+    for key, value in ours.items():
+        if value.is_floating_point():
+            assert_as_close(value.cpu(), theirs[key], truth[key])
 
 
 @pytest.mark.parametrize("line", WITH_KERNELS.values(), ids=WITH_KERNELS)
