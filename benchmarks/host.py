@@ -10,9 +10,6 @@ forward pass is counted; with --backward, forward and backward. It needs valgrin
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import callgrind
 from se_fused import functional
 from se_fused.testing.verify import to_layout
 
@@ -96,21 +94,11 @@ def count(layout: str, training: bool, backward: bool) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind"
-        command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={out}"]
-        command += [sys.executable, "-m", "benchmarks.host", "--count", layout]
-        command += ["--training"] * training + ["--backward"] * backward
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise RuntimeError("valgrind is not installed: apt-get install valgrind") from None
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
+        arguments = ["--count", layout, *["--training"] * training, *["--backward"] * backward]
+        printed = callgrind.run(out, "benchmarks.host", ["--collect-atstart=no"], arguments)
         counts = {}
-        for number, name in enumerate(json.loads(done.stdout), start=1):
-            found = re.search(r"^(?:summary|totals): (\d+)", Path(f"{out}.{number}").read_text(), re.MULTILINE)
-            assert found is not None
-            counts[name] = int(found.group(1)) // CALLS
+        for number, name in enumerate(json.loads(printed), start=1):
+            counts[name] = callgrind.total(Path(f"{out}.{number}")) // CALLS
         return counts
 
 

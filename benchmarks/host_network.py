@@ -13,8 +13,6 @@ import argparse
 import gc
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import host_parts, standin
+from benchmarks import callgrind, host_parts, standin
 
 NETWORKS = ("timm", "se_fused", "converted")
 PASSES = ("inference", "forward", "backward", "step")
@@ -135,24 +133,14 @@ def count(name: str, batch: int, autocast: bool, parts: bool) -> dict[str, Count
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind"
-        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
-        command += ["--separate-callers1=_PyEval_EvalFrameDefault"] * parts
-        command += [sys.executable, "-m", "benchmarks.host_network", "--count", name, "--batch", str(batch)]
-        command += ["--autocast"] * autocast + ["--parts"] * parts
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise RuntimeError("valgrind is not installed: apt-get install valgrind") from None
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
+        options = ["--instr-atstart=no", *["--separate-callers1=_PyEval_EvalFrameDefault"] * parts]
+        arguments = ["--count", name, "--batch", str(batch), *["--autocast"] * autocast, *["--parts"] * parts]
+        printed = callgrind.run(out, "benchmarks.host_network", options, arguments)
         found: dict[str, Count] = {}
-        for number, (kind, launches, allocations) in enumerate(json.loads(done.stdout), start=1):
+        for number, (kind, launches, allocations) in enumerate(json.loads(printed), start=1):
             file = Path(f"{out}.{number}")
-            total = re.search(r"^(?:summary|totals): (\d+)", file.read_text(errors="replace"), re.MULTILINE)
-            assert total is not None
             row = found.setdefault(kind, Count(0, launches, allocations))
-            row.instructions += int(total.group(1)) / COUNTED
+            row.instructions += callgrind.total(file) / COUNTED
             if parts:
                 for part, instructions in host_parts.parts(file).items():
                     row.parts[part] = row.parts.get(part, 0) + instructions // COUNTED

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from .._checks import check_choice
 from ..nn import DropPath, SqueezeExcite, conv_bn_act, fused_block_end, is_own
-from ..nn.block_plan import BlockModules, ConvNorm
+from ..nn.block_plan import BlockModules, ConvNormAct
 from ..nn.known import refuse_torchscript
 from ..nn.whole_block import whole_block
 
 __all__ = ["POOLINGS", "BasicBlock", "Bottleneck", "DeepStem", "Downsample", "GlobalPool"]
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
+
+_RELU = nn.ReLU()  # the activation of all blocks, which have no module for it
 
 SELayer = Callable[[int], SqueezeExcite]
 """Function that builds the SE layer of a block from the block's number of channels."""
@@ -131,7 +133,7 @@ class _Block(nn.Module):
         """The block's modules, for one call; None if no call has its order of operations."""
         raise NotImplementedError
 
-    def _as_one(self, branch: tuple[ConvNorm, ...]) -> BlockModules:
+    def _as_one(self, branch: tuple[ConvNormAct, ...]) -> BlockModules:
         return BlockModules(branch, self.downsample, self.se, self.drop_path)
 
     def last_norm(self) -> nn.BatchNorm2d:
@@ -174,7 +176,7 @@ class BasicBlock(_Block):
     def modules_of_block(self) -> BlockModules | None:
         if self.caffe and self.se is not None:  # a ReLU stands between the batch norm and SE
             return None
-        return self._as_one((ConvNorm(self.conv1, self.bn1, "relu"), ConvNorm(self.conv2, self.bn2, "relu")))
+        return self._as_one((ConvNormAct(self.conv1, self.bn1, _RELU), ConvNormAct(self.conv2, self.bn2, _RELU)))
 
     def forward(self, x: Tensor) -> Tensor:
         if (y := whole_block(self, x, type(self).modules_of_block)) is not None:
@@ -222,7 +224,7 @@ class Bottleneck(_Block):
 
     def modules_of_block(self) -> BlockModules | None:
         convs, norms = (self.conv1, self.conv2, self.conv3), (self.bn1, self.bn2, self.bn3)
-        return self._as_one(tuple(ConvNorm(conv, bn, "relu") for conv, bn in zip(convs, norms, strict=True)))
+        return self._as_one(tuple(ConvNormAct(conv, bn, _RELU) for conv, bn in zip(convs, norms, strict=True)))
 
     def forward(self, x: Tensor) -> Tensor:
         if (y := whole_block(self, x, type(self).modules_of_block)) is not None:

@@ -14,19 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from .._params import BlockSettings, LayerSettings
-from .known import is_nothing, is_plain, out_activation
+from .known import HOOKS, is_nothing, is_plain, out_activation
 from .norms import PLAIN, brought_activation, is_batch_norm_act
 from .squeeze_excite import fusable_arguments
 
-__all__ = ["BlockModules", "ConvNorm", "ModulesOf", "Plan", "plan_of"]
+__all__ = ["BlockModules", "ConvNormAct", "ModulesOf", "Plan", "plan_of"]
 
 
-class ConvNorm(NamedTuple):
-    """A convolution, its batch norm, and the activation after it as a module or a name."""
+class ConvNormAct(NamedTuple):
+    """A convolution, its batch norm and the activation after it, if any."""
 
     conv: nn.Module
     bn: nn.Module
-    act: nn.Module | str | None = None
+    act: nn.Module | None = None
 
 
 class BlockModules(NamedTuple):
@@ -36,8 +36,8 @@ class BlockModules(NamedTuple):
     ``shortcut``, else what ``residual`` says.
     """
 
-    branch: tuple[ConvNorm, ...]
-    shortcut: ConvNorm | nn.Module | None = None  # or a Sequential of a convolution and a batch norm
+    branch: tuple[ConvNormAct, ...]
+    shortcut: ConvNormAct | nn.Module | None = None  # or a Sequential of a convolution and a batch norm
     se: nn.Module | None = None
     drop: nn.Module | None = None
     arguments: Callable[[Any], dict[str, Any] | None] = fusable_arguments
@@ -53,7 +53,6 @@ class BlockModules(NamedTuple):
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
 _SIMPLE = (bool, int, float, str)  # types of settings of activations and of layers such as SE
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Place = tuple[dict[str, Any], str]  # a module's dictionary of tensors or attributes, and a name in it
 _ABSENT: Place = ({"": None}, "")
@@ -146,17 +145,16 @@ class _Reader:
                 return
         raise _Unsuitable
 
-    def layer(self, layer: ConvNorm) -> None:
+    def layer(self, layer: ConvNormAct) -> None:
         """A convolution with its batch norm and activation."""
         conv, bn, act = layer
-        for module in (conv, bn, act):
-            if isinstance(module, nn.Module):
-                self.module(module)
+        for module in layer:
+            self.module(module)
         _require(is_plain(conv, *_CONVOLUTIONS))
         self.plan.dim = _CONVOLUTIONS[type(conv)]  # type: ignore[index]
         stride, padding, dilation, groups, mode = self.setting(conv, *_SETTINGS)
         _require(mode == "zeros" and isinstance(padding, tuple))
-        name = act if isinstance(act, str) else out_activation(act)
+        name = out_activation(act)
         if is_batch_norm_act(bn):  # timm's batch norm with an activation inside
             _require(name == "none")
             name = brought_activation(bn)
@@ -196,14 +194,14 @@ class _Reader:
             _require(tensor is None or id(tensor) in places)
             self.tensors.append(_ABSENT if tensor is None else places[id(tensor)])
 
-    def shortcut(self, shortcut: ConvNorm | nn.Module | None) -> None:
+    def shortcut(self, shortcut: ConvNormAct | nn.Module | None) -> None:
         if shortcut is None:
             return
         if isinstance(shortcut, nn.Module):
             self.module(shortcut)
             children = list(shortcut._modules.values())
             _require(isinstance(shortcut, nn.Sequential) and len(children) == 2)
-            shortcut = ConvNorm(*children)  # type: ignore[arg-type]
+            shortcut = ConvNormAct(*children)  # type: ignore[arg-type]
         self.layer(shortcut)
 
     def block_of(self, given: BlockModules) -> None:
@@ -225,7 +223,7 @@ class _Reader:
         plan.modules = tuple(dict.fromkeys(self.modules))
         plan.types = tuple(map(type, plan.modules))
         plan.children = tuple((m._modules, tuple(m._modules.values())) for m in dict.fromkeys(self.owners))
-        plan.hooks = tuple(getattr(m, name) for m in plan.modules for name in _HOOKS)
+        plan.hooks = tuple(getattr(m, name) for m in plan.modules for name in HOOKS)
         plan.hook_counts = tuple(map(len, plan.hooks))
         plan.attributes = tuple(m.__dict__ for m in plan.modules)
         plan.overrides = ["forward" in values for values in plan.attributes]

@@ -13,6 +13,7 @@ from ..activations import name_of_module
 from ..reference import ACTIVATIONS, GATES, OUT_ACTIVATIONS
 
 __all__ = [
+    "HOOKS",
     "activation",
     "gate",
     "is_nothing",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=nn.Module)
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""A module's dictionaries of hooks that a call runs; :func:`is_plain` reads them by name, which is faster."""
 
 
 def refuse_torchscript(self: nn.Module) -> nn.Module:

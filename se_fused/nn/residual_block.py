@@ -6,8 +6,6 @@ are called, with the same result. Parameters, running statistics and hooks stay 
 unchanged.
 """
 
-from typing import TypeGuard
-
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
@@ -15,7 +13,7 @@ from .. import functional as F_se
 from .._checks import check_rate
 from .known import is_nothing, is_of, is_plain, untouched
 from .norms import is_fusable, promoted, take
-from .squeeze_excite import SqueezeExcite, close_block
+from .squeeze_excite import SqueezeExcite, close_block, fusable_arguments
 
 __all__ = ["DropPath", "bn_act", "conv_bn_act", "drop_path_scale", "fused_block_end", "is_own", "path_scale"]
 
@@ -87,10 +85,6 @@ def path_scale(drop: nn.Module | None, x: Tensor) -> tuple[Tensor | None, nn.Mod
     return drop_path_scale(x, drop.drop_prob, drop.scale_by_keep), None  # type: ignore[arg-type]
 
 
-def _is_fusable_se(se: nn.Module) -> TypeGuard[SqueezeExcite]:
-    return is_plain(se, SqueezeExcite) and se.is_fusable()
-
-
 def fused_block_end(
     bn: nn.Module | None,
     se: nn.Module | None,
@@ -123,11 +117,12 @@ def fused_block_end(
     Returns:
         (N, C, *spatial), x's dtype and memory format.
     """
+    arguments = None if se is None else fusable_arguments(se)
     if not (
         isinstance(x, Tensor)  # a torch.fx proxy traces the modules
         and bn is not None
         and is_fusable(bn, x)
-        and (se is None or _is_fusable_se(se))
+        and (se is None or arguments is not None)
         and (drop_path is None or is_plain(drop_path, DropPath))
     ):
         return _unfused_block_end(bn, se, x, residual, out_act, drop_path)
@@ -135,12 +130,12 @@ def fused_block_end(
     x, inplace = promoted(bn, x, inplace)
     (mean, var, weight, bias), settings = take(bn, x)
     scale = None if drop_path is None else drop_path.scale(x)
-    if se is None:
+    if arguments is None:
         return F_se.batch_norm_act(
             x, mean, var, weight, bias, residual, **settings, out_act=out_act, drop_path_scale=scale, inplace=inplace
         )
     return F_se.batch_norm_squeeze_excite(
-        x, mean, var, weight, bias, residual=residual, **settings, **se.arguments(), out_act=out_act,
+        x, mean, var, weight, bias, residual=residual, **settings, **arguments, out_act=out_act,
         drop_path_scale=scale, inplace=inplace,
     )  # fmt: skip
 

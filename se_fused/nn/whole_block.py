@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from .._checks import autocasts
-from .._formats import DTYPES
 from .._params import LayerSettings, ResidualBlockParams
+from ..backends.base import SUPPORTED
 from ..functional.dispatch import backend_for
 from ..ops.layout import is_channels_last
 from ..ops.operators import through_dispatcher
@@ -27,7 +27,6 @@ __all__ = ["whole_block"]
 
 _dtype, _device = attrgetter("dtype"), attrgetter("device")
 _MAX_CHECKED = 64  # kinds of calls that a block remembers, mostly shapes of x
-_DTYPES = frozenset(DTYPES.values())
 
 
 def _sizes(x: Tensor, layers: Sequence[LayerSettings], weights: list[Tensor]) -> tuple[int, ...] | None:
@@ -58,13 +57,13 @@ def _has_kernels(plan: Plan, x: Tensor, residual: Tensor | None, tensors: list[T
     for weight, bias, *norm in of_layers:
         if weight is None or any(t is not None and t.shape != weight.shape[:1] for t in (bias, *norm)):
             return False
-        converted = autocast and weight.dtype in _DTYPES
+        converted = autocast and weight.dtype in SUPPORTED
         if any(t is not None and not (converted or t.dtype == x.dtype) for t in (weight, bias)):
             return False
-        if any(t is not None and not (t.dtype in _DTYPES and t.is_contiguous()) for t in norm):
+        if any(t is not None and not (t.dtype in SUPPORTED and t.is_contiguous()) for t in norm):
             return False
     fc = [t for t in tensors[-4:] if t is not None]
-    if any(t.dtype not in _DTYPES or not t.is_contiguous() for t in fc):
+    if any(t.dtype not in SUPPORTED or not t.is_contiguous() for t in fc):
         return False
     weights: list[Any] = [layer[0] for layer in of_layers]
     count = plan.settings.last + 1

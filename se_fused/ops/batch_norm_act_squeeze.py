@@ -22,7 +22,7 @@ from .excitation import BatchNorm, batch_norm, excitation_backward
 from .layout import dense_like, positions
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
-from .running import kernels_update, mark_updated, update
+from .running import update, with_update
 from .updating import define_updating, in_training_graph, with_momentum
 
 __all__ = ["BackwardArguments", "ForwardArguments", "compose_squeeze", "compose_squeeze_backward", "squeeze"]
@@ -133,15 +133,9 @@ def _call_forward(
     backend: backends.Backend, x: Tensor, bn: BatchNormParams, out_act: str, save: bool
 ) -> tuple[Tensor, ...]:
     """The results by a backend's kernels. Running statistics are updated before they are returned."""
-    if not bn.updates:
-        return _kernels_forward(backend, x, bn, out_act, save)
-    if kernels_update(backend.batch_norm_act_squeeze, bn):
-        results = _kernels_forward(backend, x, bn, out_act, save)
-        mark_updated(bn)
-        return results
-    results = _kernels_forward(backend, x, bn.without_running(), out_act, save)
-    update(bn, results[3], x)
-    return results
+    return with_update(
+        backend.batch_norm_act_squeeze, bn, x, lambda norm: _kernels_forward(backend, x, norm, out_act, save)
+    )
 
 
 def _call_backward(

@@ -25,7 +25,7 @@ from .compose import compose_backward, compose_forward
 from .layout import dense_like, mask_numel
 from .moments import accumulation_dtype
 from .operators import define, no_second_derivative, register_autograd, through_dispatcher
-from .running import kernels_update, mark_updated, update
+from .running import update, with_update
 from .updating import define_updating, in_training_graph, with_momentum
 
 __all__ = [
@@ -125,15 +125,10 @@ def call_forward(
 ) -> Results:
     """The results of the forward pass by a backend's kernels. Running statistics are updated before they are
     returned."""
-    if not bn.updates:
-        return _kernels_forward(backend, x, bn, fc, options, save)
-    if kernels_update(backend.batch_norm_squeeze_excite_forward, bn):
-        results = _kernels_forward(backend, x, bn, fc, options, save)
-        mark_updated(bn)
-        return results
-    results = _kernels_forward(backend, x, bn.without_running(), fc, options, save)
-    update(bn, results.stats, x)
-    return results
+    return with_update(
+        backend.batch_norm_squeeze_excite_forward, bn, x,
+        lambda norm: _kernels_forward(backend, x, norm, fc, options, save),
+    )  # fmt: skip
 
 
 def call_backward(

@@ -24,7 +24,7 @@ from ..activations import OUT_ACT_CODES, recomputed, writes_dr
 from .batch_norm_squeeze_excite import call_backward, call_forward
 from .layout import dense, dense_like
 
-__all__ = ["LEFT_TO_PRODUCT", "WANTS_RESIDUAL", "WANTS_X", "compose_backward", "compose_forward", "wants"]
+__all__ = ["LEFT_TO_PRODUCT", "WANTS_RESIDUAL", "WANTS_X", "compose_backward", "compose_forward"]
 
 # The bits of `wanted`: x's gradient; that the first convolution's input gradient is left to a product; the gradient of
 # a given residual; then four of each layer: weight and bias of the convolution and of batch norm.
@@ -33,7 +33,7 @@ WANTS_X, LEFT_TO_PRODUCT, WANTS_RESIDUAL, _BEFORE_LAYERS = 1, 2, 4, 3
 _convolution_backward = torch.ops.aten.convolution_backward.default._op
 
 
-def wants(wanted: int, layer: int) -> int:
+def _wants(wanted: int, layer: int) -> int:
     """The four bits of a layer."""
     return wanted >> (_BEFORE_LAYERS + 4 * layer) & 15
 
@@ -145,7 +145,7 @@ def compose_backward(
 
     def conv(i: int, du: Tensor, want_input: bool) -> Tensor | None:
         """The gradient of layer i's input; those of its weight and bias are put into ``found``."""
-        flags = wants(wanted, i)
+        flags = _wants(wanted, i)
         da, *gradients = _convolve_backward(
             du, kept[_KEPT * i], block.conv(i), want_input, bool(flags & 1), bool(flags & 2)
         )
@@ -155,12 +155,12 @@ def compose_backward(
     want_dr = {
         "none": False,
         "x": want_x,
-        "shortcut": want_x or wants(wanted, layers - 1) != 0,
+        "shortcut": want_x or _wants(wanted, layers - 1) != 0,
         "given": bool(wanted & WANTS_RESIDUAL),
     }[settings.residual]
     end = norm(last, dy, want_dr)
     i, du = last, end.dx
-    while i > 0 and (want_x or any(wants(wanted, j) for j in range(i))):
+    while i > 0 and (want_x or any(_wants(wanted, j) for j in range(i))):
         da = conv(i, du, True)
         assert da is not None
         i, du = i - 1, da  # frees the gradient before it

@@ -4,7 +4,8 @@ Code after the forward pass may never run: non-reentrant gradient checkpointing 
 the hook on saved tensors, and PyTorch calls the hooks of an ``autograd.Function`` when its ``forward`` has returned.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from .._params import BatchNormParams
 from .layout import positions
 
-__all__ = ["kernels_update", "mark_updated", "update"]
+__all__ = ["kernels_update", "mark_updated", "update", "with_update"]
 
 
 def kernels_update(operation: Any, bn: BatchNormParams) -> bool:
@@ -27,6 +28,29 @@ def mark_updated(bn: BatchNormParams) -> None:
     """Tell autograd that kernels have written to the running statistics of ``bn``."""
     assert bn.running_mean is not None and bn.running_var is not None
     torch.autograd.graph.increment_version((bn.running_mean, bn.running_var))
+
+
+Run = TypeVar("Run", bound=tuple[Tensor, ...])
+
+
+def with_update(operation: Any, bn: BatchNormParams, x: Tensor, run: Callable[[BatchNormParams], Run]) -> Run:
+    """``run(bn)``, the results of a backend's kernels, after which the running statistics of ``bn`` are updated: by the
+    kernels if they can, else by PyTorch.
+
+    Args:
+        operation: the backend's operation, None if it has none.
+        run: computes the results, of which the last are the batch's statistics; for a ``bn`` without running statistics
+            it updates none.
+    """
+    if not bn.updates:
+        return run(bn)
+    if kernels_update(operation, bn):
+        results = run(bn)
+        mark_updated(bn)
+        return results
+    results = run(bn.without_running())
+    update(bn, results[-1], x)
+    return results
 
 
 def update(bn: BatchNormParams, stats: Tensor, x: Tensor) -> None:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ... import functional as F_se
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules, ConvNormAct
 from ..known import out_activation
 from ..norms import normalisation, promoted, take
 from ..residual_block import path_scale
 from ..squeeze_excite import close_block
 from .attention_layers import arguments_of, excitation_of
 from .class_swap import Fused, Handler, register
-from .modules import ConvNormAct, apply, batch_norm, norm_refusal
+from .modules import apply, batch_norm, norm_refusal
 
 __all__ = ["block_end", "bottleneck_branches", "describe_block_end", "register_block", "single_relu_modules"]
 
@@ -140,7 +140,7 @@ def register_block(forward: Callable[[Any, Tensor], Tensor], bn: str, se: str | 
 def single_relu_modules(block: Any, se: nn.Module | None = None) -> BlockModules:
     """The modules of a bottleneck with a single ReLU module."""
     convs, norms = (block.conv1, block.conv2, block.conv3), (block.bn1, block.bn2, block.bn3)
-    branch = tuple(ConvNorm(conv, bn, block.relu) for conv, bn in zip(convs, norms, strict=True))
+    branch = tuple(ConvNormAct(conv, bn, block.relu) for conv, bn in zip(convs, norms, strict=True))
     return BlockModules(branch, block.downsample, se, arguments=arguments_of)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ... import functional as F_se
 from ..._checks import autocasts
 from ...backends import find, forced
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules, ConvNormAct
 from ..known import is_nothing, is_of, is_plain, out_activation, untouched
 from ..norms import brought_activation, is_fusable, promoted, take
 from ..residual_block import is_own
@@ -155,8 +155,8 @@ class _Names(NamedTuple):
 _INVERTED, _SEPARABLE = _Names("conv_dw", "bn2", "conv_pwl", "bn3"), _Names("conv_dw", "bn1", "conv_pw", "bn2")
 
 
-def _pair(self: Any, conv: str, bn: str) -> ConvNorm:
-    return ConvNorm(getattr(self, conv), getattr(self, bn))
+def _pair(self: Any, conv: str, bn: str) -> ConvNormAct:
+    return ConvNormAct(getattr(self, conv), getattr(self, bn))
 
 
 def _expansion_modules(self: Any) -> BlockModules:

@@ -4,19 +4,16 @@ The submodules are inspected in every call, because hooks may be added and modul
 are recognised by :mod:`..known` and :mod:`..norms`.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from ... import functional as F_se
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules, ConvNormAct
 from ..known import is_of, out_activation, untouched
 from ..norms import is_batch_norm, is_batch_norm_act, normalisation, promoted, take
 from ..residual_block import is_own
 from ..whole_block import whole_block
 
 __all__ = [
-    "ConvNormAct",
     "apply",
     "batch_norm",
     "conv_norm_act",
@@ -49,14 +46,6 @@ def norm_act(bn: nn.Module, act: nn.Module | None, x: Tensor, own: bool = False)
         return batch_norm(bn, x, None, outer if inner == "none" else inner, None, own)
     y: Tensor = bn(x)
     return y if act is None else act(y)
-
-
-class ConvNormAct(NamedTuple):
-    """A convolution, its batch norm and the activation after it, if any."""
-
-    conv: nn.Module
-    bn: nn.Module
-    act: nn.Module | None = None
 
 
 def conv_parts(module: nn.Module) -> ConvNormAct | None:
@@ -95,7 +84,7 @@ def apply(parts: ConvNormAct, x: Tensor) -> Tensor:
 
 def _modules_of(module: nn.Module) -> BlockModules | None:
     parts = conv_parts(module)
-    return None if parts is None else BlockModules((ConvNorm(*parts),), residual="none", containers=(module,))
+    return None if parts is None else BlockModules((parts,), residual="none", containers=(module,))
 
 
 def conv_norm_act(module: nn.Module, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules
 from ..known import is_nothing
 from ..residual_block import is_own
 from .attention_layers import arguments_of
@@ -25,8 +25,8 @@ def _modules(self: Any) -> BlockModules | None:
     if shortcut is None and not is_nothing(self.project):
         return None
     return BlockModules(
-        (ConvNorm(*first), ConvNorm(*second), ConvNorm(third.conv, third.bn, self.act)),
-        None if shortcut is None else ConvNorm(*shortcut),
+        (first, second, third._replace(act=self.act)),
+        shortcut,
         self.se_layer,
         arguments=arguments_of,
         containers=(self.conv1, self.conv2, self.conv3, self.project),

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules, ConvNormAct
 from ..known import is_nothing
 from ..residual_block import is_own
 from .attention_layers import arguments_of
 from .block_end import block_end, bottleneck_branches, describe_block_end, register_block, single_relu_modules
 from .class_swap import Handler, block_forward, register
 from .inverted_residual import gate_and_project
-from .modules import ConvNormAct, apply, conv_norm_act, conv_parts, norm_act, norm_refusal
+from .modules import apply, conv_norm_act, conv_parts, norm_act, norm_refusal
 
 __all__: list[str] = []
 
@@ -35,14 +35,14 @@ def _end(self: Any, out: Tensor, x: Tensor, conv: nn.Module, bn: nn.Module, act:
 
 
 def _basic_modules(self: Any) -> BlockModules:
-    branch = ConvNorm(self.conv1, self.bn1, self.act1), ConvNorm(self.conv2, self.bn2, self.act2)
+    branch = ConvNormAct(self.conv1, self.bn1, self.act1), ConvNormAct(self.conv2, self.bn2, self.act2)
     return BlockModules(branch, self.downsample, self.se, self.drop_path, arguments_of, (self.drop_block, self.aa))
 
 
 def _bottleneck_modules(self: Any) -> BlockModules:
     branch = (
-        ConvNorm(self.conv1, self.bn1, self.act1), ConvNorm(self.conv2, self.bn2, self.act2),
-        ConvNorm(self.conv3, self.bn3, self.act3),
+        ConvNormAct(self.conv1, self.bn1, self.act1), ConvNormAct(self.conv2, self.bn2, self.act2),
+        ConvNormAct(self.conv3, self.bn3, self.act3),
     )  # fmt: skip
     return BlockModules(branch, self.downsample, self.se, self.drop_path, arguments_of, (self.drop_block, self.aa))
 

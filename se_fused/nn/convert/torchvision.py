@@ -4,19 +4,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..block_plan import BlockModules, ConvNorm
+from ..block_plan import BlockModules, ConvNormAct
 from ..known import is_of, untouched
 from ..residual_block import is_own
 from .block_end import block_end, bottleneck_branches, describe_block_end, register_block, single_relu_modules
 from .class_swap import Handler, block_forward, register
 from .inverted_residual import gate_and_project
-from .modules import ConvNormAct, apply, conv_norm_act, conv_parts, norm_refusal
+from .modules import apply, conv_norm_act, conv_parts, norm_refusal
 
 __all__: list[str] = []
 
 
 def _basic_modules(self: Any) -> BlockModules:
-    branch = ConvNorm(self.conv1, self.bn1, self.relu), ConvNorm(self.conv2, self.bn2, self.relu)
+    branch = ConvNormAct(self.conv1, self.bn1, self.relu), ConvNormAct(self.conv2, self.bn2, self.relu)
     return BlockModules(branch, self.downsample)
 
 
@@ -49,8 +49,8 @@ def _regnet_modules(self: Any) -> BlockModules | None:
         return None
     containers = (branch,) if self.proj is None else (branch, self.proj)
     return BlockModules(
-        (ConvNorm(*first), ConvNorm(*second), ConvNorm(third.conv, third.bn, self.activation)),
-        None if shortcut is None else ConvNorm(*shortcut),
+        (first, second, third._replace(act=self.activation)),
+        shortcut,
         containers=containers,
     )
 
