@@ -32,6 +32,7 @@ from se_fused.ops.layout import mask_numel
 
 from ..cases import PASSES
 from .launches import Launched, recorded
+from .sass.memory import Pattern
 from .sass.parse import Instruction, parse
 from .sass.warp import LATENCY, Constants, Place, Trace, run
 from .target import use_tests
@@ -209,13 +210,16 @@ _DONE = 1 << 29
 """A ticket after the last one, and a count that every wait accepts."""
 
 
-class _Tickets:
+class _Tickets(Pattern):
     """Memory of a block that takes one given ticket and then finds that none is left."""
 
     def __init__(self, ticket: int) -> None:
-        self.ticket, self.counters, self.taken, self.slot = ticket, None, 0, None
+        super().__init__(self._take, self._count)
+        self.ticket, self.taken = ticket, 0
+        self.counters: int | None = None
+        self.waited: set[int] = set()
 
-    def atomic(self, address: int) -> int:
+    def _take(self, address: int) -> int:
         if self.counters is None:
             self.counters = address
         if address != self.counters:
@@ -223,58 +227,58 @@ class _Tickets:
         self.taken += 1
         return self.ticket if self.taken == 1 else _DONE
 
-    def loads(self, address: int) -> int | None:
-        """The counters of phases; and for warps that do not take the ticket, the ticket in shared memory."""
-        if self.counters is not None and 0 <= address - self.counters < 64:
+    def _count(self, address: int) -> int | None:
+        """The counters of the phases, which the block waits for."""
+        if self.counters is not None and 0 < address - self.counters < 64:
+            self.waited.add(address - self.counters)
             return _DONE
-        if address == self.slot:
-            self.taken += 1
-            return self.ticket if self.taken == 1 else _DONE
         return None
 
 
-def _slot(launch: Launched) -> int:
-    """Address of the ticket in shared memory: the last word (excitation.cu, excitation_backward.cu)."""
-    return (launch.shared - 4) & ~3
+@dataclass(frozen=True)
+class Phase:
+    """Tiles of a launch that take the same path: their number, what their first warp does, and what they wait for."""
+
+    tiles: int
+    trace: Trace
+    waits: frozenset[int]
 
 
-def _tile(launch: Launched, ticket: int, warp: int, latency: dict[str, float]) -> Trace:
+def _tile(launch: Launched, ticket: int, latency: dict[str, float]) -> Phase:
     memory = _Tickets(ticket)
-    if warp:
-        memory.slot = _slot(launch)
-        memory.counters = -(1 << 60)
-    return run(
-        _code(launch.symbol), _constants(launch), Place(0, 32 * warp), atomic=memory.atomic, loads=memory.loads,
-        latency=latency, most=1_000_000,
-    )  # fmt: skip
+    trace = run(_code(launch.symbol), _constants(launch), Place(0), memory, latency)
+    return Phase(1, trace, frozenset(memory.waited))
 
 
-def phases(launch: Launched, latency: dict[str, float]) -> list[tuple[int, Trace]]:
-    """(tiles, what the first warp does in one) of each phase: tickets whose tiles take the same path."""
-    seen: dict[int, Trace] = {}
+def phases(launch: Launched, latency: dict[str, float]) -> list[Phase]:
+    """The phases of a launch whose blocks take tickets: neighbouring tickets whose tiles take the same path."""
+    seen: dict[int, Phase] = {}
 
-    def at(ticket: int) -> Trace:
+    def at(ticket: int) -> Phase:
         if ticket not in seen:
-            seen[ticket] = _tile(launch, ticket, 0, latency)
+            seen[ticket] = _tile(launch, ticket, latency)
         return seen[ticket]
 
-    nothing = at(_DONE).path
+    def path(ticket: int) -> set[int]:
+        return at(ticket).trace.path
+
+    nothing = path(_DONE)
     last = 1
-    while at(last).path != nothing:
+    while path(last) != nothing:
         last *= 2
     low, high = last // 2, last  # tickets: low has a tile, high has none
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle).path != nothing else (low, middle)
-    found: list[tuple[int, Trace]] = []
+        low, high = (middle, high) if path(middle) != nothing else (low, middle)
+    found: list[Phase] = []
     first = 0
     while first < high:
         inside, outside = first, high
         while outside - inside > 1:
             middle = (inside + outside) // 2
-            same = len(at(middle).path ^ at(first).path) <= 2  # the last tile of a phase may be partly filled
+            same = len(path(middle) ^ path(first)) <= 2  # the last tile of a phase may be partly filled
             inside, outside = (middle, outside) if same else (inside, middle)
-        found.append((outside - first, at((first + inside) // 2)))
+        found.append(replace(at((first + inside) // 2), tiles=outside - first))
         first = outside
     return found
 
@@ -282,15 +286,18 @@ def phases(launch: Launched, latency: dict[str, float]) -> list[tuple[int, Trace
 def _tickets(launch: Launched, machine: Machine) -> Prediction:
     latency = {**LATENCY, "global": machine.l2, "map": machine.l2}
     blocks, warps = resident(launch, machine), launch.threads // 32
-    places = launch.blocks
     time = issue = waits = 0.0
-    for tiles, trace in phases(launch, latency):
-        rounds = math.ceil(tiles / places)
-        one = trace.cycles / machine.clock
-        per = tiles * warps * busy(trace) / min(machine.multiprocessors, max(tiles, 1)) / machine.clock
-        time += max(rounds * one, per) + machine.phase
+    found = phases(launch, latency)
+    for level in dict.fromkeys(phase.waits for phase in found):  # phases that wait for the same run side by side
+        together = [phase for phase in found if phase.waits == level]
+        tiles = sum(phase.tiles for phase in together)
+        spread = sum(phase.tiles * phase.trace.cycles for phase in together) / min(launch.blocks, tiles)
+        one = max(max(phase.trace.cycles for phase in together), spread) / machine.clock
+        per = sum(phase.tiles * warps * busy(phase.trace) for phase in together)
+        per /= min(machine.multiprocessors, tiles) * machine.clock
+        time += max(one, per) + machine.phase
         issue += per
-        waits += rounds * one
+        waits += one
     time += machine.start
     return Prediction(
         launch.name, time * 1e6, None, issue * 1e6, 0.0, waits * 1e6, "latency" if waits > issue else "issue",
