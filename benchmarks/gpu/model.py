@@ -133,7 +133,7 @@ def _kernels() -> dict[str, tuple[str, int, Path]]:
 
 
 @functools.cache
-def _code(symbol: str) -> dict[int, Instruction]:
+def code_of(symbol: str) -> dict[int, Instruction]:
     return parse(_kernels()[symbol][0])
 
 
@@ -146,7 +146,7 @@ def _table(symbol: str) -> bytes:
     return cuda_code.section(_kernels()[symbol][2], f".nv.constant2.{symbol}")
 
 
-def _constants(launch: Launched) -> Constants:
+def constants_of(launch: Launched) -> Constants:
     words = {0x0: launch.threads, 0x4: 1, 0x8: 1, 0xC: launch.blocks, 0x10: 1, 0x14: 1}
     head = bytearray(PARAMETERS)
     for at, word in words.items():
@@ -165,7 +165,7 @@ def resident(launch: Launched, machine: Machine = MACHINE) -> int:
 # ---- passes
 def _sampled(launch: Launched, latency: dict[str, float]) -> Iterator[Trace]:
     """Warps of a block at the start, in the middle and near the end of the grid."""
-    code, constants = _code(launch.symbol), _constants(launch)
+    code, constants = code_of(launch.symbol), constants_of(launch)
     warps = launch.threads // 32
     for block in dict.fromkeys((1 % launch.blocks, launch.blocks // 2, launch.blocks - 1 - launch.blocks // 3)):
         for warp in dict.fromkeys((0, warps // 2, warps - 1)):
@@ -246,7 +246,7 @@ class Phase:
 
 def _tile(launch: Launched, ticket: int, latency: dict[str, float]) -> Phase:
     memory = _Tickets(ticket)
-    trace = run(_code(launch.symbol), _constants(launch), Place(0), memory, latency)
+    trace = run(code_of(launch.symbol), constants_of(launch), Place(0), memory, latency)
     return Phase(1, trace, frozenset(memory.waited))
 
 
@@ -313,7 +313,7 @@ def _clusters(launch: Launched, counted: int, machine: Machine) -> Prediction:
     residual.
     """
     latency = {**LATENCY, "global": machine.l2, "map": machine.memory}
-    code, constants = _code(launch.symbol), _constants(launch)
+    code, constants = code_of(launch.symbol), constants_of(launch)
     blocks, warps = resident(launch, machine), launch.threads // 32
     middle = launch.blocks // launch.cluster // 2 * launch.cluster
     traces = [
@@ -355,7 +355,9 @@ def _counted(kernel: str, mode: str, shape: Sequence[int], dtype: torch.dtype) -
     return (reads + writes) * x.nbytes + (0 if mode == "infer" else masks) * mask_numel(x)
 
 
-def predict(launch: Launched, mode: str, shape: Sequence[int], dtype: torch.dtype, machine: Machine = MACHINE) -> Prediction:
+def predict(
+    launch: Launched, mode: str, shape: Sequence[int], dtype: torch.dtype, machine: Machine = MACHINE
+) -> Prediction:
     """The predicted time of a launch.
 
     Args:

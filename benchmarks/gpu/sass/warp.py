@@ -29,6 +29,7 @@ LATENCY = {
     "barrier": 20.0, "control": 2.0, "global": 280.0, "atomic": 400.0, "cluster barrier": 190.0, "remote": 200.0,
 }  # fmt: skip
 
+
 class ExecutionError(Exception):
     """The code uses something that this file does not know, or runs for too long."""
 
