@@ -1,7 +1,7 @@
-"""The launches of a call on another GPU, with their parameters, from the CUDA backend's host code compiled for the CPU.
+"""The launches of a call on another GPU, with their parameters, from the CUDA backend's host code on the CPU.
 
-The tests' build of the CUDA kernels for the CPU (tests/support/cuda_shim) hands each launch to a function here instead of
-running it. The pointers in a launch's parameter are those of the call's tensors, which live in this process's memory.
+The tests' build of the CUDA kernels for the CPU (tests/support/cuda_shim) hands each launch to a function here instead
+of running it. The pointers in a launch's parameter are those of the call's tensors, in this process's memory.
 """
 
 import ctypes

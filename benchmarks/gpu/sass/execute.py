@@ -18,8 +18,8 @@ __all__ = ["execute", "unit_of"]
 
 _FLOATS = {"FADD", "FMUL", "FFMA", "FMNMX", "MUFU", "F2FP", "FSEL"}
 _WITHOUT_EFFECT = {
-    "NOP", "YIELD", "BAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "LEPC", "FENCE", "ENDCOLLECTIVE", "ACQBULK",
-    "PREEXIT", "UBLKPF", "NANOSLEEP", "CCTLL", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT", "UTMAPF", "LDGDEPBAR",
+    "NOP", "YIELD", "BAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "FENCE", "ENDCOLLECTIVE", "ACQBULK",
+    "PREEXIT", "UBLKPF", "NANOSLEEP", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT",
 }  # fmt: skip
 ZERO = Operand("register", 255)
 TRUE = Operand("predicate", 7)
@@ -93,14 +93,15 @@ def _products(warp: "Warp", i: Instruction, active: Lanes) -> None:
     while rest and is_predicate(rest[0]):
         carries.append(rest.pop(0))
     a, b, c, *carry = rest
-    if "WIDE" in i.modifiers:
-        value = op.multiply_wide(warp.value(a), warp.value(b), warp.wide(c), "U32" not in i.modifiers)
+    if i.modifiers & {"WIDE", "HI"}:
+        third = warp.wide(c)
+        value = op.multiply_wide(warp.value(a), warp.value(b), third, "U32" not in i.modifiers)
         for o in carries:
-            warp.put_predicate(o, value < warp.wide(c), active)
-        warp.put_wide(result, value, active)
-    elif "HI" in i.modifiers:
-        value = op.multiply_wide(warp.value(a), warp.value(b), warp.wide(c), "U32" not in i.modifiers)
-        warp.put(result, (value >> np.uint64(32)).astype(np.uint32), active)
+            warp.put_predicate(o, value < third, active)
+        if "WIDE" in i.modifiers:
+            warp.put_wide(result, value, active)
+        else:
+            warp.put(result, (value >> np.uint64(32)).astype(np.uint32), active)
     else:
         value = op.multiply_add(warp.value(a), warp.value(b), warp.value(c))
         if "X" in i.modifiers:

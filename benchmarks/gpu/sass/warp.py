@@ -36,7 +36,7 @@ class ExecutionError(Exception):
 
 @dataclass
 class Constants:
-    """Constant banks: bank 0 holds the launch's sizes and, from 0x210 on, its parameters; others belong to the kernel."""
+    """Constant banks: bank 0 has the launch's sizes and, from 0x210 on, its parameters; others belong to the kernel."""
 
     banks: dict[int, bytes]
 
@@ -242,9 +242,8 @@ def _sources_and_results(i: Instruction) -> tuple[list[tuple[str, int]], list[tu
             else:
                 reads += span
         elif is_predicate(o):
-            (writes if first or len(writes) == 0 or i.base in ("IADD3", "LEA") and len(reads) == 0 else reads).append(
-                ("P" if o.kind == "predicate" else "Q", o.number)
-            )
+            leading = first or not writes or (i.base in ("IADD3", "LEA") and not reads)
+            (writes if leading else reads).append(("P" if o.kind == "predicate" else "Q", o.number))
             if i.base in ("ISETP", "FSETP", "PLOP3", "UISETP"):
                 first = False
         elif o.kind != "special":

@@ -8,10 +8,10 @@ benchmarks/gpu/sass/operations.py are right. Timing and the order of memory acce
 from typing import Any
 
 import pytest
-from support import contract, machine_code
+from support import contract
+from support.machine_code import LINE
 
-pytestmark = pytest.mark.skipif(machine_code.why_not() is not None, reason=str(machine_code.why_not()))
-LINE = machine_code.LINE
+pytestmark = pytest.mark.skipif(LINE.why_not() is not None, reason=str(LINE.why_not()))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
