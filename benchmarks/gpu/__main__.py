@@ -15,7 +15,7 @@ import torch
 
 from se_fused._atomic_write import write_text
 
-from . import keep, machine_code, pack
+from . import keep, machine_code, pack, triton_launches
 from .environment import environment
 from .predicted import table
 from .runner import Done, run
@@ -64,8 +64,9 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc but no GPU")
     build.add_argument("--arch", default=pack.ARCHITECTURE, help="the GPU's compute capability (default: 9.0, an H100)")
     build.add_argument("--variant", default="", help="add another build of the CUDA library to the pack by this name")
-    about_model = "predict the time of each CUDA kernel on an H100 from its machine code; needs nvcc but no GPU"
+    about_model = "predict the time of each kernel on an H100 from its machine code; needs no GPU, for CUDA nvcc"
     model = commands.add_parser("model", help=about_model, description=about_model)
+    model.add_argument("--backend", choices=("cuda", "triton"), default="cuda", help="default: cuda")
     model.add_argument("--batch", type=int, default=128, help="samples (default: 128)")
     model.add_argument("--kernel", action="append", default=[], help="predict only this kernel; can be repeated")
     model.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to a file")
@@ -140,7 +141,8 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
 
 
 def _model(options: argparse.Namespace) -> int:
-    if (reason := machine_code.why_not()) is not None:
+    why_not = triton_launches.why_not if options.backend == "triton" else machine_code.why_not
+    if (reason := why_not()) is not None:
         _fail(f"the machine code cannot be made or read here: {reason}")
     from .model import predictions
 
@@ -151,7 +153,7 @@ def _model(options: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{text:60}", end="", file=sys.stderr, flush=True)
 
-    rows = predictions(options.batch, kernels=options.kernel, progress=progress)
+    rows = predictions(options.backend, options.batch, kernels=options.kernel, progress=progress)
     progress("\r")
     if not rows:
         _fail(f"no launch of {', '.join(options.kernel)}: see csrc/cuda for the kernels' names")

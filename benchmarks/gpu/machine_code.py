@@ -9,7 +9,7 @@ from .sass.parse import Instruction, parse
 from .sass.warp import Constants
 from .target import use_tests
 
-__all__ = ["ARCHITECTURE", "code_of", "constants_of", "registers_of", "why_not"]
+__all__ = ["ARCHITECTURE", "add", "code_of", "constants_of", "registers_of", "why_not"]
 
 ARCHITECTURE = 90
 PARAMETERS = 0x210
@@ -18,9 +18,34 @@ PARAMETERS = 0x210
 
 @dataclass(frozen=True)
 class _Compiled:
+    """A kernel: its disassembly, registers of a thread, and constants in other banks than 0 (targets of switches)."""
+
     text: str
     registers: int
-    cubin: Path
+    banks: dict[int, bytes]
+
+
+_ADDED: dict[str, _Compiled] = {}
+
+
+def _banks(cubin: Path, symbol: str) -> dict[int, bytes]:
+    use_tests()
+    from support import cuda_code
+
+    return {bank: cuda_code.section(cubin, f".nv.constant{bank}.{symbol}") for bank in (2, 3, 4)}
+
+
+def add(symbol: str, text: str, registers: int, cubin: Path, name: str) -> None:
+    """Add a kernel that another compiler made.
+
+    Args:
+        symbol: by which launches name it.
+        text: its disassembly.
+        registers: of a thread.
+        cubin: its binary, which is read.
+        name: its symbol in the binary.
+    """
+    _ADDED[symbol] = _Compiled(text, registers, _banks(cubin, name))
 
 
 def why_not() -> str | None:
@@ -38,8 +63,8 @@ def why_not() -> str | None:
 
 
 @functools.cache
-def _kernels() -> dict[str, _Compiled]:
-    """Every kernel by its symbol."""
+def _cuda() -> dict[str, _Compiled]:
+    """The CUDA kernels by symbol."""
     use_tests()
     from support import cuda_code
 
@@ -47,30 +72,26 @@ def _kernels() -> dict[str, _Compiled]:
     for source in cuda_code.SOURCES.values():
         code = cuda_code.compiled(source, ARCHITECTURE)
         text = cuda_code.machine_code(code)
-        found.update(
-            {k.mangled: _Compiled(text[k.mangled], k.registers, code.cubin) for k in code.kernels if k.is_entry}
-        )
+        for kernel in code.kernels:
+            if kernel.is_entry:
+                banks = _banks(code.cubin, kernel.mangled)
+                found[kernel.mangled] = _Compiled(text[kernel.mangled], kernel.registers, banks)
     return found
+
+
+def _kernel(symbol: str) -> _Compiled:
+    return _ADDED[symbol] if symbol in _ADDED else _cuda()[symbol]
 
 
 def registers_of(symbol: str) -> int:
     """Registers of a thread."""
-    return _kernels()[symbol].registers
+    return _kernel(symbol).registers
 
 
 @functools.cache
 def code_of(symbol: str) -> dict[int, Instruction]:
     """Instructions of a kernel by address."""
-    return parse(_kernels()[symbol].text)
-
-
-@functools.cache
-def _tables(symbol: str) -> bytes:
-    """The kernel's constants in bank 2: the targets of its switches."""
-    use_tests()
-    from support import cuda_code
-
-    return cuda_code.section(_kernels()[symbol].cubin, f".nv.constant2.{symbol}")
+    return parse(_kernel(symbol).text)
 
 
 def constants_of(launch: Launched) -> Constants:
@@ -79,4 +100,4 @@ def constants_of(launch: Launched) -> Constants:
     head = bytearray(PARAMETERS)
     for at, word in words.items():
         head[at : at + 4] = word.to_bytes(4, "little")
-    return Constants({0: bytes(head) + launch.parameter, 2: _tables(launch.symbol)})
+    return Constants({0: bytes(head) + launch.parameter, **_kernel(launch.symbol).banks})

@@ -13,6 +13,7 @@ plus the time in which a launch fills and drains the device. The constants are f
 compared with a GPU yet: take a prediction as an order of kernels and of changes, not as a time.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from se_fused._formats import LAYOUTS
 from se_fused.ops.layout import mask_numel
 
 from ..cases import PASSES
+from . import triton_launches
 from .launches import Launched, recorded
 from .machine_code import code_of, constants_of, registers_of
 from .sass.warp import LATENCY, Place, Trace, run
@@ -261,23 +263,40 @@ def inputs(shape: Sequence[int], layout: str, dtype: torch.dtype) -> dict[str, A
     return maps | {"fc": fc, "bn": [torch.empty(c), torch.empty(c)], "vector": torch.empty(tuple(shape[:2]))}
 
 
+def _launches(backend: str, mode: str, given: dict[str, Any]) -> list[Launched]:
+    from .work.times import call
+
+    if backend == "triton":
+        return triton_launches.recorded(call(mode, backend, given))
+    return recorded(lambda _: call(mode, backend, given)())
+
+
 def predictions(
-    batch: int = 128, dtype: torch.dtype = torch.bfloat16, stages: Sequence[tuple[int, ...]] = STAGES,
-    kernels: Sequence[str] = (), machine: Machine = MACHINE, progress: Callable[[str], None] = lambda text: None,
+    backend: str = "cuda", batch: int = 128, dtype: torch.dtype = torch.bfloat16,
+    stages: Sequence[tuple[int, ...]] = STAGES, kernels: Sequence[str] = (), machine: Machine = MACHINE,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each launch of the block in inference, training and as a squeeze, in all stages and layouts."""
-    from .work.times import MODES, call
+    """A row for each launch of the block in inference, training and as a squeeze, in all stages and layouts.
+
+    l2_grouped, whose passes wait for each other within one launch, has no prediction.
+
+    Args:
+        backend: "cuda" or "triton".
+        batch, dtype, stages: of the maps; stages are (C, H, W).
+        kernels: names of the launches; empty for all.
+        machine: the GPU.
+        progress: called with each workload.
+    """
+    from .work.times import MODES
 
     rows = []
-    for stage, sizes in enumerate(stages):
+    for sizes, layout, mode in itertools.product(stages, LAYOUTS, MODES):
         shape = (batch, *sizes)
-        for layout in LAYOUTS:
-            for mode in MODES:
-                progress(f"{mode} {shape} {layout}")
-                given = inputs(shape, layout, dtype)
-                for launch in recorded(lambda backend, m=mode, g=given: call(m, "cuda", g)()):
-                    if kernels and launch.name not in kernels:
-                        continue
-                    found = predict(launch, mode, shape, dtype, machine)
-                    rows.append({"stage": stage, "shape": list(shape), "layout": layout, "mode": mode} | asdict(found))
+        progress(f"{backend} {mode} {shape} {layout}")
+        for launch in _launches(backend, mode, inputs(shape, layout, dtype)):
+            if launch.name == "l2_grouped" or (kernels and launch.name not in kernels):
+                continue
+            found = predict(launch, mode, shape, dtype, machine)
+            about = {"backend": backend, "shape": list(shape), "layout": layout, "mode": mode}
+            rows.append(about | asdict(found))
     return rows

@@ -145,9 +145,9 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
             names.append(found.name)
     predicted: list[dict[str, Any]] = []
     if architecture == ARCHITECTURE:
-        print("  predicting the kernels' times from their machine code (a minute)", flush=True)
-        predicted, reason = predictions_here()
-        left_out += f"without predictions: {reason}" if reason else ""
+        print("  predicting the kernels' times from their machine code (two minutes)", flush=True)
+        predicted, reasons = predictions_here()
+        left_out += "\n".join(reasons)
     manifest = {
         "commit": (commit() or "") + (" with changes" if uncommitted() else ""), "sources": _sources(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "architecture": architecture,

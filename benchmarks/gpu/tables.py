@@ -14,15 +14,18 @@ DIFFERENT = 0.03  # relative difference of times from which another build of the
 Record = dict[str, Any]
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a table with aligned columns; those in ``left`` are left-aligned, the others right-aligned."""
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), width: int | None = WIDTH) -> list[str]:
+    """Lines of a table with aligned columns; those in ``left`` are left-aligned, the others right-aligned.
+
+    Lines are cut after ``width`` characters, unless it is None.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = (
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append("  ".join(cells).rstrip()[:WIDTH])
+        lines.append("  ".join(cells).rstrip()[:width])
     return lines
 
 

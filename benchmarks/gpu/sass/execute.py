@@ -7,7 +7,8 @@ import numpy as np
 
 from . import operations as op
 from .flow import flow, mask_of, resume
-from .memory import SHARED_WINDOW, access, bulk_copy, bytes_of
+from .matrices import matrix_product
+from .memory import ACCESSES, SHARED_WINDOW, access, bulk_copy, bytes_of
 from .operations import COMPARISONS, OPERATIONS, Lanes, combine, compare_floats
 from .parse import Instruction, Operand, is_predicate
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["execute", "unit_of"]
 
-_FLOATS = {"FADD", "FMUL", "FFMA", "FMNMX", "MUFU", "F2FP", "FSEL"}
+_FLOATS = {"FADD", "FMUL", "FFMA", "FMNMX", "MUFU", "F2FP", "F2F", "FSEL"}
 _WITHOUT_EFFECT = {
     "NOP", "YIELD", "BAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "FENCE", "ENDCOLLECTIVE", "ACQBULK",
     "PREEXIT", "UBLKPF", "NANOSLEEP", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT",
@@ -160,6 +161,8 @@ def _special(warp: "Warp", name: str) -> Lanes:
         return lanes + np.uint32(warp.place.thread)
     if name == "SR_LANEID":
         return lanes
+    if name == "SR_LTMASK":
+        return (np.uint32(1) << lanes) - np.uint32(1)
     one = {"SR_CTAID.X": warp.place.block, "SR_CgaCtaId": warp.place.rank, "SR_TID.Y": 0, "SR_TID.Z": 0,
            "SR_CTAID.Y": 0, "SR_CTAID.Z": 0, "SR_CgaSize": 0, "SR_CLOCKLO": int(warp.clock), "SR_SWINHI": SHARED_WINDOW,
            "SR_CgaCtaid.X": warp.place.rank}  # fmt: skip
@@ -204,6 +207,9 @@ def _other(warp: "Warp", i: Instruction, active: Lanes) -> bool:
             warp.put_wide(i.operands[0], np.zeros(32, dtype=np.uint64), active)
         else:
             warp.put(i.operands[0], _special(warp, i.operands[1].text), active)
+    elif base in ("USGXT", "UFLO", "UBMSK", "UPOPC", "UBREV"):
+        result, *sources = i.operands
+        warp.put(result, OPERATIONS[base[1:]](i.modifiers, *(warp.value(o) for o in sources)), active)
     elif base in ("R2UR", "UMOV", "USEL", "UPRMT"):
         leading, rest = _split_predicates(i)
         result, *sources = rest
@@ -287,8 +293,9 @@ _FORMS = {
 _UNITS = {
     "fma": {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2"},
     "imad": {"IMAD"},
-    "xu": {"MUFU", "I2F", "F2I", "POPC", "FLO", "BREV"},
-    "lsu": {"LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG", "REDG", "ATOM", "RED", "SHFL"},
+    "tensor": {"HMMA"},
+    "xu": {"MUFU", "I2F", "F2I", "F2F", "POPC", "FLO", "BREV"},
+    "lsu": {*ACCESSES, "SHFL"},
     "constant": {"LDC", "ULDC"},
     "control": {"BRA", "BSSY", "BSYNC", "BREAK", "EXIT", "NOP", "WARPSYNC", "CALL", "RET", "YIELD", "BRX", "BRXU",
                 "ENDCOLLECTIVE", "BAR", "DEPBAR", "ELECT", "UBLKCP", "UBLKPF", "UCGABAR_ARV", "UCGABAR_WAIT"},
@@ -341,6 +348,8 @@ def execute(
         result, *sources = i.operands
         given = [warp.predicate(o) if is_predicate(o) else read(o) for o in sources]
         warp.put(result, np.asarray(OPERATIONS[base](i.modifiers, *given)), active)
+    elif base == "HMMA":
+        matrix_product(warp, i)
     elif not _other(warp, i, active):
         raise ValueError("the instruction is not known")
     return latency.get(unit_of(base), latency["alu"])

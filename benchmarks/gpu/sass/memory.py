@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from .matrices import matrix_access
 from .operations import Lanes
 from .parse import Instruction, Operand, is_predicate
 
 if TYPE_CHECKING:
     from .warp import Warp
 
-__all__ = ["LOADED", "SHARED_WINDOW", "Memory", "Pattern", "Process", "access", "bulk_copy"]
+__all__ = ["ACCESSES", "LOADED", "SHARED_WINDOW", "Memory", "Pattern", "Process", "access", "bulk_copy"]
 
 LOADED = 0x3F803F80
 """What loads return in :class:`Pattern`: 1 as a float and as two bfloat16 values, nearly."""
 SHARED_WINDOW = 0x51000000
 """High word of generic addresses of shared memory."""
+ACCESSES = frozenset(
+    ("LDG", "STG", "LD", "ST", "LDS", "STS", "ATOMG", "ATOM", "REDG", "RED", "LDSM", "STSM", "LDL", "STL")
+)
+"""Instructions with an address."""
 SHARED_BYTES = 0x400 + 232448  # 1 KB is the system's
 
 
@@ -167,6 +172,18 @@ def bulk_copy(warp: "Warp", i: Instruction) -> None:
         memory[target & 0xFFFFFF : (target & 0xFFFFFF) + count] = np.frombuffer(data, dtype=np.uint8)
 
 
+def _local(warp: "Warp", i: Instruction, addresses: Lanes, size: int, active: Lanes) -> None:
+    """The stack of each lane."""
+    words = (addresses.astype(np.int64) // 4) % warp.local.shape[0]
+    register = next(o for o in i.operands if o.kind == "register").number
+    for k in range(max(size // 4, 1)):
+        if i.base == "LDL":
+            warp.registers[register + k][active] = warp.local[words + k, np.flatnonzero(active)]
+        else:
+            value = warp.registers[register + k if register != 255 else 255]
+            warp.local[words + k, np.flatnonzero(active)] = value[active]
+
+
 def _shuffle(warp: "Warp", i: Instruction, active: Lanes) -> None:
     result, source, other = i.operands[-4], warp.plain(i.operands[-3]), warp.plain(i.operands[-2])
     lanes = np.arange(32, dtype=np.uint32)
@@ -198,13 +215,35 @@ def access(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
         _shuffle(warp, i, active)
         trace.wavefronts += 1
         return latency["shuffle"]
-    if base not in ("LDG", "LD", "LDS", "STG", "ST", "STS", "ATOMG", "ATOM", "REDG", "RED"):
+    if base not in (
+        "LDG",
+        "LD",
+        "LDS",
+        "STG",
+        "ST",
+        "STS",
+        "ATOMG",
+        "ATOM",
+        "REDG",
+        "RED",
+        "LDSM",
+        "STSM",
+        "LDL",
+        "STL",
+    ):
         return None
     where = next(o for o in i.operands if o.kind == "address")
     size = bytes_of(i.modifiers)
     used = addresses_of(warp, where)[active]
     if not len(used):
         return 0.0
+    if base in ("LDSM", "STSM"):
+        matrix_access(warp, i, addresses_of(warp, where))
+        trace.wavefronts += shared_cycles(used, 16)
+        return latency["shared"]
+    if base in ("LDL", "STL"):
+        _local(warp, i, used, size, active)
+        return latency["shared"]
     shared = base in ("LDS", "STS")
     window = base in ("LD", "ST") and int(used[0] >> np.uint64(32)) == SHARED_WINDOW
     if shared:

@@ -184,6 +184,14 @@ def pack(kind: str, high: Lanes, low: Lanes) -> Lanes:
     return np.asarray(one(low) | (one(high) << np.uint32(16)))
 
 
+def extend(x: Lanes, bits: Lanes, signed: bool) -> Lanes:
+    """The low bits of x, with zeros or copies of their sign above them."""
+    left = np.uint32(32) - np.clip(bits, 1, 32).astype(np.uint32)
+    if signed:
+        return ((x << left).view(np.int32) >> left.astype(np.int32)).view(np.uint32)
+    return np.asarray((x << left) >> left)
+
+
 def _minimum(smallest: Lanes, a: Lanes, b: Lanes, modifiers: frozenset[str]) -> Lanes:
     if "U32" in modifiers:
         return np.where(smallest, np.minimum(a, b), np.maximum(a, b)).astype(np.uint32)
@@ -222,13 +230,18 @@ OPERATIONS: dict[str, Operation] = {
     "FMNMX": _fmnmx,
     "MUFU": lambda m, a: transcendental(next(iter(m)), a),
     "I2FP": to_float,
-    "F2FP": lambda m, a, b: pack("BF16" if "BF16" in m else "F16", a, b),
+    "F2FP": lambda m, a, b: pack("BF16" if "BF16" in m else "F16", *(
+        (np.where(_float(x) < 0, np.uint32(0), x) for x in (a, b)) if "RELU" in m else (a, b))),
+    "F2F": lambda m, a: pack("BF16" if "BF16" in m else "F16", np.zeros_like(a), a),
     "VIMNMX": lambda m, a, b, p: _minimum(p, a, b, m),
     "VIADDMNMX": lambda m, a, b, c, p: _minimum(p, a + b, c, m),
     "IMNMX": lambda m, a, b, p: _minimum(p, a, b, m),
     "POPC": lambda m, a: np.bitwise_count(a).astype(np.uint32),
-    "FLO": lambda m, a: np.where(a == 0, np.uint32(0xFFFFFFFF), np.uint32(31) - (
-        np.uint32(31) - np.floor(np.log2(np.maximum(a, 1).astype(np.float64))).astype(np.uint32))).astype(np.uint32),
+    "FLO": lambda m, a: np.where(
+        a == 0, np.uint32(0xFFFFFFFF), np.log2(np.maximum(a, 1).astype(np.float64)).astype(np.uint32)),
+    "SGXT": lambda m, a, n: extend(a, n, "U32" not in m),
+    "BMSK": lambda m, a, n: (((np.uint64(1) << np.minimum(n, 32).astype(np.uint64)) - np.uint64(1))
+                             << np.minimum(a, 32).astype(np.uint64)).astype(np.uint32),
     "BREV": lambda m, a: np.asarray([int(f"{int(v):032b}"[::-1], 2) for v in a], dtype=np.uint32),
 }  # fmt: skip
 """Instructions whose result is one register, a function of their operands alone."""

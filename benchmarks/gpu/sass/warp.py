@@ -113,6 +113,7 @@ class Warp:
     ) -> None:  # fmt: skip
         self.code, self.constants, self.place = code, constants, place
         self.memory, self.shared = memory, shared
+        self.local = np.zeros((1024, 32), dtype=np.uint32)
         self.registers = np.zeros((256, 32), dtype=np.uint32)
         self.predicates = np.zeros((8, 32), dtype=bool)
         self.predicates[7] = True

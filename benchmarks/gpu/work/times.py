@@ -135,7 +135,7 @@ def _measure(
         row: dict[str, Any] = {**about, "us": round(us, 2)}
         if moved is not None:
             row |= {"bytes": moved, "share": round(moved / (us * 1e-6) / copy, 3)}
-        if backend == "cuda" and not about["plan"] and (estimate := predicted.find(kernel, mode, layout, shape)):
+        if not about["plan"] and (estimate := predicted.find(backend, kernel, mode, layout, shape)):
             row["expected"] = list(estimate)
         emit(kernel, **row)
         told[kernel] = f"{row['share']:.0%}" if "share" in row else f"{us:.0f} us"
