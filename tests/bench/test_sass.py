@@ -9,6 +9,7 @@ from benchmarks.gpu import machine_code
 from benchmarks.gpu.sass.grid import Grid, run_grid
 from benchmarks.gpu.sass.memory import Pattern, Process
 from benchmarks.gpu.sass.parse import Instruction, operand, parse
+from benchmarks.gpu.sass.races import Race
 from benchmarks.gpu.sass.warp import LATENCY, Constants, ExecutionError, Place, Trace, run
 
 needs_compiler = pytest.mark.skipif(machine_code.why_not() is not None, reason=str(machine_code.why_not()))
@@ -186,6 +187,16 @@ def test_faults_are_found(kernels: object) -> None:
         run(code, Constants({}), Place(0))
     with pytest.raises(ValueError, match="operand 'Z9'"):
         operand("Z9")
+
+
+@needs_compiler
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["races_read", "races_write"])
+def test_races_are_found(kernels: object, name: str, reverse: bool) -> None:
+    """A load of, and a store over, another warp's word without a barrier; within a warp there is no race."""
+    with pytest.raises(Race, match="shared memory by warp"):
+        computed(kernels, name, 32, numbers(), reverse)
+    computed(kernels, name, 1, numbers() & np.uint32(0xFFFF), reverse, threads=32)
 
 
 def traced(kernels: object, name: str, k: int) -> Trace:

@@ -60,5 +60,10 @@ KERNEL(
 KERNEL(counts, r = (x & 1) ? atomicAdd((int*)a.out + 64 + i / 32, 1) : 7;)
 KERNEL(strided, extern __shared__ uint32_t s[]; s[threadIdx.x * a.k] = x; __syncthreads(); r = s[threadIdx.x * a.k];)
 KERNEL(beyond, extern __shared__ uint32_t s[]; s[threadIdx.x + a.k] = x; __syncthreads(); r = s[threadIdx.x];)
+KERNEL(races_read, extern __shared__ uint32_t s[]; s[threadIdx.x] = x; __syncwarp();
+       r = s[(threadIdx.x + a.k) % blockDim.x];)
+KERNEL(races_write, extern __shared__ uint32_t s[]; s[threadIdx.x] = x; __syncthreads();
+       r = s[(threadIdx.x + a.k) % blockDim.x]; __syncwarp(); s[threadIdx.x] = r; __syncthreads();
+       r += s[threadIdx.x ^ 1];)
 KERNEL(chain, for (uint32_t k = 0; k < a.k; ++k) r = a.in[r];)
 KERNEL(gathers, r = a.in[i * a.k];)

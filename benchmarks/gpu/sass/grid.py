@@ -1,5 +1,6 @@
 """Runs the machine code of a whole launch on the CPU: every block, with its barriers, clusters and atomics."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from .memory import Memory
 from .parse import Instruction
+from .races import Races
 from .warp import Constants, ExecutionError, Place, Warp, advance
 
 __all__ = ["Grid", "run_grid"]
@@ -31,13 +33,16 @@ def _run_cluster(
     """Run the blocks of one cluster side by side, each warp until its next barrier."""
     shared = [np.full(SYSTEM + grid.shared, POISON, dtype=np.uint8) for _ in range(grid.cluster)]
     shared = [np.concatenate([one, np.zeros(-len(one) % 4, dtype=np.uint8)]) for one in shared]
+    races = [Races(len(one)) for one in shared]
+    warps = math.ceil(grid.threads / 32)
     blocks = [
         [
-            Warp(code, constants, Place(first + rank, thread, rank), min(grid.threads - thread, 32), memory, shared)
-            for thread in range(0, grid.threads, 32)
+            Warp(code, constants, Place(first + rank, 32 * k, rank), min(grid.threads - 32 * k, 32), memory, shared,
+                 races, rank * warps + k)
+            for k in range(warps)
         ]
         for rank in range(grid.cluster)
-    ]
+    ]  # fmt: skip
     at: dict[int, str | None] = {id(warp): "start" for block in blocks for warp in block}
     while any(state is not None for state in at.values()):
         moved = False
@@ -75,6 +80,7 @@ def run_grid(
     Raises:
         ExecutionError: an instruction is not known, memory outside of shared memory is accessed, or warps wait for
             ever.
+        Race: two accesses to shared memory are not ordered by a barrier.
     """
     firsts = range(0, grid.blocks, grid.cluster)
     for first in reversed(firsts) if reverse else firsts:

@@ -1,7 +1,7 @@
 """Memory of a launch, and the instructions that access it."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from .matrices import matrix_access
 from .operations import Lanes
 from .parse import Instruction, Operand, is_predicate
+from .races import Races
 
 if TYPE_CHECKING:
     from .warp import Warp
@@ -132,31 +133,41 @@ def shared_cycles(addresses: Lanes, size: int) -> int:
     return cycles
 
 
-def _shared_load(blocks: list[Lanes], addresses: Lanes, size: int) -> Lanes:
-    """From shared memory; bits 24 and up of an address are the block's rank in its cluster."""
+def _shared_places(warp: "Warp", addresses: Lanes, size: int) -> Iterator[tuple[Lanes, Lanes, Lanes, Races | None]]:
+    """(lanes, memory, index of the first element, races) for each block whose shared memory is accessed.
+
+    Bits 24 and up of an address are the block's rank in its cluster.
+    """
     ranks = (addresses >> np.uint64(24)).astype(np.int64) & 0xFF
     offsets = (addresses & np.uint64(0xFFFFFF)).astype(np.int64)
-    words = np.zeros((max(size // 4, 1), len(addresses)), dtype=np.uint32)
     kind = {1: np.uint8, 2: np.uint16}.get(size, np.uint32)
     for rank in np.unique(ranks):
         chosen = ranks == rank
-        memory = blocks[min(int(rank), len(blocks) - 1)].view(kind)
-        at = offsets[chosen] // np.dtype(kind).itemsize
+        memory = warp.shared[min(int(rank), len(warp.shared) - 1)]
+        races = warp.races[int(rank)] if warp.races else None
+        yield chosen, memory.view(kind), offsets[chosen] // np.dtype(kind).itemsize, races
+
+
+def _bytes_from(at: Lanes, item: int, size: int) -> Lanes:
+    return np.unique((at[:, None] * item + np.arange(size)[None, :]).ravel())
+
+
+def _shared_load(warp: "Warp", addresses: Lanes, size: int) -> Lanes:
+    words = np.zeros((max(size // 4, 1), len(addresses)), dtype=np.uint32)
+    for chosen, memory, at, races in _shared_places(warp, addresses, size):
         for k in range(len(words)):
             words[k, chosen] = memory[at + k]
+        if races is not None:
+            races.load(_bytes_from(at, memory.itemsize, size), warp.barriers)
     return words
 
 
-def _shared_store(blocks: list[Lanes], addresses: Lanes, size: int, words: Lanes) -> None:
-    ranks = (addresses >> np.uint64(24)).astype(np.int64) & 0xFF
-    offsets = (addresses & np.uint64(0xFFFFFF)).astype(np.int64)
-    kind = {1: np.uint8, 2: np.uint16}.get(size, np.uint32)
-    for rank in np.unique(ranks):
-        chosen = ranks == rank
-        memory = blocks[min(int(rank), len(blocks) - 1)].view(kind)
-        at = offsets[chosen] // np.dtype(kind).itemsize
+def _shared_store(warp: "Warp", addresses: Lanes, size: int, words: Lanes) -> None:
+    for chosen, memory, at, races in _shared_places(warp, addresses, size):
         for k in range(len(words)):
-            memory[at + k] = words[k, chosen].astype(kind)
+            memory[at + k] = words[k, chosen].astype(memory.dtype)
+        if races is not None:
+            races.store(_bytes_from(at, memory.itemsize, size), warp.barriers)
 
 
 def bulk_copy(warp: "Warp", i: Instruction) -> None:
@@ -266,13 +277,13 @@ def access(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
         if source.kind == "uniform":
             words = np.stack([warp.plain(source)[active]] * count)
         if shared or window:
-            _shared_store(warp.shared, used & np.uint64(0xFFFFFFFF), size, words)
+            _shared_store(warp, used & np.uint64(0xFFFFFFFF), size, words)
         else:
             warp.memory.store(used, size, words)
         return 0.0
     if base in ("LDS", "LDG", "LD"):
         result = i.operands[0]
-        found = _shared_load(warp.shared, used & np.uint64(0xFFFFFFFF), size) if shared or window else (
+        found = _shared_load(warp, used & np.uint64(0xFFFFFFFF), size) if shared or window else (
             warp.memory.load(used, size))  # fmt: skip
         if result.number != 255:
             for k in range(len(found)):

@@ -17,6 +17,7 @@ from .execute import execute, unit_of
 from .memory import LOADED, SHARED_BYTES, Memory, Pattern
 from .operations import Lanes
 from .parse import Instruction, Operand, is_predicate
+from .races import Clock, Race, Races
 
 __all__ = ["LATENCY", "Constants", "ExecutionError", "Place", "Trace", "Warp", "advance", "empty_shared", "run"]
 
@@ -105,14 +106,17 @@ class Warp:
         alive: lanes that exist.
         memory: global memory.
         shared: shared memory of each block of the cluster, in bytes.
+        races: watch it, one for each block; None watches nothing.
+        number: of the warp in its cluster.
     """
 
     def __init__(
         self, code: Mapping[int, Instruction], constants: Constants, place: Place, alive: int, memory: Memory,
-        shared: list[Lanes],
+        shared: list[Lanes], races: list[Races] | None = None, number: int = 0,
     ) -> None:  # fmt: skip
         self.code, self.constants, self.place = code, constants, place
-        self.memory, self.shared = memory, shared
+        self.memory, self.shared, self.races = memory, shared, races
+        self.barriers = Clock(number, place.rank)
         self.local = np.zeros((1024, 32), dtype=np.uint32)
         self.registers = np.zeros((256, 32), dtype=np.uint32)
         self.predicates = np.zeros((8, 32), dtype=bool)
@@ -288,6 +292,7 @@ def advance(warp: Warp, latency: Mapping[str, float] = LATENCY, most: int = 1_00
 
     Raises:
         ExecutionError: an instruction is not known, or the warp does not end.
+        Race: two accesses to shared memory are not ordered.
     """
     program, trace = _program(warp.code), warp.trace
     with np.errstate(all="ignore"):
@@ -304,12 +309,18 @@ def advance(warp: Warp, latency: Mapping[str, float] = LATENCY, most: int = 1_00
             warp.clock = max([warp.clock + 1, *(warp.ready[key] for key in reads if key in warp.ready)])
             try:
                 done = execute(warp, i, mask, active, program.following[address], latency)
+            except Race as race:
+                raise Race(f"{address:#x}: {i.text}: {race}") from race
             except (ValueError, TypeError, IndexError, StopIteration, KeyError) as error:
                 raise ExecutionError(f"{address:#x}: {i.text}: {error!r}") from error
             if active.any():
                 for key in writes:
                     warp.ready[key] = warp.clock + done
+            if i.base == "UCGABAR_ARV":
+                warp.barriers.arrived += 1
             if i.base in ("BAR", "UCGABAR_WAIT"):
+                warp.barriers.bars += i.base == "BAR"
+                warp.barriers.left += i.base != "BAR"
                 warp.clock += latency["barrier" if i.base == "BAR" else "cluster barrier"]
                 if i.base == "UCGABAR_WAIT":
                     trace.marks.append(warp.clock)
