@@ -16,6 +16,10 @@ PARAMETERS = 0x210
 """Offset of a kernel's parameter in constant bank 0 on sm_90."""
 
 
+CLUSTERS = 0x140
+"""Offset of the flag that a launch has clusters; without it, code skips the barriers of the cluster."""
+
+
 @dataclass(frozen=True)
 class _Compiled:
     """A kernel: its disassembly, registers of a thread, and constants in other banks than 0 (targets of switches)."""
@@ -96,8 +100,8 @@ def code_of(symbol: str) -> dict[int, Instruction]:
 
 def constants_of(launch: Launched) -> Constants:
     """The constant banks of a launch."""
-    words = {0x0: launch.threads, 0x4: 1, 0x8: 1, 0xC: launch.blocks, 0x10: 1, 0x14: 1}
+    words = {0x0: launch.threads, 0x4: 1, 0x8: 1, 0xC: launch.blocks, 0x10: 1, 0x14: 1, CLUSTERS: launch.cluster > 1}
     head = bytearray(PARAMETERS)
     for at, word in words.items():
-        head[at : at + 4] = word.to_bytes(4, "little")
+        head[at : at + 4] = int(word).to_bytes(4, "little")
     return Constants({0: bytes(head) + launch.parameter, **_kernel(launch.symbol).banks})

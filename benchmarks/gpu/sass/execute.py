@@ -8,7 +8,8 @@ import numpy as np
 from . import operations as op
 from .flow import flow, mask_of, resume
 from .matrices import matrix_product
-from .memory import ACCESSES, SHARED_WINDOW, access, bulk_copy, bytes_of
+from .mbarrier import bulk_copy, synchronize
+from .memory import ACCESSES, SHARED_WINDOW, access, bytes_of
 from .operations import COMPARISONS, OPERATIONS, Lanes, combine, compare_floats
 from .parse import Instruction, Operand, is_predicate
 
@@ -277,8 +278,11 @@ def _other(warp: "Warp", i: Instruction, active: Lanes) -> bool:
         chosen[int(np.argmax(active))] = True
         warp.put_predicate(i.operands[0], chosen, active)
     elif base == "SYNCS":
-        if is_predicate(i.operands[0]):  # a wait for a bulk copy: it is over
-            warp.put_predicate(i.operands[0], np.ones(32, dtype=bool), active)
+        warp.active_lane = int(np.argmax(active))
+        answer = synchronize(warp, i)
+        if is_predicate(i.operands[0]):
+            warp.put_predicate(i.operands[0], np.full(32, answer), active)
+            warp.spins = not answer
     else:
         return False
     return True

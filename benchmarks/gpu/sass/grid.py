@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .mbarrier import Barrier
 from .memory import Memory
 from .parse import Instruction
 from .races import Races
@@ -34,11 +35,12 @@ def _run_cluster(
     shared = [np.full(SYSTEM + grid.shared, POISON, dtype=np.uint8) for _ in range(grid.cluster)]
     shared = [np.concatenate([one, np.zeros(-len(one) % 4, dtype=np.uint8)]) for one in shared]
     races = [Races(len(one)) for one in shared]
+    mbarriers: list[dict[int, Barrier]] = [{} for _ in shared]
     warps = math.ceil(grid.threads / 32)
     blocks = [
         [
             Warp(code, constants, Place(first + rank, 32 * k, rank), min(grid.threads - 32 * k, 32), memory, shared,
-                 races, rank * warps + k)
+                 races, rank * warps + k, mbarriers)
             for k in range(warps)
         ]
         for rank in range(grid.cluster)
@@ -48,9 +50,9 @@ def _run_cluster(
         moved = False
         for block in reversed(blocks) if reverse else blocks:
             for warp in reversed(block) if reverse else block:
-                if at[id(warp)] == "start":
-                    at[id(warp)] = advance(warp)
-                    moved = True
+                if at[id(warp)] in ("start", "copy"):
+                    before, at[id(warp)] = at[id(warp)], advance(warp)
+                    moved = moved or (before, at[id(warp)]) != ("copy", "copy")
             alive = [warp for warp in block if at[id(warp)] is not None]
             if alive and all(at[id(warp)] == "block" for warp in alive):
                 at.update((id(warp), "start") for warp in alive)

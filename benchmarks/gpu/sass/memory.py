@@ -14,7 +14,7 @@ from .races import Races
 if TYPE_CHECKING:
     from .warp import Warp
 
-__all__ = ["ACCESSES", "LOADED", "SHARED_WINDOW", "Memory", "Pattern", "Process", "access", "bulk_copy"]
+__all__ = ["ACCESSES", "LOADED", "SHARED_WINDOW", "Memory", "Pattern", "Process", "access"]
 
 LOADED = 0x3F803F80
 """What loads return in :class:`Pattern`: 1 as a float and as two bfloat16 values, nearly."""
@@ -168,19 +168,6 @@ def _shared_store(warp: "Warp", addresses: Lanes, size: int, words: Lanes) -> No
             memory[at + k] = words[k, chosen].astype(memory.dtype)
         if races is not None:
             races.store(_bytes_from(at, memory.itemsize, size), warp.barriers)
-
-
-def bulk_copy(warp: "Warp", i: Instruction) -> None:
-    """cp.async.bulk from global to shared memory, done at once; its size is in units of 16 bytes."""
-    to, source, size = i.operands
-    count = (int(warp.uniform[size.number]) & 0xFFFF) * 16
-    target = int(warp.uniform[to.second if to.second is not None else 63])
-    address = int(warp.wide(Operand("uniform", source.second if source.second is not None else 63))[0])
-    warp.trace.bulk += count
-    data = warp.memory.read(address, count)
-    if data:
-        memory = warp.shared[min(target >> 24, len(warp.shared) - 1)]
-        memory[target & 0xFFFFFF : (target & 0xFFFFFF) + count] = np.frombuffer(data, dtype=np.uint8)
 
 
 def _local(warp: "Warp", i: Instruction, addresses: Lanes, size: int, active: Lanes) -> None:

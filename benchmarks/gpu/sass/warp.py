@@ -14,6 +14,7 @@ import numpy as np
 
 from . import operations as op
 from .execute import execute, unit_of
+from .mbarrier import Barrier
 from .memory import LOADED, SHARED_BYTES, Memory, Pattern
 from .operations import Lanes
 from .parse import Instruction, Operand, is_predicate
@@ -108,15 +109,19 @@ class Warp:
         shared: shared memory of each block of the cluster, in bytes.
         races: watch it, one for each block; None watches nothing.
         number: of the warp in its cluster.
+        mbarriers: of each block, by address; None lets every wait for a bulk copy pass.
     """
 
     def __init__(
         self, code: Mapping[int, Instruction], constants: Constants, place: Place, alive: int, memory: Memory,
         shared: list[Lanes], races: list[Races] | None = None, number: int = 0,
+        mbarriers: list[dict[int, Barrier]] | None = None,
     ) -> None:  # fmt: skip
         self.code, self.constants, self.place = code, constants, place
         self.memory, self.shared, self.races = memory, shared, races
         self.barriers = Clock(number, place.rank)
+        self.mbarriers = mbarriers
+        self.active_lane, self.spins = 0, False
         self.local = np.zeros((1024, 32), dtype=np.uint32)
         self.registers = np.zeros((256, 32), dtype=np.uint32)
         self.predicates = np.zeros((8, 32), dtype=bool)
@@ -288,7 +293,8 @@ def advance(warp: Warp, latency: Mapping[str, float] = LATENCY, most: int = 1_00
         most: instructions after which execution ends with an error.
 
     Returns:
-        "block" or "cluster" at a barrier of the block or the cluster, None at the end.
+        "block" or "cluster" at a barrier of the block or the cluster, "copy" if a bulk copy has not come, None at the
+        end.
 
     Raises:
         ExecutionError: an instruction is not known, or the warp does not end.
@@ -316,6 +322,9 @@ def advance(warp: Warp, latency: Mapping[str, float] = LATENCY, most: int = 1_00
             if active.any():
                 for key in writes:
                     warp.ready[key] = warp.clock + done
+            if warp.spins:
+                warp.spins = False
+                return "copy"
             if i.base == "UCGABAR_ARV":
                 warp.barriers.arrived += 1
             if i.base in ("BAR", "UCGABAR_WAIT"):

@@ -8,8 +8,14 @@ benchmarks/gpu/sass/operations.py are right. Timing and the order of memory acce
 from typing import Any
 
 import pytest
+import torch
 from support import contract
 from support.machine_code import LINE
+
+from se_fused import backends
+from se_fused._formats import DTYPES, LAYOUTS
+from se_fused.backends.cuda import CudaBackend
+from se_fused.testing.verify import Case
 
 pytestmark = pytest.mark.skipif(LINE.why_not() is not None, reason=str(LINE.why_not()))
 
@@ -24,3 +30,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_calls(call: dict[str, Any]) -> None:
     with LINE.using(call):
         contract.meets(contract.case_of(call), LINE.name, LINE.device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("path", ["cluster_fused", "l2_grouped", "separate"])
+def test_paths_of_inference(path: str, dtype: torch.dtype, layout: str) -> None:
+    """Each path, among them clusters whose blocks read each other's shared memory."""
+    case = Case("batch_norm_squeeze_excite", (3, 24, 7, 5), dtype, layout, "cpu", training=False)
+    with LINE.using({"order": "backwards", "like": "H200"}):
+        backend = backends.BACKENDS["cuda"]
+        assert isinstance(backend, CudaBackend)
+        with backend.forced_plan(path):
+            error, _, _ = contract.infer(case)
+    assert error <= 1
