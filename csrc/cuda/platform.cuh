@@ -62,6 +62,18 @@ SE_DEVICE uint32_t pack_half(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// 2^x within 2 ulp and 1 / x within 1 ulp, both with subnormal numbers flushed to zero (PTX ISA, "ex2" and "rcp"). Each
+// is one instruction of the special function unit. Infinity, zero and NaN give what the exact functions give.
+SE_DEVICE float exp2_approx(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+SE_DEVICE float rcp_approx(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 SE_DEVICE float half_to_float(uint16_t bits) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(bits));
@@ -97,6 +109,8 @@ inline uint32_t pack_half(float low, float high) {
   std::memcpy(&r, halves, 4);
   return r;
 }
+using se_shim::exp2_approx;
+using se_shim::rcp_approx;
 inline float half_to_float(uint16_t bits) {
   _Float16 h;
   std::memcpy(&h, &bits, 2);

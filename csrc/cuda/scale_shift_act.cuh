@@ -8,7 +8,7 @@ namespace se_fused::cuda {
 SE_DEVICE void apply(Act out_act, float (&t)[8]) {
   by_out_act(out_act, [&](auto act) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) t[j] = activate(decltype(act)::value, t[j]);
+    for (int j = 0; j < 8; ++j) t[j] = activate(act, t[j]);
   });
 }
 
