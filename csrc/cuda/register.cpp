@@ -17,6 +17,8 @@ void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int
 }
 void reverse(bool on);
 std::string launched();
+void record(bool on);
+std::string recorded();
 }  // namespace se_fused::cuda
 #elif !defined(SE_LIBRARY)  // benchmarks/standin builds the host code for a device without kernels
 #define SE_LIBRARY se_fused_cuda
@@ -37,6 +39,8 @@ SE_DEFINE(SE_LIBRARY, m) {
       " -> ()");
   m.def("reverse(bool on) -> ()");
   m.def("launched() -> str");
+  m.def("record(bool on) -> ()");
+  m.def("recorded() -> str");
 #endif
 }
 
@@ -51,5 +55,7 @@ SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("stand_in", TORCH_BOX(&se_fused::cuda::stand_in));
   m.impl("reverse", TORCH_BOX(&se_fused::cuda::reverse));
   m.impl("launched", TORCH_BOX(&se_fused::cuda::launched));
+  m.impl("record", TORCH_BOX(&se_fused::cuda::record));
+  m.impl("recorded", TORCH_BOX(&se_fused::cuda::recorded));
 #endif
 }

@@ -1,0 +1,344 @@
+"""Executes one warp of a kernel and counts what it does.
+
+Groups of lanes with the same next instruction run one after another, the group with the lowest address first, and wait
+for each other where the code says so (BSSY and BSYNC). Barriers of the block let the warp pass: the counts of a warp
+depend on the launch's parameters and the warp's place in the grid, not on values in memory. Loads return a fixed
+pattern, atomics what the caller says.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import operations as op
+from .operations import Lanes
+from .parse import Instruction, Operand
+
+__all__ = ["LATENCY", "Constants", "ExecutionError", "Place", "Trace", "run"]
+
+_LANES = np.arange(32, dtype=np.uint32)
+_SHARED_WORDS = 57 * 1024 + 1024  # a multiprocessor's shared memory
+LOADED = 0x3F803F80
+"""What loads return: 1 as a float and as two bfloat16 values, nearly."""
+
+# Cycles until a result can be used, on an H100: microbenchmarks in "Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture via Microbenchmarking" (Luo et al., 2024) and "Dissecting the Ampere GPU Architecture" (Abdelkhalik et
+# al., 2022); those of global memory are set by the model.
+LATENCY = {
+    "alu": 5.0, "fma": 4.0, "imad": 4.0, "xu": 22.0, "shared": 29.0, "shuffle": 24.0, "uniform": 6.0, "constant": 30.0,
+    "barrier": 20.0, "control": 2.0, "global": 280.0, "atomic": 400.0, "cluster barrier": 190.0, "remote": 200.0,
+}  # fmt: skip
+
+_FMA = {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2"}
+_IMAD = {"IMAD"}
+_XU = {"MUFU", "I2F", "F2I", "POPC", "FLO", "BREV"}
+_CONTROL = {"BRA", "BSSY", "BSYNC", "BREAK", "EXIT", "NOP", "WARPSYNC", "CALL", "RET", "YIELD", "BRX", "BRXU",
+            "ENDCOLLECTIVE", "BRA.DIV", "BAR", "DEPBAR", "ELECT"}  # fmt: skip
+
+
+def unit_of(base: str) -> str:
+    """The unit that executes an instruction; the units' rates are in the model."""
+    if base in _FMA:
+        return "fma"
+    if base in _IMAD:
+        return "imad"
+    if base in _XU:
+        return "xu"
+    if base in ("LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG", "REDG", "ATOM", "RED", "SHFL", "ATOMS", "LDSM"):
+        return "lsu"
+    if base in _CONTROL:
+        return "control"
+    if base in ("LDC", "ULDC"):
+        return "constant"
+    return "uniform" if base.startswith("U") and base not in ("UBLKCP", "UCGABAR_ARV", "UCGABAR_WAIT") else "alu"
+
+
+class ExecutionError(Exception):
+    """The code uses something that this file does not know, or runs for too long."""
+
+
+@dataclass
+class Constants:
+    """Constant banks: bank 0 holds the launch's sizes and, from 0x210 on, its parameters; others belong to the kernel."""
+
+    banks: dict[int, bytes]
+
+    def word(self, bank: int, offset: int) -> int:
+        data = self.banks.get(bank, b"")
+        return int.from_bytes(data[offset : offset + 4].ljust(4, b"\0"), "little")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The warp's place: its block, its first thread, and the block's rank in its cluster."""
+
+    block: int
+    thread: int = 0
+    rank: int = 0
+
+
+@dataclass
+class Trace:
+    """What a warp did.
+
+    Attributes:
+        units: instructions by unit, each issued once for the warp.
+        names: instructions by name.
+        read, written: bytes of global memory that it accesses, by width of the access in bytes.
+        sectors_read, sectors_written: sectors of 32 bytes.
+        wavefronts: cycles of the load/store unit: 128 bytes of memory each, or a conflict-free access to shared memory.
+        conflicts: those of them that bank conflicts cause.
+        cycles: until the warp ends, alone on its multiprocessor.
+        path: addresses of executed branches' targets, to compare two runs.
+        marks: cycles at which barriers of the cluster end.
+    """
+
+    units: Counter[str] = field(default_factory=Counter)
+    names: Counter[str] = field(default_factory=Counter)
+    read: Counter[int] = field(default_factory=Counter)
+    written: Counter[int] = field(default_factory=Counter)
+    sectors_read: int = 0
+    sectors_written: int = 0
+    wavefronts: float = 0
+    conflicts: float = 0
+    cycles: float = 0
+    path: set[int] = field(default_factory=set)
+    marks: list[float] = field(default_factory=list)
+
+    @property
+    def instructions(self) -> int:
+        return sum(self.units.values())
+
+
+class _Warp:
+    def __init__(self, code: Mapping[int, Instruction], constants: Constants, place: Place, alive: int) -> None:
+        self.code, self.constants, self.place = code, constants, place
+        self.registers = np.zeros((256, 32), dtype=np.uint32)
+        self.predicates = np.zeros((8, 32), dtype=bool)
+        self.predicates[7] = True
+        self.uniform = np.zeros(64, dtype=np.uint32)
+        self.uniform_predicates = np.zeros(8, dtype=bool)
+        self.uniform_predicates[7] = True
+        self.alive = _LANES < alive
+        self.groups: dict[int, Lanes] = {0: self.alive.copy()}
+        self.reconverge = np.zeros((16, 32), dtype=np.uint32)  # mask of BSSY, per lane
+        self.waiting: dict[tuple[int, int], Lanes] = {}  # (barrier, address) -> lanes
+        self.clock = 0.0
+        self.ready: dict[tuple[str, int], float] = {}
+        self.trace = Trace()
+        self.shared = np.full(_SHARED_WORDS, LOADED, dtype=np.uint32)
+        self.constant_cache: dict[tuple[int, int], Lanes] = {}
+
+    # ---- operands
+    def value(self, o: Operand) -> Lanes:
+        """32-bit value of an operand, with an integer's sign."""
+        x = self.plain(o)
+        if o.inverted:
+            x = ~x
+        if o.negative:
+            x = (~x) + np.uint32(1)
+        return x
+
+    def plain(self, o: Operand) -> Lanes:
+        if o.kind == "register":
+            return self.registers[o.number]
+        if o.kind == "uniform":
+            return np.full(32, self.uniform[o.number], dtype=np.uint32)
+        if o.kind == "constant":
+            offset = o.number
+            if o.second is not None:
+                offset += int(self.uniform[o.second])
+            if o.base not in (None, 255):
+                offsets = self.registers[o.base].astype(np.int64) + offset  # type: ignore[index]
+                return np.asarray([self.constants.word(o.bank, int(at)) for at in offsets], dtype=np.uint32)
+            key = (o.bank, offset)
+            if key not in self.constant_cache:
+                self.constant_cache[key] = np.full(32, self.constants.word(*key), dtype=np.uint32)
+            return self.constant_cache[key]
+        if o.kind == "number":
+            return np.full(32, o.number, dtype=np.uint32)
+        raise ExecutionError(f"operand of kind {o.kind}")
+
+    def floating(self, o: Operand) -> Lanes:
+        """Bits of a float operand, with its modifiers."""
+        if o.kind == "number" and not o.text.lstrip("-").startswith("0x"):
+            number = float(o.text.replace("QNAN", "nan").replace("INF", "inf"))
+            x = np.full(32, np.float32(-number if o.negative else number).view(np.uint32), dtype=np.uint32)
+            return x
+        x = self.plain(o)
+        if o.absolute:
+            x = x & np.uint32(0x7FFFFFFF)
+        if o.negative:
+            x = x ^ np.uint32(0x80000000)
+        return x
+
+    def wide(self, o: Operand) -> Lanes:
+        """64-bit value of a pair of registers or constants."""
+        if o.kind == "register":
+            if o.number == 255:
+                return np.zeros(32, dtype=np.uint64)
+            found = op.pair(self.registers[o.number], self.registers[o.number + 1])
+        elif o.kind == "uniform":
+            both = 0 if o.number == 63 else int(self.uniform[o.number]) | int(self.uniform[o.number + 1]) << 32
+            found = np.full(32, both, dtype=np.uint64)
+        elif o.kind == "constant":
+            low = self.plain(o)
+            high = self.plain(Operand("constant", o.number + 4, bank=o.bank, base=o.base, second=o.second))
+            found = op.pair(low, high)
+        else:
+            found = self.plain(o).view(np.int32).astype(np.int64).view(np.uint64)
+        return np.asarray((~found) + np.uint64(1) if o.negative else found)
+
+    def predicate(self, o: Operand) -> Lanes:
+        if o.kind == "predicate":
+            x = self.predicates[o.number]
+        else:
+            x = np.full(32, self.uniform_predicates[o.number])
+        return ~x if o.inverted else x
+
+    # ---- results
+    def put(self, o: Operand, value: Lanes, mask: Lanes) -> None:
+        if o.kind == "uniform":
+            if o.number != 63 and mask.any():
+                self.uniform[o.number] = value[int(np.argmax(mask))]
+        elif o.number != 255:
+            np.copyto(self.registers[o.number], value.astype(np.uint32), where=mask)
+
+    def put_wide(self, o: Operand, value: Lanes, mask: Lanes) -> None:
+        if o.number in (255, 63 if o.kind == "uniform" else 255):
+            return
+        self.put(o, (value & np.uint64(0xFFFFFFFF)).astype(np.uint32), mask)
+        self.put(Operand(o.kind, o.number + 1), (value >> np.uint64(32)).astype(np.uint32), mask)
+
+    def put_predicate(self, o: Operand, value: Lanes, mask: Lanes) -> None:
+        if o.number == 7:
+            return
+        if o.kind == "predicate":
+            np.copyto(self.predicates[o.number], value, where=mask)
+        elif mask.any():
+            self.uniform_predicates[o.number] = value[int(np.argmax(mask))]
+
+
+def _is_predicate(o: Operand) -> bool:
+    return o.kind in ("predicate", "uniform predicate")
+
+
+def _sources_and_results(i: Instruction) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Registers that an instruction reads and writes, for the times at which values are ready."""
+    wide = 4 if "128" in i.modifiers else 2 if i.modifiers & {"64", "WIDE", "S64", "U64"} else 1
+    reads: list[tuple[str, int]] = []
+    writes: list[tuple[str, int]] = []
+    stores = i.base in ("STG", "STS", "ST", "REDG", "RED")
+    first = True
+    for o in i.operands:
+        if o.kind == "address":
+            for number in (o.base,) if o.base is not None else ():
+                reads += [("R", number), ("R", number + 1)] if o.wide else [("R", number)]
+            if o.second is not None:
+                reads.append(("U", o.second))
+            first = first and not stores
+            continue
+        if o.kind in ("register", "uniform"):
+            kind = "R" if o.kind == "register" else "U"
+            span = [(kind, o.number + k) for k in range(wide if o.number not in (255, 63) else 1)]
+            if first and not stores:
+                writes += span
+                first = False
+            else:
+                reads += span
+        elif _is_predicate(o):
+            (writes if first or len(writes) == 0 or i.base in ("IADD3", "LEA") and len(reads) == 0 else reads).append(
+                ("P" if o.kind == "predicate" else "Q", o.number)
+            )
+            if i.base in ("ISETP", "FSETP", "PLOP3", "UISETP"):
+                first = False
+        elif o.kind != "special":
+            first = False
+    if i.guard is not None:
+        reads.append(("P" if i.guard.kind == "predicate" else "Q", i.guard.number))
+    return reads, writes
+
+
+Atomic = Callable[[int], int]
+
+
+@dataclass
+class _Program:
+    code: Mapping[int, Instruction]
+    order: dict[int, int]
+    flow: dict[int, tuple[list[tuple[str, int]], list[tuple[str, int]]]]
+
+
+_PROGRAMS: dict[int, _Program] = {}
+
+
+def _program(code: Mapping[int, Instruction]) -> _Program:
+    key = id(code)
+    if key not in _PROGRAMS:
+        at = sorted(code)
+        following = dict(zip(at, at[1:] + [at[-1] + 16], strict=True))
+        _PROGRAMS[key] = _Program(code, following, {a: _sources_and_results(i) for a, i in code.items()})
+    return _PROGRAMS[key]
+
+
+def run(
+    code: Mapping[int, Instruction],
+    constants: Constants,
+    place: Place,
+    *,
+    atomic: Atomic = lambda address: 0,
+    loads: Callable[[int], int | None] = lambda address: None,
+    latency: Mapping[str, float] = LATENCY,
+    threads: int = 32,
+    most: int = 200_000,
+) -> Trace:
+    """Execute one warp and return its counts.
+
+    Args:
+        code: the kernel, from :func:`.parse.parse`; it must not change afterwards.
+        constants: constant banks.
+        place: where the warp is.
+        atomic: the value that an atomic operation at an address returns.
+        loads: the value of a load of 32 bits at an address, or None for the fixed pattern.
+        latency: cycles until a result can be used, by unit.
+        threads: lanes that exist.
+        most: instructions after which execution ends with an error.
+
+    Raises:
+        ExecutionError: an instruction is not known, or the warp does not end.
+    """
+    from .execute import execute
+
+    program = _program(code)
+    warp = _Warp(code, constants, place, threads)
+    trace = warp.trace
+    with np.errstate(all="ignore"):
+        while warp.groups:
+            address = min(warp.groups)
+            mask = warp.groups.pop(address)
+            i = program.code.get(address)
+            if i is None:
+                raise ExecutionError(f"no instruction at {address:#x}")
+            active = mask
+            if i.guard is not None:
+                active = mask & warp.predicate(i.guard)
+            unit = unit_of(i.base)
+            trace.units[unit] += 1
+            trace.names[i.name] += 1
+            if trace.instructions > most:
+                raise ExecutionError(f"more than {most} instructions; last at {address:#x}: {i.text}")
+            reads, writes = program.flow[address]
+            start = warp.clock + 1
+            for key in reads:
+                if key in warp.ready:
+                    start = max(start, warp.ready[key])
+            warp.clock = start
+            done = execute(warp, i, mask, active, program.order[address], atomic, loads, latency)
+            if active.any():
+                for key in writes:
+                    warp.ready[key] = start + done
+    trace.cycles = max([warp.clock, *(t for (kind, _), t in warp.ready.items() if kind == "S")])
+    return trace
+
