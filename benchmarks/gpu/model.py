@@ -1,28 +1,21 @@
 """Predicted time of each CUDA kernel on an H100, from its machine code, a launch's parameters, and counts.
 
-    python3 -m benchmarks.gpu model [--kernel NAME ...] [--batch N] [--json FILE]
-
-The launches of a call are recorded from the backend's host code (:mod:`.launches`). Some of their warps are executed
-(:mod:`.sass`), which counts instructions, memory sectors and bank conflicts, and how long a warp takes alone. From these
-follow three times for a launch, of which the longest decides:
+``python3 -m benchmarks.gpu model`` prints it. The launches of a call are recorded from the backend's host code
+(:mod:`.launches`). Some of their warps are executed (:mod:`.sass`), which counts instructions, memory sectors and bank
+conflicts, and how long a warp takes alone. From these follow three times for a launch, of which the longest decides:
 
 - issue: the instructions of all warps through the units of the multiprocessors;
 - memory: the bytes that must move, at a copy's speed;
 - latency: rounds of blocks, each as long as one of its warps takes when it waits for memory.
 
-They do not overlap perfectly where they are close, so the prediction is the fourth root of the sum of their fourth powers,
-and the time in which a launch fills and drains the device. The constants below are for an H100 SXM. Nothing here has been
+They do not overlap perfectly where they are close: the prediction is the fourth root of the sum of their fourth powers,
+plus the time in which a launch fills and drains the device. The constants are for an H100 SXM. Nothing here has been
 compared with a GPU yet: take a prediction as an order of kernels and of changes, not as a time.
 """
 
-import argparse
-import functools
-import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -32,15 +25,13 @@ from se_fused.ops.layout import mask_numel
 
 from ..cases import PASSES
 from .launches import Launched, recorded
-from .sass.parse import Instruction, parse
-from .sass.warp import LATENCY, Constants, Place, Trace, run
-from .target import use_tests
+from .machine_code import code_of, constants_of, registers_of
+from .sass.warp import LATENCY, Place, Trace, run
+from .tickets import phases
 
 __all__ = ["MACHINE", "STAGES", "Machine", "Prediction", "predict", "predictions"]
 
 STAGES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
-PARAMETERS = 0x210
-"""Offset of a kernel's parameter in constant bank 0 on sm_90."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +72,8 @@ def busy(trace: Trace) -> float:
     """
     units = trace.units
     return max(
-        trace.instructions / 4, units["alu"] / 2, (units["fma"] + units["imad"]) / 4, units["imad"] / 2, units["xu"] * 2,
-        trace.wavefronts,
+        trace.instructions / 4, units["alu"] / 2, (units["fma"] + units["imad"]) / 4, units["imad"] / 2,
+        units["xu"] * 2, trace.wavefronts,
     )  # fmt: skip
 
 
@@ -117,45 +108,9 @@ class Prediction:
     conflicts: float
 
 
-@functools.cache
-def _kernels() -> dict[str, tuple[str, int, Path]]:
-    """(disassembly, registers, cubin) of every kernel, compiled for sm_90."""
-    use_tests()
-    from support import cuda_code
-
-    found = {}
-    for source in cuda_code.SOURCES.values():
-        code = cuda_code.compiled(source, 90)
-        text = cuda_code.machine_code(code)
-        found.update({k.mangled: (text[k.mangled], k.registers, code.cubin) for k in code.kernels if k.is_entry})
-    return found
-
-
-@functools.cache
-def _code(symbol: str) -> dict[int, Instruction]:
-    return parse(_kernels()[symbol][0])
-
-
-@functools.cache
-def _table(symbol: str) -> bytes:
-    """The kernel's constants in bank 2: the targets of its switches."""
-    use_tests()
-    from support import cuda_code
-
-    return cuda_code.section(_kernels()[symbol][2], f".nv.constant2.{symbol}")
-
-
-def _constants(launch: Launched) -> Constants:
-    words = {0x0: launch.threads, 0x4: 1, 0x8: 1, 0xC: launch.blocks, 0x10: 1, 0x14: 1}
-    head = bytearray(PARAMETERS)
-    for at, word in words.items():
-        head[at : at + 4] = word.to_bytes(4, "little")
-    return Constants({0: bytes(head) + launch.parameter, 2: _table(launch.symbol)})
-
-
 def resident(launch: Launched, machine: Machine = MACHINE) -> int:
     """Blocks of a launch that a multiprocessor holds at a time."""
-    registers = math.ceil(_kernels()[launch.symbol][1] / 8) * 8
+    registers = math.ceil(registers_of(launch.symbol) / 8) * 8
     by_registers = machine.registers // (registers * launch.threads)
     by_shared = machine.shared // (launch.shared + 1024)
     return max(min(by_registers, by_shared, machine.threads // launch.threads, machine.blocks), 1)
@@ -164,7 +119,7 @@ def resident(launch: Launched, machine: Machine = MACHINE) -> int:
 # ---- passes
 def _sampled(launch: Launched, latency: dict[str, float]) -> Iterator[Trace]:
     """Warps of a block at the start, in the middle and near the end of the grid."""
-    code, constants = _code(launch.symbol), _constants(launch)
+    code, constants = code_of(launch.symbol), constants_of(launch)
     warps = launch.threads // 32
     for block in dict.fromkeys((1 % launch.blocks, launch.blocks // 2, launch.blocks - 1 - launch.blocks // 3)):
         for warp in dict.fromkeys((0, warps // 2, warps - 1)):
@@ -198,103 +153,32 @@ def _pass(launch: Launched, counted: int | None, machine: Machine) -> Prediction
     return Prediction(
         launch.name, time * 1e6, None if counted is None else counted / machine.copy / time,
         issue * 1e6, memory * 1e6, latency_time * 1e6, max(times, key=times.__getitem__),
-        _kernels()[launch.symbol][1], blocks, launch.blocks, rounds,
+        registers_of(launch.symbol), blocks, launch.blocks, rounds,
         instructions * 32 / (wide / 16) if wide else None,
         sum(t.conflicts for t in traces) / max(sum(t.wavefronts for t in traces), 1),
     )  # fmt: skip
 
 
 # ---- launches with tickets
-_DONE = 1 << 29
-"""A ticket after the last one, and a count that every wait accepts."""
-
-
-class _Tickets:
-    """Memory of a block that takes one given ticket and then finds that none is left."""
-
-    def __init__(self, ticket: int) -> None:
-        self.ticket, self.counters, self.taken, self.slot = ticket, None, 0, None
-
-    def atomic(self, address: int) -> int:
-        if self.counters is None:
-            self.counters = address
-        if address != self.counters:
-            return 0
-        self.taken += 1
-        return self.ticket if self.taken == 1 else _DONE
-
-    def loads(self, address: int) -> int | None:
-        """The counters of phases; and for warps that do not take the ticket, the ticket in shared memory."""
-        if self.counters is not None and 0 <= address - self.counters < 64:
-            return _DONE
-        if address == self.slot:
-            self.taken += 1
-            return self.ticket if self.taken == 1 else _DONE
-        return None
-
-
-def _slot(launch: Launched) -> int:
-    """Address of the ticket in shared memory: the last word (excitation.cu, excitation_backward.cu)."""
-    return (launch.shared - 4) & ~3
-
-
-def _tile(launch: Launched, ticket: int, warp: int, latency: dict[str, float]) -> Trace:
-    memory = _Tickets(ticket)
-    if warp:
-        memory.slot = _slot(launch)
-        memory.counters = -(1 << 60)
-    return run(
-        _code(launch.symbol), _constants(launch), Place(0, 32 * warp), atomic=memory.atomic, loads=memory.loads,
-        latency=latency, most=1_000_000,
-    )  # fmt: skip
-
-
-def phases(launch: Launched, latency: dict[str, float]) -> list[tuple[int, Trace]]:
-    """(tiles, what the first warp does in one) of each phase: tickets whose tiles take the same path."""
-    seen: dict[int, Trace] = {}
-
-    def at(ticket: int) -> Trace:
-        if ticket not in seen:
-            seen[ticket] = _tile(launch, ticket, 0, latency)
-        return seen[ticket]
-
-    nothing = at(_DONE).path
-    last = 1
-    while at(last).path != nothing:
-        last *= 2
-    low, high = last // 2, last  # tickets: low has a tile, high has none
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if at(middle).path != nothing else (low, middle)
-    found: list[tuple[int, Trace]] = []
-    first = 0
-    while first < high:
-        inside, outside = first, high
-        while outside - inside > 1:
-            middle = (inside + outside) // 2
-            same = len(at(middle).path ^ at(first).path) <= 2  # the last tile of a phase may be partly filled
-            inside, outside = (middle, outside) if same else (inside, middle)
-        found.append((outside - first, at((first + inside) // 2)))
-        first = outside
-    return found
-
-
 def _tickets(launch: Launched, machine: Machine) -> Prediction:
     latency = {**LATENCY, "global": machine.l2, "map": machine.l2}
     blocks, warps = resident(launch, machine), launch.threads // 32
-    places = launch.blocks
     time = issue = waits = 0.0
-    for tiles, trace in phases(launch, latency):
-        rounds = math.ceil(tiles / places)
-        one = trace.cycles / machine.clock
-        per = tiles * warps * busy(trace) / min(machine.multiprocessors, max(tiles, 1)) / machine.clock
-        time += max(rounds * one, per) + machine.phase
+    found = phases(launch, latency)
+    for level in dict.fromkeys(phase.waits for phase in found):  # phases that wait for the same run side by side
+        together = [phase for phase in found if phase.waits == level]
+        tiles = sum(phase.tiles for phase in together)
+        spread = sum(phase.tiles * phase.trace.cycles for phase in together) / min(launch.blocks, tiles)
+        one = max(max(phase.trace.cycles for phase in together), spread) / machine.clock
+        per = sum(phase.tiles * warps * busy(phase.trace) for phase in together)
+        per /= min(machine.multiprocessors, tiles) * machine.clock
+        time += max(one, per) + machine.phase
         issue += per
-        waits += rounds * one
+        waits += one
     time += machine.start
     return Prediction(
         launch.name, time * 1e6, None, issue * 1e6, 0.0, waits * 1e6, "latency" if waits > issue else "issue",
-        _kernels()[launch.symbol][1], blocks, launch.blocks, 1.0, None, 0.0,
+        registers_of(launch.symbol), blocks, launch.blocks, 1.0, None, 0.0,
     )  # fmt: skip
 
 
@@ -306,7 +190,7 @@ def _clusters(launch: Launched, counted: int, machine: Machine) -> Prediction:
     residual.
     """
     latency = {**LATENCY, "global": machine.l2, "map": machine.memory}
-    code, constants = _code(launch.symbol), _constants(launch)
+    code, constants = code_of(launch.symbol), constants_of(launch)
     blocks, warps = resident(launch, machine), launch.threads // 32
     middle = launch.blocks // launch.cluster // 2 * launch.cluster
     traces = [
@@ -330,7 +214,7 @@ def _clusters(launch: Launched, counted: int, machine: Machine) -> Prediction:
     instructions = launch.blocks * warps * _mean([t.instructions for t in traces])
     return Prediction(
         launch.name, time * 1e6, counted / machine.copy / time, issue * 1e6, memory * 1e6, waits * 1e6,
-        max(times, key=times.__getitem__), _kernels()[launch.symbol][1], blocks, launch.blocks, rounds,
+        max(times, key=times.__getitem__), registers_of(launch.symbol), blocks, launch.blocks, rounds,
         instructions * 32 / (counted / 16) if wide else None,
         sum(t.conflicts for t in traces) / max(sum(t.wavefronts for t in traces), 1),
     )  # fmt: skip
@@ -348,7 +232,9 @@ def _counted(kernel: str, mode: str, shape: Sequence[int], dtype: torch.dtype) -
     return (reads + writes) * x.nbytes + (0 if mode == "infer" else masks) * mask_numel(x)
 
 
-def predict(launch: Launched, mode: str, shape: Sequence[int], dtype: torch.dtype, machine: Machine = MACHINE) -> Prediction:
+def predict(
+    launch: Launched, mode: str, shape: Sequence[int], dtype: torch.dtype, machine: Machine = MACHINE
+) -> Prediction:
     """The predicted time of a launch.
 
     Args:

@@ -83,14 +83,14 @@ def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequen
 
 
 def _where(rows: Sequence[Record]) -> list[str]:
-    """A line for each kernel and a column for each stage: share of a copy's speed, microseconds, estimate."""
+    """A line for each kernel and a column for each stage: share of a copy's speed, microseconds, prediction."""
     timed = [row for row in rows if "us" in row and "backend" in row]
     if not timed:
         return []
     stages = list(dict.fromkeys(_stage(row) for row in timed))
     batches = sorted({row["shape"][0] for row in timed}, reverse=True)
     speeds = ", ".join(dict.fromkeys(f"{row['gb_s']:.0f}" for row in rows if row["what"] == "copy"))
-    lines = ["", f"Share of a copy ({speeds} GB/s), time (expected); batch {batches[0]}"]
+    lines = ["", f"Share of a copy ({speeds} GB/s), time (predicted); batch {batches[0]}"]
     table = [("kernel", *stages)]
     keys = dict.fromkeys(_key(row) for row in timed if row["shape"][0] == batches[0])
     found = {(*_key(row), row["shape"][0], _stage(row)): row for row in timed}

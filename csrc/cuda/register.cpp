@@ -10,15 +10,14 @@ namespace se_fused::cuda {
 void set_stand_in(const Device&, int64_t large_cluster_bytes);
 // Test hooks. stand_in sets the device that the rules see; large_cluster_bytes is the shared memory per block up to
 // which it can place clusters of 16. reverse sets the order in which the shim runs fibers. launched returns the names
-// of the launches since its last call.
+// of the launches since its last call. take_over hands all launches to a function.
 void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes,
               int64_t large_cluster_bytes) {
   set_stand_in({(int)capability, (int)multiprocessors, l2_bytes, shared_bytes}, large_cluster_bytes);
 }
 void reverse(bool on);
 std::string launched();
-void record(bool on);
-std::string recorded();
+void take_over(int64_t function);
 }  // namespace se_fused::cuda
 #elif !defined(SE_LIBRARY)  // benchmarks/standin builds the host code for a device without kernels
 #define SE_LIBRARY se_fused_cuda
@@ -39,8 +38,7 @@ SE_DEFINE(SE_LIBRARY, m) {
       " -> ()");
   m.def("reverse(bool on) -> ()");
   m.def("launched() -> str");
-  m.def("record(bool on) -> ()");
-  m.def("recorded() -> str");
+  m.def("take_over(int function) -> ()");
 #endif
 }
 
@@ -55,7 +53,6 @@ SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("stand_in", TORCH_BOX(&se_fused::cuda::stand_in));
   m.impl("reverse", TORCH_BOX(&se_fused::cuda::reverse));
   m.impl("launched", TORCH_BOX(&se_fused::cuda::launched));
-  m.impl("record", TORCH_BOX(&se_fused::cuda::record));
-  m.impl("recorded", TORCH_BOX(&se_fused::cuda::recorded));
+  m.impl("take_over", TORCH_BOX(&se_fused::cuda::take_over));
 #endif
 }

@@ -157,12 +157,17 @@ def to_integer(modifiers: frozenset[str], x: Lanes) -> Lanes:
     return np.clip(value, -(2**31), 2**31 - 1).astype(np.int32).view(np.uint32)
 
 
+_SPECIAL: dict[str, Callable[[Lanes], Lanes]] = {
+    "RCP": lambda v: 1 / v, "RSQ": lambda v: 1 / np.sqrt(v), "EX2": np.exp2, "LG2": np.log2, "SQRT": np.sqrt,
+    "TANH": np.tanh,
+}  # fmt: skip
+
+
 def transcendental(which: str, x: Lanes) -> Lanes:
     """The special function unit, to float32's precision."""
     v = _float(x).astype(np.float64)
     with np.errstate(all="ignore"):
-        found = {"RCP": lambda: 1 / v, "RSQ": lambda: 1 / np.sqrt(v), "EX2": lambda: np.exp2(v), "LG2": lambda: np.log2(v),
-                 "SQRT": lambda: np.sqrt(v), "TANH": lambda: np.tanh(v)}[which]()  # fmt: skip
+        found = _SPECIAL[which](v)
         return _bits(found)
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Instruction", "Operand", "parse"]
+__all__ = ["Instruction", "Operand", "is_predicate", "parse"]
 
 Kind = Literal[
     "register", "uniform", "predicate", "uniform predicate", "number", "constant", "address", "special", "barrier"
@@ -35,6 +35,11 @@ class Operand:
     second: int | None = None
     wide: bool = False
     text: str = ""
+
+
+def is_predicate(o: Operand) -> bool:
+    """Whether an operand is a predicate, of the lanes or of the warp."""
+    return o.kind in ("predicate", "uniform predicate")
 
 
 @dataclass(frozen=True)

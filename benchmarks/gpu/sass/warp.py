@@ -7,22 +7,20 @@ pattern, atomics what the caller says.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import operations as op
+from .execute import execute, unit_of
+from .memory import LOADED, SHARED_BYTES, Memory, Pattern
 from .operations import Lanes
-from .parse import Instruction, Operand
+from .parse import Instruction, Operand, is_predicate
 
-__all__ = ["LATENCY", "Constants", "ExecutionError", "Place", "Trace", "run"]
+__all__ = ["LATENCY", "Constants", "ExecutionError", "Place", "Trace", "Warp", "advance", "empty_shared", "run"]
 
 _LANES = np.arange(32, dtype=np.uint32)
-_SHARED_WORDS = 57 * 1024 + 1024  # a multiprocessor's shared memory
-LOADED = 0x3F803F80
-"""What loads return: 1 as a float and as two bfloat16 values, nearly."""
-
 # Cycles until a result can be used, on an H100: microbenchmarks in "Benchmarking and Dissecting the Nvidia Hopper GPU
 # Architecture via Microbenchmarking" (Luo et al., 2024) and "Dissecting the Ampere GPU Architecture" (Abdelkhalik et
 # al., 2022); those of global memory are set by the model.
@@ -31,29 +29,6 @@ LATENCY = {
     "barrier": 20.0, "control": 2.0, "global": 280.0, "atomic": 400.0, "cluster barrier": 190.0, "remote": 200.0,
 }  # fmt: skip
 
-_FMA = {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2"}
-_IMAD = {"IMAD"}
-_XU = {"MUFU", "I2F", "F2I", "POPC", "FLO", "BREV"}
-_CONTROL = {"BRA", "BSSY", "BSYNC", "BREAK", "EXIT", "NOP", "WARPSYNC", "CALL", "RET", "YIELD", "BRX", "BRXU",
-            "ENDCOLLECTIVE", "BRA.DIV", "BAR", "DEPBAR", "ELECT"}  # fmt: skip
-
-
-def unit_of(base: str) -> str:
-    """The unit that executes an instruction; the units' rates are in the model."""
-    if base in _FMA:
-        return "fma"
-    if base in _IMAD:
-        return "imad"
-    if base in _XU:
-        return "xu"
-    if base in ("LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG", "REDG", "ATOM", "RED", "SHFL", "ATOMS", "LDSM"):
-        return "lsu"
-    if base in _CONTROL:
-        return "control"
-    if base in ("LDC", "ULDC"):
-        return "constant"
-    return "uniform" if base.startswith("U") and base not in ("UBLKCP", "UCGABAR_ARV", "UCGABAR_WAIT") else "alu"
-
 
 class ExecutionError(Exception):
     """The code uses something that this file does not know, or runs for too long."""
@@ -61,7 +36,7 @@ class ExecutionError(Exception):
 
 @dataclass
 class Constants:
-    """Constant banks: bank 0 holds the launch's sizes and, from 0x210 on, its parameters; others belong to the kernel."""
+    """Constant banks: bank 0 has the launch's sizes and, from 0x210 on, its parameters; others belong to the kernel."""
 
     banks: dict[int, bytes]
 
@@ -91,6 +66,7 @@ class Trace:
         wavefronts: cycles of the load/store unit: 128 bytes of memory each, or a conflict-free access to shared memory.
         conflicts: those of them that bank conflicts cause.
         cycles: until the warp ends, alone on its multiprocessor.
+        bulk: bytes of bulk copies.
         path: addresses of executed branches' targets, to compare two runs.
         marks: cycles at which barriers of the cluster end.
     """
@@ -104,17 +80,39 @@ class Trace:
     wavefronts: float = 0
     conflicts: float = 0
     cycles: float = 0
+    bulk: int = 0
     path: set[int] = field(default_factory=set)
     marks: list[float] = field(default_factory=list)
 
     @property
     def instructions(self) -> int:
-        return sum(self.units.values())
+        """All instructions."""
+        return self.units.total()
 
 
-class _Warp:
-    def __init__(self, code: Mapping[int, Instruction], constants: Constants, place: Place, alive: int) -> None:
+def empty_shared() -> Lanes:
+    """Shared memory of a block, filled with the pattern of :class:`.memory.Pattern`."""
+    return np.full(SHARED_BYTES // 4, LOADED, dtype=np.uint32).view(np.uint8)
+
+
+class Warp:
+    """State of a warp: registers, predicates, and which lanes have which instruction next.
+
+    Args:
+        code: the kernel.
+        constants: constant banks.
+        place: where the warp is.
+        alive: lanes that exist.
+        memory: global memory.
+        shared: shared memory of each block of the cluster, in bytes.
+    """
+
+    def __init__(
+        self, code: Mapping[int, Instruction], constants: Constants, place: Place, alive: int, memory: Memory,
+        shared: list[Lanes],
+    ) -> None:  # fmt: skip
         self.code, self.constants, self.place = code, constants, place
+        self.memory, self.shared = memory, shared
         self.registers = np.zeros((256, 32), dtype=np.uint32)
         self.predicates = np.zeros((8, 32), dtype=bool)
         self.predicates[7] = True
@@ -128,7 +126,6 @@ class _Warp:
         self.clock = 0.0
         self.ready: dict[tuple[str, int], float] = {}
         self.trace = Trace()
-        self.shared = np.full(_SHARED_WORDS, LOADED, dtype=np.uint32)
         self.constant_cache: dict[tuple[int, int], Lanes] = {}
 
     # ---- operands
@@ -159,7 +156,7 @@ class _Warp:
             return self.constant_cache[key]
         if o.kind == "number":
             return np.full(32, o.number, dtype=np.uint32)
-        raise ExecutionError(f"operand of kind {o.kind}")
+        raise ValueError(f"operand of kind {o.kind}")
 
     def floating(self, o: Operand) -> Lanes:
         """Bits of a float operand, with its modifiers."""
@@ -221,10 +218,6 @@ class _Warp:
             self.uniform_predicates[o.number] = value[int(np.argmax(mask))]
 
 
-def _is_predicate(o: Operand) -> bool:
-    return o.kind in ("predicate", "uniform predicate")
-
-
 def _sources_and_results(i: Instruction) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Registers that an instruction reads and writes, for the times at which values are ready."""
     wide = 4 if "128" in i.modifiers else 2 if i.modifiers & {"64", "WIDE", "S64", "U64"} else 1
@@ -248,10 +241,9 @@ def _sources_and_results(i: Instruction) -> tuple[list[tuple[str, int]], list[tu
                 first = False
             else:
                 reads += span
-        elif _is_predicate(o):
-            (writes if first or len(writes) == 0 or i.base in ("IADD3", "LEA") and len(reads) == 0 else reads).append(
-                ("P" if o.kind == "predicate" else "Q", o.number)
-            )
+        elif is_predicate(o):
+            leading = first or not writes or (i.base in ("IADD3", "LEA") and not reads)
+            (writes if leading else reads).append(("P" if o.kind == "predicate" else "Q", o.number))
             if i.base in ("ISETP", "FSETP", "PLOP3", "UISETP"):
                 first = False
         elif o.kind != "special":
@@ -261,14 +253,13 @@ def _sources_and_results(i: Instruction) -> tuple[list[tuple[str, int]], list[tu
     return reads, writes
 
 
-Atomic = Callable[[int], int]
-
-
 @dataclass
 class _Program:
+    """A kernel's instructions, their order, and the registers that each reads and writes."""
+
     code: Mapping[int, Instruction]
-    order: dict[int, int]
-    flow: dict[int, tuple[list[tuple[str, int]], list[tuple[str, int]]]]
+    following: dict[int, int]
+    uses: dict[int, tuple[list[tuple[str, int]], list[tuple[str, int]]]]
 
 
 _PROGRAMS: dict[int, _Program] = {}
@@ -276,44 +267,28 @@ _PROGRAMS: dict[int, _Program] = {}
 
 def _program(code: Mapping[int, Instruction]) -> _Program:
     key = id(code)
-    if key not in _PROGRAMS:
+    if key not in _PROGRAMS or _PROGRAMS[key].code is not code:
         at = sorted(code)
-        following = dict(zip(at, at[1:] + [at[-1] + 16], strict=True))
+        following = dict(zip(at, [*at[1:], at[-1] + 16], strict=True))
         _PROGRAMS[key] = _Program(code, following, {a: _sources_and_results(i) for a, i in code.items()})
     return _PROGRAMS[key]
 
 
-def run(
-    code: Mapping[int, Instruction],
-    constants: Constants,
-    place: Place,
-    *,
-    atomic: Atomic = lambda address: 0,
-    loads: Callable[[int], int | None] = lambda address: None,
-    latency: Mapping[str, float] = LATENCY,
-    threads: int = 32,
-    most: int = 200_000,
-) -> Trace:
-    """Execute one warp and return its counts.
+def advance(warp: Warp, latency: Mapping[str, float] = LATENCY, most: int = 1_000_000) -> str | None:
+    """Execute a warp until all its lanes are at a barrier or have ended.
 
     Args:
-        code: the kernel, from :func:`.parse.parse`; it must not change afterwards.
-        constants: constant banks.
-        place: where the warp is.
-        atomic: the value that an atomic operation at an address returns.
-        loads: the value of a load of 32 bits at an address, or None for the fixed pattern.
+        warp: the warp.
         latency: cycles until a result can be used, by unit.
-        threads: lanes that exist.
         most: instructions after which execution ends with an error.
+
+    Returns:
+        "block" or "cluster" at a barrier of the block or the cluster, None at the end.
 
     Raises:
         ExecutionError: an instruction is not known, or the warp does not end.
     """
-    from .execute import execute
-
-    program = _program(code)
-    warp = _Warp(code, constants, place, threads)
-    trace = warp.trace
+    program, trace = _program(warp.code), warp.trace
     with np.errstate(all="ignore"):
         while warp.groups:
             address = min(warp.groups)
@@ -321,24 +296,49 @@ def run(
             i = program.code.get(address)
             if i is None:
                 raise ExecutionError(f"no instruction at {address:#x}")
-            active = mask
-            if i.guard is not None:
-                active = mask & warp.predicate(i.guard)
-            unit = unit_of(i.base)
-            trace.units[unit] += 1
+            active = mask if i.guard is None else mask & warp.predicate(i.guard)
+            trace.units[unit_of(i.base)] += 1
             trace.names[i.name] += 1
-            if trace.instructions > most:
-                raise ExecutionError(f"more than {most} instructions; last at {address:#x}: {i.text}")
-            reads, writes = program.flow[address]
-            start = warp.clock + 1
-            for key in reads:
-                if key in warp.ready:
-                    start = max(start, warp.ready[key])
-            warp.clock = start
-            done = execute(warp, i, mask, active, program.order[address], atomic, loads, latency)
+            reads, writes = program.uses[address]
+            warp.clock = max([warp.clock + 1, *(warp.ready[key] for key in reads if key in warp.ready)])
+            try:
+                done = execute(warp, i, mask, active, program.following[address], latency)
+            except (ValueError, TypeError, IndexError, StopIteration, KeyError) as error:
+                raise ExecutionError(f"{address:#x}: {i.text}: {error!r}") from error
             if active.any():
                 for key in writes:
-                    warp.ready[key] = start + done
-    trace.cycles = max([warp.clock, *(t for (kind, _), t in warp.ready.items() if kind == "S")])
-    return trace
+                    warp.ready[key] = warp.clock + done
+            if i.base in ("BAR", "UCGABAR_WAIT"):
+                warp.clock += latency["barrier" if i.base == "BAR" else "cluster barrier"]
+                if i.base == "UCGABAR_WAIT":
+                    trace.marks.append(warp.clock)
+                return "block" if i.base == "BAR" else "cluster"
+            if trace.units.total() > most:
+                raise ExecutionError(f"more than {most} instructions; last at {address:#x}: {i.text}")
+    if warp.waiting:
+        raise ExecutionError(f"lanes wait for ever at {[hex(a) for _, a in warp.waiting]}")
+    trace.cycles = warp.clock
+    return None
 
+
+def run(
+    code: Mapping[int, Instruction], constants: Constants, place: Place, memory: Memory | None = None,
+    latency: Mapping[str, float] = LATENCY, most: int = 1_000_000,
+) -> Trace:  # fmt: skip
+    """Execute one warp alone, to count; barriers let it pass.
+
+    Args:
+        code: the kernel, from :func:`.parse.parse`; it must not change afterwards.
+        constants: constant banks.
+        place: where the warp is.
+        memory: global memory; the default is a fixed pattern.
+        latency: cycles until a result can be used, by unit.
+        most: instructions after which execution ends with an error.
+
+    Raises:
+        ExecutionError: an instruction is not known, or the warp does not end.
+    """
+    warp = Warp(code, constants, place, 32, memory or Pattern(), [empty_shared()])
+    while advance(warp, latency, most) is not None:
+        pass
+    return warp.trace
