@@ -32,14 +32,15 @@ Norm norm_of(const BatchNormParams& bn, int64_t c) {
           vector_of(bn.weight, c, "bn_weight"), vector_of(bn.bias, c, "bn_bias"), (float)bn.eps};
 }
 
-ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const BlockOptions& end, const Tensor& y) {
+ScaleShiftAct scale_shift_act_args(const Map& map, const Device& device, const Tensor& x, const BlockOptions& end,
+                                   const Tensor& y) {
   ScaleShiftAct args{};
   args.x = data(x);
   args.residual = data(end.residual);
   args.y = mutable_data(y);
   args.out_act = end.out_act;
   args.map = map;
-  args.cut = part_of(map);
+  args.cut = part_of(map, device, blocks_of_scale_shift_act(map.mode, map.type == Type::float32));
   return args;
 }
 
@@ -169,7 +170,7 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
   half.factor = kept.factor;
   half.hidden = kept.hidden;
   Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
   coefficients(place, half, scratch, second);
   place.run(second);
@@ -188,7 +189,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   const ExcitationLayers layers = layers_of(fc, layout.c);
   const Norm norm = norm_of(bn, layout.c);
   const Vector drop = vector_of(end.drop_path_scale, layout.n, "drop_path_scale");
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   if (!layers.fc1_weight) {  // batch norm and activation: one launch
     second.by.norm = norm;
     second.by.drop = drop;
@@ -292,7 +293,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.k3 = g.k3;
   second.dx = mutable_data(dx);
   second.map = map;
-  second.cut = part_of(map);
+  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
 
   place.run(first);
   place.run(g, place.device.multiprocessors);

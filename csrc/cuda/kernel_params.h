@@ -83,6 +83,16 @@ struct Moments {
 };
 constexpr int kCounters = 4;
 
+// Resident blocks per multiprocessor of pass 2's kernels, for __launch_bounds__, which limits the registers per thread,
+// and for the plan: the most with which nothing spills on any architecture.
+SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode, bool float32) {
+  return is_single(mode) ? 2 : mode == Mode::rows_unaligned || (mode == Mode::cols && float32) ? 3 : 4;
+}
+SE_BOTH constexpr int blocks_of_scale_shift_act_backward(Mode mode) {
+  return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4;
+}
+SE_BOTH constexpr int blocks_of_scale_shift_act_mean(Mode mode) { return is_single(mode) ? 2 : 3; }
+
 // y = out_act(scale x + shift + residual); y may be x.
 struct ScaleShiftAct {
   const void *x, *residual;
@@ -125,6 +135,7 @@ struct ScaleShiftActMean {
   void* y;
   const float *scale, *shift;  // (N, C)
   float* mean_parts;           // (splits, N, C)
+  float per_position;          // 1 / S
   Act out_act;
   Map map;
   Cut cut;

@@ -53,9 +53,29 @@ Cut cut_of(const Map& map, const Device& device) {
   return cut;
 }
 
-Cut part_of(const Map& map) {
+// In the cols modes: splits of a sample's positions into equal spans. Five to ten positions per thread amortise loading
+// the coefficients. Among these splits, the one is taken with which the busiest place for a block gets the fewest
+// positions, waves * span. So a sample's last block is no small remainder, and neither is the launch's last wave. With
+// fewer blocks than the device holds at a time, a thread gets down to two positions, which is one round of loads.
+Cut part_of(const Map& map, const Device& device, int blocks_of_multiprocessor) {
   const int lanes = lanes_of_columns(map), steps = kThreadsOfBlock / lanes;
-  return {1, std::min(map.s, steps * 8), lanes};  // eight positions per thread amortise loading the coefficients
+  Cut cut{1, map.s, lanes};
+  if (map.by_rows()) return cut;
+  const int64_t units = map.n * ceil_div(map.c, 8 * lanes);
+  const int64_t at_once = (int64_t)blocks_of_multiprocessor * device.multiprocessors;
+  const int64_t fewest = ceil_div(map.s, 10 * steps), most = ceil_div(map.s, 5 * steps);
+  if (const int64_t one_wave = at_once / std::max<int64_t>(units, 1); one_wave > most) {
+    cut.span = (int)ceil_div(map.s, std::max(most, std::min(one_wave, ceil_div(map.s, 2 * steps))));
+    return cut;
+  }
+  int64_t least = INT64_MAX;
+  for (int64_t splits = fewest; splits <= std::min(most, fewest + 63); ++splits) {
+    const int64_t span = ceil_div(map.s, splits), waves = ceil_div(units * ceil_div(map.s, span), at_once);
+    if (waves * span >= least) continue;
+    least = waves * span;
+    cut.span = (int)span;
+  }
+  return cut;
 }
 
 namespace {

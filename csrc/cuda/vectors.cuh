@@ -46,18 +46,18 @@ SE_DEVICE Raw<T> load(const T* base, int64_t at, int64_t end) {
   return load_raw<use>(base + at);
 }
 
-template <class T>
+template <Use use, class T>
 SE_DEVICE void store_whole(T* p, const float (&v)[8]) {
   Raw<T> r;
   pack(v, r);
-  store_raw(p, r);
+  store_raw<use>(p, r);
 }
-template <Mode mode, class T>
+template <Mode mode, Use use = Use::last, class T>
 SE_DEVICE void store(T* base, int64_t at, int64_t end, const float (&v)[8]) {
   if constexpr (mode == Mode::rows || mode == Mode::cols) {
-    store_whole(base + at, v);
+    store_whole<use>(base + at, v);
   } else {
-    if (mode == Mode::rows_unaligned && at + 8 <= end) return store_whole(base + at, v);
+    if (mode == Mode::rows_unaligned && at + 8 <= end) return store_whole<use>(base + at, v);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       if (at + i < end) put(base + at + i, v[i]);

@@ -124,6 +124,12 @@ def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: s
     whole = to_layout(x.clone(), layout)
     other = [*backend.moments(whole), backend.scale_shift_act(whole, *options)]
     torch.testing.assert_close(mine, other)
+    scale = torch.randn(1 + 2 * 16, device=DEVICE)[1:].view(2, 16)  # coefficients need no alignment
+    options = (None, scale, scale, OUT_ACT_CODES["relu"], True)
+    assert scale.data_ptr() % 16
+    y, mask = backend.scale_shift_act(whole, *options)
+    true_y, true_mask = backend.scale_shift_act(whole, None, scale.clone(), scale.clone(), *options[3:])
+    assert torch.equal(y, true_y) and torch.equal(mask, true_mask)
 
 
 # ---- the whole op

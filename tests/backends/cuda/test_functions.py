@@ -1,4 +1,5 @@
-"""Errors of the CUDA kernels' activations against the bounds beside their code (csrc/cuda/activations.cuh).
+"""Device functions of the CUDA kernels by themselves: errors of the activations against the bounds beside their code
+(csrc/cuda/activations.cuh), and the division by a reciprocal (csrc/cuda/tiles.cuh).
 
 The shim's approximate functions have the largest errors that a GPU's may have.
 """
@@ -22,17 +23,21 @@ SMALLEST = float(torch.finfo(torch.float32).tiny)
 Activation = Callable[[Tensor], Tensor]
 
 
-@pytest.fixture(scope="module", name="function")
-def given_function() -> Callable[[str], Activation]:
-    """A function of activations.cuh by its name."""
+@pytest.fixture(scope="module", name="functions")
+def given_functions() -> ctypes.CDLL:
     flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{shim_library.SHIM.relative_to(ROOT)}"]
-    library = ctypes.CDLL(str(compiled.build([SUPPORT / "cuda_activations.cpp"], flags, ["-shared"])))
+    return ctypes.CDLL(str(compiled.build([SUPPORT / "cuda_functions.cpp"], flags, ["-shared"])))
+
+
+@pytest.fixture(name="function")
+def given_function(functions: ctypes.CDLL) -> Callable[[str], Activation]:
+    """A function of a number by its name."""
 
     def named(name: str) -> Activation:
         def call(x: Tensor) -> Tensor:
             y = torch.empty_like(x)
             pointers = (ctypes.c_void_p(t.data_ptr()) for t in (x, y))
-            getattr(library, name)(*pointers, ctypes.c_int64(x.numel()))
+            getattr(functions, name)(*pointers, ctypes.c_int64(x.numel()))
             return y
 
         return call
@@ -94,3 +99,14 @@ def test_hard_sigmoid_is_exact_at_its_corners(function: Callable[[str], Activati
     assert y[-2:].tolist() == [0, 1]
     error = (y.double() - ((x.double() + 3) / 6).clamp(0, 1)).abs() / U
     assert error.max() <= 2, largest(error, x)
+
+
+def test_division_by_a_reciprocal(functions: ctypes.CDLL) -> None:
+    """For every period below 100, those around powers of two and the largest, near multiples of the period and at the
+    ends of the numbers that a map can have."""
+    wrong = functions.wrong_periods
+    wrong.restype, wrong.argtypes = ctypes.c_int64, [ctypes.c_int64, ctypes.c_int, ctypes.c_int64]
+    near_powers = [(1 << k) + more for k in range(7, 30) for more in (-1, 0, 1)]
+    for period in [*range(1, 100), 196, 784, *near_powers, 2**30 - 1]:
+        for first in (0, 5 * period, 1000 * period - 1, 2**40 // period * period, 2**40 - 17):
+            assert wrong(first, period, 9000) == 0, (first, period)
