@@ -55,7 +55,7 @@ SE_DEVICE void slope(Act out_act, float (&dr)[8], const float (&x)[8], uint32_t 
       keep_bits(positive_bits(t), dr);
     } else {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(Closing{}, t[j]);
+      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(Closing::value, t[j]);
     }
   });
   round_to<T>(dr);
