@@ -58,8 +58,8 @@ SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds&
     for (int c = tile.begin; c < tile.stop; c += groups) {
       const int own = c + (int)threadIdx.x / g.lanes;
       const bool mine = own < tile.stop;
-      const ScaleShift found = row_moments<mode, Use::keep, false>(x, mine ? own : 0, map.s, 0, mine ? map.s : 0,
-                                                                   (int64_t)map.c * map.s, g.lanes);
+      const ScaleShift found =
+          row_moments<mode, Use::keep, false>(x, mine ? own : 0, map.c, map.s, 0, mine ? map.s : 0, g.lanes);
       if (mine && threadIdx.x % g.lanes == 0) g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
     }
   } else {

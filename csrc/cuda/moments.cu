@@ -5,24 +5,18 @@
 
 namespace se_fused::cuda {
 
-// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
-// nothing spills on any architecture.
-SE_BOTH constexpr int blocks_of_moments(Mode mode) {
-  return mode == Mode::rows ? 4 : mode == Mode::rows_unaligned ? 3 : 2;
-}
-
 template <class T, Mode mode, bool with_m2>
-SE_KERNEL(kThreads, blocks_of_moments(mode))
+SE_KERNEL(kThreads, resident_blocks(Sums::moments, mode))
 moments_kernel(SE_CONSTANT Moments g) {
   clear(g.counters);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
     const RowPartition p(g.map, g.cut);
-    const ScaleShift found = row_moments<mode, Use::keep, with_m2>(x, p.row, g.map.s, p.begin, p.stop,
-                                                                   g.map.n * g.map.c * g.map.s, g.cut.lanes);
-    if (p.exists && threadIdx.x % g.cut.lanes == 0) {
-      g.mean[p.at(g.map)] = found.scale;
-      if (with_m2) g.m2[p.at(g.map)] = found.shift;
+    const ScaleShift found =
+        row_moments<mode, Use::keep, with_m2>(x, p.row, p.rows, g.map.s, p.begin, p.stop, g.cut.lanes);
+    if (p.exists && (threadIdx.x & (g.cut.lanes - 1)) == 0) {
+      g.mean[p.at()] = found.scale;
+      if (with_m2) g.m2[p.at()] = found.shift;
     }
   } else {
     SE_SHARED(shared);
@@ -208,7 +202,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 }
 
 template <class T, Mode mode, bool from_sum>
-SE_KERNEL(kThreads, from_sum ? 2 : 3)
+SE_KERNEL(kThreads, resident_blocks(from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward, mode))
 moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
   clear(g.counters);
   if constexpr (mode <= Mode::rows_single)

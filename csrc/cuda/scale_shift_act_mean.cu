@@ -100,12 +100,8 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
   }
 }
 
-// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
-// nothing spills on any architecture.
-SE_BOTH constexpr int blocks_of_scale_shift_act_mean(Mode mode) { return is_single(mode) ? 2 : 3; }
-
 template <class T, Mode mode>
-SE_KERNEL(kThreads, blocks_of_scale_shift_act_mean(mode))
+SE_KERNEL(kThreads, resident_blocks(Sums::scale_shift_act_mean, mode))
 scale_shift_act_mean_kernel(SE_CONSTANT ScaleShiftActMean g) {
   if constexpr (mode <= Mode::rows_single)
     moments_of_rows<T, mode>(g);

@@ -9,12 +9,9 @@ SE_DEVICE uint32_t bits_of(float x) { return as_bits(x); }
 SE_DEVICE uint32_t bits_of(BFloat16 x) { return x.bits; }
 SE_DEVICE uint32_t bits_of(Half x) { return x.bits; }
 
-// Vectors of each tensor that a thread has in flight, so that `tensors` tensors together are 64 bytes. 64 registers
-// allow 1024 threads per multiprocessor, which makes 64 KB; 23 KB are needed (benchmarks/NOTES.md).
 template <class T>
 SE_BOTH constexpr int loads_of(Mode mode, int tensors) {
-  const int loads = 64 / (8 * (int)sizeof(T) * tensors);
-  return is_single(mode) || loads < 1 ? 1 : loads;
+  return loads_of(mode, (int)sizeof(T), tensors);
 }
 
 // The vector at `at`, loaded element by element; elements from `end` on are zero.
@@ -62,6 +59,11 @@ SE_DEVICE void store(T* base, int64_t at, int64_t end, const float (&v)[8]) {
     for (int i = 0; i < 8; ++i)
       if (at + i < end) put(base + at + i, v[i]);
   }
+}
+
+// One 16-byte store of four floats.
+SE_DEVICE void store_four(float* p, const float (&v)[4]) {
+  *reinterpret_cast<uint4*>(p) = {as_bits(v[0]), as_bits(v[1]), as_bits(v[2]), as_bits(v[3])};
 }
 
 // Rounds to T and converts back, so that the summed values equal the stored ones.
@@ -119,5 +121,53 @@ struct Window {
   SE_DEVICE bool whole(int64_t at) const { return mode == Mode::rows || (at >= first && at + 8 <= end); }
   SE_DEVICE bool holds(int64_t at) const { return at >= first && at < end; }
 };
+
+// The same with one 64-bit offset, that of the first vector. All others are 32-bit and count from there, so that a
+// vector's address is one instruction.
+template <Mode mode>
+struct RowSpan {
+  int64_t origin;  // offset of the first vector, in elements of the map
+  int lead, last;  // the positions are [lead, last)
+  int vectors;
+  int whole;  // vectors within the tensor's memory: all, or all but the last one
+
+  SE_DEVICE RowSpan(int64_t row, int64_t rows, int length, int begin, int stop) {
+    const int64_t first = row * length + begin;
+    lead = mode == Mode::rows_unaligned ? (int)(first & 7) : 0;
+    origin = first - lead;
+    last = lead + stop - begin;
+    vectors = stop > begin ? (last + 7) >> 3 : 0;
+    whole = mode == Mode::rows_unaligned && row == rows - 1 && stop == length ? last >> 3 : vectors;
+  }
+  // Whether one of the vectors [first, first + count), of which `first` is not the span's first vector unless `start`,
+  // may have elements outside of the positions, or not exist.
+  SE_DEVICE bool edge(int first, int count, bool start) const {
+    if (mode == Mode::rows) return first + count > vectors;
+    return (mode == Mode::rows_unaligned && start) || first + count >= vectors;
+  }
+  // Elements of a vector before the first and after the last position
+  SE_DEVICE int before(int vector) const { return mode == Mode::rows_unaligned && vector == 0 ? lead : 0; }
+  SE_DEVICE int after(int vector) const { return mode == Mode::rows ? 0 : max(8 * vector + 8 - last, 0); }
+};
+
+// Loads vector first + u * step of a span into raw[u], which keeps its value if there is none. `at` points to vector
+// `first`.
+template <Mode mode, Use use, class T, int count>
+SE_DEVICE void load_vectors(const T* at, const RowSpan<mode>& span, int first, int step, Raw<T> (&raw)[count]) {
+#pragma unroll
+  for (int u = 0; u < count; ++u)
+    if (first + u * step < span.whole) {
+      if constexpr (is_single(mode))
+        raw[u] = load_single(at + 8 * u * step, 0, span.last - 8 * (first + u * step));
+      else
+        raw[u] = load_raw<use>(at + 8 * u * step);
+    }
+  if (mode == Mode::rows_unaligned && span.whole < span.vectors) {  // the tensor ends within the last vector
+    const Raw<T> end = load_single(at + 8 * (span.whole - first), 0, span.last & 7);
+#pragma unroll
+    for (int u = 0; u < count; ++u)
+      if (first + u * step == span.whole) raw[u] = end;
+  }
+}
 
 }  // namespace se_fused::cuda
