@@ -93,7 +93,7 @@ SE_DEVICE void cluster_fused(const ClusterFused& g) {
       const int row = i + (int)threadIdx.x / g.lanes;
       const bool mine = row < count;
       const ScaleShift found =
-          row_moments<mode, Use::shared, false>(x, mine ? row : 0, count, map.s, 0, mine ? map.s : 0, g.lanes);
+          row_moments<mode, Use::shared, false>(x, mine ? row : 0, 0, map.s, 0, mine ? map.s : 0, g.lanes);
       if (mine && threadIdx.x % g.lanes == 0) sums[row] = found.scale;
     }
   } else {

@@ -29,10 +29,38 @@ SE_DEVICE void recentre(float& from, float& total, float& squares, float count, 
   total = rest;
 }
 
+// A block's sums per step and channel in shared memory, up to two of them: 8 * blockDim.x floats each. A step's first
+// four channels of all lanes come before their last four, so that neighbouring threads store 16 bytes side by side;
+// with the channels in order they would be 32 bytes apart and meet in one bank, two and two.
+struct ColumnSums {
+  const Columns& at;
+  float* shared;  // aligned to 16 bytes
+
+  SE_DEVICE ColumnSums(const Columns& at, float* shared) : at(at), shared(shared) {}
+  SE_DEVICE int width() const { return 8 * at.lanes; }  // channels of the block
+  SE_DEVICE void store(int which, const float (&v)[8]) const {
+    float* const to = shared + which * 8 * (int)blockDim.x + at.step * width() + 4 * at.lane;
+    store_four(to, v[0], v[1], v[2], v[3]);
+    store_four(to + 4 * at.lanes, v[4], v[5], v[6], v[7]);
+  }
+  SE_DEVICE float get(int which, int step, int i) const {
+    return shared[which * 8 * (int)blockDim.x + step * width() + i];
+  }
+  // Calls use(i, channel) for the channels of the block, of which a thread takes one or more.
+  template <class F>
+  SE_DEVICE void each(int channels, const F& use) const {
+    for (int i = (int)threadIdx.x; i < width(); i += (int)blockDim.x) {
+      const int half = i >= 4 * at.lanes,
+                channel = at.first + 2 * ((i - half * 4 * at.lanes) & ~3) + 4 * half + (i & 3);
+      if (channel < channels) use(i, channel);
+    }
+  }
+};
+
 SE_DEVICE float not_negative(float x) { return x < 0.f ? 0.f : x; }  // keeps NaN
 
-// mean and m2 over the positions [begin, stop) of one of `rows` rows, by aligned groups of `lanes` threads. Every lane
-// returns the result as {mean, m2}.
+// mean and m2 over the positions [begin, stop) of a row, by aligned groups of `lanes` threads. Every lane
+// returns the result as {mean, m2}. rows: as in RowSpan.
 template <Mode mode, Use use, bool with_m2, class T>
 SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int64_t rows, int length, int begin, int stop, int lanes) {
   constexpr int kLoads = loads_of<T>(mode, 1);
@@ -140,44 +168,33 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
         if (done + u < own) add(raw[u]);
     }
   }
-  // Both halves of the threads' vectors as one array each, so that a warp stores 16 bytes per thread side by side,
-  // without bank conflicts.
   const float inverse_own = own ? 1.f / (float)own : 0.f;
-  const int half = 4 * at.lanes, width = 2 * half;  // channels of the block
-  float* const squares_shared = shared + 8 * blockDim.x;
+  float mean[8], m2[8];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float mean[4], m2[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int j = 4 * h + k;
-      mean[k] = from[j] + total[j] * inverse_own;
-      m2[k] = not_negative(squares[j] - total[j] * (total[j] * inverse_own));
-    }
-    const int there = at.step * width + h * half + 4 * at.lane;
-    store_four(shared + there, mean);
-    if (with_m2) store_four(squares_shared + there, m2);
+  for (int j = 0; j < 8; ++j) {
+    mean[j] = from[j] + total[j] * inverse_own;
+    m2[j] = not_negative(squares[j] - total[j] * (total[j] * inverse_own));
   }
+  const ColumnSums sums(at, shared);
+  sums.store(0, mean);
+  if (with_m2) sums.store(1, m2);
   __syncthreads();
   const float inverse_all = 1.f / (float)length;
   const int steps = min(at.steps, length);  // threads with a position
-  for (int i = (int)threadIdx.x; i < width; i += (int)blockDim.x) {
-    const int h = i >= half, channel = at.first + (((i - h * half) >> 2) << 3) + 4 * h + (i & 3);
-    if (channel >= channels) continue;
-    const float* const means = shared + i;
-    const float shift = finite_or_zero(means[0]);
+  sums.each(channels, [&](int i, int channel) {
+    const float shift = finite_or_zero(sums.get(0, 0, i));
     float sum = 0.f, m2 = 0.f;
 #pragma unroll 4
-    for (int step = 0; step < steps; ++step) sum += (float)positions_of(step) * (means[step * width] - shift);
+    for (int step = 0; step < steps; ++step) sum += (float)positions_of(step) * (sums.get(0, step, i) - shift);
     const float mean = sum * inverse_all;
     if (with_m2)
 #pragma unroll 4
       for (int step = 0; step < steps; ++step) {
-        const float away = means[step * width] - shift - mean;
-        m2 += squares_shared[step * width + i] + (float)positions_of(step) * (away * away);
+        const float away = sums.get(0, step, i) - shift - mean;
+        m2 += sums.get(1, step, i) + (float)positions_of(step) * (away * away);
       }
     put(channel, shift + mean, m2);
-  }
+  });
   __syncthreads();  // the caller may reuse shared memory
 }
 

@@ -61,9 +61,22 @@ SE_DEVICE void store(T* base, int64_t at, int64_t end, const float (&v)[8]) {
   }
 }
 
+// Up to eight floats, of which `count` exist, else zeros. Two 16-byte loads where the address permits.
+SE_DEVICE void load_eight(const float* p, int count, float (&v)[8]) {
+  if (count >= 8 && ((uintptr_t)p & 15) == 0) return unpack(load_raw<Use::keep>(p), v);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) v[j] = j < count ? p[j] : 0.f;
+}
+// The first `count` elements of a vector, one by one.
+template <class T>
+SE_DEVICE void store_some(T* p, int count, const float (&v)[8]) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+    if (j < count) put(p + j, v[j]);
+}
 // One 16-byte store of four floats.
-SE_DEVICE void store_four(float* p, const float (&v)[4]) {
-  *reinterpret_cast<uint4*>(p) = {as_bits(v[0]), as_bits(v[1]), as_bits(v[2]), as_bits(v[3])};
+SE_DEVICE void store_four(float* p, float a, float b, float c, float d) {
+  *reinterpret_cast<uint4*>(p) = {as_bits(a), as_bits(b), as_bits(c), as_bits(d)};
 }
 
 // Rounds to T and converts back, so that the summed values equal the stored ones.
@@ -86,22 +99,23 @@ SE_DEVICE void keep_bits(uint32_t bits, float (&v)[8]) {
   for (int i = 0; i < 8; ++i) v[i] = bits >> i & 1 ? v[i] : 0.f;
 }
 
-// Mask bits of the eight elements from position `at` of a row on. Bits past the row's end belong to the next row; bits
-// before its start (at < 0) are zero.
-SE_DEVICE uint32_t unaligned_bits(const uint8_t* mask, int64_t row, int64_t rows, int at, int length) {
+// Mask bits of the eight elements from position `at` of a row on, whose mask is `bytes`. Bits past the row's end belong
+// to the next row, if there is one; bits before its start (at < 0) are zero.
+SE_DEVICE uint32_t unaligned_bits(const uint8_t* bytes, int at, int length, bool has_next) {
   const int width = (length + 7) / 8;
-  const uint8_t* const bytes = mask + row * width;
   if (at < 0) return (uint32_t)bytes[0] << -at & 0xff;
-  const int byte = at / 8;
+  const int byte = at / 8, left = length - at;
   uint32_t bits = bytes[byte];
   if (byte + 1 < width) bits |= (uint32_t)bytes[byte + 1] << 8;
   bits >>= at % 8;
-  const int left = length - at;
   if (left < 8) {
     bits &= (1u << left) - 1;
-    if (row + 1 < rows) bits |= (uint32_t)bytes[width] << left;
+    if (has_next) bits |= (uint32_t)bytes[width] << left;
   }
   return bits & 0xff;
+}
+SE_DEVICE uint32_t unaligned_bits(const uint8_t* mask, int64_t row, int64_t rows, int at, int length) {
+  return unaligned_bits(mask + row * ((length + 7) / 8), at, length, row + 1 < rows);
 }
 
 // ---- rows: the vectors that hold the positions [begin, stop) of a row
@@ -131,13 +145,14 @@ struct RowSpan {
   int vectors;
   int whole;  // vectors within the tensor's memory: all, or all but the last one
 
+  // rows: of the tensor; 0 if it is known to be whole vectors
   SE_DEVICE RowSpan(int64_t row, int64_t rows, int length, int begin, int stop) {
     const int64_t first = row * length + begin;
     lead = mode == Mode::rows_unaligned ? (int)(first & 7) : 0;
     origin = first - lead;
     last = lead + stop - begin;
     vectors = stop > begin ? (last + 7) >> 3 : 0;
-    whole = mode == Mode::rows_unaligned && row == rows - 1 && stop == length ? last >> 3 : vectors;
+    whole = mode == Mode::rows_unaligned && rows && row == rows - 1 && stop == length ? last >> 3 : vectors;
   }
   // Whether one of the vectors [first, first + count), of which `first` is not the span's first vector unless `start`,
   // may have elements outside of the positions, or not exist.
