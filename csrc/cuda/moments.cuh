@@ -5,12 +5,12 @@
 // with the conversion to float32; the mean of a chunk first, and then the squares around it, take six or more.
 //
 // The subtraction cancels where the mean is far from the reference point: by the factor squares / m2. So the reference
-// point is the thread's first element, and is moved to the mean of what has been read as soon as that is `known`
-// elements (8 in a row, a round of loads in a column), and again when the number of elements has doubled. With k
-// elements around their mean and l more, squares / m2 is at most 1 + l / k: at most 2 with l <= k, 8 for the first
-// vector, and 1 + 24 / 8 = 4 for the first round of loads of a row. Each move replaces the two sums by the sums of all
-// elements so far around the new point, exactly but for rounding. m2 only grows, so that all roundings together are a
-// few units of m2's last place beyond those of the sum itself, whatever the data.
+// point is the thread's first element, and moves to the mean of what has been read: after the first vector of a row or
+// the first round of loads of a column, and then whenever the number of elements has doubled. With k elements around
+// their mean and l more, squares / m2 is at most 1 + l / k: 8 for the first vector of a row, 4 for the others of its
+// first round and for the first round of a column, and 2 from then on. Each move replaces the two sums by those of all
+// elements so far around the new point, exactly but for rounding. m2 only grows, so all these roundings together are a
+// few of m2's, whatever the data.
 //
 // Lanes, threads and splits are joined in a fixed order: first the means, then each part's squares around the common
 // mean.
@@ -103,8 +103,10 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int64_t rows, int leng
         for (int j = 0; j < 8; ++j)
           if (mode == Mode::rows || held >> j & 1) add(j);
         count += 8 - before - after;
-        if (seed) recentre(from, sum, squares, (float)count, 1.f / 8);
       }
+      // The first vector of an unaligned row may have a single element of it, so there the second one is used as well.
+      if (with_m2 && first == 0 && (u == 0 || (u == 1 && mode == Mode::rows_unaligned && kLoads > 2)))
+        recentre(from, sum, squares, (float)count, 1.f / (8 * u + 8));
     }
   }
   const float inverse_all = 1.f / (float)(stop - begin);
