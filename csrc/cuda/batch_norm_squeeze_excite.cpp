@@ -164,7 +164,7 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
     half.moved_var = taken(half.norm.var);
     half.momentum = bn.momentum;
   }
-  half.cut = cut_of(map, place.device);
+  half.cut = cut_of(map, place.device, Sums::moments);
   half.mean = kept.mean;
   half.stats = kept.stats;
   half.factor = kept.factor;
@@ -206,7 +206,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const FirstHalf half{x, map, cut_of(map, place.device), norm, layers, drop};
+  const FirstHalf half{x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop};
   Workspace scratch(x, workspace_of(map, half.cut, layers.r));
   coefficients(place, half, scratch, second);
   place.run(second);
@@ -226,7 +226,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const bool has_excitation = layers.fc1_weight;
   const int64_t r = layers.r;
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
-  const Cut cut = cut_of(map, place.device);
+  const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
   Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));

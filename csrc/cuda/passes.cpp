@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
   args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {y, new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(x), data(y)});
-  args.cut = cut_of(args.map, place.device);
+  args.cut = cut_of(args.map, place.device, Sums::scale_shift_act_mean);
   args.per_position = 1.f / (float)args.map.s;
   Tensor parts = new_float(x, {args.cut.splits, layout.n, layout.c});
   args.mean_parts = floats(parts);
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {dr, new_float(x, {layout.n, layout.c}), new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(dy), data(x), args.dr});
-  args.cut = cut_of(args.map, place.device);
+  args.cut = cut_of(args.map, place.device, Sums::moments_backward_from_sum);
   Tensor p = new_float(x, {args.cut.splits, layout.n, layout.c}), q = torch::stable::empty_like(p);
   args.p = floats(p);
   args.q = floats(q);

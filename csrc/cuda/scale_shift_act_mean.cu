@@ -123,7 +123,7 @@ SE_DEVICE void moments_of_columns(const ScaleShiftActMean& g) {
 }
 
 template <class T, Mode mode>
-SE_KERNEL(kThreads, blocks_of_scale_shift_act_mean(mode))
+SE_KERNEL(kThreads, resident_blocks(Sums::scale_shift_act_mean, mode))
 scale_shift_act_mean_kernel(SE_CONSTANT ScaleShiftActMean g) {
   if constexpr (mode <= Mode::rows_single)
     moments_of_rows<T, mode>(g);

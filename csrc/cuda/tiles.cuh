@@ -13,22 +13,32 @@ SE_DEVICE float sum_lanes(float v) {
 }
 // over aligned groups of `width` lanes, a power of two
 SE_DEVICE float sum_lanes(float v, int width) {
-  for (int offset = width / 2; offset; offset /= 2) v += __shfl_xor_sync(kAll, v, offset);
+#pragma unroll
+  for (int offset = kWarp / 2; offset; offset /= 2) {
+    const float there = __shfl_xor_sync(kAll, v, offset);
+    if (offset < width) v += there;
+  }
   return v;
 }
+
+// log2 of a power of two: the exponent of its float. A division by a number of lanes takes twenty instructions, a shift
+// one.
+SE_DEVICE int exponent_of(int power_of_two) { return (int)(as_bits((float)power_of_two) >> 23) - 127; }
 
 // Assignment of a block's threads to a channels_last map: `lanes` vectors of channels side by side, and blockDim.x /
 // lanes positions.
 struct Columns {
+  int lanes;
   int lane, step;      // this thread's vector in the block, and its first position
   int steps;           // positions that the block processes at a time
   int first, channel;  // the first channel of the block, and of this thread
   bool exists;
 
   SE_DEVICE Columns(int lanes, int block, int channels)
-      : lane((int)threadIdx.x % lanes),
-        step((int)threadIdx.x / lanes),
-        steps((int)blockDim.x / lanes),
+      : lanes(lanes),
+        lane((int)threadIdx.x & (lanes - 1)),
+        step((int)threadIdx.x >> exponent_of(lanes)),
+        steps((int)blockDim.x >> exponent_of(lanes)),
         first(block * lanes * 8),
         channel(first + lane * 8),
         exists(channel < channels) {}
