@@ -32,14 +32,15 @@ Norm norm_of(const BatchNormParams& bn, int64_t c) {
           vector_of(bn.weight, c, "bn_weight"), vector_of(bn.bias, c, "bn_bias"), (float)bn.eps};
 }
 
-ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const BlockOptions& end, const Tensor& y) {
+ScaleShiftAct scale_shift_act_args(const Map& map, const Device& device, const Tensor& x, const BlockOptions& end,
+                                   const Tensor& y) {
   ScaleShiftAct args{};
   args.x = data(x);
   args.residual = data(end.residual);
   args.y = mutable_data(y);
   args.out_act = end.out_act;
   args.map = map;
-  args.cut = part_of(map);
+  args.cut = part_of(map, device, blocks_of_scale_shift_act(map.mode, map.type == Type::float32));
   return args;
 }
 
@@ -163,13 +164,13 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
     half.moved_var = taken(half.norm.var);
     half.momentum = bn.momentum;
   }
-  half.cut = cut_of(map, place.device);
+  half.cut = cut_of(map, place.device, Sums::moments);
   half.mean = kept.mean;
   half.stats = kept.stats;
   half.factor = kept.factor;
   half.hidden = kept.hidden;
   Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
   coefficients(place, half, scratch, second);
   place.run(second);
@@ -188,7 +189,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   const ExcitationLayers layers = layers_of(fc, layout.c);
   const Norm norm = norm_of(bn, layout.c);
   const Vector drop = vector_of(end.drop_path_scale, layout.n, "drop_path_scale");
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   if (!layers.fc1_weight) {  // batch norm and activation: one launch
     second.by.norm = norm;
     second.by.drop = drop;
@@ -205,7 +206,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const FirstHalf half{x, map, cut_of(map, place.device), norm, layers, drop};
+  const FirstHalf half{x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop};
   Workspace scratch(x, workspace_of(map, half.cut, layers.r));
   coefficients(place, half, scratch, second);
   place.run(second);
@@ -225,7 +226,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const bool has_excitation = layers.fc1_weight;
   const int64_t r = layers.r;
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
-  const Cut cut = cut_of(map, place.device);
+  const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
   Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
@@ -292,7 +293,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.k3 = g.k3;
   second.dx = mutable_data(dx);
   second.map = map;
-  second.cut = part_of(map);
+  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
 
   place.run(first);
   place.run(g, place.device.multiprocessors);

@@ -92,8 +92,8 @@ SE_DEVICE void cluster_fused(const ClusterFused& g) {
     for (int i = 0; i < count; i += groups) {
       const int row = i + (int)threadIdx.x / g.lanes;
       const bool mine = row < count;
-      const ScaleShift found = row_moments<mode, Use::shared, false>(x, mine ? row : 0, map.s, 0, mine ? map.s : 0,
-                                                                     (int64_t)count * map.s, g.lanes);
+      const ScaleShift found =
+          row_moments<mode, Use::shared, false>(x, mine ? row : 0, 0, map.s, 0, mine ? map.s : 0, g.lanes);
       if (mine && threadIdx.x % g.lanes == 0) sums[row] = found.scale;
     }
   } else {

@@ -57,6 +57,33 @@ struct Cut {
   int lanes;  // a power of two, at most 32
 };
 
+// The kernels that sum over positions (moments.cu, scale_shift_act_mean.cu). moments_backward_from_sum computes the
+// activation's derivative from the sum, so it also reads the residual.
+enum class Sums : int { moments, moments_backward, moments_backward_from_sum, scale_shift_act_mean };
+
+// Vectors of each tensor that a thread has in flight, so that `tensors` tensors together are 64 bytes. 64 registers
+// allow 1024 threads per multiprocessor, which makes 64 KB; 23 KB are needed (benchmarks/NOTES.md).
+SE_BOTH constexpr int loads_of(Mode mode, int item_bytes, int tensors) {
+  const int loads = 64 / (8 * item_bytes * tensors);
+  return is_single(mode) || loads < 1 ? 1 : loads;
+}
+SE_BOTH constexpr int tensors_of(Sums sums) {
+  return sums == Sums::moments || sums == Sums::scale_shift_act_mean ? 1
+         : sums == Sums::moments_backward_from_sum                   ? 3
+                                                                     : 2;
+}
+
+// Resident blocks per multiprocessor: for __launch_bounds__, which limits the registers per thread, and for the waves
+// that plan.cpp counts. The most with which nothing spills on any architecture.
+SE_BOTH constexpr int resident_blocks(Sums sums, Mode mode) {
+  switch (sums) {
+    case Sums::moments: return 4;
+    case Sums::moments_backward: return 3;
+    case Sums::moments_backward_from_sum: return 2;
+    default: return is_single(mode) ? 2 : 3;
+  }
+}
+
 // Batch norm: u = a (x - mean) + bias with a = weight / sqrt(var + eps). Without it mean.data is null, and u = x.
 struct Norm {
   Vector mean, var, weight, bias;
@@ -82,6 +109,15 @@ struct Moments {
   Cut cut;
 };
 constexpr int kCounters = 4;
+
+// Resident blocks per multiprocessor of pass 2's kernels, for __launch_bounds__, which limits the registers per thread,
+// and for the plan: the most with which nothing spills on any architecture.
+SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode, bool float32) {
+  return is_single(mode) ? 2 : mode == Mode::rows_unaligned || (mode == Mode::cols && float32) ? 3 : 4;
+}
+SE_BOTH constexpr int blocks_of_scale_shift_act_backward(Mode mode) {
+  return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4;
+}
 
 // y = out_act(scale x + shift + residual); y may be x.
 struct ScaleShiftAct {
@@ -125,6 +161,7 @@ struct ScaleShiftActMean {
   void* y;
   const float *scale, *shift;  // (N, C)
   float* mean_parts;           // (splits, N, C)
+  float per_position;          // 1 / S
   Act out_act;
   Map map;
   Cut cut;

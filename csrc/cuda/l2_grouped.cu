@@ -54,13 +54,14 @@ SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds&
   const Map& map = g.op.map;
   const T* const x = static_cast<const T*>(g.op.x) + tile.n * map.c * map.s;
   if constexpr (mode <= Mode::rows_single) {
-    const int groups = kThreads / g.lanes;
+    const int shift = exponent_of(g.lanes), groups = kThreads >> shift;
     for (int c = tile.begin; c < tile.stop; c += groups) {
-      const int own = c + (int)threadIdx.x / g.lanes;
+      const int own = c + ((int)threadIdx.x >> shift);
       const bool mine = own < tile.stop;
-      const ScaleShift found = row_moments<mode, Use::keep, false>(x, mine ? own : 0, map.s, 0, mine ? map.s : 0,
-                                                                   (int64_t)map.c * map.s, g.lanes);
-      if (mine && threadIdx.x % g.lanes == 0) g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
+      const ScaleShift found =
+          row_moments<mode, Use::keep, false>(x, mine ? own : 0, 0, map.s, 0, mine ? map.s : 0, g.lanes);
+      if (mine && (threadIdx.x & (g.lanes - 1)) == 0)
+        g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
     }
   } else {
     const Columns at(g.lanes, tile.block, map.c);

@@ -17,45 +17,92 @@ int power_of_two(int64_t n) {  // the smallest power of two >= n
   return p;
 }
 
-// The memory latency is about 0.7 us, so an H200's 4.3 TB/s need 23 KB in flight per multiprocessor. Four blocks of 256
-// threads with 64 bytes each are 64 KB. Twice as many blocks as are resident keep the last, partly filled round short.
-constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int kThreadsOfBlock = 256;
-constexpr int kStep = 4;         // vectors in flight per thread
-constexpr int kMaxSplits = 256;  // limits the merging, which reads every split
+constexpr int kRounds = 2;         // of loads per thread
+constexpr int kMaxSplits = 256;    // limits the merging, which reads every split
+constexpr double kFullWave = 0.9;  // of the multiprocessors' blocks
 
 int lanes_of_columns(const Map& map) { return std::min(power_of_two(ceil_div(map.c, 8)), 32); }
+
+// Vectors that hold a row, at most: one that is not aligned may begin and end within a vector.
+int64_t vectors_of_row(const Map& map) { return (map.s + (map.mode == Mode::rows_unaligned ? 14 : 7)) / 8; }
+
+int lanes_of_row(const Map& map, Sums sums) {
+  const int loads = loads_of(map.mode, (int)item_bytes(map), tensors_of(sums));
+  return std::min(power_of_two(ceil_div(vectors_of_row(map), kRounds * loads)), 32);
+}
+
+// The share of the device's blocks that run, averaged over the waves. 1 with many waves or whole ones.
+double wave_share(int64_t blocks, int64_t wave) { return (double)blocks / (double)(ceil_div(blocks, wave) * wave); }
 
 }  // namespace
 
 size_t shared_bytes(const ClusterFused& g) { return ClusterLayout(g).all; }
 
-int lanes_of_row(const Map& map) { return std::min(power_of_two(ceil_div(map.s, 8)), 32); }
+// A group of lanes is as small as two rounds of full load slots allow. More lanes, and so fewer loads per thread, would
+// divide what a row takes beside its elements (the offsets, the merging: 170 instructions per warp) by fewer bytes, and
+// leave slots empty: with 8 lanes for the 7 vectors of a 7x7 row in 16 bits, three of four.
+int lanes_of_row(const Map& map) { return lanes_of_row(map, Sums::moments); }
 
 Cut whole(const Map& map) { return {1, map.s, map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map)}; }
 
-Cut cut_of(const Map& map, const Device& device) {
+// The fewest splits whose blocks fill the multiprocessors in whole waves, or else those that fill them best: a wave
+// with few blocks takes as long as a full one, and each split adds to the merging. For ResNet-50 with 128 samples,
+// moments in channels_last has 512 blocks in stages 1 to 3 and 1,024 in stage 4, with 528 at a time on an H100.
+Cut cut_of(const Map& map, const Device& device, Sums sums) {
   Cut cut = whole(map);
-  const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors;
-  int64_t blocks, steps;  // blocks without splits, and iterations per thread
+  const int64_t wave = (int64_t)resident_blocks(sums, map.mode) * device.multiprocessors;
+  const int loads = loads_of(map.mode, (int)item_bytes(map), tensors_of(sums));
+  int64_t blocks, rounds;  // blocks without splits, and rounds of loads per thread
   if (map.by_rows()) {
-    blocks = ceil_div(map.n * map.c * cut.lanes, kThreadsOfBlock);
-    steps = ceil_div(map.s, 8 * cut.lanes * kStep);
+    const int64_t vectors = vectors_of_row(map);
+    const auto blocks_with = [&](int lanes) { return ceil_div(map.n * map.c, kThreadsOfBlock / lanes); };
+    cut.lanes = lanes_of_row(map, sums);
+    while (2 * cut.lanes <= 32 && cut.lanes < vectors && (double)blocks_with(cut.lanes) < kFullWave * (double)wave)
+      cut.lanes *= 2;  // few rows: more lanes for each
+    blocks = blocks_with(cut.lanes);
+    rounds = ceil_div(vectors, loads * cut.lanes);
   } else {
     blocks = map.n * ceil_div(map.c, 8 * cut.lanes);
-    steps = ceil_div(map.s, kThreadsOfBlock / cut.lanes * kStep);
+    rounds = ceil_div(map.s, kThreadsOfBlock / cut.lanes * loads);
   }
-  // At least two iterations per split, because each split adds to the merging.
-  const int64_t splits = std::min({ceil_div(wanted, blocks), std::max<int64_t>(steps / 2, 1), int64_t{kMaxSplits}});
-  const int64_t span = ceil_div(ceil_div(map.s, splits), 8) * 8;  // whole bytes of the mask
-  cut.span = (int)std::min<int64_t>(span, INT32_MAX / 2);
-  cut.splits = (int)ceil_div(map.s, cut.span);
+  const int64_t most = std::min(std::max<int64_t>(rounds / kRounds, 1), int64_t{kMaxSplits});
+  double best = 0;
+  for (int64_t wanted = 1; wanted <= most && best < kFullWave; ++wanted) {
+    const int64_t span = ceil_div(ceil_div(map.s, wanted), 8) * 8;  // whole bytes of the mask
+    const int64_t splits = ceil_div(map.s, span);
+    const double share = wave_share(blocks * splits, wave);
+    if (share <= best) continue;
+    best = share;
+    cut.span = (int)std::min<int64_t>(span, INT32_MAX / 2);
+    cut.splits = (int)splits;
+  }
   return cut;
 }
 
-Cut part_of(const Map& map) {
+// In the cols modes: splits of a sample's positions into equal spans. Five to ten positions per thread amortise loading
+// the coefficients. Among these splits, the one is taken with which the busiest place for a block gets the fewest
+// positions, waves * span. So a sample's last block is no small remainder, and neither is the launch's last wave. With
+// fewer blocks than the device holds at a time, a thread gets down to two positions, which is one round of loads.
+Cut part_of(const Map& map, const Device& device, int blocks_of_multiprocessor) {
   const int lanes = lanes_of_columns(map), steps = kThreadsOfBlock / lanes;
-  return {1, std::min(map.s, steps * 8), lanes};  // eight positions per thread amortise loading the coefficients
+  Cut cut{1, map.s, lanes};
+  if (map.by_rows()) return cut;
+  const int64_t units = map.n * ceil_div(map.c, 8 * lanes);
+  const int64_t at_once = (int64_t)blocks_of_multiprocessor * device.multiprocessors;
+  const int64_t fewest = ceil_div(map.s, 10 * steps), most = ceil_div(map.s, 5 * steps);
+  if (const int64_t one_wave = at_once / std::max<int64_t>(units, 1); one_wave > most) {
+    cut.span = (int)ceil_div(map.s, std::max(most, std::min(one_wave, ceil_div(map.s, 2 * steps))));
+    return cut;
+  }
+  int64_t least = INT64_MAX;
+  for (int64_t splits = fewest; splits <= std::min(most, fewest + 63); ++splits) {
+    const int64_t span = ceil_div(map.s, splits), waves = ceil_div(units * ceil_div(map.s, span), at_once);
+    if (waves * span >= least) continue;
+    least = waves * span;
+    cut.span = (int)span;
+  }
+  return cut;
 }
 
 namespace {

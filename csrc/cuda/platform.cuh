@@ -47,9 +47,16 @@ SE_DEVICE uint4 load16(const void* p) {
   if constexpr (use == Use::last) return __ldcs(q);
   return *q;
 }
-SE_DEVICE void store16(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
+template <Use use>
+SE_DEVICE void store16(void* p, uint4 v) {
+  if constexpr (use == Use::last)
+    __stcs(static_cast<uint4*>(p), v);
+  else
+    *static_cast<uint4*>(p) = v;
+}
 // Loads a value that another block of this launch wrote; L1 is bypassed, because it may hold an older value.
 SE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
+SE_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 SE_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 SE_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 SE_DEVICE uint32_t pack_bfloat16(float low, float high) {
@@ -62,6 +69,18 @@ SE_DEVICE uint32_t pack_half(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// 2^x within 2 ulp and 1 / x within 1 ulp, both with subnormal numbers flushed to zero (PTX ISA, "ex2" and "rcp"). Each
+// is one instruction of the special function unit. Infinity, zero and NaN give what the exact functions give.
+SE_DEVICE float exp2_approx(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+SE_DEVICE float rcp_approx(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 SE_DEVICE float half_to_float(uint16_t bits) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(bits));
@@ -72,8 +91,12 @@ template <Use use>
 uint4 load16(const void* p) {
   return *static_cast<const uint4*>(p);
 }
-inline void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
+template <Use use>
+inline void store16(void* p, uint4 v) {
+  *static_cast<uint4*>(p) = v;
+}
 inline float load_fresh(const float* p) { return *p; }
+inline uint32_t multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
 inline float as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, 4);
@@ -97,6 +120,8 @@ inline uint32_t pack_half(float low, float high) {
   std::memcpy(&r, halves, 4);
   return r;
 }
+using se_shim::exp2_approx;
+using se_shim::rcp_approx;
 inline float half_to_float(uint16_t bits) {
   _Float16 h;
   std::memcpy(&h, &bits, 2);
@@ -131,10 +156,10 @@ SE_DEVICE Raw<T> load_raw(const T* p) {
   for (int i = 0; i < (int)sizeof(T) / 2; ++i) r.q[i] = load16<use>(reinterpret_cast<const uint4*>(p) + i);
   return r;
 }
-template <class T>
+template <Use use = Use::last, class T>
 SE_DEVICE void store_raw(T* p, const Raw<T>& r) {
 #pragma unroll
-  for (int i = 0; i < (int)sizeof(T) / 2; ++i) store16(reinterpret_cast<uint4*>(p) + i, r.q[i]);
+  for (int i = 0; i < (int)sizeof(T) / 2; ++i) store16<use>(reinterpret_cast<uint4*>(p) + i, r.q[i]);
 }
 SE_DEVICE void unpack(const Raw<float>& r, float (&v)[8]) {
   const uint32_t w[8] = {r.q[0].x, r.q[0].y, r.q[0].z, r.q[0].w, r.q[1].x, r.q[1].y, r.q[1].z, r.q[1].w};

@@ -8,6 +8,7 @@
 #include <malloc.h>
 #include <ucontext.h>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -338,6 +339,19 @@ inline auto __shfl_xor_sync(unsigned mask, auto v, int lane_mask, int width = 32
 inline auto __shfl_down_sync(unsigned mask, auto v, unsigned delta, int width = 32) {
   return se_shim::shuffle("__shfl_down_sync", mask, v, se_shim::current->lane + (delta & 31), width);
 }
+// ---- approximate functions, as bad as a GPU's may be: 2 ulp (2^x) and 1 ulp (1 / x) from the correctly rounded result,
+// above or below by a hash of the argument. Subnormal arguments and results become zero.
+namespace se_shim {
+inline float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
+inline float moved_by(float x, int ulps, float argument) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const bool up = std::bit_cast<uint32_t>(argument) * 0x9e3779b9u >> 31;
+  for (int i = 0; i < ulps; ++i) x = std::nextafter(x, up ? HUGE_VALF : -HUGE_VALF);
+  return flushed(x);
+}
+inline float exp2_approx(float x) { return moved_by(flushed(float(std::exp2(double(flushed(x))))), 2, x); }
+inline float rcp_approx(float x) { return moved_by(flushed(float(1 / double(flushed(x)))), 1, x); }
+}  // namespace se_shim
 inline void __threadfence() {}
 inline int atomicAdd(int* p, int v) { return se_shim::moved |= v != 0, std::exchange(*p, int(unsigned(*p) + v)); }
 inline unsigned atomicOr(unsigned* p, unsigned v) { return se_shim::moved |= v & ~*p, std::exchange(*p, *p | v); }
