@@ -46,7 +46,7 @@ SE_DEVICE Raw<T> load(const T* base, int64_t at, int64_t end) {
   return load_raw<use>(base + at);
 }
 
-template <Use use, class T>
+template <Use use = Use::last, class T>
 SE_DEVICE void store_whole(T* p, const float (&v)[8]) {
   Raw<T> r;
   pack(v, r);
