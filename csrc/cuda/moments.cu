@@ -157,8 +157,8 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   const T* const residual = static_cast<const T*>(g.residual);
   T* const dr = static_cast<T*>(g.dr);
   // One offset for all maps: a pointer to each would take more registers than there are.
-  int64_t position = part.n * map.s + part.begin + at.step;
-  const int64_t stop = part.n * map.s + part.stop;
+  const int64_t row = part.n * map.s, stride = (int64_t)at.steps * map.c;
+  int64_t offset = (row + part.begin + at.step) * map.c + at.channel;
   float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -172,24 +172,23 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   }
   load_eight(g.mean + part.n * map.c + at.channel, end, mean);
   if (at.exists)
-    for (; position < stop; position += kLoads * at.steps) {
+    for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
       uint32_t bits[kLoads];
-      const int64_t offset = position * map.c + at.channel, stride = (int64_t)at.steps * map.c;
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (position + u * at.steps < stop) {
+        if (position + u * at.steps < part.stop) {
           const int64_t there = offset + u * stride;
           raw_dy[u] = load<mode, Use::last>(dy + there, 0, end);
           raw_x[u] = load<mode, Use::keep>(x + there, 0, end);
           if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + there, 0, end);
           bits[u] = 0xff;
           if (!from_sum && g.mask)
-            bits[u] = g.mask[mode == Mode::cols ? there / 8 : (position + u * at.steps) * width + at.channel / 8];
+            bits[u] = g.mask[mode == Mode::cols ? there / 8 : (row + position + u * at.steps) * width + at.channel / 8];
         }
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
-        if (position + u * at.steps >= stop) continue;
+        if (position + u * at.steps >= part.stop) continue;
         float d[8], v[8], r[8];
         unpack(raw_dy[u], d);
         unpack(raw_x[u], v);
@@ -202,6 +201,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 #pragma unroll
         for (int j = 0; j < 8; ++j) p[j] += d[j], q[j] += d[j] * (v[j] - mean[j]);
       }
+      offset += kLoads * stride;
     }
   const ColumnSums sums(at, shared);
   sums.store(0, p);

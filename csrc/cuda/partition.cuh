@@ -34,11 +34,12 @@ struct ColumnPartition {
   int split, begin, stop, columns;
 
   SE_DEVICE ColumnPartition(const Map& map, const Cut& cut) {
-    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
-    const int64_t rest = blockIdx.x / blocks;
-    columns = (int)(blockIdx.x % blocks);  // consecutive blocks read neighbouring memory
-    n = rest / cut.splits;
-    split = (int)(rest % cut.splits);
+    // in 32 bits, because a 64-bit division takes about a hundred instructions
+    const unsigned blocks = (unsigned)(map.c + 8 * cut.lanes - 1) >> (3 + exponent_of(cut.lanes));
+    const unsigned rest = blockIdx.x / blocks, sample = rest / (unsigned)cut.splits;
+    columns = (int)(blockIdx.x - rest * blocks);  // consecutive blocks read neighbouring memory
+    n = sample;
+    split = (int)(rest - sample * cut.splits);
     begin = split * cut.span;
     stop = min(begin + cut.span, map.s);
   }

@@ -1,5 +1,5 @@
-// Prints how summing passes are cut (csrc/cuda/plan.cpp). Arguments: kernel (the number in Sums), multiprocessors, N, C,
-// S, channels_last, bytes of an element. Output: lanes, splits, span, blocks, and the blocks that run at a time.
+// Prints how summing passes are cut (csrc/cuda/plan.cpp). Arguments: kernel (the number in Sums), multiprocessors, N,
+// C, S, channels_last, bytes of an element. Output: lanes, splits, span, blocks, and the blocks that run at a time.
 #include <cstdio>
 #include <cstdlib>
 

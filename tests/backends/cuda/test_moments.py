@@ -116,7 +116,8 @@ def cut_program() -> Path:
 def cut(program: Path, sums: int, n: int, c: int, s: int, channels_last: bool, item_bytes: int = 2) -> list[int]:
     """[lanes, splits, span, blocks, blocks at a time] on an H100."""
     given = [str(int(v)) for v in (sums, 132, n, c, s, channels_last, item_bytes)]
-    return [int(v) for v in subprocess.run([program, *given], capture_output=True, text=True, check=True).stdout.split()]
+    said = subprocess.run([program, *given], capture_output=True, text=True, check=True).stdout
+    return [int(v) for v in said.split()]
 
 
 STAGES = ((256, 3136), (512, 784), (1024, 196), (2048, 49))
