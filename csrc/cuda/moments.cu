@@ -14,6 +14,7 @@ SE_BOTH constexpr int blocks_of_moments(Mode mode) {
 template <class T, Mode mode, bool with_m2>
 SE_KERNEL(kThreads, blocks_of_moments(mode))
 moments_kernel(SE_CONSTANT Moments g) {
+  allow_dependents();
   clear(g.counters);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
@@ -210,6 +211,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 template <class T, Mode mode, bool from_sum>
 SE_KERNEL(kThreads, from_sum ? 2 : 3)
 moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
+  allow_dependents();
   clear(g.counters);
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, from_sum>(g);

@@ -40,6 +40,8 @@ SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode) { return is_single(mo
 template <class T, Mode mode>
 SE_KERNEL(kThreads, blocks_of_scale_shift_act(mode))
 scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
+  prefetch(g.ahead);
+  dependency_wait();
   const Map& map = g.map;
   const Maps<T> maps{static_cast<const T*>(g.x), static_cast<const T*>(g.residual), static_cast<T*>(g.y)};
   if constexpr (mode <= Mode::rows_single) {
@@ -181,6 +183,7 @@ SE_BOTH constexpr int blocks_of_backward(Mode mode) { return is_single(mode) ? 2
 template <class T, Mode mode, bool with_x>
 SE_KERNEL(kThreads, blocks_of_backward(mode))
 scale_shift_act_backward_kernel(SE_CONSTANT ScaleShiftActBackward g) {
+  dependency_wait();
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, with_x>(g);
   else

@@ -136,7 +136,7 @@ inline std::vector<std::string> names;
 // If not null, it takes launches over: none is run here.
 using TakeOver = void (*)(const char* name, const void* kernel, const size_t sizes[4], const void* args, size_t bytes);
 inline TakeOver take_over;
-inline int launch_count;
+inline int launch_count, programmatic_count;
 inline bool reversed = std::getenv("SE_SHIM_REVERSE") && *std::getenv("SE_SHIM_REVERSE") == '1', moved;
 inline void report(const Fiber& f, const char* what, auto... args) {
   const dim3 b = f.block->index, t = f.thread;
@@ -310,7 +310,7 @@ const char* launch(const char* name, void (*f)(Args), dim3 grid_dim, dim3 block_
   Grid g{name,     [f, args] { f(args); }, grid_dim, block_dim, shared, volume(block_dim), cluster,
          resident, programmatic,           followed};
   if (const char* const why = refusal(g)) return chain.clear(), why;
-  ++launch_count, names.emplace_back(name);
+  ++launch_count, programmatic_count += programmatic, names.emplace_back(name);
   if (!programmatic) run_chain();
   chain.push_back(std::move(g));
   if (!followed) run_chain();
