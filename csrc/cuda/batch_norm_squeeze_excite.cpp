@@ -72,7 +72,7 @@ Result taken(Vector& v) {
   return result;
 }
 
-// Launches pass 1 and excitation, and sets scale and shift (N, C) of pass 2 in `second`.
+// Launches pass 1 and excitation, and prepares pass 2, the last launch of the chain: sets its scale and shift (N, C).
 void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch, ScaleShiftAct& second) {
   const Map& map = half.map;
   const Cut& cut = half.cut;
@@ -105,10 +105,11 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   g.counters = counters;
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
+  place.first(first);
+  place.then(g, place.device.multiprocessors);
   second.by.scale = g.scale;
   second.by.shift = g.shift;
+  if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
 }
 
 void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const InferenceParams& op, int blocks) {
@@ -127,6 +128,11 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
 }
 
 }  // namespace
+
+std::string why_not_programmatic(int64_t device) {
+  if (!device_of((int)device).programmatic) return "needs compute capability 9.0 and a driver for CUDA 12.3";
+  return programmatic_launches() ? "" : "switched off, or refused by the driver";
+}
 
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
                           int64_t device) {
@@ -173,7 +179,7 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
   ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
   coefficients(place, half, scratch, second);
-  place.run(second);
+  place.last(second);
 }
 
 ScalarType gradient_type(ScalarType parameter) { return parameter; }
@@ -209,7 +215,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   const FirstHalf half{x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop};
   Workspace scratch(x, workspace_of(map, half.cut, layers.r));
   coefficients(place, half, scratch, second);
-  place.run(second);
+  place.last(second);
 }
 
 void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
@@ -295,9 +301,9 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.map = map;
   second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
 
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
-  place.run(second);
+  place.first(first);
+  place.then(g, place.device.multiprocessors);
+  place.last(second);
 }
 
 }  // namespace se_fused

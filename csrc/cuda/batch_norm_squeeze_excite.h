@@ -1,4 +1,4 @@
-// The inference plan as text, and its choice by tests and measurements.
+// The inference plan as text, and settings for tests and measurements.
 #pragma once
 
 #include <cstdint>
@@ -13,5 +13,8 @@ std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, i
 // Forces the inference path of the whole process: cluster_fused, l2_grouped or separate; "" restores the choice by
 // rule. Returns the previous value.
 std::string force_plan(std::string path);
+
+// The reason why the launches of a call are not programmatic (platform.cuh), or "".
+std::string why_not_programmatic(int64_t device);
 
 }  // namespace se_fused::cuda

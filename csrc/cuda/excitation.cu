@@ -125,6 +125,9 @@ struct ForwardTiles {
 template <class W>
 SE_KERNEL(kThreads, 1)
 excitation_kernel(SE_CONSTANT Excitation g) {
+  allow_dependents();
+  prefetch_weights<W>(g.fc, g.c);
+  dependency_wait();  // also before the first ticket: pass 1 zeroes the counters
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   int* const slot = reinterpret_cast<int*>(shared + kExciteShared);

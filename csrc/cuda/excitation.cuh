@@ -28,6 +28,15 @@ SE_DEVICE Raw<W> load_row(const W* row, int at, int end, bool whole) {
   return whole ? load_raw<Use::keep>(row + at) : load_single(row, at, end);
 }
 
+// Fetches both weights into L2, where the phases wait for them less than half as long as in DRAM.
+template <class W>
+SE_DEVICE void prefetch_weights(const ExcitationLayers& fc, int channels) {
+  if (!fc.fc1_weight) return;
+  const int64_t bytes = (int64_t)fc.r * channels * sizeof(W), part = ceil_div(ceil_div(bytes, gridDim.x), 16) * 16;
+  prefetch({fc.fc1_weight, bytes, part});
+  prefetch({fc.fc2_weight, bytes, part});
+}
+
 // hidden[n, r] = sum_c W1[r, c] z[n, c] + b1[r] for 16 samples and 8 squeezed channels. A warp computes 4 x 4 of them;
 // its lanes lie along c and are summed at the end. Each loaded vector is used four times.
 constexpr int kHiddenN = 16, kHiddenR = 8;

@@ -119,6 +119,13 @@ SE_BOTH constexpr int blocks_of_scale_shift_act_backward(Mode mode) {
   return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4;
 }
 
+// Memory that a kernel's first blocks fetch into L2 before they wait for their predecessor, `part` bytes each.
+struct Prefetch {
+  const void* begin;
+  int64_t bytes;
+  int64_t part;  // a multiple of 16
+};
+
 // y = out_act(scale x + shift + residual); y may be x.
 struct ScaleShiftAct {
   const void *x, *residual;
@@ -127,7 +134,8 @@ struct ScaleShiftAct {
   Coefficients by;
   Act out_act;
   Map map;
-  Cut cut;  // used in the cols modes: positions and lanes of a block
+  Cut cut;         // used in the cols modes: positions and lanes of a block
+  Prefetch ahead;  // of the residual
 };
 
 // dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C).
@@ -259,7 +267,15 @@ SE_BOTH inline int64_t counters_of(const L2Grouped& g) {
 
 // The result of a launch: null, or CUDA's error message.
 using Error = const char*;
-using Stream = void*;
+struct Stream {
+  void* handle = nullptr;
+  bool programmatic = false;  // the launch may begin while the one before it still runs (platform.cuh)
+  bool followed = false;      // another launch of the same chain follows; only the shim needs to know
+};
+
+// Whether launches may be programmatic; set by SE_FUSED_PDL. set_programmatic_launches returns the setting before.
+bool programmatic_launches();
+bool set_programmatic_launches(bool on);
 
 Error launch(const Moments&, Stream);
 Error launch(const ScaleShiftAct&, Stream);

@@ -8,6 +8,7 @@ namespace se_fused::cuda {
 template <class T, Mode mode, bool with_m2>
 SE_KERNEL(kThreads, resident_blocks(Sums::moments, mode))
 moments_kernel(SE_CONSTANT Moments g) {
+  allow_dependents();
   clear(g.counters);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
@@ -220,6 +221,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
 template <class T, Mode mode, bool from_sum>
 SE_KERNEL(kThreads, resident_blocks(from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward, mode))
 moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
+  allow_dependents();
   clear(g.counters);
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, from_sum>(g);

@@ -105,6 +105,14 @@ Cut part_of(const Map& map, const Device& device, int blocks_of_multiprocessor) 
   return cut;
 }
 
+// A block reads at most 32 KB of the residual. Those of one block per multiprocessor are always fetched. More displaces
+// x, unless three quarters of L2 hold both.
+Prefetch end_of(const void* residual, const Map& map, const Device& device) {
+  const int64_t all = map.n * map.c * map.s * item_bytes(map), blocks = device.multiprocessors;
+  const int64_t bytes = std::min(all, std::max(blocks * (32 << 10), device.l2_bytes * 3 / 4 - all));
+  return {static_cast<const char*>(residual) + all - bytes, bytes, ceil_div(ceil_div(bytes, blocks), 16) * 16};
+}
+
 namespace {
 
 // The rules: the first path whose condition holds is taken.
@@ -238,6 +246,11 @@ InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Devi
   plan.no_l2_grouped = l2_grouped();
   return plan.no_l2_grouped ? take(Path::separate, kNeither) : take(Path::l2_grouped, kL2Grouped);
 }
+
+static std::atomic<bool> programmatic{true};
+
+bool programmatic_launches() { return programmatic.load(std::memory_order_relaxed); }
+bool set_programmatic_launches(bool on) { return programmatic.exchange(on, std::memory_order_relaxed); }
 
 static std::atomic<int> forced{-1};  // a Path, or -1 for none
 

@@ -17,6 +17,7 @@ struct Device {
   // Most blocks of a cluster: if a second block fits on the same multiprocessor (shared_of_two), and if each block has
   // a multiprocessor's shared memory to itself. 1 on devices without clusters.
   int max_cluster, max_cluster_alone;
+  bool programmatic;  // it and the driver have programmatic launches, also in a captured graph
 };
 
 // Shared memory per block if two blocks share a multiprocessor. The system reserves 1 KB per block.
@@ -33,6 +34,8 @@ Cut cut_of(const Map&, const Device&, Sums);  // splits, whose sums are merged b
 // For a pass without sums, of whose blocks a multiprocessor holds so many at a time. Used in the cols modes only.
 Cut part_of(const Map&, const Device&, int blocks_of_multiprocessor);
 int lanes_of_row(const Map&);  // threads that share a row's sum
+// The end of the residual, which pass 2 reads first and fetches into L2 while the excitation leaves the memory idle.
+Prefetch end_of(const void* residual, const Map&, const Device&);
 
 enum class Path { cluster_fused, l2_grouped, separate };
 

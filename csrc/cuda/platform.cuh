@@ -214,6 +214,43 @@ inline int load_acquire(const int* p) { return *p; }
 inline void spin() { se_shim::spin(); }
 #endif
 
+// ---- programmatic dependent launches and prefetches (sm_90 and later; before, these functions do nothing)
+//
+// The launches of one call form a chain (torch_host.h). Each but the first may begin while its predecessor still runs,
+// so that its launch latency and what needs no earlier result pass in the meantime.
+//
+// dependency_wait waits until all earlier launches of the chain have ended and their results are visible. Before it a
+// kernel may read what no launch of the chain writes: parameters, weights, x and the residual. These are complete,
+// because the chain's first launch began after everything before it in the stream had ended. Before it a kernel writes
+// nothing to global memory: y may be x. Every thread of a kernel that is not the first calls it, so that a launch ends
+// after all launches before it, and waiting for one predecessor is enough.
+//
+// allow_dependents lets the next launch begin once every block has called it or has ended. Kernels call it first: when
+// the last block has begun, the next launch can take only what no block of this one needs. A block that waits cannot
+// block its predecessor, all of whose blocks are resident or done.
+#ifdef __CUDACC__
+SE_DEVICE void dependency_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+SE_DEVICE void allow_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Fetches memory into L2. Both operands are multiples of 16 bytes.
+SE_DEVICE void bulk_prefetch(const void* from, uint32_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(bytes));
+#endif
+}
+#else
+using se_shim::allow_dependents;
+using se_shim::bulk_prefetch;
+using se_shim::dependency_wait;
+#endif
+
 // ---- thread-block clusters and bulk copies (sm_90 and later)
 #ifdef __CUDACC__
 using BulkBarrier = uint64_t;

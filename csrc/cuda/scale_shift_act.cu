@@ -45,6 +45,8 @@ struct MapPartition {
 template <class T, Mode mode>
 SE_KERNEL(kThreads, blocks_of_scale_shift_act(mode, sizeof(T) == 4))
 scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
+  prefetch(g.ahead);
+  dependency_wait();
   SE_SHARED(shared);
   const Map& map = g.map;
   const Maps<T> maps{static_cast<const T*>(g.x), static_cast<const T*>(g.residual), static_cast<T*>(g.y)};
@@ -206,6 +208,7 @@ SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
 template <class T, Mode mode, bool with_x>
 SE_KERNEL(kThreads, blocks_of_scale_shift_act_backward(mode))
 scale_shift_act_backward_kernel(SE_CONSTANT ScaleShiftActBackward g) {
+  dependency_wait();
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, with_x>(g);
   else

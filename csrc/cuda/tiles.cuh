@@ -94,6 +94,15 @@ struct RowVectors {
   SE_DEVICE int64_t end(int64_t row) const { return mode == Mode::rows_single ? (row + 1) * length : total; }
 };
 
+// Fetches this block's part of the memory into L2, without the bytes outside of whole 16-byte vectors.
+SE_DEVICE void prefetch(const Prefetch& ahead) {
+  const int64_t offset = blockIdx.x * ahead.part, bytes = min(ahead.part, ahead.bytes - offset);
+  if (threadIdx.x || bytes < 16) return;
+  const int64_t begin = reinterpret_cast<int64_t>(ahead.begin) + offset, first = (begin + 15) & -16;
+  const int64_t count = ((begin + bytes) & -16) - first;
+  if (count > 0) bulk_prefetch(reinterpret_cast<const void*>(first), (uint32_t)min(count, (int64_t)1 << 20));
+}
+
 // ---- tickets: the blocks of a launch take the numbers of its tiles in order. `ticket` is one int of shared memory.
 // Returns the next tile of this launch, the same for all threads of the block.
 SE_DEVICE int take(int* counter, int* ticket) {
