@@ -38,7 +38,7 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int length, int begin,
   const float shift = window.vectors ? finite_or_zero(to_float(x[window.first])) : 0.f;
   Sums sums{0.f, 0.f, 0.f};
   for (int i = lane; i < window.vectors; i += kLoads * lanes) {
-    Raw<T> raw[kLoads];
+    Raw<T> raw[kLoads]{};
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
       if (const int v = i + u * lanes; v < window.vectors)
@@ -94,7 +94,7 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
 #pragma unroll
     for (int j = 0; j < 8; ++j) shift[j] = finite_or_zero(shift[j]);
     for (int position = begin + at.step; position < stop; position += kLoads * at.steps) {
-      Raw<T> raw[kLoads];
+      Raw<T> raw[kLoads]{};
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
         if (const int p = position + u * at.steps; p < stop)

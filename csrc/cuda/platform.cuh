@@ -48,8 +48,18 @@ SE_DEVICE uint4 load16(const void* p) {
   return *q;
 }
 SE_DEVICE void store16(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
+// threadIdx.x, read anew: what is computed from it in one phase of a kernel does not occupy registers in the others.
+SE_DEVICE int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+// Fetches the 32 bytes around p into L2.
+SE_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // Loads a value that another block of this launch wrote; L1 is bypassed, because it may hold an older value.
 SE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
+SE_DEVICE BFloat16 load_fresh(const BFloat16* p) { return {__ldcg(&p->bits)}; }
+SE_DEVICE Half load_fresh(const Half* p) { return {__ldcg(&p->bits)}; }
 SE_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 SE_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 SE_DEVICE uint32_t pack_bfloat16(float low, float high) {
@@ -73,7 +83,12 @@ uint4 load16(const void* p) {
   return *static_cast<const uint4*>(p);
 }
 inline void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
-inline float load_fresh(const float* p) { return *p; }
+inline int thread_here() { return (int)threadIdx.x; }
+using se_shim::prefetch_l2;
+template <class T>
+T load_fresh(const T* p) {
+  return *p;
+}
 inline float as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, 4);

@@ -50,9 +50,9 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
   };
   const int count = (int)(last - first);
   for (int start = 0; start < count; start += tile) {
-    Raw<T> raw[kLoads], raw_residual[kLoads];
-    int64_t row[kLoads], at[kLoads], end[kLoads];
-    int position[kLoads];
+    Raw<T> raw[kLoads]{}, raw_residual[kLoads]{};
+    int64_t row[kLoads]{}, at[kLoads]{}, end[kLoads]{};
+    int position[kLoads]{};
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
       if (const int i = start + u * (int)blockDim.x + (int)threadIdx.x; i < count) {
@@ -126,7 +126,7 @@ SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int be
   const int64_t stride = channels;
   const int width = (channels + 7) / 8, left = channels - at.channel;
   for (int position = begin + at.step; position < stop; position += kLoads * at.steps) {
-    Raw<T> raw[kLoads], raw_residual[kLoads];
+    Raw<T> raw[kLoads]{}, raw_residual[kLoads]{};
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
       if (const int64_t s = position + u * at.steps; s < stop) {

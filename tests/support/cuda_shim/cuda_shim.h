@@ -263,6 +263,7 @@ const char* launch(const char* name, void (*f)(Args), dim3 grid, dim3 block, siz
   return run_grid(name, resident);
 }
 // ---- functions for kernels
+inline void prefetch_l2(const void* p) { (void)*static_cast<const volatile char*>(p); }  // must be readable memory
 inline void spin(const char* where = "a spin-wait") { current->where = where, switch_to(*current, host); }
 inline unsigned cluster_size() { return cluster_blocks; }
 inline unsigned cluster_rank() { return current->block - current->block->first; }
