@@ -170,9 +170,12 @@ struct ChannelNorm {
   SE_DEVICE float b() const { return beta - a * mu; }
   SE_DEVICE float operator()(float x) const { return (x - mu) * a + beta; }
 };
-SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c, float mu, float var) {
+SE_DEVICE ChannelNorm channel_norm(const Norm& norm, float mu, float var, float weight, float bias) {
   const float rstd = rsqrtf(var + norm.eps);
-  return {mu, rstd, rstd * get_or(norm.weight, c, 1.f), get_or(norm.bias, c, 0.f)};
+  return {mu, rstd, rstd * weight, bias};
+}
+SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c, float mu, float var) {
+  return channel_norm(norm, mu, var, get_or(norm.weight, c, 1.f), get_or(norm.bias, c, 0.f));
 }
 SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c) {
   if (!norm.mean.data) return {0.f, 1.f, 1.f, 0.f};

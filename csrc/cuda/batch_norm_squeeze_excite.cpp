@@ -62,7 +62,7 @@ struct FirstHalf {
 int64_t workspace_of(const Map& map, const Cut& cut, int r) {
   const int64_t nc = Workspace::rounded(map.n * map.c);
   return 2 * Workspace::rounded((int64_t)cut.splits * map.n * map.c) + 4 * nc + Workspace::rounded(2 * map.c) +
-         Workspace::rounded((int64_t)map.n * r) + kCounters;
+         Workspace::rounded((int64_t)map.n * r) + Workspace::rounded(kCounters);
 }
 
 // A vector as a result, which the kernels do not read as a parameter.
@@ -100,13 +100,14 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   g.drop = half.drop;
   const bool has_norm = half.batch_stats || half.norm.mean.data, has_excitation = half.fc.fc1_weight;
   g.z = has_norm && has_excitation ? scratch.take(nc) : g.mean;
-  g.hidden = half.hidden ? half.hidden : has_excitation ? scratch.take(map.n * half.fc.r) : nullptr;
+  g.hidden = half.hidden;
+  g.activated = scratch.take(map.n * half.fc.r);
   g.factor = half.factor;
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   g.counters = counters;
   place.first(first);
-  place.then(g, place.device.multiprocessors);
+  place.then(g, 2 * place.device.multiprocessors);
   second.by.scale = g.scale;
   second.by.shift = g.shift;
   if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
@@ -121,7 +122,7 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
   g.z = scratch.take(nc);
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
-  g.hidden = scratch.take(map.n * op.fc.r);
+  g.activated = scratch.take(map.n * op.fc.r);
   Tensor counters = torch::stable::new_zeros(x, {counters_of(g)}, ScalarType::Int);
   g.counters = static_cast<int*>(mutable_data(counters));
   place.run(g, blocks);
@@ -234,7 +235,8 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
   const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
-  Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
+  Workspace scratch(x,
+                    2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + Workspace::rounded(kCounters));
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
 
   ExcitationBackward g{};
@@ -302,7 +304,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
 
   place.first(first);
-  place.then(g, place.device.multiprocessors);
+  place.then(g, 2 * place.device.multiprocessors);
   place.last(second);
 }
 

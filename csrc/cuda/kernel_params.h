@@ -200,9 +200,10 @@ struct Excitation {
   Norm norm;  // with m2_parts only weight, bias and eps; mean and var are computed from the batch
   ExcitationLayers fc;
   Vector drop;
-  float* z;       // (N, C) squeeze of u; equals mean without batch norm
-  float* hidden;  // (N, R)
-  float* factor;  // (N, C) or null
+  float* z;          // (N, C) squeeze of u; equals mean without batch norm
+  float* hidden;     // (N, R) or null
+  float* activated;  // (N, R) act(hidden)
+  float* factor;     // (N, C) or null
   float *scale, *shift;
   int* counters;  // kCounters, zero before the launch
 };
@@ -254,8 +255,8 @@ struct L2Grouped {
   int group;  // samples
   // rows modes: rows per tile, and tiles per sample; cols modes: positions per tile, and partitions of the positions
   int tile, splits;
-  int lanes;                                       // that share a row's sum; in the cols modes as in Cut
-  float *mean_parts, *z, *hidden, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R)
+  int lanes;                                          // that share a row's sum; in the cols modes as in Cut
+  float *mean_parts, *z, *activated, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R) act(hidden)
   int* counters;
 };
 // Number of int32 counters of an l2_grouped launch, zero before it: one for tickets, three per group, and in the cols

@@ -71,7 +71,7 @@ SE_DEVICE ScaleShift row_moments(const T* x, int64_t row, int64_t rows, int leng
   int count = 0;  // elements of this lane
   next += 8 * lane;
   for (int first = 0; first < span.vectors; first += kLoads * lanes, next += 8 * kLoads * lanes) {
-    Raw<T> raw[kLoads];
+    Raw<T> raw[kLoads]{};
     load_vectors<mode, use>(next, span, first + lane, lanes, raw);
     if (first == 0) {  // behind the loads, so that none of them waits for this one
       shift = from = finite_or_zero(to_float(next[span.lead - 8 * lane]));
@@ -146,7 +146,7 @@ SE_DEVICE void column_moments(const T* x, int channels, int begin, int stop, con
     }
   };
   for (int done = 0; done < own; done += kLoads) {
-    Raw<T> raw[kLoads];
+    Raw<T> raw[kLoads]{};
     const bool whole = done + kLoads <= own;
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)

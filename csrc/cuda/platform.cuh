@@ -56,7 +56,15 @@ SE_DEVICE void store16(void* p, uint4 v) {
 }
 // Loads a value that another block of this launch wrote; L1 is bypassed, because it may hold an older value.
 SE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
+SE_DEVICE BFloat16 load_fresh(const BFloat16* p) { return {__ldcg(&p->bits)}; }
+SE_DEVICE Half load_fresh(const Half* p) { return {__ldcg(&p->bits)}; }
 SE_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+// threadIdx.x, read anew: what is computed from it in one phase of a kernel does not occupy registers in the others.
+SE_DEVICE int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
 SE_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 SE_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 SE_DEVICE uint32_t pack_bfloat16(float low, float high) {
@@ -95,7 +103,11 @@ template <Use use>
 inline void store16(void* p, uint4 v) {
   *static_cast<uint4*>(p) = v;
 }
-inline float load_fresh(const float* p) { return *p; }
+template <class T>
+T load_fresh(const T* p) {
+  return *p;
+}
+inline int thread_here() { return (int)threadIdx.x; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
 inline float as_float(uint32_t bits) {
   float x;

@@ -97,9 +97,9 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
   const int count = (int)(last - first);
   const int read = count + (mode == Mode::rows_unaligned && mask && 8 * last < vectors.total);
   for (int start = 0; start < read; start += kLoads * (int)blockDim.x) {
-    Raw<T> raw[kLoads], raw_residual[kLoads];
-    int64_t row[kLoads];
-    int position[kLoads];
+    Raw<T> raw[kLoads]{}, raw_residual[kLoads]{};
+    int64_t row[kLoads]{};
+    int position[kLoads]{};
     ScaleShift own[kLoads], next[kLoads];
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
@@ -161,7 +161,7 @@ SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int be
                                        Act out_act, uint8_t* mask, const By& by) {
   constexpr int kLoads = loads_of<T>(mode, 2);
   const int width = (channels + 7) / 8;
-  Raw<T> raw[kLoads], raw_residual[kLoads];
+  Raw<T> raw[kLoads]{}, raw_residual[kLoads]{};
   int position = begin + at.step;
   const auto fetch = [&] {
 #pragma unroll

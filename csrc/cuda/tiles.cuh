@@ -103,14 +103,26 @@ SE_DEVICE void prefetch(const Prefetch& ahead) {
   if (count > 0) bulk_prefetch(reinterpret_cast<const void*>(first), (uint32_t)min(count, (int64_t)1 << 20));
 }
 
-// ---- tickets: the blocks of a launch take the numbers of its tiles in order. `ticket` is one int of shared memory.
-// Returns the next tile of this launch, the same for all threads of the block.
-SE_DEVICE int take(int* counter, int* ticket) {
-  __syncthreads();  // all threads have read the previous ticket and finished its tile
-  if (threadIdx.x == 0) *ticket = fetch_add(counter, 1);
-  __syncthreads();
-  return *ticket;
-}
+// ---- tickets: the blocks of a launch take the numbers of its tiles in order. Thread 0 asks for a block's next ticket
+// while the block works on the current one, so that the round trip to L2 (0.3 to 0.7 us) is hidden. No deadlock
+// follows: a tile waits for smaller tickets only, and of all tickets that are not done the smallest is its block's
+// current one. `slot` is one int of shared memory.
+class Tickets {
+ public:
+  SE_DEVICE Tickets(int* counter, int* slot) : counter_(counter), slot_(slot) {
+    if (threadIdx.x == 0) next_ = fetch_add(counter_, 1);
+  }
+  // Returns the block's next tile, the same for all threads.
+  SE_DEVICE int take() {
+    __syncthreads();  // all threads have read the previous ticket and finished its tile
+    if (threadIdx.x == 0) *slot_ = next_, next_ = fetch_add(counter_, 1);
+    __syncthreads();
+    return *slot_;
+  }
+
+ private:
+  int *counter_, *slot_, next_ = 0;
+};
 // Signals that a tile's results are written. One release by thread 0 covers the stores of the whole block without a
 // separate fence, because causality order is transitive (PTX ISA, "Memory Consistency Model", "Causality order"): a
 // thread's store precedes its arrival at the barrier in program order, the arrival synchronizes with thread 0 leaving

@@ -91,7 +91,8 @@ inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name
   return {data(*t), type_of(*t, name)};
 }
 
-// One allocation, handed out in parts of whole 16-byte vectors.
+// One allocation, handed out in parts of whole cache lines of 128 bytes, so that aligned sectors of 32 bytes in a part
+// are aligned in memory.
 class Workspace {
  public:
   Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(se_fused::floats(memory_)) {
@@ -103,7 +104,7 @@ class Workspace {
     STD_TORCH_CHECK(next_ <= end_, "internal error: workspace too small");
     return part;
   }
-  static int64_t rounded(int64_t count) { return (count + 3) / 4 * 4; }
+  static int64_t rounded(int64_t count) { return (count + 31) / 32 * 32; }
 
  private:
   Tensor memory_;

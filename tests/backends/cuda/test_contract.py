@@ -142,7 +142,18 @@ def passes(case: Case) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_several_tiles(layout: str) -> None:
     """The excitation's sums have several tiles of samples, channels and hidden units."""
-    passes(Case("batch_norm_squeeze_excite", (18, 70, 2, 2), layout=layout, hidden=75))
+    for hidden in (75, 150):
+        passes(Case("batch_norm_squeeze_excite", (18, 70, 2, 2), layout=layout, hidden=hidden))
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("shape", [(150, 16, 2, 2), (300, 5, 1, 3), (150, 272, 1, 2)], ids=str)
+def test_many_samples(shape: Shape, mean: float) -> None:
+    """More samples than the excitation's kernels hold in registers, with channels in whole vectors and not."""
+    for op in ("batch_norm_squeeze_excite", "batch_norm_act"):
+        passes(Case(op, shape, mean=mean, hidden=16))
 
 
 @pytest.mark.quick
