@@ -29,7 +29,9 @@ std::string launched();
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
   m.def("problem(int device) -> str");
-  m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
+  m.def(
+      "plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device, "
+      "int weight_bytes=0) -> str");
   m.def("force_plan(str path) -> str");
 #ifdef SE_CUDA_SHIM
   m.def(
