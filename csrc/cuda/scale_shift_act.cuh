@@ -26,7 +26,7 @@ struct Maps {
 template <Mode mode, Use use, class T, class By>
 SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int length, int64_t first, int64_t last,
                                     Act out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
-  constexpr int kLoads = loads_of<T>(mode, 2);
+  constexpr int kLoads = loads_of<T>(mode, use == Use::shared ? 1 : 2);  // x in shared memory is no load
   const int per_row = (length + 7) / 8, tile = kLoads * (int)blockDim.x;
   const RowVectors<mode> vectors(first, rows, length);
   const auto finish = [&](float (&t)[8], int64_t row, int position, const Raw<T>& raw_residual) {
@@ -121,7 +121,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
 template <Mode mode, Use use, class T>
 SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int begin, int stop, const Columns& at,
                                        Act out_act, uint8_t* mask, const float (&scale)[8], const float (&shift)[8]) {
-  constexpr int kLoads = loads_of<T>(mode, 2);
+  constexpr int kLoads = loads_of<T>(mode, use == Use::shared ? 1 : 2);  // x in shared memory is no load
   if (!at.exists) return;
   const int64_t stride = channels;
   const int width = (channels + 7) / 8, left = channels - at.channel;
