@@ -2,8 +2,8 @@
 //
 // A thread multiplies four rows of the weight with up to four samples. The lanes of a group lie along the rows. A
 // vector of a row is 16 or 32 bytes, loaded once for all samples; four floats of a sample are one 128-bit access to
-// shared memory, used for four rows. 32 registers (Held) take a thread's first vectors, so that they can be loaded before
-// the wait for the samples' values.
+// shared memory, used for four rows. 32 registers (Held) take a thread's first vectors, so that they can be loaded
+// before the wait for the samples' values.
 #pragma once
 
 #include "tiles.cuh"
