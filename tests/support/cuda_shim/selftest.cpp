@@ -480,6 +480,13 @@ static const Fault kFaults[] = {
     {"push_misaligned", "push misaligned", [](Args) { push_to_first(16, shared_floats() + 1, 1); }, 2, 1, 512, 2},
     {"push_outside", "push misaligned or outside", [](Args) { push_to_first(16, shared_floats() + 128, 1); }, 2, 1, 512,
      2},
+    {"push_early", "push before cluster_wait",
+     [](Args) {
+       BulkBarrier* const full = start_bulk(16);
+       se_shim::cluster_arrive();
+       se_shim::push(shared_floats(), {1, 2, 3, 4}, 1 - se_shim::cluster_rank(), full);
+     },
+     2, 1, 512, 2},
     {"push_too_much", "16 bytes more than expected",
      [](Args) { push_to_first(16, shared_floats(), 2), wait_bulk(); }, 2, 1, 512, 2},
     {"push_too_little", "deadlock: waiting for ever in bulk_wait",
