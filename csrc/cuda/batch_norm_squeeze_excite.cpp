@@ -136,13 +136,14 @@ std::string why_not_programmatic(int64_t device) {
 }
 
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
-                          int64_t device) {
+                          int64_t device, int64_t weight_bytes) {
   Map map{n, (int)c, (int)s, Mode::cols, item_bytes == 4 ? Type::float32 : Type::bfloat16};
   if (channels_last)
     map.mode = c % 8 ? Mode::cols_single : Mode::cols;
   else
     map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_unaligned : Mode::rows;
-  return describe(plan_inference(map, (int)r, true, device_of((int)device), forced_path()), map, (int)r);
+  const int bytes = (int)(weight_bytes ? weight_bytes : item_bytes);
+  return describe(plan_inference(map, (int)r, bytes, true, device_of((int)device), forced_path()), map, (int)r, bytes);
 }
 
 std::string force_plan(std::string path) {
@@ -204,7 +205,8 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   }
   const InferenceParams op{data(x), data(end.residual), mutable_data(y), norm, layers, drop, end.out_act, map};
   const bool weights_fit = layers.type == map.type || layers.type == Type::float32;
-  const InferencePlan plan = plan_inference(map, layers.r, weights_fit, place.device, forced_path());
+  const int weight_bytes = layers.type == Type::float32 ? 4 : 2;
+  const InferencePlan plan = plan_inference(map, layers.r, weight_bytes, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
                   "' is forced but cannot be used for this map: ", plan.refusal);
   if (plan.path == Path::cluster_fused) {

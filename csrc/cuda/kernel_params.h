@@ -236,18 +236,37 @@ struct InferenceParams {
   Map map;
 };
 
+// What the blocks of a cluster_fused cluster send each other, in this order.
+enum Exchange { kMeans, kParts, kHidden, kCoefficients, kExchanges };
+
+// Shared memory of a block of a cluster (cluster_layout.h): counts of floats, and offsets in bytes, which are multiples
+// of 16, because values travel and are read four at a time.
+struct ClusterLayout {
+  int length;   // channels of the partition's coefficients
+  int r;        // squeezed channels, in whole vectors: the pad is zero
+  int senders;  // the first blocks of the cluster; the others have no channels
+  int hidden;   // of all samples
+  int own;      // of `hidden`, summed by one block
+  int stored;   // steps of channels_last whose sums go through shared memory; the others stay in registers
+  // `sums` and `coefficients` share memory, as do `means` and (partial, active, factor). A block receives active or
+  // coefficients only after it has sent all its means. It may receive `parts` earlier, so they have their own.
+  int sums, coefficients, means, partial, active, factor, norm, bias, z, parts, barriers, all;
+};
+
 // A cluster of `blocks` holds `samples` samples, each in `share` = blocks / samples blocks; a block holds a partition
 // of `partition` channels (rows) or positions (cols) of one sample, and computes the gate's values for `channels`
 // channels of all the cluster's samples.
 struct ClusterFused {
   InferenceParams op;
   int blocks, samples, share, partition, channels;
-  int lanes;    // that share a row's sum; in the cols modes as in Cut
+  int lanes;    // that share a row's sum; in the cols modes as in Cut, up to `threads`
   int threads;  // per block
+  ClusterLayout layout;
 };
-constexpr int kSamplesOfCluster = 8;       // at most
+constexpr int kLargestShared = 1 << 20;    // more than a block can have, in bytes
+constexpr int kSamplesOfCluster = 4;       // at most: a thread has a sum for each
 constexpr int kLargestCluster = 16;        // blocks; not every device can place more than 8
-constexpr int kThreadsClusterFused = 384;  // leaves 80 registers per thread with two blocks per multiprocessor
+constexpr int kThreadsClusterFused = 256;  // leaves 128 registers per thread with two blocks per multiprocessor
 
 // Samples are processed in groups that stay in L2 between the two passes.
 struct L2Grouped {

@@ -49,9 +49,10 @@ struct InferencePlan {
   int blocks;  // of l2_grouped
 };
 
-// r: squeezed channels; weights_fit: l2_grouped.cu supports the weights' dtype with x's; forced: the path to take, or
-// none.
-InferencePlan plan_inference(const Map&, int r, bool weights_fit, const Device&, std::optional<Path> forced);
+// r: squeezed channels; weight_bytes: of an element of the weights; weights_fit: l2_grouped.cu supports the weights'
+// dtype with x's; forced: the path to take, or none.
+InferencePlan plan_inference(const Map&, int r, int weight_bytes, bool weights_fit, const Device&,
+                             std::optional<Path> forced);
 
 // The path that force_path has set for all plans of this process, for tests and measurements; without one,
 // plan_inference chooses. force_path's name is that of a path, or "" to choose again.
@@ -60,6 +61,6 @@ const char* forced_name();
 bool force_path(const std::string& name);  // false if there is no such path
 
 // A readable description: the path, its shape, and the bytes of x and weights that it reads.
-std::string describe(const InferencePlan&, const Map&, int r);
+std::string describe(const InferencePlan&, const Map&, int r, int weight_bytes);
 
 }  // namespace se_fused::cuda

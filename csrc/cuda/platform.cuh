@@ -11,7 +11,6 @@
 #include "../enums.h"
 
 #ifdef __CUDACC__
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #define SE_DEVICE __device__ __forceinline__
@@ -269,15 +268,20 @@ using BulkBarrier = uint64_t;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define SE_HAS_CLUSTERS 1
 SE_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
-SE_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
-SE_DEVICE void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
-// Without memory ordering, for a barrier after which no block reads data written before it.
-SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-SE_DEVICE void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
-template <class T>
-SE_DEVICE T* map_shared(T* p, unsigned rank) {
-  return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+SE_DEVICE uint32_t remote_address(const void* p, unsigned rank) {
+  uint32_t r;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank));
+  return r;
 }
+SE_DEVICE unsigned cluster_rank() {
+  unsigned r;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+// Relaxed: the arrival orders no memory accesses. An arrival with release is a fence for the whole device in machine
+// code (MEMBAR.ALL.GPU), as is every other release at cluster scope.
+SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+SE_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 SE_DEVICE void bulk_init(BulkBarrier* b, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // makes it visible to the copy engine as well
@@ -298,6 +302,25 @@ SE_DEVICE void bulk_wait(BulkBarrier* b, int parity) {
       "r"(parity)
       : "memory");
 }
+// Writes four floats to `to` in the shared memory of the block `rank` of the cluster, and counts 16 bytes on its `b`.
+// Both pointers are to this block's shared memory and are translated. Asynchronous; nothing else of this thread is
+// ordered by it.
+SE_DEVICE void push(float* to, float4 v, unsigned rank, BulkBarrier* b) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   remote_address(to, rank)),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_address(b, rank))
+               : "memory");
+}
+// Waits until all bytes that `b` expects have been pushed, and acquires them: st.async completes its bytes with release
+// at cluster scope (PTX ISA, "st.async"), so the wait acquires at cluster scope too.
+SE_DEVICE void push_wait(BulkBarrier* b, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
+          shared_address(b)),
+      "r"(parity)
+      : "memory");
+}
 #endif
 #else
 #define SE_HAS_CLUSTERS 1
@@ -306,11 +329,11 @@ using se_shim::bulk_expect;
 using se_shim::bulk_init;
 using se_shim::bulk_wait;
 using se_shim::BulkBarrier;
-using se_shim::cluster_arrive;
-inline void cluster_arrive_relaxed() { cluster_arrive(); }
 using se_shim::cluster_rank;
 using se_shim::cluster_wait;
-using se_shim::map_shared;
+using se_shim::push;
+inline void cluster_arrive_relaxed() { se_shim::cluster_arrive(); }
+inline void push_wait(BulkBarrier* b, int parity) { bulk_wait(b, parity); }
 #endif
 
 }  // namespace se_fused::cuda

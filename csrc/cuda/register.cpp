@@ -32,7 +32,9 @@ int64_t programmatic_count();
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
   m.def("problem(int device) -> str");
-  m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
+  m.def(
+      "plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device, "
+      "int weight_bytes=0) -> str");
   m.def("force_plan(str path) -> str");
   m.def("set_programmatic_launches(bool on) -> bool");
   m.def("why_not_programmatic(int device) -> str");

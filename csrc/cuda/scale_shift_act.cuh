@@ -92,7 +92,7 @@ SE_DEVICE void mask_bytes(const uint8_t* bits_shared, int64_t first, int64_t las
 template <Mode mode, Use use, Use written = Use::last, class T, class By>
 SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int length, int64_t first, int64_t last,
                                     Act out_act, uint8_t* mask, uint8_t* bits_shared, const By& by) {
-  constexpr int kLoads = loads_of<T>(mode, 2);
+  constexpr int kLoads = loads_of<T>(mode, use == Use::shared ? 1 : 2);  // x in shared memory is no load
   const RowVectors<mode> vectors(first, rows, length);
   const int count = (int)(last - first);
   const int read = count + (mode == Mode::rows_unaligned && mask && 8 * last < vectors.total);
@@ -159,7 +159,7 @@ SE_DEVICE void scale_shift_act_rows(const Maps<T>& maps, int64_t rows, int lengt
 template <Mode mode, Use use, Use written = Use::last, class T, class By>
 SE_DEVICE void scale_shift_act_columns(const Maps<T>& maps, int channels, int begin, int stop, const Columns& at,
                                        Act out_act, uint8_t* mask, const By& by) {
-  constexpr int kLoads = loads_of<T>(mode, 2);
+  constexpr int kLoads = loads_of<T>(mode, use == Use::shared ? 1 : 2);  // x in shared memory is no load
   const int width = (channels + 7) / 8;
   Raw<T> raw[kLoads]{}, raw_residual[kLoads]{};
   int position = begin + at.step;

@@ -111,10 +111,14 @@ class CudaBackend(LazyBackend):
         plans = {f"(128, {c}, {s}, {s})": self.plan(128, c, s * s, True, 2, c // 16) for c, s in stages}
         return described | {"inference of ResNet-50's stages, 16 bits, channels_last": plans}
 
-    def plan(self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int) -> str:
+    def plan(
+        self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int, weight_bytes: int | None = None
+    ) -> str:
         """A description of how inference of a map (N, C, S positions) with R squeezed channels runs on the current
-        device, and why."""
-        return str(self._operators.plan(n, c, s, channels_last, item_bytes, r, self._current_device()))
+        device, and why. ``weight_bytes`` is the size of an element of the weights if it is not that of the map."""
+        more = () if weight_bytes is None else (weight_bytes,)
+        given = (n, c, s, channels_last, item_bytes, r, self._current_device(), *more)
+        return str(self._operators.plan(*given))
 
     def _current_device(self) -> int:
         return torch.cuda.current_device() if self._device == "cuda" else 0

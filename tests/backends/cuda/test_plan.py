@@ -77,6 +77,18 @@ def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
         assert large or "in 16 block(s)" not in said
 
 
+@on_shim
+def test_weights_count_with_their_own_size(backend: CudaBackend) -> None:
+    """Float32 weights of a 16-bit map are twice as many bytes, so that more samples share them."""
+    stand_in((90, 8, 60 << 20, 232448))
+    given = (64, 256, 64, True, 2, 8)
+    assert "1 sample(s) in 1 block(s)" in backend.plan(*given)
+    for weight_bytes, samples in ((2, 1), (4, 2)):
+        said = backend.plan(*given, weight_bytes)
+        assert f"; {samples} sample(s)" in said, said
+        assert f"weights {64 // samples * 2 * 256 * 8 * weight_bytes} bytes in all" in said
+
+
 # ---- pass 2
 @on_shim
 def test_blocks_of_pass_2_fill_whole_waves() -> None:

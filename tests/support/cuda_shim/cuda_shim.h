@@ -377,6 +377,18 @@ inline void bulk_wait(BulkBarrier* barrier, int parity) {
     if (b.bytes == 0) b.pending = b.arrivals, ++b.phase, moved = true;
   }
 }
+// st.async: the store takes effect when a thread of the other block waits for it.
+inline void push(float* to, float4 v, unsigned rank, BulkBarrier* barrier) {
+  require(uintptr_t(to) % 16 == 0 && in_shared(to, 16), "push misaligned or outside of the block's shared memory");
+  require(!current->in_cluster_barrier, "push before cluster_wait: the other block may not have started");
+  float* const target = map_shared(to, rank);
+  const BulkBarrier* const there = map_shared(barrier, rank);
+  require(bulks.count(there) && *there == kBulkMagic, "push to rank %u, which has no bulk barrier there", rank);
+  Bulk& b = bulks[there];
+  require(b.phase == 0 || b.bytes > 0, "push of more bytes than rank %u expects", rank);
+  std::memset(target, 0xff, 16), moved = true;
+  b.copies.push_back([=, &b] { std::memcpy(target, &v, 16), b.bytes -= 16; });
+}
 }  // namespace se_shim
 
 inline void __syncthreads() {

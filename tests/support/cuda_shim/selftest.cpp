@@ -257,6 +257,30 @@ __global__ static void pipeline(const Args a) {
     __syncthreads();
   }
 }
+// Each block sends every other one a vector per thread, and waits for theirs.
+__global__ static void pushes(const Args a) {
+  const unsigned rank = se_shim::cluster_rank(), size = se_shim::cluster_size();
+  float* const inbox = shared_floats();
+  BulkBarrier* const arrived = reinterpret_cast<BulkBarrier*>(inbox + 4 * 16 * 40);
+  if (threadIdx.x == 0) se_shim::bulk_init(arrived, 1), se_shim::bulk_expect(arrived, size * 40 * 16);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+  const float v = float(100 * blockIdx.x + threadIdx.x);
+  for (unsigned to = 0; to < size; ++to)
+    se_shim::push(inbox + 4 * (40 * rank + threadIdx.x), {v, v + 1, v + 2, v + 3}, to, arrived);
+  se_shim::bulk_wait(arrived, 0);
+  for (unsigned from = 0; from < size; ++from)
+    for (int i = 0; i < 4; ++i)
+      if (inbox[4 * (40 * from + threadIdx.x) + i] != float(100 * (blockIdx.x - rank + from) + threadIdx.x + i))
+        atomicAdd(a.counts, 1);
+}
+static void test_push() {
+  for (const unsigned cluster : {1u, 4u, 16u}) {
+    int errors = 0;
+    check(run(pushes, 16, 40, {nullptr, nullptr, &errors, 0}, 4 * 4 * 16 * 40 + 16, cluster));
+    check(errors == 0);
+  }
+}
 static void test_bulk() {
   std::vector<float> x(9 * kStageFloats), y(x.size());
   std::iota(x.begin(), x.end(), 1.f);
@@ -329,7 +353,7 @@ static int run_ok() {
   for (const bool reverse : {se_shim::reversed, !se_shim::reversed}) {
     se_shim::set_reverse(reverse);
     test_indices(), test_collectives(), test_sum(), test_order(), test_poison(), test_cluster(), test_resident();
-    test_atomics(), test_bulk(), test_chain(), test_launch();
+    test_atomics(), test_push(), test_bulk(), test_chain(), test_launch();
   }
   std::printf("%d failures, %d launches\n", failures, se_shim::launches());
   return failures != 0;
@@ -341,6 +365,18 @@ static BulkBarrier* start_bulk(uint32_t expected) {
   se_shim::bulk_init(full, 1);
   se_shim::bulk_expect(full, expected);
   return full;
+}
+static void push_to_first(uint32_t expected, float* to, int pushes) {
+  BulkBarrier* const full = start_bulk(expected);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+  if (se_shim::cluster_rank() == 1)
+    for (int i = 0; i < pushes; ++i) se_shim::push(to, {1, 2, 3, 4}, 0, full);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+}
+static void wait_bulk() {
+  se_shim::bulk_wait(reinterpret_cast<BulkBarrier*>(se_shim::dynamic_shared() + 256), 0);
 }
 struct Fault {
   const char *name, *message;
@@ -515,6 +551,42 @@ static const Fault kFaults[] = {
     {"bulk_prefetch_unaligned", "not 16-byte aligned", [](Args a) { se_shim::bulk_prefetch(a.x + 1, 16); }, 1, 1},
     {"bulk_prefetch_outside", "global-buffer-overflow", [](Args a) { se_shim::bulk_prefetch(a.x, 272); }, 1, 1, 0, 1,
      false, true},
+    {"push_misaligned", "push misaligned", [](Args) { push_to_first(16, shared_floats() + 1, 1); }, 2, 1, 512, 2},
+    {"push_outside", "push misaligned or outside", [](Args) { push_to_first(16, shared_floats() + 128, 1); }, 2, 1, 512,
+     2},
+    {"push_early", "push before cluster_wait",
+     [](Args) {
+       BulkBarrier* const full = start_bulk(16);
+       se_shim::cluster_arrive();
+       se_shim::push(shared_floats(), {1, 2, 3, 4}, 1 - se_shim::cluster_rank(), full);
+     },
+     2, 1, 512, 2},
+    {"push_too_much", "16 bytes more than expected",
+     [](Args) { push_to_first(16, shared_floats(), 2), wait_bulk(); }, 2, 1, 512, 2},
+    {"push_too_little", "deadlock: waiting for ever in bulk_wait",
+     [](Args) { push_to_first(32, shared_floats(), 1), wait_bulk(); }, 2, 1, 512, 2},
+    {"push_not_waited", "without a wait for its bulk copy", [](Args) { push_to_first(16, shared_floats(), 1); }, 2, 1,
+     512, 2},
+    {"push_no_init", "has no bulk barrier there",
+     [](Args) {
+       BulkBarrier* const full = reinterpret_cast<BulkBarrier*>(se_shim::dynamic_shared() + 256);
+       if (se_shim::cluster_rank() == 1) start_bulk(16);
+       se_shim::cluster_arrive();
+       se_shim::cluster_wait();
+       if (se_shim::cluster_rank() == 1) se_shim::push(shared_floats(), {1, 2, 3, 4}, 0, full);
+       se_shim::cluster_arrive();
+       se_shim::cluster_wait();
+     },
+     2, 1, 512, 2},
+    {"push_exited", "have exited",
+     [](Args) {
+       if (se_shim::cluster_rank() == 0) return;
+       BulkBarrier* const full = start_bulk(16);
+       for (int i = 0; i < 3; ++i) __syncthreads();
+       se_shim::push(shared_floats(), {1, 2, 3, 4}, 0, full);
+     },
+     2, 32, 512, 2},
+    {"bulk_prefetch_unaligned_size", "not 16-byte aligned", [](Args a) { se_shim::bulk_prefetch(a.x, 20); }, 1, 1},
     {"stack_overflow", "",  // the message is AddressSanitizer's or the shim's
      [](Args) {
        volatile char big[se_shim::kStackBytes - 100];
