@@ -36,6 +36,13 @@ struct Rounds {
   }
 };
 
+// The kernel's parameters. The host counts the tiles, so that the counts are in the constant bank: computed here, they
+// would take nine registers through all tiles.
+struct Grouped {
+  L2Grouped g;
+  Rounds rounds;
+};
+
 // A tile of a pass: its sample, and its rows (rows modes) or its channels and positions (cols modes).
 struct PassTile {
   int64_t n;
@@ -147,11 +154,10 @@ SE_DEVICE void result_tile(const L2Grouped& g, const PassTile& tile) {
 }
 
 template <class T, Mode mode, class W>
-SE_DEVICE void l2_grouped(const L2Grouped& g) {
+SE_DEVICE void l2_grouped(const L2Grouped& g, const Rounds& rounds) {
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   int* const slot = reinterpret_cast<int*>(shared + kSharedL2Grouped);
-  const Rounds rounds(g);
   const Map& map = g.op.map;
   const auto counter = [&](int turn, int which) { return g.counters + 1 + 3 * turn + which; };
   const auto by_rows = [&](const auto& f) {
@@ -199,9 +205,9 @@ SE_DEVICE void l2_grouped(const L2Grouped& g) {
 }
 
 // Resident blocks per multiprocessor for __launch_bounds__, which limits the registers: two where nothing spills then.
-// 256 threads with 64 bytes in flight each are 16 KB per block. An A100 needs 10 KB in flight per multiprocessor
-// (1.55 TB/s, 0.7 us latency), an H200 23 KB.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+// On sm_100 and sm_120 the excite tile needs more registers. 256 threads with 64 bytes in flight each are 16 KB per
+// block. An A100 needs 10 KB in flight per multiprocessor (1.55 TB/s, 0.7 us latency), an H200 23 KB.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBlocksL2Grouped = 1;
 #else
 constexpr int kBlocksL2Grouped = 2;
@@ -210,8 +216,8 @@ constexpr int kBlocksL2Grouped = 2;
 // The weights have x's dtype or are float32. Other combinations take separate launches (plan.cpp).
 template <class T, Mode mode, class W>
 SE_KERNEL(kThreads, sizeof(W) == 4 ? 1 : kBlocksL2Grouped)
-l2_grouped_kernel(SE_CONSTANT L2Grouped g) {
-  l2_grouped<T, mode, W>(g);
+l2_grouped_kernel(SE_CONSTANT Grouped args) {
+  l2_grouped<T, mode, W>(args.g, args.rounds);
 }
 
 template <class F>
@@ -233,9 +239,9 @@ auto by_kernel(const L2Grouped& g, const F& f) {
 constexpr size_t kSharedBytes = kSharedL2Grouped * sizeof(float) + sizeof(int);
 
 Error launch(const L2Grouped& g, int blocks, Stream stream) {
-  const int most = Rounds(g).all;
-  const Launch how{"l2_grouped", blocks < most ? blocks : most, kThreads, kSharedBytes, 1, true};
-  return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, g); });
+  const Grouped args{g, Rounds(g)};
+  const Launch how{"l2_grouped", min(blocks, args.rounds.all), kThreads, kSharedBytes, 1, true};
+  return by_kernel(g, [&](auto kernel) { return start(kernel, how, stream, args); });
 }
 
 void list_l2_grouped(Instances& to) {
