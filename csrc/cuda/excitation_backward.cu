@@ -9,20 +9,19 @@
 // No sum over samples is split between blocks, so none needs an atomic.
 #include <algorithm>
 
-#include "excitation.cuh"
+#include "excitation_backward.cuh"
 #include "launch.cuh"
 
 namespace se_fused::cuda {
 
 constexpr int kMergeN = 32, kMergeC = 32;
 constexpr int kDhiddenN = 8, kDhiddenR = 16, kDhiddenParts = 4;
-constexpr int kProductTile = 32, kProductN = 128;
 constexpr int kChannelsC = 16, kChannelsN = kThreads / 2;
 constexpr int kStep = 64, kPitch = kStep + 4;  // dhidden in shared memory: rows of r, 16-byte aligned, all banks
 constexpr int kWeightRows = 128;               // rows of W1 in shared memory
 constexpr int kChannelsShared = kChannelsN * kPitch + kWeightRows * kChannelsC;
 constexpr int kShared = kChannelsShared;  // floats; channels_tile needs the most
-static_assert(kShared >= 2 * kProductN * kProductTile && kShared >= kDhiddenParts * kDhiddenN * kDhiddenR);
+static_assert(kShared >= kProductShared && kShared >= kDhiddenParts * kDhiddenN * kDhiddenR);
 
 // Phase 1: eight threads with four channels each for each of 32 samples.
 template <Rows rows>
@@ -300,104 +299,6 @@ class ChannelsTile {
   int c_, slot_;
   Raw<W> weights_{};
 };
-
-// weight[i, j] = sum_n left[n, i] act(right[n, j]) and bias[i] = sum_n left[n, i] for 32 x 32 of them. A thread
-// computes 4 x 4 sums over a quarter of the samples, from two 16-byte loads per sample; then the quarters are added up.
-template <class Left, class Right>
-SE_DEVICE void product_tile(int64_t samples, Act right_act, int i0, int ends_i, int j0, int ends_j,
-                            const Result& weight, const Result& bias, float* shared, const Left& load_left,
-                            const Right& load_right) {
-  const int thread = thread_here(), quarter = thread / 64, vector = 4 * (thread % 8), row = thread / 8;
-  const int i = 4 * (thread % 64 / 8), j = 4 * (thread % 8);
-  float *const left = shared, *const right = left + kProductN * kProductTile;
-  float total[4][4] = {}, of_bias[4] = {};
-  for (int64_t first = 0; first < samples; first += kProductN) {
-    __syncthreads();
-    float a[4][4], b[4][4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int64_t n = min(first + row + e * kMergeN, samples - 1);
-      load_left(n, i0 + vector, a[e]);
-      load_right(n, j0 + vector, b[e]);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int at = (row + e * kMergeN) * kProductTile + vector;
-      const bool exists = first + row + e * kMergeN < samples;
-      *reinterpret_cast<float4*>(left + at) = exists ? float4{a[e][0], a[e][1], a[e][2], a[e][3]} : float4{};
-      *reinterpret_cast<float4*>(right + at) = exists ? float4{b[e][0], b[e][1], b[e][2], b[e][3]} : float4{};
-    }
-    if (right_act != Act::identity) {  // of its own values, in a loop, because the code of all activations is long
-#pragma unroll 1
-      for (int e = 0; e < 16; ++e) {
-        float& value = right[(row + e / 4 * kMergeN) * kProductTile + vector + e % 4];
-        value = activate(right_act, value);
-      }
-    }
-    __syncthreads();
-    const int count = (int)min((int64_t)kProductN, samples - first);
-#pragma unroll 4
-    for (int n = quarter; n < count; n += 4) {
-      const float4 va = *reinterpret_cast<const float4*>(left + n * kProductTile + i);
-      const float4 vb = *reinterpret_cast<const float4*>(right + n * kProductTile + j);
-      const float by_a[4] = {va.x, va.y, va.z, va.w}, by_b[4] = {vb.x, vb.y, vb.z, vb.w};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        of_bias[e] += by_a[e];
-#pragma unroll
-        for (int f = 0; f < 4; ++f) total[e][f] += by_a[e] * by_b[f];
-      }
-    }
-  }
-  __syncthreads();
-  float* const biases = shared + 4 * kProductTile * kProductTile;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    *reinterpret_cast<float4*>(shared + (quarter * kProductTile + i + e) * kProductTile + j) = {
-        total[e][0], total[e][1], total[e][2], total[e][3]};
-    if (j == 0) biases[quarter * kProductTile + i + e] = of_bias[e];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int at = thread + e * kThreads, own_i = i0 + at / kProductTile, own_j = j0 + at % kProductTile;
-    float sum = 0.f;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) sum += shared[k * kProductTile * kProductTile + at];
-    if (own_i < ends_i && own_j < ends_j) put(weight, (int64_t)own_i * ends_j + own_j, sum);
-  }
-  if (j0 == 0 && thread < kProductTile && i0 + thread < ends_i) {
-    float sum = 0.f;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) sum += biases[k * kProductTile + thread];
-    put(bias, i0 + thread, sum);
-  }
-}
-
-// dW2[c, r] = sum_n dq[n, c] act(hidden[n, r])
-template <Rows rows>
-SE_DEVICE void second_weights_tile(const ExcitationBackward& g, int c0, int r0, float* shared) {
-  product_tile(
-      g.n, g.fc.act, c0, g.c, r0, g.fc.r, g.dfc2_weight, g.dfc2_bias, shared,
-      [&](int64_t n, int c, float (&v)[4]) { load_four<rows>(g.dq + n * g.c, c, g.c, v); },
-      [&](int64_t n, int r, float (&v)[4]) { load_four<rows>(g.hidden + n * g.fc.r, r, g.fc.r, v); });
-}
-
-// dW1[r, c] = sum_n dhidden[n, r] z[n, c]
-template <Rows rows>
-SE_DEVICE void first_weights_tile(const ExcitationBackward& g, int c0, int r0, float* shared) {
-  ChannelNorm u[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) u[j] = channel_norm(g.norm, min(c0 + 4 * (thread_here() % 8) + j, g.c - 1));
-  product_tile(
-      g.n, Act::identity, r0, g.fc.r, c0, g.c, g.dfc1_weight, g.dfc1_bias, shared,
-      [&](int64_t n, int r, float (&v)[4]) { load_four<rows>(g.dhidden + n * g.fc.r, r, g.fc.r, v); },
-      [&](int64_t n, int c, float (&v)[4]) {
-        load_four<rows>(g.mean + n * g.c, c, g.c, v);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) v[j] = u[j](v[j]);
-      });
-}
 
 struct BackwardTiles {
   int merge_c, merge, r, hidden, c, weights_r, weights, channels, all;
