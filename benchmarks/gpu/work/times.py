@@ -3,9 +3,10 @@
     python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
 
 Measured are inference and a training step of the block, and the kernel for the activated map of an EfficientNet block,
-for four stages, two layouts and three batch sizes; and a training step of a norm without SE at the largest batch. With the largest batch, the inputs rotate through more memory than
-L2 has. With the small ones, they are in L2, as after the previous layer of a network. ``--share`` runs a part of the
-calls once and times nothing, to fill the caches of the compilers.
+for four stages, two layouts and three batch sizes; and a training step of a norm without SE at the largest batch. With
+the largest batch, the inputs rotate through more memory than L2 has. With the small ones, they are in L2, as after the
+previous layer of a network. ``--share`` runs a part of the calls once and times nothing, to fill the caches of the
+compilers.
 """
 
 import argparse
