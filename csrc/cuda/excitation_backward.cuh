@@ -9,12 +9,18 @@ namespace se_fused::cuda {
 constexpr int kProductTile = 32, kProductN = 128;
 constexpr int kProductShared = 2 * kProductN * kProductTile;  // floats
 
+// A tile of a gradient of a weight, from its row i0 and column j0 on, and of a bias along its rows.
+struct ProductTile {
+  int i0, ends_i, j0, ends_j;  // ends: numbers of rows and columns
+  const Result &weight, &bias;
+};
+
 // weight[i, j] = sum_n left[n, i] act(right[n, j]) and bias[i] = sum_n left[n, i] for 32 x 32 of them. A thread
 // computes 4 x 4 sums over a quarter of the samples, from two 16-byte loads per sample; then the quarters are added up.
 template <class Left, class Right>
-SE_DEVICE void product_tile(int64_t samples, Act right_act, int i0, int ends_i, int j0, int ends_j,
-                            const Result& weight, const Result& bias, float* shared, const Left& load_left,
-                            const Right& load_right) {
+SE_DEVICE void product_tile(const ProductTile& tile, int64_t samples, Act right_act, float* shared,
+                            const Left& load_left, const Right& load_right) {
+  const auto& [i0, ends_i, j0, ends_j, weight, bias] = tile;
   constexpr int kRows = kThreads / 8;  // samples that the block loads at a time, with eight threads each
   const int thread = thread_here(), quarter = thread / 64, vector = 4 * (thread % 8), row = thread / 8;
   const int i = 4 * (thread % 64 / 8), j = 4 * (thread % 8);
@@ -87,7 +93,7 @@ SE_DEVICE void product_tile(int64_t samples, Act right_act, int i0, int ends_i, 
 template <Rows rows>
 SE_DEVICE void second_weights_tile(const ExcitationBackward& g, int c0, int r0, float* shared) {
   product_tile(
-      g.n, g.fc.act, c0, g.c, r0, g.fc.r, g.dfc2_weight, g.dfc2_bias, shared,
+      {c0, g.c, r0, g.fc.r, g.dfc2_weight, g.dfc2_bias}, g.n, g.fc.act, shared,
       [&](int64_t n, int c, float (&v)[4]) { load_four<rows>(g.dq + n * g.c, c, g.c, v); },
       [&](int64_t n, int r, float (&v)[4]) { load_four<rows>(g.hidden + n * g.fc.r, r, g.fc.r, v); });
 }
@@ -99,7 +105,7 @@ SE_DEVICE void first_weights_tile(const ExcitationBackward& g, int c0, int r0, f
 #pragma unroll
   for (int j = 0; j < 4; ++j) u[j] = channel_norm(g.norm, min(c0 + 4 * (thread_here() % 8) + j, g.c - 1));
   product_tile(
-      g.n, Act::identity, r0, g.fc.r, c0, g.c, g.dfc1_weight, g.dfc1_bias, shared,
+      {r0, g.fc.r, c0, g.c, g.dfc1_weight, g.dfc1_bias}, g.n, Act::identity, shared,
       [&](int64_t n, int r, float (&v)[4]) { load_four<rows>(g.dhidden + n * g.fc.r, r, g.fc.r, v); },
       [&](int64_t n, int c, float (&v)[4]) {
         load_four<rows>(g.mean + n * g.c, c, g.c, v);
