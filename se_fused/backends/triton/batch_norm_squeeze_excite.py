@@ -190,7 +190,8 @@ def _l2_grouped(
         residual=options.residual, y=y, norm=_norm(bn), layers=_layers(fc), drop=contiguous(options.drop_path_scale),
         mean_parts=mean_parts, results=results, samples=m.n, squeezed=r, SPLITS=splits, span=plan.passes.span,
         group=plan.group, OUT_ACT=OUT_ACT_CODES[options.out_act], ACT=ACT_CODES[fc.act], GATE=GATE_CODES[fc.gate],
-        PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.passes.blocks(), **g.blocks(),
+        PRECISION=precision(x.device), CHUNK=plan.passes.chunk(m), **m.arguments(per_sample=True), **plan.passes.blocks(),
+        **g.blocks(),
     )  # fmt: skip
 
 

@@ -66,19 +66,17 @@ def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callabl
         return shapes[fastest(f"{kind} {m} {x.dtype} x{tensors}", calls, x.device)]
 
 
-def _geometry(m: Map, config: PassConfig, sums: bool = False) -> dict[str, Any]:
-    """The arguments of a pass that describe its tiles. The span of a summing pass depends on the batch, so it is passed
+def _geometry(m: Map, config: PassConfig, sums: bool = False, chunks: bool = False) -> dict[str, Any]:
+    """The arguments of a pass that describe its tiles, also its ``chunks`` if the kernel has them. The span of a summing pass depends on the batch, so it is passed
     as a number of steps; the compiler then knows that it is a multiple of a step."""
+    chunk = {"CHUNK": config.chunk(m)} if chunks else {}
     if m.unaligned:
         return {
-            "rows": m.channel_count,
-            "length": m.s,
-            "VECTOR": m.vector,
-            "BLOCK_ROWS": config.channels,
-            "WINDOW": config.positions,
-        }
+            "rows": m.channel_count, "length": m.s, "VECTOR": m.vector, "BLOCK_ROWS": config.channels,
+            "WINDOW": config.positions, **chunk,
+        }  # fmt: skip
     span = {"steps": config.span // config.positions} if sums else {"span": config.span}
-    return {"splits": config.splits(m), **span, **m.arguments(), **config.blocks()}
+    return {"splits": config.splits(m), **span, **m.arguments(), **config.blocks(), **chunk}
 
 
 # ---- launches
@@ -94,7 +92,8 @@ def launch_moments(
         samples = {} if m.unaligned else {"samples": m.samples}
         launch(
             moments_unaligned_kernel if m.unaligned else moments_kernel, config.programs(m), x.device, config.options(),
-            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples, **_geometry(m, config, True),
+            x=x, mean=mean, m2=m2, counters=counters, COUNTERS=COUNTERS, **samples,
+            **_geometry(m, config, True, True),
         )  # fmt: skip
         return mean, m2, config
 
@@ -162,11 +161,12 @@ def launch_moments_backward(
             moments_backward_unaligned_kernel if m.unaligned else moments_backward_kernel, config.programs(m), x.device,
             config.options(), read=read, given=given, norm=norm, stats=stats, added=added, dr=dr, sums=sums,
             counters=counters, channels=m.c, OUT_ACT=out_act, FROM_SUM=from_sum, COUNTERS=COUNTERS, **more,
-            **_geometry(m, config, True),
+            **_geometry(m, config, True, True),
         )  # fmt: skip
         return dr, sums
 
-    return run(_choose(f"moments_backward {out_act} {added is not None}", x, m, 2, True, run))
+    tensors = 3 if from_sum else 2
+    return run(_choose(f"moments_backward {out_act} {added is not None}", x, m, tensors, True, run))
 
 
 def launch_scale_shift_act_backward(
@@ -246,9 +246,9 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
         )  # fmt: skip
         return y, parts
 
-    # The launch shape is that of two maps read, because the result takes registers beside the sums. With twice as many
+    # The launch shape is that of three maps read, because the result takes registers beside the sums. With twice as many
     # elements the kernel needs 134 registers on sm_100.
-    y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 2, True, run))
+    y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 3, True, run))
     return y, _joined(parts)
 
 

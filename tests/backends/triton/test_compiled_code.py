@@ -120,6 +120,21 @@ def test_resources_let_enough_programs_run(rows: list[Row]) -> None:
         assert programs * row["shared_bytes"] <= 163 * 1024, name(row)
 
 
+def test_registers_of_sums_are_those_of_the_rule(rows: list[Row]) -> None:
+    """Splits fill whole rounds of programs, whose number follows from the registers that launch_configs.py states."""
+    from se_fused.backends.triton import launch_configs
+
+    checked = 0
+    for row in rows:
+        if row["kernel"] not in ("moments_kernel", "moments_backward_kernel") or row["architecture"] not in (80, 90):
+            continue
+        maps = 1 if row["kernel"] == "moments_kernel" else 3 if row["from_sum"] else 2
+        if row["dtype"] != "float32" and row["shape"] in ("256x56x56", "1024x14x14", "2048x7x7"):
+            checked += 1
+            assert row["registers"] <= launch_configs.SUM_REGISTERS[maps], name(row)
+    assert checked > (20 if everything(rows) else 3)
+
+
 def test_passes_move_128_bits(rows: list[Row]) -> None:
     """Passes access large tensors with 128 bits, in rows of ResNet-50's first stage and in all channels_last maps.
 

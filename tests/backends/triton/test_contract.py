@@ -55,7 +55,8 @@ def triton() -> Iterator[None]:
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use tiles so small that every shape has several in each direction and sums of over 16 positions are split."""
+    """Use tiles so small that every shape has several in each direction and sums of over 16 positions are split. A lane
+    has two values per step."""
 
     def small(
         m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool
@@ -64,6 +65,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
         return launch_configs.PassConfig(channels, positions, 2 * positions, 4)
 
     monkeypatch.setattr("se_fused.backends.triton.passes.pass_config", small)
+    monkeypatch.setattr(launch_configs.PassConfig, "chunk", lambda config, m: 2)
     monkeypatch.setattr(launch_configs.Map, "unaligned", False)  # the unaligned kernels process a row in one step
 
 
