@@ -13,6 +13,8 @@ from torch import Tensor
 from ..._params import BatchNormParams, BlockOptions, ExcitationParams, Gradients, Results, SavedTensors
 from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, writes_dr
 from .arguments import (
+    NO_RUNNING,
+    BatchGradients,
     Coefficients,
     DxCoefficients,
     ExcitationResults,
@@ -34,6 +36,8 @@ from .launch_configs import L2GroupedConfig, cdiv, device_of, excitation_config,
 from .memory import empty, empty_like, floats, zeros
 from .passes import (
     COUNTERS,
+    groups_of,
+    launch_batch_statistics,
     launch_moments,
     launch_moments_backward,
     launch_scale_shift_act,
@@ -146,6 +150,8 @@ def _forward(given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float)
     x, save = given[0], settings[-1]
     bn, fc, options = _records(given[1:], settings[:-1], momentum)
     m, out_act = map_of(x), OUT_ACT_CODES[options.out_act]
+    if fc.fc1_weight is None:
+        return _norm_forward(x, bn, options, save)
     found = coefficients(x, bn, fc, options.drop_path_scale, save)
     y = empty_like(x)
     mask = mask_like(x, m) if save and keeps_mask(out_act) else None
@@ -158,6 +164,22 @@ def _forward(given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float)
     return Results(
         y, saved(mask), saved(found.mean), saved(found.factor), saved(found.hidden), saved(found.stats, True)
     )
+
+
+def _norm_forward(x: Tensor, bn: BatchNormParams, options: BlockOptions, save: bool) -> Results:
+    """The forward pass without squeeze-excite: pass 1 with the statistics, pass 2."""
+    m, out_act, count = map_of(x), OUT_ACT_CODES[options.out_act], x.numel() // x.shape[1]
+    norm, running = _norm(bn), NO_RUNNING
+    if bn.batch_stats:
+        norm = _norm_without_statistics(bn)
+        running = Running(bn.running_mean, bn.running_var, bn.momentum, count / max(count - 1, 1))
+    mean, stats = launch_batch_statistics(x, m, bn.batch_stats, norm, running)
+    y = empty_like(x)
+    mask = mask_like(x, m) if save and keeps_mask(out_act) else None
+    given = Coefficients(drop=contiguous(options.drop_path_scale))
+    launch_scale_shift_act(x, options.residual, y, mask, out_act, m, given, _norm_without_statistics(bn), stats)
+    nothing = stats.new_empty(0)
+    return Results(y, nothing if mask is None else mask, mean if save else nothing, nothing, nothing, stats)
 
 
 _remembered_forward = Remembered(_forward)
@@ -190,8 +212,8 @@ def _l2_grouped(
         residual=options.residual, y=y, norm=_norm(bn), layers=_layers(fc), drop=contiguous(options.drop_path_scale),
         mean_parts=mean_parts, results=results, samples=m.n, squeezed=r, SPLITS=splits, span=plan.passes.span,
         group=plan.group, OUT_ACT=OUT_ACT_CODES[options.out_act], ACT=ACT_CODES[fc.act], GATE=GATE_CODES[fc.gate],
-        PRECISION=precision(x.device), CHUNK=plan.passes.chunk(m), **m.arguments(per_sample=True), **plan.passes.blocks(),
-        **g.blocks(),
+        PRECISION=precision(x.device), CHUNK=plan.passes.chunk(m), **m.arguments(per_sample=True),
+        **plan.passes.blocks(), **g.blocks(),
     )  # fmt: skip
 
 
@@ -234,8 +256,10 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
     has_bn = stats is not None
     layers = Layers(contiguous(fc1_weight), None, contiguous(fc2_weight), None)
     kept = Saved(mean, factor, hidden, stats)
+    if not r:
+        return _norm_backward(given, settings)
     counters = empty(x, (COUNTERS,), torch.int32)
-    dr, parts = launch_moments_backward(
+    dr, parts, _ = launch_moments_backward(
         MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), counters,
         Coefficients(factor=factor, drop=drop), norm, stats,
     )  # fmt: skip
@@ -262,6 +286,33 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
         mean, to_dx, m,
     )  # fmt: skip
     return Gradients(dx, mean.new_empty(0) if dr is None else dr, *dbn, *weights)
+
+
+def _norm_backward(given: tuple[Any, ...], settings: tuple[Any, ...]) -> Gradients:
+    """The backward pass without squeeze-excite: pass 1 with the gradients of batch norm, pass 2."""
+    x, dy, mask, mean, _factor, _hidden, stats, residual, bn_weight, bn_bias, _fc1, _fc2, drop_path_scale = given
+    batch_stats, eps, _r, _act, _gate, out_act_name, want_dr = settings
+    m, out_act = map_of(x), OUT_ACT_CODES[out_act_name]
+    norm, drop = Norm(None, None, contiguous(bn_weight), contiguous(bn_bias), eps), contiguous(drop_path_scale)
+
+    def finish() -> BatchGradients:
+        # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
+        dbn = [floats(x, m.c) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
+        groups, k2 = floats(x, 2, groups_of(m.n), m.c), floats(x, m.c) if batch_stats else None
+        return BatchGradients(groups, *dbn, floats(x, m.c), k2, floats(x, m.c))
+
+    dr, _, found = launch_moments_backward(
+        MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), None,
+        Coefficients(drop=drop), norm, stats, None, finish,
+    )  # fmt: skip
+    assert found.k1 is not None and found.k3 is not None
+    assert found.dbn_weight is not None and found.dbn_bias is not None
+    dx = launch_scale_shift_act_backward(
+        dy if dr is None else dr, x if batch_stats else None, mask if keeps_mask(out_act) and dr is None else None,
+        stats, DxCoefficients(found.k1, found.k2, found.k3), m, drop, True,
+    )  # fmt: skip
+    nothing = mean.new_empty(0)
+    return Gradients(dx, nothing if dr is None else dr, found.dbn_weight, found.dbn_bias, *[nothing] * 4)
 
 
 _remembered_backward = Remembered(_backward)

@@ -53,19 +53,21 @@ def add_squares(
 
 
 @triton.jit
-def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
+def merged_moments(
+    mean_parts, m2_parts, at, stride, exists, splits, span, position_count, MOST: tl.constexpr = 16
+):  # fmt: skip
     """(mean, m2) of [samples, channels] at the offsets ``at``, merged from the splits. A split has ``span`` positions,
     the last one the rest.
 
-    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded 16 at a time, then 4, then 1, because each
-    separate load would wait for L2. Their number depends on the batch, so it is not a compile-time constant. The first
-    split is loaded before the loops.
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded MOST (16 or 4) at a time, then 4, then 1,
+    because each separate load would wait for L2. Their number depends on the batch, so it is not a compile-time
+    constant. The first split is loaded before the loops.
     """
     first = tl.load(mean_parts + at, mask=exists, other=0)
     # Sums of differences from the first split's mean, so that the rounding error scales with their spread.
     shift = finite_or_zero(first)
     by_16, by_4 = unrolled(splits)
-    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
+    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, MOST)
     mean = add_means(mean, mean_parts, at, stride, exists, shift, by_16, by_4, span, position_count, 4)
     mean = add_means(mean, mean_parts, at, stride, exists, shift, by_4, splits, span, position_count, 1)
     m2 = tl.zeros_like(first)
@@ -73,7 +75,7 @@ def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, posit
         m2 = tl.load(m2_parts + at, mask=exists, other=0)
         away = tl.where(splits > 1, first - mean, 0.0)
         m2 += split_count(0, span, position_count) * away * away
-        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, 16)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, MOST)
         m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_16, by_4, span, position_count, 4)
         m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_4, splits, span, position_count, 1)
     return mean, m2

@@ -27,11 +27,11 @@ def add_parts(total, parts, at, stride, exists, begin, end, UNROLL: tl.constexpr
 
 
 @triton.jit
-def merged_sum(parts, at, stride, exists, splits):
-    """The sum of the splits, added in order; loaded 16 at a time, then 4, then 1, as in ``merged_moments``."""
+def merged_sum(parts, at, stride, exists, splits, MOST: tl.constexpr = 16):
+    """The sum of the splits, added in order; loaded MOST at a time, then 4, then 1, as in ``merged_moments``."""
     by_16, by_4 = unrolled(splits)
     total = tl.load(parts + at, mask=exists, other=0)
-    total = add_parts(total, parts, at, stride, exists, 1, by_16, 16)
+    total = add_parts(total, parts, at, stride, exists, 1, by_16, MOST)
     total = add_parts(total, parts, at, stride, exists, by_16, by_4, 4)
     return add_parts(total, parts, at, stride, exists, by_4, splits, 1)
 

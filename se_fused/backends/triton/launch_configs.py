@@ -174,6 +174,10 @@ class PassConfig:
         """Number of programs of a launch."""
         return m.samples * cdiv(m.channel_count, self.channels) * self.splits(m)
 
+    def whole_blocks(self, m: Map) -> bool:
+        """Whether each program has channels of one block of ``channels`` channels of one sample."""
+        return m.channels_last or m.c % self.channels == 0
+
     def blocks(self) -> dict[str, int]:
         """Constants of the kernel."""
         return {"BLOCK_CHANNELS": self.channels, "BLOCK_POSITIONS": self.positions}
@@ -204,7 +208,7 @@ def tile_shape(m: Map, elements: int) -> tuple[int, int]:
     return min(max(elements // columns, 1), power_of_two(m.channel_count)), min(columns, elements)
 
 
-SUM_REGISTERS = {1: 64, 2: 64, 3: 96}
+SUM_REGISTERS = {1: 64, 2: 72, 3: 96}
 """Registers per thread of a kernel that sums over positions, by the number of maps that it reads, in the code of 16-bit
 maps (tests/backends/triton/test_compiled_code.py)."""
 
@@ -212,10 +216,15 @@ _FIXED_STEPS = 3
 """The steps that take as long as a program's merging of its lanes, about 600 of 230 instructions."""
 
 
-def sum_registers(tensors: int, device: Device) -> int | None:
+def sum_registers(m: Map, tensors: int, device: Device) -> int | None:
     """The limit for registers per thread that a launch sets. 64 let eight programs run where the compiler's own choice
-    of 72 lets seven; on sm_100 it spills. A kernel that reads three maps needs all of its registers."""
-    return 64 if tensors < 3 and device.is_nvidia and device.major < 10 else None
+    of 72 lets seven; on sm_100 it spills, and so does the backward kernel with Triton 3.6. A kernel that reads three maps needs all of its registers. Where rows or
+    channels are no multiple of 16 elements, the compiler stops at 96 and spills, so the limit is a larger number."""
+    if tensors == 3 or not device.is_nvidia:
+        return None
+    if m.align < 16 or m.c % 16:
+        return 168
+    return SUM_REGISTERS[tensors] if device.major < 10 else 80
 
 
 def sum_columns(m: Map, elements: int) -> int:
@@ -265,7 +274,7 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
         return PassConfig(channels, positions, min(steps, 4) * positions, warps)
     programs = m.samples * cdiv(m.channel_count, channels)
     splits = splits_of(programs, steps, device.resident(SUM_REGISTERS[tensors], warps))
-    return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps, sum_registers(tensors, device))
+    return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps, sum_registers(m, tensors, device))
 
 
 def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:

@@ -10,19 +10,22 @@ import triton.language as tl
 
 from .activations import apply_slope, map_coefficients
 from .arguments import Norm
+from .batch_statistics import finish_backward, finish_moments
 from .tiles import (
     along_channels,
     along_chunks,
     along_positions,
-    by_channel,
-    chunk_bits,
-    chunk_offsets,
+    by_chunk,
     chunk_places,
     clear,
+    element_offsets,
+    mask_offsets,
+    row_channel,
     sizes,
     sum_positions,
     sum_positions_of_two,
     tile_place,
+    unpack_bits,
 )
 
 
@@ -47,18 +50,19 @@ def moments_tile(
     stop = tl.minimum(begin + span, position_count)
     steps = (stop - begin) // BLOCK_POSITIONS
     place = chunk_places(CHANNELS_LAST, LANES, CHUNK)
-    pointers = x + chunk_offsets(sample, channel, begin, place, channel_count, position_count, CHANNELS_LAST)
+    position = begin + tl.arange(0, BLOCK_POSITIONS)
+    pointers = x + element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
     stride = tl.full((), BLOCK_POSITIONS, tl.int64)
     if CHANNELS_LAST:
         stride = stride * channel_count
         zero = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
     else:
         zero = tl.zeros((BLOCK_CHANNELS, LANES), tl.float32)
-    exists = by_channel(in_channels, CHANNELS_LAST)
+    exists = along_channels(in_channels, CHANNELS_LAST)
     total, squares = zero, zero
     for step in range(0, steps):
         # Channels that do not exist are not written, so their values need no zeros.
-        value = tl.load(pointers, mask=exists).to(tl.float32)
+        value = by_chunk(tl.load(pointers, mask=exists).to(tl.float32), CHANNELS_LAST, CHUNK)
         part = tl.sum(value, AXIS)
         if m2 is not None:
             before = step * 1.0
@@ -74,7 +78,8 @@ def moments_tile(
     if begin + steps * BLOCK_POSITIONS < stop:
         rest = stop - begin - steps * BLOCK_POSITIONS
         valid = along_chunks(place < rest, CHANNELS_LAST)
-        value = tl.load(pointers, mask=exists & valid, other=0).to(tl.float32)
+        inside = exists & along_positions(tl.arange(0, BLOCK_POSITIONS) < rest, CHANNELS_LAST)
+        value = by_chunk(tl.load(pointers, mask=inside, other=0).to(tl.float32), CHANNELS_LAST, CHUNK)
         part = tl.sum(value, AXIS)
         if m2 is not None:
             more = tl.sum((place < rest).to(tl.float32), 0 if CHANNELS_LAST else 1)
@@ -105,19 +110,32 @@ def moments_tile(
 
 @triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_kernel(
-    x, mean, m2, counters, inner, outer, samples, splits, steps, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr, CHUNK: tl.constexpr,
-    COUNTERS: tl.constexpr,
+    x, mean, m2, counters, results, norm, running, channels, inner, outer, samples, splits, steps, ALIGN: tl.constexpr,
+    ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    CHUNK: tl.constexpr, COUNTERS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1 forward, one program per tile. Zeroes ``counters`` for the excitation's launch, unless it is None."""
-    if counters is not None:
-        clear(counters, COUNTERS)
+    """Pass 1 forward, one program per tile. ``counters`` are zeroed for the excitation's launch, unless None. With
+    results (BatchStatistics) they are zero and count programs, of which the last compute the statistics
+    (batch_statistics.py)."""
+    if results.stats is None:
+        if counters is not None:
+            clear(counters, COUNTERS)
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), channel_count, splits, BLOCK_CHANNELS)
     moments_tile(
         x, mean, m2, sample, first, split, samples, steps * BLOCK_POSITIONS, channel_count, position_count,
         CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS, CHUNK,
     )  # fmt: skip
+    if results.stats is not None:
+        if CHANNELS_LAST:
+            batch = samples
+        else:
+            batch = channel_count // channels
+            sample = first // channels
+        finish_moments(
+            counters, mean, m2, results, norm, running, first % channels, sample, batch, channels,
+            steps * BLOCK_POSITIONS, position_count, splits, BLOCK_CHANNELS, BLOCKS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -131,21 +149,21 @@ def backward_step(
     step have positions past ``stop``.
     """
     AXIS: tl.constexpr = 0 if CHANNELS_LAST else 2
-    place = chunk_places(CHANNELS_LAST, BLOCK_POSITIONS // CHUNK, CHUNK)
-    offsets = chunk_offsets(sample, channel, start, place, channel_count, position_count, CHANNELS_LAST)
-    exists = by_channel(in_channels, CHANNELS_LAST)
+    position = start + tl.arange(0, BLOCK_POSITIONS)
+    offsets = element_offsets(sample, channel, position, channel_count, position_count, CHANNELS_LAST)
+    exists = along_channels(in_channels, CHANNELS_LAST)
     if PARTIAL:
-        exists = exists & along_chunks(start + place < stop, CHANNELS_LAST)
+        exists = exists & along_positions(position < stop, CHANNELS_LAST)
         gradient = tl.load(read.dy + offsets, mask=exists, other=0)
         value = tl.load(read.x + offsets, mask=exists, other=0).to(tl.float32)
     else:  # channels that do not exist are not written, so their values need no zeros
         gradient = tl.load(read.dy + offsets, mask=exists)
         value = tl.load(read.x + offsets, mask=exists).to(tl.float32)
     if read.mask is not None:
-        kept = chunk_bits(
-            read.mask, sample, first, start, place, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, CHUNK
+        at, has_byte = mask_offsets(
+            sample, first, start, channel_count, position_count, CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS
         )
-        gradient = tl.where(kept, gradient, 0.0)
+        gradient = tl.where(unpack_bits(tl.load(read.mask + at, mask=has_byte, other=0)), gradient, 0.0)
     if FROM_SUM:
         t = a * value + b
         if read.residual is not None:
@@ -158,15 +176,16 @@ def backward_step(
         tl.store(dr + offsets, gradient, mask=exists)
     wide = gradient.to(tl.float32)
     # Outside the map x is 0 and x - mean is not, but the gradient is 0 there.
-    return tl.sum(wide, AXIS), tl.sum(wide * (value - centre), AXIS)
+    q = by_chunk(wide * (value - centre), CHANNELS_LAST, CHUNK)
+    return tl.sum(by_chunk(wide, CHANNELS_LAST, CHUNK), AXIS), tl.sum(q, AXIS)
 
 
 @triton.jit(do_not_specialize=["outer", "samples", "splits", "steps"])
 def moments_backward_kernel(
-    read, given, norm, stats, added, dr, sums, counters, channels, inner, outer, samples, splits, steps,
+    read, given, norm, stats, added, dr, sums, counters, results, channels, inner, outer, samples, splits, steps,
     ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr,
     FROM_SUM: tl.constexpr, WHOLE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
-    CHUNK: tl.constexpr, COUNTERS: tl.constexpr,
+    CHUNK: tl.constexpr, COUNTERS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Pass 1 backward: dr = dy * out_act'(t), written unless it is None; p = sum dr and q = sum dr * (x - mean), at
     [split, sample, channel]. read: MomentsBackward.
@@ -175,27 +194,30 @@ def moments_backward_kernel(
     where scale and shift are given or computed from what the forward pass saved, with stats (2, C) as batch norm's
     statistics; dr is then rounded before it is summed, because pass 2 reads the rounded dr. ``added`` (N, C), unless
     None, is added to dy, only with FROM_SUM. With WHOLE a tile has one step.
+    ``counters`` are as in ``moments_kernel``, with results (BatchGradients).
     """
-    if counters is not None:
-        clear(counters, COUNTERS)
+    if results.groups is None:
+        if counters is not None:
+            clear(counters, COUNTERS)
     LANES: tl.constexpr = BLOCK_POSITIONS // CHUNK
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     sample, first, split = tile_place(tl.program_id(0), channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
     vector = sample * channel_count + channel
-    centre = by_channel(tl.load(read.mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    centre = along_channels(tl.load(read.mean + vector, mask=in_channels, other=0), CHANNELS_LAST)
     a = None
     b = None
     if FROM_SUM:
         if stats is not None:
             norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
-        a, b = map_coefficients(given, norm, vector, in_channels, channels, BLOCK_CHANNELS)
-        a = by_channel(a, CHANNELS_LAST)
-        b = by_channel(b, CHANNELS_LAST)
+        of_channel = row_channel(vector, channel, channels, CHANNELS_LAST)
+        a, b = map_coefficients(given, norm, vector, of_channel, in_channels, channels, BLOCK_CHANNELS)
+        a = along_channels(a, CHANNELS_LAST)
+        b = along_channels(b, CHANNELS_LAST)
     more = None
     if added is not None:
-        more = by_channel(tl.load(added + vector, mask=in_channels, other=0), CHANNELS_LAST)
+        more = along_channels(tl.load(added + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if CHANNELS_LAST:
         p_lanes = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
         q_lanes = tl.zeros((LANES, BLOCK_CHANNELS), tl.float32)
@@ -228,3 +250,13 @@ def moments_backward_kernel(
     p, q = sum_positions_of_two(p_lanes, q_lanes, CHANNELS_LAST)
     tl.store(sums.p + at, p, mask=in_channels)
     tl.store(sums.q + at, q, mask=in_channels)
+    if results.groups is not None:
+        if CHANNELS_LAST:
+            batch = samples
+        else:
+            batch = channel_count // channels
+            sample = first // channels
+        finish_backward(
+            counters, sums, read.mean, stats, given.drop, results, norm, first % channels, sample, batch, channels,
+            position_count, splits, results.k2 is not None, BLOCK_CHANNELS, BLOCKS,
+        )  # fmt: skip

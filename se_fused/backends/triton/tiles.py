@@ -69,6 +69,16 @@ def sum_positions_of_two(one, two, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def row_channel(vector, channel, channels, CHANNELS_LAST: tl.constexpr):
+    """The channels at the offsets ``vector`` of (N, C), which in channels_last are the positions ``channel`` of the
+    channel axis (a remainder would hide that they are neighbours)."""
+    if CHANNELS_LAST:
+        return channel
+    else:
+        return vector % channels
+
+
+@triton.jit
 def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """(channel_count, position_count) from ``inner`` and ``outer``."""
     if CHANNELS_LAST:
@@ -111,11 +121,11 @@ def element_offsets(sample, channel, position, channel_count, position_count, CH
 
 
 # ---- chunks
-# A kernel that sums over positions reads a tile in three dimensions, [chunk, lanes, channels] in channels_last and
-# [channels, lanes, chunk] in contiguous order. The CHUNK values of a lane and channel are in the registers of one
-# thread, because Triton's layout spreads threads over the innermost dimensions first: in contiguous order they are the
-# vector of one access, in channels_last the same channel of several accesses. So sums over the chunk need no shuffle,
-# and a kernel keeps one value per lane and not one per element.
+# A kernel that sums over positions regards a tile as [chunk, lanes, channels] in channels_last and as [channels, lanes,
+# chunk] in contiguous order. The CHUNK values of a lane and channel are in the registers of one thread: in contiguous
+# order they are the vector of one access, in channels_last the same channel of several accesses. So sums over the chunk
+# need no shuffle, and a kernel keeps one value per lane and not one per element. Tiles are loaded in two dimensions,
+# because versions of Triton spread threads over the outer two of three dimensions in different order.
 @triton.jit
 def chunk_places(CHANNELS_LAST: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr):
     """Positions within a step: [chunk, lanes] in channels_last, [lanes, chunk] in contiguous order."""
@@ -126,32 +136,23 @@ def chunk_places(CHANNELS_LAST: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.con
 
 
 @triton.jit
+def by_chunk(tile, CHANNELS_LAST: tl.constexpr, CHUNK: tl.constexpr):
+    """A tile in three dimensions; no value changes its thread."""
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    if CHANNELS_LAST:
+        return tl.reshape(tile, (CHUNK, rows // CHUNK, columns))
+    else:
+        return tl.reshape(tile, (rows, columns // CHUNK, CHUNK))
+
+
+@triton.jit
 def along_chunks(matrix, CHANNELS_LAST: tl.constexpr):
     """Reshapes values at ``chunk_places`` so that they broadcast over a tile with chunks."""
     if CHANNELS_LAST:
         return matrix[:, :, None]
     else:
         return matrix[None, :, :]
-
-
-@triton.jit
-def by_channel(vector, CHANNELS_LAST: tl.constexpr):
-    """Reshapes a vector over the channel axis so that it broadcasts over a tile with chunks."""
-    if CHANNELS_LAST:
-        return vector[None, None, :]
-    else:
-        return vector[:, None, None]
-
-
-@triton.jit
-def chunk_offsets(sample, channel, begin, place, channel_count, position_count, CHANNELS_LAST: tl.constexpr):
-    """Offsets of the elements of the step that starts at position ``begin``, 64-bit."""
-    if CHANNELS_LAST:
-        rows = sample.to(tl.int64) * position_count + begin + place
-        return rows[:, :, None] * channel_count + channel[None, None, :]
-    else:
-        rows = sample.to(tl.int64) * channel_count + channel
-        return (rows * position_count + begin)[:, None, None] + place[None, :, :]
 
 
 # ---- matrices of the excitation: (N, C), (N, R) and weights
@@ -209,35 +210,6 @@ def unpack_bits(packed):
     columns: tl.constexpr = packed.shape[1] * 8
     bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return tl.reshape(bits, (rows, columns)) != 0
-
-
-@triton.jit
-def chunk_bits(
-    mask, sample, first_channel, begin, place, channel_count, position_count, CHANNELS_LAST: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The mask's bits of a tile with chunks, the step that starts at position ``begin``, a multiple of 8 or the start
-    of a row. In contiguous order a chunk has at most 8 elements, whose bits are in one byte."""
-    if CHANNELS_LAST:
-        position = begin + place
-        row = sample.to(tl.int64) * position_count + position
-        byte = first_channel // 8 + tl.arange(0, BLOCK_CHANNELS // 8)
-        width = (channel_count + 7) // 8
-        exists = (position < position_count)[:, :, None] & (byte < width)[None, None, :]
-        at = row[:, :, None] * width + byte[None, None, :]
-        packed = tl.load(mask + at, mask=exists, other=0).to(tl.int32)
-        bits = (packed[:, :, :, None] >> tl.arange(0, 8)[None, None, None, :]) & 1
-        return tl.reshape(bits, (CHUNK, place.shape[1], BLOCK_CHANNELS)) != 0
-    else:
-        channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
-        position = begin + tl.arange(0, place.shape[0]) * CHUNK
-        row = sample.to(tl.int64) * channel_count + channel
-        width = (position_count + 7) // 8
-        exists = (channel < channel_count)[:, None] & (position < position_count)[None, :]
-        at = row[:, None] * width + (position // 8)[None, :]
-        packed = tl.load(mask + at, mask=exists, other=0).to(tl.int32)
-        bit = (position & 7)[:, None] + tl.arange(0, CHUNK)[None, :]
-        return ((packed[:, :, None] >> bit[None, :, :]) & 1) != 0
 
 
 # ---- several phases in one launch

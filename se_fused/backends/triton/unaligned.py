@@ -17,6 +17,7 @@ import triton.language as tl
 
 from .activations import activate, apply_slope, map_coefficients
 from .arguments import Norm
+from .batch_statistics import finish_backward, finish_moments
 from .tiles import chunk_places, clear, sum_positions_of_two
 
 
@@ -62,9 +63,15 @@ def of_two_rows(own, following, p, length):
 
 
 @triton.jit
-def vector_pair(pointer, row, rows):
-    """The values of a (rows,) vector for each row and for the row after it."""
-    return tl.load(pointer + row, mask=row < rows, other=0), tl.load(pointer + row + 1, mask=row + 1 < rows, other=0)
+def vector_pair(pointer, row, rows, channels=1, PER_CHANNEL: tl.constexpr = False):
+    """The values of a (rows,) vector for each row and for the row after it; with PER_CHANNEL, of a (C,) vector for
+    their channels."""
+    own = row
+    following = row + 1
+    if PER_CHANNEL:
+        own = row % channels
+        following = (row + 1) % channels
+    return tl.load(pointer + own, mask=row < rows, other=0), tl.load(pointer + following, mask=row + 1 < rows, other=0)
 
 
 @triton.jit
@@ -103,14 +110,15 @@ def window_bits(mask, row, rows, length, VECTOR: tl.constexpr, WINDOW: tl.conste
 
 @triton.jit(do_not_specialize=["rows"])
 def moments_unaligned_kernel(
-    x, mean, m2, counters, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr, COUNTERS: tl.constexpr,
+    x, mean, m2, counters, results, norm, running, channels, rows, length, VECTOR: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, COUNTERS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """moments_kernel for unaligned rows: mean and, unless it is None, m2 (N, C). The row is in registers, so mean and
     m2 are computed one after the other."""
-    if counters is not None:
-        clear(counters, COUNTERS)
-    row, p, offsets, touched, _owned, own = chunked_window(
+    if results.stats is None:
+        if counters is not None:
+            clear(counters, COUNTERS)
+    row, _p, offsets, touched, _owned, own = chunked_window(
         tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW, CHUNK
     )
     value = tl.where(own, tl.load(x + offsets, mask=touched).to(tl.float32), 0.0)
@@ -126,11 +134,17 @@ def moments_unaligned_kernel(
         tl.store(m2 + row, squares - length * shift * shift, mask=row < rows)
         centre = tl.where(exact == exact, exact, centre)
     tl.store(mean + row, centre, mask=row < rows)
+    if results.stats is not None:
+        first = tl.program_id(0) * BLOCK_ROWS
+        finish_moments(
+            counters, mean, m2, results, norm, running, first % channels, first // channels, rows // channels, channels,
+            length, length, 1, BLOCK_ROWS, BLOCKS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def scale_shift_act_unaligned_kernel(
-    x, residual, y, mask, given, norm, channels, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
+    x, residual, y, mask, given, norm, stats, channels, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """scale_shift_act_kernel for unaligned rows. y may be x if there is no mask, because then a program reads only the
@@ -140,8 +154,10 @@ def scale_shift_act_unaligned_kernel(
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row, p, offsets, touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
-    a_own, b_own = map_coefficients(given, norm, row, row < rows, channels, BLOCK_ROWS)
-    a_next, b_next = map_coefficients(given, norm, row + 1, row + 1 < rows, channels, BLOCK_ROWS)
+    if stats is not None:
+        norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
+    a_own, b_own = map_coefficients(given, norm, row, row % channels, row < rows, channels, BLOCK_ROWS)
+    a_next, b_next = map_coefficients(given, norm, row + 1, (row + 1) % channels, row + 1 < rows, channels, BLOCK_ROWS)
     if mask is not None:
         needed = touched
     else:
@@ -166,13 +182,14 @@ def scale_shift_act_unaligned_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def moments_backward_unaligned_kernel(
-    read, given, norm, stats, added, dr, sums, counters, channels, rows, length, VECTOR: tl.constexpr,
+    read, given, norm, stats, added, dr, sums, counters, results, channels, rows, length, VECTOR: tl.constexpr,
     OUT_ACT: tl.constexpr, FROM_SUM: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr, COUNTERS: tl.constexpr,
+    CHUNK: tl.constexpr, COUNTERS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """moments_backward_kernel for unaligned rows: dr unless it is None, P and Q (N, C)."""
-    if counters is not None:
-        clear(counters, COUNTERS)
+    if results.groups is None:
+        if counters is not None:
+            clear(counters, COUNTERS)
     row, p, offsets, touched, owned, own = chunked_window(
         tl.program_id(0), rows, length, VECTOR, BLOCK_ROWS, WINDOW, CHUNK
     )
@@ -183,8 +200,10 @@ def moments_backward_unaligned_kernel(
     if FROM_SUM:
         if stats is not None:
             norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
-        a_own, b_own = map_coefficients(given, norm, row, row < rows, channels, BLOCK_ROWS)
-        a_next, b_next = map_coefficients(given, norm, row + 1, row + 1 < rows, channels, BLOCK_ROWS)
+        a_own, b_own = map_coefficients(given, norm, row, row % channels, row < rows, channels, BLOCK_ROWS)
+        a_next, b_next = map_coefficients(
+            given, norm, row + 1, (row + 1) % channels, row + 1 < rows, channels, BLOCK_ROWS
+        )
         following = p >= length
         t = tl.where(following, a_next[None, :, None], a_own[None, :, None]) * value
         t += tl.where(following, b_next[None, :, None], b_own[None, :, None])
@@ -204,11 +223,18 @@ def moments_backward_unaligned_kernel(
     p_sum, q_sum = sum_positions_of_two(tl.sum(wide, 0), tl.sum(wide * away, 0), False)
     tl.store(sums.p + row, p_sum, mask=row < rows)
     tl.store(sums.q + row, q_sum, mask=row < rows)
+    if results.groups is not None:
+        first = tl.program_id(0) * BLOCK_ROWS
+        finish_backward(
+            counters, sums, read.mean, stats, given.drop, results, norm, first % channels, first // channels,
+            rows // channels, channels, length, 1, results.k2 is not None, BLOCK_ROWS, BLOCKS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def scale_shift_act_backward_unaligned_kernel(
-    dr, x, mask, mean, to_dx, dx, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
+    dr, x, mask, mean, to_dx, drop, dx, channels, rows, length, VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    WINDOW: tl.constexpr, PER_CHANNEL: tl.constexpr,
 ):  # fmt: skip
     """scale_shift_act_backward_kernel for unaligned rows."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -216,14 +242,17 @@ def scale_shift_act_backward_unaligned_kernel(
     g = tl.load(dr + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
     if mask is not None:
         g = tl.where(mask_bits(mask, row, p, length, owned), g, 0.0)
-    own, following = vector_pair(to_dx.k1, row, rows)
+    own, following = vector_pair(to_dx.k1, row, rows, channels, PER_CHANNEL)
+    if drop is not None:
+        own *= tl.load(drop + row // channels, mask=row < rows, other=0).to(tl.float32)
+        following *= tl.load(drop + (row + 1) // channels, mask=row + 1 < rows, other=0).to(tl.float32)
     g *= of_two_rows(own, following, p, length)
-    own, following = vector_pair(to_dx.k3, row, rows)
+    own, following = vector_pair(to_dx.k3, row, rows, channels, PER_CHANNEL)
     g += of_two_rows(own, following, p, length)
     if x is not None:
         value = tl.load(x + offsets, mask=owned, other=0, eviction_policy="evict_first").to(tl.float32)
-        own, following = vector_pair(mean, row, rows)
+        own, following = vector_pair(mean, row, rows, channels, PER_CHANNEL)
         value -= of_two_rows(own, following, p, length)
-        own, following = vector_pair(to_dx.k2, row, rows)
+        own, following = vector_pair(to_dx.k2, row, rows, channels, PER_CHANNEL)
         g += of_two_rows(own, following, p, length) * value
     tl.store(dx + offsets, g.to(dx.dtype.element_ty), mask=owned)
