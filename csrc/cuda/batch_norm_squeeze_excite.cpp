@@ -32,14 +32,15 @@ Norm norm_of(const BatchNormParams& bn, int64_t c) {
           vector_of(bn.weight, c, "bn_weight"), vector_of(bn.bias, c, "bn_bias"), (float)bn.eps};
 }
 
-ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const BlockOptions& end, const Tensor& y) {
+ScaleShiftAct scale_shift_act_args(const Map& map, const Device& device, const Tensor& x, const BlockOptions& end,
+                                   const Tensor& y) {
   ScaleShiftAct args{};
   args.x = data(x);
   args.residual = data(end.residual);
   args.y = mutable_data(y);
   args.out_act = end.out_act;
   args.map = map;
-  args.cut = part_of(map);
+  args.cut = part_of(map, device, blocks_of_scale_shift_act(map.mode, map.type == Type::float32));
   return args;
 }
 
@@ -61,7 +62,7 @@ struct FirstHalf {
 int64_t workspace_of(const Map& map, const Cut& cut, int r) {
   const int64_t nc = Workspace::rounded(map.n * map.c);
   return 2 * Workspace::rounded((int64_t)cut.splits * map.n * map.c) + 4 * nc + Workspace::rounded(2 * map.c) +
-         Workspace::rounded((int64_t)map.n * r) + kCounters;
+         Workspace::rounded((int64_t)map.n * r) + Workspace::rounded(kCounters);
 }
 
 // A vector as a result, which the kernels do not read as a parameter.
@@ -71,7 +72,7 @@ Result taken(Vector& v) {
   return result;
 }
 
-// Launches pass 1 and excitation, and sets scale and shift (N, C) of pass 2 in `second`.
+// Launches pass 1 and excitation, and prepares pass 2, the last launch of the chain: sets its scale and shift (N, C).
 void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch, ScaleShiftAct& second) {
   const Map& map = half.map;
   const Cut& cut = half.cut;
@@ -99,15 +100,17 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   g.drop = half.drop;
   const bool has_norm = half.batch_stats || half.norm.mean.data, has_excitation = half.fc.fc1_weight;
   g.z = has_norm && has_excitation ? scratch.take(nc) : g.mean;
-  g.hidden = half.hidden ? half.hidden : has_excitation ? scratch.take(map.n * half.fc.r) : nullptr;
+  g.hidden = half.hidden;
+  g.activated = scratch.take(map.n * half.fc.r);
   g.factor = half.factor;
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   g.counters = counters;
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
+  place.first(first);
+  place.then(g, 2 * place.device.multiprocessors);
   second.by.scale = g.scale;
   second.by.shift = g.shift;
+  if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
 }
 
 void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const InferenceParams& op, int blocks) {
@@ -119,7 +122,7 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
   g.z = scratch.take(nc);
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
-  g.hidden = scratch.take(map.n * op.fc.r);
+  g.activated = scratch.take(map.n * op.fc.r);
   Tensor counters = torch::stable::new_zeros(x, {counters_of(g)}, ScalarType::Int);
   g.counters = static_cast<int*>(mutable_data(counters));
   place.run(g, blocks);
@@ -127,14 +130,20 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
 
 }  // namespace
 
+std::string why_not_programmatic(int64_t device) {
+  if (!device_of((int)device).programmatic) return "needs compute capability 9.0 and a driver for CUDA 12.3";
+  return programmatic_launches() ? "" : "switched off, or refused by the driver";
+}
+
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
-                          int64_t device) {
+                          int64_t device, int64_t weight_bytes) {
   Map map{n, (int)c, (int)s, Mode::cols, item_bytes == 4 ? Type::float32 : Type::bfloat16};
   if (channels_last)
     map.mode = c % 8 ? Mode::cols_single : Mode::cols;
   else
     map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_unaligned : Mode::rows;
-  return describe(plan_inference(map, (int)r, true, device_of((int)device), forced_path()), map, (int)r);
+  const int bytes = (int)(weight_bytes ? weight_bytes : item_bytes);
+  return describe(plan_inference(map, (int)r, bytes, true, device_of((int)device), forced_path()), map, (int)r, bytes);
 }
 
 std::string force_plan(std::string path) {
@@ -163,16 +172,16 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
     half.moved_var = taken(half.norm.var);
     half.momentum = bn.momentum;
   }
-  half.cut = cut_of(map, place.device);
+  half.cut = cut_of(map, place.device, Sums::moments);
   half.mean = kept.mean;
   half.stats = kept.stats;
   half.factor = kept.factor;
   half.hidden = kept.hidden;
   Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
   coefficients(place, half, scratch, second);
-  place.run(second);
+  place.last(second);
 }
 
 ScalarType gradient_type(ScalarType parameter) { return parameter; }
@@ -188,7 +197,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   const ExcitationLayers layers = layers_of(fc, layout.c);
   const Norm norm = norm_of(bn, layout.c);
   const Vector drop = vector_of(end.drop_path_scale, layout.n, "drop_path_scale");
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   if (!layers.fc1_weight) {  // batch norm and activation: one launch
     second.by.norm = norm;
     second.by.drop = drop;
@@ -196,7 +205,8 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   }
   const InferenceParams op{data(x), data(end.residual), mutable_data(y), norm, layers, drop, end.out_act, map};
   const bool weights_fit = layers.type == map.type || layers.type == Type::float32;
-  const InferencePlan plan = plan_inference(map, layers.r, weights_fit, place.device, forced_path());
+  const int weight_bytes = layers.type == Type::float32 ? 4 : 2;
+  const InferencePlan plan = plan_inference(map, layers.r, weight_bytes, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
                   "' is forced but cannot be used for this map: ", plan.refusal);
   if (plan.path == Path::cluster_fused) {
@@ -205,10 +215,10 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const FirstHalf half{x, map, cut_of(map, place.device), norm, layers, drop};
+  const FirstHalf half{x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop};
   Workspace scratch(x, workspace_of(map, half.cut, layers.r));
   coefficients(place, half, scratch, second);
-  place.run(second);
+  place.last(second);
 }
 
 void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
@@ -225,9 +235,10 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const bool has_excitation = layers.fc1_weight;
   const int64_t r = layers.r;
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
-  const Cut cut = cut_of(map, place.device);
+  const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
-  Workspace scratch(x, 2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters);
+  Workspace scratch(x,
+                    2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + Workspace::rounded(kCounters));
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
 
   ExcitationBackward g{};
@@ -292,11 +303,11 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.k3 = g.k3;
   second.dx = mutable_data(dx);
   second.map = map;
-  second.cut = part_of(map);
+  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
 
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
-  place.run(second);
+  place.first(first);
+  place.then(g, 2 * place.device.multiprocessors);
+  place.last(second);
 }
 
 }  // namespace se_fused
