@@ -169,11 +169,10 @@ def launch_scale_shift_act(
     none."""
 
     def run(config: PassConfig, into: Tensor) -> None:
-        words = {"WORDS": cdiv(m.s, 64)} if m.unaligned else {}
         launch(
             scale_shift_act_unaligned_kernel if m.unaligned else scale_shift_act_kernel, config.programs(m), x.device,
             config.options(), x=x, residual=residual, y=into, mask=mask, given=given, norm=norm, stats=stats,
-            channels=m.c, OUT_ACT=out_act, **words, **_geometry(m, config),
+            channels=m.c, OUT_ACT=out_act, **_geometry(m, config),
         )  # fmt: skip
 
     # Timing writes into other memory, because y may be x, which must not be scaled more than once.

@@ -18,7 +18,7 @@ import triton.language as tl
 from .activations import activate, apply_slope, map_coefficients
 from .arguments import Norm
 from .batch_statistics import finish_backward, finish_moments
-from .tiles import chunk_places, clear, sum_positions_of_two
+from .tiles import chunk_places, clear, pack_bits, sum_positions_of_two
 
 
 @triton.jit
@@ -108,6 +108,18 @@ def window_bits(mask, row, rows, length, VECTOR: tl.constexpr, WINDOW: tl.conste
     return tl.reshape(bits, (CHUNK, row.shape[0], WINDOW // CHUNK)) != 0
 
 
+@triton.jit
+def row_bytes(eights, off, length, WINDOW: tl.constexpr):
+    """The mask's bytes of rows, from the bits of their windows in eights [rows, WINDOW / 8]. A byte's bits are the end of
+    one eight and the start of the next, which another thread has: one exchange per byte. Bits past the row are 0."""
+    byte = tl.arange(0, WINDOW // 8)[None, :]
+    packed = eights.to(tl.int32)
+    # The last eight has no next one; a row's own bits end before that.
+    following = tl.gather(packed, tl.minimum(byte + 1, WINDOW // 8 - 1) + tl.zeros_like(packed), 1)
+    left = tl.minimum(tl.maximum(length - 8 * byte, 0), 8)
+    return (((packed | (following << 8)) >> off[:, None]) & ((1 << left) - 1)).to(tl.uint8)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def moments_unaligned_kernel(
     x, mean, m2, counters, results, norm, running, channels, rows, length, VECTOR: tl.constexpr,
@@ -145,13 +157,10 @@ def moments_unaligned_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def scale_shift_act_unaligned_kernel(
     x, residual, y, mask, given, norm, stats, channels, rows, length, VECTOR: tl.constexpr, OUT_ACT: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr, WORDS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """scale_shift_act_kernel for unaligned rows. y may be x if there is no mask, because then a program reads only the
-    vectors that it stores.
-
-    Bits of the mask are summed into WORDS words of 64 bits: position p is bit p, wherever the row starts.
-    """
+    vectors that it stores."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row, p, offsets, touched, owned = window(tile, rows, length, VECTOR, BLOCK_ROWS, WINDOW)
     if stats is not None:
@@ -167,15 +176,11 @@ def scale_shift_act_unaligned_kernel(
     if residual is not None:
         t += tl.load(residual + offsets, mask=needed, other=0, eviction_policy="evict_first").to(tl.float32)
     if mask is not None:
-        alive = (touched & (p >= 0) & (p < length) & ((t <= 0) == 0)).to(tl.int64)
+        packed = row_bytes(pack_bits((t <= 0) == 0), (row.to(tl.int64) * length % VECTOR).to(tl.int32), length, WINDOW)
         width = (length + 7) // 8
-        byte = tl.arange(0, 8)
-        for word in tl.static_range(WORDS):
-            here = (p >= 64 * word) & (p < 64 * word + 64)
-            bits = tl.sum(tl.where(here, alive << (p & 63).to(tl.int64), 0), axis=1)
-            at = row.to(tl.int64)[:, None] * width + (8 * word + byte)[None, :]
-            exists = (row < rows)[:, None] & (8 * word + byte < width)[None, :]
-            tl.store(mask + at, ((bits[:, None] >> (8 * byte)[None, :].to(tl.int64)) & 255).to(tl.uint8), mask=exists)
+        byte = tl.arange(0, WINDOW // 8)
+        at = row.to(tl.int64)[:, None] * width + byte[None, :]
+        tl.store(mask + at, packed, mask=(row < rows)[:, None] & (byte < width)[None, :])
     t = activate(t, OUT_ACT)
     tl.store(y + offsets, t.to(y.dtype.element_ty), mask=owned)
 
