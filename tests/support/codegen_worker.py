@@ -71,6 +71,7 @@ def jobs() -> list[Job]:
 SOME = [
     *(Job(90, "bfloat16", cl, "256x56x56", call) for cl in (True, False) for call in ("train", "infer")),
     Job(90, "bfloat16", False, "2048x7x7", "train"),
+    Job(90, "bfloat16", True, "256x56x56", "train", excitation=False),
     *(Job(90, "bfloat16", False, shape, "scale_shift_act_mean") for shape in ("256x56x56", "2048x7x7")),
     Job(90, "bfloat16", True, "256x56x56", "conv1x1_squeeze_excite"),
 ]
@@ -108,7 +109,7 @@ def compiled(job: Job) -> list[dict[str, Any]]:
                     "tensor_cores": sorted(set(re.findall(r"\b(HGMMA|HMMA|UTC\w*MMA)\b", sass))),
                     "acquires": len(re.findall(r"CCTL\.IVALL", sass)),
                     "releases": len(re.findall(r"MEMBAR\S*\.GPU", sass)),
-                    "from_sum": bool(launch.arguments.get("FROM_SUM")),
+                    "excitation": job.excitation, "from_sum": bool(launch.arguments.get("FROM_SUM")),
                     "narrow_offsets": compiled_code.narrow_offsets(code.asm["ttir"]),
                 }
             )  # fmt: skip

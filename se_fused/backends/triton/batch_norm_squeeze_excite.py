@@ -1,4 +1,5 @@
-"""The whole operator in Triton, host code: three launches each for forward and backward; in inference one to three.
+"""The whole operator in Triton, host code: three launches each for forward and backward, two without squeeze-excite; in
+inference one to three.
 
 Argument order and results are those of the operators in se_fused/ops/batch_norm_squeeze_excite.py. Each operator is
 remembered (plan.py): the function that it runs takes its tensors, its settings and the momentum, does nothing but
@@ -93,24 +94,25 @@ def coefficients(
 ) -> ExcitationResults:
     """Pass 1 and excitation in two launches. With batch statistics, running statistics are updated.
 
-    With squeeze-excite, scale and shift have the channels of fc2_weight, which differ from x's if x is the input of a
-    convolution, whose bias is ``out_bias`` (conv1x1_squeeze_excite.py).
+    scale and shift have the channels of fc2_weight, which differ from x's if x is the input of a convolution, whose
+    bias is ``out_bias`` (conv1x1_squeeze_excite.py).
     """
+    assert fc.fc2_weight is not None
     m, r = map_of(x), fc.squeezed
     counters = empty(x, (COUNTERS,), torch.int32)
     parts, squares, config = launch_moments(x, m, bn.batch_stats, counters)
     mean = parts[0] if len(parts) == 1 else floats(x, m.n, m.c)
     stats = floats(x, 2, m.c) if bn.present and (save or bn.batch_stats) else None
-    out_c = m.c if fc.fc2_weight is None else fc.fc2_weight.shape[0]
+    out_c = fc.fc2_weight.shape[0]
     scale, shift = floats(x, m.n, out_c), floats(x, m.n, out_c)
-    factor = floats(x, m.n, out_c) if r and save else None
-    results = ExcitationResults(scale, shift, mean, stats, factor, floats(x, m.n, r) if r else None)
+    factor = floats(x, m.n, out_c) if save else None
+    results = ExcitationResults(scale, shift, mean, stats, factor, floats(x, m.n, r))
     count = m.n * m.s
     running_mean, running_var = (bn.running_mean, bn.running_var) if bn.batch_stats else (None, None)
     g = excitation_config(m.n, m.c, r, "forward")
     n_tiles, c_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c)
     launch(
-        excitation_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
+        excitation_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c)), x.device,
         g.options(device_of(x.device)), counters=counters, parts=Parts(parts, squares),
         norm=_norm_without_statistics(bn) if bn.batch_stats else _norm(bn),
         running=Running(running_mean, running_var, bn.momentum, count / max(count - 1, 1)), layers=_layers(fc),
@@ -188,7 +190,8 @@ _remembered_forward = Remembered(_forward)
 def batch_norm_squeeze_excite_forward(
     x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
 ) -> Results:
-    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2."""
+    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2. Without
+    squeeze-excite pass 1 also does excitation's part."""
     results: Results = _remembered_forward(_given(x, bn, fc, options), (*_settings(bn, fc, options), save), bn.momentum)
     return results
 
@@ -268,15 +271,13 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
     to_dx = DxCoefficients(floats(x, m.n, m.c), floats(x, m.n, m.c) if batch_stats else None, floats(x, m.n, m.c))
     # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
     dbn = [floats(x, m.c if has_bn else 0) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
-    fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
-    shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
-    weights = [empty(x, shape, fc_dtype) for shape in shapes]
+    weights = [empty(x, shape, fc1_weight.dtype) for shape in ((r, m.c), (r,), (m.c, r), (m.c,))]
     g = excitation_config(m.n, m.c, r, "backward")
     n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
     launch(
         excitation_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
         g.options(device_of(x.device)), counters=counters, parts=parts, sums=sums, saved=kept, norm=norm, layers=layers,
-        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)) if r else Scratch(None, None), to_dx=to_dx,
+        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)), to_dx=to_dx,
         gradients=ParameterGradients(*dbn, *weights), samples=m.n, channels=m.c, squeezed=r, splits=splits,
         position_count=m.s, ACT=ACT_CODES[act], GATE=GATE_CODES[gate], BATCH_STATS=batch_stats,
         PRECISION=precision(x.device), **g.blocks(),
@@ -326,7 +327,7 @@ def batch_norm_squeeze_excite_backward(
     options: BlockOptions,
     want_dr: bool,
 ) -> Gradients:
-    """The backward pass in three launches: pass 1, excitation, pass 2."""
+    """The backward pass in three launches: pass 1, excitation, pass 2; without squeeze-excite in two."""
     x, mask, mean, factor, hidden, stats = saved
     excites = fc.fc1_weight is not None
     gradients: Gradients = _remembered_backward(

@@ -9,7 +9,8 @@ The rules are derived, not yet measured (benchmarks/results/UNMEASURED.md). The 
   take the part of a row that leaves the fewest lanes idle (56 x 56 = 12.25 x 256).
 - Programs of a pass with sums. Registers limit how many run at once (``SUM_REGISTERS``). A sum is split so that they
   run in few, full rounds (``splits_of``): N = 128 and 64 channels per program are 512 programs in ResNet-50's first
-  stage, and two splits fill 1,024 of the 1,056 places of an H100.
+  stage, and two splits fill 1,024 of the 1,056 places of an H100. The launch that merges the splits reads N * C values
+  more for each, so there are at most 12 programs per multiprocessor (``_SPLIT_PROGRAMS``).
 """
 
 import itertools
@@ -27,7 +28,6 @@ __all__ = [
     "L2GroupedConfig",
     "Map",
     "PassConfig",
-    "Product",
     "cdiv",
     "device_of",
     "excitation_config",
@@ -35,7 +35,6 @@ __all__ = [
     "neighbours",
     "pass_config",
     "power_of_two",
-    "product_config",
     "standing_in",
 ]
 
@@ -215,11 +214,15 @@ maps (tests/backends/triton/test_compiled_code.py)."""
 _FIXED_STEPS = 3
 """The steps that take as long as a program's merging of its lanes, about 600 of 230 instructions."""
 
+_SPLIT_PROGRAMS = 12
+"""Programs per multiprocessor up to which sums are split."""
+
 
 def sum_registers(m: Map, tensors: int, device: Device) -> int | None:
     """The limit for registers per thread that a launch sets. 64 let eight programs run where the compiler's own choice
-    of 72 lets seven; on sm_100 it spills, and so does the backward kernel with Triton 3.6. A kernel that reads three maps needs all of its registers. Where rows or
-    channels are no multiple of 16 elements, the compiler stops at 96 and spills, so the limit is a larger number."""
+    of 72 lets seven; on sm_100 it spills, and so does the backward kernel with Triton 3.6. A kernel that reads three
+    maps needs all of its registers. Where rows or channels are no multiple of 16 elements, the compiler stops at 96 and
+    spills, so the limit is a larger number."""
     if tensors == 3 or not device.is_nvidia:
         return None
     if m.align < 16 or m.c % 16:
@@ -237,14 +240,14 @@ def sum_columns(m: Map, elements: int) -> int:
     return columns
 
 
-def splits_of(programs: int, steps: int, resident: int) -> int:
-    """In how many parts to split the ``steps`` of each of so many programs, of which ``resident`` run at once: those
-    with the shortest time, rounds of programs times steps of one, and the fewest of these."""
+def splits_of(programs: int, steps: int, resident: int, most: int) -> int:
+    """In how many parts, at most ``most``, to split the ``steps`` of each of so many programs, of which ``resident``
+    run at once: those with the shortest time, rounds of programs times steps of one, and the fewest of these."""
 
     def time(splits: int) -> int:
         return cdiv(programs * splits, resident) * (cdiv(steps, splits) + _FIXED_STEPS)
 
-    return min(range(1, max(min(steps // 2, 256), 1) + 1), key=time)
+    return min(range(1, max(min(steps // 2, most, 256), 1) + 1), key=time)
 
 
 def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
@@ -273,7 +276,8 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
     if not sums:
         return PassConfig(channels, positions, min(steps, 4) * positions, warps)
     programs = m.samples * cdiv(m.channel_count, channels)
-    splits = splits_of(programs, steps, device.resident(SUM_REGISTERS[tensors], warps))
+    most = cdiv(_SPLIT_PROGRAMS * device.multiprocessors, programs)
+    splits = splits_of(programs, steps, device.resident(SUM_REGISTERS[tensors], warps), most)
     return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps, sum_registers(m, tensors, device))
 
 
@@ -373,38 +377,3 @@ def excitation_config(n: int, c: int, r: int, kernel: str) -> ExcitationConfig:
     # compilation.
     blocks["m"] = 16 if n <= 16 else most["m"]
     return ExcitationConfig(16, **blocks, warps=most["warps"], registers=most["registers"])
-
-
-@dataclass(frozen=True)
-class Product:
-    """Launch shape of the convolution's matrix product."""
-
-    m: int  # BLOCK_M: positions
-    n: int  # BLOCK_N: channels
-    k: int  # BLOCK_K
-    warps: int
-    stages: int
-
-    def blocks(self) -> dict[str, int]:
-        """Constants of the kernel."""
-        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
-
-    def options(self) -> dict[str, int]:
-        """Options of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-def product_config(s: int, c: int, k: int, itemsize: int, exact: bool) -> Product:
-    """The launch shape of the matrix product for S positions per sample and C channels from K.
-
-    Tiles of 128 x 128 outputs with 8 warps keep the tensor cores of sm_80 and later busy; samples with few positions
-    get fewer rows. float32 in full precision (``exact``) runs without tensor cores and needs smaller tiles, because its
-    sums would not fit into registers.
-    """
-    rows = 128 if s > 64 else 64
-    if exact:
-        return Product(32, 64, 32, 4, 2)
-    # 64 columns in float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes).
-    columns = max(min(power_of_two(c), 128 if itemsize == 2 else 64), 16)
-    depth = max(min(power_of_two(k), 128 // itemsize), 16)
-    return Product(rows, columns, depth, 8 if rows * columns >= 16384 else 4, 3)

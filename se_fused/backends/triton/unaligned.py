@@ -110,8 +110,8 @@ def window_bits(mask, row, rows, length, VECTOR: tl.constexpr, WINDOW: tl.conste
 
 @triton.jit
 def row_bytes(eights, off, length, WINDOW: tl.constexpr):
-    """The mask's bytes of rows, from the bits of their windows in eights [rows, WINDOW / 8]. A byte's bits are the end of
-    one eight and the start of the next, which another thread has: one exchange per byte. Bits past the row are 0."""
+    """The mask's bytes of rows, from the bits of their windows in bytes ``eights`` [rows, WINDOW / 8]. The bits of a
+    byte are the end of one eight and the start of the next, which another thread has. Bits past the row are 0."""
     byte = tl.arange(0, WINDOW // 8)[None, :]
     packed = eights.to(tl.int32)
     # The last eight has no next one; a row's own bits end before that.
