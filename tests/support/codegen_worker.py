@@ -16,6 +16,7 @@ from se_fused.backends.triton import compiled_code, launch_configs
 
 STAGES = {"256x56x56": (128, 256, 56, 56), "1024x14x14": (128, 1024, 14, 14), "2048x7x7": (128, 2048, 7, 7)}
 ODD = {"odd": (3, 33, 7, 5), "ones": (1, 1, 2, 1), "S=1": (5, 24, 1, 1)}
+B200 = launch_configs.Device(multiprocessors=148, l2_bytes=126 * 2**20, major=10)
 MI300 = launch_configs.Device(multiprocessors=304, l2_bytes=32 * 2**20, is_nvidia=False)
 
 
@@ -70,6 +71,7 @@ def jobs() -> list[Job]:
 SOME = [
     *(Job(90, "bfloat16", cl, "256x56x56", call) for cl in (True, False) for call in ("train", "infer")),
     Job(90, "bfloat16", False, "2048x7x7", "train"),
+    Job(90, "bfloat16", True, "256x56x56", "train", excitation=False),
     *(Job(90, "bfloat16", False, shape, "scale_shift_act_mean") for shape in ("256x56x56", "2048x7x7")),
     Job(90, "bfloat16", True, "256x56x56", "conv1x1_squeeze_excite"),
 ]
@@ -92,7 +94,7 @@ def launches(job: Job) -> list[Any]:
 
 def compiled(job: Job) -> list[dict[str, Any]]:
     rows = []
-    with launch_configs.standing_in(MI300 if isinstance(job.architecture, str) else launch_configs.H200):
+    with launch_configs.standing_in({"gfx942": MI300, 100: B200}.get(job.architecture, launch_configs.H200)):
         for launch in launches(job):
             code = compiled_code.compiled(launch, job.architecture)
             sass = code.asm.get("sass", "")
@@ -107,6 +109,7 @@ def compiled(job: Job) -> list[dict[str, Any]]:
                     "tensor_cores": sorted(set(re.findall(r"\b(HGMMA|HMMA|UTC\w*MMA)\b", sass))),
                     "acquires": len(re.findall(r"CCTL\.IVALL", sass)),
                     "releases": len(re.findall(r"MEMBAR\S*\.GPU", sass)),
+                    "excitation": job.excitation, "from_sum": bool(launch.arguments.get("FROM_SUM")),
                     "narrow_offsets": compiled_code.narrow_offsets(code.asm["ttir"]),
                 }
             )  # fmt: skip

@@ -164,10 +164,12 @@ def _shared_load(warp: "Warp", addresses: Lanes, size: int) -> Lanes:
 
 def _shared_store(warp: "Warp", addresses: Lanes, size: int, words: Lanes) -> None:
     for chosen, memory, at, races in _shared_places(warp, addresses, size):
+        where = _bytes_from(at, memory.itemsize, size)
+        before = memory.view(np.uint8)[where]
         for k in range(len(words)):
             memory[at + k] = words[k, chosen].astype(memory.dtype)
         if races is not None:
-            races.store(_bytes_from(at, memory.itemsize, size), warp.barriers)
+            races.store(where, warp.barriers, memory.view(np.uint8)[where] != before)
 
 
 def _local(warp: "Warp", i: Instruction, addresses: Lanes, size: int, active: Lanes) -> None:

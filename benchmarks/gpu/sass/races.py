@@ -75,13 +75,14 @@ class Races:
         before = self._loads.unordered(at, by)
         self._loads.put(at, by, np.where(before, _SEVERAL, by.number))
 
-    def store(self, at: Lanes, by: Clock) -> None:
-        """Bytes that a warp stores.
+    def store(self, at: Lanes, by: Clock, changed: Lanes) -> None:
+        """Bytes that a warp stores, and whether each has another value than before. Two warps may store the same value:
+        Triton lets all warps that have a copy of a value store it.
 
         Raises:
             Race: another warp's access is not before it.
         """
-        self._require(self._stores.unordered(at, by), at, "store", by, self._stores)
+        self._require(self._stores.unordered(at, by) & changed, at, "store", by, self._stores)
         self._require(self._loads.unordered(at, by), at, "store", by, self._loads)
         self._stores.put(at, by, by.number)
         self._loads.put(at, by, _NONE)

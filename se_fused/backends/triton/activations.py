@@ -192,9 +192,9 @@ def norm_coefficients(norm, channel, exists):
 
 
 @triton.jit
-def map_coefficients(given, norm, vector, exists, channels, BLOCK: tl.constexpr):
-    """(scale, shift) at the offsets ``vector`` of (N, C): loaded from ``given``, or if it has none, computed as d s a
-    and d s b from batch norm, the gate's factor s and drop path d."""
+def map_coefficients(given, norm, vector, channel, exists, channels, BLOCK: tl.constexpr):
+    """(scale, shift) at the offsets ``vector`` of (N, C), of these channels: loaded from ``given``, or if it has none,
+    computed as d s a and d s b from batch norm, the gate's factor s and drop path d."""
     if given.scale is not None:
         a = tl.load(given.scale + vector, mask=exists, other=0)
         b = tl.load(given.shift + vector, mask=exists, other=0)
@@ -202,7 +202,7 @@ def map_coefficients(given, norm, vector, exists, channels, BLOCK: tl.constexpr)
         a = tl.full((BLOCK,), 1.0, tl.float32)
         b = tl.zeros((BLOCK,), tl.float32)
         if norm.mean is not None:
-            mu, _rstd, a, beta = norm_coefficients(norm, vector % channels, exists)
+            mu, _rstd, a, beta = norm_coefficients(norm, channel, exists)
             b = beta - a * mu
         if given.factor is not None:
             s = tl.load(given.factor + vector, mask=exists, other=0)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 __all__ = [
     "NO_NORM",
+    "NO_RUNNING",
+    "BatchGradients",
+    "BatchStatistics",
     "Coefficients",
     "DxCoefficients",
     "Epilogue",
@@ -86,6 +89,14 @@ class ExcitationResults(NamedTuple):
     hidden: Tensor | None  # (N, R) before the activation
 
 
+class BatchStatistics(NamedTuple):
+    """What pass 1's last programs compute in a norm without squeeze-excite; nothing without ``stats``."""
+
+    stats: Tensor | None = None  # (2, C) the mean and biased variance that normalise
+    mean: Tensor | None = None  # (N, C) of x; shares the memory of the parts if there is one split
+    groups: Tensor | None = None  # (2, groups of samples, C) of each group
+
+
 class Epilogue(NamedTuple):
     """What the convolution's product does to its sums: multiply by scale, add shift or bias, add the residual."""
 
@@ -137,6 +148,17 @@ class DxCoefficients(NamedTuple):
     k3: Tensor  # (N, C)
 
 
+class BatchGradients(NamedTuple):
+    """What pass 1 backward's last programs compute in a norm without squeeze-excite; nothing without ``groups``."""
+
+    groups: Tensor | None = None  # (2, groups of samples, C) of each group
+    dbn_weight: Tensor | None = None  # (C,)
+    dbn_bias: Tensor | None = None  # (C,)
+    k1: Tensor | None = None  # (C,), of dx = k1 d dr + k2 (x - mu) + k3
+    k2: Tensor | None = None  # (C,) for batch statistics
+    k3: Tensor | None = None  # (C,)
+
+
 class ParameterGradients(NamedTuple):
     """Gradients of the parameters, in the parameters' dtypes. Empty where there is no parameter."""
 
@@ -148,4 +170,5 @@ class ParameterGradients(NamedTuple):
     dfc2_bias: Tensor  # (C,)
 
 
+NO_RUNNING = Running(None, None, 0.0, 0.0)
 NO_NORM = Norm(None, None, None, None, 0.0)

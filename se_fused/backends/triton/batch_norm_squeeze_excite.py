@@ -1,4 +1,5 @@
-"""The whole operator in Triton, host code: three launches each for forward and backward; in inference one to three.
+"""The whole operator in Triton, host code: three launches each for forward and backward, two without squeeze-excite; in
+inference one to three.
 
 Argument order and results are those of the operators in se_fused/ops/batch_norm_squeeze_excite.py. Each operator is
 remembered (plan.py): the function that it runs takes its tensors, its settings and the momentum, does nothing but
@@ -13,6 +14,8 @@ from torch import Tensor
 from ..._params import BatchNormParams, BlockOptions, ExcitationParams, Gradients, Results, SavedTensors
 from ...activations import ACT_CODES, GATE_CODES, OUT_ACT_CODES, keeps_mask, writes_dr
 from .arguments import (
+    NO_RUNNING,
+    BatchGradients,
     Coefficients,
     DxCoefficients,
     ExcitationResults,
@@ -34,6 +37,8 @@ from .launch_configs import L2GroupedConfig, cdiv, device_of, excitation_config,
 from .memory import empty, empty_like, floats, zeros
 from .passes import (
     COUNTERS,
+    groups_of,
+    launch_batch_statistics,
     launch_moments,
     launch_moments_backward,
     launch_scale_shift_act,
@@ -89,24 +94,25 @@ def coefficients(
 ) -> ExcitationResults:
     """Pass 1 and excitation in two launches. With batch statistics, running statistics are updated.
 
-    With squeeze-excite, scale and shift have the channels of fc2_weight, which differ from x's if x is the input of a
-    convolution, whose bias is ``out_bias`` (conv1x1_squeeze_excite.py).
+    scale and shift have the channels of fc2_weight, which differ from x's if x is the input of a convolution, whose
+    bias is ``out_bias`` (conv1x1_squeeze_excite.py).
     """
+    assert fc.fc2_weight is not None
     m, r = map_of(x), fc.squeezed
     counters = empty(x, (COUNTERS,), torch.int32)
     parts, squares, config = launch_moments(x, m, bn.batch_stats, counters)
     mean = parts[0] if len(parts) == 1 else floats(x, m.n, m.c)
     stats = floats(x, 2, m.c) if bn.present and (save or bn.batch_stats) else None
-    out_c = m.c if fc.fc2_weight is None else fc.fc2_weight.shape[0]
+    out_c = fc.fc2_weight.shape[0]
     scale, shift = floats(x, m.n, out_c), floats(x, m.n, out_c)
-    factor = floats(x, m.n, out_c) if r and save else None
-    results = ExcitationResults(scale, shift, mean, stats, factor, floats(x, m.n, r) if r else None)
+    factor = floats(x, m.n, out_c) if save else None
+    results = ExcitationResults(scale, shift, mean, stats, factor, floats(x, m.n, r))
     count = m.n * m.s
     running_mean, running_var = (bn.running_mean, bn.running_var) if bn.batch_stats else (None, None)
     g = excitation_config(m.n, m.c, r, "forward")
     n_tiles, c_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c)
     launch(
-        excitation_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c) if r else 0), x.device,
+        excitation_kernel, _programs(x.device, c_tiles, n_tiles * cdiv(out_c, g.c)), x.device,
         g.options(device_of(x.device)), counters=counters, parts=Parts(parts, squares),
         norm=_norm_without_statistics(bn) if bn.batch_stats else _norm(bn),
         running=Running(running_mean, running_var, bn.momentum, count / max(count - 1, 1)), layers=_layers(fc),
@@ -146,6 +152,8 @@ def _forward(given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float)
     x, save = given[0], settings[-1]
     bn, fc, options = _records(given[1:], settings[:-1], momentum)
     m, out_act = map_of(x), OUT_ACT_CODES[options.out_act]
+    if fc.fc1_weight is None:
+        return _norm_forward(x, bn, options, save)
     found = coefficients(x, bn, fc, options.drop_path_scale, save)
     y = empty_like(x)
     mask = mask_like(x, m) if save and keeps_mask(out_act) else None
@@ -160,13 +168,30 @@ def _forward(given: tuple[Any, ...], settings: tuple[Any, ...], momentum: float)
     )
 
 
+def _norm_forward(x: Tensor, bn: BatchNormParams, options: BlockOptions, save: bool) -> Results:
+    """The forward pass without squeeze-excite: pass 1 with the statistics, pass 2."""
+    m, out_act, count = map_of(x), OUT_ACT_CODES[options.out_act], x.numel() // x.shape[1]
+    norm, running = _norm(bn), NO_RUNNING
+    if bn.batch_stats:
+        norm = _norm_without_statistics(bn)
+        running = Running(bn.running_mean, bn.running_var, bn.momentum, count / max(count - 1, 1))
+    mean, stats = launch_batch_statistics(x, m, bn.batch_stats, norm, running)
+    y = empty_like(x)
+    mask = mask_like(x, m) if save and keeps_mask(out_act) else None
+    given = Coefficients(drop=contiguous(options.drop_path_scale))
+    launch_scale_shift_act(x, options.residual, y, mask, out_act, m, given, _norm_without_statistics(bn), stats)
+    nothing = stats.new_empty(0)
+    return Results(y, nothing if mask is None else mask, mean if save else nothing, nothing, nothing, stats)
+
+
 _remembered_forward = Remembered(_forward)
 
 
 def batch_norm_squeeze_excite_forward(
     x: Tensor, bn: BatchNormParams, fc: ExcitationParams, options: BlockOptions, save: bool
 ) -> Results:
-    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2."""
+    """The forward pass in three launches: pass 1, excitation (which also updates running statistics), pass 2. Without
+    squeeze-excite pass 1 also does excitation's part."""
     results: Results = _remembered_forward(_given(x, bn, fc, options), (*_settings(bn, fc, options), save), bn.momentum)
     return results
 
@@ -190,7 +215,8 @@ def _l2_grouped(
         residual=options.residual, y=y, norm=_norm(bn), layers=_layers(fc), drop=contiguous(options.drop_path_scale),
         mean_parts=mean_parts, results=results, samples=m.n, squeezed=r, SPLITS=splits, span=plan.passes.span,
         group=plan.group, OUT_ACT=OUT_ACT_CODES[options.out_act], ACT=ACT_CODES[fc.act], GATE=GATE_CODES[fc.gate],
-        PRECISION=precision(x.device), **m.arguments(per_sample=True), **plan.passes.blocks(), **g.blocks(),
+        PRECISION=precision(x.device), CHUNK=plan.passes.chunk(m), **m.arguments(per_sample=True),
+        **plan.passes.blocks(), **g.blocks(),
     )  # fmt: skip
 
 
@@ -233,8 +259,10 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
     has_bn = stats is not None
     layers = Layers(contiguous(fc1_weight), None, contiguous(fc2_weight), None)
     kept = Saved(mean, factor, hidden, stats)
+    if not r:
+        return _norm_backward(given, settings)
     counters = empty(x, (COUNTERS,), torch.int32)
-    dr, parts = launch_moments_backward(
+    dr, parts, _ = launch_moments_backward(
         MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), counters,
         Coefficients(factor=factor, drop=drop), norm, stats,
     )  # fmt: skip
@@ -243,15 +271,13 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
     to_dx = DxCoefficients(floats(x, m.n, m.c), floats(x, m.n, m.c) if batch_stats else None, floats(x, m.n, m.c))
     # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
     dbn = [floats(x, m.c if has_bn else 0) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
-    fc_dtype = torch.float32 if fc1_weight is None else fc1_weight.dtype
-    shapes = ((r, m.c), (r,), (m.c, r), (m.c,)) if r else ((0,),) * 4
-    weights = [empty(x, shape, fc_dtype) for shape in shapes]
+    weights = [empty(x, shape, fc1_weight.dtype) for shape in ((r, m.c), (r,), (m.c, r), (m.c,))]
     g = excitation_config(m.n, m.c, r, "backward")
     n_tiles, c_tiles, r_tiles = cdiv(m.n, g.n), cdiv(m.c, g.c), cdiv(r, g.r)
     launch(
         excitation_backward_kernel, _programs(x.device, n_tiles * c_tiles, c_tiles * (1 + r_tiles)), x.device,
         g.options(device_of(x.device)), counters=counters, parts=parts, sums=sums, saved=kept, norm=norm, layers=layers,
-        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)) if r else Scratch(None, None), to_dx=to_dx,
+        drop=drop, scratch=Scratch(floats(x, m.n, m.c), floats(x, m.n, r)), to_dx=to_dx,
         gradients=ParameterGradients(*dbn, *weights), samples=m.n, channels=m.c, squeezed=r, splits=splits,
         position_count=m.s, ACT=ACT_CODES[act], GATE=GATE_CODES[gate], BATCH_STATS=batch_stats,
         PRECISION=precision(x.device), **g.blocks(),
@@ -261,6 +287,33 @@ def _backward(given: tuple[Any, ...], settings: tuple[Any, ...], _momentum: floa
         mean, to_dx, m,
     )  # fmt: skip
     return Gradients(dx, mean.new_empty(0) if dr is None else dr, *dbn, *weights)
+
+
+def _norm_backward(given: tuple[Any, ...], settings: tuple[Any, ...]) -> Gradients:
+    """The backward pass without squeeze-excite: pass 1 with the gradients of batch norm, pass 2."""
+    x, dy, mask, mean, _factor, _hidden, stats, residual, bn_weight, bn_bias, _fc1, _fc2, drop_path_scale = given
+    batch_stats, eps, _r, _act, _gate, out_act_name, want_dr = settings
+    m, out_act = map_of(x), OUT_ACT_CODES[out_act_name]
+    norm, drop = Norm(None, None, contiguous(bn_weight), contiguous(bn_bias), eps), contiguous(drop_path_scale)
+
+    def finish() -> BatchGradients:
+        # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
+        dbn = [floats(x, m.c) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
+        groups, k2 = floats(x, 2, groups_of(m.n), m.c), floats(x, m.c) if batch_stats else None
+        return BatchGradients(groups, *dbn, floats(x, m.c), k2, floats(x, m.c))
+
+    dr, _, found = launch_moments_backward(
+        MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), None,
+        Coefficients(drop=drop), norm, stats, None, finish,
+    )  # fmt: skip
+    assert found.k1 is not None and found.k3 is not None
+    assert found.dbn_weight is not None and found.dbn_bias is not None
+    dx = launch_scale_shift_act_backward(
+        dy if dr is None else dr, x if batch_stats else None, mask if keeps_mask(out_act) and dr is None else None,
+        stats, DxCoefficients(found.k1, found.k2, found.k3), m, drop, True,
+    )  # fmt: skip
+    nothing = mean.new_empty(0)
+    return Gradients(dx, nothing if dr is None else dr, found.dbn_weight, found.dbn_bias, *[nothing] * 4)
 
 
 _remembered_backward = Remembered(_backward)
@@ -274,7 +327,7 @@ def batch_norm_squeeze_excite_backward(
     options: BlockOptions,
     want_dr: bool,
 ) -> Gradients:
-    """The backward pass in three launches: pass 1, excitation, pass 2."""
+    """The backward pass in three launches: pass 1, excitation, pass 2; without squeeze-excite in two."""
     x, mask, mean, factor, hidden, stats = saved
     excites = fc.fc1_weight is not None
     gradients: Gradients = _remembered_backward(

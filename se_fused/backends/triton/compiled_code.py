@@ -263,12 +263,12 @@ def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def narrow_offsets(ttir: str) -> int:
-    """Number of two-dimensional address computations with 32-bit offsets in Triton's intermediate code.
+    """Number of address computations in two and more dimensions with 32-bit offsets in Triton's intermediate code.
 
     Such an offset is the sum of a row's and a column's. It may overflow unless the row's offset is 64-bit, so the
     number should be zero.
     """
-    return len(re.findall(r"tt\.addptr [^\n]*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+xi32>", ttir))
+    return len(re.findall(r"tt\.addptr [^\n]*: tensor<\d+(?:x\d+)+x!tt\.ptr<\w+>>, tensor<[\dx]+xi32>", ttir))
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

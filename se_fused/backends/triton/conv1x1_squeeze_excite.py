@@ -11,6 +11,7 @@ convolution.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -27,11 +28,46 @@ from .activations import activate
 from .arguments import Epilogue
 from .batch_norm_squeeze_excite import batch_norm_squeeze_excite_inference, coefficients, contiguous
 from .launch import launch
-from .launch_configs import cdiv, device_of, product_config
+from .launch_configs import cdiv, device_of, power_of_two
 from .passes import map_of
 from .tuning import fastest
 
 __all__ = ["conv1x1_squeeze_excite", "gated_conv1x1"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Launch shape of the convolution's matrix product."""
+
+    m: int  # BLOCK_M: positions
+    n: int  # BLOCK_N: channels
+    k: int  # BLOCK_K
+    warps: int
+    stages: int
+
+    def blocks(self) -> dict[str, int]:
+        """Constants of the kernel."""
+        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
+
+    def options(self) -> dict[str, int]:
+        """Options of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def product_config(s: int, c: int, k: int, itemsize: int, exact: bool) -> Product:
+    """The launch shape of the matrix product for S positions per sample and C channels from K.
+
+    Tiles of 128 x 128 outputs with 8 warps keep the tensor cores of sm_80 and later busy; samples with few positions
+    get fewer rows. float32 in full precision (``exact``) runs without tensor cores and needs smaller tiles, because its
+    sums would not fit into registers.
+    """
+    rows = 128 if s > 64 else 64
+    if exact:
+        return Product(32, 64, 32, 4, 2)
+    # 64 columns in float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes).
+    columns = max(min(power_of_two(c), 128 if itemsize == 2 else 64), 16)
+    depth = max(min(power_of_two(k), 128 // itemsize), 16)
+    return Product(rows, columns, depth, 8 if rows * columns >= 16384 else 4, 3)
 
 
 @triton.jit

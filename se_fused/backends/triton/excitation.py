@@ -1,7 +1,7 @@
 """Excitation, between the passes: from (splits, N, C) sums to scale and shift (N, C), in one launch of three phases.
 
 1. coefficients: one tile per block of channels, over all samples. Merges the splits (Chan), computes the batch
-   statistics, and batch norm as u = a (x - mu) + beta = a x + b. Without squeeze-excite it also writes scale and shift.
+   statistics, and batch norm as u = a (x - mu) + beta = a x + b.
 2. hidden: one tile per block of samples and of squeezed channels: W1 z + b1 with z = a (m - mu) + beta, because a m + b
    would cancel if the mean is large compared with the deviation.
 3. excite: one tile per block of samples and of channels: s = gate(W2 act(hidden) + b2), scale = d s a, shift = d s b.
@@ -14,7 +14,7 @@ float32's 24 bits and runs on tensor cores; elsewhere plain float32.
 import triton
 import triton.language as tl
 
-from .activations import activate, norm_coefficients, norm_parameters, open_gate
+from .activations import activate, norm_coefficients, open_gate
 from .arguments import Norm
 from .tiles import done, load_fresh, load_weight, split_count, take, unrolled, wait
 
@@ -53,19 +53,21 @@ def add_squares(
 
 
 @triton.jit
-def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, position_count):
+def merged_moments(
+    mean_parts, m2_parts, at, stride, exists, splits, span, position_count, MOST: tl.constexpr = 16
+):  # fmt: skip
     """(mean, m2) of [samples, channels] at the offsets ``at``, merged from the splits. A split has ``span`` positions,
     the last one the rest.
 
-    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded 16 at a time, then 4, then 1, because each
-    separate load would wait for L2. Their number depends on the batch, so it is not a compile-time constant. The first
-    split is loaded before the loops.
+    ``stride`` is N * C. m2 is zero if m2_parts is None. Splits are loaded MOST (16 or 4) at a time, then 4, then 1,
+    because each separate load would wait for L2. Their number depends on the batch, so it is not a compile-time
+    constant. The first split is loaded before the loops.
     """
     first = tl.load(mean_parts + at, mask=exists, other=0)
     # Sums of differences from the first split's mean, so that the rounding error scales with their spread.
     shift = finite_or_zero(first)
     by_16, by_4 = unrolled(splits)
-    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, 16)
+    mean = add_means(first, mean_parts, at, stride, exists, shift, 1, by_16, span, position_count, MOST)
     mean = add_means(mean, mean_parts, at, stride, exists, shift, by_16, by_4, span, position_count, 4)
     mean = add_means(mean, mean_parts, at, stride, exists, shift, by_4, splits, span, position_count, 1)
     m2 = tl.zeros_like(first)
@@ -73,7 +75,7 @@ def merged_moments(mean_parts, m2_parts, at, stride, exists, splits, span, posit
         m2 = tl.load(m2_parts + at, mask=exists, other=0)
         away = tl.where(splits > 1, first - mean, 0.0)
         m2 += split_count(0, span, position_count) * away * away
-        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, 16)
+        m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, 1, by_16, span, position_count, MOST)
         m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_16, by_4, span, position_count, 4)
         m2 = add_squares(m2, m2_parts, mean_parts, at, stride, exists, mean, by_4, splits, span, position_count, 1)
     return mean, m2
@@ -89,13 +91,13 @@ def move(pointer, to, momentum, exists):
 
 @triton.jit
 def coefficients_tile(
-    tile, parts, norm, running, drop, results, samples, channels, span, position_count, splits, SCALE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    tile, parts, norm, running, results, samples, channels, span, position_count, splits, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Phase 1 for one block of channels.
 
     With parts.m2, batch statistics are computed and update the running ones; otherwise norm's are used. Of the results,
-    mean is written if there are several splits, stats unless None, and scale and shift with SCALE.
+    mean is written if there are several splits, and stats unless None.
     """
     channel = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = channel < channels
@@ -133,28 +135,12 @@ def coefficients_tile(
         if running.mean is not None:
             move(running.mean + channel, mu, running.momentum, in_c)
             move(running.var + channel, var * running.unbias, running.momentum, in_c)
-        a, beta = norm_parameters(tl.rsqrt(var + norm.eps), norm, channel, in_c)
     elif norm.mean is not None:
-        mu, _rstd, a, beta = norm_coefficients(norm, channel, in_c)
+        mu = tl.load(norm.mean + channel, mask=in_c, other=0).to(tl.float32)
         var = tl.load(norm.var + channel, mask=in_c, other=0).to(tl.float32)
-    else:
-        a = tl.full((BLOCK_C,), 1.0, tl.float32)
-        mu = tl.zeros((BLOCK_C,), tl.float32)
-        beta = mu
     if results.stats is not None:
         tl.store(results.stats + channel, mu, mask=in_c)
         tl.store(results.stats + channels + channel, var, mask=in_c)
-    if SCALE:
-        b = beta - a * mu
-        for n in range(0, samples, BLOCK_M):
-            sample = n + tl.arange(0, BLOCK_M)
-            exists = (sample < samples)[:, None] & in_c[None, :]
-            at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-            d = tl.full((BLOCK_M,), 1.0, tl.float32)
-            if drop is not None:
-                d = tl.load(drop + sample, mask=sample < samples, other=0).to(tl.float32)
-            tl.store(results.scale + at, d[:, None] * a[None, :], mask=exists)
-            tl.store(results.shift + at, d[:, None] * b[None, :], mask=exists)
 
 
 @triton.jit
@@ -235,48 +221,38 @@ def excitation_kernel(
     span, position_count, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All three phases; without layers only the first. counters: int32 (4,), zeroed by pass 1.
+    """All three phases. counters: int32 (4,), zeroed by pass 1.
 
     ``out_channels`` is C, unless the squeeze is that of a convolution's input (conv1x1_squeeze_excite.py).
     """
     c_tiles = tl.cdiv(channels, BLOCK_C)
     n_tiles = tl.cdiv(samples, BLOCK_N)
-    if layers.fc1_weight is None:
-        tile = tl.program_id(0)
-        while tile < c_tiles:
+    if parts.m2 is not None:
+        norm = Norm(results.stats, results.stats + channels, norm.weight, norm.bias, norm.eps)
+    r_tiles = tl.cdiv(squeezed, BLOCK_R)
+    hidden_tiles = n_tiles * r_tiles
+    out_tiles = tl.cdiv(out_channels, BLOCK_C)
+    total = c_tiles + hidden_tiles + n_tiles * out_tiles
+    ticket = take(counters)
+    while ticket < total:
+        if ticket < c_tiles:
             coefficients_tile(
-                tile, parts, norm, running, drop, results, samples, channels, span, position_count, splits, True,
-                BLOCK_M, BLOCK_C,
+                ticket, parts, norm, running, results, samples, channels, span, position_count, splits, BLOCK_M, BLOCK_C
+            )
+            done(counters + 1)
+        elif ticket < c_tiles + hidden_tiles:
+            tile = ticket - c_tiles
+            wait(counters + 1, c_tiles)
+            hidden_tile(
+                tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, norm, layers, results, channels,
+                squeezed, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
             )  # fmt: skip
-            tile += tl.num_programs(0)
-    else:
-        if parts.m2 is not None:
-            norm = Norm(results.stats, results.stats + channels, norm.weight, norm.bias, norm.eps)
-        r_tiles = tl.cdiv(squeezed, BLOCK_R)
-        hidden_tiles = n_tiles * r_tiles
-        out_tiles = tl.cdiv(out_channels, BLOCK_C)
-        total = c_tiles + hidden_tiles + n_tiles * out_tiles
+            done(counters + 2)
+        else:
+            tile = ticket - c_tiles - hidden_tiles
+            wait(counters + 2, hidden_tiles)
+            excite_tile(
+                tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, norm, out_bias, layers, drop,
+                results, out_channels, squeezed, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
+            )  # fmt: skip
         ticket = take(counters)
-        while ticket < total:
-            if ticket < c_tiles:
-                coefficients_tile(
-                    ticket, parts, norm, running, drop, results, samples, channels, span, position_count, splits, False,
-                    BLOCK_M, BLOCK_C,
-                )  # fmt: skip
-                done(counters + 1)
-            elif ticket < c_tiles + hidden_tiles:
-                tile = ticket - c_tiles
-                wait(counters + 1, c_tiles)
-                hidden_tile(
-                    tile // r_tiles * BLOCK_N, samples, tile % r_tiles * BLOCK_R, norm, layers, results, channels,
-                    squeezed, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
-                )  # fmt: skip
-                done(counters + 2)
-            else:
-                tile = ticket - c_tiles - hidden_tiles
-                wait(counters + 2, hidden_tiles)
-                excite_tile(
-                    tile // out_tiles * BLOCK_N, samples, tile % out_tiles * BLOCK_C, norm, out_bias, layers, drop,
-                    results, out_channels, squeezed, ACT, GATE, BLOCK_N, BLOCK_C, BLOCK_Q, PRECISION,
-                )  # fmt: skip
-            ticket = take(counters)

@@ -27,11 +27,11 @@ def add_parts(total, parts, at, stride, exists, begin, end, UNROLL: tl.constexpr
 
 
 @triton.jit
-def merged_sum(parts, at, stride, exists, splits):
-    """The sum of the splits, added in order; loaded 16 at a time, then 4, then 1, as in ``merged_moments``."""
+def merged_sum(parts, at, stride, exists, splits, MOST: tl.constexpr = 16):
+    """The sum of the splits, added in order; loaded MOST at a time, then 4, then 1, as in ``merged_moments``."""
     by_16, by_4 = unrolled(splits)
     total = tl.load(parts + at, mask=exists, other=0)
-    total = add_parts(total, parts, at, stride, exists, 1, by_16, 16)
+    total = add_parts(total, parts, at, stride, exists, 1, by_16, MOST)
     total = add_parts(total, parts, at, stride, exists, by_16, by_4, 4)
     return add_parts(total, parts, at, stride, exists, by_4, splits, 1)
 
@@ -64,14 +64,13 @@ def merge_tile(
     sum_q = merged_sum(parts.q, at, stride, exists, splits)
     tl.store(sums.p + at, sum_p, mask=exists & (splits > 1))
     tl.store(sums.q + at, sum_q, mask=exists & (splits > 1))
-    if saved.factor is not None:
-        mu, _rstd, a, beta = norm_map(norm, channel, in_c, BLOCK_C)
-        z = (tl.load(saved.mean + at, mask=exists, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
-        grad = a[None, :] * sum_q + z * sum_p
-        if drop is not None:
-            grad *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
-        s = tl.load(saved.factor + at, mask=exists, other=0)
-        tl.store(scratch.dq + at, grad * gate_slope(s, GATE), mask=exists)
+    mu, _rstd, a, beta = norm_map(norm, channel, in_c, BLOCK_C)
+    z = (tl.load(saved.mean + at, mask=exists, other=0) - mu[None, :]) * a[None, :] + beta[None, :]
+    grad = a[None, :] * sum_q + z * sum_p
+    if drop is not None:
+        grad *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
+    s = tl.load(saved.factor + at, mask=exists, other=0)
+    tl.store(scratch.dq + at, grad * gate_slope(s, GATE), mask=exists)
 
 
 @triton.jit
@@ -118,20 +117,17 @@ def channels_tile(
         exists = in_n[:, None] & in_c[None, :]
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
         dz = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        if layers.fc1_weight is not None:
-            for r0 in range(0, squeezed, BLOCK_Q):
-                r = r0 + tl.arange(0, BLOCK_Q)
-                in_r = r < squeezed
-                grad = load_fresh(scratch.dhidden, sample, r, squeezed, in_n, in_r)
-                w = load_weight(layers.fc1_weight, r, channel, channels, in_r, in_c)
-                dz = tl.dot(grad, w, dz, input_precision=PRECISION)
-            tl.store(to_dx.k3 + at, dz, mask=exists)
+        for r0 in range(0, squeezed, BLOCK_Q):
+            r = r0 + tl.arange(0, BLOCK_Q)
+            in_r = r < squeezed
+            grad = load_fresh(scratch.dhidden, sample, r, squeezed, in_n, in_r)
+            w = load_weight(layers.fc1_weight, r, channel, channels, in_r, in_c)
+            dz = tl.dot(grad, w, dz, input_precision=PRECISION)
+        tl.store(to_dx.k3 + at, dz, mask=exists)
         if norm.mean is not None:
-            ds = tl.full((BLOCK_M, BLOCK_C), 1.0, tl.float32)
+            ds = tl.load(saved.factor + at, mask=exists, other=0)
             if drop is not None:
                 ds *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
-            if saved.factor is not None:
-                ds *= tl.load(saved.factor + at, mask=exists, other=0)
             g1 = ds * tl.load(sums.p + at, mask=exists, other=0, cache_modifier=".cg") + dz
             g2 = ds * tl.load(sums.q + at, mask=exists, other=0, cache_modifier=".cg")
             away = tl.where(exists, tl.load(saved.mean + at, mask=exists, other=0) - mu[None, :], 0.0)
@@ -150,14 +146,10 @@ def channels_tile(
         in_n = sample < samples
         exists = in_n[:, None] & in_c[None, :]
         at = sample.to(tl.int64)[:, None] * channels + channel[None, :]
-        by_dr = tl.zeros((BLOCK_M, BLOCK_C), tl.float32) + a[None, :]
+        by_dr = tl.load(saved.factor + at, mask=exists, other=0) * a[None, :]
         if drop is not None:
             by_dr *= tl.load(drop + sample, mask=in_n, other=0).to(tl.float32)[:, None]
-        if saved.factor is not None:
-            by_dr *= tl.load(saved.factor + at, mask=exists, other=0)
-        rest = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-        if layers.fc1_weight is not None:
-            rest = tl.load(to_dx.k3 + at, mask=exists, other=0) / position_count
+        rest = tl.load(to_dx.k3 + at, mask=exists, other=0) / position_count
         if BATCH_STATS:
             rest -= constant[None, :]
         rest *= a[None, :]
@@ -217,7 +209,7 @@ def excitation_backward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All phases; without squeeze-excite (no layers) only merge and channels. Parts and sums: Sums.
+    """All phases. Parts and sums: Sums.
 
     counters: int32 (4,), zeroed by pass 1.
     """
@@ -226,13 +218,9 @@ def excitation_backward_kernel(
     n_tiles = tl.cdiv(samples, BLOCK_N)
     c_tiles = tl.cdiv(channels, BLOCK_C)
     merge_tiles = n_tiles * c_tiles
-    if layers.fc1_weight is None:
-        hidden_tiles = 0
-        weight_tiles = 0
-    else:
-        r_tiles = tl.cdiv(squeezed, BLOCK_R)
-        hidden_tiles = n_tiles * r_tiles
-        weight_tiles = c_tiles * r_tiles
+    r_tiles = tl.cdiv(squeezed, BLOCK_R)
+    hidden_tiles = n_tiles * r_tiles
+    weight_tiles = c_tiles * r_tiles
     before = merge_tiles + hidden_tiles
     total = before + c_tiles + weight_tiles
     ticket = take(counters)
@@ -245,31 +233,25 @@ def excitation_backward_kernel(
             done(counters + 1)
         else:
             wait(counters + 1, merge_tiles)
-            if layers.fc1_weight is None:
-                channels_tile(
-                    (ticket - before) * BLOCK_C, sums, saved, norm, layers, drop, scratch, to_dx, gradients, samples,
-                    channels, squeezed, position_count, BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q, PRECISION,
+            if ticket < before:
+                tile = ticket - merge_tiles
+                dhidden_tile(
+                    tile // r_tiles * BLOCK_N, tile % r_tiles * BLOCK_R, saved, layers, scratch, samples, channels,
+                    squeezed, ACT, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
                 )  # fmt: skip
+                done(counters + 2)
             else:
-                if ticket < before:
-                    tile = ticket - merge_tiles
-                    dhidden_tile(
-                        tile // r_tiles * BLOCK_N, tile % r_tiles * BLOCK_R, saved, layers, scratch, samples, channels,
-                        squeezed, ACT, BLOCK_N, BLOCK_R, BLOCK_K, PRECISION,
+                wait(counters + 2, hidden_tiles)
+                if ticket < before + c_tiles:
+                    channels_tile(
+                        (ticket - before) * BLOCK_C, sums, saved, norm, layers, drop, scratch, to_dx, gradients,
+                        samples, channels, squeezed, position_count, BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q,
+                        PRECISION,
                     )  # fmt: skip
-                    done(counters + 2)
                 else:
-                    wait(counters + 2, hidden_tiles)
-                    if ticket < before + c_tiles:
-                        channels_tile(
-                            (ticket - before) * BLOCK_C, sums, saved, norm, layers, drop, scratch, to_dx, gradients,
-                            samples, channels, squeezed, position_count, BATCH_STATS, BLOCK_M, BLOCK_C, BLOCK_Q,
-                            PRECISION,
-                        )  # fmt: skip
-                    else:
-                        tile = ticket - before - c_tiles
-                        weights_tile(
-                            tile // r_tiles * BLOCK_C, tile % r_tiles * BLOCK_R, saved, norm, scratch, gradients,
-                            samples, channels, squeezed, ACT, BLOCK_M, BLOCK_C, BLOCK_R, PRECISION,
-                        )  # fmt: skip
+                    tile = ticket - before - c_tiles
+                    weights_tile(
+                        tile // r_tiles * BLOCK_C, tile % r_tiles * BLOCK_R, saved, norm, scratch, gradients,
+                        samples, channels, squeezed, ACT, BLOCK_M, BLOCK_C, BLOCK_R, PRECISION,
+                    )  # fmt: skip
         ticket = take(counters)

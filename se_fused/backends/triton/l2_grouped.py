@@ -50,8 +50,8 @@ def l2_grouped_kernel(
     counters, x, residual, y, norm, layers, drop, mean_parts, results, samples, squeezed, span, group, inner, outer,
     SPLITS: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     OUT_ACT: tl.constexpr, ACT: tl.constexpr, GATE: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Inference of the block in one launch, as the module's docstring describes.
 
@@ -91,7 +91,7 @@ def l2_grouped_kernel(
                 if sample < samples:
                     moments_tile(
                         x, mean_parts, None, sample, first, split, samples, span, channels, position_count,
-                        CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS,
+                        CHANNELS_LAST, BLOCK_CHANNELS, BLOCK_POSITIONS, CHUNK,
                     )  # fmt: skip
                     if SPLITS > 1:
                         merge_means(

@@ -59,6 +59,8 @@ class Allocation:
 
     tensor: Tensor
     zeroed: bool
+    kept: bool = False
+    """Whether it is of ``memory.kept_counters``."""
 
 
 @dataclass

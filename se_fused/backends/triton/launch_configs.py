@@ -7,8 +7,10 @@ The rules are derived, not yet measured (benchmarks/results/UNMEASURED.md). The 
   multiprocessor, which makes 32 KB.
 - Columns. 128 bytes of a row are one cache line; channels_last tiles take that much of each position. Contiguous tiles
   take the part of a row that leaves the fewest lanes idle (56 x 56 = 12.25 x 256).
-- Programs. At least eight per multiprocessor if the map is large enough, so that the last round of programs, which
-  fills only part of the device, is short; fewer if a program would otherwise have less than two steps.
+- Programs of a pass with sums. Registers limit how many run at once (``SUM_REGISTERS``). A sum is split so that they
+  run in few, full rounds (``splits_of``): N = 128 and 64 channels per program are 512 programs in ResNet-50's first
+  stage, and two splits fill 1,024 of the 1,056 places of an H100. The launch that merges the splits reads N * C values
+  more for each, so there are at most 12 programs per multiprocessor (``_SPLIT_PROGRAMS``).
 """
 
 import itertools
@@ -26,7 +28,6 @@ __all__ = [
     "L2GroupedConfig",
     "Map",
     "PassConfig",
-    "Product",
     "cdiv",
     "device_of",
     "excitation_config",
@@ -34,7 +35,6 @@ __all__ = [
     "neighbours",
     "pass_config",
     "power_of_two",
-    "product_config",
     "standing_in",
 ]
 
@@ -56,6 +56,12 @@ class Device:
     multiprocessors: int
     l2_bytes: int
     is_nvidia: bool = True
+    major: int = 9
+    """First number of the compute capability."""
+
+    def resident(self, registers: int, warps: int) -> int:
+        """Programs that run at once on all multiprocessors, by their registers per thread."""
+        return self.multiprocessors * min(65536 // (registers * 32 * warps), 2048 // (32 * warps))
 
 
 H200 = Device(multiprocessors=132, l2_bytes=60 * 2**20)
@@ -77,7 +83,9 @@ def standing_in(device: Device) -> Iterator[None]:
 @lru_cache(maxsize=64)
 def _gpu(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
-    return Device(properties.multi_processor_count, properties.L2_cache_size, torch.version.hip is None)
+    return Device(
+        properties.multi_processor_count, properties.L2_cache_size, torch.version.hip is None, properties.major
+    )
 
 
 def device_of(device: torch.device) -> Device:
@@ -155,6 +163,7 @@ class PassConfig:
     positions: int  # BLOCK_POSITIONS, per step
     span: int  # positions per program, a multiple of ``positions``
     warps: int
+    registers: int | None = None  # per thread, at most
 
     def splits(self, m: Map) -> int:
         """Number of programs that share a sum."""
@@ -164,13 +173,26 @@ class PassConfig:
         """Number of programs of a launch."""
         return m.samples * cdiv(m.channel_count, self.channels) * self.splits(m)
 
+    def whole_blocks(self, m: Map) -> bool:
+        """Whether each program has channels of one block of ``channels`` channels of one sample."""
+        return m.channels_last or m.c % self.channels == 0
+
     def blocks(self) -> dict[str, int]:
         """Constants of the kernel."""
         return {"BLOCK_CHANNELS": self.channels, "BLOCK_POSITIONS": self.positions}
 
+    def chunk(self, m: Map) -> int:
+        """CHUNK of a kernel that sums over positions: values per lane and step, all in one thread (tiles.py)."""
+        vector = m.vector if m.unaligned else min(m.vector, m.align)
+        if not (m.channels_last or m.unaligned):
+            return min(vector, self.positions)
+        accesses = max(self.channels * self.positions // (32 * self.warps * vector), 1)
+        return min(accesses, max(self.positions // vector, 1) if m.unaligned else self.positions)
+
     def options(self) -> dict[str, int]:
         """Options of the launch."""
-        return {"num_warps": self.warps}
+        options = {"num_warps": self.warps}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 def tile_shape(m: Map, elements: int) -> tuple[int, int]:
@@ -185,6 +207,49 @@ def tile_shape(m: Map, elements: int) -> tuple[int, int]:
     return min(max(elements // columns, 1), power_of_two(m.channel_count)), min(columns, elements)
 
 
+SUM_REGISTERS = {1: 64, 2: 72, 3: 96}
+"""Registers per thread of a kernel that sums over positions, by the number of maps that it reads, in the code of 16-bit
+maps (tests/backends/triton/test_compiled_code.py)."""
+
+_FIXED_STEPS = 3
+"""The steps that take as long as a program's merging of its lanes, about 600 of 230 instructions."""
+
+_SPLIT_PROGRAMS = 12
+"""Programs per multiprocessor up to which sums are split."""
+
+
+def sum_registers(m: Map, tensors: int, device: Device) -> int | None:
+    """The limit for registers per thread that a launch sets. 64 let eight programs run where the compiler's own choice
+    of 72 lets seven; on sm_100 it spills, and so does the backward kernel with Triton 3.6. A kernel that reads three
+    maps needs all of its registers. Where rows or channels are no multiple of 16 elements, the compiler stops at 96 and
+    spills, so the limit is a larger number."""
+    if tensors == 3 or not device.is_nvidia:
+        return None
+    if m.align < 16 or m.c % 16:
+        return 168
+    return SUM_REGISTERS[tensors] if device.major < 10 else 80
+
+
+def sum_columns(m: Map, elements: int) -> int:
+    """Channels of a channels_last tile that is summed: 128 bytes of a position or, so that short maps have several
+    steps per program, up to four times as many, as long as there are eight tiles per sample. All depends on the map of
+    one sample only, because other constants are other kernels."""
+    columns = 128 // m.itemsize
+    while columns < 512 // m.itemsize and m.s * columns < 6 * elements and m.c >= 16 * columns:
+        columns *= 2
+    return columns
+
+
+def splits_of(programs: int, steps: int, resident: int, most: int) -> int:
+    """In how many parts, at most ``most``, to split the ``steps`` of each of so many programs, of which ``resident``
+    run at once: those with the shortest time, rounds of programs times steps of one, and the fewest of these."""
+
+    def time(splits: int) -> int:
+        return cdiv(programs * splits, resident) * (cdiv(steps, splits) + _FIXED_STEPS)
+
+    return min(range(1, max(min(steps // 2, most, 256), 1) + 1), key=time)
+
+
 def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
     """The launch shape of a pass.
 
@@ -197,24 +262,30 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
     """
     warps = 4
     if m.unaligned:
-        rows = max(warps * 32 * (32 if tensors == 1 else 16) // m.itemsize // m.window, 1)
+        nbytes = {1: 64, 2: 32, 3: 16}[tensors] if sums else 32 // tensors
+        rows = max(warps * 32 * nbytes // m.itemsize // m.window, 1)
         return PassConfig(min(rows, power_of_two(m.channel_count)), m.window, m.window, warps)
     # Each narrow access takes a register, so a thread has fewer of them.
     bytes_per_thread = min(64 if tensors == 1 else 32, max(4 * m.align * m.itemsize, 16))
     elements = warps * 32 * bytes_per_thread // m.itemsize
     channels, positions = tile_shape(m, elements)
+    if sums and m.channels_last and channels * m.itemsize >= 128:
+        channels = sum_columns(m, elements)
+        positions = min(max(elements // channels, 1), power_of_two(m.s))
     steps = cdiv(m.s, positions)
     if not sums:
         return PassConfig(channels, positions, min(steps, 4) * positions, warps)
-    blocks = m.samples * cdiv(m.channel_count, channels)
-    splits = min(cdiv(8 * device.multiprocessors, blocks), max(steps // 2, 1), 256)
-    return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps)
+    programs = m.samples * cdiv(m.channel_count, channels)
+    most = cdiv(_SPLIT_PROGRAMS * device.multiprocessors, programs)
+    splits = splits_of(programs, steps, device.resident(SUM_REGISTERS[tensors], warps), most)
+    return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps, sum_registers(m, tensors, device))
 
 
 def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:
     """Launch shapes near ``config``, for autotuning: half, the same and twice its tile size along each axis, 4 or 8
     warps."""
     found = []
+    elements = config.channels * config.positions
     for channels, positions, warps in itertools.product((0.5, 1, 2), (0.5, 1, 2), (4, 8)):
         columns = config.channels if m.channels_last else config.positions
         if m.unaligned and positions != 1:  # the window's size is fixed
@@ -222,7 +293,7 @@ def neighbours(config: PassConfig, m: Map) -> list[PassConfig]:
         a, b = int(config.channels * channels), int(config.positions * positions)
         if min(a, b) < 1 or (a if m.channels_last else b) < min(columns, 8) or not 512 <= a * b <= 16384:
             continue
-        found.append(PassConfig(a, b, cdiv(config.span, b) * b, warps))
+        found.append(PassConfig(a, b, cdiv(config.span, b) * b, warps, config.registers if a * b <= elements else None))
     return [shape for shape in found if shape != config]
 
 
@@ -306,38 +377,3 @@ def excitation_config(n: int, c: int, r: int, kernel: str) -> ExcitationConfig:
     # compilation.
     blocks["m"] = 16 if n <= 16 else most["m"]
     return ExcitationConfig(16, **blocks, warps=most["warps"], registers=most["registers"])
-
-
-@dataclass(frozen=True)
-class Product:
-    """Launch shape of the convolution's matrix product."""
-
-    m: int  # BLOCK_M: positions
-    n: int  # BLOCK_N: channels
-    k: int  # BLOCK_K
-    warps: int
-    stages: int
-
-    def blocks(self) -> dict[str, int]:
-        """Constants of the kernel."""
-        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
-
-    def options(self) -> dict[str, int]:
-        """Options of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-def product_config(s: int, c: int, k: int, itemsize: int, exact: bool) -> Product:
-    """The launch shape of the matrix product for S positions per sample and C channels from K.
-
-    Tiles of 128 x 128 outputs with 8 warps keep the tensor cores of sm_80 and later busy; samples with few positions
-    get fewer rows. float32 in full precision (``exact``) runs without tensor cores and needs smaller tiles, because its
-    sums would not fit into registers.
-    """
-    rows = 128 if s > 64 else 64
-    if exact:
-        return Product(32, 64, 32, 4, 2)
-    # 64 columns in float32: with 128 the epilogue's residual spills on sm_100 (255 registers and 64 bytes).
-    columns = max(min(power_of_two(c), 128 if itemsize == 2 else 64), 16)
-    depth = max(min(power_of_two(k), 128 // itemsize), 16)
-    return Product(rows, columns, depth, 8 if rows * columns >= 16384 else 4, 3)

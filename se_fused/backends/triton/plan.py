@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .compiled_launch import Compiled, compiled_of, current_stream, tools_are_on, why_not
 from .launch import Trace, current_trace, is_recording, tracing
+from .memory import kept_counters
 from .tuning import autotunes, can_measure
 
 __all__ = ["LIMIT", "Remembered", "forget"]
@@ -101,6 +102,8 @@ class _Plan:
     def _place_memory(self, x: Tensor, trace: Trace, results: set[int]) -> None:
         """Results must be allocations too. All others are scratch memory."""
         self._zeroed: list[Tensor] = []
+        self._counters = 0  # of ``kept_counters``, zero if there are none
+        kept = None
         scratch: list[tuple[int, int]] = []
         for allocation in trace.allocations:
             t = allocation.tensor
@@ -109,6 +112,10 @@ class _Plan:
                 results.discard(address)
                 if allocation.zeroed:
                     raise _Unrepeatable
+            elif allocation.kept:
+                if kept not in (None, address):
+                    raise _Unrepeatable
+                self._counters, kept = t.numel(), address
             elif allocation.zeroed:
                 self._storages[address] = self._first
                 self._first += 1
@@ -117,6 +124,9 @@ class _Plan:
                 scratch.append((address, t.nbytes))
         if results:
             raise _Unrepeatable
+        if kept is not None:
+            self._storages[kept] = self._first
+            self._first += 1
         self._offsets: list[int] = []
         size = 0
         for address, nbytes in scratch:
@@ -168,6 +178,8 @@ class _Plan:
         values: list[Any] = [*addresses, number]
         values += [t.data_ptr() for t in results]
         values += [t.data_ptr() for t in zeroed]
+        if self._counters:
+            values.append(kept_counters(x.device, self._counters).data_ptr())
         if self._scratch is not None:
             scratch = torch.empty_like(self._scratch)  # lives until all is launched
             start = scratch.data_ptr()

@@ -7,12 +7,14 @@ import triton
 import triton.language as tl
 
 from .activations import activate, map_coefficients
+from .arguments import Norm
 from .tiles import (
     along_channels,
     along_positions,
     element_offsets,
     mask_offsets,
     pack_bits,
+    row_channel,
     sizes,
     tile_place,
     unpack_bits,
@@ -52,22 +54,26 @@ def scale_shift_act_tile(
 
 @triton.jit(do_not_specialize=["outer"])
 def scale_shift_act_kernel(
-    x, residual, y, mask, given, norm, channels, inner, outer, splits, span, ALIGN: tl.constexpr,
+    x, residual, y, mask, given, norm, stats, channels, inner, outer, splits, span, ALIGN: tl.constexpr,
     ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, OUT_ACT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 forward, one program per tile, the last tile first.
 
     given: Coefficients. Without scale and shift these are computed from batch norm's running statistics, so that batch
-    norm and activation are one launch in inference.
+    norm and activation are one launch in inference, or from stats (2, C).
     """
+    if stats is not None:
+        norm = Norm(stats, stats + channels, norm.weight, norm.bias, norm.eps)
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
+    vector = sample * channel_count + channel
     a, b = map_coefficients(
-        given, norm, sample * channel_count + channel, channel < channel_count, channels, BLOCK_CHANNELS
-    )
+        given, norm, vector, row_channel(vector, channel, channels, CHANNELS_LAST), channel < channel_count, channels,
+        BLOCK_CHANNELS,
+    )  # fmt: skip
     begin = split * span
     stop = tl.minimum(begin + span, position_count)
     scale_shift_act_tile(
@@ -78,18 +84,25 @@ def scale_shift_act_kernel(
 
 @triton.jit(do_not_specialize=["outer"])
 def scale_shift_act_backward_kernel(
-    dr, x, mask, mean, to_dx, dx, inner, outer, splits, span, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    dr, x, mask, mean, to_dx, drop, dx, channels, inner, outer, splits, span, ALIGN: tl.constexpr,
+    ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 backward, the last tile first: dx = k1 * dr + k2 * (x - mean) + k3 by DxCoefficients. Without x the second
-    term is left out. A mask that is not None is applied to dr first."""
+    term is left out. A mask that is not None is applied to dr first. With PER_CHANNEL the coefficients and the mean are
+    those of channels, and k1 is multiplied by drop (N,) unless that is None."""
     channel_count, position_count = sizes(inner, outer, ALIGN, ALIGN_OUTER, CHANNELS_LAST)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sample, first, split = tile_place(tile, channel_count, splits, BLOCK_CHANNELS)
     channel = first + tl.arange(0, BLOCK_CHANNELS)
     in_channels = channel < channel_count
     vector = sample * channel_count + channel
-    by_dr = along_channels(tl.load(to_dx.k1 + vector, mask=in_channels, other=0), CHANNELS_LAST)
+    by_dr = 1.0
+    if drop is not None:
+        by_dr = tl.load(drop + vector // channels, mask=in_channels, other=0).to(tl.float32)
+    if PER_CHANNEL:
+        vector = row_channel(vector, channel, channels, CHANNELS_LAST)
+    by_dr = along_channels(by_dr * tl.load(to_dx.k1 + vector, mask=in_channels, other=0), CHANNELS_LAST)
     constant = along_channels(tl.load(to_dx.k3 + vector, mask=in_channels, other=0), CHANNELS_LAST)
     if x is not None:
         by_x = along_channels(tl.load(to_dx.k2 + vector, mask=in_channels, other=0), CHANNELS_LAST)

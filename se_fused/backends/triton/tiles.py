@@ -55,6 +55,30 @@ def sum_positions(tile, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def add_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def sum_positions_of_two(one, two, CHANNELS_LAST: tl.constexpr):
+    """``sum_positions`` of two tiles, whose threads exchange both sums at the same time."""
+    if CHANNELS_LAST:
+        return tl.reduce((one, two), 0, add_two)
+    else:
+        return tl.reduce((one, two), 1, add_two)
+
+
+@triton.jit
+def row_channel(vector, channel, channels, CHANNELS_LAST: tl.constexpr):
+    """The channels at the offsets ``vector`` of (N, C), which in channels_last are the positions ``channel`` of the
+    channel axis (a remainder would hide that they are neighbours)."""
+    if CHANNELS_LAST:
+        return channel
+    else:
+        return vector % channels
+
+
+@triton.jit
 def sizes(inner, outer, ALIGN: tl.constexpr, ALIGN_OUTER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """(channel_count, position_count) from ``inner`` and ``outer``."""
     if CHANNELS_LAST:
@@ -94,6 +118,41 @@ def element_offsets(sample, channel, position, channel_count, position_count, CH
     else:
         rows = sample.to(tl.int64) * channel_count + channel
         return rows[:, None] * position_count + position[None, :]
+
+
+# ---- chunks
+# A kernel that sums over positions regards a tile as [chunk, lanes, channels] in channels_last and as [channels, lanes,
+# chunk] in contiguous order. The CHUNK values of a lane and channel are in the registers of one thread: in contiguous
+# order they are the vector of one access, in channels_last the same channel of several accesses. So sums over the chunk
+# need no shuffle, and a kernel keeps one value per lane and not one per element. Tiles are loaded in two dimensions,
+# because versions of Triton spread threads over the outer two of three dimensions in different order.
+@triton.jit
+def chunk_places(CHANNELS_LAST: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr):
+    """Positions within a step: [chunk, lanes] in channels_last, [lanes, chunk] in contiguous order."""
+    if CHANNELS_LAST:
+        return tl.arange(0, CHUNK)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    else:
+        return tl.arange(0, LANES)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+
+
+@triton.jit
+def by_chunk(tile, CHANNELS_LAST: tl.constexpr, CHUNK: tl.constexpr):
+    """A tile in three dimensions; no value changes its thread."""
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    if CHANNELS_LAST:
+        return tl.reshape(tile, (CHUNK, rows // CHUNK, columns))
+    else:
+        return tl.reshape(tile, (rows, columns // CHUNK, CHUNK))
+
+
+@triton.jit
+def along_chunks(matrix, CHANNELS_LAST: tl.constexpr):
+    """Reshapes values at ``chunk_places`` so that they broadcast over a tile with chunks."""
+    if CHANNELS_LAST:
+        return matrix[:, :, None]
+    else:
+        return matrix[None, :, :]
 
 
 # ---- matrices of the excitation: (N, C), (N, R) and weights

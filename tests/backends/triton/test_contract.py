@@ -40,7 +40,7 @@ if TRITON.can_use(DEVICE, torch.float32) is not None:
 import triton as triton_language  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from se_fused.backends.triton import activations, batch_norm_squeeze_excite, launch_configs  # noqa: E402
+from se_fused.backends.triton import activations, batch_norm_squeeze_excite, launch_configs, memory  # noqa: E402
 from se_fused.backends.triton.launch import Launch, recording  # noqa: E402
 from se_fused.backends.triton.passes import map_of  # noqa: E402
 
@@ -55,7 +55,8 @@ def triton() -> Iterator[None]:
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use tiles so small that every shape has several in each direction and sums of over 16 positions are split."""
+    """Use tiles so small that every shape has several in each direction and sums of over 16 positions are split. A lane
+    has two values per step."""
 
     def small(
         m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool
@@ -64,6 +65,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
         return launch_configs.PassConfig(channels, positions, 2 * positions, 4)
 
     monkeypatch.setattr("se_fused.backends.triton.passes.pass_config", small)
+    monkeypatch.setattr(launch_configs.PassConfig, "chunk", lambda config, m: 2)
     monkeypatch.setattr(launch_configs.Map, "unaligned", False)  # the unaligned kernels process a row in one step
 
 
@@ -190,6 +192,23 @@ def test_split_sums(options: dict[str, Any], layout: str) -> None:
     passes(Case("batch_norm_squeeze_excite", shape, layout=layout, **options))
     if "mean" not in options:
         passes(Case("batch_norm_act", shape, layout=layout, **options))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(18, 40, 2, 2), (9, 64, 5, 5), (9, 16, 16, 16)], ids=str)
+def test_groups_of_samples(shape: Shape, layout: str) -> None:
+    """The last programs of pass 1 merge several groups of samples, and of channels (batch_statistics.py). They move the
+    running statistics once, and leave their counters at zero."""
+    for options in ({}, {"drop_path": True, "residual": False}, {"training": False}):
+        passes(Case("batch_norm_act", shape, torch.bfloat16, layout, **options), seeds=1)
+        assert not memory.kept_counters(torch.device(DEVICE), 1).any()
+    x = torch.randn(shape).to(DEVICE)
+    mean, var = torch.zeros(shape[1], device=DEVICE), torch.ones(shape[1], device=DEVICE)
+    functional.batch_norm_act(to_layout(x, layout), mean, var, None, None, training=True, momentum=0.25)
+    true_var, true_mean = torch.var_mean(x, (0, 2, 3))
+    torch.testing.assert_close(mean, 0.25 * true_mean)
+    torch.testing.assert_close(var, 0.75 + 0.25 * true_var)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -50,11 +50,13 @@ def flat(arguments: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("hidden", [16, None], ids=["se", "no-se"])
 @pytest.mark.parametrize("shape", [(128, 256, 56, 56), (128, 2048, 7, 7), (1, 64, 1024, 1024), (5, 33, 7, 5)], ids=str)
 def test_launches_of_training(shape: tuple, hidden: int | None, out_act: str, channels_last: bool) -> None:
-    """Training launches three kernels forward and three backward, also for split sums (at most 3 + 4 are allowed)."""
+    """Training launches three kernels forward and three backward, also for split sums (at most 3 + 4 are allowed). A
+    norm without squeeze-excite launches the two passes each way."""
     from se_fused.backends.triton.compiled_code import launches_of_block
 
     launches = launches_of_block(shape, torch.bfloat16, channels_last, True, hidden, out_act)
-    assert [launch.name.replace("_unaligned", "") for launch in launches] == FORWARD + BACKWARD
+    expected = FORWARD + BACKWARD if hidden else FORWARD[::2] + BACKWARD[::2]
+    assert [launch.name.replace("_unaligned", "") for launch in launches] == expected
 
 
 @needs_triton
@@ -103,11 +105,13 @@ def test_bytes_of_a_training_step() -> None:
 def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the kernels of this library are launched.
 
-    The excitation kernel updates running statistics, gradients are written in their parameters' dtypes, and nothing is
+    The kernels update running statistics, gradients are written in their parameters' dtypes, and nothing is
     copied. The kernels do not run here, because the interpreter would use PyTorch operators for them.
     """
+    from se_fused.backends.triton import memory
     from se_fused.backends.triton.launch import recording
 
+    memory.kept_counters(torch.device("cpu"), 1)  # a stream's first norm allocates them
     # A call without a mode does this. Under the mode below, the call would go through our operators and record them.
     for module in ("se_fused.functional.batch_norm_squeeze_excite", "se_fused.ops.batch_norm_squeeze_excite"):
         monkeypatch.setattr(sys.modules[module], "through_dispatcher", lambda: False)
@@ -118,10 +122,10 @@ def test_nothing_is_launched_beside_our_kernels(op: str, dtype: torch.dtype, mon
         dy = torch.randn_like(given["x"])
         with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as forward:
             y = getattr(functional, op)(**given)
-        assert not forward.names and len(launches) == 3
+        assert not forward.names and len(launches) == (2 if op == "batch_norm_act" else 3)
         with backends.use_backend("triton"), recording(dry=True) as launches, Operators() as backward:
             torch.autograd.grad(y, tensors, dy)
-        assert not backward.names and len(launches) == 3
+        assert not backward.names and len(launches) == (2 if op == "batch_norm_act" else 3)
         with backends.use_backend("triton"), torch.no_grad(), recording(dry=True) as launches, Operators() as inference:
             getattr(functional, op)(**given)
         assert not inference.names and len(launches) <= 3
