@@ -10,6 +10,7 @@
 // definition.
 #include "excitation.cuh"
 
+#include "batch_statistics.cuh"
 #include "launch.cuh"
 
 namespace se_fused::cuda {
@@ -81,13 +82,7 @@ static SE_DEVICE void statistics_tile(const Excitation& g, int tile, float* shar
         }
       // Two divisions, because float32 may not represent the product of the counts exactly.
       const float var = (within / (float)g.s + sum_warps(between, shared)) / samples;
-      if (exists && warp == 0) {
-        if (g.stats) g.stats[c] = mu, g.stats[g.c + c] = var;
-        if (g.moved_mean.data) {
-          move(g.moved_mean, c, mu, g.momentum);
-          move(g.moved_var, c, var * g.unbias, g.momentum);
-        }
-      }
+      if (exists && warp == 0) keep(g, c, g.c, mu, var);
       if (exists) u = channel_norm(g.norm, c, mu, var);
     }
   }

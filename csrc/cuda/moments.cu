@@ -1,6 +1,7 @@
 // Pass 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 #include "moments.cuh"
 
+#include "batch_statistics.cuh"
 #include "partition.cuh"
 
 namespace se_fused::cuda {
@@ -15,25 +16,29 @@ template <class T, Mode mode, bool with_m2>
 SE_KERNEL(kThreads, blocks_of_moments(mode))
 moments_kernel(SE_CONSTANT Moments g) {
   clear(g.counters);
+  SE_SHARED(memory);
+  float* const shared = reinterpret_cast<float*>(memory);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
     const RowPartition p(g.map, g.cut);
     const ScaleShift found = row_moments<mode, Use::keep, with_m2>(x, p.row, g.map.s, p.begin, p.stop,
                                                                    g.map.n * g.map.c * g.map.s, g.cut.lanes);
     if (p.exists && threadIdx.x % g.cut.lanes == 0) {
-      g.mean[p.at(g.map)] = found.scale;
-      if (with_m2) g.m2[p.at(g.map)] = found.shift;
+      const int64_t out = sums_of(g.map, g.cut, kThreads / g.cut.lanes, g.last.counters) + p.c;
+      g.mean[out] = found.scale;
+      if (with_m2) g.m2[out] = found.shift;
     }
+    if (with_m2 && g.last.counters) finish(g, shared);
   } else {
-    SE_SHARED(shared);
     const ColumnPartition s(g.map, g.cut);
     const Columns at(g.cut.lanes, s.columns, g.map.c);
-    const int64_t out = (s.split * g.map.n + s.n) * g.map.c;
-    column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at,
-                                             reinterpret_cast<float*>(shared), [&](int c, float mean, float m2) {
+    const int64_t out = sums_of(g.map, g.cut, 8 * g.cut.lanes, g.last.counters);
+    column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at, shared,
+                                             [&](int c, float mean, float m2) {
                                                g.mean[out + c] = mean;
                                                if (with_m2) g.m2[out + c] = m2;
                                              });
+    if (with_m2 && g.last.counters) finish(g, shared);
   }
 }
 
@@ -72,7 +77,7 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   const Window<mode> window(part.row, map.s, part.begin, part.stop);
   const int64_t rows = map.n * map.c, total = rows * map.s, limit = window.limit(total);
   const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes, width = (map.s + 7) / 8;
-  const float mean = g.mean[part.row];
+  const float mean = g.mean[g.last.counters ? part.c : part.row];
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
   float own_added = 0.f, next_added = 0.f;
   if constexpr (from_sum) {
@@ -129,7 +134,12 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   }
   p = sum_lanes(p, lanes);
   q = sum_lanes(q, lanes);
-  if (part.exists && lane == 0) g.p[part.at(map)] = p, g.q[part.at(map)] = q;
+  if (part.exists && lane == 0) {
+    const int64_t out = sums_of(map, g.cut, kThreads / lanes, g.last.counters) + part.c;
+    g.p[out] = p, g.q[out] = q;
+  }
+  SE_SHARED(shared);
+  if (g.last.counters) finish(g, reinterpret_cast<float*>(shared));
 }
 
 template <class T, Mode mode, bool from_sum>
@@ -146,12 +156,13 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
   const int width = (map.c + 7) / 8;
   const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + at.channel / 8 : nullptr;
+  const float* const means = g.mean + (g.last.counters ? 0 : part.n * map.c);
   float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     p[j] = q[j] = mean[j] = scale[j] = shift[j] = added[j] = 0.f;
     if (const int c = at.channel + j; c < map.c) {
-      mean[j] = g.mean[part.n * map.c + c];
+      mean[j] = means[c];
       if constexpr (from_sum) {
         const ScaleShift by = coefficients(g.by, part.n, c, map.c);
         scale[j] = by.scale;
@@ -197,7 +208,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
     shared_q[at.step * channels + at.lane * 8 + j] = q[j];
   }
   __syncthreads();
-  const int64_t out = (part.split * map.n + part.n) * map.c;
+  const int64_t out = sums_of(map, g.cut, 8 * g.cut.lanes, g.last.counters);
   for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
     float sum_p = 0.f, sum_q = 0.f;
     for (int step = 0; step < at.steps; ++step)
@@ -205,6 +216,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
     g.p[out + at.first + i] = sum_p;
     g.q[out + at.first + i] = sum_q;
   }
+  if (g.last.counters) finish(g, shared);
 }
 
 template <class T, Mode mode, bool from_sum>
@@ -217,11 +229,19 @@ moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
     backward_columns<T, mode, from_sum>(g);
 }
 
+// The last blocks need shared memory in every mode.
+static size_t shared_of(const Map& map, bool with_last) {
+  return std::max(shared_of(map), with_last ? kSharedOfLast : 0);
+}
+
+Error launch(const Zero& g, Stream stream) { return zero(g.counters, g.count * sizeof(int), stream); }
+
 Error launch(const Moments& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
     using T = typename decltype(type)::type;
     const auto kernel = g.m2 ? moments_kernel<T, mode.value, true> : moments_kernel<T, mode.value, false>;
-    return start(kernel, {"moments", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+    const size_t shared = shared_of(g.map, g.last.counters);
+    return start(kernel, {"moments", blocks_of(g.map, g.cut), kThreads, shared}, stream, g);
   });
 }
 
@@ -230,7 +250,8 @@ Error launch(const MomentsBackward& g, Stream stream) {
     using T = typename decltype(type)::type;
     const auto kernel = keeps_input(g.out_act) || g.added ? moments_backward_kernel<T, mode.value, true>
                                                           : moments_backward_kernel<T, mode.value, false>;
-    return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+    const size_t shared = shared_of(g.map, g.last.counters);
+    return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared}, stream, g);
   });
 }
 
@@ -239,8 +260,8 @@ void list_moments(Instances& to) {
     by_type_and_mode(map, [&](auto type, auto mode) {
       using T = typename decltype(type)::type;
       constexpr Mode m = mode.value;
-      const int shared = (int)shared_of(map);
-      add(to, "moments " + name, moments_kernel<T, m, false>, shared);
+      const int shared = (int)shared_of(map, true);
+      add(to, "moments " + name, moments_kernel<T, m, false>, (int)shared_of(map));
       add(to, "moments " + name + " m2", moments_kernel<T, m, true>, shared);
       add(to, "moments_backward " + name, moments_backward_kernel<T, m, false>, shared);
       add(to, "moments_backward " + name + " from sum", moments_backward_kernel<T, m, true>, shared);

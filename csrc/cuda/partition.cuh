@@ -6,23 +6,33 @@
 
 namespace se_fused::cuda {
 
+// Where the sums of a block's sample and split begin: in (splits, N, C), or with last blocks in (N, splits, C). `width`
+// channels per block. The block's number is read again, so that no register keeps it during pass 1's loop.
+SE_DEVICE int64_t sums_of(const Map& map, const Cut& cut, int width, bool with_last) {
+  const int64_t index = reread_block() / ((map.c + width - 1) / width);
+  return (with_last ? index : index % cut.splits * map.n + index / cut.splits) * map.c;
+}
+
 // Rows modes: the partition of one row that a group of lanes sums.
 struct RowPartition {
-  int64_t row;
-  int split, begin, stop;
+  int64_t n, row;
+  int channels, c, split, begin, stop;  // channels: the block of channels
   bool exists;
 
+  // A block has rows of one sample, so that a sum over samples has whole blocks to wait for.
   SE_DEVICE RowPartition(const Map& map, const Cut& cut) {
-    const int64_t rows = map.n * map.c;
-    const int64_t unit = (int64_t)blockIdx.x * (blockDim.x / cut.lanes) + threadIdx.x / cut.lanes;
-    exists = unit < rows * cut.splits;
-    row = exists ? unit / cut.splits : 0;
-    split = exists ? (int)(unit % cut.splits) : 0;
+    const int width = (int)blockDim.x / cut.lanes, blocks = (map.c + width - 1) / width;
+    const int rest = (int)blockIdx.x / blocks;
+    channels = (int)blockIdx.x % blocks;
+    n = rest / cut.splits;
+    split = rest % cut.splits;
+    c = channels * width + (int)threadIdx.x / cut.lanes;
+    exists = c < map.c;
+    if (!exists) c = 0;
+    row = n * map.c + c;
     begin = split * cut.span;
     stop = exists ? min(begin + cut.span, map.s) : begin;  // an empty range: shuffles need all lanes
   }
-  // index of this partition's sum in (splits, N, C)
-  SE_DEVICE int64_t at(const Map& map) const { return split * map.n * map.c + row; }
 };
 
 // Cols modes: the partition of one sample's positions, and the block of channels, that a block sums.
@@ -42,8 +52,7 @@ struct ColumnPartition {
 };
 
 inline int64_t blocks_of(const Map& map, const Cut& cut) {
-  if (map.by_rows()) return ceil_div(map.n * map.c * cut.splits, kThreads / cut.lanes);
-  return map.n * cut.splits * ceil_div(map.c, 8 * cut.lanes);
+  return map.n * cut.splits * ceil_div(map.c, map.by_rows() ? kThreads / cut.lanes : 8 * cut.lanes);
 }
 inline size_t shared_of(const Map& map) { return map.by_rows() ? 0 : 16 * kThreads * sizeof(float); }
 

@@ -31,7 +31,8 @@ inline void find_clusters(Device& device) {
 Cut whole(const Map&);                  // one split: sums need no merging
 Cut cut_of(const Map&, const Device&);  // one or more splits, whose sums are merged by excitation or torch.sum
 Cut part_of(const Map&);                // for a pass without sums; used in the cols modes only
-int lanes_of_row(const Map&);           // threads that share a row's sum
+LastBlocks last_blocks_of(const Map&, const Cut&);  // without memory
+int lanes_of_row(const Map&);                       // threads that share a row's sum
 
 enum class Path { cluster_fused, l2_grouped, separate };
 

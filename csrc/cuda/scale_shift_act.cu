@@ -48,6 +48,7 @@ scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
     const int64_t first = ((int64_t)gridDim.x - 1 - blockIdx.x) * kVectors, all = vectors_of_map(map);
     scale_shift_act_rows<mode, Use::last>(maps, map.n * map.c, map.s, first, min(first + kVectors, all), g.out_act,
                                           g.mask, bits, [&](int64_t row) {
+                                            if (g.by.per_channel) row = (uint32_t)row % (uint32_t)map.c;
                                             if (g.by.scale) return ScaleShift{g.by.scale[row], g.by.shift[row]};
                                             const int64_t n = row / map.c;
                                             return coefficients(g.by, n, (int)(row - n * map.c), map.c);
@@ -114,10 +115,11 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
       unpack(raw[u], d);
       keep_bits(bits[u], d);
       if (with_x) unpack(raw_x[u], v);
-      const Slopes own = slopes<with_x>(g, row[u]);
+      const int64_t k = g.per_channel ? (uint32_t)row[u] % (uint32_t)map.c : row[u];
+      const Slopes own = slopes<with_x>(g, k);
       const int left = map.s - position[u];
       const bool two = mode == Mode::rows_unaligned && left < 8 && row[u] + 1 < rows;
-      const Slopes next = two ? slopes<with_x>(g, row[u] + 1) : own;
+      const Slopes next = two ? slopes<with_x>(g, g.per_channel && k + 1 == map.c ? 0 : k + 1) : own;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const bool mine = !two || j < left;
@@ -143,10 +145,11 @@ SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
   const int width = (map.c + 7) / 8;
   const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + columns.channel / 8 : nullptr;
   Slopes k[8];
+  const int64_t first = (g.per_channel ? 0 : part.n * map.c) + columns.channel;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     k[j] = {0.f, 0.f, 0.f, 0.f};
-    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, part.n * map.c + columns.channel + j);
+    if (columns.channel + j < map.c) k[j] = slopes<with_x>(g, first + j);
   }
   for (int position = part.begin + columns.step; position < part.stop; position += kLoads * columns.steps) {
     Raw<T> raw[kLoads], raw_x[kLoads];

@@ -44,7 +44,7 @@ SE_DEVICE void moments_of_rows(const ScaleShiftActMean& g) {
     }
   }
   total = sum_lanes(total, lanes);
-  if (part.exists && lane == 0) g.mean_parts[part.at(map)] = total / (float)map.s;
+  if (part.exists && lane == 0) g.mean_parts[part.split * map.n * map.c + part.row] = total / (float)map.s;
 }
 
 template <class T, Mode mode>
