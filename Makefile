@@ -106,8 +106,11 @@ gpu:  ## on a machine with a GPU: verify, profile and benchmark the kernels, wit
 gpu-keep: venv  ## add GPU results TAR=file-or-folder to benchmarks/results/<gpu>, plot them, and update UNMEASURED.md
 	$(PY) -m benchmarks.gpu keep $(TAR)
 
-cuda-all: venv  ## compile the CUDA kernels for every architecture and check the machine code; needs no GPU
+cuda-all: venv  ## compile the CUDA kernels for every architecture, check the machine code, run it, predict times; no GPU
 	SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" $(PY) -m pytest -q --tier nightly tests/backends/cuda/test_compiled_code.py
+	$(PY) -m pytest -q --tier nightly -n 2 tests/backends/cuda/test_machine_code.py
+	$(PY) -m benchmarks.gpu model
+	$(PY) -m benchmarks.gpu model --backend triton
 
 clean:  ## remove build products; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

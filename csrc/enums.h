@@ -68,6 +68,7 @@ struct Known {
 
 // Constants of gelu and gelu_tanh (Hendrycks and Gimpel 2016).
 constexpr float kSqrtHalf = 0.70710678118654752f, kInvSqrt2Pi = 0.39894228040143268f;
+constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kGeluA = 0.79788456080286536f, kGeluB = 0.044715f;  // kGeluA: sqrt(2 / pi)
 
 }  // namespace se_fused

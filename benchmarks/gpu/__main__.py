@@ -1,6 +1,7 @@
 """Command line of the package; see its docstring and ``python3 -m benchmarks.gpu --help``."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from . import keep, pack
+from se_fused._atomic_write import write_text
+
+from . import keep, machine_code, pack, triton_launches
 from .environment import environment
+from .predicted import table
 from .runner import Done, run
 from .steps import BUDGETS, COMMANDS, jobs, steps
 from .store import Store
@@ -60,6 +64,12 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc but no GPU")
     build.add_argument("--arch", default=pack.ARCHITECTURE, help="the GPU's compute capability (default: 9.0, an H100)")
     build.add_argument("--variant", default="", help="add another build of the CUDA library to the pack by this name")
+    about_model = "predict the time of each kernel on an H100 from its machine code; needs no GPU, for CUDA nvcc"
+    model = commands.add_parser("model", help=about_model, description=about_model)
+    model.add_argument("--backend", choices=("cuda", "triton"), default="cuda", help="default: cuda")
+    model.add_argument("--batch", type=int, default=128, help="samples (default: 128)")
+    model.add_argument("--kernel", action="append", default=[], help="predict only this kernel; can be repeated")
+    model.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to a file")
     kept = commands.add_parser("keep", help="store returned results under benchmarks/results and draw them")
     kept.add_argument("tars", nargs="+", type=Path, metavar="TAR", help="COMMAND.tar.gz, or a folder with such files")
     kept.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help=argparse.SUPPRESS)
@@ -130,6 +140,32 @@ def _run(command: str, options: argparse.Namespace, budget: float, machine: Any)
         shutil.rmtree(logs, ignore_errors=True)
 
 
+def _model(options: argparse.Namespace) -> int:
+    why_not = triton_launches.why_not if options.backend == "triton" else machine_code.why_not
+    if (reason := why_not()) is not None:
+        _fail(f"the machine code cannot be made or read here: {reason}")
+    from .model import predictions
+
+    if options.batch < 1:
+        _fail(f"--batch must be at least 1; got {options.batch}")
+
+    def progress(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text:60}", end="", file=sys.stderr, flush=True)
+
+    rows = predictions(options.backend, options.batch, kernels=options.kernel, progress=progress)
+    progress("\r")
+    if not rows:
+        _fail(f"no launch of {', '.join(options.kernel)}: see csrc/cuda for the kernels' names")
+    if options.json:
+        write_text(options.json, json.dumps(rows, indent=1) + "\n")
+    print("Predicted for an H100 in bfloat16, not measured. Share of a copy's speed on counted bytes; what limits the")
+    print("launch; blocks per multiprocessor; rounds of blocks; instructions per 16 bytes of maps; share of the")
+    print("load/store unit's cycles that bank conflicts take.")
+    print("\n".join(table(rows)))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _arguments(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the exception ends the steps, and the table is printed
@@ -145,6 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             _fail(str(error))
         return 0
+    if options.command == "model":
+        return _model(options)
     machine = (None, [("", "")]) if options.list else _machine(options.rehearse)
     commands = COMMANDS if options.command == "all" else (options.command,)
     total = options.budget or sum(BUDGETS[command] for command in commands)

@@ -2,8 +2,8 @@
 
 ``make gpu-pack`` creates the folder ``build/gpu-pack``, which git ignores. It contains the two libraries, for sm_90
 only; the build record of setup.py; the module that reads register counts, for that machine's Python; and
-``manifest.json``. ``VARIANT=name`` adds another build of the CUDA library in ``variants/name``, which the command
-`where` times in the same run.
+``manifest.json``, which also has the model's predictions (:mod:`.model`). ``VARIANT=name`` adds another build of the
+CUDA library in ``variants/name``, which the command `where` times in the same run.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from se_fused._atomic_write import write_bytes, write_text
 from se_fused.info.environment import commit
 
 from .environment import uncommitted
+from .predicted import of_this_machine as predictions_here
 from .target import ROOT
 
 __all__ = ["ARCHITECTURE", "FOLDER", "MOST_BYTES", "PYTHON", "PackError", "build", "check", "libraries", "variants"]
@@ -139,14 +140,20 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
             old.unlink()
         found = _introspection(folder)
         if isinstance(found, str):
-            left_out = f"without _introspect (registers in `info`): {found}"
+            left_out = f"without _introspect (registers in `info`): {found}\n"
         else:
             names.append(found.name)
+    predicted: list[dict[str, Any]] = []
+    if architecture == ARCHITECTURE:
+        print("  predicting the kernels' times from their machine code (two minutes)", flush=True)
+        predicted, reasons = predictions_here()
+        left_out += "\n".join(reasons)
     manifest = {
         "commit": (commit() or "") + (" with changes" if uncommitted() else ""), "sources": _sources(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "architecture": architecture,
         "machine": platform.machine(),
         "python": list(PYTHON), "files": {name: _sha256(place / name) for name in names},
+        "predicted": predicted,
     }  # fmt: skip
     write_text(place / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -158,7 +165,7 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
         f"{relative}: {size / 2**20:.1f} MB, compute capability {architecture}, built with torch {torch.__version__}"
     ]
     told += [f"  {file.relative_to(folder)}" for file in sorted(folder.rglob("*")) if file.is_file()]
-    told += [left_out] if left_out else []
+    told += left_out.splitlines()
     told += [
         f"git ignores it: copy {relative} together with the checkout to the GPU machine, and run in the checkout:",
         *(f"  python3 -m benchmarks.gpu {command} --output DIR" for command in ("right", "where", "claims")),

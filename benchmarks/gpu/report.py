@@ -26,7 +26,7 @@ def _name(shape: Sequence[int]) -> str:
 
 
 def _bars_of_kernels(rows: Sequence[Record]) -> Iterator[Panel]:
-    """A panel for each map and layout at the largest batch: each kernel's share of a copy's speed, and the estimate."""
+    """A panel for each map and layout at the largest batch: share of a copy's speed, and the prediction."""
     timed = [row for row in rows if "share" in row and "backend" in row and not row.get("variant")]
     largest = max((row["shape"][0] for row in timed), default=0)
     timed = [row for row in timed if row["shape"][0] == largest and row["what"] != "all"]
@@ -40,7 +40,7 @@ def _bars_of_kernels(rows: Sequence[Record]) -> Iterator[Panel]:
             one = bars.setdefault(label, {})
             one[row["backend"]] = Bar.exact(100 * row["share"])
             if row.get("expected") and row["expected"][0] == "percent":
-                one["expected"] = Bar.exact(row["expected"][1])
+                one["predicted"] = Bar.exact(row["expected"][1])
         yield Panel(f"{_name(shape)} {layout_name(layout)}", list(bars.items()))
 
 

@@ -14,15 +14,18 @@ DIFFERENT = 0.03  # relative difference of times from which another build of the
 Record = dict[str, Any]
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a table with aligned columns; those in ``left`` are left-aligned, the others right-aligned."""
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), width: int | None = WIDTH) -> list[str]:
+    """Lines of a table with aligned columns; those in ``left`` are left-aligned, the others right-aligned.
+
+    Lines are cut after ``width`` characters, unless it is None.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = (
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append("  ".join(cells).rstrip()[:WIDTH])
+        lines.append("  ".join(cells).rstrip()[:width])
     return lines
 
 
@@ -83,14 +86,14 @@ def _worth_a_line(key: Key, found: dict[Any, Record], batch: int, stages: Sequen
 
 
 def _where(rows: Sequence[Record]) -> list[str]:
-    """A line for each kernel and a column for each stage: share of a copy's speed, microseconds, estimate."""
+    """A line for each kernel and a column for each stage: share of a copy's speed, microseconds, prediction."""
     timed = [row for row in rows if "us" in row and "backend" in row]
     if not timed:
         return []
     stages = list(dict.fromkeys(_stage(row) for row in timed))
     batches = sorted({row["shape"][0] for row in timed}, reverse=True)
     speeds = ", ".join(dict.fromkeys(f"{row['gb_s']:.0f}" for row in rows if row["what"] == "copy"))
-    lines = ["", f"Share of a copy ({speeds} GB/s), time (expected); batch {batches[0]}"]
+    lines = ["", f"Share of a copy ({speeds} GB/s), time (predicted); batch {batches[0]}"]
     table = [("kernel", *stages)]
     keys = dict.fromkeys(_key(row) for row in timed if row["shape"][0] == batches[0])
     found = {(*_key(row), row["shape"][0], _stage(row)): row for row in timed}

@@ -5,7 +5,7 @@
 namespace se_fused::cuda {
 
 const Device& device_of(int) {
-  static const Device h100{90, 132, 50 << 20, 232448, 16, 16};
+  static const Device h100{90, 132, 50 << 20, 232448, 16, 16, true};
   return h100;
 }
 std::string problem(int64_t) { return ""; }

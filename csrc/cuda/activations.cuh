@@ -70,6 +70,32 @@ static SE_DEVICE float activate_slope(Act act, float x) {
   return 1.f;
 }
 
+// ---- the activations that close a block, one per element of a map. Excitation and gates are few, and their contract
+// bounds the relative error, so they use the functions above.
+//
+// The sigmoid s = 1 / (1 + e) with e = exp(-x) = 2^(-x log2(e)) takes two instructions of the special function unit and
+// two others. With expf and a division rounded to nearest it takes 25, and a branch to the division's slow path. Errors
+// relative to the result, in units of u = 2^-24, to first order:
+//   1.25 |x|  of e, from its argument: the product's rounding (1 u) and log2(e)'s (0.23 u), times |x|
+//   5         of e, from exp2_approx: 2 ulp beyond correct rounding
+//   4         of s, from the addition (1 u) and rcp_approx (3 u)
+// The error of e enters s with the weight 1 - s = e / (1 + e), so the sum is at most (1.25 |x| + 9) u for x < 0 and 7 u
+// for x >= 0, where |x| (1 - s) <= 0.28. Relative to 1 it is at most 6 u, because s (1 - s) |x| <= 0.23. Below
+// x = -87.3 the reciprocal is subnormal and flushed to 0, and below -88.7 the sum is infinity and its reciprocal 0. NaN
+// passes through all instructions. (tanh.approx would save one instruction, but its error is 2^-11: 8000 u.)
+SE_DEVICE float exp_approx(float x) { return exp2_approx(x * kLog2E); }
+SE_DEVICE float sigmoid_approx(float x) { return rcp_approx(1.f + exp_approx(-x)); }
+SE_DEVICE float silu_approx(float x) { return x * sigmoid_approx(x); }
+// s (1 + x (1 - s)). 1 - s is not computed as a difference, because x would multiply the error of s. With
+// e = exp(-|x|) <= 1 and r = 1 / (1 + e), one of s and 1 - s is r and the other is e r, and nothing overflows. The
+// error is at most 16 u relative to 1: for x >= 0, 7 u of s and 5 u of 1 + x (1 - s) times a slope of at most 1.1; for
+// x < 0, 1.25 |x| + 10 u of s times a slope of at most 0.5, and 8 |x| u of x (1 - s) times s, where s |x| <= 0.28.
+SE_DEVICE float silu_slope_approx(float x) {
+  const float e = exp_approx(-fabsf(x)), r = rcp_approx(1.f + e), other = e * r;
+  const bool positive = x >= 0.f;
+  return (positive ? r : other) * (1.f + x * (positive ? other : r));
+}
+
 // Calls f(Known<act>) for an activation that can close a block. Operators refuse others (csrc/params.h).
 template <class F>
 SE_DEVICE void by_out_act(Act act, const F& f) {
@@ -82,11 +108,20 @@ SE_DEVICE void by_out_act(Act act, const F& f) {
 #undef SE_CASE
 }
 
+template <Act act>
+SE_DEVICE float activate(Known<act>, float x) {
+  return act == Act::silu ? silu_approx(x) : activate(act, x);
+}
+template <Act act>
+SE_DEVICE float activate_slope(Known<act>, float x) {
+  return act == Act::silu ? silu_slope_approx(x) : activate_slope(act, x);
+}
+
 SE_DEVICE float open_gate(Gate gate, float q) {
   switch (gate) {
     case Gate::sigmoid: return sigmoid(q);
     case Gate::hard_sigmoid: {
-      const float t = q / 6.f + 0.5f;
+      const float t = q * (1.f / 6.f) + 0.5f;  // exactly 0 and 1 at the corners -3 and 3, or beyond
       return t < 0.f ? 0.f : t > 1.f ? 1.f : t;
     }
   }
@@ -135,9 +170,12 @@ struct ChannelNorm {
   SE_DEVICE float b() const { return beta - a * mu; }
   SE_DEVICE float operator()(float x) const { return (x - mu) * a + beta; }
 };
-SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c, float mu, float var) {
+SE_DEVICE ChannelNorm channel_norm(const Norm& norm, float mu, float var, float weight, float bias) {
   const float rstd = rsqrtf(var + norm.eps);
-  return {mu, rstd, rstd * get_or(norm.weight, c, 1.f), get_or(norm.bias, c, 0.f)};
+  return {mu, rstd, rstd * weight, bias};
+}
+SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c, float mu, float var) {
+  return channel_norm(norm, mu, var, get_or(norm.weight, c, 1.f), get_or(norm.bias, c, 0.f));
 }
 SE_DEVICE ChannelNorm channel_norm(const Norm& norm, int c) {
   if (!norm.mean.data) return {0.f, 1.f, 1.f, 0.f};

@@ -33,14 +33,15 @@ Norm norm_of(const BatchNormParams& bn, int64_t c) {
           vector_of(bn.weight, c, "bn_weight"), vector_of(bn.bias, c, "bn_bias"), (float)bn.eps};
 }
 
-ScaleShiftAct scale_shift_act_args(const Map& map, const Tensor& x, const BlockOptions& end, const Tensor& y) {
+ScaleShiftAct scale_shift_act_args(const Map& map, const Device& device, const Tensor& x, const BlockOptions& end,
+                                   const Tensor& y) {
   ScaleShiftAct args{};
   args.x = data(x);
   args.residual = data(end.residual);
   args.y = mutable_data(y);
   args.out_act = end.out_act;
   args.map = map;
-  args.cut = part_of(map);
+  args.cut = part_of(map, device, blocks_of_scale_shift_act(map.mode, map.type == Type::float32));
   return args;
 }
 
@@ -81,7 +82,7 @@ void prepare(const Place& place, const Map& map, Workspace& scratch, LastBlocks&
 int64_t workspace_of(const Map& map, const Cut& cut, int r) {
   const int64_t nc = Workspace::rounded(map.n * map.c);
   return 2 * Workspace::rounded((int64_t)cut.splits * map.n * map.c) + 4 * nc + Workspace::rounded(2 * map.c) +
-         Workspace::rounded((int64_t)map.n * r) + kCounters;
+         Workspace::rounded((int64_t)map.n * r) + Workspace::rounded(kCounters);
 }
 
 // A vector as a result, which the kernels do not read as a parameter.
@@ -97,8 +98,14 @@ BatchStatistics statistics_of(const FirstHalf& half, float* stats) {
   return {stats, half.moved_mean, half.moved_var, (float)half.momentum, (float)(count / (count - 1))};
 }
 
-// Batch norm without excitation: launches pass 1, which also computes scale and shift (C) of pass 2.
-void statistics(const Place& place, const FirstHalf& half, ScaleShiftAct& second) {
+// Launches pass 2, the last of its chain.
+void finish(const Place& place, const Map& map, ScaleShiftAct& second) {
+  if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
+  place.last(second);
+}
+
+// Batch norm without excitation: pass 1, which also computes scale and shift (C), and pass 2.
+void norm_and_act(const Place& place, const FirstHalf& half, ScaleShiftAct& second) {
   const Map& map = half.map;
   const Cut& cut = half.cut;
   LastBlocks last = last_blocks_of(map, cut);
@@ -115,15 +122,16 @@ void statistics(const Place& place, const FirstHalf& half, ScaleShiftAct& second
   first.scale = scratch.take(map.c);
   first.shift = scratch.take(map.c);
   second.by = {first.scale, first.shift, nullptr, {}, {}, true};
-  place.run(first);
-  place.run(second);
+  place.first(first);
+  finish(place, map, second);
 }
 
-// Launches pass 1 and excitation, and sets scale and shift (N, C) of pass 2 in `second`.
-void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch, ScaleShiftAct& second) {
+// Pass 1, excitation and pass 2, which reads scale and shift (N, C).
+void separate(const Place& place, const FirstHalf& half, ScaleShiftAct& second) {
   const Map& map = half.map;
   const Cut& cut = half.cut;
   const int64_t nc = map.n * map.c;
+  Workspace scratch(half.x, workspace_of(map, cut, half.fc.r));
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
   float* const parts = cut.splits == 1 && half.mean ? half.mean : scratch.take(cut.splits * nc);
   Moments first{data(half.x), parts, half.batch_stats ? scratch.take(cut.splits * nc) : nullptr, counters, map, cut};
@@ -144,15 +152,17 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   g.drop = half.drop;
   const bool has_norm = half.batch_stats || half.norm.mean.data, has_excitation = half.fc.fc1_weight;
   g.z = has_norm && has_excitation ? scratch.take(nc) : g.mean;
-  g.hidden = half.hidden ? half.hidden : has_excitation ? scratch.take(map.n * half.fc.r) : nullptr;
+  g.hidden = half.hidden;
+  g.activated = scratch.take(map.n * half.fc.r);
   g.factor = half.factor;
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
   g.counters = counters;
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
+  place.first(first);
+  place.then(g, 2 * place.device.multiprocessors);
   second.by.scale = g.scale;
   second.by.shift = g.shift;
+  finish(place, map, second);
 }
 
 void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const InferenceParams& op, int blocks) {
@@ -164,7 +174,7 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
   g.z = scratch.take(nc);
   g.scale = scratch.take(nc);
   g.shift = scratch.take(nc);
-  g.hidden = scratch.take(map.n * op.fc.r);
+  g.activated = scratch.take(map.n * op.fc.r);
   Tensor counters = torch::stable::new_zeros(x, {counters_of(g)}, ScalarType::Int);
   g.counters = static_cast<int*>(mutable_data(counters));
   place.run(g, blocks);
@@ -172,14 +182,20 @@ void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const Infe
 
 }  // namespace
 
+std::string why_not_programmatic(int64_t device) {
+  if (!device_of((int)device).programmatic) return "needs compute capability 9.0 and a driver for CUDA 12.3";
+  return programmatic_launches() ? "" : "switched off, or refused by the driver";
+}
+
 std::string describe_plan(int64_t n, int64_t c, int64_t s, bool channels_last, int64_t item_bytes, int64_t r,
-                          int64_t device) {
+                          int64_t device, int64_t weight_bytes) {
   Map map{n, (int)c, (int)s, Mode::cols, item_bytes == 4 ? Type::float32 : Type::bfloat16};
   if (channels_last)
     map.mode = c % 8 ? Mode::cols_single : Mode::cols;
   else
     map.mode = s < 8 ? Mode::rows_single : s % 8 ? Mode::rows_unaligned : Mode::rows;
-  return describe(plan_inference(map, (int)r, true, device_of((int)device), forced_path()), map, (int)r);
+  const int bytes = (int)(weight_bytes ? weight_bytes : item_bytes);
+  return describe(plan_inference(map, (int)r, bytes, true, device_of((int)device), forced_path()), map, (int)r, bytes);
 }
 
 std::string force_plan(std::string path) {
@@ -208,17 +224,15 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
     half.moved_var = taken(half.norm.var);
     half.momentum = bn.momentum;
   }
-  half.cut = cut_of(map, place.device);
+  half.cut = cut_of(map, place.device, Sums::moments);
   half.mean = kept.mean;
   half.stats = kept.stats;
   half.factor = kept.factor;
   half.hidden = kept.hidden;
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
-  if (half.batch_stats && norm_alone(map, half.fc, half.drop)) return statistics(place, half, second);
-  Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
-  coefficients(place, half, scratch, second);
-  place.run(second);
+  if (half.batch_stats && norm_alone(map, half.fc, half.drop)) return norm_and_act(place, half, second);
+  separate(place, half, second);
 }
 
 ScalarType gradient_type(ScalarType parameter) { return parameter; }
@@ -234,7 +248,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   const ExcitationLayers layers = layers_of(fc, layout.c);
   const Norm norm = norm_of(bn, layout.c);
   const Vector drop = vector_of(end.drop_path_scale, layout.n, "drop_path_scale");
-  ScaleShiftAct second = scale_shift_act_args(map, x, end, y);
+  ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   if (!layers.fc1_weight) {  // batch norm and activation: one launch
     second.by.norm = norm;
     second.by.drop = drop;
@@ -242,7 +256,8 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
   }
   const InferenceParams op{data(x), data(end.residual), mutable_data(y), norm, layers, drop, end.out_act, map};
   const bool weights_fit = layers.type == map.type || layers.type == Type::float32;
-  const InferencePlan plan = plan_inference(map, layers.r, weights_fit, place.device, forced_path());
+  const int weight_bytes = layers.type == Type::float32 ? 4 : 2;
+  const InferencePlan plan = plan_inference(map, layers.r, weight_bytes, weights_fit, place.device, forced_path());
   STD_TORCH_CHECK(!plan.refusal, "the plan '", forced_name(),
                   "' is forced but cannot be used for this map: ", plan.refusal);
   if (plan.path == Path::cluster_fused) {
@@ -251,10 +266,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const FirstHalf half{x, map, cut_of(map, place.device), norm, layers, drop};
-  Workspace scratch(x, workspace_of(map, half.cut, layers.r));
-  coefficients(place, half, scratch, second);
-  place.run(second);
+  separate(place, {x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop}, second);
 }
 
 void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
@@ -271,13 +283,14 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const bool has_excitation = layers.fc1_weight;
   const int64_t r = layers.r;
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
-  const Cut cut = cut_of(map, place.device);
+  const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
   const Vector drop = vector_of(end.drop_path_scale, n, "drop_path_scale");
   const bool alone = saved.stats && norm_alone(map, layers, drop);
   LastBlocks last = last_blocks_of(map, cut);
-  Workspace scratch(x, 2 * sums + (alone ? 3 * Workspace::rounded(c) + workspace_of(last, c)
-                                         : 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + kCounters));
+  const int64_t values = alone ? 3 * Workspace::rounded(c) + workspace_of(last, c)
+                               : 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + Workspace::rounded(kCounters);
+  Workspace scratch(x, 2 * sums + values);
   int* const counters = alone ? nullptr : reinterpret_cast<int*>(scratch.take(kCounters));
 
   ExcitationBackward g{};
@@ -322,7 +335,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.x = bn.batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.dx = mutable_data(dx);
   second.map = map;
-  second.cut = part_of(map);
+  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
   const auto result = [](const Slot& slot) { return Result{slot.data, type_of(slot.type, "a gradient")}; };
 
   if (alone) {  // the channels' means are the centre of Q
@@ -336,8 +349,8 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
     second.k1 = first.k1 = scratch.take(c);
     second.k2 = first.k2 = bn.batch_stats ? scratch.take(c) : nullptr;
     second.k3 = first.k3 = scratch.take(c);
-    place.run(first);
-    return place.run(second);
+    place.first(first);
+    return place.last(second);
   }
 
   g.p_parts = first.p;
@@ -358,9 +371,9 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   second.k1 = g.k1;
   second.k2 = g.k2;
   second.k3 = g.k3;
-  place.run(first);
-  place.run(g, place.device.multiprocessors);
-  place.run(second);
+  place.first(first);
+  place.then(g, 2 * place.device.multiprocessors);
+  place.last(second);
 }
 
 }  // namespace se_fused

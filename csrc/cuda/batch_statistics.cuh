@@ -7,7 +7,7 @@
 // splits, so the result does not depend on which block is last.
 #pragma once
 
-#include "tiles.cuh"
+#include "partition.cuh"
 
 namespace se_fused::cuda {
 
@@ -41,7 +41,7 @@ struct SumList {
 SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists, int samples, int splits,
                            float positions, float last_positions, float centre, bool squared, float* shared) {
   constexpr int kAhead = 8;
-  const int thread = (int)threadIdx.x, row = thread / width, rows = kThreads / width;
+  const int thread = (int)threadIdx.x, shift = exponent_of(width), row = thread >> shift, rows = kThreads >> shift;
   const int turn = rows < splits ? rows : 0, used = turn ? rows : rows - rows % splits;
   const int count = exists && row < used ? samples * splits : 0;
   const int64_t step = (int64_t)used * stride;
@@ -65,7 +65,7 @@ SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists
     }
   }
   for (int offset = width; offset < kWarp; offset *= 2) total += __shfl_xor_sync(kAll, total, offset);
-  const int together = max(width, kWarp), own = thread % width;
+  const int together = max(width, kWarp), own = thread & (width - 1);
   __syncthreads();
   if (thread % together < width) shared[thread / together * width + own] = total;
   __syncthreads();
@@ -85,10 +85,10 @@ struct Merging {
 
   SE_DEVICE Merging(const LastBlocks& last, const Map& map, const Cut& cut, float* shared)
       : last(last), thread(reread_thread()), stride(map.c), shared(shared) {
-    const int index = reread_block(), blocks = (map.c + last.width - 1) / last.width;
-    block = index % blocks;
-    n = index / blocks / cut.splits;
-    channel = block * last.width + thread % last.width;
+    const SumBlock own(reread_block(), (map.c + last.width - 1) >> exponent_of(last.width), cut.splits);
+    block = own.channels;
+    n = own.n;
+    channel = block * last.width + (thread & (last.width - 1));
     exists = channel < map.c;
   }
   // One thread of each channel writes what is found.

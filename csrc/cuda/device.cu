@@ -25,6 +25,10 @@ const Device& device_of(int index) {
     device = {capability, get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrL2CacheSize),
               get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
     find_clusters(device);
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    // Graphs capture programmatic launches since CUDA 12.3. Before, a capture would fail.
+    device.programmatic = capability >= 90 && driver >= 12030;
   });
   return devices[index];
 }
@@ -51,15 +55,19 @@ std::string problem(int64_t index) {
 
 #else
 
-static Device stand_in{90, 132, 60 << 20, 232448, 16, 16};  // an H200; tests set others with set_stand_in
+static Device stand_in{90, 132, 60 << 20, 232448, 16, 16, true};  // an H200; tests set others with set_stand_in
 
 void set_stand_in(const Device& device, int64_t large_cluster_bytes) {
   se_shim::large_cluster_bytes = large_cluster_bytes;
   find_clusters(stand_in = device);
+  stand_in.programmatic = device.capability >= 90;
 }
 const Device& device_of(int) { return stand_in; }
 std::string problem(int64_t) { return ""; }
 void reverse(bool on) { se_shim::set_reverse(on); }
+// Launches call the function at this address instead of running (se_shim::TakeOver); 0 runs them again.
+void take_over(int64_t function) { se_shim::take_over = reinterpret_cast<se_shim::TakeOver>(function); }
+int64_t programmatic_count() { return std::exchange(se_shim::programmatic_count, 0); }
 // Names of the launches since the last call.
 std::string launched() {
   std::string all;

@@ -57,6 +57,33 @@ struct Cut {
   int lanes;  // a power of two, at most 32
 };
 
+// The kernels that sum over positions (moments.cu, scale_shift_act_mean.cu). moments_backward_from_sum computes the
+// activation's derivative from the sum, so it also reads the residual.
+enum class Sums : int { moments, moments_backward, moments_backward_from_sum, scale_shift_act_mean };
+
+// Vectors of each tensor that a thread has in flight, so that `tensors` tensors together are 64 bytes. 64 registers
+// allow 1024 threads per multiprocessor, which makes 64 KB; 23 KB are needed (benchmarks/NOTES.md).
+SE_BOTH constexpr int loads_of(Mode mode, int item_bytes, int tensors) {
+  const int loads = 64 / (8 * item_bytes * tensors);
+  return is_single(mode) || loads < 1 ? 1 : loads;
+}
+SE_BOTH constexpr int tensors_of(Sums sums) {
+  return sums == Sums::moments || sums == Sums::scale_shift_act_mean ? 1
+         : sums == Sums::moments_backward_from_sum                   ? 3
+                                                                     : 2;
+}
+
+// Resident blocks per multiprocessor: for __launch_bounds__, which limits the registers per thread, and for the waves
+// that plan.cpp counts. The most with which nothing spills on any architecture.
+SE_BOTH constexpr int resident_blocks(Sums sums, Mode mode) {
+  switch (sums) {
+    case Sums::moments: return 4;
+    case Sums::moments_backward: return 3;
+    case Sums::moments_backward_from_sum: return 2;
+    default: return is_single(mode) ? 2 : 3;
+  }
+}
+
 // Batch norm: u = a (x - mean) + bias with a = weight / sqrt(var + eps). Without it mean.data is null, and u = x.
 struct Norm {
   Vector mean, var, weight, bias;
@@ -114,6 +141,22 @@ struct Moments {
 };
 constexpr int kCounters = 4;
 
+// Resident blocks per multiprocessor of pass 2's kernels, for __launch_bounds__, which limits the registers per thread,
+// and for the plan: the most with which nothing spills on any architecture.
+SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode, bool float32) {
+  return is_single(mode) ? 2 : mode == Mode::rows_unaligned || (mode == Mode::cols && float32) ? 3 : 4;
+}
+SE_BOTH constexpr int blocks_of_scale_shift_act_backward(Mode mode) {
+  return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4;
+}
+
+// Memory that a kernel's first blocks fetch into L2 before they wait for their predecessor, `part` bytes each.
+struct Prefetch {
+  const void* begin;
+  int64_t bytes;
+  int64_t part;  // a multiple of 16
+};
+
 // y = out_act(scale x + shift + residual); y may be x.
 struct ScaleShiftAct {
   const void *x, *residual;
@@ -122,7 +165,8 @@ struct ScaleShiftAct {
   Coefficients by;
   Act out_act;
   Map map;
-  Cut cut;  // used in the cols modes: positions and lanes of a block
+  Cut cut;         // used in the cols modes: positions and lanes of a block
+  Prefetch ahead;  // of the residual
 };
 
 // dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C). With last.counters, the last blocks
@@ -163,6 +207,7 @@ struct ScaleShiftActMean {
   void* y;
   const float *scale, *shift;  // (N, C)
   float* mean_parts;           // (splits, N, C)
+  float per_position;          // 1 / S
   Act out_act;
   Map map;
   Cut cut;
@@ -189,9 +234,10 @@ struct Excitation : BatchStatistics {
   Norm norm;    // with m2_parts only weight, bias and eps; mean and var are computed from the batch
   ExcitationLayers fc;
   Vector drop;
-  float* z;       // (N, C) squeeze of u; equals mean without batch norm
-  float* hidden;  // (N, R)
-  float* factor;  // (N, C) or null
+  float* z;          // (N, C) squeeze of u; equals mean without batch norm
+  float* hidden;     // (N, R) or null
+  float* activated;  // (N, R) act(hidden)
+  float* factor;     // (N, C) or null
   float *scale, *shift;
   int* counters;  // kCounters, zero before the launch
 };
@@ -224,18 +270,37 @@ struct InferenceParams {
   Map map;
 };
 
+// What the blocks of a cluster_fused cluster send each other, in this order.
+enum Exchange { kMeans, kParts, kHidden, kCoefficients, kExchanges };
+
+// Shared memory of a block of a cluster (cluster_layout.h): counts of floats, and offsets in bytes, which are multiples
+// of 16, because values travel and are read four at a time.
+struct ClusterLayout {
+  int length;   // channels of the partition's coefficients
+  int r;        // squeezed channels, in whole vectors: the pad is zero
+  int senders;  // the first blocks of the cluster; the others have no channels
+  int hidden;   // of all samples
+  int own;      // of `hidden`, summed by one block
+  int stored;   // steps of channels_last whose sums go through shared memory; the others stay in registers
+  // `sums` and `coefficients` share memory, as do `means` and (partial, active, factor). A block receives active or
+  // coefficients only after it has sent all its means. It may receive `parts` earlier, so they have their own.
+  int sums, coefficients, means, partial, active, factor, norm, bias, z, parts, barriers, all;
+};
+
 // A cluster of `blocks` holds `samples` samples, each in `share` = blocks / samples blocks; a block holds a partition
 // of `partition` channels (rows) or positions (cols) of one sample, and computes the gate's values for `channels`
 // channels of all the cluster's samples.
 struct ClusterFused {
   InferenceParams op;
   int blocks, samples, share, partition, channels;
-  int lanes;    // that share a row's sum; in the cols modes as in Cut
+  int lanes;    // that share a row's sum; in the cols modes as in Cut, up to `threads`
   int threads;  // per block
+  ClusterLayout layout;
 };
-constexpr int kSamplesOfCluster = 8;       // at most
+constexpr int kLargestShared = 1 << 20;    // more than a block can have, in bytes
+constexpr int kSamplesOfCluster = 4;       // at most: a thread has a sum for each
 constexpr int kLargestCluster = 16;        // blocks; not every device can place more than 8
-constexpr int kThreadsClusterFused = 384;  // leaves 80 registers per thread with two blocks per multiprocessor
+constexpr int kThreadsClusterFused = 256;  // leaves 128 registers per thread with two blocks per multiprocessor
 
 // Samples are processed in groups that stay in L2 between the two passes.
 struct L2Grouped {
@@ -243,8 +308,8 @@ struct L2Grouped {
   int group;  // samples
   // rows modes: rows per tile, and tiles per sample; cols modes: positions per tile, and partitions of the positions
   int tile, splits;
-  int lanes;                                       // that share a row's sum; in the cols modes as in Cut
-  float *mean_parts, *z, *hidden, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R)
+  int lanes;                                          // that share a row's sum; in the cols modes as in Cut
+  float *mean_parts, *z, *activated, *scale, *shift;  // (splits, N, C) in cols; (N, C); (N, R) act(hidden)
   int* counters;
 };
 // Number of int32 counters of an l2_grouped launch, zero before it: one for tickets, three per group, and in the cols
@@ -256,7 +321,15 @@ SE_BOTH inline int64_t counters_of(const L2Grouped& g) {
 
 // The result of a launch: null, or CUDA's error message.
 using Error = const char*;
-using Stream = void*;
+struct Stream {
+  void* handle = nullptr;
+  bool programmatic = false;  // the launch may begin while the one before it still runs (platform.cuh)
+  bool followed = false;      // another launch of the same chain follows; only the shim needs to know
+};
+
+// Whether launches may be programmatic; set by SE_FUSED_PDL. set_programmatic_launches returns the setting before.
+bool programmatic_launches();
+bool set_programmatic_launches(bool on);
 
 Error launch(const Zero&, Stream);
 Error launch(const Moments&, Stream);

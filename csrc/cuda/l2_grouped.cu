@@ -7,6 +7,8 @@
 // so that a whole pass lies between a tile and the tiles it waits for. Two more groups are read between the two passes
 // of a group, so three groups of x must fit in L2, beside the residual and y, which are evicted first. plan.cpp chooses
 // the group's size.
+#include <type_traits>
+
 #include "excitation.cuh"
 #include "launch.cuh"
 #include "moments.cuh"
@@ -49,18 +51,53 @@ struct PassTile {
   }
 };
 
+// z of 8 lanes channels of a sample, from the means of its splits. A thread has four channels of every groups-th split,
+// so that all threads load, eight vectors at a time; then the groups' sums are added up.
+SE_DEVICE void merge_means(const L2Grouped& g, int64_t row, int first_c, float* shared) {
+  const Map& map = g.op.map;
+  const int vectors = 2 * g.lanes, groups = kThreads / vectors, thread = thread_here(), group = thread / vectors;
+  const int c = first_c + 4 * (thread % vectors);
+  const SplitWeights weights(g.splits, g.tile, map.s);
+  float sum[4] = {};
+  for (int first = group; first < g.splits; first += 8 * groups) {
+    float means[8][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int k = first + i * groups;
+      load_four<Rows::whole>(g.mean_parts + min(k, g.splits - 1) * map.n * map.c + row, c, map.c, means[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int k = first + i * groups;
+      const float weight = k < g.splits - 1 ? weights.weight : weights.last_weight;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (k < g.splits) sum[j] += means[i][j] * weight;
+    }
+  }
+  float4* const sums = reinterpret_cast<float4*>(shared);
+  sums[thread] = {sum[0], sum[1], sum[2], sum[3]};
+  __syncthreads();
+  for (int i = thread; i < 4 * vectors && first_c + i < map.c; i += kThreads) {
+    float mean = 0.f;
+    for (int from = 0; from < groups; ++from) mean += shared[4 * from * vectors + i];
+    g.z[row + first_c + i] = channel_norm(g.op.norm, first_c + i)(mean);
+  }
+}
+
 template <class T, Mode mode>
 SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds& rounds, float* shared, int* slot) {
   const Map& map = g.op.map;
   const T* const x = static_cast<const T*>(g.op.x) + tile.n * map.c * map.s;
   if constexpr (mode <= Mode::rows_single) {
-    const int groups = kThreads / g.lanes;
+    const int shift = exponent_of(g.lanes), groups = kThreads >> shift;
     for (int c = tile.begin; c < tile.stop; c += groups) {
-      const int own = c + (int)threadIdx.x / g.lanes;
+      const int own = c + ((int)threadIdx.x >> shift);
       const bool mine = own < tile.stop;
-      const ScaleShift found = row_moments<mode, Use::keep, false>(x, mine ? own : 0, map.s, 0, mine ? map.s : 0,
-                                                                   (int64_t)map.c * map.s, g.lanes);
-      if (mine && threadIdx.x % g.lanes == 0) g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
+      const ScaleShift found =
+          row_moments<mode, Use::keep, false>(x, mine ? own : 0, 0, map.s, 0, mine ? map.s : 0, g.lanes);
+      if (mine && (threadIdx.x & (g.lanes - 1)) == 0)
+        g.z[tile.n * map.c + own] = channel_norm(g.op.norm, own)(found.scale);
     }
   } else {
     const Columns at(g.lanes, tile.block, map.c);
@@ -79,15 +116,7 @@ SE_DEVICE void sums_tile(const L2Grouped& g, const PassTile& tile, const Rounds&
       *slot = fetch_add_acquire_release(g.counters + 1 + 3 * rounds.groups + tile.n * rounds.blocks + tile.block, 1);
     __syncthreads();
     if (*slot != g.splits - 1) return;
-    const SplitWeights weights(g.splits, g.tile, map.s);
-    for (int c = at.first + (int)threadIdx.x; c < min(at.first + 8 * g.lanes, map.c); c += kThreads) {
-      const float* const parts = g.mean_parts + row + c;
-      float mean = 0.f;
-#pragma unroll 8
-      for (int k = 0; k < g.splits - 1; ++k) mean += load_fresh(parts + k * stride) * weights.weight;
-      mean += load_fresh(parts + (g.splits - 1) * stride) * weights.last_weight;
-      g.z[row + c] = channel_norm(g.op.norm, c)(mean);
-    }
+    merge_means(g, row, at.first, shared);
   }
 }
 
@@ -125,14 +154,24 @@ SE_DEVICE void l2_grouped(const L2Grouped& g) {
   const Rounds rounds(g);
   const Map& map = g.op.map;
   const auto counter = [&](int turn, int which) { return g.counters + 1 + 3 * turn + which; };
-  for (int ticket; (ticket = take(g.counters, slot)) < rounds.all;) {
+  const auto by_rows = [&](const auto& f) {
+    if (has_whole_rows(g.op.fc, map.c))
+      f(std::integral_constant<Rows, Rows::whole>{});
+    else
+      f(std::integral_constant<Rows, Rows::any>{});
+  };
+  prefetch_weights<W>(g.op.fc, map.c);
+  Tickets tickets(g.counters, slot);
+  for (int ticket; (ticket = tickets.take()) < rounds.all;) {
     int turn = ticket / rounds.round, tile = ticket % rounds.round;
     if (tile < rounds.hidden) {
       if (--turn < 0 || turn >= rounds.groups) continue;
       const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
-      wait(counter(turn, 0), rounds.passes);
-      hidden_tile<W, 1>(g.op.fc, g.z, g.hidden, first + tile / rounds.r * kHiddenN, end, tile % rounds.r * kHiddenR,
-                        map.c);
+      by_rows([&](auto rows) {
+        HiddenTile<W, rows.value, 2> hidden(g.op.fc, tile % rounds.r * kHiddenR, map.c);
+        wait(counter(turn, 0), rounds.passes);
+        hidden.run(g.z, nullptr, g.activated, first + tile / rounds.r * kHiddenN, end, shared);
+      });
       done(counter(turn, 1));
     } else if ((tile -= rounds.hidden) < rounds.passes) {
       if (turn >= rounds.groups) continue;
@@ -142,9 +181,12 @@ SE_DEVICE void l2_grouped(const L2Grouped& g) {
     } else if ((tile -= rounds.passes) < rounds.excite) {
       if (--turn < 0 || turn >= rounds.groups) continue;
       const int64_t first = (int64_t)turn * g.group, end = min(first + g.group, map.n);
-      wait(counter(turn, 1), rounds.hidden);
-      excite_tile<W, 1>(g.op.fc, {g.hidden, g.op.norm, g.op.drop, nullptr, g.scale, g.shift},
-                        first + tile / rounds.c * kExciteN, end, tile % rounds.c * kExciteC, map.c, shared);
+      by_rows([&](auto rows) {
+        ExciteTile<W, rows.value> excite(g.op.fc, tile % rounds.c * kExciteC, map.c);
+        wait(counter(turn, 1), rounds.hidden);
+        excite.run({g.activated, g.op.norm, g.op.drop, nullptr, g.scale, g.shift}, first + tile / rounds.c * kExciteN,
+                   end, shared);
+      });
       done(counter(turn, 2));
     } else {
       if ((turn -= 2) < 0) continue;

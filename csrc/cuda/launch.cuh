@@ -55,7 +55,7 @@ inline cudaError_t permit(const void* function) {
 }
 
 struct Configuration {
-  cudaLaunchAttribute attribute{};
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   cudaError_t error = cudaSuccess;
 
@@ -63,11 +63,18 @@ struct Configuration {
     config.gridDim = dim3((unsigned)how.blocks);
     config.blockDim = dim3(how.threads);
     config.dynamicSmemBytes = how.shared;
-    config.stream = static_cast<cudaStream_t>(stream);
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {(unsigned)how.cluster, 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = how.cluster > 1;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    config.attrs = attributes;
+    if (how.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {(unsigned)how.cluster, 1, 1};
+    }
+    if (stream.programmatic) {
+      cudaLaunchAttribute& early = attributes[config.numAttrs++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
     if (how.shared > kSharedByDefault || how.cluster > kClusterByDefault) error = permit(function);
   }
 };
@@ -79,18 +86,23 @@ Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const 
   cudaError_t error = c.error == cudaSuccess ? cudaLaunchKernelEx(&c.config, kernel, args) : c.error;
   const cudaError_t pending = cudaGetLastError();  // also clears the error, so that later calls do not report it
   if (error == cudaSuccess) error = pending;
+  if (error != cudaSuccess &&
+      stream.programmatic) {  // in case the driver refuses the attribute: without it from now on
+    set_programmatic_launches(false);
+    return start(kernel, how, {stream.handle}, args);
+  }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 inline Error zero(void* memory, size_t bytes, Stream stream) {
-  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream.handle));
   cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 template <class Args>
 int clusters_at_once(void (*kernel)(const Args), const Launch& how) {
-  const Configuration c(reinterpret_cast<const void*>(kernel), how, nullptr);
+  const Configuration c(reinterpret_cast<const void*>(kernel), how, {});
   int clusters = 0;
   cudaError_t error = c.error;
   if (error == cudaSuccess)
@@ -108,9 +120,9 @@ int clusters_at_once(void (*)(const Args), const Launch& how) {
   return se_shim::can_place(how.cluster, how.shared);
 }
 template <class Args>
-Error start(void (*kernel)(const Args), const Launch& how, Stream, const Args& args) {
+Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const Args& args) {
   return se_shim::launch(how.name, kernel, dim3((unsigned)how.blocks), dim3(how.threads), how.shared, how.cluster,
-                         how.resident, args);
+                         how.resident, args, stream.programmatic, stream.followed);
 }
 #endif
 

@@ -6,25 +6,20 @@
 
 namespace se_fused::cuda {
 
-// Resident blocks per multiprocessor for __launch_bounds__, which limits the registers per thread: the most with which
-// nothing spills on any architecture.
-SE_BOTH constexpr int blocks_of_moments(Mode mode) {
-  return mode == Mode::rows ? 4 : mode == Mode::rows_unaligned ? 3 : 2;
-}
-
 template <class T, Mode mode, bool with_m2>
-SE_KERNEL(kThreads, blocks_of_moments(mode))
+SE_KERNEL(kThreads, resident_blocks(Sums::moments, mode))
 moments_kernel(SE_CONSTANT Moments g) {
+  allow_dependents();
   clear(g.counters);
   SE_SHARED(memory);
   float* const shared = reinterpret_cast<float*>(memory);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
     const RowPartition p(g.map, g.cut);
-    const ScaleShift found = row_moments<mode, Use::keep, with_m2>(x, p.row, g.map.s, p.begin, p.stop,
-                                                                   g.map.n * g.map.c * g.map.s, g.cut.lanes);
-    if (p.exists && threadIdx.x % g.cut.lanes == 0) {
-      const int64_t out = sums_of(g.map, g.cut, kThreads / g.cut.lanes, g.last.counters) + p.c;
+    const ScaleShift found =
+        row_moments<mode, Use::keep, with_m2>(x, p.row, p.rows, g.map.s, p.begin, p.stop, g.cut.lanes);
+    if (p.exists && (threadIdx.x & (g.cut.lanes - 1)) == 0) {
+      const int64_t out = p.at(g.map, g.cut, g.last.counters);
       g.mean[out] = found.scale;
       if (with_m2) g.m2[out] = found.shift;
     }
@@ -32,7 +27,7 @@ moments_kernel(SE_CONSTANT Moments g) {
   } else {
     const ColumnPartition s(g.map, g.cut);
     const Columns at(g.cut.lanes, s.columns, g.map.c);
-    const int64_t out = sums_of(g.map, g.cut, 8 * g.cut.lanes, g.last.counters);
+    const int64_t out = s.at(g.map, g.cut, g.last.counters);
     column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at, shared,
                                              [&](int c, float mean, float m2) {
                                                g.mean[out + c] = mean;
@@ -60,7 +55,7 @@ SE_DEVICE void slope(Act out_act, float (&dr)[8], const float (&x)[8], uint32_t 
       keep_bits(positive_bits(t), dr);
     } else {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(Closing::value, t[j]);
+      for (int j = 0; j < 8; ++j) dr[j] *= activate_slope(Closing{}, t[j]);
     }
   });
   round_to<T>(dr);
@@ -70,72 +65,90 @@ template <class T, Mode mode, bool from_sum>
 SE_DEVICE void backward_rows(const MomentsBackward& g) {
   constexpr int kLoads = loads_of<T>(mode, from_sum ? 3 : 2);
   const Map& map = g.map;
-  const T *const dy = static_cast<const T*>(g.dy), *const x = static_cast<const T*>(g.x);
-  const T* const residual = static_cast<const T*>(g.residual);
-  T* const dr = static_cast<T*>(g.dr);
   const RowPartition part(map, g.cut);
-  const Window<mode> window(part.row, map.s, part.begin, part.stop);
-  const int64_t rows = map.n * map.c, total = rows * map.s, limit = window.limit(total);
-  const int lanes = g.cut.lanes, lane = (int)threadIdx.x % lanes, width = (map.s + 7) / 8;
-  const float mean = g.mean[g.last.counters ? part.c : part.row];
+  const RowSpan<mode> span(part.row, part.rows, map.s, part.begin, part.stop);
+  const int lanes = g.cut.lanes, lane = (int)threadIdx.x & (lanes - 1);
+  const int64_t origin = span.origin + 8 * lane;
+  const T *dy = static_cast<const T*>(g.dy) + origin, *x = static_cast<const T*>(g.x) + origin;
+  const T* residual = g.residual ? static_cast<const T*>(g.residual) + origin : nullptr;
+  T* dr = g.dr ? static_cast<T*>(g.dr) + origin : nullptr;
+  const int width = (map.s + 7) / 8, begin = part.begin - span.lead;
+  const bool masked = !from_sum && g.mask, has_next = part.row + 1 < part.rows;
+  const uint8_t* const mask = masked ? g.mask + part.row * width : nullptr;
+  const int row_end = map.s - part.begin + span.lead;  // from here on elements belong to the next row
+  const float mean = g.mean[g.last.counters ? (uint32_t)part.row % (uint32_t)map.c : part.row];
+  float own_added = 0.f, next_added = 0.f, p = 0.f, q = 0.f;
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
-  float own_added = 0.f, next_added = 0.f;
-  if constexpr (from_sum) {
-    own = coefficients(g.by, part.row / map.c, (int)(part.row % map.c), map.c);
-    const int64_t after = min(part.row + 1, rows - 1);
-    if (mode == Mode::rows_unaligned) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
-    if (g.added) {
-      own_added = g.added[part.row];
-      next_added = g.added[after];
-    }
-  }
-  float p = 0.f, q = 0.f;
-  for (int i = lane; i < window.vectors; i += kLoads * lanes) {
+  for (int first = 0; first < span.vectors; first += kLoads * lanes) {
     Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
     uint32_t bits[kLoads];
-#pragma unroll
-    for (int u = 0; u < kLoads; ++u)
-      if (const int v = i + u * lanes; v < window.vectors) {
-        const int64_t at = window.origin + 8 * (int64_t)v;
-        raw_dy[u] = load<mode, Use::last>(dy, at, limit);
-        raw_x[u] = load<mode, Use::keep>(x, at, limit);
-        if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual, at, limit);
-        bits[u] = 0xff;
-        if (!from_sum && g.mask) {
-          const int position = (int)(at - part.row * map.s);
-          bits[u] = mode == Mode::rows_unaligned ? unaligned_bits(g.mask, part.row, rows, position, map.s)
-                                                 : g.mask[part.row * width + position / 8];
-        }
-      }
+    load_vectors<mode, Use::last>(dy, span, first + lane, lanes, raw_dy);
+    load_vectors<mode, Use::keep>(x, span, first + lane, lanes, raw_x);
+    if (from_sum && residual) load_vectors<mode, Use::last>(residual, span, first + lane, lanes, raw_residual);
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) {
-      const int64_t at = window.origin + 8 * (int64_t)(i + u * lanes);
-      if (i + u * lanes >= window.vectors) continue;
-      float d[8], v[8], r[8], scale[8], shift[8], added[8];
+      bits[u] = 0xff;
+      if (const int v = first + u * lanes + lane; masked && v < span.vectors)
+        bits[u] =
+            mode == Mode::rows_unaligned ? unaligned_bits(mask, begin + 8 * v, map.s, has_next) : mask[begin / 8 + v];
+    }
+    if (from_sum && first == 0) {  // behind the loads, so that none of them waits for these
+      if constexpr (from_sum) {
+        const int64_t after = min(part.row + 1, part.rows - 1);
+        own = coefficients(g.by, part.row / map.c, (int)(part.row % map.c), map.c);
+        if (mode == Mode::rows_unaligned) next = coefficients(g.by, after / map.c, (int)(after % map.c), map.c);
+        if (g.added) {
+          own_added = g.added[part.row];
+          next_added = g.added[after];
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int v = first + u * lanes + lane;
+      if (v >= span.vectors) continue;
+      float d[8], t[8], r[8], scale[8], shift[8], added[8];
       unpack(raw_dy[u], d);
-      unpack(raw_x[u], v);
+      unpack(raw_x[u], t);
       if (from_sum && residual) unpack(raw_residual[u], r);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (!from_sum || !residual) r[j] = 0.f;
-        const bool mine = mode != Mode::rows_unaligned || at + j < (part.row + 1) * map.s;
+        const bool mine = mode != Mode::rows_unaligned || 8 * v + j < row_end;
         scale[j] = mine ? own.scale : next.scale;
         shift[j] = mine ? own.shift : next.shift;
         added[j] = mine ? own_added : next_added;
       }
-      slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
+      slope<T, from_sum>(g.out_act, d, t, bits[u], r, scale, shift, added);
+      const int before = u == 0 ? span.before(v) : 0, after = span.after(v);
       // A vector that two rows or two partitions share is written by the one that holds its first element.
-      if (dr && window.holds(at)) store<mode>(dr, at, limit, d);
-      const bool whole = window.whole(at);
+      if (dr && !before) {
+        T* const to = dr + 8 * u * lanes;
+        if (!is_single(mode) && v < span.whole)
+          store_whole<Use::keep>(to, d);  // pass 2 reads it next
+        else
+          store_some(to, span.last - 8 * v, d);
+      }
+      const auto add = [&](int j) { p += d[j], q += d[j] * (t[j] - mean); };
+      if (!span.edge(first + u * lanes, lanes, u == 0 && first == 0)) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
-        if (whole || window.holds(at + j)) p += d[j], q += d[j] * (v[j] - mean);
+        for (int j = 0; j < 8; ++j) add(j);
+      } else {
+        const uint32_t held = 0xffu << before & 0xffu >> after;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (mode == Mode::rows || held >> j & 1) add(j);
+      }
     }
+    const int step = 8 * kLoads * lanes;
+    dy += step, x += step;
+    if (residual) residual += step;
+    if (dr) dr += step;
   }
   p = sum_lanes(p, lanes);
   q = sum_lanes(q, lanes);
   if (part.exists && lane == 0) {
-    const int64_t out = sums_of(map, g.cut, kThreads / lanes, g.last.counters) + part.c;
+    const int64_t out = part.at(map, g.cut, g.last.counters);
     g.p[out] = p, g.q[out] = q;
   }
   SE_SHARED(shared);
@@ -150,43 +163,43 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   const Map& map = g.map;
   const ColumnPartition part(map, g.cut);
   const Columns at(g.cut.lanes, part.columns, map.c);
-  const int64_t base = part.n * map.s * map.c;
-  const T *const dy = static_cast<const T*>(g.dy) + base, *const x = static_cast<const T*>(g.x) + base;
-  const T* const residual = g.residual ? static_cast<const T*>(g.residual) + base : nullptr;
-  T* const dr = g.dr ? static_cast<T*>(g.dr) + base : nullptr;
-  const int width = (map.c + 7) / 8;
-  const uint8_t* const mask = g.mask ? g.mask + part.n * map.s * width + at.channel / 8 : nullptr;
-  const float* const means = g.mean + (g.last.counters ? 0 : part.n * map.c);
+  const int end = map.c - at.channel, width = (map.c + 7) / 8;
+  const T *const dy = static_cast<const T*>(g.dy), *const x = static_cast<const T*>(g.x);
+  const T* const residual = static_cast<const T*>(g.residual);
+  T* const dr = static_cast<T*>(g.dr);
+  // One offset for all maps: a pointer to each would take more registers than there are.
+  const int64_t row = part.n * map.s, stride = (int64_t)at.steps * map.c;
+  int64_t offset = (row + part.begin + at.step) * map.c + at.channel;
   float mean[8], scale[8], shift[8], added[8], p[8], q[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    p[j] = q[j] = mean[j] = scale[j] = shift[j] = added[j] = 0.f;
-    if (const int c = at.channel + j; c < map.c) {
-      mean[j] = means[c];
-      if constexpr (from_sum) {
-        const ScaleShift by = coefficients(g.by, part.n, c, map.c);
-        scale[j] = by.scale;
-        shift[j] = by.shift;
-        if (g.added) added[j] = g.added[part.n * map.c + c];
-      }
+    p[j] = q[j] = scale[j] = shift[j] = added[j] = 0.f;
+    if (from_sum && j < end) {
+      const ScaleShift by = coefficients(g.by, part.n, at.channel + j, map.c);
+      scale[j] = by.scale;
+      shift[j] = by.shift;
+      if (g.added) added[j] = g.added[part.n * map.c + at.channel + j];
     }
   }
+  load_eight(g.mean + (g.last.counters ? 0 : part.n * map.c) + at.channel, end, mean);
   if (at.exists)
     for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
       uint32_t bits[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
-        if (const int64_t s = position + u * at.steps; s < part.stop) {
-          raw_dy[u] = load<mode, Use::last>(dy + s * map.c, at.channel, map.c);
-          raw_x[u] = load<mode, Use::keep>(x + s * map.c, at.channel, map.c);
-          if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + s * map.c, at.channel, map.c);
-          bits[u] = !from_sum && mask ? mask[s * width] : 0xff;
+        if (position + u * at.steps < part.stop) {
+          const int64_t there = offset + u * stride;
+          raw_dy[u] = load<mode, Use::last>(dy + there, 0, end);
+          raw_x[u] = load<mode, Use::keep>(x + there, 0, end);
+          if (from_sum && residual) raw_residual[u] = load<mode, Use::last>(residual + there, 0, end);
+          bits[u] = 0xff;
+          if (!from_sum && g.mask)
+            bits[u] = g.mask[mode == Mode::cols ? there / 8 : (row + position + u * at.steps) * width + at.channel / 8];
         }
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
-        const int64_t s = position + u * at.steps;
-        if (s >= part.stop) continue;
+        if (position + u * at.steps >= part.stop) continue;
         float d[8], v[8], r[8];
         unpack(raw_dy[u], d);
         unpack(raw_x[u], v);
@@ -195,33 +208,31 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
         for (int j = 0; j < 8; ++j)
           if (!from_sum || !residual) r[j] = 0.f;
         slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
-        if (dr) store<mode>(dr + s * map.c, at.channel, map.c, d);
+        if (dr) store<mode, Use::keep>(dr + (offset + u * stride), 0, end, d);
 #pragma unroll
         for (int j = 0; j < 8; ++j) p[j] += d[j], q[j] += d[j] * (v[j] - mean[j]);
       }
+      offset += kLoads * stride;
     }
-  const int channels = 8 * g.cut.lanes;
-  float* const shared_q = shared + 8 * blockDim.x;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    shared[at.step * channels + at.lane * 8 + j] = p[j];
-    shared_q[at.step * channels + at.lane * 8 + j] = q[j];
-  }
+  const ColumnSums sums(at, shared);
+  sums.store(0, p);
+  sums.store(1, q);
   __syncthreads();
-  const int64_t out = sums_of(map, g.cut, 8 * g.cut.lanes, g.last.counters);
-  for (int i = (int)threadIdx.x; i < channels && at.first + i < map.c; i += (int)blockDim.x) {
+  const int64_t out = part.at(map, g.cut, g.last.counters);
+  sums.each(map.c, [&](int i, int channel) {
     float sum_p = 0.f, sum_q = 0.f;
-    for (int step = 0; step < at.steps; ++step)
-      sum_p += shared[step * channels + i], sum_q += shared_q[step * channels + i];
-    g.p[out + at.first + i] = sum_p;
-    g.q[out + at.first + i] = sum_q;
-  }
+#pragma unroll 8
+    for (int step = 0; step < at.steps; ++step) sum_p += sums.get(0, step, i), sum_q += sums.get(1, step, i);
+    g.p[out + channel] = sum_p;
+    g.q[out + channel] = sum_q;
+  });
   if (g.last.counters) finish(g, shared);
 }
 
 template <class T, Mode mode, bool from_sum>
-SE_KERNEL(kThreads, from_sum ? 2 : 3)
+SE_KERNEL(kThreads, resident_blocks(from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward, mode))
 moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
+  allow_dependents();
   clear(g.counters);
   if constexpr (mode <= Mode::rows_single)
     backward_rows<T, mode, from_sum>(g);

@@ -6,32 +6,44 @@
 
 namespace se_fused::cuda {
 
-// Where the sums of a block's sample and split begin: in (splits, N, C), or with last blocks in (N, splits, C). `width`
-// channels per block. The block's number is read again, so that no register keeps it during pass 1's loop.
-SE_DEVICE int64_t sums_of(const Map& map, const Cut& cut, int width, bool with_last) {
-  const int64_t index = reread_block() / ((map.c + width - 1) / width);
-  return (with_last ? index : index % cut.splits * map.n + index / cut.splits) * map.c;
-}
+// A block's sample, split and block of channels. Consecutive blocks read neighbouring memory. In 32 bits, because a
+// 64-bit division takes about a hundred instructions.
+struct SumBlock {
+  int64_t n;
+  int split, channels;
 
-// Rows modes: the partition of one row that a group of lanes sums.
+  SE_DEVICE SumBlock(int index, int blocks, int splits) {
+    const unsigned rest = (unsigned)index / (unsigned)blocks, sample = rest / (unsigned)splits;
+    channels = (int)((unsigned)index - rest * blocks);
+    n = sample;
+    split = (int)(rest - sample * splits);
+  }
+};
+
+// Rows modes: the partition of one row that a group of lanes sums. A block has rows of one sample, so that a sum over
+// samples has whole blocks to wait for.
 struct RowPartition {
-  int64_t n, row;
-  int channels, c, split, begin, stop;  // channels: the block of channels
-  bool exists;
+  int64_t n = 0, row, rows;  // n: not needed with one split
+  int split = 0, begin, stop;
+  bool exists = true;
 
-  // A block has rows of one sample, so that a sum over samples has whole blocks to wait for.
-  SE_DEVICE RowPartition(const Map& map, const Cut& cut) {
-    const int width = (int)blockDim.x / cut.lanes, blocks = (map.c + width - 1) / width;
-    const int rest = (int)blockIdx.x / blocks;
-    channels = (int)blockIdx.x % blocks;
-    n = rest / cut.splits;
-    split = rest % cut.splits;
-    c = channels * width + (int)threadIdx.x / cut.lanes;
-    exists = c < map.c;
-    if (!exists) c = 0;
-    row = n * map.c + c;
+  SE_DEVICE RowPartition(const Map& map, const Cut& cut) : rows(map.n * map.c) {
+    const int shift = exponent_of(cut.lanes), width = (int)blockDim.x >> shift, own = (int)threadIdx.x >> shift;
+    row = (int64_t)blockIdx.x * width + own;
+    if (cut.splits > 1 || (map.c & (width - 1))) {  // else a block's rows follow those of the one before it
+      const SumBlock block((int)blockIdx.x, (map.c + width - 1) >> exponent_of(width), cut.splits);
+      const int c = block.channels * width + own;
+      n = block.n;
+      split = block.split;
+      exists = c < map.c;
+      row = exists ? n * map.c + c : 0;
+    }
     begin = split * cut.span;
     stop = exists ? min(begin + cut.span, map.s) : begin;  // an empty range: shuffles need all lanes
+  }
+  // Index of this partition's sum in (splits, N, C), or with last blocks in (N, splits, C).
+  SE_DEVICE int64_t at(const Map& map, const Cut& cut, bool with_last) const {
+    return row + (with_last ? n * (cut.splits - 1) + split : split * map.n) * map.c;
   }
 };
 
@@ -41,13 +53,16 @@ struct ColumnPartition {
   int split, begin, stop, columns;
 
   SE_DEVICE ColumnPartition(const Map& map, const Cut& cut) {
-    const int blocks = (int)ceil_div(map.c, 8 * cut.lanes);
-    const int64_t rest = blockIdx.x / blocks;
-    columns = (int)(blockIdx.x % blocks);  // consecutive blocks read neighbouring memory
-    n = rest / cut.splits;
-    split = (int)(rest % cut.splits);
+    const SumBlock block((int)blockIdx.x, (map.c + 8 * cut.lanes - 1) >> (3 + exponent_of(cut.lanes)), cut.splits);
+    n = block.n;
+    split = block.split;
+    columns = block.channels;
     begin = split * cut.span;
     stop = min(begin + cut.span, map.s);
+  }
+  // Index of the block's first sum, as for rows.
+  SE_DEVICE int64_t at(const Map& map, const Cut& cut, bool with_last) const {
+    return (with_last ? n * cut.splits + split : split * map.n + n) * map.c;
   }
 };
 

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> scale_shift_act(const Tensor& x, const OptionalTensor
   args.by.shift = float_vector(added, nc, "shift");
   args.out_act = out_act_of(out_act);
   args.map = map;
-  args.cut = part_of(args.map);
+  args.cut = part_of(map, place.device, blocks_of_scale_shift_act(map.mode, map.type == Type::float32));
   if (layout.numel()) place.run(args);
   return {y, mask};
 }
@@ -85,7 +85,7 @@ Tensor scale_shift_act_backward(const Tensor& dr, const OptionalTensor& x, const
   args.k3 = float_vector(k3, nc, "k3");
   args.dx = mutable_data(dx);
   args.map = map_of(dr, layout, {data(dr), data(x), data(dx)});
-  args.cut = part_of(args.map);
+  args.cut = part_of(args.map, place.device, blocks_of_scale_shift_act_backward(args.map.mode));
   if (layout.numel()) place.run(args);
   return dx;
 }
@@ -110,7 +110,8 @@ std::tuple<Tensor, Tensor> scale_shift_act_mean(const Tensor& x, const Tensor& s
   args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {y, new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(x), data(y)});
-  args.cut = cut_of(args.map, place.device);
+  args.cut = cut_of(args.map, place.device, Sums::scale_shift_act_mean);
+  args.per_position = 1.f / (float)args.map.s;
   Tensor parts = new_float(x, {args.cut.splits, layout.n, layout.c});
   args.mean_parts = floats(parts);
   place.run(args);
@@ -136,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> scale_shift_act_mean_backward(const Tensor& d
   args.out_act = out_act_of(out_act);
   if (!layout.numel()) return {dr, new_float(x, {layout.n, layout.c}), new_float(x, {layout.n, layout.c})};
   args.map = map_of(x, layout, {data(dy), data(x), args.dr});
-  args.cut = cut_of(args.map, place.device);
+  args.cut = cut_of(args.map, place.device, Sums::moments_backward_from_sum);
   Tensor p = new_float(x, {args.cut.splits, layout.n, layout.c}), q = torch::stable::empty_like(p);
   args.p = floats(p);
   args.q = floats(q);

@@ -18,39 +18,66 @@ int power_of_two(int64_t n) {  // the smallest power of two >= n
   return p;
 }
 
-// The memory latency is about 0.7 us, so an H200's 4.3 TB/s need 23 KB in flight per multiprocessor. Four blocks of 256
-// threads with 64 bytes each are 64 KB. Twice as many blocks as are resident keep the last, partly filled round short.
-constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int kThreadsOfBlock = 256;
-constexpr int kStep = 4;         // vectors in flight per thread
-constexpr int kMaxSplits = 256;  // limits the merging, which reads every split
+constexpr int kRounds = 2;         // of loads per thread
+constexpr int kMaxSplits = 256;    // limits the merging, which reads every split
+constexpr double kFullWave = 0.9;  // of the multiprocessors' blocks
 
 int lanes_of_columns(const Map& map) { return std::min(power_of_two(ceil_div(map.c, 8)), 32); }
 
+// Vectors that hold a row, at most: one that is not aligned may begin and end within a vector.
+int64_t vectors_of_row(const Map& map) { return (map.s + (map.mode == Mode::rows_unaligned ? 14 : 7)) / 8; }
+
+int lanes_of_row(const Map& map, Sums sums) {
+  const int loads = loads_of(map.mode, (int)item_bytes(map), tensors_of(sums));
+  return std::min(power_of_two(ceil_div(vectors_of_row(map), kRounds * loads)), 32);
+}
+
+// The share of the device's blocks that run, averaged over the waves. 1 with many waves or whole ones.
+double wave_share(int64_t blocks, int64_t wave) { return (double)blocks / (double)(ceil_div(blocks, wave) * wave); }
+
 }  // namespace
 
-size_t shared_bytes(const ClusterFused& g) { return ClusterLayout(g).all; }
+size_t shared_bytes(const ClusterFused& g) { return (size_t)g.layout.all; }
 
-int lanes_of_row(const Map& map) { return std::min(power_of_two(ceil_div(map.s, 8)), 32); }
+// A group of lanes is as small as two rounds of full load slots allow. More lanes, and so fewer loads per thread, would
+// divide what a row takes beside its elements (the offsets, the merging: 170 instructions per warp) by fewer bytes, and
+// leave slots empty: with 8 lanes for the 7 vectors of a 7x7 row in 16 bits, three of four.
+int lanes_of_row(const Map& map) { return lanes_of_row(map, Sums::moments); }
 
 Cut whole(const Map& map) { return {1, map.s, map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map)}; }
 
-Cut cut_of(const Map& map, const Device& device) {
+// The fewest splits whose blocks fill the multiprocessors in whole waves, or else those that fill them best: a wave
+// with few blocks takes as long as a full one, and each split adds to the merging. For ResNet-50 with 128 samples,
+// moments in channels_last has 512 blocks in stages 1 to 3 and 1,024 in stage 4, with 528 at a time on an H100.
+Cut cut_of(const Map& map, const Device& device, Sums sums) {
   Cut cut = whole(map);
-  const int64_t wanted = kBlocksPerMultiprocessor * device.multiprocessors;
-  int64_t blocks, steps;  // blocks without splits, and iterations per thread
+  const int64_t wave = (int64_t)resident_blocks(sums, map.mode) * device.multiprocessors;
+  const int loads = loads_of(map.mode, (int)item_bytes(map), tensors_of(sums));
+  int64_t blocks, rounds;  // blocks without splits, and rounds of loads per thread
   if (map.by_rows()) {
-    blocks = ceil_div(map.n * map.c * cut.lanes, kThreadsOfBlock);
-    steps = ceil_div(map.s, 8 * cut.lanes * kStep);
+    const int64_t vectors = vectors_of_row(map);
+    const auto blocks_with = [&](int lanes) { return map.n * ceil_div(map.c, kThreadsOfBlock / lanes); };
+    cut.lanes = lanes_of_row(map, sums);
+    while (2 * cut.lanes <= 32 && cut.lanes < vectors && (double)blocks_with(cut.lanes) < kFullWave * (double)wave)
+      cut.lanes *= 2;  // few rows: more lanes for each
+    blocks = blocks_with(cut.lanes);
+    rounds = ceil_div(vectors, loads * cut.lanes);
   } else {
     blocks = map.n * ceil_div(map.c, 8 * cut.lanes);
-    steps = ceil_div(map.s, kThreadsOfBlock / cut.lanes * kStep);
+    rounds = ceil_div(map.s, kThreadsOfBlock / cut.lanes * loads);
   }
-  // At least two iterations per split, because each split adds to the merging.
-  const int64_t splits = std::min({ceil_div(wanted, blocks), std::max<int64_t>(steps / 2, 1), int64_t{kMaxSplits}});
-  const int64_t span = ceil_div(ceil_div(map.s, splits), 8) * 8;  // whole bytes of the mask
-  cut.span = (int)std::min<int64_t>(span, INT32_MAX / 2);
-  cut.splits = (int)ceil_div(map.s, cut.span);
+  const int64_t most = std::min(std::max<int64_t>(rounds / kRounds, 1), int64_t{kMaxSplits});
+  double best = 0;
+  for (int64_t wanted = 1; wanted <= most && best < kFullWave; ++wanted) {
+    const int64_t span = ceil_div(ceil_div(map.s, wanted), 8) * 8;  // whole bytes of the mask
+    const int64_t splits = ceil_div(map.s, span);
+    const double share = wave_share(blocks * splits, wave);
+    if (share <= best) continue;
+    best = share;
+    cut.span = (int)std::min<int64_t>(span, INT32_MAX / 2);
+    cut.splits = (int)splits;
+  }
   return cut;
 }
 
@@ -68,9 +95,37 @@ LastBlocks last_blocks_of(const Map& map, const Cut& cut) {
   return last;
 }
 
-Cut part_of(const Map& map) {
+// In the cols modes: splits of a sample's positions into equal spans. Five to ten positions per thread amortise loading
+// the coefficients. Among these splits, the one is taken with which the busiest place for a block gets the fewest
+// positions, waves * span. So a sample's last block is no small remainder, and neither is the launch's last wave. With
+// fewer blocks than the device holds at a time, a thread gets down to two positions, which is one round of loads.
+Cut part_of(const Map& map, const Device& device, int blocks_of_multiprocessor) {
   const int lanes = lanes_of_columns(map), steps = kThreadsOfBlock / lanes;
-  return {1, std::min(map.s, steps * 8), lanes};  // eight positions per thread amortise loading the coefficients
+  Cut cut{1, map.s, lanes};
+  if (map.by_rows()) return cut;
+  const int64_t units = map.n * ceil_div(map.c, 8 * lanes);
+  const int64_t at_once = (int64_t)blocks_of_multiprocessor * device.multiprocessors;
+  const int64_t fewest = ceil_div(map.s, 10 * steps), most = ceil_div(map.s, 5 * steps);
+  if (const int64_t one_wave = at_once / std::max<int64_t>(units, 1); one_wave > most) {
+    cut.span = (int)ceil_div(map.s, std::max(most, std::min(one_wave, ceil_div(map.s, 2 * steps))));
+    return cut;
+  }
+  int64_t least = INT64_MAX;
+  for (int64_t splits = fewest; splits <= std::min(most, fewest + 63); ++splits) {
+    const int64_t span = ceil_div(map.s, splits), waves = ceil_div(units * ceil_div(map.s, span), at_once);
+    if (waves * span >= least) continue;
+    least = waves * span;
+    cut.span = (int)span;
+  }
+  return cut;
+}
+
+// A block reads at most 32 KB of the residual. Those of one block per multiprocessor are always fetched. More displaces
+// x, unless three quarters of L2 hold both.
+Prefetch end_of(const void* residual, const Map& map, const Device& device) {
+  const int64_t all = map.n * map.c * map.s * item_bytes(map), blocks = device.multiprocessors;
+  const int64_t bytes = std::min(all, std::max(blocks * (32 << 10), device.l2_bytes * 3 / 4 - all));
+  return {static_cast<const char*>(residual) + all - bytes, bytes, ceil_div(ceil_div(bytes, blocks), 16) * 16};
 }
 
 namespace {
@@ -85,10 +140,12 @@ namespace {
 //
 // cluster_fused. A block's share of a sample is the largest that leaves room for a second block on the multiprocessor,
 // so that one block loads while the other computes its excitation. If the sample does not fit that way, a block takes
-// the shared memory of a whole multiprocessor. With few samples, a sample is spread over more blocks, up to the
-// portable limit of 8, while multiprocessors would stay idle. Samples are added to a cluster until the weights that all
-// clusters read are at most a quarter of x: with one sample per cluster, stage 4 of ResNet-50 (N = 128, 16 bits) would
-// read 128 MB of weights for 26 MB of x; four samples per cluster read 34 MB, from L2.
+// the shared memory of a whole multiprocessor. Several samples in a cluster may fit where one does not, because each
+// block then has fewer channels. With few samples, a sample is spread over more blocks while
+// multiprocessors would stay idle: each block then reads fewer weights, which is most of the time of one sample in
+// stage 4 (1 MB over 16 multiprocessors takes 0.6 us, over 8 twice that). Samples are added to a cluster until the
+// weights that all clusters read are at most a quarter of x: with one sample per cluster, stage 4 of ResNet-50 (N =
+// 128, 16 bits) would read 128 MB of weights for 26 MB of x; four samples per cluster read 34 MB, from L2.
 constexpr const char* kClusterFused = "cluster_fused: a cluster of blocks holds each sample in shared memory";
 constexpr const char* kL2Grouped =
     "l2_grouped: x is larger than half of L2; groups of samples stay in it between the two passes";
@@ -100,8 +157,60 @@ constexpr const char* kNames[] = {"cluster_fused", "l2_grouped", "separate"};
 constexpr const char* kSingle = "its elements cannot be read in whole vectors of eight";
 constexpr const char* kChannels = "C is not a multiple of 8";
 
+// Cycles of shared memory for one access of a warp whose groups of `lanes` threads read neighbouring `bytes` of rows.
+// Accesses of 16 bytes are served for eight threads at a time. Each of the 32 banks gives one word per cycle.
+int shared_cycles(int lanes, unsigned row_bytes, int bytes) {
+  const int together = bytes == 16 ? 8 : 32, words_of_access = bytes < 4 ? 1 : bytes / 4;
+  unsigned before = ~0u, row = 0;
+  unsigned char words[32] = {};  // of each bank; addresses ascend, so that equal words follow each other
+  int all = 0, most = 0;
+  for (int i = 0, lane = 0; i < 32; ++i) {
+    for (int k = 0; k < words_of_access; ++k)
+      if (const unsigned word = (row + lane * bytes) / 4 + k; word != before)
+        most = std::max<int>(most, ++words[(before = word) % 32]);
+    if (++lane == lanes) lane = 0, row += row_bytes;
+    if ((i + 1) % together) continue;
+    all += most;
+    most = 0;
+    std::fill(std::begin(words), std::end(words), 0);
+  }
+  return all;
+}
+
+template <class Cycles>
+int best_lanes(int most, const Cycles& cycles) {
+  int lanes = most;
+  int64_t least = cycles(most);
+  for (int fewer = most / 2; fewer; fewer /= 2)
+    if (const int64_t found = cycles(fewer); found < least) lanes = fewer, least = found;
+  return lanes;
+}
+
+// The lanes of cluster_fused, by cycles of its sums. A vector takes 25 instructions and an element that is read alone
+// 4; four schedulers issue for the block's eight warps. A block of channels adds two barriers and the sum over the
+// steps, a round of rows its shuffles. The block has about 100 KB of x.
+constexpr int kWarpsPerScheduler = kThreadsClusterFused / 32 / 4;
+int lanes_of_cluster_columns(const Map& map) {
+  const int vectors = map.c / 8;
+  const int positions = std::min(map.s, std::max(1, (100 << 10) / (map.c * (int)item_bytes(map))));
+  return best_lanes(std::min(power_of_two(vectors), kThreadsClusterFused), [&](int lanes) {
+    const int steps = kThreadsClusterFused / lanes, blocks = (vectors + lanes - 1) / lanes;
+    return blocks * ((positions + steps - 1) / steps * 25 * kWarpsPerScheduler + 200);
+  });
+}
+int lanes_of_cluster_rows(const Map& map, int rows) {
+  const bool vectors = map.mode == Mode::rows;
+  const int item = (int)item_bytes(map), items = vectors ? map.s / 8 : map.s, instructions = vectors ? 25 : 4;
+  return best_lanes(std::min(power_of_two(items), 32), [&](int lanes) {
+    const int groups = kThreadsClusterFused / lanes, rounds = (rows + groups - 1) / groups;
+    const int banks = 4 * (vectors ? item / 2 : 1) * shared_cycles(lanes, (unsigned)map.s * item, vectors ? 16 : item);
+    const int64_t steps = (items + lanes - 1) / lanes;
+    return rounds * (steps * std::max(instructions, banks) * kWarpsPerScheduler + (lanes > 1 ? 100 : 0));
+  });
+}
+
 // Fills `plan` and returns null, or returns why cluster_fused cannot be used.
-const char* plan_cluster_fused(const Map& map, int r, const Device& device, ClusterFused& plan) {
+const char* plan_cluster_fused(const Map& map, int r, int weight_bytes, const Device& device, ClusterFused& plan) {
   if (device.capability < 90) return "the device has no clusters of thread blocks";
   if (is_single(map.mode)) return kSingle;
   if (map.c % 8) return kChannels;
@@ -109,13 +218,14 @@ const char* plan_cluster_fused(const Map& map, int r, const Device& device, Clus
   plan.op.map = map;
   plan.op.fc.r = r;
   plan.threads = kThreadsClusterFused;
-  plan.lanes = map.by_rows() ? lanes_of_row(map) : lanes_of_columns(map);
+  plan.lanes = map.by_rows() ? 1 : lanes_of_cluster_columns(map);
   const auto fill = [&](int share, int samples) {
     plan.share = share;
     plan.samples = samples;
     plan.blocks = share * samples;
     plan.partition = (int)ceil_div(units, share) * (map.by_rows() ? 8 : 1);
     plan.channels = (int)ceil_div(vectors_of_channels, plan.blocks) * 8;
+    plan.layout = layout_of(plan);
     return (int64_t)shared_bytes(plan);
   };
   struct Room {
@@ -124,26 +234,29 @@ const char* plan_cluster_fused(const Map& map, int r, const Device& device, Clus
   };
   const Room half{shared_of_two(device.shared_bytes), device.max_cluster};
   const Room alone{device.shared_bytes, device.max_cluster_alone};
-  int share = 0;
+  int share = 0, samples = 1;
   for (const Room& room : {half, alone})
     for (int blocks = 1; !share && blocks <= room.blocks; blocks *= 2)
-      if (fill(blocks, 1) <= room.bytes) share = blocks;
+      for (int together = 1; !share && together <= kSamplesOfCluster && together * blocks <= room.blocks; together *= 2)
+        if (fill(blocks, together) <= room.bytes &&
+            (together == 1 || map.n / together * together * blocks >= 2 * device.multiprocessors))
+          share = blocks, samples = together;
   if (!share)
     return fill(kLargestCluster, 1) <= alone.bytes
                ? "the device cannot place a cluster of 16 blocks with so much shared memory"
                : "a sample does not fit in a cluster's shared memory";
   const auto room_of = [&](int64_t bytes) { return bytes <= half.bytes ? half : alone; };
-  while (2 * share <= 8 && map.n * 2 * share <= device.multiprocessors && 2 * share <= units &&
+  while (samples == 1 && map.n * 2 * share <= device.multiprocessors && 2 * share <= units &&
          2 * share <= room_of(fill(2 * share, 1)).blocks)
     share *= 2;
-  const Room room = room_of(fill(share, 1));
-  const int64_t weights = 2 * (int64_t)map.c * r * item_bytes(map), sample = (int64_t)map.c * map.s * item_bytes(map);
-  int samples = 1;
+  const Room room = room_of(fill(share, samples));
+  const int64_t weights = 2 * (int64_t)map.c * r * weight_bytes, sample = (int64_t)map.c * map.s * item_bytes(map);
   while (samples < kSamplesOfCluster && 2 * samples * share <= room.blocks && 4 * weights > samples * sample &&
          2 * samples <= map.n && map.n / (2 * samples) * 2 * samples * share >= device.multiprocessors &&
          fill(share, 2 * samples) <= room.bytes)
     samples *= 2;
   fill(share, samples);
+  if (map.by_rows()) plan.lanes = lanes_of_cluster_rows(map, plan.partition);  // the layout does not depend on it
   return nullptr;
 }
 
@@ -182,7 +295,7 @@ const char* plan_l2_grouped(const Map& map, bool weights_fit, const Device& devi
 
 }  // namespace
 
-InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Device& device,
+InferencePlan plan_inference(const Map& map, int r, int weight_bytes, bool weights_fit, const Device& device,
                              std::optional<Path> forced) {
   InferencePlan plan{};
   const auto take = [&](Path path, const char* reason) {
@@ -190,7 +303,7 @@ InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Devi
     plan.reason = reason;
     return plan;
   };
-  const auto cluster_fused = [&] { return plan_cluster_fused(map, r, device, plan.cluster_fused); };
+  const auto cluster_fused = [&] { return plan_cluster_fused(map, r, weight_bytes, device, plan.cluster_fused); };
   const auto l2_grouped = [&] {
     return plan_l2_grouped(map, weights_fit, device, forced.has_value(), plan.l2_grouped, plan.blocks);
   };
@@ -206,6 +319,11 @@ InferencePlan plan_inference(const Map& map, int r, bool weights_fit, const Devi
   plan.no_l2_grouped = l2_grouped();
   return plan.no_l2_grouped ? take(Path::separate, kNeither) : take(Path::l2_grouped, kL2Grouped);
 }
+
+static std::atomic<bool> programmatic{true};
+
+bool programmatic_launches() { return programmatic.load(std::memory_order_relaxed); }
+bool set_programmatic_launches(bool on) { return programmatic.exchange(on, std::memory_order_relaxed); }
 
 static std::atomic<int> forced{-1};  // a Path, or -1 for none
 
@@ -226,8 +344,8 @@ bool force_path(const std::string& name) {
   return true;
 }
 
-std::string describe(const InferencePlan& plan, const Map& map, int r) {
-  const int64_t weights = 2 * (int64_t)map.c * r * item_bytes(map);
+std::string describe(const InferencePlan& plan, const Map& map, int r, int weight_bytes) {
+  const int64_t weights = 2 * (int64_t)map.c * r * weight_bytes;
   const auto say = [](int64_t n) { return std::to_string(n); };
   std::string text = plan.reason;
   if (plan.refusal) return text + " but not possible: " + plan.refusal;

@@ -17,6 +17,7 @@ struct Device {
   // Most blocks of a cluster: if a second block fits on the same multiprocessor (shared_of_two), and if each block has
   // a multiprocessor's shared memory to itself. 1 on devices without clusters.
   int max_cluster, max_cluster_alone;
+  bool programmatic;  // it and the driver have programmatic launches, also in a captured graph
 };
 
 // Shared memory per block if two blocks share a multiprocessor. The system reserves 1 KB per block.
@@ -28,11 +29,14 @@ inline void find_clusters(Device& device) {
   device.max_cluster_alone = any ? largest_cluster(device.shared_bytes) : 1;
 }
 
-Cut whole(const Map&);                  // one split: sums need no merging
-Cut cut_of(const Map&, const Device&);  // one or more splits, whose sums are merged by excitation or torch.sum
-Cut part_of(const Map&);                // for a pass without sums; used in the cols modes only
+Cut whole(const Map&);                              // one split: sums need no merging
+Cut cut_of(const Map&, const Device&, Sums);        // splits, whose sums are merged by excitation or torch.sum
 LastBlocks last_blocks_of(const Map&, const Cut&);  // without memory
-int lanes_of_row(const Map&);                       // threads that share a row's sum
+// For a pass without sums, of whose blocks a multiprocessor holds so many at a time. Used in the cols modes only.
+Cut part_of(const Map&, const Device&, int blocks_of_multiprocessor);
+int lanes_of_row(const Map&);  // threads that share a row's sum
+// The end of the residual, which pass 2 reads first and fetches into L2 while the excitation leaves the memory idle.
+Prefetch end_of(const void* residual, const Map&, const Device&);
 
 enum class Path { cluster_fused, l2_grouped, separate };
 
@@ -46,9 +50,10 @@ struct InferencePlan {
   int blocks;  // of l2_grouped
 };
 
-// r: squeezed channels; weights_fit: l2_grouped.cu supports the weights' dtype with x's; forced: the path to take, or
-// none.
-InferencePlan plan_inference(const Map&, int r, bool weights_fit, const Device&, std::optional<Path> forced);
+// r: squeezed channels; weight_bytes: of an element of the weights; weights_fit: l2_grouped.cu supports the weights'
+// dtype with x's; forced: the path to take, or none.
+InferencePlan plan_inference(const Map&, int r, int weight_bytes, bool weights_fit, const Device&,
+                             std::optional<Path> forced);
 
 // The path that force_path has set for all plans of this process, for tests and measurements; without one,
 // plan_inference chooses. force_path's name is that of a path, or "" to choose again.
@@ -57,6 +62,6 @@ const char* forced_name();
 bool force_path(const std::string& name);  // false if there is no such path
 
 // A readable description: the path, its shape, and the bytes of x and weights that it reads.
-std::string describe(const InferencePlan&, const Map&, int r);
+std::string describe(const InferencePlan&, const Map&, int r, int weight_bytes);
 
 }  // namespace se_fused::cuda

@@ -11,7 +11,6 @@
 #include "../enums.h"
 
 #ifdef __CUDACC__
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #define SE_DEVICE __device__ __forceinline__
@@ -49,9 +48,24 @@ SE_DEVICE uint4 load16(const void* p) {
   if constexpr (use == Use::last) return __ldcs(q);
   return *q;
 }
-SE_DEVICE void store16(void* p, uint4 v) { __stcs(static_cast<uint4*>(p), v); }
+template <Use use>
+SE_DEVICE void store16(void* p, uint4 v) {
+  if constexpr (use == Use::last)
+    __stcs(static_cast<uint4*>(p), v);
+  else
+    *static_cast<uint4*>(p) = v;
+}
 // Loads a value that another block of this launch wrote; L1 is bypassed, because it may hold an older value.
 SE_DEVICE float load_fresh(const float* p) { return __ldcg(p); }
+SE_DEVICE BFloat16 load_fresh(const BFloat16* p) { return {__ldcg(&p->bits)}; }
+SE_DEVICE Half load_fresh(const Half* p) { return {__ldcg(&p->bits)}; }
+SE_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+// threadIdx.x, read anew: what is computed from it in one phase of a kernel does not occupy registers in the others.
+SE_DEVICE int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
 SE_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 SE_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 SE_DEVICE uint32_t pack_bfloat16(float low, float high) {
@@ -64,6 +78,18 @@ SE_DEVICE uint32_t pack_half(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// 2^x within 2 ulp and 1 / x within 1 ulp, both with subnormal numbers flushed to zero (PTX ISA, "ex2" and "rcp"). Each
+// is one instruction of the special function unit. Infinity, zero and NaN give what the exact functions give.
+SE_DEVICE float exp2_approx(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+SE_DEVICE float rcp_approx(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 SE_DEVICE float half_to_float(uint16_t bits) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(bits));
@@ -74,8 +100,16 @@ template <Use use>
 uint4 load16(const void* p) {
   return *static_cast<const uint4*>(p);
 }
-inline void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
-inline float load_fresh(const float* p) { return *p; }
+template <Use use>
+inline void store16(void* p, uint4 v) {
+  *static_cast<uint4*>(p) = v;
+}
+template <class T>
+T load_fresh(const T* p) {
+  return *p;
+}
+inline int thread_here() { return (int)threadIdx.x; }
+inline uint32_t multiply_high(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
 inline float as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, 4);
@@ -99,6 +133,8 @@ inline uint32_t pack_half(float low, float high) {
   std::memcpy(&r, halves, 4);
   return r;
 }
+using se_shim::exp2_approx;
+using se_shim::rcp_approx;
 inline float half_to_float(uint16_t bits) {
   _Float16 h;
   std::memcpy(&h, &bits, 2);
@@ -150,10 +186,10 @@ SE_DEVICE Raw<T> load_raw(const T* p) {
   for (int i = 0; i < (int)sizeof(T) / 2; ++i) r.q[i] = load16<use>(reinterpret_cast<const uint4*>(p) + i);
   return r;
 }
-template <class T>
+template <Use use = Use::last, class T>
 SE_DEVICE void store_raw(T* p, const Raw<T>& r) {
 #pragma unroll
-  for (int i = 0; i < (int)sizeof(T) / 2; ++i) store16(reinterpret_cast<uint4*>(p) + i, r.q[i]);
+  for (int i = 0; i < (int)sizeof(T) / 2; ++i) store16<use>(reinterpret_cast<uint4*>(p) + i, r.q[i]);
 }
 SE_DEVICE void unpack(const Raw<float>& r, float (&v)[8]) {
   const uint32_t w[8] = {r.q[0].x, r.q[0].y, r.q[0].z, r.q[0].w, r.q[1].x, r.q[1].y, r.q[1].z, r.q[1].w};
@@ -208,21 +244,63 @@ inline int load_acquire(const int* p) { return *p; }
 inline void spin() { se_shim::spin(); }
 #endif
 
+// ---- programmatic dependent launches and prefetches (sm_90 and later; before, these functions do nothing)
+//
+// The launches of one call form a chain (torch_host.h). Each but the first may begin while its predecessor still runs,
+// so that its launch latency and what needs no earlier result pass in the meantime.
+//
+// dependency_wait waits until all earlier launches of the chain have ended and their results are visible. Before it a
+// kernel may read what no launch of the chain writes: parameters, weights, x and the residual. These are complete,
+// because the chain's first launch began after everything before it in the stream had ended. Before it a kernel writes
+// nothing to global memory: y may be x. Every thread of a kernel that is not the first calls it, so that a launch ends
+// after all launches before it, and waiting for one predecessor is enough.
+//
+// allow_dependents lets the next launch begin once every block has called it or has ended. Kernels call it first: when
+// the last block has begun, the next launch can take only what no block of this one needs. A block that waits cannot
+// block its predecessor, all of whose blocks are resident or done.
+#ifdef __CUDACC__
+SE_DEVICE void dependency_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+SE_DEVICE void allow_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Fetches memory into L2. Both operands are multiples of 16 bytes.
+SE_DEVICE void bulk_prefetch(const void* from, uint32_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)), "r"(bytes));
+#endif
+}
+#else
+using se_shim::allow_dependents;
+using se_shim::bulk_prefetch;
+using se_shim::dependency_wait;
+#endif
+
 // ---- thread-block clusters and bulk copies (sm_90 and later)
 #ifdef __CUDACC__
 using BulkBarrier = uint64_t;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define SE_HAS_CLUSTERS 1
 SE_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
-SE_DEVICE unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
-SE_DEVICE void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
-// Without memory ordering, for a barrier after which no block reads data written before it.
-SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-SE_DEVICE void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
-template <class T>
-SE_DEVICE T* map_shared(T* p, unsigned rank) {
-  return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+SE_DEVICE uint32_t remote_address(const void* p, unsigned rank) {
+  uint32_t r;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared_address(p)), "r"(rank));
+  return r;
 }
+SE_DEVICE unsigned cluster_rank() {
+  unsigned r;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+// Relaxed: the arrival orders no memory accesses. An arrival with release is a fence for the whole device in machine
+// code (MEMBAR.ALL.GPU), as is every other release at cluster scope.
+SE_DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+SE_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 SE_DEVICE void bulk_init(BulkBarrier* b, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // makes it visible to the copy engine as well
@@ -243,6 +321,25 @@ SE_DEVICE void bulk_wait(BulkBarrier* b, int parity) {
       "r"(parity)
       : "memory");
 }
+// Writes four floats to `to` in the shared memory of the block `rank` of the cluster, and counts 16 bytes on its `b`.
+// Both pointers are to this block's shared memory and are translated. Asynchronous; nothing else of this thread is
+// ordered by it.
+SE_DEVICE void push(float* to, float4 v, unsigned rank, BulkBarrier* b) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   remote_address(to, rank)),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_address(b, rank))
+               : "memory");
+}
+// Waits until all bytes that `b` expects have been pushed, and acquires them: st.async completes its bytes with release
+// at cluster scope (PTX ISA, "st.async"), so the wait acquires at cluster scope too.
+SE_DEVICE void push_wait(BulkBarrier* b, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
+          shared_address(b)),
+      "r"(parity)
+      : "memory");
+}
 #endif
 #else
 #define SE_HAS_CLUSTERS 1
@@ -251,11 +348,11 @@ using se_shim::bulk_expect;
 using se_shim::bulk_init;
 using se_shim::bulk_wait;
 using se_shim::BulkBarrier;
-using se_shim::cluster_arrive;
-inline void cluster_arrive_relaxed() { cluster_arrive(); }
 using se_shim::cluster_rank;
 using se_shim::cluster_wait;
-using se_shim::map_shared;
+using se_shim::push;
+inline void cluster_arrive_relaxed() { se_shim::cluster_arrive(); }
+inline void push_wait(BulkBarrier* b, int parity) { bulk_wait(b, parity); }
 #endif
 
 }  // namespace se_fused::cuda

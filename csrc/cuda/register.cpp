@@ -10,13 +10,16 @@ namespace se_fused::cuda {
 void set_stand_in(const Device&, int64_t large_cluster_bytes);
 // Test hooks. stand_in sets the device that the rules see; large_cluster_bytes is the shared memory per block up to
 // which it can place clusters of 16. reverse sets the order in which the shim runs fibers. launched returns the names
-// of the launches since its last call.
+// of the launches since its last call, and programmatic_count how many were programmatic. take_over hands all launches
+// to a function.
 void stand_in(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes,
               int64_t large_cluster_bytes) {
   set_stand_in({(int)capability, (int)multiprocessors, l2_bytes, shared_bytes}, large_cluster_bytes);
 }
 void reverse(bool on);
 std::string launched();
+void take_over(int64_t function);
+int64_t programmatic_count();
 }  // namespace se_fused::cuda
 #elif !defined(SE_LIBRARY)  // benchmarks/standin builds the host code for a device without kernels
 #define SE_LIBRARY se_fused_cuda
@@ -29,14 +32,20 @@ std::string launched();
 SE_DEFINE(SE_LIBRARY, m) {
   se_fused::define_operators(m);
   m.def("problem(int device) -> str");
-  m.def("plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device) -> str");
+  m.def(
+      "plan(int n, int c, int s, bool channels_last, int item_bytes, int r, int device, "
+      "int weight_bytes=0) -> str");
   m.def("force_plan(str path) -> str");
+  m.def("set_programmatic_launches(bool on) -> bool");
+  m.def("why_not_programmatic(int device) -> str");
 #ifdef SE_CUDA_SHIM
   m.def(
       "stand_in(int capability, int multiprocessors, int l2_bytes, int shared_bytes, int large_cluster_bytes=232448)"
       " -> ()");
   m.def("reverse(bool on) -> ()");
   m.def("launched() -> str");
+  m.def("take_over(int function) -> ()");
+  m.def("programmatic_count() -> int");
 #endif
 }
 
@@ -47,9 +56,13 @@ SE_IMPLEMENT(SE_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("problem", TORCH_BOX(&se_fused::cuda::problem));
   m.impl("plan", TORCH_BOX(&se_fused::cuda::describe_plan));
   m.impl("force_plan", TORCH_BOX(&se_fused::cuda::force_plan));
+  m.impl("set_programmatic_launches", TORCH_BOX(&se_fused::cuda::set_programmatic_launches));
+  m.impl("why_not_programmatic", TORCH_BOX(&se_fused::cuda::why_not_programmatic));
 #ifdef SE_CUDA_SHIM
   m.impl("stand_in", TORCH_BOX(&se_fused::cuda::stand_in));
   m.impl("reverse", TORCH_BOX(&se_fused::cuda::reverse));
   m.impl("launched", TORCH_BOX(&se_fused::cuda::launched));
+  m.impl("take_over", TORCH_BOX(&se_fused::cuda::take_over));
+  m.impl("programmatic_count", TORCH_BOX(&se_fused::cuda::programmatic_count));
 #endif
 }

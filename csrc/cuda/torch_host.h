@@ -23,7 +23,9 @@ inline Type type_of(ScalarType type, const char* name) {
 }
 inline Type type_of(const Tensor& t, const char* name) { return type_of(t.scalar_type(), name); }
 
-// Makes x's device the current one for the time of a call, and launches on its current stream.
+// Makes x's device the current one for the time of a call, and launches on its current stream. `run` is for a launch
+// alone; `first`, any number of `then`, and `last` are for a chain, whose launches overlap at their ends
+// (platform.cuh).
 class Place {
  public:
 #ifdef SE_CUDA_SHIM
@@ -33,17 +35,30 @@ class Place {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
   }
 #endif
-  template <class Args, class... More>
-  void run(const Args& args, const More&... more) const {
-    const Error error = launch(args, more..., stream_);
-    STD_TORCH_CHECK(!error, "CUDA: ", error);
+  template <class... Args>
+  void run(const Args&... args) const {
+    check(launch(args..., Stream{stream_}));
   }
+  template <class... Args>
+  void first(const Args&... args) const {
+    check(launch(args..., Stream{stream_, false, true}));
+  }
+  template <class... Args>
+  void then(const Args&... args) const {
+    check(launch(args..., Stream{stream_, programmatic(), true}));
+  }
+  template <class... Args>
+  void last(const Args&... args) const {
+    check(launch(args..., Stream{stream_, programmatic(), false}));
+  }
+  bool programmatic() const { return device.programmatic && programmatic_launches(); }
 
  private:
+  static void check(Error error) { STD_TORCH_CHECK(!error, "CUDA: ", error); }
 #ifndef SE_CUDA_SHIM
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
-  Stream stream_ = nullptr;
+  void* stream_ = nullptr;
 
  public:
   const Device& device;
@@ -76,7 +91,8 @@ inline Vector vector_of(const OptionalTensor& t, int64_t numel, const char* name
   return {data(*t), type_of(*t, name)};
 }
 
-// One allocation, handed out in parts of whole 16-byte vectors.
+// One allocation, handed out in parts of whole cache lines of 128 bytes, so that aligned sectors of 32 bytes in a part
+// are aligned in memory.
 class Workspace {
  public:
   Workspace(const Tensor& like, int64_t floats) : memory_(new_float(like, {floats})), next_(se_fused::floats(memory_)) {
@@ -88,7 +104,7 @@ class Workspace {
     STD_TORCH_CHECK(next_ <= end_, "internal error: workspace too small");
     return part;
   }
-  static int64_t rounded(int64_t count) { return (count + 3) / 4 * 4; }
+  static int64_t rounded(int64_t count) { return (count + 31) / 32 * 32; }
 
  private:
   Tensor memory_;

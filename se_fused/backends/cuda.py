@@ -34,7 +34,8 @@ def _problem(index: int) -> str:
 class CudaBackend(LazyBackend):
     """The passes, excitation and the whole operator in CUDA C++, for float32, bfloat16 and float16 on sm_80 and later.
 
-    The environment variable ``SE_FUSED_CUDA_PLAN`` sets the :meth:`forced_plan` that a process starts with.
+    The environment variable ``SE_FUSED_CUDA_PLAN`` sets the :meth:`forced_plan` that a process starts with, and
+    ``SE_FUSED_PDL`` whether its :meth:`programmatic_launches` are on.
 
     Args:
         library: the shared library to load.
@@ -64,6 +65,9 @@ class CudaBackend(LazyBackend):
         if self._loaded or self._error is not None:
             return self._error
         path = _checked_plan(os.environ.get("SE_FUSED_CUDA_PLAN", ""), "environment variable SE_FUSED_CUDA_PLAN")
+        overlap = os.environ.get("SE_FUSED_PDL") or "1"
+        if overlap not in ("0", "1"):
+            raise ValueError(f"environment variable SE_FUSED_PDL must be 0 or 1; got {overlap!r}")
         if not self.library.exists():
             why = recorded()["note"] or f"{self.library.name} is missing"
             self._error = (
@@ -80,6 +84,8 @@ class CudaBackend(LazyBackend):
                 self._loaded = self._error is None
                 if self._loaded and path:
                     self._operators.force_plan(path)
+                if self._loaded and overlap == "0":
+                    self._operators.set_programmatic_launches(False)
             except (OSError, RuntimeError) as error:  # built for another CUDA, or a symbol is missing
                 self._error = f"{self.library.name} does not load: {error}"
         return self._error
@@ -99,15 +105,23 @@ class CudaBackend(LazyBackend):
         described: dict[str, Any] = {"built": True, "library": self.library.name}
         if self._device == "cuda" and (problem := _problem(torch.cuda.current_device())):
             return described | {"reason": problem}
+        why = self._operators.why_not_programmatic(self._current_device())
+        described["programmatic launches"] = f"no: {why}" if why else "yes"
         stages = ((256, 56), (512, 28), (1024, 14), (2048, 7))
         plans = {f"(128, {c}, {s}, {s})": self.plan(128, c, s * s, True, 2, c // 16) for c, s in stages}
         return described | {"inference of ResNet-50's stages, 16 bits, channels_last": plans}
 
-    def plan(self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int) -> str:
+    def plan(
+        self, n: int, c: int, s: int, channels_last: bool, item_bytes: int, r: int, weight_bytes: int | None = None
+    ) -> str:
         """A description of how inference of a map (N, C, S positions) with R squeezed channels runs on the current
-        device, and why."""
-        device = torch.cuda.current_device() if self._device == "cuda" else 0
-        return str(self._operators.plan(n, c, s, channels_last, item_bytes, r, device))
+        device, and why. ``weight_bytes`` is the size of an element of the weights if it is not that of the map."""
+        more = () if weight_bytes is None else (weight_bytes,)
+        given = (n, c, s, channels_last, item_bytes, r, self._current_device(), *more)
+        return str(self._operators.plan(*given))
+
+    def _current_device(self) -> int:
+        return torch.cuda.current_device() if self._device == "cuda" else 0
 
     @contextmanager
     def forced_plan(self, path: str) -> Iterator[None]:
@@ -129,6 +143,25 @@ class CudaBackend(LazyBackend):
             yield
         finally:
             self._operators.force_plan(before)
+
+    @contextmanager
+    def programmatic_launches(self, on: bool) -> Iterator[None]:
+        """Switches programmatic dependent launches on or off until the end of the block, to compare the two. With them,
+        the launches of a call overlap at their ends, on devices and drivers that have them.
+
+        The setting applies to the whole process, not to a thread. It is read when an operator is called, so a CUDA
+        graph keeps the launches that it was captured with.
+
+        Raises:
+            RuntimeError: the library does not load.
+        """
+        if (reason := self.load()) is not None:
+            raise RuntimeError(reason)
+        before = self._operators.set_programmatic_launches(on)
+        try:
+            yield
+        finally:
+            self._operators.set_programmatic_launches(before)
 
     @property
     def conv1x1_squeeze_excite(self) -> Any:

@@ -139,7 +139,7 @@ def test_every_instance_of_the_kernels_is_listed_once(module):
     assert {kernel["error"] for kernel in kernels} == {"compiled for the CPU"}  # the shim has no attributes
     for kernel in kernels:
         assert (kernel["shared_bytes"] is None) == kernel["name"].startswith("cluster_fused")
-        assert kernel["threads"] == (384 if kernel["name"].startswith("cluster_fused") else 256)
+        assert kernel["threads"] == 256
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +151,19 @@ def machine_code(code: Code) -> dict[str, str]:
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     parts = (part.split(maxsplit=1) for part in text.split("Function : ")[1:])
     return {name: sass for name, sass in parts}
+
+
+def section(cubin: Path, name: str) -> bytes:
+    """Contents of a section of a cubin, an ELF file of 64 bits; empty if there is none of this name."""
+    data = cubin.read_bytes()
+    table, size, count, names = (*struct.unpack_from("<Q", data, 0x28), *struct.unpack_from("<HHH", data, 0x3A))
+    headers = [struct.unpack_from("<IIQQQQ", data, table + size * i) for i in range(count)]
+    texts = headers[names][4]
+    for at, kind, _, _, offset, length in headers:
+        end = data.index(b"\0", texts + at)
+        if data[texts + at : end].decode() == name and kind != 8:  # 8: without contents
+            return data[offset : offset + length]
+    return b""
 
 
 def print_table(archs: list[int]) -> None:

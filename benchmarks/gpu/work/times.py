@@ -1,4 +1,4 @@
-"""Device time of every kernel of one backend, with the share of a copy's speed and the estimate.
+"""Device time of every kernel of one backend, with the share of a copy's speed and the prediction.
 
     python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
 
@@ -27,7 +27,8 @@ from se_fused.bench.measure.traffic import counted_bytes, counted_passes
 from se_fused.ops.layout import mask_numel
 
 from ...cases import PASSES
-from ..expected import expected
+from .. import pack
+from ..predicted import Predictions
 from ..target import Shape, Target, kernel_times, target
 from . import at, emit
 
@@ -110,6 +111,7 @@ def _measure(
     copy: float | None,
     about: dict[str, Any],
     plan: AbstractContextManager[Any],
+    predicted: Predictions,
 ) -> dict[str, str]:
     """Measure one workload and emit a row for each kernel and one for all; if ``copy`` is None, only run it once.
 
@@ -127,14 +129,13 @@ def _measure(
             given += [inputs(shape, layout, there) for _ in range(rotation(3 * x.nbytes, there.device) - 1)]
         calls = [call(mode, backend, one) for one in given]
         found = kernel_times(calls, max(ROUNDS["largest" if largest else "small"] // len(calls), 2), there.device)
-    stage = [s[1:] for s in there.stages].index(shape[1:])
     told = {}
     for kernel, us in found.items():
         moved = counted_bytes_of(kernel, mode, x)
         row: dict[str, Any] = {**about, "us": round(us, 2)}
         if moved is not None:
             row |= {"bytes": moved, "share": round(moved / (us * 1e-6) / copy, 3)}
-        if largest and (estimate := expected(backend, kernel, layout, stage)) is not None:
+        if not about["plan"] and (estimate := predicted.find(backend, kernel, mode, layout, shape)):
             row["expected"] = list(estimate)
         emit(kernel, **row)
         told[kernel] = f"{row['share']:.0%}" if "share" in row else f"{us:.0f} us"
@@ -153,6 +154,7 @@ def main(arguments: list[str]) -> int:
     if (reason := backends.BACKENDS[backend].can_use(there.device, there.dtype)) is not None:
         emit("all", ok=False, backend=backend, note=reason)
         return 1
+    predicted = Predictions(pack.FOLDER / "variants" / options.variant if options.variant else pack.FOLDER)
     copy = None
     if not options.share:
         copy = copy_bandwidth(there.device)
@@ -170,7 +172,7 @@ def main(arguments: list[str]) -> int:
                          "shape": list(shape), "plan": name}  # fmt: skip
                 at(f"{mode} {shape} {layout} {name}")
                 try:
-                    found = _measure(backend, mode, shape, layout, there, copy, about, plan)
+                    found = _measure(backend, mode, shape, layout, there, copy, about, plan, predicted)
                 except (AttributeError, RuntimeError) as error:
                     # only a forced plan may fail, if this map or this build of the library does not support it
                     if not name or "CUDA error" in str(error):

@@ -2,7 +2,8 @@
 
 They check that nothing spills and no thread has a stack; that passes move 128 bits per access; that nothing is computed
 in float64; that there are no atomics on floats; that blocks that wait for each other use no fence except their
-releases; and that the cluster_fused kernel uses bulk copies and cluster barriers and is empty before sm_90.
+releases; that the launches of a chain let the next one begin and wait for the one before; and that the cluster_fused
+kernel uses bulk copies and pushes without fences and is empty before sm_90.
 SE_FUSED_TEST_ARCHS="80 86 89 90 100 120" (`make cuda-all`) compiles for other architectures than sm_90.
 """
 
@@ -25,12 +26,23 @@ PASSES = {
     "scale_shift_act_backward_kernel": (1, 1),  # flag: x is read
     "scale_shift_act_mean_kernel": (1, 1),
 }
+# kernel -> whether it lets its successor begin, and waits for its predecessor
+CHAIN = {
+    "moments_kernel": (True, False),
+    "moments_backward_kernel": (True, False),
+    "excitation_kernel": (True, True),
+    "excitation_backward_kernel": (True, True),
+    "scale_shift_act_kernel": (False, True),
+    "scale_shift_act_backward_kernel": (False, True),
+}
 WIDE = ("rows", "rows_unaligned", "cols")
 ARCHITECTURES = cuda_code.architectures()
 FLOAT64 = r"\bD(?:ADD|MUL|FMA|SETP|MMA|MNMX)\b|\w+(?:\.\w+)*\.F64\b"
 # CAS: an addition of floats in shared memory is a compare-and-swap loop
 FLOAT_ATOMICS = r"\b(?:RED|ATOM)\w*\.[\w.]*(?:F16|F32|F64|CAS)"
-BULK_COPY, ARRIVE, WAIT = r"\bUBLKCP\b", r"\bUCGABAR_ARV\b", r"\bUCGABAR_WAIT\b"
+BULK_COPY, PREFETCH, PUSH = r"\bUBLKCP\b", r"\bUBLKPF\b", r"\bSTAS\.128\b"
+ARRIVE, WAIT = r"\bUCGABAR_ARV\b", r"\bUCGABAR_WAIT\b"
+ALLOW, DEPENDENCY_WAIT = r"\bPREEXIT\b", r"\bACQBULK\b"
 FENCE, FULL_FENCE, GPU_FENCE = r"\bMEMBAR\b", r"\bMEMBAR\.SC\b", r"\bMEMBAR[.\w]*\.GPU\b"
 GLOBAL_ADD = r"\b(?:RED|ATOM)G?\.E\.ADD[\w.]*"
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDS|STS|RED|ATOM)\w*\."
@@ -57,6 +69,13 @@ pass_sources = pytest.mark.parametrize(
 )
 ticket_sources = pytest.mark.parametrize(
     "code", jobs("excitation", "excitation_backward", "l2_grouped"), indirect=True, ids=name_of, scope="session"
+)
+chain_sources = pytest.mark.parametrize(
+    "code",
+    jobs("moments", "excitation", "excitation_backward", "scale_shift_act"),
+    indirect=True,
+    ids=name_of,
+    scope="session",
 )
 cluster_fused_source = pytest.mark.parametrize(
     "code", jobs("cluster_fused"), indirect=True, ids=name_of, scope="session"
@@ -171,24 +190,43 @@ def test_a_release_is_the_only_fence(sass: list[tuple[Kernel, str]]) -> None:
         assert len(re.findall(FENCE, text)) == releases, kernel.label
 
 
+@chain_sources
+@needs_disassembler
+def test_launches_of_a_chain_overlap(code: Code, sass: list[tuple[Kernel, str]]) -> None:
+    """A kernel lets the next launch begin before it reads memory, and waits before it writes; before sm_90 neither."""
+    later = code.architecture >= 90
+    for kernel, text in sass:
+        allows, waits = CHAIN[kernel.name]
+        assert len(re.findall(ALLOW, text)) == (allows and later), kernel.label
+        assert len(re.findall(DEPENDENCY_WAIT, text)) == (waits and later), kernel.label
+        reads, writes = re.search(r"\bLDG?\.", text), re.search(r"\b(?:STG?|REDG?|ATOMG?)\.", text)
+        assert reads and writes, kernel.label
+        if allows and later:
+            assert text.index("PREEXIT") < reads.start(), kernel.label
+        if waits and later:
+            assert text.index("ACQBULK") < writes.start(), kernel.label
+        prefetches = kernel.name.startswith("excitation") or kernel.name == "scale_shift_act_kernel"
+        assert bool(re.findall(PREFETCH, text)) == (prefetches and later), kernel.label
+
+
 @cluster_fused_source
 @needs_disassembler
-def test_cluster_fused_copies_in_bulk_and_waits_for_its_cluster(code: Code, sass: list[tuple[Kernel, str]]) -> None:
-    """cluster_fused uses bulk copies, cluster barriers and 128-bit accesses.
+def test_cluster_fused_pushes_its_results_without_fences(code: Code, sass: list[tuple[Kernel, str]]) -> None:
+    """cluster_fused uses bulk copies and prefetches, asynchronous stores to other blocks, and 128-bit accesses.
 
-    It reads its slice of x by shared-memory loads, not by generic ones.
+    Its only cluster barrier is the one before the first store, which is relaxed. A release at cluster scope would be a
+    fence for the whole device. x is read by shared-memory loads, not by generic ones.
     """
     assert len(sass) == 3 * len(WIDE)
     for kernel, text in sass:
         if code.architecture < 90:
             assert not re.findall(MEMORY, text), f"{kernel.label} ought to be empty"
             continue
-        for instruction in (BULK_COPY, ARRIVE, WAIT):
+        for instruction in (BULK_COPY, PREFETCH, PUSH, ARRIVE, WAIT):
             assert re.findall(instruction, text), kernel.label
         loads, stores = widths(text)
         assert min(loads[128], stores[128]) >= kernel.item_bytes // 2, (kernel.label, loads, stores)
-        # Three of four barriers need a fence; the last one only keeps memory alive. sm_120 has some code twice.
-        assert 4 * len(re.findall(GPU_FENCE, text)) == 3 * len(re.findall(ARRIVE, text)), kernel.label
+        assert not re.findall(FENCE, text), kernel.label
         assert re.findall(r"\bLDS\.128\b", text), kernel.label
         assert not re.findall(r"\bLD\.E[\w.]*\.128\b", text), kernel.label
 

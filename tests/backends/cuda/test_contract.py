@@ -124,6 +124,12 @@ def test_memory_off_16_bytes(backend: CudaBackend, dtype: torch.dtype, layout: s
     whole = to_layout(x.clone(), layout)
     other = [*backend.moments(whole), backend.scale_shift_act(whole, *options)]
     torch.testing.assert_close(mine, other)
+    scale = torch.randn(1 + 2 * 16, device=DEVICE)[1:].view(2, 16)  # coefficients need no alignment
+    options = (None, scale, scale, OUT_ACT_CODES["relu"], True)
+    assert scale.data_ptr() % 16
+    y, mask = backend.scale_shift_act(whole, *options)
+    true_y, true_mask = backend.scale_shift_act(whole, None, scale.clone(), scale.clone(), *options[3:])
+    assert torch.equal(y, true_y) and torch.equal(mask, true_mask)
 
 
 # ---- the whole op
@@ -136,7 +142,18 @@ def passes(case: Case) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_several_tiles(layout: str) -> None:
     """The excitation's sums have several tiles of samples, channels and hidden units."""
-    passes(Case("batch_norm_squeeze_excite", (18, 70, 2, 2), layout=layout, hidden=75))
+    for hidden in (75, 150):
+        passes(Case("batch_norm_squeeze_excite", (18, 70, 2, 2), layout=layout, hidden=hidden))
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+@pytest.mark.parametrize("shape", [(150, 16, 2, 2), (300, 5, 1, 3), (150, 272, 1, 2)], ids=str)
+def test_many_samples(shape: Shape, mean: float) -> None:
+    """More samples than the excitation's kernels hold in registers, with channels in whole vectors and not."""
+    for op in ("batch_norm_squeeze_excite", "batch_norm_act"):
+        passes(Case(op, shape, mean=mean, hidden=16))
 
 
 @pytest.mark.quick
@@ -356,8 +373,10 @@ def test_no_access_outside_of_memory() -> None:
         pytest.skip("the compiler has no AddressSanitizer")
     built = shim_library.library(sanitized=True)
     half = "bfloat16 and (test_l2_grouped or (test_scale_shift_act and contiguous))"
-    chosen = f"(forwards and (test_clusters or test_samples or ({half}))) or test_calls[cuda"
-    files = [__file__, str(Path(__file__).parents[1] / "test_contract.py")]
+    rows = "test_every_length and bfloat16"
+    chosen = f"(forwards and (test_clusters or test_samples or ({half}) or ({rows}))) or test_calls[cuda"
+    here = Path(__file__)
+    files = [__file__, str(here.with_name("test_moments.py")), str(here.parents[1] / "test_contract.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", *files, "-k", chosen, "--tier", "test"]
     env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "SE_FUSED_SHIM": str(built)}
     said = subprocess.run(command, env=os.environ | env, text=True, capture_output=True, check=False)

@@ -24,7 +24,9 @@ from support.cuda_backend import (  # noqa: F401 (fixtures)
     stand_in,
 )
 
+from benchmarks.gpu.launches import recorded
 from se_fused._formats import DTYPES, LAYOUTS
+from se_fused.activations import OUT_ACT_CODES
 from se_fused.backends.cuda import CudaBackend
 from se_fused.testing.verify import Case
 
@@ -73,6 +75,44 @@ def test_a_device_without_large_clusters(backend: CudaBackend) -> None:
     for (large, _, _), said in plans.items():
         assert large or said.startswith("cluster_fused") != ("cannot place" in said)
         assert large or "in 16 block(s)" not in said
+
+
+@on_shim
+def test_weights_count_with_their_own_size(backend: CudaBackend) -> None:
+    """Float32 weights of a 16-bit map are twice as many bytes, so that more samples share them."""
+    stand_in((90, 8, 60 << 20, 232448))
+    given = (64, 256, 64, True, 2, 8)
+    assert "1 sample(s) in 1 block(s)" in backend.plan(*given)
+    for weight_bytes, samples in ((2, 1), (4, 2)):
+        said = backend.plan(*given, weight_bytes)
+        assert f"; {samples} sample(s)" in said, said
+        assert f"weights {64 // samples * 2 * 256 * 8 * weight_bytes} bytes in all" in said
+
+
+# ---- pass 2
+@on_shim
+def test_blocks_of_pass_2_fill_whole_waves() -> None:
+    """In channels_last, the busiest place for a block gets hardly more positions than the average one, and few samples
+    are spread over the whole device. Its 33 multiprocessors with 32 samples have the waves of 132 with 128."""
+    device, at_once = (90, 33, 60 << 20, 232448), {"scale_shift_act": 4 * 33, "scale_shift_act_backward": 3 * 33}
+    for n, c, s in ((32, 256, 56), (32, 512, 28), (32, 1024, 14), (32, 2048, 7), (2, 256, 56), (2, 1024, 14)):
+        x, one = torch.empty(n, c, s, s, dtype=torch.bfloat16).to(memory_format=torch.channels_last), torch.empty(n, c)
+        nothing = torch.empty(0, dtype=torch.uint8)
+        launches = recorded(
+            lambda given: (
+                given.scale_shift_act(x, None, one, one, OUT_ACT_CODES["relu"], True),  # noqa: B023
+                given.scale_shift_act_backward(x, x, nothing, one, one, one, one),  # noqa: B023
+            ),
+            device,
+        )
+        assert [launch.name for launch in launches] == list(at_once)
+        for launch in launches:
+            units, places = n * c // 256, at_once[launch.name]  # of one sample and 256 channels
+            span = -(-s * s // (launch.blocks // units))
+            waves = -(-launch.blocks // places)
+            share = units * s * s / (waves * places * span)
+            assert share > (0.85 if n == 32 else 0.7), (launch.name, n, c, launch.blocks)
+            assert n < 32 or (launch.name, c) == ("scale_shift_act_backward", 2048) or share > 0.95
 
 
 # ---- forced paths

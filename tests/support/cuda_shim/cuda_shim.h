@@ -3,11 +3,16 @@
 // to wait: from the first to the last or, reversed (SE_SHIM_REVERSE=1), from the last to the first. A kernel that is
 // right in one order only lacks a barrier. An error ends the process with a line that names the place. Memory ordering
 // is not modelled.
+//
+// The launches of a chain run when its last one is launched. Each begins before its predecessor, as programmatic
+// launches do at the earliest: the first wave of its blocks runs up to dependency_wait(), and then the whole
+// predecessor. What a kernel reads before it waits is therefore never its predecessor's result.
 #pragma once
 
 #include <malloc.h>
 #include <ucontext.h>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -16,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,8 +34,8 @@
 #define __align__(n) alignas(n)
 #define threadIdx (::se_shim::current->thread)
 #define blockIdx (::se_shim::current->block->index)
-#define blockDim (::se_shim::block_dim)
-#define gridDim (::se_shim::grid_dim)
+#define blockDim (::se_shim::grid->block_dim)
+#define gridDim (::se_shim::grid->grid_dim)
 
 struct dim3 {
   unsigned x, y, z;
@@ -84,6 +90,16 @@ struct Block {
   Block* first;  // of the cluster; it has the cluster's barrier
   Barrier barrier, cluster_barrier;
   std::shared_ptr<void> shared;  // of the exact size, so that AddressSanitizer detects its end
+  bool allows = false;           // a thread called allow_dependents
+};
+struct Grid {
+  std::string name;
+  std::function<void()> kernel;
+  dim3 grid_dim, block_dim;
+  size_t shared_bytes, block_threads, cluster_blocks;
+  bool resident;
+  bool programmatic, followed;  // it begins before the launch before it; another launch of its chain follows
+  unsigned ready = 1;           // 0 until the predecessor has run
 };
 struct Fiber {
   alignas(16) char stack[kStackBytes];  // the members below keep stacks out of the same cache sets
@@ -100,6 +116,7 @@ struct Fiber {
   const char* where;        // the function in which it waits
   const unsigned* watched;  // it continues when this differs from `seen`
   bool done, in_cluster_barrier;
+  bool waited;  // it called dependency_wait
 };
 using BulkBarrier = uint64_t;  // kBulkMagic
 struct Bulk {
@@ -113,15 +130,18 @@ inline Fiber host, *current;
 inline std::vector<std::unique_ptr<Fiber>> fibers;  // pooled: each runs one kernel after another
 inline std::vector<Block> blocks;                   // of the wave, like the barriers
 inline std::map<const BulkBarrier*, Bulk> bulks;
-inline std::function<void()> kernel;
-inline dim3 grid_dim, block_dim;
-inline size_t shared_bytes, block_threads, cluster_blocks;
+inline Grid* grid;                                              // the launch that runs
+inline std::vector<Grid> chain;                                 // launches that have not begun
+inline std::vector<std::vector<std::unique_ptr<Fiber>>> pools;  // further fibers, for predecessors of a paused launch
 inline std::vector<std::string> names;
-inline int launch_count;
+// If not null, it takes launches over: none is run here.
+using TakeOver = void (*)(const char* name, const void* kernel, const size_t sizes[4], const void* args, size_t bytes);
+inline TakeOver take_over;
+inline int launch_count, programmatic_count;
 inline bool reversed = std::getenv("SE_SHIM_REVERSE") && *std::getenv("SE_SHIM_REVERSE") == '1', moved;
 inline void report(const Fiber& f, const char* what, auto... args) {
   const dim3 b = f.block->index, t = f.thread;
-  fprintf(stderr, "cuda_shim: %s block %u,%u,%u thread %u,%u,%u: ", names.back().data(), b.x, b.y, b.z, t.x, t.y, t.z);
+  fprintf(stderr, "cuda_shim: %s block %u,%u,%u thread %u,%u,%u: ", grid->name.data(), b.x, b.y, b.z, t.x, t.y, t.z);
   fprintf(stderr, what, args..., 0), fputs("\n", stderr);  // 0: g++ warns of a format without arguments
 }
 inline void require(bool good, const char* what, auto... args) {
@@ -176,7 +196,7 @@ inline auto shuffle(const char* op, unsigned mask, auto v, unsigned source, int 
 inline char* dynamic_shared() { return static_cast<char*>(current->block->shared.get()); }
 inline bool in_shared(const void* p, size_t bytes) {
   const size_t offset = uintptr_t(p) - uintptr_t(dynamic_shared());
-  return offset < shared_bytes && bytes <= shared_bytes - offset;
+  return offset < grid->shared_bytes && bytes <= grid->shared_bytes - offset;
 }
 inline void end_thread(Fiber& f) {
   Block& b = *f.block;
@@ -188,33 +208,47 @@ inline void end_thread(Fiber& f) {
   current = &f;
   cluster.arrived -= f.in_cluster_barrier && f.cluster_generation == cluster.generation;
   --b.barrier.alive, b.barrier.update(), --cluster.alive, cluster.update();
+  require(f.waited || !grid->programmatic, "a thread ends without dependency_wait");
   if (b.barrier.alive) return;
+  require(b.allows || !grid->followed, "a block ends without allow_dependents, so the next launch cannot begin early");
   for (const auto& [barrier, bulk] : bulks)
     require(!in_shared(barrier, 8) || bulk.copies.empty(), "the block ends without a wait for its bulk copy");
-  std::memset(dynamic_shared(), 0xff, shared_bytes), b.shared.reset();  // 0xff, in case another block still reads it
+  // 0xff, in case another block still reads it
+  std::memset(dynamic_shared(), 0xff, grid->shared_bytes), b.shared.reset();
 }
 inline void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &host.bottom, &host.size);
-  for (;; switch_to(*current, host)) kernel(), end_thread(*current);
+  for (;; switch_to(*current, host)) grid->kernel(), end_thread(*current);
 }
 inline dim3 unflatten(size_t i, dim3 d) { return dim3(i % d.x, i / d.x % d.y, i / d.x / d.y); }
+inline void run_chain();
+// Runs the predecessors of the current launch, whose first wave is paused.
+inline void run_predecessors() {
+  auto paused = std::make_tuple(std::move(fibers), std::move(blocks), std::move(bulks), grid);
+  fibers.clear();
+  if (!pools.empty()) fibers = std::move(pools.back()), pools.pop_back();
+  run_chain();
+  pools.push_back(std::move(fibers));
+  std::tie(fibers, blocks, bulks, grid) = std::move(paused);
+  grid->ready = 1, moved = true;
+}
 inline void run_wave(size_t begin, size_t count) {
-  const size_t all = count * block_threads;
+  const size_t all = count * grid->block_threads;
   bulks.clear(), blocks.clear(), blocks.resize(count);
   while (fibers.size() < all) {
     Fiber& f = *fibers.emplace_back(std::make_unique_for_overwrite<Fiber>());
     std::memcpy(f.stack, &kStackEnd, sizeof kStackEnd), prepare(f.context, f.stack, fiber_main);
   }
   for (size_t i = 0; i < all; ++i) {
-    const size_t block = i / block_threads, thread = i % block_threads;
+    const size_t block = i / grid->block_threads, thread = i % grid->block_threads;
     Block& b = blocks[block];
     Fiber& f = *fibers[i];
     if (thread == 0) {
-      b.index = unflatten(begin + block, grid_dim), b.first = &b - block % cluster_blocks;
-      b.shared.reset(std::memset(memalign(128, shared_bytes), 0xff, shared_bytes), std::free);
+      b.index = unflatten(begin + block, grid->grid_dim), b.first = &b - block % grid->cluster_blocks;
+      b.shared.reset(std::memset(memalign(128, grid->shared_bytes), 0xff, grid->shared_bytes), std::free);
     }
-    f.block = &b, f.thread = unflatten(thread, block_dim), f.lane = thread % 32, f.warp = &fibers[i - f.lane];
-    f.alive = f.waiting = 0, f.watched = nullptr, f.done = f.in_cluster_barrier = false;
+    f.block = &b, f.thread = unflatten(thread, grid->block_dim), f.lane = thread % 32, f.warp = &fibers[i - f.lane];
+    f.alive = f.waiting = 0, f.watched = nullptr, f.done = f.in_cluster_barrier = f.waited = false;
     (*f.warp)->alive |= 1u << f.lane, ++b.barrier.alive, ++b.first->cluster_barrier.alive;
   }
   for (size_t live = all, idle = 0, ran; live; idle = moved ? 0 : idle + ran) {
@@ -227,6 +261,10 @@ inline void run_wave(size_t begin, size_t count) {
       live -= f.done;
     }
     if (ran && idle < kIdle) continue;
+    if (!ran && !grid->ready) {
+      run_predecessors();
+      continue;
+    }
     const char* said = "";
     for (size_t i = 0, lines = 0; i < all && lines < 16; ++i)
       if (const Fiber& f = *fibers[i]; !f.done && std::strcmp(said, f.where))
@@ -237,34 +275,61 @@ inline void run_wave(size_t begin, size_t count) {
 // The largest shared memory per block with which clusters of more than 8 blocks can be placed. Tests set it.
 inline size_t large_cluster_bytes = 232448;
 inline bool can_place(size_t cluster, size_t bytes) { return cluster <= 8 || bytes <= large_cluster_bytes; }
-inline const char* run_grid(const char* name, bool resident) {
-  const uint64_t count = uint64_t(grid_dim.x) * grid_dim.y * grid_dim.z;
-  const uint64_t threads = uint64_t(block_dim.x) * block_dim.y * block_dim.z;
+inline uint64_t volume(dim3 d) { return uint64_t(d.x) * d.y * d.z; }
+inline const char* refusal(const Grid& g) {
+  const uint64_t count = volume(g.grid_dim), threads = volume(g.block_dim);
+  const dim3 grid_dim = g.grid_dim, block_dim = g.block_dim;
   if (threads < 1 || threads > 1024 || block_dim.z > 64) return "a block has 1 to 1024 threads, 64 along z";
   if (count < 1 || grid_dim.x > INT32_MAX || grid_dim.y > 65535 || grid_dim.z > 65535) return "grid size out of range";
-  if (shared_bytes > 232448) return "more shared memory than a block can have";
-  if (!can_place(cluster_blocks, shared_bytes)) return "the device cannot place such a cluster";
-  if (cluster_blocks - 1 > 15 || grid_dim.x % cluster_blocks) return "a cluster has 1 to 16 blocks and divides grid.x";
-  if (resident && count * threads > 65536) return "the grid is too large to be resident here";
-  ++launch_count, names.emplace_back(name), block_threads = threads;
-  const size_t wave = resident ? count : cluster_blocks;
-  for (size_t i = 0; i < count; i += wave) run_wave(reversed ? count - wave - i : i, wave);
+  if (g.shared_bytes > 232448) return "more shared memory than a block can have";
+  if (!can_place(g.cluster_blocks, g.shared_bytes)) return "the device cannot place such a cluster";
+  if (g.cluster_blocks - 1 > 15 || grid_dim.x % g.cluster_blocks)
+    return "a cluster has 1 to 16 blocks and divides grid.x";
+  if (g.resident && count * threads > 65536) return "the grid is too large to be resident here";
   return nullptr;
+}
+// Runs the last launch of the chain, and in the middle of it the others.
+inline void run_chain() {
+  if (chain.empty()) return;
+  Grid last = std::move(chain.back());
+  chain.pop_back(), grid = &last, last.ready = chain.empty();
+  const size_t count = volume(last.grid_dim), wave = last.resident ? count : last.cluster_blocks;
+  for (size_t i = 0; i < count; i += wave) run_wave(reversed ? count - wave - i : i, wave);
 }
 // ---- functions for hosts. launch: null, or the reason why CUDA would refuse.
 inline void set_reverse(bool reverse) { reversed = reverse; }
 inline int launches() { return launch_count; }
 inline std::vector<std::string>& launch_names() { return names; }
 template <class Args>
-const char* launch(const char* name, void (*f)(Args), dim3 grid, dim3 block, size_t shared, unsigned cluster,
-                   bool resident, const Args& args) {
-  grid_dim = grid, block_dim = block, shared_bytes = shared, cluster_blocks = cluster;
-  kernel = [f, &args] { f(args); };
-  return run_grid(name, resident);
+const char* launch(const char* name, void (*f)(Args), dim3 grid_dim, dim3 block_dim, size_t shared, unsigned cluster,
+                   bool resident, const Args& args, bool programmatic = false, bool followed = false) {
+  if (take_over) {
+    const size_t sizes[] = {grid_dim.x, block_dim.x, shared, cluster};
+    take_over(name, reinterpret_cast<const void*>(f), sizes, &args, sizeof args);
+    return nullptr;
+  }
+  Grid g{name,     [f, args] { f(args); }, grid_dim, block_dim, shared, volume(block_dim), cluster,
+         resident, programmatic,           followed};
+  if (const char* const why = refusal(g)) return chain.clear(), why;
+  ++launch_count, programmatic_count += programmatic, names.emplace_back(name);
+  if (!programmatic) run_chain();
+  chain.push_back(std::move(g));
+  if (!followed) run_chain();
+  return nullptr;
 }
 // ---- functions for kernels
+inline void allow_dependents() { current->block->allows = true; }
+inline void dependency_wait() {
+  current->waited = true;
+  if (!grid->ready) wait_while(grid->ready, 0, "dependency_wait");
+}
+// A prefetch into L2 has no effect here; its operands are checked as those of cp.async.bulk.prefetch.
+inline void bulk_prefetch(const void* from, uint32_t bytes) {
+  require((uintptr_t(from) | bytes) % 16 == 0, "bulk_prefetch of %u bytes: not 16-byte aligned", bytes);
+  for (uint32_t i = 0; i < bytes; i += 16) (void)*(static_cast<const volatile char*>(from) + i);
+}
 inline void spin(const char* where = "a spin-wait") { current->where = where, switch_to(*current, host); }
-inline unsigned cluster_size() { return cluster_blocks; }
+inline unsigned cluster_size() { return grid->cluster_blocks; }
 inline unsigned cluster_rank() { return current->block - current->block->first; }
 inline void cluster_arrive() {
   Barrier& barrier = current->block->first->cluster_barrier;
@@ -276,10 +341,10 @@ inline void cluster_wait() {
   wait_while(current->block->first->cluster_barrier.generation, current->cluster_generation, "cluster_wait");
 }
 inline auto* map_shared(auto* p, unsigned rank) {
-  require(in_shared(p, 1) && rank < cluster_blocks, "map_shared of %p, or rank %u, is out of bounds", p, rank);
+  require(in_shared(p, 1) && rank < grid->cluster_blocks, "map_shared of %p, or rank %u, is out of bounds", p, rank);
   const Block& to = current->block->first[rank];
-  require(&to == current->block || to.barrier.alive == block_threads, "map_shared: threads of rank %u have exited",
-          rank);
+  require(&to == current->block || to.barrier.alive == grid->block_threads,
+          "map_shared: threads of rank %u have exited", rank);
   return (decltype(p))((uintptr_t)to.shared.get() + ((uintptr_t)p - (uintptr_t)dynamic_shared()));
 }
 // cp.async.bulk with an mbarrier. Copies are made as late as allowed, when a thread waits for their phase. Until then
@@ -312,6 +377,18 @@ inline void bulk_wait(BulkBarrier* barrier, int parity) {
     if (b.bytes == 0) b.pending = b.arrivals, ++b.phase, moved = true;
   }
 }
+// st.async: the store takes effect when a thread of the other block waits for it.
+inline void push(float* to, float4 v, unsigned rank, BulkBarrier* barrier) {
+  require(uintptr_t(to) % 16 == 0 && in_shared(to, 16), "push misaligned or outside of the block's shared memory");
+  require(!current->in_cluster_barrier, "push before cluster_wait: the other block may not have started");
+  float* const target = map_shared(to, rank);
+  const BulkBarrier* const there = map_shared(barrier, rank);
+  require(bulks.count(there) && *there == kBulkMagic, "push to rank %u, which has no bulk barrier there", rank);
+  Bulk& b = bulks[there];
+  require(b.phase == 0 || b.bytes > 0, "push of more bytes than rank %u expects", rank);
+  std::memset(target, 0xff, 16), moved = true;
+  b.copies.push_back([=, &b] { std::memcpy(target, &v, 16), b.bytes -= 16; });
+}
 }  // namespace se_shim
 
 inline void __syncthreads() {
@@ -330,6 +407,19 @@ inline auto __shfl_xor_sync(unsigned mask, auto v, int lane_mask, int width = 32
 inline auto __shfl_down_sync(unsigned mask, auto v, unsigned delta, int width = 32) {
   return se_shim::shuffle("__shfl_down_sync", mask, v, se_shim::current->lane + (delta & 31), width);
 }
+// ---- approximate functions, as bad as a GPU's may be: 2 ulp (2^x) and 1 ulp (1 / x) from the correctly rounded result,
+// above or below by a hash of the argument. Subnormal arguments and results become zero.
+namespace se_shim {
+inline float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
+inline float moved_by(float x, int ulps, float argument) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const bool up = std::bit_cast<uint32_t>(argument) * 0x9e3779b9u >> 31;
+  for (int i = 0; i < ulps; ++i) x = std::nextafter(x, up ? HUGE_VALF : -HUGE_VALF);
+  return flushed(x);
+}
+inline float exp2_approx(float x) { return moved_by(flushed(float(std::exp2(double(flushed(x))))), 2, x); }
+inline float rcp_approx(float x) { return moved_by(flushed(float(1 / double(flushed(x)))), 1, x); }
+}  // namespace se_shim
 inline void __threadfence() {}
 inline int atomicAdd(int* p, int v) { return se_shim::moved |= v != 0, std::exchange(*p, int(unsigned(*p) + v)); }
 inline unsigned atomicOr(unsigned* p, unsigned v) { return se_shim::moved |= v & ~*p, std::exchange(*p, *p | v); }

@@ -257,11 +257,81 @@ __global__ static void pipeline(const Args a) {
     __syncthreads();
   }
 }
+// Each block sends every other one a vector per thread, and waits for theirs.
+__global__ static void pushes(const Args a) {
+  const unsigned rank = se_shim::cluster_rank(), size = se_shim::cluster_size();
+  float* const inbox = shared_floats();
+  BulkBarrier* const arrived = reinterpret_cast<BulkBarrier*>(inbox + 4 * 16 * 40);
+  if (threadIdx.x == 0) se_shim::bulk_init(arrived, 1), se_shim::bulk_expect(arrived, size * 40 * 16);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+  const float v = float(100 * blockIdx.x + threadIdx.x);
+  for (unsigned to = 0; to < size; ++to)
+    se_shim::push(inbox + 4 * (40 * rank + threadIdx.x), {v, v + 1, v + 2, v + 3}, to, arrived);
+  se_shim::bulk_wait(arrived, 0);
+  for (unsigned from = 0; from < size; ++from)
+    for (int i = 0; i < 4; ++i)
+      if (inbox[4 * (40 * from + threadIdx.x) + i] != float(100 * (blockIdx.x - rank + from) + threadIdx.x + i))
+        atomicAdd(a.counts, 1);
+}
+static void test_push() {
+  for (const unsigned cluster : {1u, 4u, 16u}) {
+    int errors = 0;
+    check(run(pushes, 16, 40, {nullptr, nullptr, &errors, 0}, 4 * 4 * 16 * 40 + 16, cluster));
+    check(errors == 0);
+  }
+}
 static void test_bulk() {
   std::vector<float> x(9 * kStageFloats), y(x.size());
   std::iota(x.begin(), x.end(), 1.f);
   check(run(pipeline, 2, 96, {x.data(), y.data(), nullptr, int(x.size())}, sizeof(BulkShared)));
   for (size_t i = 0; i < x.size(); ++i) check(y[i] == 2.f * x[i]);
+}
+
+// x = x + n, as a launch of a chain: adds to what its predecessor wrote. In y[block] it counts the elements that were
+// right before it waited, in y[3 + block] those that are right when it has waited.
+template <bool waits, bool allows = true>
+__global__ void next_of_chain(const Args a) {
+  if (allows) se_shim::allow_dependents();
+  const float wanted = float(a.n - 1);
+  if (threadIdx.x == 0) shared_floats()[0] = a.x[blockIdx.x];
+  __syncthreads();
+  const bool early = shared_floats()[0] == wanted;
+  if (waits) se_shim::dependency_wait();
+  if (early) atomicAdd(&a.counts[blockIdx.x], 1);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0 && a.x[blockIdx.x] == wanted) atomicAdd(&a.counts[3 + blockIdx.x], 1);
+  __syncthreads();
+  if (threadIdx.x == 0) a.x[blockIdx.x] = float(a.n);
+}
+static void test_chain() {
+  for (const bool resident : {false, true}) {
+    std::vector<float> x(3);
+    std::vector<std::vector<int>> counts(3, std::vector<int>(6));
+    const auto launch = [&](int n, bool programmatic, bool followed) {
+      const Args args{x.data(), nullptr, counts[n - 1].data(), n};
+      check(!se_shim::launch("chain", next_of_chain<true>, 3, 64, 4, 1, resident, args, programmatic, followed));
+    };
+    launch(1, false, true), launch(2, true, true);
+    check(x == std::vector<float>(3));  // nothing has begun
+    launch(3, true, false);
+    check(x == std::vector<float>(3, 3.f));
+    for (const auto& of : counts) {
+      int early = 0;
+      for (int block = 0; block < 3; ++block) early += of[block], check(of[3 + block] == 2);
+      // The first launch follows nothing, and of the others the first wave is early.
+      check(early == (&of == &counts[0] ? 3 * 64 : resident ? 0 : 2 * 64));
+    }
+    // A launch that is not programmatic begins after its predecessor, and one that is alone need not wait.
+    x.assign(3, 0.f), counts.assign(3, std::vector<int>(6));
+    launch(1, false, true), launch(2, false, false), launch(3, true, false);
+    check(x == std::vector<float>(3, 3.f) && counts[1][0] == 64 && counts[2][0] == 64);
+    // A launch that is refused ends its chain.
+    x.assign(3, 0.f);
+    launch(1, false, true);
+    check(se_shim::launch("refused", next_of_chain<true>, 0, 64, 4, 1, resident, Args{}, true, true) != nullptr);
+    check(x == std::vector<float>(3) && se_shim::chain.empty());
+  }
 }
 
 static void test_launch() {
@@ -283,7 +353,7 @@ static int run_ok() {
   for (const bool reverse : {se_shim::reversed, !se_shim::reversed}) {
     se_shim::set_reverse(reverse);
     test_indices(), test_collectives(), test_sum(), test_order(), test_poison(), test_cluster(), test_resident();
-    test_atomics(), test_bulk(), test_launch();
+    test_atomics(), test_push(), test_bulk(), test_chain(), test_launch();
   }
   std::printf("%d failures, %d launches\n", failures, se_shim::launches());
   return failures != 0;
@@ -296,6 +366,18 @@ static BulkBarrier* start_bulk(uint32_t expected) {
   se_shim::bulk_expect(full, expected);
   return full;
 }
+static void push_to_first(uint32_t expected, float* to, int pushes) {
+  BulkBarrier* const full = start_bulk(expected);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+  if (se_shim::cluster_rank() == 1)
+    for (int i = 0; i < pushes; ++i) se_shim::push(to, {1, 2, 3, 4}, 0, full);
+  se_shim::cluster_arrive();
+  se_shim::cluster_wait();
+}
+static void wait_bulk() {
+  se_shim::bulk_wait(reinterpret_cast<BulkBarrier*>(se_shim::dynamic_shared() + 256), 0);
+}
 struct Fault {
   const char *name, *message;
   Kernel kernel;
@@ -303,6 +385,7 @@ struct Fault {
   size_t shared = 512;
   unsigned cluster = 1;
   bool resident = false, needs_asan = false;
+  Kernel second = nullptr;  // launched after the kernel, in its chain
 };
 static const Fault kFaults[] = {
     {"out_of_bounds", "heap-buffer-overflow", [](Args) { se_shim::dynamic_shared()[threadIdx.x + 481] = 1; }, 1, 32,
@@ -441,6 +524,69 @@ static const Fault kFaults[] = {
        if (std::isnan(early) && to[0] == a.x[0]) std::fputs("poison seen\n", stderr), std::abort();
      },
      1, 1},
+    {"no_dependency_wait", "a thread ends without dependency_wait", next_of_chain<true>, 3, 64, 4, 1, false, false,
+     next_of_chain<false>},
+    {"one_thread_does_not_wait", "thread 7,0,0: a thread ends without dependency_wait", next_of_chain<true>, 3, 64, 4,
+     1, false, false,
+     [](Args) {
+       if (threadIdx.x != 7) se_shim::dependency_wait();
+     }},
+    {"barrier_instead_of_dependency_wait", "a thread ends without dependency_wait", next_of_chain<true>, 1, 64, 4, 1,
+     false, false, [](Args) { __syncthreads(); }},
+    {"no_allow_dependents", "a block ends without allow_dependents", next_of_chain<true, false>, 3, 64, 4, 1, false,
+     false, next_of_chain<true>},
+    {"reads_too_early", "poison seen", next_of_chain<true>, 1, 64, 4, 1, true, false,
+     [](Args a) {
+       const float early = a.x[0];
+       se_shim::dependency_wait();
+       if (early != a.x[0]) std::fputs("poison seen\n", stderr), std::abort();
+     }},
+    {"unmet_spin_in_a_chain", "deadlock: waiting for ever in a spin-wait", next_of_chain<true>, 1, 64, 4, 1, false,
+     false,
+     [](Args a) {
+       while (threadIdx.x == 0 && a.counts[3] == 100) se_shim::spin();
+       se_shim::dependency_wait();
+       while (threadIdx.x == 0 && a.counts[3] != 100) se_shim::spin();
+     }},
+    {"bulk_prefetch_unaligned", "not 16-byte aligned", [](Args a) { se_shim::bulk_prefetch(a.x + 1, 16); }, 1, 1},
+    {"bulk_prefetch_outside", "global-buffer-overflow", [](Args a) { se_shim::bulk_prefetch(a.x, 272); }, 1, 1, 0, 1,
+     false, true},
+    {"push_misaligned", "push misaligned", [](Args) { push_to_first(16, shared_floats() + 1, 1); }, 2, 1, 512, 2},
+    {"push_outside", "push misaligned or outside", [](Args) { push_to_first(16, shared_floats() + 128, 1); }, 2, 1, 512,
+     2},
+    {"push_early", "push before cluster_wait",
+     [](Args) {
+       BulkBarrier* const full = start_bulk(16);
+       se_shim::cluster_arrive();
+       se_shim::push(shared_floats(), {1, 2, 3, 4}, 1 - se_shim::cluster_rank(), full);
+     },
+     2, 1, 512, 2},
+    {"push_too_much", "16 bytes more than expected",
+     [](Args) { push_to_first(16, shared_floats(), 2), wait_bulk(); }, 2, 1, 512, 2},
+    {"push_too_little", "deadlock: waiting for ever in bulk_wait",
+     [](Args) { push_to_first(32, shared_floats(), 1), wait_bulk(); }, 2, 1, 512, 2},
+    {"push_not_waited", "without a wait for its bulk copy", [](Args) { push_to_first(16, shared_floats(), 1); }, 2, 1,
+     512, 2},
+    {"push_no_init", "has no bulk barrier there",
+     [](Args) {
+       BulkBarrier* const full = reinterpret_cast<BulkBarrier*>(se_shim::dynamic_shared() + 256);
+       if (se_shim::cluster_rank() == 1) start_bulk(16);
+       se_shim::cluster_arrive();
+       se_shim::cluster_wait();
+       if (se_shim::cluster_rank() == 1) se_shim::push(shared_floats(), {1, 2, 3, 4}, 0, full);
+       se_shim::cluster_arrive();
+       se_shim::cluster_wait();
+     },
+     2, 1, 512, 2},
+    {"push_exited", "have exited",
+     [](Args) {
+       if (se_shim::cluster_rank() == 0) return;
+       BulkBarrier* const full = start_bulk(16);
+       for (int i = 0; i < 3; ++i) __syncthreads();
+       se_shim::push(shared_floats(), {1, 2, 3, 4}, 0, full);
+     },
+     2, 32, 512, 2},
+    {"bulk_prefetch_unaligned_size", "not 16-byte aligned", [](Args a) { se_shim::bulk_prefetch(a.x, 20); }, 1, 1},
     {"stack_overflow", "",  // the message is AddressSanitizer's or the shim's
      [](Args) {
        volatile char big[se_shim::kStackBytes - 100];
@@ -452,7 +598,10 @@ static const Fault kFaults[] = {
 static void run_fault(const Fault& f) {
   alignas(16) static float x[64] = {1, 2, 3, 4}, y[64];
   static int counts[4];
-  run(f.kernel, f.grid, f.block, {x, y, counts, 0}, f.shared, f.cluster, f.resident);
+  const Args args{x, y, counts, 0};
+  if (!f.second) return void(run(f.kernel, f.grid, f.block, args, f.shared, f.cluster, f.resident));
+  se_shim::launch("first", f.kernel, f.grid, f.block, f.shared, f.cluster, f.resident, args, false, true);
+  se_shim::launch("second", f.second, f.grid, f.block, f.shared, f.cluster, f.resident, args, true, false);
 }
 static bool caught(const Fault& f) {
   int ends[2];
