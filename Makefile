@@ -97,8 +97,8 @@ bench: venv  ## run the benchmarks (an hour on two cores) and write a report wit
 wheel: venv  ## build dist/*.whl with the kernels, for every torch from 2.11 and every Python from 3.11 on
 	$(if $(SE_FUSED_BUILD),,SE_FUSED_BUILD=$$($(PY) build_cuda.py)) $(PY) -m build --wheel --no-isolation
 
-gpu-pack: venv  ## build the CUDA library for a machine with a GPU (needs nvcc, no GPU); VARIANT=name builds a variant
-	$(PY) -m benchmarks.gpu pack $(if $(ARCH),--arch $(ARCH)) $(if $(VARIANT),--variant $(VARIANT))
+gpu-pack: venv  ## build the CUDA library for a machine with a GPU (needs nvcc, no GPU); VARIANT=name FROM=commit adds another
+	$(PY) -m benchmarks.gpu pack $(if $(ARCH),--arch $(ARCH)) $(if $(VARIANT),--variant $(VARIANT)) $(if $(FROM),--from $(FROM))
 
 gpu:  ## on a machine with a GPU: verify, profile and benchmark the kernels, without network: build/gpu
 	@$(PYTHON) -m benchmarks.gpu all

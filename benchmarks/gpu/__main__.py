@@ -64,6 +64,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     build = commands.add_parser("pack", help="build the libraries for a machine with a GPU; needs nvcc but no GPU")
     build.add_argument("--arch", default=pack.ARCHITECTURE, help="the GPU's compute capability (default: 9.0, an H100)")
     build.add_argument("--variant", default="", help="add another build of the CUDA library to the pack by this name")
+    build.add_argument("--from", dest="revision", default="", metavar="COMMIT", help="build the variant from a commit")
     about_model = "predict the time of each kernel on an H100 from its machine code; needs no GPU, for CUDA nvcc"
     model = commands.add_parser("model", help=about_model, description=about_model)
     model.add_argument("--backend", choices=("cuda", "triton"), default="cuda", help="default: cuda")
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the exception ends the steps, and the table is printed
     if options.command == "pack":
         try:
-            print("\n".join(pack.build(options.variant, options.arch)))
+            print("\n".join(pack.build(options.variant, options.arch, revision=options.revision)))
         except pack.PackError as error:
             _fail(str(error))
         return 0

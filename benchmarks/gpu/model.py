@@ -202,7 +202,10 @@ def _clusters(launch: Launched, counted: int, machine: Machine) -> Prediction:
     ]
     at_once = max(machine.multiprocessors * blocks // launch.cluster, 1)
     rounds = launch.blocks / launch.cluster / at_once
-    exposed = max(t.marks[-2] if len(t.marks) > 1 else t.cycles for t in traces) / machine.clock
+    # From the arrival of x to the last wait for other blocks, but for one with which a block only stays alive.
+    pushes = any(name.startswith("STAS") for t in traces for name in t.names)
+    last = -1 if pushes else -2
+    exposed = max(t.marks[last] - t.marks[0] if len(t.marks) > 2 else t.cycles for t in traces) / machine.clock
     memory = counted / machine.copy
     prefetched = any(name.startswith("UBLKPF") for t in traces for name in t.names)
     per_round = memory / max(rounds, 1)

@@ -3,7 +3,8 @@
 ``make gpu-pack`` creates the folder ``build/gpu-pack``, which git ignores. It contains the two libraries, for sm_90
 only; the build record of setup.py; the module that reads register counts, for that machine's Python; and
 ``manifest.json``, which also has the model's predictions (:mod:`.model`). ``VARIANT=name`` adds another build of the
-CUDA library in ``variants/name``, which the command `where` times in the same run.
+CUDA library in ``variants/name``, which the command `where` times in the same run; with ``FROM=commit``, of an earlier
+version.
 """
 
 import hashlib
@@ -15,7 +16,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +62,27 @@ def _sha256(file: Path) -> str:
 
 
 # ---- building
-def _compiled(architecture: str) -> Path:
-    """Build this checkout with setup.py for the architecture of the GPU; return the folder of the built package."""
-    place = ROOT / "build" / "gpu-pack-build"
+@contextmanager
+def _checkout(revision: str) -> Iterator[Path]:
+    """The sources of a commit in a temporary folder.
+
+    Raises:
+        PackError: there is no such commit.
+    """
+    with tempfile.TemporaryDirectory(prefix="se-fused-sources-") as folder:
+        archive = Path(folder) / "sources.tar"
+        command = ["git", "-C", str(ROOT), "archive", "--format=tar", f"--output={archive}", revision]
+        ran = subprocess.run(command, text=True, capture_output=True, check=False)
+        if ran.returncode:
+            raise PackError(f"FROM={revision} is no commit of this repository: {ran.stderr.strip()}")
+        with tarfile.open(archive) as packed:
+            packed.extractall(Path(folder) / "sources", filter="data")
+        yield Path(folder) / "sources"
+
+
+def _compiled(architecture: str, sources: Path = ROOT) -> Path:
+    """Build sources with their setup.py for the architecture of the GPU; return the folder of the built package."""
+    place = ROOT / "build" / ("gpu-pack-build" if sources == ROOT else "gpu-pack-build-from")
     settings = {
         "SE_FUSED_BUILD": "cuda",
         "TORCH_CUDA_ARCH_LIST": architecture,
@@ -72,7 +95,7 @@ def _compiled(architecture: str) -> Path:
     environment = {**os.environ, **settings, "PATH": path}
     tail: deque[str] = deque(maxlen=40)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **streams) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(command, cwd=sources, env=environment, **streams) as process:  # type: ignore[call-overload]
         assert process.stdout is not None
         for line in process.stdout:
             tail.append(line)
@@ -118,8 +141,16 @@ def _introspection(target: Path) -> Path | str:
     return built
 
 
-def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FOLDER) -> list[str]:
+def build(
+    variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FOLDER, revision: str = ""
+) -> list[str]:  # fmt: skip
     """Build the pack, or a variant of its CUDA library; return the lines to print.
+
+    Args:
+        variant: name of the variant; empty builds the pack.
+        architecture: compute capability of the GPU.
+        folder: the pack's.
+        revision: commit whose sources the variant is built from; empty takes this checkout's.
 
     Raises:
         PackError: it cannot be built, or it is too large.
@@ -128,7 +159,13 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
         raise PackError(f"VARIANT must be a name of letters, digits, '.', '_' and '-'; got {variant!r}")
     if variant and not (folder / "manifest.json").exists():
         raise PackError("a variant needs a pack: run `make gpu-pack` without VARIANT first")
-    package = _compiled(architecture)
+    if revision and not variant:
+        raise PackError("FROM is for a variant: add VARIANT=name")
+    if revision:
+        with _checkout(revision) as sources:
+            package = _compiled(architecture, sources)
+    else:
+        package = _compiled(architecture)
     place = folder / "variants" / variant if variant else folder
     place.mkdir(parents=True, exist_ok=True)
     names = ["_C_cuda.abi3.so"] if variant else [*_LIBRARIES, "_build_info.py"]
@@ -144,12 +181,13 @@ def build(variant: str = "", architecture: str = ARCHITECTURE, folder: Path = FO
         else:
             names.append(found.name)
     predicted: list[dict[str, Any]] = []
-    if architecture == ARCHITECTURE:
+    if architecture == ARCHITECTURE and not revision:  # the model runs this checkout's host code
         print("  predicting the kernels' times from their machine code (two minutes)", flush=True)
         predicted, reasons = predictions_here()
         left_out += "\n".join(reasons)
     manifest = {
-        "commit": (commit() or "") + (" with changes" if uncommitted() else ""), "sources": _sources(),
+        "commit": revision or (commit() or "") + (" with changes" if uncommitted() else ""),
+        "sources": _sources(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "architecture": architecture,
         "machine": platform.machine(),
         "python": list(PYTHON), "files": {name: _sha256(place / name) for name in names},

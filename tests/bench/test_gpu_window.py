@@ -461,6 +461,25 @@ def test_no_pack(tmp_path: Path) -> None:
         pack.build("../x")
     with pytest.raises(pack.PackError, match="run `make gpu-pack` without VARIANT first"):
         pack.build("before", folder=tmp_path)
+    with pytest.raises(pack.PackError, match="add VARIANT=name"):
+        pack.build(folder=tmp_path, revision="HEAD")
+
+
+def test_a_variant_of_an_earlier_version(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sources are those of the commit, and its manifest names it; an unknown commit is refused."""
+    seen = []
+
+    def compiled(architecture: str, sources: Path) -> Path:
+        seen.append((architecture, (sources / "setup.py").exists(), sources == pack.ROOT))
+        return packed
+
+    monkeypatch.setattr(pack, "_compiled", compiled)
+    pack.build("before", folder=packed, revision="HEAD")
+    manifest = json.loads((packed / "variants" / "before" / "manifest.json").read_text())
+    assert seen == [("9.0", True, False)]
+    assert manifest["commit"] == "HEAD" and manifest["predicted"] == []
+    with pytest.raises(pack.PackError, match="FROM=nothing is no commit"):
+        pack.build("before", folder=packed, revision="nothing")
 
 
 def test_libraries_come_from_the_folders_that_are_named(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ INSTANCES = {
     "scale_shift_act": 3 * 5,
     "scale_shift_act_mean": 3 * 5,
     "scale_shift_act_backward": 3 * 5 * 2,
-    "excitation": 3,
-    "excitation_backward": 3,
+    "excitation": 6,
+    "excitation_backward": 6,
     "cluster_fused": 3 * 3,
     "l2_grouped": (1 + 2 + 2) * 3,
 }

@@ -8,7 +8,7 @@ import numpy as np
 from . import operations as op
 from .flow import flow, mask_of, resume
 from .matrices import matrix_product
-from .mbarrier import bulk_copy, synchronize
+from .mbarrier import bulk_copy, push, synchronize
 from .memory import ACCESSES, SHARED_WINDOW, access, bytes_of
 from .operations import COMPARISONS, OPERATIONS, Lanes, combine, compare_floats
 from .parse import Instruction, Operand, is_predicate
@@ -23,8 +23,6 @@ _WITHOUT_EFFECT = {
     "NOP", "YIELD", "BAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "DEPBAR", "FENCE", "ENDCOLLECTIVE", "ACQBULK",
     "PREEXIT", "UBLKPF", "NANOSLEEP", "WARPSYNC", "UCGABAR_ARV", "UCGABAR_WAIT",
 }  # fmt: skip
-ZERO = Operand("register", 255)
-TRUE = Operand("predicate", 7)
 
 
 def _split_predicates(i: Instruction) -> tuple[list[Operand], list[Operand]]:
@@ -200,7 +198,7 @@ def _halves(warp: "Warp", i: Instruction, active: Lanes) -> None:
     warp.put(result, np.full(32, int(high) << 16 | int(low), dtype=np.uint32), active)
 
 
-def _other(warp: "Warp", i: Instruction, active: Lanes) -> bool:
+def _other(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, float]) -> bool:
     """Instructions with an own form; returns whether the instruction is one of them."""
     base = i.base
     if base in ("S2R", "S2UR", "CS2R"):
@@ -220,9 +218,11 @@ def _other(warp: "Warp", i: Instruction, active: Lanes) -> bool:
             value = op.permute(*(warp.value(o) for o in sources))
         else:
             value = warp.value(sources[0])
-        if leading:
-            warp.put_predicate(leading[0], warp.predicate(TRUE), active)
         warp.put(result, value, active)
+        if leading:  # R2UR: which lanes have another value than the chosen one
+            others = value != warp.plain(result)
+            before = warp.predicate(leading[0]) if "OR" in i.modifiers else np.zeros(32, dtype=bool)
+            warp.put_predicate(leading[0], others | before, active)
     elif base in ("LDC", "ULDC"):
         result, source = i.operands
         if i.modifiers & {"64"}:
@@ -283,6 +283,9 @@ def _other(warp: "Warp", i: Instruction, active: Lanes) -> bool:
         if is_predicate(i.operands[0]):
             warp.put_predicate(i.operands[0], np.full(32, answer), active)
             warp.spins = not answer
+            if answer:  # bytes from another block take as long as a barrier of the cluster
+                warp.clock += latency["cluster barrier"]
+                warp.trace.marks.append(warp.clock)
     else:
         return False
     return True
@@ -302,7 +305,7 @@ _UNITS = {
     "lsu": {*ACCESSES, "SHFL"},
     "constant": {"LDC", "ULDC"},
     "control": {"BRA", "BSSY", "BSYNC", "BREAK", "EXIT", "NOP", "WARPSYNC", "CALL", "RET", "YIELD", "BRX", "BRXU",
-                "ENDCOLLECTIVE", "BAR", "DEPBAR", "ELECT", "UBLKCP", "UBLKPF", "UCGABAR_ARV", "UCGABAR_WAIT"},
+                "ENDCOLLECTIVE", "BAR", "DEPBAR", "ELECT", "UBLKCP", "UBLKPF", "UCGABAR_ARV", "UCGABAR_WAIT", "STAS"},
 }  # fmt: skip
 
 
@@ -342,6 +345,9 @@ def execute(
     if base == "UBLKCP":
         bulk_copy(warp, i)
         return 0.0
+    if base == "STAS":
+        push(warp, i, active)
+        return 0.0
     done = access(warp, i, active, latency)
     if done is not None:
         return done
@@ -354,6 +360,6 @@ def execute(
         warp.put(result, np.asarray(OPERATIONS[base](i.modifiers, *given)), active)
     elif base == "HMMA":
         matrix_product(warp, i)
-    elif not _other(warp, i, active):
+    elif not _other(warp, i, active, latency):
         raise ValueError("the instruction is not known")
     return latency.get(unit_of(base), latency["alu"])

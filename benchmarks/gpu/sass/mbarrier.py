@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .memory import bytes_of
+from .operations import Lanes
 from .parse import Instruction, Operand
 
 if TYPE_CHECKING:
     from .warp import Warp
 
-__all__ = ["Barrier", "bulk_copy", "synchronize"]
+__all__ = ["Barrier", "bulk_copy", "push", "synchronize"]
 
 
 @dataclass
@@ -103,3 +105,32 @@ def bulk_copy(warp: "Warp", i: Instruction) -> None:
     if state.expected < 0:
         raise ValueError(f"{-state.expected} bytes more than the barrier expects")
     state.update()
+
+
+def push(warp: "Warp", i: Instruction, active: Lanes) -> None:
+    """st.async: each lane stores to shared memory of a block of the cluster and completes bytes on a barrier there.
+
+    The address is a pair of registers: the target's and the barrier's. Both are done at once.
+
+    Raises:
+        ValueError: an address is not aligned, there is no barrier, or more bytes come than are expected.
+    """
+    where, source = i.operands
+    size = bytes_of(i.modifiers)
+    assert where.base is not None
+    targets = warp.registers[where.base][active].astype(np.uint64) + np.uint64(where.number)
+    barriers = warp.registers[where.base + 1][active]
+    words = np.stack([warp.registers[source.number + k][active] for k in range(size // 4)])
+    if (targets % size).any():
+        raise ValueError(f"a store to shared memory that is not aligned to {size} bytes")
+    warp.trace.wavefronts += len(targets) * size / 128
+    if warp.mbarriers is None:
+        return
+    for lane, (target, at) in enumerate(zip(targets, barriers, strict=True)):
+        rank, offset = int(target) >> 24, int(target) & 0xFFFFFF
+        warp.shared[rank][offset : offset + size] = np.ascontiguousarray(words[:, lane]).view(np.uint8)
+        state = _at(warp, int(at))
+        state.expected -= size
+        if state.arrived and state.expected < 0:
+            raise ValueError(f"{-state.expected} bytes more than the barrier expects")
+        state.update()

@@ -70,7 +70,7 @@ class Trace:
         cycles: until the warp ends, alone on its multiprocessor.
         bulk: bytes of bulk copies.
         path: addresses of executed branches' targets, to compare two runs.
-        marks: cycles at which barriers of the cluster end.
+        marks: cycles at which waits for bulk copies, for bytes from other blocks, and for the cluster end.
     """
 
     units: Counter[str] = field(default_factory=Counter)

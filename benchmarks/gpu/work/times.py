@@ -3,9 +3,10 @@
     python3 -m benchmarks.gpu.work.times BACKEND [--variant NAME] [--share I/N]
 
 Measured are inference and a training step of the block, and the kernel for the activated map of an EfficientNet block,
-for four stages, two layouts and three batch sizes. With the largest batch, the inputs rotate through more memory than
-L2 has. With the small ones, they are in L2, as after the previous layer of a network. ``--share`` runs a part of the
-calls once and times nothing, to fill the caches of the compilers.
+for four stages, two layouts and three batch sizes; and a training step of a norm without SE at the largest batch. With
+the largest batch, the inputs rotate through more memory than L2 has. With the small ones, they are in L2, as after the
+previous layer of a network. ``--share`` runs a part of the calls once and times nothing, to fill the caches of the
+compilers.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from . import at, emit
 __all__ = ["call", "counted_bytes_of", "inputs", "main"]
 
 ROUNDS = {"largest": 10, "small": 30}
-MODES = ("infer", "train", "squeeze")
+MODES = ("infer", "train", "squeeze", "norm")
+"""Inference and a training step of the block; the kernel of an EfficientNet block; a training step of a norm alone."""
 PATHS = ("separate", "l2_grouped")
 """Inference paths of the CUDA backend that its rule does not choose on an H100; forced with the largest batch."""
 
@@ -77,7 +79,12 @@ def call(mode: str, backend: str, given: dict[str, Any]) -> Callable[[], Any]:
     if mode == "squeeze":
         kernels, vector = backends.BACKENDS[backend], given["vector"]
         return lambda: kernels.scale_shift_act_mean(x, vector, vector, OUT_ACT_CODES["silu"])
-    wanted = [t.detach().requires_grad_() for t in (x, residual, *given["bn"], *given["fc"])]
+    parameters = given["bn"] if mode == "norm" else [*given["bn"], *given["fc"]]
+    wanted = [t.detach().requires_grad_() for t in (x, residual, *parameters)]
+
+    def norm() -> Any:
+        y = functional.batch_norm_act(wanted[0], None, None, *wanted[2:], wanted[1], training=True)
+        return torch.autograd.grad(y, wanted, given["dy"])
 
     def train() -> Any:
         y = functional.batch_norm_squeeze_excite(
@@ -85,13 +92,13 @@ def call(mode: str, backend: str, given: dict[str, Any]) -> Callable[[], Any]:
         )
         return torch.autograd.grad(y, wanted, given["dy"])
 
-    return train
+    return norm if mode == "norm" else train
 
 
 def _counted(mode: str, shape: Shape, dtype: torch.dtype) -> int:
     if mode == "squeeze":
         return 2 * torch.Size(shape).numel() * dtype.itemsize
-    return counted_bytes(shape, dtype, counted_passes(training=mode == "train", batch_norm=mode == "train"))
+    return counted_bytes(shape, dtype, counted_passes(training=mode != "infer", batch_norm=mode != "infer"))
 
 
 def _plans(backend: str, mode: str, batch: int, there: Target) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
@@ -166,6 +173,8 @@ def main(arguments: list[str]) -> int:
     told: dict[str, list[str]] = {}
     with backends.use_backend(backend):
         for batch, stage, layout, mode in work:
+            if mode == "norm" and batch != there.batches[0]:
+                continue
             shape = there.at_batch(batch)[stage]
             for name, plan in _plans(backend, mode, batch, there):
                 about = {"backend": backend, "variant": options.variant, "mode": mode, "layout": layout,
