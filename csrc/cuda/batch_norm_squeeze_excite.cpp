@@ -61,7 +61,7 @@ struct FirstHalf {
 };
 
 // Whether pass 1 of batch norm can compute all that pass 2 needs: coefficients are then per channel, and kernels find a
-// row's channel by 32-bit division.
+// row's channel in 32 bits.
 bool norm_alone(const Map& map, const ExcitationLayers& fc, const Vector& drop) {
   return !fc.fc1_weight && !drop.data && map.n * map.c <= INT32_MAX;
 }
@@ -121,7 +121,7 @@ void norm_and_act(const Place& place, const FirstHalf& half, ScaleShiftAct& seco
   first.norm = half.norm;
   first.scale = scratch.take(map.c);
   first.shift = scratch.take(map.c);
-  second.by = {first.scale, first.shift, nullptr, {}, {}, true};
+  second.by = {first.scale, first.shift, nullptr, {}, {}, last.channels};
   place.first(first);
   finish(place, map, second);
 }
@@ -344,7 +344,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
     first.norm = g.norm;
     first.dbn_weight = result(gradients.bn_weight);
     first.dbn_bias = result(gradients.bn_bias);
-    second.per_channel = true;
+    second.per_channel = last.channels;
     second.mean = first.mean = saved.stats;
     second.k1 = first.k1 = scratch.take(c);
     second.k2 = first.k2 = bn.batch_stats ? scratch.take(c) : nullptr;

@@ -7,20 +7,26 @@
 // splits, so the result does not depend on which block is last.
 #pragma once
 
-#include "partition.cuh"
+#include "tiles.cuh"
 
 namespace se_fused::cuda {
 
 constexpr size_t kSharedOfLast = (kThreads + 1) * sizeof(float);
 
-// Counts what the block has written, and returns whether `all` blocks have now counted. If so, the block can read what
-// they wrote with load_fresh. The release covers the whole block's stores, as in `done`. slot: one int of shared
-// memory.
-SE_DEVICE bool is_last(int* counter, int all, int* slot) {
+// Counts what the block has written, and returns whether all blocks have now counted. If so, the block can read what
+// they wrote with load_fresh. The release covers the whole block's stores, as in `done`. which(all) returns the counter
+// and sets how many blocks count there; one thread calls it, so that the other warps take no time for it. slot: one int
+// of shared memory.
+template <class Which>
+SE_DEVICE bool is_last(int* slot, const Which& which) {
   __syncthreads();
-  if (reread_thread() == 0) *slot = fetch_add_acquire_release(counter, 1);
+  if (reread_thread() == 0) {
+    int all;
+    int* const counter = which(all);
+    *slot = fetch_add_acquire_release(counter, 1) - (all - 1);
+  }
   __syncthreads();
-  return *slot == all - 1;
+  return *slot == 0;
 }
 
 // Sums to merge: of `samples` samples with `splits` splits each, one after the other. At the second level the groups
@@ -75,22 +81,35 @@ SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists
   return total;
 }
 
-// A thread of a block that merges. Its numbers are read again, so that nothing is kept for it during pass 1's loops.
+// The block of channels and the group of samples of a block of pass 1. Its number is read again, so that nothing is
+// kept for this during pass 1's loops.
+struct LastBlock {
+  int channels, group, samples;  // samples: of the group
+
+  SE_DEVICE explicit LastBlock(const LastBlocks& last) {
+    const uint32_t index = (uint32_t)reread_block();
+    uint32_t rest;
+    divide(index, last.blocks, rest);
+    channels = (int)rest;
+    group = (int)divide(index, last.blocks_of_group, rest);
+    samples = group == last.groups - 1 ? last.rest : last.group;
+  }
+};
+
+// A thread of a block that merges.
 struct Merging {
   const LastBlocks& last;
-  int thread, channel, block, stride;
-  int64_t n;  // the sample that the block has summed
+  int thread, channel, stride;
   bool exists;
   float* shared;
 
-  SE_DEVICE Merging(const LastBlocks& last, const Map& map, const Cut& cut, float* shared)
-      : last(last), thread(reread_thread()), stride(map.c), shared(shared) {
-    const SumBlock own(reread_block(), (map.c + last.width - 1) >> exponent_of(last.width), cut.splits);
-    block = own.channels;
-    n = own.n;
-    channel = block * last.width + (thread & (last.width - 1));
-    exists = channel < map.c;
-  }
+  SE_DEVICE Merging(const LastBlocks& last, const LastBlock& own, int channels, float* shared)
+      : last(last),
+        thread(reread_thread()),
+        channel(own.channels * last.width + (thread & (last.width - 1))),
+        stride(channels),
+        exists(channel < channels),
+        shared(shared) {}
   // One thread of each channel writes what is found.
   SE_DEVICE bool writes() const { return exists && thread < last.width; }
   SE_DEVICE float weighted(const SumList& list, const float* sums, float centre, bool squared) const {
@@ -102,29 +121,40 @@ struct Merging {
   }
 };
 
-// found(list, first, second, sample, a, b) sets a and b to what the sums of a list amount to, for the thread's channel;
-// all threads call it. first and second: the list's sums. sample: its first one, or -1 if it has groups. Returns
-// whether this block has the result for all samples.
-template <class Found>
-SE_DEVICE bool over_samples(const Merging& at, const Map& map, const Cut& cut, const float* first, const float* second,
-                            float& a, float& b, const Found& found) {
-  const LastBlocks& last = at.last;
-  int* const slot = reinterpret_cast<int*>(at.shared + kThreads);
-  int* const counters = last.counters + (int64_t)at.block * (last.groups + 1);
-  const int group = (int)(at.n / last.group), rest = (int)(map.n - (int64_t)(last.groups - 1) * last.group);
-  const int samples = group == last.groups - 1 ? rest : last.group;
-  if (!is_last(counters + group, samples * cut.splits, slot)) return false;
-  const int64_t sample = (int64_t)group * last.group, offset = sample * cut.splits * map.c + at.channel;
-  found(SumList{samples, cut.splits, (float)cut.span, (float)(map.s - (cut.splits - 1) * cut.span)}, first + offset,
-        second + offset, sample, a, b);
-  if (last.groups == 1) return true;
-  float* const sums = last.sums + at.channel;
-  const int64_t own = (int64_t)group * map.c, all = (int64_t)last.groups * map.c;
-  if (at.writes()) sums[own] = a, sums[all + own] = b;
-  if (!is_last(counters + last.groups, last.groups, slot)) return false;
-  found(SumList{1, last.groups, (float)last.group * (float)map.s, (float)rest * (float)map.s}, sums, sums + all,
-        int64_t{-1}, a, b);
-  return true;
+// found(at, list, first, second, sample, a, b) sets a and b to what the sums of a list amount to, for the thread's
+// channel; all threads of a block call it. first and second: the list's sums. sample: its first one, or -1 if it has
+// groups. write(channel, a, b) is called by one thread of each channel, in the block that has the result for all
+// samples.
+template <class Found, class Write>
+SE_DEVICE void over_samples(const LastBlocks& last, const Map& map, const Cut& cut, const float* first,
+                            const float* second, float* shared, const Found& found, const Write& write) {
+  int* const slot = reinterpret_cast<int*>(shared + kThreads);
+  const auto counter = [&](const LastBlock& own) { return last.counters + (int64_t)own.channels * (last.groups + 1); };
+  if (!is_last(slot, [&](int& all) {
+        const LastBlock own(last);
+        all = own.samples * cut.splits;
+        return counter(own) + own.group;
+      }))
+    return;
+  const LastBlock own(last);
+  const Merging at(last, own, map.c, shared);
+  const int64_t sample = (int64_t)own.group * last.group, offset = sample * cut.splits * map.c + at.channel;
+  float a, b;
+  found(at, SumList{own.samples, cut.splits, (float)cut.span, (float)(map.s - (cut.splits - 1) * cut.span)},
+        first + offset, second + offset, sample, a, b);
+  if (last.groups > 1) {
+    float* const sums = last.sums + at.channel;
+    const int64_t mine = (int64_t)own.group * map.c, all = (int64_t)last.groups * map.c;
+    if (at.writes()) sums[mine] = a, sums[all + mine] = b;
+    if (!is_last(slot, [&](int& all) {
+          all = last.groups;
+          return counter(own) + last.groups;
+        }))
+      return;
+    found(at, SumList{1, last.groups, (float)last.group * (float)map.s, (float)last.rest * (float)map.s}, sums,
+          sums + all, int64_t{-1}, a, b);
+  }
+  if (at.writes()) write(at.channel, a, b);
 }
 
 // Keeps a channel's batch mean and biased variance, and updates the running statistics.
@@ -139,10 +169,8 @@ SE_DEVICE void keep(const BatchStatistics& to, int c, int channels, float mean, 
 // Batch statistics from the means and m2 of all samples, and from them pass 2's scale and shift.
 SE_DEVICE void finish(const Moments& g, float* shared) {
   const Map& map = g.map;
-  const Merging at(g.last, map, g.cut, shared);
-  float mean, m2;
-  const auto found = [&](const SumList& list, const float* means, const float* m2s, int64_t sample, float& mean,
-                         float& m2) {
+  const auto found = [&](const Merging& at, const SumList& list, const float* means, const float* m2s, int64_t sample,
+                         float& mean, float& m2) {
     // Differences from the first mean, so that the rounding error scales with the means' spread.
     const float shift = at.exists ? finite_or_zero(load_fresh(means)) : 0.f;
     const float all = (list.positions * (float)(list.splits - 1) + list.last_positions) * (float)list.samples;
@@ -158,38 +186,37 @@ SE_DEVICE void finish(const Moments& g, float* shared) {
       g.sample_mean[(sample + i) * map.c + at.channel] = shift + away / (float)map.s;
     }
   };
-  if (!over_samples(at, map, g.cut, g.mean, g.m2, mean, m2, found) || !at.writes()) return;
-  const int c = at.channel;
-  // Two divisions, because float32 may not represent the product of the counts exactly.
-  const float var = m2 / (float)map.s / (float)map.n;
-  keep(g.statistics, c, map.c, mean, var);
-  const ChannelNorm u = channel_norm(g.norm, c, mean, var);
-  g.scale[c] = u.a;
-  g.shift[c] = u.b();
+  over_samples(g.last, map, g.cut, g.mean, g.m2, shared, found, [&](int c, float mean, float m2) {
+    // Two divisions, because float32 may not represent the product of the counts exactly.
+    const float var = m2 / (float)map.s / (float)map.n;
+    keep(g.statistics, c, map.c, mean, var);
+    const ChannelNorm u = channel_norm(g.norm, c, mean, var);
+    g.scale[c] = u.a;
+    g.shift[c] = u.b();
+  });
 }
 
 // The gradients of batch norm's weight and bias from P and Q of all samples, and from them the coefficients of dx =
 // k1 dr + k2 (x - mean) + k3. Q is around the channel's mean, so that dbeta = sum_n P and dgamma = rstd sum_n Q.
 SE_DEVICE void finish(const MomentsBackward& g, float* shared) {
   const Map& map = g.map;
-  const Merging at(g.last, map, g.cut, shared);
-  float p, q;
-  const auto found = [&](const SumList& list, const float* ps, const float* qs, int64_t, float& p, float& q) {
+  const auto found = [&](const Merging& at, const SumList& list, const float* ps, const float* qs, int64_t, float& p,
+                         float& q) {
     p = at.plain(list, ps);
     q = at.plain(list, qs);
   };
-  if (!over_samples(at, map, g.cut, g.p, g.q, p, q, found) || !at.writes()) return;
-  const int c = at.channel;
-  const ChannelNorm u = channel_norm(g.norm, c);
-  const float dgamma = u.rstd * q;
-  put(g.dbn_weight, c, dgamma);
-  put(g.dbn_bias, c, p);
-  g.k1[c] = u.a;
-  g.k3[c] = 0.f;
-  if (!g.k2) return;  // given statistics do not depend on x
-  // Divided by S and by N in two steps, because float32 may not represent N S exactly.
-  g.k2[c] = -u.a * u.rstd * dgamma / (float)map.s / (float)map.n;
-  g.k3[c] = -u.a * (p / (float)map.s / (float)map.n);
+  over_samples(g.last, map, g.cut, g.p, g.q, shared, found, [&](int c, float p, float q) {
+    const ChannelNorm u = channel_norm(g.norm, c);
+    const float dgamma = u.rstd * q;
+    put(g.dbn_weight, c, dgamma);
+    put(g.dbn_bias, c, p);
+    g.k1[c] = u.a;
+    g.k3[c] = 0.f;
+    if (!g.k2) return;  // given statistics do not depend on x
+    // Divided by S and by N in two steps, because float32 may not represent N S exactly.
+    g.k2[c] = -u.a * u.rstd * dgamma / (float)map.s / (float)map.n;
+    g.k3[c] = -u.a * (p / (float)map.s / (float)map.n);
+  });
 }
 
 }  // namespace se_fused::cuda

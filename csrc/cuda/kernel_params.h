@@ -26,6 +26,13 @@ namespace se_fused::cuda {
 
 SE_BOTH inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// A divisor of 32-bit numbers that the host knows, with floor((2^32 - 1) / by): `divide` (tiles.cuh) takes five
+// instructions, and a division by any other number about twenty.
+struct Divisor {
+  uint32_t by, inverse;
+};
+SE_BOTH inline Divisor divisor_of(int64_t by) { return {(uint32_t)by, 0xffffffffu / (uint32_t)by}; }
+
 enum class Mode : int { rows, rows_unaligned, rows_single, cols, cols_single };
 SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
 enum class Type : int { float32, bfloat16, float16 };
@@ -90,14 +97,14 @@ struct Norm {
   float eps;
 };
 
-// (scale, shift) per (n, c): read from scale and shift (N, C), or (C) with per_channel, or if these are null, computed
-// as d s a and d s b from batch norm, the gate's factor s (N, C) and drop path d.
+// (scale, shift) per (n, c): read from scale and shift (N, C), or (C) with per_channel.by, or if these are null,
+// computed as d s a and d s b from batch norm, the gate's factor s (N, C) and drop path d.
 struct Coefficients {
   const float *scale, *shift;
   const float* factor;
   Norm norm;
   Vector drop;
-  bool per_channel = false;
+  Divisor per_channel{};  // C, or zero
 };
 
 // How the last blocks of pass 1 merge the sums of all samples (batch_statistics.cuh).
@@ -106,6 +113,9 @@ struct LastBlocks {
   float* sums;        // (2, groups, C); not used by a single group
   int width;          // channels of a block, at least 8
   int group, groups;  // samples per group, and groups
+  int rest;           // samples of the last group
+  // Of a block's number, by the blocks of one sample's split and by those of a group; and of a row, by the channels.
+  Divisor blocks, blocks_of_group, channels;
 };
 SE_BOTH inline int64_t counters_of(const LastBlocks& last, int channels) {
   return ceil_div(channels, last.width) * (last.groups + 1);
@@ -190,12 +200,12 @@ struct MomentsBackward {
 };
 
 // dx = k1 dr + k2 (x - mean) + k3. x may be null if k2 = 0. A mask that is not null is applied to dr first. mean and
-// the coefficients are (N, C), or with per_channel (C).
+// the coefficients are (N, C), or with per_channel.by (C).
 struct ScaleShiftActBackward {
   const void *dr, *x;
   const uint8_t* mask;
   const float *mean, *k1, *k2, *k3;
-  bool per_channel;
+  Divisor per_channel;  // C, or zero
   void* dx;
   Map map;
   Cut cut;

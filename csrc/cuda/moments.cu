@@ -76,7 +76,7 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   const bool masked = !from_sum && g.mask, has_next = part.row + 1 < part.rows;
   const uint8_t* const mask = masked ? g.mask + part.row * width : nullptr;
   const int row_end = map.s - part.begin + span.lead;  // from here on elements belong to the next row
-  const float mean = g.mean[g.last.counters ? (uint32_t)part.row % (uint32_t)map.c : part.row];
+  const float mean = g.mean[value_of(part.row, g.last.channels)];
   float own_added = 0.f, next_added = 0.f, p = 0.f, q = 0.f;
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
   for (int first = 0; first < span.vectors; first += kLoads * lanes) {

@@ -92,6 +92,11 @@ LastBlocks last_blocks_of(const Map& map, const Cut& cut) {
   const bool one_level = map.n * cut.splits * last.width <= kSumsOfOneLevel;
   last.group = one_level ? (int)map.n : std::max((int)std::lround(std::sqrt((double)map.n / cut.splits)), 1);
   last.groups = (int)ceil_div(map.n, last.group);
+  last.rest = (int)(map.n - (int64_t)(last.groups - 1) * last.group);
+  const int64_t blocks = ceil_div(map.c, last.width);
+  last.blocks = divisor_of(blocks);
+  last.blocks_of_group = divisor_of(blocks * cut.splits * last.group);
+  last.channels = divisor_of(map.c);
   return last;
 }
 
