@@ -16,6 +16,7 @@ int largest_cluster(size_t) { return kLargestCluster; }
     SE_COUNT_LAUNCH("se_fused " name); \
     return nullptr;                    \
   }
+SE_LAUNCH("zero", const Zero&, Stream)
 SE_LAUNCH("moments", const Moments&, Stream)
 SE_LAUNCH("scale_shift_act", const ScaleShiftAct&, Stream)
 SE_LAUNCH("moments_backward", const MomentsBackward&, Stream)

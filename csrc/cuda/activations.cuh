@@ -186,7 +186,7 @@ struct ScaleShift {
   float scale, shift;
 };
 SE_DEVICE ScaleShift coefficients(const Coefficients& by, int64_t n, int c, int channels) {
-  const int64_t at = n * channels + c;
+  const int64_t at = by.per_channel.by ? c : n * channels + c;
   if (by.scale) return {by.scale[at], by.shift[at]};
   const ChannelNorm norm = channel_norm(by.norm, c);
   const float ds = get_or(by.drop, n, 1.f) * (by.factor ? by.factor[at] : 1.f);

@@ -1,4 +1,5 @@
-// The whole operator: three launches each for forward and backward; in inference one, two or three (plan.cpp).
+// The whole operator: three launches each for forward and backward, two for batch norm without excitation; in inference
+// one, two or three (plan.cpp).
 #include "batch_norm_squeeze_excite.h"
 
 #include "torch_host.h"
@@ -59,6 +60,25 @@ struct FirstHalf {
   double momentum = 0;
 };
 
+// Whether pass 1 of batch norm can compute all that pass 2 needs: coefficients are then per channel, and kernels find a
+// row's channel in 32 bits.
+bool norm_alone(const Map& map, const ExcitationLayers& fc, const Vector& drop) {
+  return !fc.fc1_weight && !drop.data && map.n * map.c <= INT32_MAX;
+}
+
+// Sums that the last blocks of pass 1 merge, and their counters.
+int64_t workspace_of(const LastBlocks& last, int64_t c) {
+  return Workspace::rounded(2 * last.groups * c) + Workspace::rounded(counters_of(last, (int)c));
+}
+
+// Takes the memory of the last blocks, and zeroes the counters.
+void prepare(const Place& place, const Map& map, Workspace& scratch, LastBlocks& last) {
+  last.sums = scratch.take(2 * last.groups * map.c);
+  const int64_t count = counters_of(last, map.c);
+  last.counters = reinterpret_cast<int*>(scratch.take(count));
+  place.run(Zero{last.counters, count});
+}
+
 int64_t workspace_of(const Map& map, const Cut& cut, int r) {
   const int64_t nc = Workspace::rounded(map.n * map.c);
   return 2 * Workspace::rounded((int64_t)cut.splits * map.n * map.c) + 4 * nc + Workspace::rounded(2 * map.c) +
@@ -72,11 +92,46 @@ Result taken(Vector& v) {
   return result;
 }
 
-// Launches pass 1 and excitation, and prepares pass 2, the last launch of the chain: sets its scale and shift (N, C).
-void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch, ScaleShiftAct& second) {
+// The batch's statistics of the channels, which pass 1 or the excitation computes.
+BatchStatistics statistics_of(const FirstHalf& half, float* stats) {
+  const double count = (double)half.map.n * half.map.s;
+  return {stats, half.moved_mean, half.moved_var, (float)half.momentum, (float)(count / (count - 1))};
+}
+
+// Launches pass 2, the last of its chain.
+void finish(const Place& place, const Map& map, ScaleShiftAct& second) {
+  if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
+  place.last(second);
+}
+
+// Batch norm without excitation: pass 1, which also computes scale and shift (C), and pass 2.
+void norm_and_act(const Place& place, const FirstHalf& half, ScaleShiftAct& second) {
+  const Map& map = half.map;
+  const Cut& cut = half.cut;
+  LastBlocks last = last_blocks_of(map, cut);
+  const int64_t parts = cut.splits * map.n * map.c, c = Workspace::rounded(map.c);
+  Workspace scratch(half.x, 2 * Workspace::rounded(parts) + 2 * c + workspace_of(last, map.c));
+  Moments first{
+      data(half.x), cut.splits == 1 && half.mean ? half.mean : scratch.take(parts), scratch.take(parts), nullptr, map,
+      cut};
+  prepare(place, map, scratch, last);
+  first.last = last;
+  first.sample_mean = cut.splits > 1 ? half.mean : nullptr;
+  first.statistics = statistics_of(half, half.stats);
+  first.norm = half.norm;
+  first.scale = scratch.take(map.c);
+  first.shift = scratch.take(map.c);
+  second.by = {first.scale, first.shift, nullptr, {}, {}, last.channels};
+  place.first(first);
+  finish(place, map, second);
+}
+
+// Pass 1, excitation and pass 2, which reads scale and shift (N, C).
+void separate(const Place& place, const FirstHalf& half, ScaleShiftAct& second) {
   const Map& map = half.map;
   const Cut& cut = half.cut;
   const int64_t nc = map.n * map.c;
+  Workspace scratch(half.x, workspace_of(map, cut, half.fc.r));
   int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
   float* const parts = cut.splits == 1 && half.mean ? half.mean : scratch.take(cut.splits * nc);
   Moments first{data(half.x), parts, half.batch_stats ? scratch.take(cut.splits * nc) : nullptr, counters, map, cut};
@@ -90,12 +145,9 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   g.span = cut.span;
   g.mean = cut.splits == 1 ? parts : half.mean ? half.mean : scratch.take(nc);
   g.norm = half.norm;
-  g.stats = half.stats ? half.stats : half.batch_stats ? scratch.take(2 * map.c) : nullptr;
-  g.moved_mean = half.moved_mean;
-  g.moved_var = half.moved_var;
-  g.momentum = (float)half.momentum;
-  const double count = (double)map.n * map.s;
-  g.unbias = (float)(count / (count - 1));
+  static_cast<BatchStatistics&>(g) = statistics_of(half, half.stats         ? half.stats
+                                                         : half.batch_stats ? scratch.take(2 * map.c)
+                                                                            : nullptr);
   g.fc = half.fc;
   g.drop = half.drop;
   const bool has_norm = half.batch_stats || half.norm.mean.data, has_excitation = half.fc.fc1_weight;
@@ -110,7 +162,7 @@ void coefficients(const Place& place, const FirstHalf& half, Workspace& scratch,
   place.then(g, 2 * place.device.multiprocessors);
   second.by.scale = g.scale;
   second.by.shift = g.shift;
-  if (second.residual && place.programmatic()) second.ahead = end_of(second.residual, map, place.device);
+  finish(place, map, second);
 }
 
 void run_l2_grouped(const Place& place, const Tensor& x, L2Grouped g, const InferenceParams& op, int blocks) {
@@ -177,11 +229,10 @@ void block_forward(const Tensor& x, const BatchNormParams& bn, const ExcitationP
   half.stats = kept.stats;
   half.factor = kept.factor;
   half.hidden = kept.hidden;
-  Workspace scratch(x, workspace_of(map, half.cut, half.fc.r));
   ScaleShiftAct second = scale_shift_act_args(map, place.device, x, end, y);
   second.mask = kept.mask;
-  coefficients(place, half, scratch, second);
-  place.last(second);
+  if (half.batch_stats && norm_alone(map, half.fc, half.drop)) return norm_and_act(place, half, second);
+  separate(place, half, second);
 }
 
 ScalarType gradient_type(ScalarType parameter) { return parameter; }
@@ -215,10 +266,7 @@ void block_inference(const Tensor& x, const BatchNormParams& bn, const Excitatio
     return place.run(g);
   }
   if (plan.path == Path::l2_grouped) return run_l2_grouped(place, x, plan.l2_grouped, op, plan.blocks);
-  const FirstHalf half{x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop};
-  Workspace scratch(x, workspace_of(map, half.cut, layers.r));
-  coefficients(place, half, scratch, second);
-  place.last(second);
+  separate(place, {x, map, cut_of(map, place.device, Sums::moments), norm, layers, drop}, second);
 }
 
 void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams& bn, const ExcitationParams& fc,
@@ -237,9 +285,13 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   const Map map = map_of(x, layout, {data(dy), data(x), data(end.residual), data(dx), data(dr)});
   const Cut cut = cut_of(map, place.device, from_sum ? Sums::moments_backward_from_sum : Sums::moments_backward);
   const int64_t sums = Workspace::rounded(cut.splits * nc);
-  Workspace scratch(x,
-                    2 * sums + 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + Workspace::rounded(kCounters));
-  int* const counters = reinterpret_cast<int*>(scratch.take(kCounters));
+  const Vector drop = vector_of(end.drop_path_scale, n, "drop_path_scale");
+  const bool alone = saved.stats && norm_alone(map, layers, drop);
+  LastBlocks last = last_blocks_of(map, cut);
+  const int64_t values = alone ? 3 * Workspace::rounded(c) + workspace_of(last, c)
+                               : 6 * Workspace::rounded(nc) + Workspace::rounded(n * r) + Workspace::rounded(kCounters);
+  Workspace scratch(x, 2 * sums + values);
+  int* const counters = alone ? nullptr : reinterpret_cast<int*>(scratch.take(kCounters));
 
   ExcitationBackward g{};
   g.n = n;
@@ -253,7 +305,7 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
     g.norm.var = {saved.stats + c, Type::float32};
   }
   g.fc = layers;
-  g.drop = vector_of(end.drop_path_scale, n, "drop_path_scale");
+  g.drop = drop;
   g.batch_stats = bn.batch_stats;
   if (has_excitation) {
     g.factor = saved.factor;
@@ -277,6 +329,30 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   first.map = map;
   first.cut = cut;
 
+  ScaleShiftActBackward second{};
+  second.dr = dr ? data(*dr) : data(dy);
+  second.mask = dr ? nullptr : first.mask;
+  second.x = bn.batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
+  second.dx = mutable_data(dx);
+  second.map = map;
+  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
+  const auto result = [](const Slot& slot) { return Result{slot.data, type_of(slot.type, "a gradient")}; };
+
+  if (alone) {  // the channels' means are the centre of Q
+    prepare(place, map, scratch, last);
+    first.last = last;
+    first.norm = g.norm;
+    first.dbn_weight = result(gradients.bn_weight);
+    first.dbn_bias = result(gradients.bn_bias);
+    second.per_channel = last.channels;
+    second.mean = first.mean = saved.stats;
+    second.k1 = first.k1 = scratch.take(c);
+    second.k2 = first.k2 = bn.batch_stats ? scratch.take(c) : nullptr;
+    second.k3 = first.k3 = scratch.take(c);
+    place.first(first);
+    return place.last(second);
+  }
+
   g.p_parts = first.p;
   g.q_parts = first.q;
   g.p = cut.splits == 1 ? first.p : scratch.take(nc);
@@ -284,7 +360,6 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   g.k1 = scratch.take(nc);
   g.k2 = bn.batch_stats ? scratch.take(nc) : nullptr;
   g.k3 = scratch.take(nc);
-  const auto result = [](const Slot& slot) { return Result{slot.data, type_of(slot.type, "a gradient")}; };
   g.dbn_weight = result(gradients.bn_weight);
   g.dbn_bias = result(gradients.bn_bias);
   g.dfc1_weight = result(gradients.fc1_weight);
@@ -292,19 +367,10 @@ void block_backward(const Tensor& dy, const Saved& saved, const BatchNormParams&
   g.dfc2_weight = result(gradients.fc2_weight);
   g.dfc2_bias = result(gradients.fc2_bias);
   g.counters = counters;
-
-  ScaleShiftActBackward second{};
-  second.dr = dr ? data(*dr) : data(dy);
-  second.mask = dr ? nullptr : first.mask;
-  second.x = bn.batch_stats ? data(x) : nullptr;  // without batch statistics k2 is zero and x need not be read
   second.mean = g.mean;
   second.k1 = g.k1;
   second.k2 = g.k2;
   second.k3 = g.k3;
-  second.dx = mutable_data(dx);
-  second.map = map;
-  second.cut = part_of(map, place.device, blocks_of_scale_shift_act_backward(map.mode));
-
   place.first(first);
   place.then(g, 2 * place.device.multiprocessors);
   place.last(second);

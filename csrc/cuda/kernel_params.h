@@ -26,6 +26,13 @@ namespace se_fused::cuda {
 
 SE_BOTH inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// A divisor of 32-bit numbers that the host knows, with floor((2^32 - 1) / by): `divide` (tiles.cuh) takes five
+// instructions, and a division by any other number about twenty.
+struct Divisor {
+  uint32_t by, inverse;
+};
+SE_BOTH inline Divisor divisor_of(int64_t by) { return {(uint32_t)by, 0xffffffffu / (uint32_t)by}; }
+
 enum class Mode : int { rows, rows_unaligned, rows_single, cols, cols_single };
 SE_BOTH constexpr bool is_single(Mode mode) { return mode == Mode::rows_single || mode == Mode::cols_single; }
 enum class Type : int { float32, bfloat16, float16 };
@@ -90,23 +97,57 @@ struct Norm {
   float eps;
 };
 
-// (scale, shift) per (n, c): read from scale and shift (N, C), or if these are null, computed as d s a and d s b from
-// batch norm, the gate's factor s (N, C) and drop path d.
+// (scale, shift) per (n, c): read from scale and shift (N, C), or (C) with per_channel.by, or if these are null,
+// computed as d s a and d s b from batch norm, the gate's factor s (N, C) and drop path d.
 struct Coefficients {
   const float *scale, *shift;
   const float* factor;
   Norm norm;
   Vector drop;
+  Divisor per_channel{};  // C, or zero
+};
+
+// How the last blocks of pass 1 merge the sums of all samples (batch_statistics.cuh).
+struct LastBlocks {
+  int* counters;      // zero before the launch; null if they merge nothing
+  float* sums;        // (2, groups, C); not used by a single group
+  int width;          // channels of a block, at least 8
+  int group, groups;  // samples per group, and groups
+  int rest;           // samples of the last group
+  // Of a block's number, by the blocks of one sample's split and by those of a group; and of a row, by the channels.
+  Divisor blocks, blocks_of_group, channels;
+};
+SE_BOTH inline int64_t counters_of(const LastBlocks& last, int channels) {
+  return ceil_div(channels, last.width) * (last.groups + 1);
+}
+
+// Where batch statistics go.
+struct BatchStatistics {
+  float* stats;       // (2, C) mean and biased variance, or null
+  Result moved_mean;  // running statistics to update, or null
+  Result moved_var;
+  float momentum, unbias;
+};
+
+// Zeroes counters of a launch that no other launch of the call precedes.
+struct Zero {
+  int* counters;
+  int64_t count;
 };
 
 // mean and, unless it is null, m2 = sum (x - mean)^2, both (splits, N, C). Also zeroes the counters of the excitation's
-// launch.
+// launch. With last.counters, which needs m2, the last blocks compute the batch statistics, scale and shift.
 struct Moments {
   const void* x;
   float *mean, *m2;
   int* counters;
   Map map;
   Cut cut;
+  LastBlocks last{};
+  float* sample_mean = nullptr;  // (N, C), or null
+  BatchStatistics statistics{};
+  Norm norm{};                               // weight, bias and eps
+  float *scale = nullptr, *shift = nullptr;  // (C)
 };
 constexpr int kCounters = 4;
 
@@ -138,26 +179,33 @@ struct ScaleShiftAct {
   Prefetch ahead;  // of the residual
 };
 
-// dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C).
+// dr = dy out_act', p = sum dr, q = sum dr (x - mean); p and q: (splits, N, C). With last.counters, the last blocks
+// compute the norm's gradients and the coefficients k1, k2 (unless it is null) and k3 (C) of pass 2.
 struct MomentsBackward {
   const void *dy, *x, *residual;
   const uint8_t* mask;  // used if keeps_mask(out_act), without `added`
-  const float* mean;
-  Coefficients by;     // used if keeps_input(out_act), or with `added`
-  const float* added;  // (N, C), added to dy; may be null. With it there is no residual
-  void* dr;            // may be null
+  const float* mean;    // (N, C), or (C) with last.counters
+  Coefficients by;      // used if keeps_input(out_act), or with `added`
+  const float* added;   // (N, C), added to dy; may be null. With it there is no residual
+  void* dr;             // may be null
   float *p, *q;
   int* counters;
   Act out_act;
   Map map;
   Cut cut;
+  LastBlocks last;
+  Norm norm;  // mean and var: the saved statistics
+  Result dbn_weight, dbn_bias;
+  float *k1, *k2, *k3;
 };
 
-// dx = k1 dr + k2 (x - mean) + k3. x may be null if k2 = 0. A mask that is not null is applied to dr first.
+// dx = k1 dr + k2 (x - mean) + k3. x may be null if k2 = 0. A mask that is not null is applied to dr first. mean and
+// the coefficients are (N, C), or with per_channel.by (C).
 struct ScaleShiftActBackward {
   const void *dr, *x;
   const uint8_t* mask;
   const float *mean, *k1, *k2, *k3;
+  Divisor per_channel;  // C, or zero
   void* dx;
   Map map;
   Cut cut;
@@ -187,17 +235,13 @@ struct ExcitationLayers {
 };
 
 // From the splits' sums to scale and shift.
-struct Excitation {
+struct Excitation : BatchStatistics {
   int64_t n;
   int c, s;
   const float *mean_parts, *m2_parts;  // (splits, N, C); with m2_parts null, norm has the statistics
   int splits, span;
-  float* mean;        // (N, C); equals mean_parts if there is one split
-  float* stats;       // (2, C) mean and biased variance, or null
-  Result moved_mean;  // running statistics to update, or null
-  Result moved_var;
-  float momentum, unbias;
-  Norm norm;  // with m2_parts only weight, bias and eps; mean and var are computed from the batch
+  float* mean;  // (N, C); equals mean_parts if there is one split
+  Norm norm;    // with m2_parts only weight, bias and eps; mean and var are computed from the batch
   ExcitationLayers fc;
   Vector drop;
   float* z;          // (N, C) squeeze of u; equals mean without batch norm
@@ -297,6 +341,7 @@ struct Stream {
 bool programmatic_launches();
 bool set_programmatic_launches(bool on);
 
+Error launch(const Zero&, Stream);
 Error launch(const Moments&, Stream);
 Error launch(const ScaleShiftAct&, Stream);
 Error launch(const MomentsBackward&, Stream);

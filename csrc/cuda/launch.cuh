@@ -94,6 +94,12 @@ Error start(void (*kernel)(const Args), const Launch& how, Stream stream, const 
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+inline Error zero(void* memory, size_t bytes, Stream stream) {
+  const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream.handle));
+  cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 template <class Args>
 int clusters_at_once(void (*kernel)(const Args), const Launch& how) {
   const Configuration c(reinterpret_cast<const void*>(kernel), how, {});
@@ -105,6 +111,10 @@ int clusters_at_once(void (*kernel)(const Args), const Launch& how) {
   return error == cudaSuccess ? clusters : 0;
 }
 #else
+inline Error zero(void* memory, size_t bytes, Stream) {
+  std::memset(memory, 0, bytes);
+  return nullptr;
+}
 template <class Args>
 int clusters_at_once(void (*)(const Args), const Launch& how) {
   return se_shim::can_place(how.cluster, how.shared);

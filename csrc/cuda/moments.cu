@@ -1,6 +1,7 @@
 // Pass 1: sums per sample and channel, in one read of x (forward) or of dy, x and the mask (backward).
 #include "moments.cuh"
 
+#include "batch_statistics.cuh"
 #include "partition.cuh"
 
 namespace se_fused::cuda {
@@ -10,25 +11,29 @@ SE_KERNEL(kThreads, resident_blocks(Sums::moments, mode))
 moments_kernel(SE_CONSTANT Moments g) {
   allow_dependents();
   clear(g.counters);
+  SE_SHARED(memory);
+  float* const shared = reinterpret_cast<float*>(memory);
   const T* const x = static_cast<const T*>(g.x);
   if constexpr (mode <= Mode::rows_single) {
     const RowPartition p(g.map, g.cut);
     const ScaleShift found =
         row_moments<mode, Use::keep, with_m2>(x, p.row, p.rows, g.map.s, p.begin, p.stop, g.cut.lanes);
     if (p.exists && (threadIdx.x & (g.cut.lanes - 1)) == 0) {
-      g.mean[p.at()] = found.scale;
-      if (with_m2) g.m2[p.at()] = found.shift;
+      const int64_t out = p.at(g.map, g.cut, g.last.counters);
+      g.mean[out] = found.scale;
+      if (with_m2) g.m2[out] = found.shift;
     }
+    if (with_m2 && g.last.counters) finish(g, shared);
   } else {
-    SE_SHARED(shared);
     const ColumnPartition s(g.map, g.cut);
     const Columns at(g.cut.lanes, s.columns, g.map.c);
-    const int64_t out = (s.split * g.map.n + s.n) * g.map.c;
-    column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at,
-                                             reinterpret_cast<float*>(shared), [&](int c, float mean, float m2) {
+    const int64_t out = s.at(g.map, g.cut, g.last.counters);
+    column_moments<mode, Use::keep, with_m2>(x + s.n * g.map.s * g.map.c, g.map.c, s.begin, s.stop, at, shared,
+                                             [&](int c, float mean, float m2) {
                                                g.mean[out + c] = mean;
                                                if (with_m2) g.m2[out + c] = m2;
                                              });
+    if (with_m2 && g.last.counters) finish(g, shared);
   }
 }
 
@@ -71,7 +76,7 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   const bool masked = !from_sum && g.mask, has_next = part.row + 1 < part.rows;
   const uint8_t* const mask = masked ? g.mask + part.row * width : nullptr;
   const int row_end = map.s - part.begin + span.lead;  // from here on elements belong to the next row
-  const float mean = g.mean[part.row];
+  const float mean = g.mean[value_of(part.row, g.last.channels)];
   float own_added = 0.f, next_added = 0.f, p = 0.f, q = 0.f;
   ScaleShift own{1.f, 0.f}, next{1.f, 0.f};
   for (int first = 0; first < span.vectors; first += kLoads * lanes) {
@@ -120,7 +125,7 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
       if (dr && !before) {
         T* const to = dr + 8 * u * lanes;
         if (!is_single(mode) && v < span.whole)
-          store_whole(to, d);
+          store_whole<Use::keep>(to, d);  // pass 2 reads it next
         else
           store_some(to, span.last - 8 * v, d);
       }
@@ -142,7 +147,12 @@ SE_DEVICE void backward_rows(const MomentsBackward& g) {
   }
   p = sum_lanes(p, lanes);
   q = sum_lanes(q, lanes);
-  if (part.exists && lane == 0) g.p[part.at()] = p, g.q[part.at()] = q;
+  if (part.exists && lane == 0) {
+    const int64_t out = part.at(map, g.cut, g.last.counters);
+    g.p[out] = p, g.q[out] = q;
+  }
+  SE_SHARED(shared);
+  if (g.last.counters) finish(g, reinterpret_cast<float*>(shared));
 }
 
 template <class T, Mode mode, bool from_sum>
@@ -171,7 +181,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
       if (g.added) added[j] = g.added[part.n * map.c + at.channel + j];
     }
   }
-  load_eight(g.mean + part.n * map.c + at.channel, end, mean);
+  load_eight(g.mean + (g.last.counters ? 0 : part.n * map.c) + at.channel, end, mean);
   if (at.exists)
     for (int position = part.begin + at.step; position < part.stop; position += kLoads * at.steps) {
       Raw<T> raw_dy[kLoads], raw_x[kLoads], raw_residual[kLoads];
@@ -198,7 +208,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
         for (int j = 0; j < 8; ++j)
           if (!from_sum || !residual) r[j] = 0.f;
         slope<T, from_sum>(g.out_act, d, v, bits[u], r, scale, shift, added);
-        if (dr) store<mode>(dr + (offset + u * stride), 0, end, d);
+        if (dr) store<mode, Use::keep>(dr + (offset + u * stride), 0, end, d);
 #pragma unroll
         for (int j = 0; j < 8; ++j) p[j] += d[j], q[j] += d[j] * (v[j] - mean[j]);
       }
@@ -208,7 +218,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
   sums.store(0, p);
   sums.store(1, q);
   __syncthreads();
-  const int64_t out = (part.split * map.n + part.n) * map.c;
+  const int64_t out = part.at(map, g.cut, g.last.counters);
   sums.each(map.c, [&](int i, int channel) {
     float sum_p = 0.f, sum_q = 0.f;
 #pragma unroll 8
@@ -216,6 +226,7 @@ SE_DEVICE void backward_columns(const MomentsBackward& g) {
     g.p[out + channel] = sum_p;
     g.q[out + channel] = sum_q;
   });
+  if (g.last.counters) finish(g, shared);
 }
 
 template <class T, Mode mode, bool from_sum>
@@ -229,11 +240,19 @@ moments_backward_kernel(SE_CONSTANT MomentsBackward g) {
     backward_columns<T, mode, from_sum>(g);
 }
 
+// The last blocks need shared memory in every mode.
+static size_t shared_of(const Map& map, bool with_last) {
+  return std::max(shared_of(map), with_last ? kSharedOfLast : 0);
+}
+
+Error launch(const Zero& g, Stream stream) { return zero(g.counters, g.count * sizeof(int), stream); }
+
 Error launch(const Moments& g, Stream stream) {
   return by_type_and_mode(g.map, [&](auto type, auto mode) {
     using T = typename decltype(type)::type;
     const auto kernel = g.m2 ? moments_kernel<T, mode.value, true> : moments_kernel<T, mode.value, false>;
-    return start(kernel, {"moments", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+    const size_t shared = shared_of(g.map, g.last.counters);
+    return start(kernel, {"moments", blocks_of(g.map, g.cut), kThreads, shared}, stream, g);
   });
 }
 
@@ -242,7 +261,8 @@ Error launch(const MomentsBackward& g, Stream stream) {
     using T = typename decltype(type)::type;
     const auto kernel = keeps_input(g.out_act) || g.added ? moments_backward_kernel<T, mode.value, true>
                                                           : moments_backward_kernel<T, mode.value, false>;
-    return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared_of(g.map)}, stream, g);
+    const size_t shared = shared_of(g.map, g.last.counters);
+    return start(kernel, {"moments_backward", blocks_of(g.map, g.cut), kThreads, shared}, stream, g);
   });
 }
 
@@ -251,8 +271,8 @@ void list_moments(Instances& to) {
     by_type_and_mode(map, [&](auto type, auto mode) {
       using T = typename decltype(type)::type;
       constexpr Mode m = mode.value;
-      const int shared = (int)shared_of(map);
-      add(to, "moments " + name, moments_kernel<T, m, false>, shared);
+      const int shared = (int)shared_of(map, true);
+      add(to, "moments " + name, moments_kernel<T, m, false>, (int)shared_of(map));
       add(to, "moments " + name + " m2", moments_kernel<T, m, true>, shared);
       add(to, "moments_backward " + name, moments_backward_kernel<T, m, false>, shared);
       add(to, "moments_backward " + name + " from sum", moments_backward_kernel<T, m, true>, shared);

@@ -29,8 +29,9 @@ inline void find_clusters(Device& device) {
   device.max_cluster_alone = any ? largest_cluster(device.shared_bytes) : 1;
 }
 
-Cut whole(const Map&);                        // one split: sums need no merging
-Cut cut_of(const Map&, const Device&, Sums);  // splits, whose sums are merged by excitation or torch.sum
+Cut whole(const Map&);                              // one split: sums need no merging
+Cut cut_of(const Map&, const Device&, Sums);        // splits, whose sums are merged by excitation or torch.sum
+LastBlocks last_blocks_of(const Map&, const Cut&);  // without memory
 // For a pass without sums, of whose blocks a multiprocessor holds so many at a time. Used in the cols modes only.
 Cut part_of(const Map&, const Device&, int blocks_of_multiprocessor);
 int lanes_of_row(const Map&);  // threads that share a row's sum

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #define SE_DEVICE __device__ __forceinline__
+#define SE_DEVICE_CALL static __device__ __noinline__  // a function that is not inlined
 #define SE_CONSTANT __grid_constant__ const
 #define SE_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #else
@@ -23,6 +24,7 @@
 #include "cuda_shim.h"
 
 #define SE_DEVICE inline
+#define SE_DEVICE_CALL inline
 #define SE_CONSTANT const
 #define SE_SHARED(name) unsigned char* const name = (unsigned char*)se_shim::dynamic_shared()
 #endif
@@ -143,6 +145,23 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+#endif
+
+// ---- this thread's and block's number, read again where that is cheaper than to keep them in registers
+#ifdef __CUDACC__
+SE_DEVICE int reread_thread() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+SE_DEVICE int reread_block() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+#else
+inline int reread_thread() { return (int)threadIdx.x; }
+inline int reread_block() { return (int)blockIdx.x; }
 #endif
 
 // ---- elements

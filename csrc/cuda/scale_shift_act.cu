@@ -56,6 +56,7 @@ scale_shift_act_kernel(SE_CONSTANT ScaleShiftAct g) {
     const int64_t first = ((int64_t)gridDim.x - 1 - blockIdx.x) * kVectors, all = vectors_of_map(map);
     scale_shift_act_rows<mode, Use::last, Use::keep>(maps, map.n * map.c, map.s, first, min(first + kVectors, all),
                                                      g.out_act, g.mask, shared, [&](int64_t row) {
+                                                       row = value_of(row, g.by.per_channel);
                                                        if (g.by.scale)
                                                          return ScaleShift{g.by.scale[row], g.by.shift[row]};
                                                        const int64_t n = row / map.c;
@@ -121,10 +122,12 @@ SE_DEVICE void backward_rows(const ScaleShiftActBackward& g) {
 #pragma unroll
     for (int u = 0; u < kLoads; ++u)
       if (start + u * kThreads + (int)threadIdx.x < count) {
-        own[u] = slopes<with_x>(g, row[u]);
+        const int64_t k = value_of(row[u], g.per_channel);
+        own[u] = slopes<with_x>(g, k);
         if (mode == Mode::rows_unaligned) {
           next[u] = own[u];
-          if (map.s - position[u] < 8 && row[u] + 1 < rows) next[u] = slopes<with_x>(g, row[u] + 1);
+          if (map.s - position[u] < 8 && row[u] + 1 < rows)
+            next[u] = slopes<with_x>(g, k + 1 == g.per_channel.by ? 0 : k + 1);
         }
       }
 #pragma unroll
@@ -175,11 +178,12 @@ SE_DEVICE void backward_columns(const ScaleShiftActBackward& g) {
       }
   };
   if (columns.exists) fetch();
+  const int64_t first = g.per_channel.by ? 0 : part.n * map.c;
   constexpr int kValues = with_x ? 4 : 2;
   float k[kValues][8];  // k1, k3, k2, mean
   coefficients_of_lane<kValues>(columns, g.cut.lanes, map.c, reinterpret_cast<float*>(shared), k,
                                 [&](int c, float (&of)[kValues]) {
-                                  const Slopes found = slopes<with_x>(g, part.n * map.c + c);
+                                  const Slopes found = slopes<with_x>(g, first + c);
                                   of[0] = found.k1, of[1] = found.k3;
                                   if constexpr (with_x) of[2] = found.k2, of[3] = found.mean;
                                 });

@@ -62,7 +62,7 @@ SE_DEVICE void moments_of_rows(const ScaleShiftActMean& g) {
     fetch();
   }
   total = sum_lanes(total, lanes);
-  if (part.exists && threadIdx.x % lanes == 0) g.mean_parts[part.at(map)] = total * g.per_position;
+  if (part.exists && threadIdx.x % lanes == 0) g.mean_parts[part.at(map, g.cut, false)] = total * g.per_position;
 }
 
 template <class T, Mode mode>

@@ -44,23 +44,34 @@ struct Columns {
         exists(channel < channels) {}
 };
 
+// n = quotient * d.by + rest. For m = floor((2^32 - 1) / by), floor(n m / 2^32) is the quotient or one less.
+SE_DEVICE uint32_t divide(uint32_t n, const Divisor& d, uint32_t& rest) {
+  uint32_t quotient = multiply_high(n, d.inverse);
+  rest = n - quotient * d.by;
+  if (rest >= d.by) ++quotient, rest -= d.by;
+  return quotient;
+}
+// Index of a row's value in (N, C), or in (C) if `channels` is C and not zero.
+SE_DEVICE int64_t value_of(int64_t row, const Divisor& channels) {
+  uint32_t channel;
+  if (!channels.by) return row;
+  divide((uint32_t)row, channels, channel);
+  return channel;
+}
+
 // Divides numbers near `first` by a period: first + more = (row + row_of) * period + rest_of. A 64-bit division takes
 // about a hundred instructions and a 32-bit one about twenty, so there are one of each per block's thread; `find` takes
-// five. For a number a < 2^32 and m = floor((2^32 - 1) / period), floor(a m / 2^32) is the quotient or one less.
+// five.
 struct Periods {
   int64_t row;
-  uint32_t rest, period, reciprocal;
+  uint32_t rest;
+  Divisor period;
 
   SE_DEVICE Periods(int64_t first, int length)
-      : row(first / length),
-        rest((uint32_t)(first - row * length)),
-        period((uint32_t)length),
-        reciprocal(0xffffffffu / period) {}
+      : row(first / length), rest((uint32_t)(first - row * length)), period(divisor_of(length)) {}
   SE_DEVICE void find(uint32_t more, uint32_t& row_of, int& rest_of) const {
-    const uint32_t all = rest + more;
-    uint32_t periods = multiply_high(all, reciprocal), left = all - periods * period;
-    if (left >= period) ++periods, left -= period;
-    row_of = periods;
+    uint32_t left;
+    row_of = divide(rest + more, period, left);
     rest_of = (int)left;
   }
 };

@@ -259,13 +259,18 @@ def check_corners(act: str, device: str) -> None:
 
 
 def check_running_statistics(device: str) -> None:
-    """Several steps, with the unbiased variance; momentum 0 and 1, and above 1/2, where lerp has another formula."""
-    for momentum in (0.1, 0.0, 0.7, 1.0):
+    """Several steps, with the unbiased variance; momentum 0 and 1, and above 1/2, where lerp has another formula.
+
+    With a drop path as well, because kernels then find the statistics elsewhere.
+    """
+    for momentum, drop_path_scale in itertools.product((0.1, 0.0, 0.7, 1.0), (None, torch.ones(5, device=device))):
         ours = [torch.zeros(6, device=device), torch.ones(6, device=device)]
         theirs = [t.clone() for t in ours]
         for _ in range(3):
             x = torch.randn(5, 6, 4, 3, device=device) * 3 + 2
-            functional.batch_norm_act(x, *ours, None, None, training=True, momentum=momentum)
+            functional.batch_norm_act(
+                x, *ours, None, None, training=True, momentum=momentum, drop_path_scale=drop_path_scale
+            )
             torch.nn.functional.batch_norm(x, *theirs, None, None, True, momentum)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)

@@ -167,9 +167,30 @@ def test_split_sums(options: dict[str, Any], layout: str) -> None:
         passes(Case(op, shape, layout=layout, **options))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits_in_every_run(layout: str) -> None:
-    case = Case("batch_norm_squeeze_excite", (5, 40, 6, 6), layout=layout, device=DEVICE, hidden=18)
+# One level of merging, and two: with one group of samples that is smaller, with splits, and with channels that fill no
+# block.
+MERGED = {
+    "contiguous": [(5, 40, 6, 6), (45, 264, 2, 4), (270, 36, 9, 1)],
+    "channels_last": [(5, 40, 6, 6), (45, 264, 2, 4), (19, 261, 16, 9)],
+}
+
+
+@pytest.mark.quick
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize(("layout", "shape"), [(layout, shape) for layout in LAYOUTS for shape in MERGED[layout]])
+def test_batch_norm_finishes_in_pass_1(layout: str, shape: Shape) -> None:
+    """The blocks of pass 1 that finish last merge all samples, in either order of blocks."""
+    for options in ({"mean": 100.0}, {"out_act": "silu", "dtype": torch.bfloat16}):
+        passes(Case("batch_norm_act", shape, layout=layout, drop_path=False, **options))
+
+
+@pytest.mark.parametrize(
+    ("op", "layout", "shape"),
+    [("batch_norm_squeeze_excite", layout, (5, 40, 6, 6)) for layout in LAYOUTS]
+    + [("batch_norm_act", layout, shape) for layout in LAYOUTS for shape in MERGED[layout]],
+)
+def test_same_bits_in_every_run(op: str, layout: str, shape: Shape) -> None:
+    case = Case(op, shape, layout=layout, device=DEVICE, hidden=18, drop_path=op != "batch_norm_act")
     results = []
     for reverse in (False, True):
         if DEVICE == "cpu":
@@ -268,15 +289,18 @@ def test_paths_of_resnet50(backend: CudaBackend) -> None:
 @pytest.mark.quick
 @on_shim
 def test_launches() -> None:
-    """Three kernels are launched forward and three backward; inference of batch norm and activation is one launch."""
+    """Three kernels are launched forward and three backward, two each for batch norm and activation without drop
+    path; their inference is one launch."""
     for op, out_act in itertools.product(OPS, ("relu", "silu", None)):
         training = "batch_norm" in op
-        given = Case(op, (3, 16, 4, 3), training=training, out_act=out_act).draw(0)
+        drop_path = op != "batch_norm_act"
+        given = Case(op, (3, 16, 4, 3), training=training, out_act=out_act, drop_path=drop_path).draw(0)
         y = getattr(functional, op)(**given)
-        assert launched() == SEPARATE
+        expected = [name for name in SEPARATE if name != "excitation" or op != "batch_norm_act"]
+        assert launched() == expected
         tensors = [v for v in given.values() if isinstance(v, torch.Tensor) and v.requires_grad]
         torch.autograd.grad(y, tensors, torch.ones_like(y))
-        assert launched() == ["moments_backward", "excitation_backward", "scale_shift_act_backward"]
+        assert launched() == [f"{name}_backward" for name in expected]
     infer(Case("batch_norm_act", (3, 16, 4, 3), training=False), ["scale_shift_act"])
 
 
