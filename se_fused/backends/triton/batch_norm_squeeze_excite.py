@@ -298,9 +298,9 @@ def _norm_backward(given: tuple[Any, ...], settings: tuple[Any, ...]) -> Gradien
 
     def finish() -> BatchGradients:
         # Gradients are allocated in the parameters' dtypes, because each cast would be one more launch.
-        dbn = [floats(x, m.c) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
+        dgamma, dbeta = [floats(x, m.c) if t is None else empty_like(t) for t in (norm.weight, norm.bias)]
         groups, k2 = floats(x, 2, groups_of(m.n), m.c), floats(x, m.c) if batch_stats else None
-        return BatchGradients(groups, *dbn, floats(x, m.c), k2, floats(x, m.c))
+        return BatchGradients(groups, dgamma, dbeta, floats(x, m.c), k2, floats(x, m.c))
 
     dr, _, found = launch_moments_backward(
         MomentsBackward(dy, x, residual, mask, mean), out_act, writes_dr(out_act, want_dr), None,

@@ -23,6 +23,8 @@ from math import gcd
 import torch
 
 __all__ = [
+    "MEAN_REGISTERS",
+    "SUM_REGISTERS",
     "Device",
     "ExcitationConfig",
     "L2GroupedConfig",
@@ -211,6 +213,9 @@ SUM_REGISTERS = {1: 64, 2: 72, 3: 96}
 """Registers per thread of a kernel that sums over positions, by the number of maps that it reads, in the code of 16-bit
 maps (tests/backends/triton/test_compiled_code.py)."""
 
+MEAN_REGISTERS = 72
+"""Registers per thread of scale_shift_act_mean, which has the tiles of a kernel that reads three maps."""
+
 _FIXED_STEPS = 3
 """The steps that take as long as a program's merging of its lanes, about 600 of 230 instructions."""
 
@@ -250,7 +255,7 @@ def splits_of(programs: int, steps: int, resident: int, most: int) -> int:
     return min(range(1, max(min(steps // 2, most, 256), 1) + 1), key=time)
 
 
-def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
+def pass_config(m: Map, device: Device, tensors: int, sums: bool, registers: int | None = None) -> PassConfig:
     """The launch shape of a pass.
 
     Args:
@@ -259,6 +264,7 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
         tensors: number of maps that a step reads; each takes registers.
         sums: whether the kernel sums over positions. If so a program processes many steps; otherwise four steps are
             enough to amortise loading its coefficients.
+        registers: per thread of a kernel that sums, if they are not those of ``SUM_REGISTERS``.
     """
     warps = 4
     if m.unaligned:
@@ -277,7 +283,7 @@ def pass_config(m: Map, device: Device, tensors: int, sums: bool) -> PassConfig:
         return PassConfig(channels, positions, min(steps, 4) * positions, warps)
     programs = m.samples * cdiv(m.channel_count, channels)
     most = cdiv(_SPLIT_PROGRAMS * device.multiprocessors, programs)
-    splits = splits_of(programs, steps, device.resident(SUM_REGISTERS[tensors], warps), most)
+    splits = splits_of(programs, steps, device.resident(registers or SUM_REGISTERS[tensors], warps), most)
     return PassConfig(channels, positions, cdiv(steps, splits) * positions, warps, sum_registers(m, tensors, device))
 
 

@@ -21,7 +21,7 @@ from .arguments import (
 )
 from .batch_statistics import GROUP
 from .launch import launch, tracing
-from .launch_configs import Map, PassConfig, cdiv, device_of, neighbours, pass_config
+from .launch_configs import MEAN_REGISTERS, Map, PassConfig, cdiv, device_of, neighbours, pass_config
 from .memory import counters as kept_counters
 from .memory import empty, empty_like, floats
 from .moments import moments_backward_kernel, moments_kernel
@@ -73,9 +73,11 @@ def precision(device: torch.device) -> str:
     return "tf32x3" if device_of(device).is_nvidia else "ieee"
 
 
-def _choose(kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[PassConfig], Any]) -> PassConfig:
+def _choose(
+    kind: str, x: Tensor, m: Map, tensors: int, sums: bool, run: Callable[[PassConfig], Any], **more: int
+) -> PassConfig:
     """The rule's launch shape or, with autotuning on, the fastest of it and its neighbours."""
-    default = pass_config(m, device_of(x.device), tensors, sums)
+    default = pass_config(m, device_of(x.device), tensors, sums, **more)
     if not (autotunes() and can_measure(x.device)):
         return default
     shapes = {str(config): config for config in (default, *neighbours(default, m))}
@@ -319,7 +321,7 @@ def scale_shift_act_mean(x: Tensor, scale: Tensor, shift: Tensor, out_act: int) 
 
     # The launch shape is that of three maps read, because the result takes registers beside the sums. With twice as
     # many elements the kernel needs 134 registers on sm_100.
-    y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 3, True, run))
+    y, parts = run(_choose(f"scale_shift_act_mean {out_act}", x, m, 3, True, run, registers=MEAN_REGISTERS))
     return y, _joined(parts)
 
 

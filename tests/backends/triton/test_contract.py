@@ -59,7 +59,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
     has two values per step."""
 
     def small(
-        m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool
+        m: launch_configs.Map, device: launch_configs.Device, tensors: int, sums: bool, registers: int | None = None
     ) -> launch_configs.PassConfig:
         channels, positions = (8, 4) if m.channels_last else (4, 8)
         return launch_configs.PassConfig(channels, positions, 2 * positions, 4)

@@ -186,3 +186,17 @@ def test_the_stages_of_resnet50_are_grouped_where_they_pass_l2() -> None:
     plans = [launch_configs.l2_grouped_config(m, launch_configs.H200) for m in stages]
     assert [plan and plan.group for plan in plans] == [6, 10, 17, None]
     assert PassConfig(64, 64, 128, 4) == plans[0].passes  # 128 bytes of a row; 16 KB per tile
+
+
+def test_sums_are_split_into_few_programs() -> None:
+    """Programs of sums run in few rounds, and their number stays below 12 per multiprocessor, because the excitation
+    reads the sums of each split."""
+
+    def splits(c: int, s: int, channels_last: bool, tensors: int, registers: int | None = None) -> int:
+        m = Map(128, c, s, channels_last, 2)
+        return launch_configs.pass_config(m, launch_configs.H200, tensors, True, registers).splits(m)
+
+    assert [splits(256, 3136, True, tensors) for tensors in (1, 2)] == [2, 3]  # without the limit 2 and 7
+    assert [splits(256, 3136, False, tensors) for tensors in (1, 2)] == [1, 1]
+    assert splits(256, 3136, True, 3, launch_configs.MEAN_REGISTERS) == 3
+    assert [splits(2048, 49, True, tensors) for tensors in (1, 2)] == [1, 1]
