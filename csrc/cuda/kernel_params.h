@@ -156,7 +156,13 @@ constexpr int kCounters = 4;
 SE_BOTH constexpr int blocks_of_scale_shift_act(Mode mode, bool float32) {
   return is_single(mode) ? 2 : mode == Mode::rows_unaligned || (mode == Mode::cols && float32) ? 3 : 4;
 }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocksUnalignedBackward = 3;
+#else
+constexpr int kBlocksUnalignedBackward = 4;
+#endif
 SE_BOTH constexpr int blocks_of_scale_shift_act_backward(Mode mode) {
+  if (mode == Mode::rows_unaligned) return kBlocksUnalignedBackward;
   return is_single(mode) ? 2 : mode == Mode::cols ? 3 : 4;
 }
 
