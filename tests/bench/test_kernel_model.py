@@ -108,7 +108,7 @@ def test_command() -> None:
     ran = subprocess.run([*command, "moments"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "not measured" in ran.stdout
-    assert len([line for line in ran.stdout.splitlines() if line.startswith("moments")]) == 8
+    assert len([line for line in ran.stdout.splitlines() if line.startswith("moments")]) == 16
     wrong = subprocess.run([*command, "moment"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert wrong.returncode == 1 and "no launch of moment" in wrong.stderr
 
@@ -116,5 +116,5 @@ def test_command() -> None:
 def test_table() -> None:
     rows = model.predictions(batch=2, stages=((64, 8, 8),), kernels=("excitation", "moments"))
     lines = table(rows)
-    assert len(lines) == 1 + len(rows) == 5
+    assert len(lines) == 1 + len(rows) == 7
     assert lines[0].split()[:3] == ["kernel", "layout", "mode"]
