@@ -34,6 +34,15 @@ def _split_predicates(i: Instruction) -> tuple[list[Operand], list[Operand]]:
     return leading, rest
 
 
+def _with_carries(i: Instruction) -> tuple[Operand, list[Operand], list[Operand]]:
+    """(result, predicates that get the carry, the rest) of the operands."""
+    result, *rest = i.operands
+    carries = []
+    while rest and is_predicate(rest[0]):
+        carries.append(rest.pop(0))
+    return result, carries, rest
+
+
 def _compare(warp: "Warp", i: Instruction, active: Lanes) -> None:
     floats = i.base == "FSETP"
     first, second, a, b, given, *extended = i.operands
@@ -62,10 +71,7 @@ def _compare(warp: "Warp", i: Instruction, active: Lanes) -> None:
 
 def _sums(warp: "Warp", i: Instruction, active: Lanes) -> None:
     """IADD3, and IADD3.64 of uniform registers."""
-    result, *rest = i.operands
-    carries = []
-    while rest and is_predicate(rest[0]):
-        carries.append(rest.pop(0))
+    result, carries, rest = _with_carries(i)
     if "64" in i.modifiers:
         total = sum((warp.wide(o) for o in rest[:3]), np.zeros(32, dtype=np.uint64))
         warp.put_wide(result, np.asarray(total), active)
@@ -88,10 +94,7 @@ def _sums(warp: "Warp", i: Instruction, active: Lanes) -> None:
 
 
 def _products(warp: "Warp", i: Instruction, active: Lanes) -> None:
-    result, *rest = i.operands
-    carries = []
-    while rest and is_predicate(rest[0]):
-        carries.append(rest.pop(0))
+    result, carries, rest = _with_carries(i)
     a, b, c, *carry = rest
     if i.modifiers & {"WIDE", "HI"}:
         third = warp.wide(c)
@@ -112,10 +115,7 @@ def _products(warp: "Warp", i: Instruction, active: Lanes) -> None:
 
 def _shifted_sum(warp: "Warp", i: Instruction, active: Lanes) -> None:
     """LEA: (a << shift) + b, or of its high part."""
-    result, *rest = i.operands
-    carries = []
-    while rest and is_predicate(rest[0]):
-        carries.append(rest.pop(0))
+    result, carries, rest = _with_carries(i)
     a, b = rest[0], rest[1]
     shift = next(o.number for o in reversed(rest) if o.kind == "number")
     x = warp.value(a)
