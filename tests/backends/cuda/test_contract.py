@@ -167,11 +167,11 @@ def test_split_sums(options: dict[str, Any], layout: str) -> None:
         passes(Case(op, shape, layout=layout, **options))
 
 
-# One level of merging, and two: with one group of samples that is smaller, with splits, and with channels that fill no
-# block.
+# One level of merging, and two: with one group of samples that is smaller, with splits, with channels that fill no
+# block, and with three splits (in float32) for 16 rows of threads.
 MERGED = {
     "contiguous": [(5, 40, 6, 6), (45, 264, 2, 4), (270, 36, 9, 1)],
-    "channels_last": [(5, 40, 6, 6), (45, 264, 2, 4), (19, 261, 16, 9)],
+    "channels_last": [(5, 40, 6, 6), (45, 264, 2, 4), (19, 261, 16, 9), (2, 16, 40, 40)],
 }
 
 
