@@ -44,12 +44,13 @@ struct SumList {
 // division tells which split a sum is of. It loads eight sums before it uses the first: 8 KB in flight for the block. A
 // warp reads 128 bytes at a time, or whole sectors of 32 if the block has few channels. The function is not inlined,
 // because pass 1's loops need the registers.
-SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists, int samples, int splits,
-                           float positions, float last_positions, float centre, bool squared, float* shared) {
+SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists, SumList list, float centre,
+                           bool squared, float* shared) {
   constexpr int kAhead = 8;
   const int thread = (int)threadIdx.x, shift = exponent_of(width), row = thread >> shift, rows = kThreads >> shift;
+  const int splits = list.splits;
   const int turn = rows < splits ? rows : 0, used = turn ? rows : rows - rows % splits;
-  const int count = exists && row < used ? samples * splits : 0;
+  const int count = exists && row < used ? list.samples * splits : 0;
   const int64_t step = (int64_t)used * stride;
   const float* p = sums + (int64_t)row * stride;
   float total = 0.f;
@@ -64,7 +65,7 @@ SE_DEVICE_CALL float merge(const float* sums, int stride, int width, bool exists
     for (int u = 0; u < kAhead; ++u) {
       if (i + u * used < count) {
         const float away = v[u] - centre;
-        total += (k == splits - 1 ? last_positions : positions) * (squared ? away * away : away);
+        total += (k == splits - 1 ? list.last_positions : list.positions) * (squared ? away * away : away);
       }
       k += turn;
       if (k >= splits) k -= splits;
@@ -113,11 +114,10 @@ struct Merging {
   // One thread of each channel writes what is found.
   SE_DEVICE bool writes() const { return exists && thread < last.width; }
   SE_DEVICE float weighted(const SumList& list, const float* sums, float centre, bool squared) const {
-    return merge(sums, stride, last.width, exists, list.samples, list.splits, list.positions, list.last_positions,
-                 centre, squared, shared);
+    return merge(sums, stride, last.width, exists, list, centre, squared, shared);
   }
   SE_DEVICE float plain(const SumList& list, const float* sums) const {
-    return merge(sums, stride, last.width, exists, list.samples, list.splits, 1.f, 1.f, 0.f, false, shared);
+    return merge(sums, stride, last.width, exists, {list.samples, list.splits, 1.f, 1.f}, 0.f, false, shared);
   }
 };
 
