@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .launches import Launched
+from .sass.grid import Grid, run_grid
+from .sass.memory import Process
 from .sass.parse import Instruction, parse
 from .sass.warp import Constants
 from .target import use_tests
 
-__all__ = ["ARCHITECTURE", "add", "code_of", "constants_of", "registers_of", "why_not"]
+__all__ = ["ARCHITECTURE", "add", "code_of", "constants_of", "registers_of", "run", "why_not"]
 
 ARCHITECTURE = 90
 PARAMETERS = 0x210
@@ -105,3 +107,14 @@ def constants_of(launch: Launched) -> Constants:
     for at, word in words.items():
         head[at : at + 4] = int(word).to_bytes(4, "little")
     return Constants({0: bytes(head) + launch.parameter, **_kernel(launch.symbol).banks})
+
+
+def run(launch: Launched, reverse: bool = False) -> None:
+    """Run a launch's machine code on the memory of this process that its pointers name.
+
+    Args:
+        launch: as the host code made it.
+        reverse: run blocks and warps from the last to the first.
+    """
+    grid = Grid(launch.blocks, launch.threads, launch.shared, launch.cluster)
+    run_grid(code_of(launch.symbol), constants_of(launch), grid, Process(), reverse)

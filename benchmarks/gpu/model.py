@@ -1,4 +1,4 @@
-"""Predicted time of each CUDA kernel on an H100, from its machine code, a launch's parameters, and counts.
+"""Predicted time of each kernel on an H100, from its machine code, a launch's parameters, and counts.
 
 ``python3 -m benchmarks.gpu model`` prints it. The launches of a call are recorded from the backend's host code
 (:mod:`.launches`). Some of their warps are executed (:mod:`.sass`), which counts instructions, memory sectors and bank
@@ -22,14 +22,13 @@ from typing import Any
 import torch
 
 from se_fused._formats import LAYOUTS
-from se_fused.ops.layout import mask_numel
 
-from ..cases import PASSES
 from . import triton_launches
 from .launches import Launched, recorded
 from .machine_code import code_of, constants_of, registers_of
 from .sass.warp import LATENCY, Place, Trace, run
 from .tickets import phases
+from .work.times import MODES, call, counted_bytes_of
 
 __all__ = ["MACHINE", "STAGES", "Machine", "Prediction", "predict", "predictions"]
 
@@ -226,17 +225,6 @@ def _clusters(launch: Launched, counted: int, machine: Machine) -> Prediction:
 
 
 # ---- calls
-def _counted(kernel: str, mode: str, shape: Sequence[int], dtype: torch.dtype) -> int | None:
-    """Bytes that a launch must move; None if they are not counted. As in :func:`.work.times.counted_bytes_of`."""
-    x = torch.empty(tuple(shape), dtype=dtype, device="meta")
-    if kernel in ("cluster_fused", "l2_grouped"):
-        return 3 * x.nbytes
-    if kernel not in PASSES:
-        return None
-    reads, writes, masks, _ = PASSES[kernel]
-    return (reads + writes) * x.nbytes + (0 if mode == "infer" else masks) * mask_numel(x)
-
-
 def predict(
     launch: Launched, mode: str, shape: Sequence[int], dtype: torch.dtype, machine: Machine = MACHINE
 ) -> Prediction:
@@ -244,11 +232,11 @@ def predict(
 
     Args:
         launch: from :func:`.launches.recorded`.
-        mode: "infer", "train" or "squeeze"; decides whether a mask is written.
+        mode: one of :data:`.work.times.MODES`; decides whether a mask is written.
         shape, dtype: of the map.
         machine: the GPU.
     """
-    counted = _counted(launch.name, mode, shape, dtype)
+    counted = counted_bytes_of(launch.name, mode, torch.empty(tuple(shape), dtype=dtype, device="meta"))
     if launch.cluster > 1 or launch.name == "cluster_fused":
         assert counted is not None
         return _clusters(launch, counted, machine)
@@ -267,8 +255,6 @@ def inputs(shape: Sequence[int], layout: str, dtype: torch.dtype) -> dict[str, A
 
 
 def _launches(backend: str, mode: str, given: dict[str, Any]) -> list[Launched]:
-    from .work.times import call
-
     if backend == "triton":
         return triton_launches.recorded(call(mode, backend, given))
     return recorded(lambda _: call(mode, backend, given)())
@@ -290,8 +276,6 @@ def predictions(
         machine: the GPU.
         progress: called with each workload.
     """
-    from .work.times import MODES
-
     rows = []
     for sizes, layout, mode in itertools.product(stages, LAYOUTS, MODES):
         shape = (batch, *sizes)

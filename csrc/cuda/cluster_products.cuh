@@ -18,9 +18,6 @@ constexpr int kRowsOfThread = 4;
 // once; in natural order they would read 16 of the 32 banks twice.
 SE_DEVICE int halved(int i, int length) { return (i & 4 ? length / 2 : 0) + i / 8 * 4 + i % 4; }
 
-SE_DEVICE float4 load_floats(const float* p) { return *reinterpret_cast<const float4*>(p); }
-SE_DEVICE void store_floats(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
-
 // Rows [0, rows) of a weight and their elements [0, length), as the threads of a block share them.
 struct Slice {
   const void* weights;  // of the first element

@@ -40,8 +40,8 @@ struct ColumnSums {
   SE_DEVICE int width() const { return 8 * at.lanes; }  // channels of the block
   SE_DEVICE void store(int which, const float (&v)[8]) const {
     float* const to = shared + which * 8 * (int)blockDim.x + at.step * width() + 4 * at.lane;
-    store_four(to, v[0], v[1], v[2], v[3]);
-    store_four(to + 4 * at.lanes, v[4], v[5], v[6], v[7]);
+    store_floats(to, {v[0], v[1], v[2], v[3]});
+    store_floats(to + 4 * at.lanes, {v[4], v[5], v[6], v[7]});
   }
   SE_DEVICE float get(int which, int step, int i) const {
     return shared[which * 8 * (int)blockDim.x + step * width() + i];

@@ -74,10 +74,9 @@ SE_DEVICE void store_some(T* p, int count, const float (&v)[8]) {
   for (int j = 0; j < 8; ++j)
     if (j < count) put(p + j, v[j]);
 }
-// One 16-byte store of four floats.
-SE_DEVICE void store_four(float* p, float a, float b, float c, float d) {
-  *reinterpret_cast<uint4*>(p) = {as_bits(a), as_bits(b), as_bits(c), as_bits(d)};
-}
+// One 16-byte access of four floats.
+SE_DEVICE float4 load_floats(const float* p) { return *reinterpret_cast<const float4*>(p); }
+SE_DEVICE void store_floats(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
 
 // Rounds to T and converts back, so that the summed values equal the stored ones.
 template <class T>

@@ -145,7 +145,7 @@ class Line:
         return self.active(**{name: values[name] for name in self.axes})
 
 
-_ON_SHIM = {"order": ("forwards", "backwards"), "like": ("H200", "A100")}
+ON_SHIM = {"order": ("forwards", "backwards"), "like": ("H200", "A100")}
 
 LINES = {
     line.name: line
@@ -160,6 +160,6 @@ LINES = {
         Line("triton", *(("cuda", KERNELS) if GPU else ("cpu", INTERPRETED)), partial(_named, "triton"),
              why_not=_why_no_triton),
         Line("cuda", "cuda", KERNELS, partial(_named, "cuda"), why_not=_why_no_cuda) if GPU
-        else Line("cuda", "cpu", FIBERS, _cuda_on_cpu, _ON_SHIM, why_not=_why_no_cuda),
+        else Line("cuda", "cpu", FIBERS, _cuda_on_cpu, ON_SHIM, why_not=_why_no_cuda),
     )
 }  # fmt: skip

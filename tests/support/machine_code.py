@@ -5,18 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.gpu import launches, machine_code
-from benchmarks.gpu.sass.grid import Grid, run_grid
-from benchmarks.gpu.sass.memory import Process
 from support import cuda_backend
-from support.lines import _ON_SHIM, Budget, Line
+from support.lines import ON_SHIM, Budget, Line
 
 __all__ = ["LINE", "executed"]
-
-
-def run(launch: launches.Launched, reverse: bool) -> None:
-    """Run a launch's machine code on the memory that its pointers name."""
-    grid = Grid(launch.blocks, launch.threads, launch.shared, launch.cluster)
-    run_grid(machine_code.code_of(launch.symbol), machine_code.constants_of(launch), grid, Process(), reverse)
 
 
 @contextmanager
@@ -28,7 +20,7 @@ def executed(order: str = "forwards", like: str = "H200") -> Iterator[None]:
         like: the GPU whose properties the launch rules see; on an A100, other kernels are launched.
     """
     device = {"H200": cuda_backend.H200, "A100": cuda_backend.A100}[like]
-    with launches.taken_over(functools.partial(run, reverse=order == "backwards"), device):
+    with launches.taken_over(functools.partial(machine_code.run, reverse=order == "backwards"), device):
         yield
 
 
@@ -36,5 +28,5 @@ def executed(order: str = "forwards", like: str = "H200") -> Iterator[None]:
 LINE = Line(
     "cuda", "cpu", Budget(elements=600, strengths={"quick": 1, "test": 1, "nightly": 2}, random_elements=300,
                           random_calls={"test": 0, "nightly": 0}),
-    executed, _ON_SHIM, why_not=machine_code.why_not,
+    executed, ON_SHIM, why_not=machine_code.why_not,
 )  # fmt: skip

@@ -13,9 +13,6 @@ import sys
 import torch
 
 from benchmarks.gpu import machine_code, triton_launches
-from benchmarks.gpu.launches import Launched
-from benchmarks.gpu.sass.grid import Grid, run_grid
-from benchmarks.gpu.sass.memory import Process
 from se_fused.backends.triton import memory
 from se_fused.testing.verify import Case
 from support import contract
@@ -30,13 +27,6 @@ NORMS = (
 are of several samples, which form one group."""
 
 
-def run(launch: Launched, reverse: bool) -> None:
-    """Run a launch's machine code on the memory that its pointers name."""
-    grid = Grid(launch.blocks, launch.threads, launch.shared)
-    code, constants = machine_code.code_of(launch.symbol), machine_code.constants_of(launch)
-    run_grid(code, constants, grid, Process(), reverse)
-
-
 def norms() -> dict[str, str]:
     """What is wrong with norms whose programs run forwards and backwards, by case: results whose bits depend on the
     order, or counters that are not zero afterwards."""
@@ -45,7 +35,7 @@ def norms() -> dict[str, str]:
         case = Case("batch_norm_act", shape, dtype, layout)
         found = []
         for reverse in (False, True):
-            with triton_launches.taken_over(functools.partial(run, reverse=reverse)):
+            with triton_launches.taken_over(functools.partial(machine_code.run, reverse=reverse)):
                 found.append(contract.results(case))
             name = f"{layout} {shape} reverse={reverse}"
             counters = memory.kept_counters(torch.device("cpu"), 1)
@@ -64,7 +54,7 @@ def main(strength: int, elements: int, part: str = "0/1") -> int:
     calls = contract.calls(elements, strength, contract.AXES)
     for number, (name, values) in enumerate(itertools.islice(calls, first, None, parts)):
         try:
-            with triton_launches.taken_over(functools.partial(run, reverse=bool(number % 2))):
+            with triton_launches.taken_over(functools.partial(machine_code.run, reverse=bool(number % 2))):
                 contract.meets(contract.case_of(values), "triton", "cpu")
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """Executes one instruction for the lanes of a warp that have it next."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,22 +26,16 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-def _split_predicates(i: Instruction) -> tuple[list[Operand], list[Operand]]:
-    """(leading predicates, the rest) of the operands."""
-    rest = list(i.operands)
-    leading = []
-    while rest and is_predicate(rest[0]):
-        leading.append(rest.pop(0))
-    return leading, rest
+def _split_predicates(operands: Sequence[Operand]) -> tuple[list[Operand], list[Operand]]:
+    """(leading predicates, the rest)."""
+    leading = list(itertools.takewhile(is_predicate, operands))
+    return leading, list(operands[len(leading) :])
 
 
 def _with_carries(i: Instruction) -> tuple[Operand, list[Operand], list[Operand]]:
     """(result, predicates that get the carry, the rest) of the operands."""
-    result, *rest = i.operands
-    carries = []
-    while rest and is_predicate(rest[0]):
-        carries.append(rest.pop(0))
-    return result, carries, rest
+    carries, rest = _split_predicates(i.operands[1:])
+    return i.operands[0], carries, rest
 
 
 def _compare(warp: "Warp", i: Instruction, active: Lanes) -> None:
@@ -210,7 +205,7 @@ def _other(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
         result, *sources = i.operands
         warp.put(result, OPERATIONS[base[1:]](i.modifiers, *(warp.value(o) for o in sources)), active)
     elif base in ("R2UR", "UMOV", "USEL", "UPRMT"):
-        leading, rest = _split_predicates(i)
+        leading, rest = _split_predicates(i.operands)
         result, *sources = rest
         if base == "USEL":
             value = np.where(warp.predicate(sources[2]), warp.value(sources[0]), warp.value(sources[1]))
@@ -232,7 +227,7 @@ def _other(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
             size = bytes_of(i.modifiers)
             warp.put(result, value & np.uint32({1: 0xFF, 2: 0xFFFF}.get(size, 0xFFFFFFFF)), active)
     elif base in ("LOP3", "ULOP3"):
-        leading, rest = _split_predicates(i)
+        leading, rest = _split_predicates(i.operands)
         result, a, b, c, table, *_ = rest
         value = op.logic(*(warp.value(o) for o in (a, b, c)), table.number)
         if leading:
@@ -265,7 +260,6 @@ def _other(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
         found = combine(i.modifiers, compare_floats(name, x, y), warp.predicate(given))
         warp.put(result, np.where(found, np.uint32(0x3F800000), np.uint32(0)), active)
     elif base in ("VOTE", "VOTEU"):
-        leading, rest = _split_predicates(i)
         given = warp.predicate(i.operands[-1])
         value = (given & active).any() if "ANY" in i.modifiers else not (active & ~given).any()
         for o in i.operands[:-1]:

@@ -92,7 +92,6 @@ def bulk_copy(warp: "Warp", i: Instruction) -> None:
     count = (int(warp.uniform[size]) & 0xFFFF) * 16
     target, barrier = int(warp.uniform[to]), int(warp.uniform[to + 1])
     address = int(warp.wide(Operand("uniform", source))[0])
-    warp.trace.bulk += count
     if warp.mbarriers is None:
         return
     if (target | address) % 16:

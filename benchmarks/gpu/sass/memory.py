@@ -215,22 +215,7 @@ def access(warp: "Warp", i: Instruction, active: Lanes, latency: Mapping[str, fl
         _shuffle(warp, i, active)
         trace.wavefronts += 1
         return latency["shuffle"]
-    if base not in (
-        "LDG",
-        "LD",
-        "LDS",
-        "STG",
-        "ST",
-        "STS",
-        "ATOMG",
-        "ATOM",
-        "REDG",
-        "RED",
-        "LDSM",
-        "STSM",
-        "LDL",
-        "STL",
-    ):
+    if base not in ACCESSES:
         return None
     where = next(o for o in i.operands if o.kind == "address")
     size = bytes_of(i.modifiers)

@@ -68,7 +68,6 @@ class Trace:
         wavefronts: cycles of the load/store unit: 128 bytes of memory each, or a conflict-free access to shared memory.
         conflicts: those of them that bank conflicts cause.
         cycles: until the warp ends, alone on its multiprocessor.
-        bulk: bytes of bulk copies.
         path: addresses of executed branches' targets, to compare two runs.
         marks: cycles at which waits for bulk copies, for bytes from other blocks, and for the cluster end.
     """
@@ -82,7 +81,6 @@ class Trace:
     wavefronts: float = 0
     conflicts: float = 0
     cycles: float = 0
-    bulk: int = 0
     path: set[int] = field(default_factory=set)
     marks: list[float] = field(default_factory=list)
 
